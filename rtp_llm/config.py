@@ -1,0 +1,198 @@
+"""Every option, once: a frozen dataclass chain that is the flags, the environment, docs/flags.md and the Python API.
+
+A field's metadata carries its help, group, choices, range and environment variable. Flags are spelled as the field, in
+any case, with `_` or `-`. The command line beats the environment, which beats the default.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
+
+from rtp_llm.errors import ConfigError
+
+DTYPES = {
+    "auto": "auto", "fp32": "fp32", "float32": "fp32", "fp16": "fp16", "float16": "fp16", "half": "fp16",
+    "bf16": "bf16", "bfloat16": "bf16", "bp16": "bf16",
+}  # fmt: skip
+TASKS = {
+    "auto": "auto", "dense_embedding": "DENSE_EMBEDDING", "sparse_embedding": "SPARSE_EMBEDDING",
+    "colbert_embedding": "COLBERT_EMBEDDING", "all_embedding": "ALL_EMBEDDING", "bge_m3": "BGE_M3",
+    "reranker": "RERANKER", "seq_classification": "SEQ_CLASSIFICATION", "classifier": "SEQ_CLASSIFICATION",
+}  # fmt: skip
+POOLINGS = ("auto", "cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+
+
+def option(
+    default: Any = MISSING,
+    *,
+    help: str,
+    group: str,
+    choices: Sequence[str] | Mapping[str, str] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    env: str | None = None,
+    aliases: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field that knows everything about one option; `choices` as a mapping also normalises the value."""
+    metadata = {
+        "help": help, "group": group, "choices": choices, "minimum": minimum, "maximum": maximum, "env": env,
+        "aliases": aliases,
+    }  # fmt: skip
+    return field(default=default, metadata=metadata)
+
+
+def checked(spec: Field[Any], value: Any) -> Any:
+    """`value` as the option's own type and spelling; ConfigError names the option, the value and what is allowed."""
+    choices, minimum, maximum = (spec.metadata[key] for key in ("choices", "minimum", "maximum"))
+    if choices:
+        spellings = choices if isinstance(choices, Mapping) else {choice: choice for choice in choices}
+        if str(value).lower() not in spellings:
+            names = sorted({str(v) for v in spellings.values()})
+            raise ConfigError(f"{spec.name}: {value!r} is not one of {', '.join(names)}", param=spec.name)
+        return spellings[str(value).lower()]
+    if minimum is not None and value < minimum:
+        raise ConfigError(f"{spec.name}: {value} is below the least allowed, {minimum:g}", param=spec.name)
+    if maximum is not None and value > maximum:
+        raise ConfigError(f"{spec.name}: {value} is above the most allowed, {maximum:g}", param=spec.name)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What an engine needs: the checkpoint, how to compute, how to batch."""
+
+    checkpoint_path: str = option(
+        help="folder with config.json, weights and tokenizer, or a hub id such as BAAI/bge-small-en-v1.5",
+        group="model",
+        aliases=("model", "model_id"),
+    )
+    tokenizer_path: str = option("", help="folder of the tokenizer, when it is not the checkpoint's", group="model")
+    model_type: str = option("auto", help="architecture; auto reads config.json", group="model")
+    task_type: str = option("auto", help="what to serve; auto reads the checkpoint", group="model", choices=TASKS)
+    embedding_model: int = option(
+        0, help="1: DENSE_EMBEDDING when task_type is auto", group="model", minimum=0, maximum=1
+    )
+    pooling: str = option(
+        "auto",
+        help="pooling of a checkpoint without modules.json; auto: mean, as sentence-transformers does",
+        group="model",
+        choices=POOLINGS,
+    )
+    max_seq_len: int = option(0, help="tokens kept of one input; 0: the checkpoint's limit", group="model", minimum=0)
+
+    hub: str = option(
+        "huggingface",
+        help="where a hub id is looked up",
+        group="hub",
+        choices=("huggingface", "modelscope"),
+        env="RTP_LLM_HUB",
+    )
+    revision: str = option("", help="branch, tag or commit of the hub id", group="hub", env="RTP_LLM_REVISION")
+    hf_token: str = option("", help="token for private repositories", group="hub")
+    hf_endpoint: str = option("", help="address of another hub", group="hub")
+    hf_hub_offline: bool = option(False, help="use only what is already in the cache", group="hub")
+    download_dir: str = option("", help="cache folder; empty: the hub library's own", group="hub")
+
+    backend: str = option(
+        "auto",
+        help="implementation of the ops; auto: native, numpy where it was not built",
+        group="compute",
+        choices=("auto", "native", "numpy", "torch"),
+        env="RTP_LLM_BACKEND",
+    )
+    device: str = option(
+        "auto", help="cpu, or a torch device with --backend torch", group="compute", env="RTP_LLM_DEVICE"
+    )
+    act_type: str = option(
+        "auto",
+        help="dtype of the activations; a CPU computes in fp32 whatever is asked",
+        group="compute",
+        choices=DTYPES,
+        aliases=("dtype",),
+    )
+    num_threads: int = option(0, help="cores to compute on; 0: all this process may use", group="compute", minimum=0)
+    instruction_set: str = option(
+        "auto",
+        help="native kernels to use; auto: the best this CPU has",
+        group="compute",
+        choices=("auto", "avx512", "avx2", "generic"),
+        env="RTP_LLM_INSTRUCTION_SET",
+    )
+    warm_up: bool = option(
+        True, help="run a canary before the server says ready", group="compute", aliases=("model_warm_up",)
+    )
+
+    max_context_batch_size: int = option(
+        0,
+        help="token budget of one step, in units of max_seq_len; 0: chosen for the device",
+        group="batching",
+        minimum=0,
+    )
+    max_queued_tokens: int = option(4_000_000, help="tokens that may wait; over it 429", group="batching", minimum=1)
+    max_client_batch_size: int = option(2048, help="inputs of one request", group="batching", minimum=1)
+    tokenizer_threads: int = option(2, help="threads that tokenise", group="batching", minimum=1)
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            object.__setattr__(self, spec.name, checked(spec, getattr(self, spec.name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig(EngineConfig):
+    """An engine behind HTTP."""
+
+    host: str = option("0.0.0.0", help="address to listen on", group="server", env="RTP_LLM_HOST")
+    start_port: int = option(
+        8088, help="port to listen on", group="server", minimum=0, maximum=65535, aliases=("port",)
+    )
+    served_model_name: str = option(
+        "", help="name in /v1/models and answers; empty: the checkpoint's own", group="server"
+    )
+    concurrency_limit: int = option(1024, help="requests in flight; over it 429", group="server", minimum=1)
+    max_body_bytes: int = option(32 << 20, help="largest request body; over it 413", group="server", minimum=1024)
+    timeout_keep_alive: int = option(75, help="seconds an idle connection is kept", group="server", minimum=1)
+    shutdown_timeout: int = option(
+        30, help="seconds that running requests get at shutdown; -1: 600", group="server", minimum=-1
+    )
+    log_level: str = option(
+        "info",
+        help="least severe message to log",
+        group="server",
+        choices={"debug": "debug", "info": "info", "warning": "warning", "warn": "warning", "error": "error"},
+    )
+
+    @property
+    def model_name(self) -> str:
+        """The name clients see."""
+        return self.served_model_name or self.checkpoint_path.rstrip("/").rsplit("/", 1)[-1]
+
+
+# Flags of the original that are accepted and do nothing here, with the reason that is logged when one is given.
+_GPU_ONLY = "it tunes the CUDA runtime, and this build computes on the CPU"
+_ONE_PROCESS = "one process serves the port and holds the model"
+_NO_GENERATION = "it concerns text generation or its KV cache, which embedding models do not have"
+_TEXT_ONLY = "only text models are served"
+IGNORED: dict[str, str] = {
+    "max_batch_tokens_size": "max_context_batch_size is the token budget, as in the original's embedding scheduler",
+    "concurrency_with_block": "requests wait in the queue up to max_queued_tokens in any case",
+    "worker_info_port_num": _ONE_PROCESS,
+    "frontend_server_count": _ONE_PROCESS,
+    "frontend_pre_stop_drain_seconds": "SIGTERM drains at once, within shutdown_timeout",
+    "tp_size": _ONE_PROCESS, "dp_size": _ONE_PROCESS, "ep_size": _ONE_PROCESS, "world_size": _ONE_PROCESS,
+    "world_rank": _ONE_PROCESS, "local_world_size": _ONE_PROCESS, "role_type": _ONE_PROCESS,
+    "quantization": "weights are computed in fp32", "int8_mode": "weights are computed in fp32",
+    "weight_type": "weights are computed in fp32",
+    "seq_size_per_block": _NO_GENERATION, "reserver_runtime_mem_mb": _NO_GENERATION,
+    "enable_cuda_graph": _GPU_ONLY, "prefill_capture_config": _GPU_ONLY, "enable_flashinfer_trt_fmha_v2": _GPU_ONLY,
+    "disable_flashinfer_native": _GPU_ONLY, "enable_flashinfer_trtllm_gen": _GPU_ONLY,
+    "enable_open_source_fmha": _GPU_ONLY, "enable_opensource_fmha": _GPU_ONLY, "use_aiter_pa": _GPU_ONLY,
+    "use_asm_pa": _GPU_ONLY, "torch_cuda_profiler_dir": _GPU_ONLY, "gen_timeline_sync": _GPU_ONLY,
+    "grpc_config_json": "there is no gRPC hop between the HTTP server and the engine",
+    "json_model_override_args": "it overrides rope_scaling, which BERT does not use",
+    "log_path": "logs go to standard error; redirect them there",
+    "vit_separation": _TEXT_ONLY, "mm_cache_item_num": _TEXT_ONLY, "url_cache_item_num": _TEXT_ONLY,
+    "mm_preprocess_max_workers": _TEXT_ONLY, "mm_timeout_ms": _TEXT_ONLY, "mm_image_max_file_size_kb": _TEXT_ONLY,
+    "mm_video_max_file_size_kb": _TEXT_ONLY, "gpu_max_batch_size": _TEXT_ONLY, "gpu_batch_wait_ms": _TEXT_ONLY,
+    "gpu_max_batch_images": _TEXT_ONLY, "mm_max_queue_size": _TEXT_ONLY, "extra_data_path": _TEXT_ONLY,
+    "biencoder_preprocess": _TEXT_ONLY, "extra_input_in_mm_embedding": _TEXT_ONLY,
+}  # fmt: skip

@@ -1,0 +1,101 @@
+"""Everything that can go wrong, as one tree; the class knows the HTTP status and the field's word for it.
+
+RtpError
+├── InvalidRequest        400   the body cannot be served as it is
+│   ├── UnsupportedTask   400   this checkpoint does not do that
+│   └── UnknownModel      404   no model of that name
+├── RequestTooLarge       413   over a size limit
+├── Overloaded            429   the queue is full; come back after `retry_after`
+├── DeadlineExceeded      504   the work expired before it was done
+├── NotReady              503   starting, draining, or dead
+├── EngineFailure         500   our own fault, on an input that was in order
+└── ConfigError           exit  a flag or a checkpoint that cannot be started with
+    └── CheckpointError   exit  a folder or file of the checkpoint is missing, malformed or unsafe
+"""
+
+from typing import ClassVar
+
+
+class RtpError(Exception):
+    """Base of all errors that a user may see: `status` for HTTP, `kind` and `code` for the error object."""
+
+    status: ClassVar[int] = 500
+    kind: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequest(RtpError):
+    """The request cannot be served as it is; the message says what to change."""
+
+    status = 400
+    kind = "invalid_request_error"
+
+
+class UnsupportedTask(InvalidRequest):
+    """The loaded checkpoint has no head for the task that was asked for."""
+
+    code = "unsupported_task"
+
+
+class UnknownModel(InvalidRequest):
+    """No loaded model has the requested name."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class RequestTooLarge(InvalidRequest):
+    """A body, a batch or a text is over a limit."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class Overloaded(RtpError):
+    """The queue is full. `retry_after` is in seconds."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(RtpError):
+    """The request's deadline passed before its work was done."""
+
+    status = 504
+    kind = "timeout_error"
+    code = "deadline_exceeded"
+
+
+class NotReady(RtpError):
+    """The engine is starting, draining or dead."""
+
+    status = 503
+    code = "not_ready"
+
+
+class EngineFailure(RtpError):
+    """The computation failed on an input that was in order."""
+
+    code = "engine_failure"
+
+
+class ConfigError(RtpError):
+    """A flag, an environment variable or a combination of them that cannot be started with."""
+
+    kind = "config_error"
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint folder or file that is missing, malformed or unsafe."""
+
+    kind = "checkpoint_error"

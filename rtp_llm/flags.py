@@ -1,0 +1,184 @@
+"""Command line and environment -> ServerConfig; the help text and docs/flags.md from the same fields."""
+
+import argparse
+import difflib
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from typing import Any, NoReturn
+
+from rtp_llm.config import IGNORED, ServerConfig, checked
+from rtp_llm.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_TRUE, _FALSE = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off")
+_GROUPS = ("model", "hub", "compute", "batching", "server")
+
+
+def parse_args(argv: Sequence[str], environ: Mapping[str, str], prog: str = "rtp_llm.start_server") -> ServerConfig:
+    """The configuration that `argv` and `environ` ask for; prints and exits with status 2 where they are wrong."""
+    parser = _Parser(prog=prog, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter, epilog=_EPILOG)
+    _add_options(parser)
+    tokens = _drop_ignored([_canonical(token) for token in argv], environ)
+    namespace, unknown = parser.parse_known_args(tokens)
+    if unknown:
+        parser.error(_unknown_message(unknown[0]))
+    given = vars(namespace)
+    positional = given.pop("positional_checkpoint", None)
+    if positional:
+        given.setdefault("checkpoint_path", positional)
+    try:
+        values = {**_from_environment(environ), **given}
+        if "checkpoint_path" not in values:
+            raise ConfigError("checkpoint_path is missing: give --checkpoint_path FOLDER or set CHECKPOINT_PATH")
+        return ServerConfig(**values)
+    except ConfigError as error:
+        parser.error(error.message)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n(--help lists all options)\n")
+
+
+def environment_name(spec: Field[Any]) -> str:
+    """The variable that sets this option."""
+    return spec.metadata["env"] or spec.name.upper()
+
+
+def flags_page() -> str:
+    """docs/flags.md: every option with its flag, variable, default and meaning."""
+    lines = [
+        "# Options",
+        "",
+        "Generated from `rtp_llm/config.py` by `make fix`. A flag may be written in any case, with `_` or `-`, and as",
+        "`--flag value` or `--flag=value`. The command line beats the environment, which beats the default.",
+    ]
+    for group in _GROUPS:
+        lines += ["", f"## {group.capitalize()}", "", "| flag | environment | default | meaning |", "|---|---|---|---|"]
+        lines += [_flag_row(spec) for spec in fields(ServerConfig) if spec.metadata["group"] == group]
+    lines += [
+        "",
+        "## Accepted without effect",
+        "",
+        "The original's options that do nothing here; giving one logs why.",
+        "",
+    ]
+    lines += ["| flag | why |", "|---|---|"]
+    lines += [f"| `--{name}` | {reason} |" for name, reason in IGNORED.items()]
+    return "\n".join(lines) + "\n"
+
+
+_EPILOG = (
+    "Flags may be written in any case, with _ or -; every option can also be set by the environment variable in\n"
+    "brackets. Options of the original RTP-LLM that have no meaning here are accepted and logged (docs/flags.md)."
+)
+
+
+def _flag_row(spec: Field[Any]) -> str:
+    default = "required" if spec.default is MISSING else f"`{spec.default}`" if spec.default != "" else ""
+    names = " ".join(f"`--{name}`" for name in (spec.name, *spec.metadata["aliases"]))
+    return f"| {names} | `{environment_name(spec)}` | {default} | {_help(spec)} |"
+
+
+def _help(spec: Field[Any]) -> str:
+    choices = spec.metadata["choices"]
+    values = list(dict.fromkeys(choices.values() if isinstance(choices, Mapping) else choices))
+    return spec.metadata["help"] + (f" ({', '.join(values)})" if values else "")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("positional_checkpoint", nargs="?", metavar="CHECKPOINT", help="the same as --checkpoint_path")
+    groups = {name: parser.add_argument_group(name) for name in _GROUPS}
+    for spec in fields(ServerConfig):
+        default = "" if spec.default in (MISSING, "") else f" (default: {spec.default})"
+        is_bool = spec.type is bool
+        groups[spec.metadata["group"]].add_argument(
+            *(f"--{name}" for name in (spec.name, *spec.metadata["aliases"])),
+            dest=spec.name,
+            type=_converter(spec),
+            nargs="?" if is_bool else None,
+            const=True if is_bool else None,
+            default=argparse.SUPPRESS,
+            metavar="BOOL" if is_bool else "N" if spec.type is int else "VALUE",
+            help=f"{_help(spec)}{default} [{environment_name(spec)}]".replace("%", "%%"),
+        )
+
+
+def _converter(spec: Field[Any]) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            return checked(spec, _typed(spec, text))
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(error.message) from None
+
+    return convert
+
+
+def _typed(spec: Field[Any], text: str) -> Any:
+    if spec.type is bool:
+        if text.lower() not in _TRUE + _FALSE:
+            raise ConfigError(f"{spec.name}: {text!r} is not a yes or no ({'/'.join(_TRUE)} or {'/'.join(_FALSE)})")
+        return text.lower() in _TRUE
+    if spec.type is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise ConfigError(f"{spec.name}: {text!r} is not a whole number") from None
+    return text
+
+
+def _canonical(token: str) -> str:
+    """`--TASK-Type=x` -> `--task_type=x`; anything that is not a flag stays as it is."""
+    if not token.startswith("--") or token == "--":
+        return token
+    name, equals, value = token[2:].partition("=")
+    return f"--{name.lower().replace('-', '_')}{equals}{value}"
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    values = {}
+    for spec in fields(ServerConfig):
+        text = environ.get(environment_name(spec), "")
+        if text:
+            try:
+                values[spec.name] = checked(spec, _typed(spec, text))
+            except ConfigError as error:
+                raise ConfigError(f"environment variable {environment_name(spec)}: {error.message}") from None
+    return values
+
+
+def _drop_ignored(tokens: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+    """`tokens` without the original's options that mean nothing here; logs why for each, from the environment too."""
+    left: list[str] = []
+    skip_value = False
+    for token in tokens:
+        name, equals, _ = token.removeprefix("--").partition("=")
+        if token.startswith("--"):
+            skip_value = name in IGNORED and not equals
+            if name in IGNORED:
+                logger.warning("--%s has no effect: %s", name, IGNORED[name])
+                continue
+        elif skip_value:
+            skip_value = False
+            continue
+        left.append(token)
+    for name, reason in IGNORED.items():
+        if environ.get(name.upper()):
+            logger.warning("%s in the environment has no effect: %s", name.upper(), reason)
+    return left
+
+
+def _unknown_message(token: str) -> str:
+    if not token.startswith("-"):
+        return f"unexpected argument {token!r}"
+    name = token.lstrip("-").partition("=")[0]
+    known = [n for spec in fields(ServerConfig) for n in (spec.name, *spec.metadata["aliases"])] + list(IGNORED)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"unknown option --{name}" + (f"; did you mean --{near[0]}?" if near else "")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(flags_page())

@@ -1,0 +1,115 @@
+"""The vocabulary in which every model and every task is written.
+
+A tensor is opaque: only the backend that made it looks inside. Tensors are packed, [T, ·] with the batch's cu_seqlens;
+nothing is ever padded. T: tokens of a batch, B: sequences, H: hidden size, N, K: rows and columns of a weight.
+
+A backend may fuse, reorder in time (a CPU stream, a CUDA stream) or pick other kernels behind these calls; it may not
+change what they mean. `NumpyOps` is the definition of right; the results of the others are compared with it. Whatever
+the batch, a sequence's result has the same bits: no op may let one sequence's neighbours change the order of a sum.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+from rtp_llm.core import Batch, FloatArray, Int32Array
+
+Tensor: TypeAlias = Any
+Weight: TypeAlias = Any
+PoolMode: TypeAlias = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+
+# torch.nn activations with the constructor's defaults; `gelu` is the erf form.
+ACTIVATIONS = (
+    "gelu", "gelu_tanh", "relu", "silu", "tanh", "sigmoid", "leaky_relu", "elu", "selu", "celu", "softplus", "softsign",
+    "mish", "relu6", "hardtanh", "hardsigmoid", "hardswish", "logsigmoid", "tanhshrink",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Weights of one normalisation over the last axis: `weight`, `bias` come from `Ops.vector`; statistics in fp32."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+    kind: Literal["layer", "rms"] = "layer"
+
+
+class Ops(Protocol):
+    """One backend bound to one stream of execution; not to be shared between threads."""
+
+    name: str
+    instruction_set: str
+
+    def fork(self) -> "Ops":
+        """Another stream of the same backend; weights made by either serve both."""
+
+    # Weights, once at load.
+
+    def matrix(self, weight: FloatArray) -> Weight:
+        """[N, K] as torch.nn.Linear stores it -> a handle for `linear`, packed as the backend likes it."""
+
+    def vector(self, values: FloatArray) -> Tensor:
+        """[N] -> a bias or a norm's weight."""
+
+    def table(self, rows: FloatArray) -> Tensor:
+        """[V, H] -> an embedding table for `embed`; may stay memory-mapped."""
+
+    # A batch in, a result out.
+
+    def upload(self, batch: Batch) -> Batch:
+        """The batch with its arrays where the kernels want them."""
+
+    def to_numpy(self, x: Tensor) -> FloatArray:
+        """Waits for the stream; an fp32 array that the caller owns."""
+
+    # Compute.
+
+    def embed(self, lookups: Sequence[tuple[Tensor, Int32Array]], norm: Norm | None = None) -> Tensor:
+        """Sum over (table [V, H], ids [T]) of the tables' rows, added in the given order, then the norm -> [T, H]."""
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Weight,
+        bias: Tensor | None = None,
+        activation: str | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """activation(x @ weight.T + bias) + residual -> [T, N]; sums over K in fp32 in one fixed order."""
+
+    def norm(self, x: Tensor, norm: Norm) -> Tensor:
+        """LayerNorm (torch.nn.LayerNorm) or RMSNorm over the last axis -> like x."""
+
+    def attention(
+        self,
+        qkv: Tensor,
+        batch: Batch,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        scale: float,
+        causal: bool = False,
+        window: int | None = None,
+    ) -> Tensor:
+        """softmax(scale * q @ k.T) @ v within each sequence -> [T, num_heads * head_dim].
+
+        `qkv` is [T, (num_heads + 2 * num_kv_heads) * head_dim]: all query heads, then key heads, then value heads.
+        Query head h reads key head h // (num_heads // num_kv_heads). `causal`: position i sees j <= i. `window`: only
+        j with |i - j| < window. Equals torch scaled_dot_product_attention on each sequence alone.
+        """
+
+    def pool(self, x: Tensor, batch: Batch, mode: PoolMode, *, skip_prompt: bool = False) -> Tensor:
+        """[T, H] -> [B, H] in fp32, as sentence_transformers Pooling does.
+
+        cls: first row; lasttoken: last row; mean; max; mean_sqrt_len_tokens: sum / sqrt(length); weightedmean: weights
+        1..length. `skip_prompt` (include_prompt false) masks each sequence's first `prompt_lens` rows; a sequence that
+        is all prompt yields zeros (cls: its first row).
+        """
+
+    def concat(self, tensors: Sequence[Tensor]) -> Tensor:
+        """[B, H1], [B, H2], … -> [B, H1 + H2 + …]."""
+
+    def l2_normalize(self, x: Tensor) -> Tensor:
+        """Rows divided by max(their L2 norm, 1e-12), as torch.nn.functional.normalize."""

@@ -1,0 +1,183 @@
+"""Plain numpy: the definition of right, and the backend of a machine without a compiler."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtp_llm.core import Batch, FloatArray, Int32Array
+from rtp_llm.ops import Norm, PoolMode
+
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+
+
+def erf(x: FloatArray) -> NDArray[np.float64]:
+    """Error function by Abramowitz & Stegun 7.1.5 (|x| <= 2.5) and 7.1.14 (beyond), in float64; error under 1e-9."""
+    x64 = x.astype(np.float64)
+    small = np.clip(x64, -2.5, 2.5)
+    term, total = small.copy(), small.copy()
+    for n in range(1, 40):
+        term *= -small * small / n
+        total += term / (2 * n + 1)
+    large = np.maximum(np.abs(x64), 2.5)
+    fraction = large.copy()
+    for n in range(40, 0, -1):
+        fraction = large + (n / 2) / fraction
+    tail = np.sign(x64) * (1 - np.exp(-large * large) / (fraction * math.sqrt(math.pi)))
+    return np.where(np.abs(x64) <= 2.5, total * 2 / math.sqrt(math.pi), tail)
+
+
+def _softplus(x: FloatArray) -> FloatArray:
+    return np.asarray(np.logaddexp(x, 0))
+
+
+def _sigmoid(x: FloatArray) -> FloatArray:
+    return np.exp(-np.logaddexp(0, -x))
+
+
+def _elu(x: FloatArray) -> FloatArray:
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+
+ACTIVATION: dict[str, Callable[[FloatArray], NDArray[np.floating]]] = {
+    "gelu": lambda x: x * 0.5 * (1 + erf(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))),
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x * _sigmoid(x),
+    "tanh": np.tanh,
+    "sigmoid": _sigmoid,
+    "leaky_relu": lambda x: np.where(x > 0, x, x * 0.01),
+    "elu": _elu,
+    "selu": lambda x: _SELU_SCALE * np.where(x > 0, x, _SELU_ALPHA * np.expm1(np.minimum(x, 0))),
+    "celu": _elu,
+    "softplus": _softplus,
+    "softsign": lambda x: x / (1 + np.abs(x)),
+    "mish": lambda x: x * np.tanh(_softplus(x)),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "hardtanh": lambda x: np.clip(x, -1, 1),
+    "hardsigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
+    "hardswish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "logsigmoid": lambda x: -np.logaddexp(0, -x),
+    "tanhshrink": lambda x: x - np.tanh(x),
+}
+
+
+class NumpyOps:
+    """Every op in a few lines of numpy; tensors are fp32 arrays."""
+
+    name = "numpy"
+    instruction_set = "numpy"
+
+    def fork(self) -> "NumpyOps":
+        return self
+
+    def matrix(self, weight: FloatArray) -> FloatArray:
+        return np.ascontiguousarray(weight, dtype=np.float32)
+
+    def vector(self, values: FloatArray) -> FloatArray:
+        return np.ascontiguousarray(values, dtype=np.float32)
+
+    def table(self, rows: FloatArray) -> FloatArray:
+        return np.ascontiguousarray(rows, dtype=np.float32)
+
+    def upload(self, batch: Batch) -> Batch:
+        return batch
+
+    def to_numpy(self, x: FloatArray) -> FloatArray:
+        return x
+
+    def embed(self, lookups: Sequence[tuple[FloatArray, Int32Array]], norm: Norm | None = None) -> FloatArray:
+        (table, ids), *others = lookups
+        x: FloatArray = table[ids]
+        for table, ids in others:
+            x += table[ids]
+        return x if norm is None else self.norm(x, norm)
+
+    def linear(
+        self,
+        x: FloatArray,
+        weight: FloatArray,
+        bias: FloatArray | None = None,
+        activation: str | None = None,
+        residual: FloatArray | None = None,
+    ) -> FloatArray:
+        # NOTE: one product per row, since BLAS picks another order of summation for another number of rows.
+        y = np.stack([weight @ row for row in x]) if len(x) else np.zeros((0, len(weight)), np.float32)
+        if bias is not None:
+            y += bias
+        if activation is not None:
+            y = ACTIVATION[activation](y).astype(np.float32)
+        return y if residual is None else y + residual
+
+    def norm(self, x: FloatArray, norm: Norm) -> FloatArray:
+        x64 = x.astype(np.float64)
+        if norm.kind == "layer":
+            x64 -= x64.mean(axis=-1, keepdims=True)
+        x64 /= np.sqrt(np.mean(x64 * x64, axis=-1, keepdims=True) + norm.eps)
+        y = x64 * norm.weight
+        return (y if norm.bias is None else y + norm.bias).astype(np.float32)
+
+    def attention(
+        self,
+        qkv: FloatArray,
+        batch: Batch,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        scale: float,
+        causal: bool = False,
+        window: int | None = None,
+    ) -> FloatArray:
+        num_tokens = qkv.shape[0]
+        q, k, v = np.split(qkv.reshape(num_tokens, -1, head_dim), [num_heads, num_heads + num_kv_heads], axis=1)
+        out = np.empty((num_tokens, num_heads, head_dim), dtype=np.float32)
+        for start, end in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
+            hidden = _hidden_pairs(end - start, causal, window)
+            for head in range(num_heads):
+                kv_head = head // (num_heads // num_kv_heads)
+                scores = (q[start:end, head] @ k[start:end, kv_head].T).astype(np.float64) * scale
+                scores[hidden] = -np.inf
+                weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+                weights /= weights.sum(axis=-1, keepdims=True)
+                out[start:end, head] = weights.astype(np.float32) @ v[start:end, kv_head]
+        return out.reshape(num_tokens, num_heads * head_dim)
+
+    def pool(self, x: FloatArray, batch: Batch, mode: PoolMode, *, skip_prompt: bool = False) -> FloatArray:
+        rows = []
+        for i, (start, end) in enumerate(zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)):
+            skipped = int(batch.prompt_lens[i]) if skip_prompt else 0
+            rows.append(_pool_one(x[start:end].astype(np.float64), mode, skipped))
+        return np.stack(rows).astype(np.float32)
+
+    def concat(self, tensors: Sequence[FloatArray]) -> FloatArray:
+        return np.concatenate(tensors, axis=-1)
+
+    def l2_normalize(self, x: FloatArray) -> FloatArray:
+        length = np.sqrt(np.sum(np.square(x, dtype=np.float64), axis=-1, keepdims=True))
+        return (x / np.maximum(length, 1e-12)).astype(np.float32)
+
+
+def _hidden_pairs(seqlen: int, causal: bool, window: int | None) -> NDArray[np.bool_]:
+    """[seqlen, seqlen]: True where query i may not see key j."""
+    distance = np.arange(seqlen)[:, None] - np.arange(seqlen)[None, :]
+    hidden = distance < 0 if causal else np.zeros((seqlen, seqlen), dtype=np.bool_)
+    return hidden if window is None else hidden | (np.abs(distance) >= window)
+
+
+def _pool_one(x: NDArray[np.float64], mode: PoolMode, skipped: int) -> NDArray[np.float64]:
+    """One sequence [S, H] -> [H]; the first `skipped` rows are masked out."""
+    if mode == "cls":
+        return x[skipped] if skipped < len(x) else x[0]
+    if mode == "lasttoken":
+        return x[-1]
+    kept = x[skipped:]
+    if len(kept) == 0:
+        return np.zeros(x.shape[1])
+    if mode == "max":
+        return kept.max(axis=0)
+    if mode == "weightedmean":
+        weights = np.arange(skipped + 1, len(x) + 1, dtype=np.float64)
+        return weights @ kept / weights.sum()
+    return kept.sum(axis=0) / (len(kept) if mode == "mean" else math.sqrt(len(kept)))
