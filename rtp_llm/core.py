@@ -66,6 +66,7 @@ class Item:
     prompt_length: int = 0
     truncated: bool = False
     owner: Any = None
+    queued: bool = False
 
     @property
     def num_tokens(self) -> int:

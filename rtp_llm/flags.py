@@ -45,7 +45,7 @@ class _Parser(argparse.ArgumentParser):
 
 def environment_name(spec: Field[Any]) -> str:
     """The variable that sets this option."""
-    return spec.metadata["env"] or spec.name.upper()
+    return str(spec.metadata["env"] or spec.name.upper())
 
 
 def flags_page() -> str:
@@ -86,7 +86,7 @@ def _flag_row(spec: Field[Any]) -> str:
 def _help(spec: Field[Any]) -> str:
     choices = spec.metadata["choices"]
     values = list(dict.fromkeys(choices.values() if isinstance(choices, Mapping) else choices))
-    return spec.metadata["help"] + (f" ({', '.join(values)})" if values else "")
+    return str(spec.metadata["help"]) + (f" ({', '.join(values)})" if values else "")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

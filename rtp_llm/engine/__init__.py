@@ -1,0 +1,1 @@
+"""The engine floor: time, threads and queues; no HTTP, no torch."""

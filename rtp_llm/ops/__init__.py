@@ -40,6 +40,9 @@ class Ops(Protocol):
 
     name: str
     instruction_set: str
+    num_threads: (
+        int  # cores that the next batch may use; where the backend leaves that to a library, it changes nothing
+    )
 
     def fork(self) -> "Ops":
         """Another stream of the same backend; weights made by either serve both."""

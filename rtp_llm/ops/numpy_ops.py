@@ -68,6 +68,7 @@ class NumpyOps:
 
     name = "numpy"
     instruction_set = "numpy"
+    num_threads = 1
 
     def fork(self) -> "NumpyOps":
         return self
@@ -155,8 +156,13 @@ class NumpyOps:
         return np.concatenate(tensors, axis=-1)
 
     def l2_normalize(self, x: FloatArray) -> FloatArray:
-        length = np.sqrt(np.sum(np.square(x, dtype=np.float64), axis=-1, keepdims=True))
-        return (x / np.maximum(length, 1e-12)).astype(np.float32)
+        return l2_normalize(x)
+
+
+def l2_normalize(x: FloatArray) -> FloatArray:
+    """Rows divided by max(their L2 norm, 1e-12); the norm in fp64, the result in fp32."""
+    length = np.sqrt(np.sum(np.square(x, dtype=np.float64), axis=-1, keepdims=True))
+    return (x / np.maximum(length, 1e-12)).astype(np.float32)
 
 
 def _hidden_pairs(seqlen: int, causal: bool, window: int | None) -> NDArray[np.bool_]:

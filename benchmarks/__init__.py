@@ -1,0 +1,1 @@
+"""Benchmarks: each module is run with `python -m`, prints a table and ends with one JSON line."""

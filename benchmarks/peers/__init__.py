@@ -1,0 +1,73 @@
+"""The engines that are compared: each turns texts into normalised, mean-pooled vectors, tokenising included.
+
+A module of this package has `load(setup, **settings) -> Embed` and imports its engine only there. One peer may stand in
+the table with several settings, since the best for a batch is not the best for one text.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.float32]
+Embed: TypeAlias = Callable[[list[str]], FloatArray]  # texts -> [n, dim], in the texts' order
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is equal for all engines of a run; `models` is the folder for converted checkpoints."""
+
+    checkpoint: Path
+    models: Path
+    max_seq_len: int = 512
+    num_threads: int = 2
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One row of the table: a module, the packages it needs, and the settings it is given."""
+
+    module: str
+    packages: tuple[str, ...]
+    settings: Mapping[str, int | str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def missing(self) -> list[str]:
+        """Packages that are not installed."""
+        return [name for name in self.packages if importlib.util.find_spec(name) is None]
+
+    def load(self, setup: Setup) -> Embed:
+        """The engine's text-to-vectors function, on `setup.num_threads` threads in all."""
+        embed: Embed = importlib.import_module(self.module).load(setup, **self.settings)
+        return embed
+
+
+_TORCH = ("sentence_transformers", "torch")
+_ONNX = ("onnxruntime", "tokenizers", "onnx", "transformers", "torch")
+_CT2 = ("ctranslate2", "tokenizers", "transformers", "torch")
+OURS = "rtp_llm"
+ENGINES: dict[str, Engine] = {
+    OURS: Engine("benchmarks.peers.ours", ()),
+    "sentence-transformers bs32": Engine("benchmarks.peers.torch_peer", _TORCH, {"batch_size": 32}),
+    "sentence-transformers bs8": Engine("benchmarks.peers.torch_peer", _TORCH, {"batch_size": 8}),
+    "onnxruntime 1x2": Engine("benchmarks.peers.onnx_peer", _ONNX, {"workers": 1}),
+    "onnxruntime 2x1": Engine("benchmarks.peers.onnx_peer", _ONNX, {"workers": 2}),
+    "onnxruntime fused 1x2": Engine("benchmarks.peers.onnx_peer", _ONNX, {"workers": 1, "graph": "fused"}),
+    "onnxruntime fused 2x1": Engine("benchmarks.peers.onnx_peer", _ONNX, {"workers": 2, "graph": "fused"}),
+    "ctranslate2 1x2": Engine("benchmarks.peers.ctranslate2_peer", _CT2, {"workers": 1}),
+    "ctranslate2 2x1": Engine("benchmarks.peers.ctranslate2_peer", _CT2, {"workers": 2}),
+}
+
+
+def select(patterns: str) -> dict[str, Engine]:
+    """Engines whose name contains one of the comma-separated words; empty: all. ValueError lists what exists."""
+    wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
+    for pattern in wanted:
+        if not any(pattern in name for name in ENGINES):
+            raise ValueError(f"--engines: no engine is called {pattern!r}; there are: {', '.join(ENGINES)}")
+    return {name: engine for name, engine in ENGINES.items() if not wanted or any(p in name for p in wanted)}

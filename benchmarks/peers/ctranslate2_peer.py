@@ -1,0 +1,41 @@
+"""CTranslate2 float32: the fastest fp32 peer on x86 CPUs that we know of."""
+
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.peers import Embed, FloatArray, Setup
+from benchmarks.peers.batching import Ids, batched
+
+_MAX_TOKENS = 512
+
+
+def load(setup: Setup, workers: int) -> Embed:
+    """`workers` parallel batches of num_threads / workers threads each; mean pooling and L2 normalisation in numpy."""
+    import ctranslate2
+
+    encoder = ctranslate2.Encoder(
+        str(_converted(setup)),
+        device="cpu",
+        inter_threads=workers,
+        intra_threads=max(1, setup.num_threads // workers),
+        compute_type="float32",
+    )
+
+    def forward(ids: Ids) -> FloatArray:
+        hidden_states = np.asarray(encoder.forward_batch(ids).last_hidden_state)  # [B, S, H]
+        pooled = np.stack([rows[: len(tokens)].mean(axis=0) for rows, tokens in zip(hidden_states, ids, strict=True)])
+        lengths = np.linalg.norm(pooled, axis=1, keepdims=True)
+        vectors: FloatArray = pooled / np.maximum(lengths, 1e-12)
+        return vectors
+
+    return batched(setup, forward, workers, _MAX_TOKENS)
+
+
+def _converted(setup: Setup) -> Path:
+    folder = setup.models / f"{setup.checkpoint.name}-ctranslate2"
+    if not (folder / "model.bin").exists():
+        from ctranslate2.converters import TransformersConverter
+
+        TransformersConverter(str(setup.checkpoint)).convert(str(folder), force=True)
+    return folder

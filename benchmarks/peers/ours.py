@@ -1,0 +1,11 @@
+"""rtp_llm itself, through its public Python API."""
+
+from benchmarks.peers import Embed, Setup
+
+
+def load(setup: Setup) -> Embed:
+    """`rtp_llm.Model` on the checkpoint, with every other option at its default."""
+    from rtp_llm import Model
+
+    model = Model(str(setup.checkpoint), max_seq_len=setup.max_seq_len, num_threads=setup.num_threads)
+    return model.embed

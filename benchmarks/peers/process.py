@@ -1,0 +1,138 @@
+"""Each engine in a process of its own, on the same cores, timed inside that process."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from benchmarks.peers import ENGINES, Embed, FloatArray, Setup
+
+
+class EngineFailed(RuntimeError):
+    """The engine's process could not load it, or died; the message says what it said."""
+
+
+class EngineProcess:
+    """A loaded engine behind a pipe; commands wait for their answer, so that one engine works at a time."""
+
+    def __init__(self, name: str, setup: Setup, texts: Mapping[str, Sequence[str]]) -> None:
+        """Starts the process; `texts` are named lists that later commands refer to. Raises EngineFailed."""
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self._pipe, child = context.Pipe()
+        arguments = (child, name, setup, {key: list(values) for key, values in texts.items()})
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        child.close()
+        self._receive()
+
+    def vectors(self, key: str) -> FloatArray:
+        """The vectors of a named list; an untimed pass."""
+        vectors: FloatArray = self._ask("vectors", key)
+        return vectors
+
+    def seconds(self, key: str) -> float:
+        """Wall seconds for one named list."""
+        return float(self._ask("seconds", key))
+
+    def cpu_seconds(self, key: str) -> tuple[float, float]:
+        """Wall and CPU seconds (all threads) for one named list."""
+        wall, cpu = self._ask("cpu_seconds", key)
+        return float(wall), float(cpu)
+
+    def latencies(self, key: str, repeats: int) -> list[float]:
+        """Wall seconds of the list's first text alone, `repeats` times over."""
+        return list(self._ask("latencies", key, repeats))
+
+    def resident_bytes(self) -> int:
+        """VmRSS of the engine's process."""
+        return int(self._ask("resident_bytes"))
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._pipe.close()
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join()
+
+    def _ask(self, command: str, *arguments: object) -> Any:
+        self._pipe.send((command, *arguments))
+        return self._receive()
+
+    def _receive(self) -> Any:
+        try:
+            failed, answer = self._pipe.recv()
+        except EOFError:
+            self._process.join(10)
+            raise EngineFailed(f"its process ended with status {self._process.exitcode}") from None
+        if failed:
+            raise EngineFailed(answer)
+        return answer
+
+
+def pin(num_threads: int) -> list[int]:
+    """Keeps this process and its children to `num_threads` cores, and libraries to as many threads; the cores' ids."""
+    cores = sorted(os.sched_getaffinity(0))[:num_threads]
+    os.sched_setaffinity(0, cores)
+    for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[variable] = str(len(cores))
+    return cores
+
+
+def _serve(pipe: Connection, name: str, setup: Setup, texts: dict[str, list[str]]) -> None:
+    try:
+        embed = ENGINES[name].load(setup)
+    except Exception as error:  # the border: whatever a peer raises becomes a line of the table
+        pipe.send((True, f"{type(error).__name__}: {error}"))
+        return
+    pipe.send((False, None))
+    while True:
+        try:
+            command, *arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((False, _COMMANDS[command](embed, texts, *arguments)))
+        except Exception as error:  # the same border
+            pipe.send((True, f"{type(error).__name__}: {error}"))
+
+
+def _vectors(embed: Embed, texts: dict[str, list[str]], key: str) -> FloatArray:
+    return embed(texts[key])
+
+
+def _seconds(embed: Embed, texts: dict[str, list[str]], key: str) -> float:
+    return _cpu_seconds(embed, texts, key)[0]
+
+
+def _cpu_seconds(embed: Embed, texts: dict[str, list[str]], key: str) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    embed(texts[key])
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def _latencies(embed: Embed, texts: dict[str, list[str]], key: str, repeats: int) -> list[float]:
+    one = texts[key][:1]
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        embed(one)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def _resident_bytes(embed: Embed, texts: dict[str, list[str]]) -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+_COMMANDS = {
+    "vectors": _vectors,
+    "seconds": _seconds,
+    "cpu_seconds": _cpu_seconds,
+    "latencies": _latencies,
+    "resident_bytes": _resident_bytes,
+}

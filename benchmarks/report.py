@@ -1,0 +1,66 @@
+"""What every benchmark prints: the machine, a table, and one JSON line at the end."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("rtp-llm", "numpy", "tokenizers", "torch", "sentence-transformers", "onnxruntime", "ctranslate2")
+_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd")
+
+
+def machine() -> dict[str, Any]:
+    """The processor, the cores this process may use, and the load that others put on them."""
+    facts = dict(
+        line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if line.count(":") == 1
+    )
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    present = set(facts.get("flags", facts.get("Features", "")).split())
+    return {
+        "cpu": facts.get("model name", platform.processor()),
+        "family_model": f"{facts.get('cpu family', '?')}/{facts.get('model', '?')}",
+        "flags": [flag for flag in _FLAGS if flag in present],
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+    }
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The machine in one line."""
+    return (
+        f"{facts['cpu']} (family/model {facts['family_model']}: {' '.join(facts['flags'])}), {facts['cores']} cores, "
+        f"load average {facts['load_average']:.2f}, Python {facts['python']}"
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the engines and what they stand on, where installed."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns: the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in (headers, *rows)) for column in range(len(headers))]
+    lines = []
+    for row in (headers, ["-" * width for width in widths], *rows):
+        cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def finish(result: dict[str, Any], path: str = "") -> None:
+    """Prints the result as the last line, and writes it to `path` when one is given."""
+    line = json.dumps(result, sort_keys=True)
+    if path:
+        Path(path).write_text(line + "\n")
+    print(line)

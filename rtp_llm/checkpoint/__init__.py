@@ -1,0 +1,26 @@
+"""Checkpoints: find the folder, read its files as untrusted input, give fp32 arrays.
+
+`resolve` turns a path or a hub id into a folder, `open_tensors` lists a folder's weights without reading them, `bind`
+fits them to a model's declared parameters, strictly. Nothing in a checkpoint is executed and no file outside its
+folder is opened; whatever is missing, malformed or unsafe is a CheckpointError that names the file.
+"""
+
+from rtp_llm.checkpoint.folder import inside, read_json, read_json_list
+from rtp_llm.checkpoint.hub import resolve
+from rtp_llm.checkpoint.shards import open_file, open_tensors
+from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
+from rtp_llm.checkpoint.weights import Parameter, Weights, bind
+
+__all__ = [
+    "Parameter",
+    "TensorInfo",
+    "TensorSource",
+    "Weights",
+    "bind",
+    "inside",
+    "open_file",
+    "open_tensors",
+    "read_json",
+    "read_json_list",
+    "resolve",
+]

@@ -1,0 +1,217 @@
+"""A path or a hub id -> a folder: what is needed is downloaded once, resumed where it broke off, found again offline."""
+
+import errno
+import glob
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rtp_llm.config import EngineConfig
+from rtp_llm.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HEADS = ("sparse_linear.pt", "colbert_linear.pt")
+_ALWAYS = ("*.json", "*.txt", "*.model", "*.safetensors", *(f"*{name}" for name in _HEADS))
+_OTHER_FORMATS = ("onnx", "openvino", "coreml", "flax", "tf", "tensorflow", "gguf", "original")
+_NEVER = (*(f"{name}/*" for name in _OTHER_FORMATS), *(f"*/{name}/*" for name in _OTHER_FORMATS), "consolidated*")
+_PICKLES = "*pytorch_model*.bin"
+_LOG_SECONDS = 5.0
+
+
+def resolve(config: EngineConfig, progress: bool = True) -> Path:
+    """The checkpoint's folder: `checkpoint_path` itself, or the local copy of the hub id that it is.
+
+    `progress` shows bars on a terminal and a log line every few seconds elsewhere. CheckpointError says what was looked
+    for and the way out: a folder that does not exist, an unknown or private repository, no network, a full disk.
+    """
+    name = config.checkpoint_path
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return path
+    if name and path.exists():
+        raise CheckpointError(f"checkpoint_path: {name} is a file; give the folder that it is in")
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or name in ("", ".", ".."):
+        raise CheckpointError(f"checkpoint_path: there is no folder {str(path.absolute())!r}")
+    if not _HUB_ID.fullmatch(name):
+        raise CheckpointError(f"checkpoint_path: {name!r} is neither a folder nor a hub id such as BAAI/bge-small-en-v1.5")
+    return _from_modelscope(config, progress) if config.hub == "modelscope" else _from_huggingface(config, progress)
+
+
+def wanted_files(names: Sequence[str]) -> list[str]:
+    """Of a repository's files those that are read: a folder's pickled weights only where it has no safetensors."""
+    safe = {PurePosixPath(name).parent for name in names if name.endswith(".safetensors")}
+    wanted = []
+    for path in map(PurePosixPath, names):
+        if path.parts[0].startswith("consolidated") or set(path.parts[:-1]) & set(_OTHER_FORMATS):
+            continue
+        pickled = path.name.startswith("pytorch_model") and path.suffix == ".bin" and path.parent not in safe
+        if path.suffix in (".json", ".txt", ".model", ".safetensors") or path.name in _HEADS or pickled:
+            wanted.append(str(path))
+    return wanted
+
+
+def _from_huggingface(config: EngineConfig, progress: bool) -> Path:
+    name = config.checkpoint_path
+    if config.hf_hub_offline:
+        try:
+            return _cached(config)
+        except Exception as error:  # the border to the hub library, as below
+            raise _translated(error, config) from error
+    try:
+        return _download(config, progress)
+    # NOTE: the border to the hub library: its transport's exceptions are of requests, httpx or httpx2, by version.
+    except Exception as error:
+        try:
+            folder = _cached(config)
+        except Exception:
+            raise _translated(error, config) from error
+        logger.warning("%s: the hub cannot be asked (%s); serving the copy in the cache, %s", name, error, folder)
+        return folder
+
+
+def _download(config: EngineConfig, progress: bool) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    repository, revision = config.checkpoint_path, config.revision or None
+    api = HfApi(endpoint=config.hf_endpoint or None, token=config.hf_token or None)
+    names = api.list_repo_files(repository, revision=revision)
+    wanted = wanted_files(names)
+    if not any(name.endswith((".safetensors", ".bin")) for name in wanted):
+        found = ", ".join(sorted(names)[:10]) or "no file at all"
+        raise CheckpointError(f"{repository} has no safetensors or pytorch_model.bin ({found}); other formats are not read")
+    folder = snapshot_download(
+        repository,
+        revision=revision,
+        endpoint=config.hf_endpoint or None,
+        token=config.hf_token or None,
+        cache_dir=config.download_dir or None,
+        allow_patterns=[glob.escape(name) for name in wanted],
+        tqdm_class=_progress_class(repository, progress),
+    )
+    return Path(folder)
+
+
+def _cached(config: EngineConfig) -> Path:
+    """The copy in the cache; the library's LocalEntryNotFoundError where there is none or it is not whole."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    folder = Path(
+        snapshot_download(
+            config.checkpoint_path,
+            revision=config.revision or None,
+            cache_dir=config.download_dir or None,
+            local_files_only=True,
+            allow_patterns=list(_ALWAYS),
+            ignore_patterns=list(_NEVER),
+        )
+    )
+    if not _has_weights(folder):
+        raise LocalEntryNotFoundError(f"no weights in {folder}")
+    return folder
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(any(folder.rglob(pattern)) for pattern in ("*.safetensors", _PICKLES))
+
+
+def _translated(error: Exception, config: EngineConfig) -> CheckpointError:
+    """The hub library's error as ours, with the way out."""
+    from huggingface_hub import errors
+
+    if isinstance(error, CheckpointError):
+        return error
+    name, at = config.checkpoint_path, config.hf_endpoint or "the hub"
+    if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in _causes(error)):
+        return CheckpointError(f"{name}: the disk is full; free some space or set download_dir to another disk")
+    # The order matters: a gated repository is a kind of unknown one, and both are HTTP errors.
+    known: tuple[tuple[type[Exception], str], ...] = (
+        (errors.GatedRepoError, f"{name} is gated: accept its terms at {at}, then set hf_token (HF_TOKEN)"),
+        (errors.RevisionNotFoundError, f"{name} has no revision {config.revision!r}; leave revision empty for the default"),
+        (
+            errors.RepositoryNotFoundError,
+            f"{at} has no repository {name}, or it is private: check the name, or set hf_token (HF_TOKEN); "
+            f"a folder would be {str(Path(name).absolute())!r}, which does not exist",
+        ),
+        (errors.HFValidationError, f"{name!r} is not a hub id: {error}"),
+    )
+    for kind, message in known:
+        if isinstance(error, kind):
+            return CheckpointError(message)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return CheckpointError(f"{at} refused the token for {name} (HTTP {status}); set hf_token (HF_TOKEN) to a valid one")
+    if config.hf_hub_offline:
+        return CheckpointError(
+            f"{name} is not, or not completely, in the cache and hf_hub_offline is set; "
+            "start once without it, or give the checkpoint's folder"
+        )
+    return CheckpointError(
+        f"{name} cannot be downloaded from {at}: {type(error).__name__}: {error}; check the network or hf_endpoint, "
+        "start again to go on where it broke off, or give the checkpoint's folder"
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _progress_class(name: str, progress: bool) -> type[Any]:
+    """A tqdm that draws on a terminal, logs elsewhere, and is silent without `progress`."""
+    from huggingface_hub.utils import tqdm
+
+    if progress and sys.stderr.isatty():
+        return tqdm
+
+    class LoggedProgress(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._logged_at = time.monotonic()
+            kwargs["disable"] = not progress
+            super().__init__(*args, **kwargs)
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+            now = time.monotonic()
+            if now - self._logged_at >= _LOG_SECONDS and self.total:
+                self._logged_at = now
+                done, total = tqdm.format_sizeof(self.n), tqdm.format_sizeof(self.total)
+                logger.info("%s: %s of %s %s", name, done, total, "bytes" if self.unit == "B" else "files")
+            return True
+
+        def clear(self, nolock: bool = False) -> None:
+            pass
+
+    return LoggedProgress
+
+
+def _from_modelscope(config: EngineConfig, progress: bool) -> Path:
+    try:
+        from modelscope import snapshot_download
+    except ImportError:
+        raise CheckpointError("hub modelscope needs its library: pip install rtp-llm[modelscope]") from None
+    name, patterns = config.checkpoint_path, list(_ALWAYS)
+    logger.info("%s: looking it up on modelscope", name)
+    try:
+        for allowed in (patterns, [*patterns, _PICKLES]):
+            folder = Path(
+                snapshot_download(
+                    name,
+                    revision=config.revision or None,
+                    cache_dir=config.download_dir or None,
+                    local_files_only=config.hf_hub_offline,
+                    allow_patterns=allowed,
+                    ignore_patterns=list(_NEVER),
+                )
+            )
+            if _has_weights(folder):
+                return folder
+    except Exception as error:  # the border to the modelscope library
+        raise CheckpointError(f"{name} cannot be had from modelscope: {type(error).__name__}: {error}") from error
+    raise CheckpointError(f"{name} on modelscope has no safetensors or pytorch_model.bin; other formats are not read")

@@ -1,0 +1,118 @@
+"""A checkpoint's tensors fitted to a model's declared parameters: all filled, all used, or one error that says which."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rtp_llm.checkpoint.tensors import TensorSource
+from rtp_llm.core import FloatArray
+from rtp_llm.errors import CheckpointError
+
+_MAX_LISTED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One weight of a model: `sources`, names in the checkpoint, are concatenated along axis 0 to `shape`."""
+
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+class Weights(Mapping[str, FloatArray]):
+    """The parameters by name; each is read, converted and concatenated when it is asked for, and not kept.
+
+    A single fp32 source is a read-only view of the mapped file.
+    """
+
+    def __init__(self, source: TensorSource, parameters: Mapping[str, tuple[str, ...]]) -> None:
+        self._source = source
+        self._parameters = parameters
+
+    def __getitem__(self, name: str) -> FloatArray:
+        names = self._parameters[name]
+        if len(names) == 1:
+            return self._source.read(names[0])
+        return np.concatenate([self._source.read(source) for source in names])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+    def close(self) -> None:
+        """Let the file's pages go, once everything is packed."""
+        self._source.close()
+
+
+def bind(
+    source: TensorSource,
+    parameters: Mapping[str, Parameter],
+    *,
+    prefixes: Sequence[str] = (),
+    renames: Sequence[tuple[str, str]] = (),
+    ignore: Sequence[str] = (),
+) -> Weights:
+    """`parameters` filled from `source`; CheckpointError lists what is missing, unexpected and of the wrong shape.
+
+    prefixes  stripped from the checkpoint's names where present, each at most once, in order
+    renames   (regex, replacement) pairs, applied after that to every name
+    ignore    regexes, searched in the resulting name: tensors that may be left unused
+    """
+    names = _canonical_names(source, prefixes, renames)
+    missing, wrong, bound = [], [], {}
+    for target, parameter in parameters.items():
+        absent = [name for name in parameter.sources if name not in names]
+        missing += absent
+        if not absent:
+            originals = tuple(names[name] for name in parameter.sources)
+            bound[target] = originals
+            wrong += _wrong_shape(source, originals, parameter)
+    used = {name for parameter in parameters.values() for name in parameter.sources}
+    ignored = [re.compile(pattern) for pattern in ignore]
+    unexpected = [name for name in names if name not in used and not any(pattern.search(name) for pattern in ignored)]
+    if missing or unexpected or wrong:
+        found = (_listed("missing", missing), _listed("unexpected", unexpected), _listed("of the wrong shape", wrong))
+        raise CheckpointError(
+            f"{source.path} does not fit the model its config.json describes: {'; '.join(text for text in found if text)}"
+        )
+    return Weights(source, bound)
+
+
+def _canonical_names(
+    source: TensorSource, prefixes: Sequence[str], renames: Sequence[tuple[str, str]]
+) -> dict[str, str]:
+    """Name as the model declares it -> name in the file."""
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in renames]
+    names: dict[str, str] = {}
+    for original in source.tensors:
+        name = original
+        for prefix in prefixes:
+            name = name.removeprefix(prefix)
+        for pattern, replacement in compiled:
+            name = pattern.sub(replacement, name)
+        if name in names:
+            raise CheckpointError(f"{source.path}: {names[name]!r} and {original!r} are both {name!r} of the model")
+        names[name] = original
+    return names
+
+
+def _wrong_shape(source: TensorSource, names: tuple[str, ...], parameter: Parameter) -> list[str]:
+    shapes = [source.tensors[name].shape for name in names]
+    if shapes == [parameter.shape]:
+        return []
+    rows = sum(shape[0] for shape in shapes if shape)
+    if all(shape and shape[1:] == parameter.shape[1:] for shape in shapes) and (rows,) == parameter.shape[:1]:
+        return []
+    got = " + ".join(str(list(shape)) for shape in shapes)
+    return [f"{' + '.join(names)} {got}, needed {list(parameter.shape)}"]
+
+
+def _listed(title: str, names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return f"{len(names)} {title}: {', '.join(names[:_MAX_LISTED])}{more}"

@@ -1,0 +1,85 @@
+"""A request on its way through the engine."""
+
+import asyncio
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from rtp_llm.core import FloatArray, Item, Request, Response, TaskType, Timings
+
+
+class Job:
+    """Collects a request's rows as its items are computed, in whatever batches.
+
+    `future` is resolved by the engine when the last row is in, or with the first error. `loop` is set when the future
+    belongs to an event loop and must be resolved on it. After `queued` starts counting, the object belongs to the
+    engine's lock.
+    """
+
+    __slots__ = (
+        "cancelled",
+        "computing_at",
+        "error",
+        "future",
+        "loop",
+        "num_tokens",
+        "outputs",
+        "queued_tokens",
+        "remaining",
+        "request",
+        "started_at",
+        "tokenized_at",
+        "truncated",
+    )
+
+    def __init__(
+        self, request: Request, future: "asyncio.Future[Response] | Future[Response]", loop: Any | None = None
+    ) -> None:
+        count = len(request.inputs)
+        self.request = request
+        self.future = future
+        self.loop = loop
+        self.remaining = count
+        self.queued_tokens = 0
+        self.cancelled = False
+        self.error: Exception | None = None
+        self.outputs: dict[TaskType, FloatArray] = {}
+        self.num_tokens = [0] * count
+        self.truncated = [False] * count
+        self.started_at = time.perf_counter()
+        self.tokenized_at = self.computing_at = 0.0
+
+    @property
+    def done(self) -> bool:
+        """Nothing more is wanted of it: answered, failed or left by its client."""
+        return self.cancelled or self.error is not None or self.remaining == 0
+
+    def accept(self, items: list[Item]) -> None:
+        """The tokeniser's word on some of the inputs."""
+        self.tokenized_at = time.perf_counter()
+        for item in items:
+            item.owner = self
+            self.num_tokens[item.index] = len(item.input_ids)
+            self.truncated[item.index] = item.truncated
+
+    def store(self, item: Item, rows: dict[TaskType, FloatArray], row: int) -> None:
+        """One computed row; `rows[task]` is the batch's matrix."""
+        for task in self.request.tasks:
+            matrix = self.outputs.get(task)
+            if matrix is None:
+                matrix = np.empty((len(self.num_tokens), *rows[task].shape[1:]), dtype=np.float32)
+                self.outputs[task] = matrix
+            matrix[item.index] = rows[task][row]
+        self.remaining -= 1
+
+    def timings(self) -> Timings:
+        """Seconds by stage, up to now. Tokenising of later parts overlaps with computing in a large request."""
+        now = time.perf_counter()
+        return Timings(
+            tokenize=min(self.tokenized_at, self.computing_at) - self.started_at,
+            queue=max(self.computing_at - self.tokenized_at, 0.0),
+            compute=now - self.computing_at,
+            total=now - self.started_at,
+        )

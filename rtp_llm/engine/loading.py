@@ -1,0 +1,46 @@
+"""`load_engine` puts a checkpoint, a runtime and a tokeniser together."""
+
+import logging
+import time
+
+from rtp_llm.checkpoint import resolve
+from rtp_llm.config import EngineConfig
+from rtp_llm.core import ModelInfo
+from rtp_llm.engine.engine import Engine
+from rtp_llm.engine.tokenizer import Tokenizer, TokenizerPool
+from rtp_llm.model_config import read_model_config, sequence_limit
+from rtp_llm.observability import Metrics
+from rtp_llm.runtime import load_runtime
+
+logger = logging.getLogger(__name__)
+
+
+def load_engine(config: EngineConfig, name: str) -> Engine:
+    """From configuration to a ready engine; CheckpointError or ConfigError say what stands in the way."""
+    started = time.perf_counter()
+    folder = resolve(config)
+    model_config = read_model_config(folder, config)
+    runtime = load_runtime(config, model_config)
+    tokenizer = Tokenizer.load(config, model_config)
+    max_seq_len = sequence_limit(config, model_config, runtime.model.max_positions, tokenizer.model_max_length)
+    max_batch_tokens = config.max_context_batch_size * max_seq_len or runtime.batch_tokens
+    info = ModelInfo(
+        name=name,
+        model_type=runtime.model_type,
+        tasks=tuple(runtime.tasks),
+        dimension=next(iter(runtime.tasks.values())).dimension,
+        max_seq_len=max_seq_len,
+        vocab_size=runtime.model.vocab_size,
+        backend=runtime.ops.name,
+        instruction_set=runtime.ops.instruction_set,
+        num_threads=runtime.num_cores,
+        dtype="fp32",
+        max_batch_tokens=max_batch_tokens,
+        prompts=tuple(model_config.prompts),
+        created=int(time.time()),
+    )
+    engine = Engine(config, runtime, TokenizerPool(tokenizer, config.tokenizer_threads), info, Metrics())
+    if config.warm_up:
+        engine.warm_up()
+    logger.info("loaded %s in %.2f s", name, time.perf_counter() - started)
+    return engine

@@ -1,0 +1,123 @@
+"""A checkpoint folder, read and understood: architecture, sentence-transformers modules, prompts and limits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rtp_llm.checkpoint import inside, read_json, read_json_list
+from rtp_llm.config import EngineConfig
+from rtp_llm.core import TaskType
+from rtp_llm.errors import CheckpointError, ConfigError
+
+_TASKS_BY_FLAG = {
+    "DENSE_EMBEDDING": (TaskType.DENSE,),
+    "SPARSE_EMBEDDING": (TaskType.SPARSE,),
+    "COLBERT_EMBEDDING": (TaskType.COLBERT,),
+    "RERANKER": (TaskType.RERANK,),
+    "SEQ_CLASSIFICATION": (TaskType.CLASSIFY,),
+    "BGE_M3": (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT),
+    "ALL_EMBEDDING": (TaskType.DENSE,),
+}
+# sentence-transformers once named this file after the architecture.
+_TRANSFORMER_CONFIGS = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One entry of modules.json after the transformer: `kind` is the class name, `folder` holds its files."""
+
+    kind: str
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What the files of a checkpoint say.
+
+    folder                 the checkpoint
+    transformer_folder     config.json, weights and tokenizer; a sub-folder in old sentence-transformers checkpoints
+    hf                     config.json
+    modules                None without modules.json
+    max_seq_length         of sentence_bert_config.json; None where it does not say
+    prompts                name -> text; `default_prompt_name` applies when a request names none
+    tasks                  what to serve
+    """
+
+    folder: Path
+    transformer_folder: Path
+    hf: Mapping[str, Any]
+    modules: tuple[Module, ...] | None
+    max_seq_length: int | None
+    do_lower_case: bool
+    prompts: Mapping[str, str]
+    default_prompt_name: str | None
+    tasks: tuple[TaskType, ...]
+
+
+def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
+    """Read the folder's JSON files; CheckpointError names the file and what is wrong with it."""
+    modules = _read_modules(folder)
+    transformer_folder = modules[0].folder if modules else folder
+    hf = read_json(transformer_folder, "config.json")
+    transformer = _first_json(transformer_folder, _TRANSFORMER_CONFIGS)
+    sentence = _first_json(folder, ("config_sentence_transformers.json",))
+    prompts = sentence.get("prompts") or {}
+    return ModelConfig(
+        folder=folder,
+        transformer_folder=transformer_folder,
+        hf=hf,
+        modules=modules[1:] if modules else None,
+        max_seq_length=transformer.get("max_seq_length"),
+        do_lower_case=bool(transformer.get("do_lower_case", False)),
+        prompts=prompts,
+        default_prompt_name=sentence.get("default_prompt_name"),
+        tasks=_choose_tasks(config, hf, modules is not None),
+    )
+
+
+def sequence_limit(config: EngineConfig, model_config: ModelConfig, max_positions: int, model_max_length: int) -> int:
+    """Tokens kept of one input: the flag, else sentence-transformers' file, else what model and tokenizer allow."""
+    if config.max_seq_len > max_positions:
+        raise ConfigError(
+            f"max_seq_len: {config.max_seq_len} is more than the {max_positions} positions this model was made for",
+            param="max_seq_len",
+        )
+    if config.max_seq_len:
+        return config.max_seq_len
+    return min(model_config.max_seq_length or model_max_length, max_positions)
+
+
+def _read_modules(folder: Path) -> tuple[Module, ...] | None:
+    """modules.json in order, the transformer first; None without the file."""
+    if not (folder / "modules.json").exists():
+        return None
+    entries = read_json_list(folder, "modules.json")
+    modules = []
+    for entry in sorted(entries, key=lambda entry: entry.get("idx", 0)):
+        kind = str(entry.get("type", "")).rpartition(".")[2]
+        modules.append(Module(kind, inside(folder, entry.get("path", ""))))
+    if not modules or modules[0].kind != "Transformer":
+        found = modules[0].kind if modules else "nothing"
+        raise CheckpointError(f"{folder / 'modules.json'}: the first module is {found}, expected Transformer")
+    return tuple(modules)
+
+
+def _first_json(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    for name in names:
+        if (folder / name).exists():
+            return read_json(folder, name)
+    return {}
+
+
+def _choose_tasks(config: EngineConfig, hf: Mapping[str, Any], is_sentence_transformer: bool) -> tuple[TaskType, ...]:
+    """The flag; else dense for a sentence-transformers folder or a bare encoder, classify for a head."""
+    if config.task_type != "auto":
+        return _TASKS_BY_FLAG[config.task_type]
+    architecture = next(iter(hf.get("architectures") or ()), "")
+    if config.embedding_model == 1 or is_sentence_transformer or "SequenceClassification" not in architecture:
+        return (TaskType.DENSE,)
+    return (TaskType.CLASSIFY,)

@@ -1,0 +1,171 @@
+"""BERT (Devlin et al. 2018): learnt positions, post-norm encoder layers. Equals transformers' BertModel."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
+from rtp_llm.core import Batch
+from rtp_llm.errors import CheckpointError
+from rtp_llm.ops import Norm, Ops, Tensor, Weight
+
+# Hugging Face's name of the activation -> ours.
+_ACTIVATIONS = {
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu", "tanh": "tanh",
+}  # fmt: skip
+
+RENAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
+IGNORED = (r"^pooler\.", r"^cls\.", r"^classifier\.", r"^embeddings\.position_ids$", r"^dropout\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertConfig:
+    """The keys of config.json that matter, by their own names."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    activation: str
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> "BertConfig":
+        """Read config.json; CheckpointError where a key is missing or asks for what BERT here cannot do."""
+        position_type = hf.get("position_embedding_type", "absolute")
+        if position_type != "absolute":
+            raise CheckpointError(f"config.json: position_embedding_type {position_type!r}; only 'absolute' is supported")
+        activation = _ACTIVATIONS.get(hf.get("hidden_act", "gelu"))
+        if activation is None:
+            raise CheckpointError(f"config.json: hidden_act {hf['hidden_act']!r} is not one of {', '.join(_ACTIVATIONS)}")
+        try:
+            config = cls(
+                vocab_size=hf["vocab_size"],
+                hidden_size=hf["hidden_size"],
+                num_hidden_layers=hf["num_hidden_layers"],
+                num_attention_heads=hf["num_attention_heads"],
+                intermediate_size=hf["intermediate_size"],
+                max_position_embeddings=hf.get("max_position_embeddings", 512),
+                type_vocab_size=hf.get("type_vocab_size", 2),
+                layer_norm_eps=hf.get("layer_norm_eps", 1e-12),
+                activation=activation,
+            )
+        except KeyError as error:
+            raise CheckpointError(f"config.json: {error.args[0]} is missing") from None
+        if config.hidden_size % config.num_attention_heads:
+            raise CheckpointError(
+                f"config.json: hidden_size {config.hidden_size} is not a multiple of "
+                f"num_attention_heads {config.num_attention_heads}"
+            )
+        return config
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    qkv: Weight
+    qkv_bias: Tensor
+    out: Weight
+    out_bias: Tensor
+    attention_norm: Norm
+    up: Weight
+    up_bias: Tensor
+    down: Weight
+    down_bias: Tensor
+    mlp_norm: Norm
+
+
+class Bert:
+    """The encoder up to its last hidden states; heads and poolers belong to the tasks."""
+
+    def __init__(self, config: BertConfig, weights: Weights, ops: Ops) -> None:
+        self.config = config
+        self.hidden_size = config.hidden_size
+        self.vocab_size = config.vocab_size
+        self.max_positions = config.max_position_embeddings
+        self.word = ops.table(weights["word"])
+        self.position = ops.table(weights["position"])
+        self.token_type = ops.table(weights["token_type"])
+        self.embedding_norm = _norm(weights, "embedding_norm", config, ops)
+        self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
+
+    @classmethod
+    def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "Bert":
+        """Strictly from the checkpoint's tensors, with or without the `bert.` prefix."""
+        config = BertConfig.from_hf(hf)
+        weights = bind(source, parameters(config), prefixes=("bert.",), renames=RENAMES, ignore=IGNORED)
+        return cls(config, weights, ops)
+
+    def __call__(self, ops: Ops, batch: Batch) -> Tensor:
+        """Packed batch -> hidden_states [T, hidden_size]."""
+        lookups = (
+            (self.word, batch.input_ids),
+            (self.token_type, batch.token_type_ids),
+            (self.position, batch.position_ids),
+        )
+        hidden_states = ops.embed(lookups, self.embedding_norm)
+        for layer in self.layers:
+            hidden_states = self._run_layer(ops, layer, hidden_states, batch)
+        return hidden_states
+
+    def _run_layer(self, ops: Ops, layer: _Layer, hidden_states: Tensor, batch: Batch) -> Tensor:
+        config = self.config
+        context = ops.attention(
+            ops.linear(hidden_states, layer.qkv, layer.qkv_bias),
+            batch,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_attention_heads,
+            head_dim=config.head_dim,
+            scale=config.head_dim**-0.5,
+        )
+        attended = ops.norm(ops.linear(context, layer.out, layer.out_bias, residual=hidden_states), layer.attention_norm)
+        wide = ops.linear(attended, layer.up, layer.up_bias, activation=config.activation)
+        return ops.norm(ops.linear(wide, layer.down, layer.down_bias, residual=attended), layer.mlp_norm)
+
+
+def parameters(config: BertConfig) -> dict[str, Parameter]:
+    """Our parameter -> the checkpoint's tensors and the shape they make together."""
+    hidden, wide = config.hidden_size, config.intermediate_size
+    needed = {
+        "word": Parameter(("embeddings.word_embeddings.weight",), (config.vocab_size, hidden)),
+        "position": Parameter(("embeddings.position_embeddings.weight",), (config.max_position_embeddings, hidden)),
+        "token_type": Parameter(("embeddings.token_type_embeddings.weight",), (config.type_vocab_size, hidden)),
+        "embedding_norm.weight": Parameter(("embeddings.LayerNorm.weight",), (hidden,)),
+        "embedding_norm.bias": Parameter(("embeddings.LayerNorm.bias",), (hidden,)),
+    }
+    linears = {
+        "qkv": (tuple(f"attention.self.{part}" for part in ("query", "key", "value")), 3 * hidden, hidden),
+        "out": (("attention.output.dense",), hidden, hidden),
+        "up": (("intermediate.dense",), wide, hidden),
+        "down": (("output.dense",), hidden, wide),
+    }
+    norms = {"attention_norm": "attention.output.LayerNorm", "mlp_norm": "output.LayerNorm"}
+    for i in range(config.num_hidden_layers):
+        ours, theirs = f"layers.{i}.", f"encoder.layer.{i}."
+        for name, (parts, rows, columns) in linears.items():
+            needed[f"{ours}{name}.weight"] = Parameter(tuple(f"{theirs}{p}.weight" for p in parts), (rows, columns))
+            needed[f"{ours}{name}.bias"] = Parameter(tuple(f"{theirs}{p}.bias" for p in parts), (rows,))
+        for name, part in norms.items():
+            needed[f"{ours}{name}.weight"] = Parameter((f"{theirs}{part}.weight",), (hidden,))
+            needed[f"{ours}{name}.bias"] = Parameter((f"{theirs}{part}.bias",), (hidden,))
+    return needed
+
+
+def _load_layer(weights: Weights, prefix: str, config: BertConfig, ops: Ops) -> _Layer:
+    linears = {}
+    for name in ("qkv", "out", "up", "down"):
+        linears[name] = ops.matrix(weights[f"{prefix}{name}.weight"])
+        linears[f"{name}_bias"] = ops.vector(weights[f"{prefix}{name}.bias"])
+    norms = {name: _norm(weights, prefix + name, config, ops) for name in ("attention_norm", "mlp_norm")}
+    return _Layer(**linears, **norms)
+
+
+def _norm(weights: Weights, name: str, config: BertConfig, ops: Ops) -> Norm:
+    return Norm(ops.vector(weights[f"{name}.weight"]), ops.vector(weights[f"{name}.bias"]), config.layer_norm_eps)

@@ -1,0 +1,96 @@
+// Memory of one stream's activations: reused in stream order, allocated only while a stream meets larger batches.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <iterator>
+#include <map>
+#include <vector>
+
+namespace {
+
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() { release(); }
+
+  // The smallest free block that holds `bytes`; null when memory is exhausted.
+  void* allocate(int64_t bytes) {
+    bytes = std::max<int64_t>(kAlign, (bytes + kAlign - 1) / kAlign * kAlign);
+    auto best = free_.end();
+    for (auto it = free_.begin(); it != free_.end(); ++it)
+      if (it->second >= bytes && (best == free_.end() || it->second < best->second)) best = it;
+    if (best == free_.end() && (best = grow(bytes)) == free_.end()) return nullptr;
+    char* block = best->first;
+    const int64_t rest = best->second - bytes;
+    free_.erase(best);
+    if (rest > 0) free_[block + bytes] = rest;
+    live_[block] = bytes;
+    peak_ = std::max(peak_, used_ += bytes);
+    return block;
+  }
+
+  // Whoever records later may have the block: commands run in the order in which they are recorded.
+  void free(void* address) {
+    const auto it = live_.find(static_cast<char*>(address));
+    if (it == live_.end()) return;
+    used_ -= it->second;
+    merge(it->first, it->second);
+    live_.erase(it);
+  }
+
+  bool idle() const { return live_.empty(); }
+  int64_t capacity() const { return capacity_; }
+
+  // To be called when nothing is recorded or alive: several chunks become one, and one far too large for the batches
+  // of late is given back. The memory of a large batch is halved about every 14 batches.
+  void settle() {
+    recent_ = std::max(peak_, recent_ - recent_ / 20);
+    peak_ = 0;
+    if (chunks_.size() > 1 || capacity_ > 2 * recent_ + 2 * kChunk) release();
+  }
+
+ private:
+  static constexpr int64_t kAlign = 64, kChunk = int64_t(2) << 20;
+
+  std::map<char*, int64_t> free_, live_;  // start -> bytes
+  std::vector<char*> chunks_;
+  int64_t capacity_ = 0, used_ = 0, peak_ = 0, recent_ = 0;
+
+  std::map<char*, int64_t>::iterator grow(int64_t bytes) {
+    const int64_t wanted = std::max(bytes, recent_ - capacity_);
+    const int64_t size = (wanted + kChunk - 1) / kChunk * kChunk;
+    char* chunk = static_cast<char*>(std::aligned_alloc(size_t(kAlign), size_t(size)));
+    if (chunk == nullptr) return free_.end();
+    chunks_.push_back(chunk);
+    capacity_ += size;
+    return free_.emplace(chunk, size).first;
+  }
+
+  void merge(char* block, int64_t bytes) {
+    auto next = free_.lower_bound(block);
+    if (next != free_.end() && block + bytes == next->first) {
+      bytes += next->second;
+      next = free_.erase(next);
+    }
+    if (next != free_.begin()) {
+      const auto before = std::prev(next);
+      if (before->first + before->second == block) {
+        before->second += bytes;
+        return;
+      }
+    }
+    free_[block] = bytes;
+  }
+
+  void release() {
+    for (char* chunk : chunks_) std::free(chunk);
+    chunks_.clear();
+    free_.clear();
+    capacity_ = 0;
+  }
+};
+
+}  // namespace

@@ -1,0 +1,136 @@
+// softmax(scale q k^T) v, sequence by sequence, straight from the packed q, k, v.
+//
+// One task is one (sequence, key head) or a run of its query rows. K^T and V of the head are packed into panels in
+// thread-local scratch; kRows query rows at a time then have their scores, softmax and output computed in cache.
+#pragma once
+#include <memory>
+
+#include "gemm.h"
+
+namespace {
+
+struct Scratch {
+  std::unique_ptr<float[]> data;
+  int64_t size = 0;
+
+  float* reserve(int64_t n) {
+    if (n > size) data.reset(new float[size_t(size = n)]);
+    return data.get();
+  }
+};
+
+inline Scratch& thread_scratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
+struct Attention {
+  const float* qkv;
+  float* out;
+  const int32_t* cu_seqlens;
+  int64_t num_seqs, max_seqlen, heads, kv_heads, head_dim;
+  float scale;
+  bool causal;
+  int64_t window;  // 0: none
+  int64_t parts = 1, part_rows = 0;
+
+  // Enough tasks for every thread; parts are whole tiles, so that a row is computed in the same tile for any plan.
+  int64_t plan(int threads) {
+    const int64_t pairs = num_seqs * kv_heads, tiles = ceil_div(max_seqlen, kRows);
+    parts = threads == 1 ? 1 : std::clamp<int64_t>(ceil_div(4 * threads, pairs), 1, std::max<int64_t>(1, tiles / 4));
+    part_rows = ceil_div(tiles, parts) * kRows;
+    return pairs * parts;
+  }
+
+  void run(int64_t task) const {
+    const int64_t pair = task / parts, seq = pair / kv_heads, kv_head = pair % kv_heads;
+    const int64_t start = cu_seqlens[seq], length = cu_seqlens[seq + 1] - start;
+    const int64_t first = task % parts * part_rows, last = std::min(length, first + part_rows);
+    if (first >= last) return;
+    const int64_t padded = ceil_div(length, kPanel) * kPanel, depth = ceil_div(head_dim, kPanel) * kPanel;
+    float* keys = thread_scratch().reserve(padded * head_dim + length * depth + kRows * padded);
+    float* values = keys + padded * head_dim;
+    const float* source = qkv + start * row_size() + (heads + kv_head) * head_dim;
+    pack_keys(source, length, keys);
+    pack_values(source + kv_heads * head_dim, length, values);
+    Head head{keys, values, values + length * depth, padded, start, length};
+    const int64_t group = heads / kv_heads;
+    for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h)
+      for (int64_t row = first; row < last; row += kRows) attend(head, h, row, int(std::min<int64_t>(kRows, last - row)));
+  }
+
+ private:
+  struct Head {
+    const float *keys, *values;  // [padded / kPanel][head_dim][kPanel], [depth / kPanel][length][kPanel]
+    float* scores;               // [kRows][padded]
+    int64_t padded, start, length;
+  };
+
+  int64_t row_size() const { return (heads + 2 * kv_heads) * head_dim; }
+
+  void pack_keys(const float* source, int64_t length, float* keys) const {
+    for (int64_t j = 0; j < length; j += kPanel, keys += head_dim * kPanel)
+      for (int64_t lane = 0; lane < kPanel; ++lane) {
+        const float* key = source + (j + lane) * row_size();
+        if (j + lane < length)
+          for (int64_t d = 0; d < head_dim; ++d) keys[d * kPanel + lane] = key[d];
+        else
+          for (int64_t d = 0; d < head_dim; ++d) keys[d * kPanel + lane] = 0.0f;
+      }
+  }
+
+  void pack_values(const float* source, int64_t length, float* values) const {
+    for (int64_t d = 0; d < head_dim; d += kPanel)
+      for (int64_t j = 0; j < length; ++j, values += kPanel) {
+        const int64_t cols = std::min<int64_t>(kPanel, head_dim - d);
+        std::memcpy(values, source + j * row_size() + d, size_t(cols) * 4);
+        std::memset(values + cols, 0, size_t(kPanel - cols) * 4);
+      }
+  }
+
+  // The keys that a row sees.
+  int64_t first_key(int64_t row) const { return window > 0 ? std::max<int64_t>(0, row - window + 1) : 0; }
+  int64_t last_key(int64_t row, int64_t length) const {
+    if (causal) return row + 1;
+    return window > 0 ? std::min(length, row + window) : length;
+  }
+
+  void attend(const Head& head, int64_t h, int64_t row, int rows) const {
+    const int64_t from = first_key(row) / kPanel * kPanel, to = last_key(row + rows - 1, head.length);
+    const float* q = qkv + (head.start + row) * row_size() + h * head_dim;
+    for (int64_t j = from; j < to; j += kPanel)
+      multiply(rows, kPanel, head_dim, q, row_size(), head.keys + j * head_dim, head.scores + j, head.padded, false);
+    float inverse[kRows];
+    for (int r = 0; r < rows; ++r)
+      inverse[r] = softmax(head.scores + r * head.padded, from, first_key(row + r), last_key(row + r, head.length), to);
+    float* y = out + (head.start + row) * heads * head_dim + h * head_dim;
+    for (int64_t d = 0; d < head_dim; d += kPanel) {
+      const float* v = head.values + d * head.length + from * kPanel;
+      const int64_t cols = std::min<int64_t>(kPanel, head_dim - d);
+      multiply(rows, cols, to - from, head.scores + from, head.padded, v, y + d, heads * head_dim, false);
+    }
+    for (int r = 0; r < rows; ++r)
+      for (int64_t d = 0; d < head_dim; ++d) y[r * heads * head_dim + d] *= inverse[r];
+  }
+
+  // scores[from, to) -> exp(scale (score - max)) on the visible [begin, end), 0 elsewhere; returns 1 / their sum.
+  float softmax(float* scores, int64_t from, int64_t begin, int64_t end, int64_t to) const {
+    const int64_t padded = from + ceil_div(to - from, kWidth) * kWidth;
+    std::fill(scores + from, scores + begin, -__builtin_inff());
+    std::fill(scores + end, scores + padded, -__builtin_inff());
+    Vec highest = load(scores + from);
+    for (int64_t j = from + kWidth; j < padded; j += kWidth) highest = larger(highest, load(scores + j));
+    const float factor = scale * 1.44269504089f, shift = max_lanes(highest) * factor;
+    Vec sums{};
+    for (int64_t j = from; j < padded; j += kWidth) {
+      const Vec weight = exp2(load(scores + j) * factor - shift);
+      sums += weight;
+      store(scores + j, weight);
+    }
+    std::fill(scores + from, scores + begin, 0.0f);
+    std::fill(scores + end, scores + padded, 0.0f);
+    return 1.0f / sum_lanes(sums);
+  }
+};
+
+}  // namespace

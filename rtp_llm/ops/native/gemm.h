@@ -1,0 +1,158 @@
+// y = activation(x w^T + bias) + residual, on weights packed once at load.
+//
+// A packed weight is panels of kPanel columns, [ceil(N / kPanel)][K][kPanel]; x is read in place, one broadcast an
+// element. Every sum runs over k ascending in one accumulator an output, so a row's bits depend on nothing else.
+#pragma once
+#include <algorithm>
+#include <utility>
+
+#include "activation.h"
+
+namespace {
+
+// One step of k: R rows by V vectors. `a` holds a pointer to each third row: three rows share an address register.
+template <int V, size_t... I>
+inline __attribute__((always_inline)) void step(Vec* c, const float* const* a, int64_t lda, int64_t k, const float* b,
+                                                std::index_sequence<I...>) {
+  Vec column[V];
+  for (int v = 0; v < V; ++v) column[v] = load(b + v * kWidth);
+  // NOTE: constant indices from a fold; with a loop GCC 12 keeps c in memory, at a third of the speed.
+  ((c[I] += column[I % V] * a[I / V / 3][int64_t(I / V % 3) * lda + k]), ...);
+}
+
+template <int V, size_t... I>
+inline __attribute__((always_inline)) void load_tile(Vec* sums, const float* c, int64_t ldc, std::index_sequence<I...>) {
+  ((sums[I] = load(c + int64_t(I / V) * ldc + I % V * kWidth)), ...);
+}
+
+template <int V, size_t... I>
+inline __attribute__((always_inline)) void store_tile(const Vec* sums, float* c, int64_t ldc, std::index_sequence<I...>) {
+  (store(c + int64_t(I / V) * ldc + I % V * kWidth, sums[I]), ...);
+}
+
+// c[R, V * kWidth] (+)= a[R, K] @ b[K, kPanel][:, : V * kWidth]
+template <int R, int V>
+void tile(int64_t K, const float* a, int64_t lda, const float* b, float* c, int64_t ldc, bool accumulate) {
+  constexpr auto each = std::make_index_sequence<size_t(R * V)>{};
+  const float* const rows[4] = {a, a + 3 * lda, a + 6 * lda, a + 9 * lda};
+  Vec sums[R * V] = {};
+  if (accumulate) load_tile<V>(sums, c, ldc, each);
+  int64_t k = 0;
+  for (; k + 4 <= K; k += 4, b += 4 * kPanel) {
+    __builtin_prefetch(b + 20 * kPanel);
+    __builtin_prefetch(b + 21 * kPanel);
+    __builtin_prefetch(b + 22 * kPanel);
+    __builtin_prefetch(b + 23 * kPanel);
+    step<V>(sums, rows, lda, k, b, each);
+    step<V>(sums, rows, lda, k + 1, b + kPanel, each);
+    step<V>(sums, rows, lda, k + 2, b + 2 * kPanel, each);
+    step<V>(sums, rows, lda, k + 3, b + 3 * kPanel, each);
+  }
+  for (; k < K; ++k, b += kPanel) step<V>(sums, rows, lda, k, b, each);
+  store_tile<V>(sums, c, ldc, each);
+}
+
+using Tile = void (*)(int64_t, const float*, int64_t, const float*, float*, int64_t, bool);
+
+template <int V, size_t... R>
+constexpr Tile tile_of(int rows, std::index_sequence<R...>) {
+  constexpr Tile tiles[] = {tile<int(R) + 1, V>...};
+  return tiles[rows - 1];
+}
+
+// c[rows, cols] (+)= a[rows, K] @ one panel, rows <= kRows, cols <= kPanel
+inline void multiply(int rows, int64_t cols, int64_t K, const float* a, int64_t lda, const float* b, float* c,
+                     int64_t ldc, bool accumulate) {
+  constexpr auto heights = std::make_index_sequence<size_t(kRows)>{};
+  if (cols == kPanel) return tile_of<2>(rows, heights)(K, a, lda, b, c, ldc, accumulate);
+  if (cols == kWidth) return tile_of<1>(rows, heights)(K, a, lda, b, c, ldc, accumulate);
+  float edge[kRows * kPanel];
+  for (int r = 0; r < rows; ++r) std::memcpy(edge + r * kPanel, c + r * ldc, size_t(cols) * 4);
+  tile_of<2>(rows, heights)(K, a, lda, b, edge, kPanel, accumulate);
+  for (int r = 0; r < rows; ++r) std::memcpy(c + r * ldc, edge + r * kPanel, size_t(cols) * 4);
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// w [N, K] -> panels; the last is filled up with zeros.
+inline void pack_weight(const float* w, int64_t N, int64_t K, float* packed) {
+  for (int64_t n = 0; n < N; n += kPanel, packed += K * kPanel) {
+    const int64_t cols = std::min<int64_t>(kPanel, N - n);
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t j = 0; j < kPanel; ++j) packed[k * kPanel + j] = j < cols ? w[(n + j) * K + k] : 0.0f;
+  }
+}
+
+struct Linear {
+  const float *x, *weight, *bias, *residual;
+  float* y;
+  int64_t M, N, K;
+  int activation;
+  // The plan: blocks of rows, of panels and of K.
+  int64_t block_rows = 0, block_panels = 0, block_k = 0, row_blocks = 0, panel_blocks = 0;
+
+  int64_t plan(int threads) {
+    const int64_t panels = ceil_div(N, kPanel);
+    row_blocks = ceil_div(M, kMaxRows);
+    block_rows = ceil_div(ceil_div(M, row_blocks), kRows) * kRows;
+    row_blocks = ceil_div(M, block_rows);
+    panel_blocks = ceil_div(N, kMaxColumns);
+    if (threads > 1) panel_blocks = std::max(panel_blocks, std::min(panels, ceil_div(6 * threads, row_blocks)));
+    block_panels = ceil_div(panels, panel_blocks);
+    panel_blocks = ceil_div(panels, block_panels);
+    block_k = ceil_div(ceil_div(K, ceil_div(K, kMaxK)), 4) * 4;
+    return row_blocks * panel_blocks;
+  }
+
+  void run(int64_t task) const {
+    const int64_t m0 = task / panel_blocks * block_rows, n0 = task % panel_blocks * block_panels * kPanel;
+    const int64_t m1 = std::min(M, m0 + block_rows), n1 = std::min(N, n0 + block_panels * kPanel);
+    for (int64_t k0 = 0; k0 < K; k0 += block_k) {
+      const int64_t k_len = std::min(block_k, K - k0);
+      for (int64_t n = n0; n < n1; n += kPanel) panel(m0, m1, n, std::min<int64_t>(kPanel, n1 - n), k0, k_len);
+    }
+  }
+
+ private:
+  // Bytes: a block of x (or of y) stays in L2, a panel of the weight in L1.
+  static constexpr int64_t kMaxRows = 192, kMaxColumns = 512, kMaxK = kWidth == 16 ? 256 : 512;
+
+  void panel(int64_t m0, int64_t m1, int64_t n, int64_t cols, int64_t k0, int64_t k_len) const {
+    const int64_t tiles = ceil_div(m1 - m0, kRows);
+    const float* w = weight + n * K + k0 * kPanel;
+    for (int64_t i = 0, m = m0; i < tiles; ++i) {
+      const int rows = int(ceil_div(m1 - m, tiles - i));
+      float* c = y + m * N + n;
+      multiply(rows, cols, k_len, x + m * K + k0, K, w, c, N, k0 > 0);
+      if (k0 + k_len == K) finish(rows, cols, m, n);
+      m += rows;
+    }
+  }
+
+  void finish(int rows, int64_t cols, int64_t m, int64_t n) const {
+    if (bias == nullptr && residual == nullptr && activation == kNone) return;
+    for (int r = 0; r < rows; ++r) {
+      float* c = y + (m + r) * N + n;
+      if (bias != nullptr) add(c, bias + n, cols);
+      activate(c, cols);
+      if (residual != nullptr) add(c, residual + (m + r) * N + n, cols);
+    }
+  }
+
+  static void add(float* c, const float* other, int64_t cols) {
+    for (int64_t j = 0; j < cols; ++j) c[j] += other[j];
+  }
+
+  void activate(float* c, int64_t cols) const {
+    switch (activation) {
+      case kGelu: return map_row<gelu>(c, cols);
+      case kGeluTanh: return map_row<gelu_tanh>(c, cols);
+      case kRelu: return map_row<relu>(c, cols);
+      case kSilu: return map_row<silu>(c, cols);
+      case kTanh: return map_row<tanh>(c, cols);
+      default: return;
+    }
+  }
+};
+
+}  // namespace

@@ -1,0 +1,119 @@
+// Vectors of fp32 as wide as the target has them, and the few functions that the kernels share.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16, kRows = 12;  // 24 accumulators of 32 registers
+#elif defined(__AVX2__)
+constexpr int kWidth = 8, kRows = 6;  // 12 accumulators of 16 registers
+#elif defined(__aarch64__)
+constexpr int kWidth = 4, kRows = 12;  // 24 accumulators of 32 registers
+#else
+constexpr int kWidth = 4, kRows = 6;  // 12 accumulators of 16 registers
+#endif
+constexpr int kPanel = 2 * kWidth;  // columns of a packed weight that are computed together
+
+typedef float Vec __attribute__((vector_size(kWidth * 4)));
+typedef int32_t VecInt __attribute__((vector_size(kWidth * 4)));
+typedef float VecUnaligned __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
+inline void store(float* p, Vec x) { *reinterpret_cast<VecUnaligned*>(p) = x; }
+inline Vec broadcast(float x) { return x - Vec{}; }
+
+// The smaller (larger) of bound and x; NaN in x stays NaN.
+inline Vec at_most(float bound, Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(broadcast(bound), x);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(broadcast(bound), x);
+#elif defined(__SSE2__)
+  return _mm_min_ps(broadcast(bound), x);
+#else
+  return x > bound ? broadcast(bound) : x;
+#endif
+}
+
+inline Vec larger(Vec y, Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(y, x);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(y, x);
+#elif defined(__SSE2__)
+  return _mm_max_ps(y, x);
+#else
+  return x < y ? y : x;
+#endif
+}
+inline Vec at_least(float bound, Vec x) { return larger(broadcast(bound), x); }
+
+// Lanes are added pairwise, always in the same order.
+inline float sum_lanes(Vec x) {
+  float lanes[kWidth];
+  std::memcpy(lanes, &x, sizeof lanes);
+  for (int half = kWidth / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+inline float max_lanes(Vec x) {
+  float lanes[kWidth];
+  std::memcpy(lanes, &x, sizeof lanes);
+  for (int i = 1; i < kWidth; ++i) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
+  return lanes[0];
+}
+
+inline VecInt bits_of(Vec x) {
+  VecInt bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+inline Vec from_bits(VecInt bits) {
+  Vec x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+template <size_t N>
+inline Vec horner(const float (&coefficients)[N], Vec x) {
+  Vec y = broadcast(coefficients[N - 1]);
+  for (int i = int(N) - 2; i >= 0; --i) y = y * x + coefficients[i];
+  return y;
+}
+
+// 1.5 * 2^23: adding it rounds to an integer that then stands in the low bits.
+constexpr float kRounder = 12582912.0f;
+
+inline Vec power_of_two(Vec rounded) { return from_bits((bits_of(rounded) << 23) + 0x3F800000); }
+
+// 2^x for x in [-126, 127], relative error 8e-8; below, as at -126.
+inline Vec exp2(Vec x) {
+  constexpr float p[] = {1.0f,           0.69314718246f,  0.24022650719f,  0.055503271520f,
+                         0.00961802527f, 0.0013400432654f, 0.00015469732170f};
+  x = at_least(-126.0f, x);
+  const Vec rounded = x + kRounder;
+  const Vec fraction = x - (rounded - kRounder);
+  return horner(p, fraction) * power_of_two(rounded);
+}
+
+// e^x for x in [-87.3, 88.3], clamped outside; relative error 1e-7.
+inline Vec exp(Vec x) {
+  constexpr float p[] = {1.0f,           1.0f,           0.5f,           0.16666576266f,
+                         0.04166646674f, 0.00836317521f, 0.00139336439f};
+  x = at_most(88.3f, at_least(-87.3f, x));
+  const Vec rounded = x * 1.44269504089f + kRounder;
+  const Vec n = rounded - kRounder;
+  Vec r = x - n * 0.693145751953125f;  // ln 2 in two parts: the first times n is exact
+  r = r - n * 1.42860682030941723e-6f;
+  return horner(p, r) * power_of_two(rounded);
+}
+
+}  // namespace

@@ -1,0 +1,89 @@
+// A stream: commands are recorded one by one and run all at once, in order, by any number of threads.
+#pragma once
+#include <atomic>
+#include <memory>
+#include <thread>
+#include <variant>
+#include <vector>
+
+#include "arena.h"
+#include "attention.h"
+#include "rows.h"
+
+namespace {
+
+inline void relax() {
+#if defined(__SSE2__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+using Command = std::variant<Linear, NormRows, Embed, Attention, Pool, CopyColumns, Normalize>;
+
+class Stream {
+ public:
+  Arena arena;
+
+  void record(const Command& command) { commands_.push_back(command); }
+  int64_t pending() const { return int64_t(commands_.size()); }
+  void clear() { commands_.clear(); }
+
+  void run_alone() {
+    for (Command& command : commands_)
+      std::visit([](auto& c) { for (int64_t i = 0, tasks = c.plan(1); i < tasks; ++i) c.run(i); }, command);
+  }
+
+  // Before `walk`: how many tasks each command has, none of them taken.
+  void plan(int threads) {
+    if (capacity_ < commands_.size())
+      progress_.reset(new Progress[capacity_ = commands_.size() + commands_.size() / 2]);
+    for (size_t i = 0; i < commands_.size(); ++i)
+      progress_[i].reset(std::visit([&](auto& command) { return command.plan(threads); }, commands_[i]));
+  }
+
+  // Each thread takes tasks until none is left, then waits for those that others took. A thread may join at any time,
+  // and one that is delayed between two tasks delays nobody.
+  void walk() {
+    for (size_t i = 0; i < commands_.size(); ++i) {
+      Progress& progress = progress_[i];
+      std::visit([&](const auto& command) { share(command, progress); }, commands_[i]);
+      wait(progress);
+    }
+  }
+
+ private:
+  struct alignas(64) Progress {
+    std::atomic<int64_t> taken{0}, done{0};
+    int64_t tasks = 0;
+
+    void reset(int64_t n) {
+      taken.store(0, std::memory_order_relaxed);
+      done.store(0, std::memory_order_relaxed);
+      tasks = n;
+    }
+  };
+
+  std::vector<Command> commands_;
+  std::unique_ptr<Progress[]> progress_;
+  size_t capacity_ = 0;
+
+  template <class C>
+  static void share(const C& command, Progress& progress) {
+    int64_t mine = 0;
+    if (progress.taken.load(std::memory_order_relaxed) >= progress.tasks) return;
+    for (int64_t i; (i = progress.taken.fetch_add(1, std::memory_order_relaxed)) < progress.tasks; ++mine)
+      command.run(i);
+    if (mine > 0) progress.done.fetch_add(mine, std::memory_order_release);
+  }
+
+  static void wait(const Progress& progress) {
+    for (int spins = 0; progress.done.load(std::memory_order_acquire) < progress.tasks; ++spins) {
+      if (spins < 2000) relax();
+      else std::this_thread::yield();
+    }
+  }
+};
+
+}  // namespace

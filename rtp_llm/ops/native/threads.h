@@ -1,0 +1,102 @@
+// The process's helpers: threads that sleep until a stream may use more than the caller's core.
+#pragma once
+#include <pthread.h>
+#include <sched.h>
+
+#include <condition_variable>
+#include <list>
+#include <mutex>
+#include <thread>
+
+#include "stream.h"
+
+namespace {
+
+inline int available_cores() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+  return std::max(1, int(std::thread::hardware_concurrency()));
+}
+
+class Threads {
+ public:
+  // Runs what `stream` has recorded on the caller and at most `threads - 1` helpers; never on more threads, over all
+  // streams, than there are cores.
+  void run(Stream& stream, int threads) {
+    threads = std::min(threads, cores_);
+    ++running_;
+    if (threads <= 1) {
+      stream.run_alone();
+    } else {
+      stream.plan(threads);
+      Job job{&stream, threads - 1, 0};
+      open(job);
+      stream.walk();
+      close(job);
+    }
+    --running_;
+    stream.clear();
+  }
+
+ private:
+  struct Job {
+    Stream* stream;
+    int vacancies, helpers;
+  };
+
+  const int cores_ = available_cores();
+  std::atomic<int> running_{0};
+  std::mutex mutex_;
+  std::condition_variable opened_, left_;
+  std::list<Job*> jobs_;
+  int threads_ = 0;
+
+  void open(Job& job) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    jobs_.push_back(&job);
+    for (; threads_ < cores_ - 1; ++threads_) std::thread([this] { help(); }).detach();
+    for (int i = 0; i < job.vacancies; ++i) opened_.notify_one();
+  }
+
+  void close(Job& job) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    jobs_.remove(&job);
+    left_.wait(lock, [&] { return job.helpers == 0; });
+  }
+
+  Job* vacancy() {
+    if (running_ >= cores_) return nullptr;
+    for (Job* job : jobs_)
+      if (job->vacancies > 0) return job;
+    return nullptr;
+  }
+
+  void help() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      Job* job = nullptr;
+      opened_.wait(lock, [&] { return (job = vacancy()) != nullptr; });
+      --job->vacancies;
+      ++job->helpers;
+      ++running_;
+      lock.unlock();
+      job->stream->walk();
+      lock.lock();
+      --running_;
+      if (--job->helpers == 0) left_.notify_all();
+    }
+  }
+};
+
+// Never destroyed: helpers may outlive main(). A forked child has no helpers, so it starts anew.
+inline Threads*& the_threads() {
+  static Threads* threads = [] {
+    pthread_atfork(nullptr, nullptr, [] { the_threads() = new Threads; });
+    return new Threads;
+  }();
+  return threads;
+}
+
+}  // namespace

@@ -1,0 +1,148 @@
+"""Plain torch on any of its devices: eager, packed, without padding."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from rtp_llm.core import Batch, FloatArray
+from rtp_llm.ops import Norm, PoolMode
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ACTIVATION: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu, "silu": F.silu,
+    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "leaky_relu": F.leaky_relu, "elu": F.elu, "selu": F.selu,
+    "celu": F.celu, "softplus": F.softplus, "softsign": F.softsign, "mish": F.mish, "relu6": F.relu6,
+    "hardtanh": F.hardtanh, "hardsigmoid": F.hardsigmoid, "hardswish": F.hardswish, "logsigmoid": F.logsigmoid,
+    "tanhshrink": F.tanhshrink,
+}  # fmt: skip
+
+
+class TorchOps:
+    """Tensors are torch tensors of `dtype` on `device`; norms' statistics, pooling and l2_normalize are fp32."""
+
+    name = "torch"
+    num_threads = 1
+
+    def __init__(self, device: str = "cpu", dtype: str = "fp32") -> None:
+        self.device = torch.device(device)
+        self.dtype = DTYPES[dtype]
+        self.instruction_set = str(self.device)
+
+    def fork(self) -> "TorchOps":
+        return self
+
+    def matrix(self, weight: FloatArray) -> torch.Tensor:
+        return self._put(weight).to(self.dtype)
+
+    def vector(self, values: FloatArray) -> torch.Tensor:
+        return self._put(values).to(self.dtype)
+
+    def table(self, rows: FloatArray) -> torch.Tensor:
+        return self._put(rows).to(self.dtype)
+
+    def upload(self, batch: Batch) -> Any:
+        """The same fields as torch tensors; `max_seqlen` stays a number."""
+        names = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "prompt_lens")
+        return replace(batch, **{name: self._put(getattr(batch, name)) for name in names})
+
+    def to_numpy(self, x: torch.Tensor) -> FloatArray:
+        return np.array(x.float().cpu().numpy())
+
+    def embed(self, lookups: Sequence[tuple[torch.Tensor, torch.Tensor]], norm: Norm | None = None) -> torch.Tensor:
+        (table, ids), *others = lookups
+        x = F.embedding(ids, table)
+        for table, ids in others:
+            x = x + F.embedding(ids, table)
+        return x if norm is None else self.norm(x, norm)
+
+    def linear(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        activation: str | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        # Pooled rows arrive in fp32 whatever the dtype of the layers.
+        y = F.linear(x.to(weight.dtype), weight, bias)
+        if activation is not None:
+            y = ACTIVATION[activation](y)
+        return y if residual is None else y + residual
+
+    def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+        if norm.kind == "layer":
+            return F.layer_norm(x, x.shape[-1:], norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+        x32 = x.float()
+        x32 = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + norm.eps)
+        return (x32 * norm.weight.float()).to(x.dtype)
+
+    def attention(
+        self,
+        qkv: torch.Tensor,
+        batch: Any,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        scale: float,
+        causal: bool = False,
+        window: int | None = None,
+    ) -> torch.Tensor:
+        heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim).transpose(0, 1)
+        q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads])
+        outputs = []
+        for start, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
+            outputs.append(
+                F.scaled_dot_product_attention(
+                    q[None, :, start:end],
+                    k[None, :, start:end],
+                    v[None, :, start:end],
+                    attn_mask=self._visible(end - start, causal, window),
+                    scale=scale,
+                    enable_gqa=num_heads != num_kv_heads,
+                )[0]
+            )
+        return torch.cat(outputs, dim=1).transpose(0, 1).reshape(qkv.shape[0], num_heads * head_dim)
+
+    def pool(self, x: torch.Tensor, batch: Any, mode: PoolMode, *, skip_prompt: bool = False) -> torch.Tensor:
+        starts, ends = batch.cu_seqlens[:-1].long(), batch.cu_seqlens[1:].long()
+        if mode == "lasttoken":
+            return x[ends - 1].float()
+        skipped = batch.prompt_lens.long().minimum(ends - starts) if skip_prompt else torch.zeros_like(starts)
+        if mode == "cls":
+            return x[starts + torch.where(starts + skipped < ends, skipped, 0)].float()
+        lengths = ends - starts
+        segment = torch.repeat_interleave(torch.arange(len(starts), device=x.device), lengths)
+        position = torch.arange(len(x), device=x.device) - starts[segment]
+        kept = position >= skipped[segment]
+        segment, position, x32 = segment[kept], position[kept], x[kept].float()
+        index = segment[:, None].expand_as(x32)
+        out = torch.zeros(len(starts), x.shape[1], device=x.device)
+        if mode == "max":
+            return out.scatter_reduce(0, index, x32, "amax", include_self=False)
+        weights = (position + 1).float() if mode == "weightedmean" else torch.ones_like(position, dtype=torch.float32)
+        total = torch.zeros(len(starts), device=x.device).index_add(0, segment, weights).clamp(min=1)
+        summed = out.index_add(0, segment, x32 * weights[:, None])
+        return summed / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)[:, None]
+
+    def concat(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(list(tensors), dim=-1)
+
+    def l2_normalize(self, x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(x.float(), dim=-1)
+
+    def _put(self, array: Any) -> torch.Tensor:
+        return torch.from_numpy(np.array(array)).to(self.device)
+
+    def _visible(self, seqlen: int, causal: bool, window: int | None) -> torch.Tensor | None:
+        """[seqlen, seqlen]: True where query i may see key j; None when all is visible."""
+        if not causal and window is None:
+            return None
+        positions = torch.arange(seqlen, device=self.device)
+        distance = positions[:, None] - positions[None, :]
+        visible = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+        return visible if window is None else visible & (distance.abs() < window)

@@ -1,0 +1,107 @@
+"""Request bodies: bytes within the limit, then a typed value, or an error that says where and why."""
+
+import re
+from typing import TypeVar, get_args, get_type_hints
+
+import msgspec
+
+from rtp_llm.errors import InvalidRequest, RequestTooLarge
+from rtp_llm.server.errors import ClientLeft, UnsupportedEncoding
+from rtp_llm.server.exchange import Exchange
+
+Body = TypeVar("Body")
+
+_PLACE = re.compile(r"^(?P<detail>.*?)(?: - at `\$\.?(?P<param>.*)`)?$", re.DOTALL)
+_MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$")
+# A high surrogate that ends its string; msgspec calls the body truncated.
+_LONE_SURROGATE = re.compile(rb'\\u[dD][89abAB][0-9a-fA-F]{2}"')
+
+
+async def read_body(exchange: Exchange, max_bytes: int) -> bytes:
+    """The whole body; RequestTooLarge as soon as it is known to be over `max_bytes`, without reading the rest."""
+    encoding = exchange.headers.get(b"content-encoding", b"identity")
+    if encoding.lower() != b"identity":
+        name = encoding.decode("latin-1")
+        raise UnsupportedEncoding(f"Content-Encoding {name!r} is not supported: send the JSON body uncompressed")
+    if int(exchange.headers.get(b"content-length", b"0")) > max_bytes:
+        raise _too_large(max_bytes)
+    message = await exchange.receive()
+    body: bytes = message.get("body", b"")
+    if message["type"] == "http.request" and not message.get("more_body", False) and len(body) <= max_bytes:
+        return body
+    parts, size = [body], len(body)
+    while message["type"] == "http.request" and message.get("more_body", False) and size <= max_bytes:
+        message = await exchange.receive()
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+    if message["type"] != "http.request":
+        raise ClientLeft
+    if size > max_bytes:
+        raise _too_large(max_bytes)
+    return b"".join(parts)
+
+
+def decode(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
+    """`body` as the decoder's type; InvalidRequest names the place (`param`, or the byte) and what belongs there."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _unexpected(decoder, str(error)) from None
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the body is not valid UTF-8 (byte {_bad_byte(body, error)})") from None
+    except RecursionError:
+        raise InvalidRequest("the body's JSON is nested too deeply") from None
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(_malformed(body, str(error))) from None
+
+
+def _too_large(max_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(f"the body is over {max_bytes} bytes: send fewer inputs at a time, or raise max_body_bytes")
+
+
+def _unexpected(decoder: msgspec.json.Decoder[Body], text: str) -> InvalidRequest:
+    """A value of the wrong type: msgspec's sentence with the path in front, as `input[3]: expected …`."""
+    missing = _MISSING.match(text)
+    if missing:
+        field = missing["field"]
+        return InvalidRequest(f"{field} is missing: the body must be a JSON object with {field!r}", param=field)
+    place = _PLACE.match(text)
+    assert place is not None
+    param, detail = place["param"], place["detail"].replace("`", "")
+    if not param:
+        return InvalidRequest(f"the body must be a JSON object: {_lower(detail)}")
+    if detail.startswith("Invalid enum value"):
+        detail = f"{detail}, allowed: {_choices(decoder, param)}"
+    elif "str" in detail and detail.endswith("got object"):
+        detail += "; text models take strings, not chat messages or content parts"
+    return InvalidRequest(f"{param}: {_lower(detail)}", param=param)
+
+
+def _choices(decoder: msgspec.json.Decoder[Body], field: str) -> str:
+    literals = get_args(get_type_hints(decoder.type)[field])
+    return ", ".join(repr(value) for literal in literals for value in get_args(literal))
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _bad_byte(body: bytes, error: UnicodeDecodeError) -> int:
+    """msgspec counts from the start of the string; the body as a whole gives the place that a caller can look up."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as whole:
+        return whole.start
+    return error.start
+
+
+def _malformed(body: bytes, reason: str) -> str:
+    lone = _LONE_SURROGATE.search(body)
+    if "surrogate" in reason or lone:
+        place = f"byte {lone.start()}" if lone else reason.partition("(")[2].rstrip(")")
+        return f"the body has half of a surrogate pair ({place}), which is no character"
+    if not body.strip():
+        return "the body is empty: a JSON object is expected"
+    if "truncated" in reason:
+        return f"the body is not valid JSON: it ends too early (byte {len(body)})"
+    return f"the body is not valid JSON: {reason.removeprefix('JSON is malformed: ')}"

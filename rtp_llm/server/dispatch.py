@@ -1,0 +1,94 @@
+"""Which path goes where, and the one border at which every failure becomes an answer.
+
+POST routes that run the model are dispatched here, by path; everything else goes through Starlette's router.
+"""
+
+import asyncio
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response as HttpResponse
+from starlette.routing import Match, Route, Router
+from starlette.types import Receive, Scope, Send
+
+from rtp_llm.config import ServerConfig
+from rtp_llm.errors import InvalidRequest, NotReady
+from rtp_llm.observability import CONTENT_TYPE
+from rtp_llm.server import openai, pages, rtp
+from rtp_llm.server.dialect import Dialect, EngineLike, InferenceRoutes
+from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_body, error_headers
+from rtp_llm.server.exchange import Exchange
+
+# Every path that runs the model.
+DIALECTS: dict[str, Dialect[Any]] = dict.fromkeys(openai.PATHS, openai.EMBEDDINGS)
+
+_CLIENT_LEFT = 499  # nginx's word for it; only the metrics see it
+
+
+class Dispatcher:
+    """An ASGI callable that gives every request an id, an answer and a place in the metrics."""
+
+    def __init__(self, engine: EngineLike, config: ServerConfig) -> None:
+        self._engine = engine
+        self._inference = InferenceRoutes(engine, config)
+        own = [*pages.routes(), Route("/metrics", self._metrics)]
+        self.routes = [route for part in (openai.routes(engine), rtp.routes(engine), own) for route in part]
+        self._router = Router(self.routes, redirect_slashes=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._router(scope, receive, send)
+            return
+        exchange = Exchange(scope, receive, send)
+        try:
+            await self._dispatch(exchange)
+        except ClientLeft:
+            exchange.status = _CLIENT_LEFT
+        except asyncio.CancelledError:
+            # uvicorn cancels what still runs when the time for shutting down is over.
+            await _respond_error(exchange, NotReady("the server is shutting down: try another one, or later"))
+        except Exception as error:
+            await _respond_error(exchange, error)
+        self._engine.metrics.observe_http(exchange.route, exchange.status)
+
+    async def _dispatch(self, exchange: Exchange) -> None:
+        path = exchange.path.rstrip("/") or "/"
+        dialect = DIALECTS.get(path)
+        if dialect is not None and exchange.method == "POST":
+            exchange.route = path
+            await self._inference.answer(dialect, exchange)
+        elif exchange.method == "OPTIONS":
+            exchange.route = "preflight"
+            await exchange.respond_to_options()
+        else:
+            await self._route(exchange, path)
+
+    async def _route(self, exchange: Exchange, path: str) -> None:
+        scope = {**exchange.scope, "path": path, "app": self}
+        try:
+            await self._router(scope, exchange.receive, exchange.send)
+        except HTTPException:
+            raise self._no_route(exchange.method, path) from None
+        finally:
+            if "route" in scope:
+                exchange.route = scope["route"].path
+
+    def _no_route(self, method: str, path: str) -> InvalidRequest:
+        allowed = {"POST"} if path in DIALECTS else set()
+        for route in self.routes:
+            if route.matches({"type": "http", "path": path, "method": method})[0] is not Match.NONE:
+                allowed |= route.methods or set()
+        if not allowed:
+            return UnknownPath(f"nothing is served at {path[:200]}; GET /docs lists the routes")
+        allow = ", ".join(sorted(allowed))
+        return MethodNotAllowed(f"{path[:200]} does not take {method}; it takes {allow}", allow=allow)
+
+    async def _metrics(self, _: HttpRequest) -> HttpResponse:
+        return HttpResponse(self._engine.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+
+async def _respond_error(exchange: Exchange, error: Exception) -> None:
+    shown = as_rtp_error(error, exchange.method, exchange.path, exchange.request_id)
+    if exchange.status == 0:
+        await exchange.respond(shown.status, error_body(shown), error_headers(shown))

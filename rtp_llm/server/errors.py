@@ -1,0 +1,92 @@
+"""Errors on the wire: what only HTTP can get wrong, and the one translation of any exception into an answer.
+
+RtpError (rtp_llm.errors)
+└── InvalidRequest
+    ├── UnknownPath           404
+    ├── MethodNotAllowed      405   with Allow
+    └── UnsupportedEncoding   415   a compressed body
+"""
+
+import logging
+import math
+
+import msgspec
+import orjson
+
+from rtp_llm.errors import EngineFailure, InvalidRequest, NotReady, Overloaded, RtpError
+
+logger = logging.getLogger(__name__)
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class ErrorObject(msgspec.Struct, kw_only=True):
+    """What went wrong: `message` for people, `type`, `param` and `code` for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(msgspec.Struct, kw_only=True):
+    """The body of every answer whose status is not 2xx."""
+
+    error: ErrorObject
+
+
+class UnknownPath(InvalidRequest):
+    """No route has this path."""
+
+    status = 404
+    code = "unknown_path"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The path exists, under the methods in `allow`."""
+
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class UnsupportedEncoding(InvalidRequest):
+    """The body is compressed."""
+
+    status = 415
+    code = "unsupported_encoding"
+
+
+class ClientLeft(Exception):
+    """The connection closed before the answer: there is nobody to tell."""
+
+
+def as_rtp_error(error: Exception, method: str, path: str, request_id: str) -> RtpError:
+    """`error` as one that a user may see; the unforeseen is logged under `request_id` and shown without internals."""
+    if isinstance(error, RtpError):
+        return error
+    logger.error("request %s: %s %s failed", request_id, method, path, exc_info=error)
+    return EngineFailure(f"the server failed on this request; its log tells why under {request_id}")
+
+
+def error_body(error: RtpError) -> bytes:
+    """OpenAI's form: {"error": {"message", "type", "param", "code"}}."""
+    fields = {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
+    return orjson.dumps({"error": fields})
+
+
+def error_headers(error: RtpError) -> Headers:
+    """The headers by which a client knows what to do next."""
+    if isinstance(error, Overloaded):
+        return [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after)))]
+    if isinstance(error, NotReady):
+        return [(b"retry-after", b"1")]
+    if isinstance(error, MethodNotAllowed):
+        return [(b"allow", error.allow.encode("latin-1"))]
+    if error.status == 413:
+        # Whatever is left of the body must not be read as the next request, nor be read at all.
+        return [(b"connection", b"close")]
+    return []

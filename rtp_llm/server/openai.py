@@ -1,0 +1,265 @@
+"""OpenAI's embeddings and models, with RTP-LLM's `prompt` and `extra_configs` and this server's own options.
+
+POST /v1/embeddings, /embeddings, /v1/embeddings/dense; GET /v1/models, /v1/models/{id}.
+"""
+
+import binascii
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+import orjson
+from msgspec import Meta
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response as HttpResponse
+from starlette.routing import Route
+
+from rtp_llm.config import ServerConfig
+from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.errors import EngineFailure, InvalidRequest, RequestTooLarge, UnknownModel
+from rtp_llm.server.dialect import Dialect, EngineLike
+
+PATHS = ("/v1/embeddings", "/embeddings", "/v1/embeddings/dense")
+MODEL_PATHS = ("/v1/models", "/models")
+_ROWS_A_PIECE = 64  # about 0.7 ms of float rendering at 384 dimensions
+
+
+class ExtraConfigs(msgspec.Struct):
+    """RTP-LLM's per-request settings; what concerns generation or profiling is ignored."""
+
+    tokenizer_config: Annotated[
+        dict[str, Any] | None,
+        Meta(
+            description="add_special_tokens false: no [CLS], no [SEP]",
+            extra_json_schema={
+                "properties": {"add_special_tokens": {"type": ["boolean", "null"]}},
+                "additionalProperties": False,
+            },
+        ),
+    ] = None
+
+
+class EmbeddingsBody(msgspec.Struct, kw_only=True):
+    """What to embed, and how. Unknown fields are ignored; null means absent."""
+
+    input: Annotated[
+        str | list[str | int | list[int]],
+        Meta(description="a text, texts, one sequence of the model's own token ids, or several; no mixture"),
+    ]
+    model: Annotated[str | None, Meta(description="any name: one model is served, and the answer names it")] = None
+    encoding_format: Annotated[
+        Literal["float", "base64"] | None, Meta(description="base64: little-endian float32; null: float")
+    ] = None
+    dimensions: Annotated[
+        int | None, Meta(description="leading dimensions to keep (Matryoshka), normalised again; 1 to the model's own")
+    ] = None
+    prompt: Annotated[str | None, Meta(description="text put before each input; empty: none of its own")] = None
+    prompt_name: Annotated[str | None, Meta(description="one of the checkpoint's prompts")] = None
+    truncate: Annotated[bool | None, Meta(description="false: an input over the limit is an error")] = None
+    truncation_side: Annotated[
+        Literal["left", "right"] | None, Meta(description="the end that an over-long input loses; null: right")
+    ] = None
+    normalize: Annotated[
+        bool | None, Meta(description="true: L2-normalise; false: do not; null: as the checkpoint says")
+    ] = None
+    extra_configs: ExtraConfigs | None = None
+    user: Annotated[Any, Meta(description="ignored")] = None
+
+
+class Embedding(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One input's vector; `truncated` is there only when the input was cut at the limit."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+    truncated: bool = False
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """Tokens that the model read: after truncation, special tokens included."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsAnswer(msgspec.Struct, kw_only=True):
+    """A vector per input, in the order of the inputs."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class ModelEntry(msgspec.Struct, kw_only=True):
+    """The served model; `dimension`, `max_model_len` and `tasks` are this server's own additions."""
+
+    id: str
+    created: int
+    dimension: int
+    max_model_len: int
+    tasks: list[str]
+    object: Literal["model"] = "model"
+    owned_by: str = "rtp-llm"
+
+
+class ModelList(msgspec.Struct, kw_only=True):
+    """Every model that is served: one."""
+
+    data: list[ModelEntry]
+    object: Literal["list"] = "list"
+
+
+def routes(engine: EngineLike) -> list[Route]:
+    """The model listing."""
+
+    async def models(_: HttpRequest) -> HttpResponse:
+        return _json(ModelList(data=[model_entry(engine.info())]))
+
+    async def model(request: HttpRequest) -> HttpResponse:
+        return _json(find_model(engine.info(), request.path_params["model"]))
+
+    listings = [Route(path, models) for path in MODEL_PATHS]
+    return listings + [Route(f"{path}/{{model:path}}", model) for path in MODEL_PATHS]
+
+
+def _json(answer: msgspec.Struct) -> HttpResponse:
+    return HttpResponse(msgspec.json.encode(answer), media_type="application/json")
+
+
+def model_entry(info: ModelInfo) -> ModelEntry:
+    """`info` as GET /v1/models tells it."""
+    return ModelEntry(
+        id=info.name,
+        created=info.created,
+        dimension=info.dimension,
+        max_model_len=info.max_seq_len,
+        tasks=[task.value for task in info.tasks],
+    )
+
+
+def find_model(info: ModelInfo, name: str) -> ModelEntry:
+    """The entry of the model called `name`; UnknownModel when another one is served."""
+    if name != info.name:
+        raise UnknownModel(f"no model is called {name[:200]!r}; this server serves {info.name!r}", param="model")
+    return model_entry(info)
+
+
+def to_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
+    """What the body asks of the engine."""
+    return Request(inputs=_inputs(body.input, info, config), params=_params(body, info), request_id=request_id)
+
+
+def _inputs(given: str | list[str | int | list[int]], info: ModelInfo, config: ServerConfig) -> Sequence[Input]:
+    if isinstance(given, str):
+        return (given,)
+    kinds = set(map(type, given))
+    if not kinds:
+        raise InvalidRequest("input is an empty list: give at least one text", param="input")
+    if len(kinds) > 1:
+        raise _mixed(given)
+    items: list[Any] = [given] if int in kinds else given
+    limit = config.max_client_batch_size
+    if len(items) > limit:
+        message = f"{len(items)} inputs are over the limit of {limit} (max_client_batch_size): send fewer at a time"
+        raise RequestTooLarge(message, param="input")
+    if str not in kinds:
+        for index, ids in enumerate(items):
+            _check_ids(ids, "input" if int in kinds else f"input[{index}]", info.vocab_size)
+    return items
+
+
+def _mixed(given: Sequence[str | int | list[int]]) -> InvalidRequest:
+    words = {str: "a string", int: "a token id", list: "a list of token ids"}
+    index = next(i for i, value in enumerate(given) if type(value) is not type(given[0]))
+    found, first = words[type(given[index])], words[type(given[0])]
+    message = f"input[{index}] is {found} and input[0] is {first}: send one kind a request"
+    return InvalidRequest(message, param=f"input[{index}]")
+
+
+def _check_ids(ids: Sequence[int], place: str, vocab_size: int) -> None:
+    if not ids:
+        raise InvalidRequest(f"{place} is an empty list of token ids", param=place)
+    wrong = max(ids) if max(ids) >= vocab_size else min(ids)
+    if not 0 <= wrong < vocab_size:
+        raise InvalidRequest(
+            f"{place}: token id {wrong} is outside this model's vocabulary of {vocab_size}. Token ids must come from "
+            "the model's own tokenizer; LangChain's OpenAIEmbeddings sends tiktoken ids unless it is made with "
+            "check_embedding_ctx_length=False",
+            param=place,
+        )
+
+
+def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
+    dimensions = body.dimensions
+    if dimensions is not None and not 1 <= dimensions <= info.dimension:
+        message = f"dimensions: {dimensions} is not between 1 and {info.dimension}, the model's own"
+        raise InvalidRequest(message, param="dimensions")
+    if body.prompt_name and body.prompt_name not in info.prompts:
+        known = ", ".join(info.prompts) or "none"
+        raise InvalidRequest(f"prompt_name: {body.prompt_name!r} is not one of {known}", param="prompt_name")
+    return Params(
+        dimensions=None if dimensions == info.dimension else dimensions,
+        normalize=body.normalize,
+        truncate=body.truncate is not False,
+        truncation_side=body.truncation_side or "right",
+        prompt=body.prompt or None,
+        prompt_name=body.prompt_name or None,
+        add_special_tokens=body.extra_configs is None or _add_special_tokens(body.extra_configs.tokenizer_config),
+    )
+
+
+def _add_special_tokens(tokenizer_config: dict[str, Any] | None) -> bool:
+    place = "extra_configs.tokenizer_config"
+    settings = tokenizer_config or {}
+    unknown = sorted(settings.keys() - {"add_special_tokens"})
+    if unknown:
+        message = f"{place}: {unknown[0]!r} is not supported; add_special_tokens is the only key that is"
+        raise InvalidRequest(message, param=f"{place}.{unknown[0]}")
+    value = settings.get("add_special_tokens")
+    if not isinstance(value, bool | None):
+        message = f"{place}.add_special_tokens: expected bool or null, got {value!r:.100}"
+        raise InvalidRequest(message, param=f"{place}.add_special_tokens")
+    return value is not False
+
+
+def render(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
+    """The answer; no Python object is made per number. EngineFailure when a vector holds NaN or Inf."""
+    matrix = np.ascontiguousarray(response.outputs[TaskType.DENSE], dtype="<f4")  # [inputs, dim]
+    _check_finite(matrix)
+    encode = _as_base64 if body.encoding_format == "base64" else _as_floats
+    truncated, tokens = response.truncated, response.total_tokens
+    opening = b'{"object":"list","data":['
+    closing = b'],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
+        orjson.dumps(info.name),
+        tokens,
+        tokens,
+    )
+    for start in range(0, len(matrix), _ROWS_A_PIECE):
+        rows = [
+            b'{"object":"embedding","index":%d,"embedding":%b%b'
+            % (index, encode(row), b',"truncated":true}' if truncated[index] else b"}")
+            for index, row in enumerate(matrix[start : start + _ROWS_A_PIECE], start)
+        ]
+        yield opening + b",".join(rows) + (closing if start + _ROWS_A_PIECE >= len(matrix) else b"")
+        opening = b","
+
+
+def _as_base64(row: FloatArray) -> bytes:
+    return b'"%b"' % binascii.b2a_base64(row.data, newline=False)
+
+
+def _as_floats(row: FloatArray) -> bytes:
+    return orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _check_finite(matrix: FloatArray) -> None:
+    """JSON has no NaN: it would leave as null, and a client would store it."""
+    finite = np.isfinite(matrix)
+    if not finite.all():
+        index = int(np.argmin(finite.all(axis=1)))
+        raise EngineFailure(f"the vector of input[{index}] is not finite (NaN or Inf)", param=f"input[{index}]")
+
+
+EMBEDDINGS: Dialect[EmbeddingsBody] = Dialect(msgspec.json.Decoder(EmbeddingsBody), to_request, render)

@@ -1,0 +1,184 @@
+"""The OpenAPI 3.1 description of the routes; every schema is made from the types that decode and build the bodies."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from rtp_llm.server import openai, rtp
+from rtp_llm.server.errors import ErrorAnswer
+
+API_VERSION = "1"
+_REF = "#/components/schemas/{name}"
+_TYPES = (openai.EmbeddingsBody, openai.EmbeddingsAnswer, openai.ModelList, openai.ModelEntry, ErrorAnswer)
+_FAILURES = {
+    "400": "The body cannot be served as it is; `param` names the place",
+    "404": "No model, or no route, of that name",
+    "413": "A body, or a batch, over the limit",
+    "415": "A compressed body",
+    "429": "Too much in flight or in the queue: come back after `Retry-After` seconds",
+    "500": "The server's own fault; its log tells more under the answer's `x-request-id`",
+    "503": "Starting, draining or dead",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One method of one path."""
+
+    path: str
+    method: str
+    id: str
+    tag: str
+    summary: str
+    answer: dict[str, Any]
+    description: str = "The answer"
+    body: dict[str, Any] | None = None
+    parameter: str | None = None
+    headers: dict[str, str] | None = None
+    failures: tuple[str, ...] = ("500",)
+
+
+def document() -> dict[str, Any]:
+    """The whole description, as JSON would hold it."""
+    _, schemas = msgspec.json.schema_components(_TYPES, ref_template=_REF)
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in _operations():
+        paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "rtp-llm",
+            "version": API_VERSION,
+            "description": "Embeddings over HTTP, as OpenAI's and RTP-LLM's clients ask for them.",
+        },
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }
+
+
+def _operations() -> list[Operation]:
+    return [*_embeddings(), *_models(), *_probes(), *_descriptions()]
+
+
+def _embeddings() -> list[Operation]:
+    example = {"input": ["a cat sat on the mat", "a dog lay on the rug"], "encoding_format": "float"}
+    return [
+        Operation(
+            path=path,
+            method="post",
+            id=_id("embed", path),
+            tag="embeddings",
+            summary="A vector for each text",
+            body={"application/json": {"schema": _ref(openai.EmbeddingsBody), "example": example}},
+            answer=_json(_ref(openai.EmbeddingsAnswer)),
+            headers={
+                "Server-Timing": "Milliseconds spent in each stage: tokenize, queue, compute, total",
+                "USAGE": "The answer's `usage`, as JSON",
+            },
+            failures=("400", "413", "415", "429", "500", "503"),
+        )
+        for path in openai.PATHS
+    ]
+
+
+def _models() -> list[Operation]:
+    listed, entry = _json(_ref(openai.ModelList)), _json(_ref(openai.ModelEntry))
+    operations = []
+    for path in openai.MODEL_PATHS:
+        operations += [
+            Operation(
+                path=path,
+                method="get",
+                id=_id("list", path),
+                tag="models",
+                summary="The served model",
+                answer=listed,
+                failures=("503",),
+            ),
+            Operation(
+                path=f"{path}/{{model}}",
+                method="get",
+                id=_id("get", path),
+                tag="models",
+                summary="The served model, by name",
+                answer=entry,
+                parameter="model",
+                failures=("404", "503"),
+            ),
+        ]
+    return operations
+
+
+def _probes() -> list[Operation]:
+    ok = _json({"type": "string", "const": "ok"})
+    ready: tuple[str, tuple[str, ...]] = ("Whether requests can be answered", ("503",))
+    alive: tuple[str, tuple[str, ...]] = ("Whether the process answers at all", ())
+    probes = dict.fromkeys(rtp.HEALTH_PATHS, ready) | dict.fromkeys(rtp.LIVENESS_PATHS, alive)
+    operations = [
+        Operation(
+            path=path, method=method, id=_id(method, path), tag="probes", summary=summary, answer=ok, failures=failures
+        )
+        for path, (summary, failures) in probes.items()
+        for method in ("get", "post")
+    ]
+    exposition = {"text/plain": {"schema": {"type": "string"}}}
+    summary = "Prometheus metrics"
+    return [
+        *operations,
+        Operation(path="/metrics", method="get", id="metrics", tag="probes", summary=summary, answer=exposition),
+    ]
+
+
+def _descriptions() -> list[Operation]:
+    html = {"text/html": {"schema": {"type": "string"}}}
+    description = _json({"type": "object"})
+    pages = [
+        ("/", "playground", "A page to try the model on", html),
+        ("/docs", "docs", "This description, for people", html),
+        ("/openapi.json", "openapi", "This description", description),
+    ]
+    return [
+        Operation(path=path, method="get", id=id_, tag="pages", summary=summary, answer=answer)
+        for path, id_, summary, answer in pages
+    ]
+
+
+def _describe(operation: Operation) -> dict[str, Any]:
+    success: dict[str, Any] = {"description": operation.description, "content": operation.answer}
+    if operation.headers:
+        success["headers"] = {
+            name: {"description": text, "schema": {"type": "string"}} for name, text in operation.headers.items()
+        }
+    described: dict[str, Any] = {
+        "operationId": operation.id,
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        "responses": {"200": success} | {status: _failure(status) for status in operation.failures},
+    }
+    if operation.body:
+        described["requestBody"] = {"required": True, "content": operation.body}
+    if operation.parameter:
+        schema = {"type": "string"}
+        described["parameters"] = [{"name": operation.parameter, "in": "path", "required": True, "schema": schema}]
+    return described
+
+
+def _failure(status: str) -> dict[str, Any]:
+    failure: dict[str, Any] = {"description": _FAILURES[status], "content": _json(_ref(ErrorAnswer))}
+    if status in ("429", "503"):
+        seconds = {"description": "Seconds to wait", "schema": {"type": "integer", "minimum": 1}}
+        failure["headers"] = {"Retry-After": seconds}
+    return failure
+
+
+def _ref(type_: type) -> dict[str, Any]:
+    return {"$ref": _REF.format(name=type_.__name__)}
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+def _id(verb: str, path: str) -> str:
+    return "_".join([verb, *path.strip("/").replace("-", "_").split("/")])

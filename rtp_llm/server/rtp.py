@@ -1,0 +1,36 @@
+"""RTP-LLM's own routes beside the embeddings: its health checks, which answer the JSON string "ok"."""
+
+from collections.abc import Awaitable, Callable
+
+import orjson
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response as HttpResponse
+from starlette.routing import Route
+
+from rtp_llm.server.dialect import EngineLike
+
+# Load balancers and deployment systems of the original ask under these names.
+HEALTH_PATHS = ("/health", "/health_check", "/status", "/GraphService/cm2_status", "/SearchService/cm2_status")
+LIVENESS_PATHS = ("/liveness", "/frontend_health")
+_METHODS = ["GET", "POST"]
+
+
+def routes(engine: EngineLike) -> list[Route]:
+    """Health (503 until requests can be answered, and again when they no longer can) and liveness (always "ok")."""
+
+    async def health(_: HttpRequest) -> HttpResponse:
+        engine.check_health()
+        return _ok()
+
+    async def liveness(_: HttpRequest) -> HttpResponse:
+        return _ok()
+
+    return _each(HEALTH_PATHS, health) + _each(LIVENESS_PATHS, liveness)
+
+
+def _each(paths: tuple[str, ...], endpoint: Callable[[HttpRequest], Awaitable[HttpResponse]]) -> list[Route]:
+    return [Route(path, endpoint, methods=_METHODS) for path in paths]
+
+
+def _ok() -> HttpResponse:
+    return HttpResponse(orjson.dumps("ok"), media_type="application/json")

@@ -1,0 +1,64 @@
+"""The documented entry: `python3 -m rtp_llm.start_server --checkpoint_path DIR …`."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from rtp_llm.config import ServerConfig
+from rtp_llm.core import ModelInfo
+from rtp_llm.errors import RtpError
+from rtp_llm.flags import parse_args
+
+logger = logging.getLogger("rtp_llm")
+
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "rtp_llm.start_server") -> None:
+    """Parse, load, serve until SIGTERM or SIGINT; exits 2 for a wrong option, 1 where starting fails."""
+    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr)
+    config = parse_args(sys.argv[1:] if argv is None else argv, os.environ, prog)
+    logging.getLogger().setLevel(config.log_level.upper())
+    try:
+        serve(config)
+    except RtpError as error:
+        logger.error("%s", error.message)
+        sys.exit(1)
+
+
+def serve(config: ServerConfig) -> None:
+    """Load the engine and answer HTTP until told to stop."""
+    from rtp_llm.engine.loading import load_engine
+    from rtp_llm.server.app import serve as serve_http
+
+    engine = load_engine(config, config.model_name)
+    try:
+        serve_http(engine, config, on_ready=lambda: _announce(engine.info(), config))
+    finally:
+        engine.close()
+
+
+def _announce(info: ModelInfo, config: ServerConfig) -> None:
+    """The summary line, the address and a first call to try."""
+    host = "localhost" if config.host in ("0.0.0.0", "::", "127.0.0.1") else config.host
+    url = f"http://{host}:{config.start_port}"
+    logger.info(
+        "%s: %s, task %s, %s ops (%s), %d threads, %d dimensions, inputs up to %d tokens, steps up to %d tokens",
+        info.name,
+        info.model_type,
+        "+".join(task.value for task in info.tasks),
+        info.backend,
+        info.instruction_set,
+        info.num_threads,
+        info.dimension,
+        info.max_seq_len,
+        info.max_batch_tokens,
+    )
+    logger.info("ready on %s (a page to try it, /docs, /metrics)", url)
+    body = '{"input": ["hello", "world"]}'
+    logger.info("try: curl %s/v1/embeddings -H 'Content-Type: application/json' -d '%s'", url, body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Dense embeddings: the sentence-transformers module chain, natively.
+
+Pooling, Dense, LayerNorm, Normalize and Dropout as sentence_transformers 2 to 6 write them to disk. Without modules.json
+the hidden states are mean-pooled and not normalised, as sentence-transformers does. Normalize modules at the end of the chain are left to
+`finish`, since a request may slice the vector before (Matryoshka) or not want it at all.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rtp_llm.checkpoint import Parameter, bind, open_tensors, read_json
+from rtp_llm.core import Batch, FloatArray, Params
+from rtp_llm.errors import CheckpointError, InvalidRequest
+from rtp_llm.model_config import ModelConfig, Module
+from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight
+from rtp_llm.ops.numpy_ops import l2_normalize
+
+# The order in which sentence-transformers concatenates several modes, and their keys in files written before 5.4.
+_POOL_KEYS: dict[str, PoolMode] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+# torch.nn class -> our activation; None is the identity.
+_TORCH_ACTIVATIONS: dict[str, str | None] = {
+    "Identity": None, "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu", "SiLU": "silu", "Sigmoid": "sigmoid",
+    "LeakyReLU": "leaky_relu", "ELU": "elu", "SELU": "selu", "CELU": "celu", "Softplus": "softplus",
+    "Softsign": "softsign", "Mish": "mish", "ReLU6": "relu6", "Hardtanh": "hardtanh", "Hardsigmoid": "hardsigmoid",
+    "Hardswish": "hardswish", "LogSigmoid": "logsigmoid", "Tanhshrink": "tanhshrink",
+}  # fmt: skip
+
+
+class _Stage(Protocol):
+    """A module after the pooling: [B, N] -> [B, M]."""
+
+    def __call__(self, ops: Ops, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Pooling:
+    """One or more pooling modes, concatenated."""
+
+    modes: tuple[PoolMode, ...]
+    include_prompt: bool = True
+
+    def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
+        pooled = [ops.pool(hidden_states, batch, mode, skip_prompt=not self.include_prompt) for mode in self.modes]
+        return pooled[0] if len(pooled) == 1 else ops.concat(pooled)
+
+
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """sentence_transformers Dense: activation(linear(x)), plus the input where `use_residual`."""
+
+    weight: Weight
+    bias: Tensor | None
+    activation: str | None
+    residual: Weight | None
+    add_input: bool
+
+    def __call__(self, ops: Ops, x: Tensor) -> Tensor:
+        shortcut = ops.linear(x, self.residual) if self.residual is not None else x if self.add_input else None
+        return ops.linear(x, self.weight, self.bias, self.activation, shortcut)
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerNorm:
+    norm: Norm
+
+    def __call__(self, ops: Ops, x: Tensor) -> Tensor:
+        return ops.norm(x, self.norm)
+
+
+@dataclass(frozen=True, slots=True)
+class _Normalize:
+    def __call__(self, ops: Ops, x: Tensor) -> Tensor:
+        return ops.l2_normalize(x)
+
+
+class Dense:
+    """One vector an input."""
+
+    def __init__(self, pooling: _Pooling, stages: Sequence[_Stage], dimension: int) -> None:
+        stages = list(stages)
+        self.normalizes = bool(stages) and isinstance(stages[-1], _Normalize)
+        while stages and isinstance(stages[-1], _Normalize):
+            stages.pop()
+        self.pooling = pooling
+        self.stages = stages
+        self.dimension = dimension
+
+    @classmethod
+    def load(cls, model_config: ModelConfig, pooling: str, hidden_size: int, ops: Ops) -> "Dense":
+        """The chain that the checkpoint describes; `pooling` is for one without modules.json."""
+        if model_config.modules is None:
+            mode: Any = "mean" if pooling == "auto" else pooling
+            return cls(_Pooling((mode,)), [], hidden_size)
+        chain = [module for module in model_config.modules if module.kind != "Dropout"]
+        if not chain or chain[0].kind != "Pooling":
+            raise CheckpointError(f"{model_config.folder / 'modules.json'}: the second module is not Pooling")
+        first = _load_pooling(chain[0])
+        dimension = hidden_size * len(first.modes)
+        stages: list[_Stage] = []
+        for module in chain[1:]:
+            stage, dimension = _load_stage(module, dimension, ops)
+            stages.append(stage)
+        return cls(first, stages, dimension)
+
+    def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
+        """[T, H] -> [B, dimension], before the final Normalize."""
+        x = self.pooling(ops, hidden_states, batch)
+        for stage in self.stages:
+            x = stage(ops, x)
+        return x
+
+    def check(self, params: Params) -> None:
+        """`dimensions` must lie in 1..dimension."""
+        if params.dimensions is not None and not 1 <= params.dimensions <= self.dimension:
+            raise InvalidRequest(
+                f"dimensions: {params.dimensions} is not between 1 and {self.dimension}, the model's own size",
+                param="dimensions",
+            )
+
+    def finish(self, rows: FloatArray, params: Params) -> FloatArray:
+        """Slice to `dimensions`, then normalise as the checkpoint or the request says -> [n, dimensions]."""
+        if params.dimensions is not None:
+            rows = rows[:, : params.dimensions]
+        normalize = self.normalizes if params.normalize is None else params.normalize
+        return l2_normalize(rows) if normalize else rows
+
+
+def _load_pooling(module: Module) -> _Pooling:
+    settings = read_json(module.folder, "config.json")
+    named = settings.get("pooling_mode")
+    if named is not None:
+        modes = (named,) if isinstance(named, str) else tuple(named)
+    else:
+        modes = tuple(mode for key, mode in _POOL_KEYS.items() if settings.get(key)) or ("mean",)
+    for mode in modes:
+        if mode not in _POOL_KEYS.values():
+            known = ", ".join(_POOL_KEYS.values())
+            raise CheckpointError(f"{module.folder / 'config.json'}: pooling_mode {mode!r} is not one of {known}")
+    return _Pooling(modes, bool(settings.get("include_prompt", True)))
+
+
+def _load_stage(module: Module, dimension: int, ops: Ops) -> tuple[_Stage, int]:
+    """One module and the columns it leaves."""
+    if module.kind == "Normalize":
+        return _Normalize(), dimension
+    if module.kind == "LayerNorm":
+        return _load_layer_norm(module, dimension, ops), dimension
+    if module.kind == "Dense":
+        return _load_linear(module, dimension, ops)
+    raise CheckpointError(
+        f"modules.json: {module.kind} is not one of Pooling, Dense, LayerNorm, Normalize, Dropout, the modules served here"
+    )
+
+
+def _load_layer_norm(module: Module, dimension: int, ops: Ops) -> _LayerNorm:
+    needed = {name: Parameter((f"norm.{name}",), (dimension,)) for name in ("weight", "bias")}
+    weights = bind(open_tensors(module.folder), needed)
+    return _LayerNorm(Norm(ops.vector(weights["weight"]), ops.vector(weights["bias"]), eps=1e-5))
+
+
+def _load_linear(module: Module, dimension: int, ops: Ops) -> tuple[_Linear, int]:
+    settings = read_json(module.folder, "config.json")
+    _check_linear(module, settings, dimension)
+    columns = int(settings["out_features"])
+    needed = {"weight": Parameter(("linear.weight",), (columns, dimension))}
+    if settings.get("bias", True):
+        needed["bias"] = Parameter(("linear.bias",), (columns,))
+    add_input = bool(settings.get("use_residual", False))
+    if add_input and columns != dimension:
+        needed["residual"] = Parameter(("residual.weight",), (columns, dimension))
+    weights = bind(open_tensors(module.folder), needed)
+    linear = _Linear(
+        weight=ops.matrix(weights["weight"]),
+        bias=ops.vector(weights["bias"]) if "bias" in needed else None,
+        activation=_activation(module, settings),
+        residual=ops.matrix(weights["residual"]) if "residual" in needed else None,
+        add_input=add_input,
+    )
+    return linear, columns
+
+
+def _check_linear(module: Module, settings: Mapping[str, Any], dimension: int) -> None:
+    path = module.folder / "config.json"
+    if settings.get("in_features") != dimension:
+        raise CheckpointError(f"{path}: in_features {settings.get('in_features')!r}, but {dimension} columns come in")
+    if not isinstance(settings.get("out_features"), int):
+        raise CheckpointError(f"{path}: out_features is missing")
+    for key in ("module_input_name", "module_output_name"):
+        if settings.get(key) not in (None, "sentence_embedding"):
+            raise CheckpointError(f"{path}: {key} {settings[key]!r}; only 'sentence_embedding' is supported")
+
+
+def _activation(module: Module, settings: Mapping[str, Any]) -> str | None:
+    """Our name of the torch activation that the file names by its dotted path."""
+    dotted = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
+    name = str(dotted).rpartition(".")[2]
+    if not str(dotted).startswith("torch.") or name not in _TORCH_ACTIVATIONS:
+        known = ", ".join(_TORCH_ACTIVATIONS)
+        raise CheckpointError(
+            f"{module.folder / 'config.json'}: activation_function {dotted!r} is not a torch.nn class among {known}"
+        )
+    return _TORCH_ACTIVATIONS[name]

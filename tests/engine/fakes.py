@@ -1,0 +1,100 @@
+"""A runtime that needs no model and a tokeniser that needs no files."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rtp_llm.config import EngineConfig
+from rtp_llm.core import FloatArray, Input, Item, ModelInfo, Params, TaskType
+from rtp_llm.engine.engine import Engine
+from rtp_llm.errors import InvalidRequest
+from rtp_llm.observability import Metrics
+
+DIM = 4
+INFO = ModelInfo(
+    name="fake",
+    model_type="fake",
+    tasks=(TaskType.DENSE,),
+    dimension=DIM,
+    max_seq_len=64,
+    vocab_size=256,
+    backend="fake",
+    instruction_set="none",
+    num_threads=2,
+    dtype="fp32",
+    max_batch_tokens=64,
+)
+
+
+class FakeTask:
+    dimension = DIM
+
+    def check(self, params: Params) -> None:
+        if params.dimensions is not None and params.dimensions > DIM:
+            raise InvalidRequest("dimensions too large")
+
+    def finish(self, rows: FloatArray, params: Params) -> FloatArray:
+        return rows[:, : params.dimensions]
+
+
+class FakeRuntime:
+    """A row holds the sum and the length of its ids; a batch with id 13 raises, one with id 14 gives NaN."""
+
+    batch_tokens = 64
+
+    def __init__(self, num_cores: int = 2, seconds: float = 0.0) -> None:
+        self.num_cores = num_cores
+        self.tasks = {TaskType.DENSE: FakeTask()}
+        self.seconds = seconds
+        self.batches: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def run(self, items: Sequence[Item], num_cores: int) -> dict[TaskType, FloatArray]:
+        assert self.gate.wait(10)
+        self.batches.append(len(items))
+        time.sleep(self.seconds)
+        ids = [item.input_ids for item in items]
+        if any(13 in row for row in ids):
+            raise RuntimeError("unlucky")
+        rows = np.array([[row.sum(), len(row), 0, 1] for row in ids], dtype=np.float32)
+        rows[[14 in row for row in ids]] = np.nan
+        return {TaskType.DENSE: rows}
+
+
+class FakeTokenizer:
+    """One id a character; inputs of more than 20 characters in all go to a thread, as one job a request."""
+
+    def __init__(self) -> None:
+        self.threads: list[threading.Thread] = []
+
+    def is_small(self, inputs: Sequence[Input]) -> bool:
+        return sum(len(text) for text in inputs) <= 20
+
+    def encode(self, inputs: Sequence[Any], params: Params, start: int = 0) -> list[Item]:
+        if "refuse" in inputs:
+            raise InvalidRequest("refused")
+        if "break" in inputs:
+            raise ValueError("broken")
+        rows = [[ord(letter) for letter in text] if isinstance(text, str) else text for text in inputs]
+        return [Item(np.array(row, np.int32), start + i, truncated=len(row) > 60) for i, row in enumerate(rows)]
+
+    def submit(self, work: Callable[..., None], *arguments: object) -> None:
+        self.threads.append(threading.Thread(target=work, args=arguments))
+        self.threads[-1].start()
+
+    def close(self) -> None:
+        for thread in self.threads:
+            thread.join()
+
+
+def make_engine(runtime: FakeRuntime, **options: Any) -> Engine:
+    config = EngineConfig(checkpoint_path="fake", **options)
+    tokenizer: Any = FakeTokenizer()
+    anything: Any = runtime
+    return Engine(config, anything, tokenizer, INFO, Metrics())
+
+

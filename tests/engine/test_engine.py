@@ -1,0 +1,193 @@
+"""The engine with a fake runtime: order, batching, failures, cancellation, shutdown."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rtp_llm.core import Params, Request, Response, TaskType
+from rtp_llm.engine.engine import Engine
+from rtp_llm.errors import EngineFailure, InvalidRequest, NotReady, Overloaded, UnsupportedTask
+from tests.engine.fakes import FakeRuntime, make_engine
+
+
+@pytest.fixture
+def runtime() -> FakeRuntime:
+    return FakeRuntime()
+
+
+@pytest.fixture
+def engine(runtime: FakeRuntime) -> Iterator[Engine]:
+    engine = make_engine(runtime)
+    yield engine
+    runtime.gate.set()
+    engine.close()
+
+
+def ask(*inputs: Any, **params: Any) -> Request:
+    return Request(inputs=list(inputs), params=Params(**params))
+
+
+def lengths(response: Response) -> list[int]:
+    return [int(row[1]) for row in response.outputs[TaskType.DENSE]]
+
+
+def test_rows_come_in_the_request_order(engine: Engine) -> None:
+    response = engine.run_sync(ask("aaa", "b", "cc"))
+    assert lengths(response) == [3, 1, 2] == response.num_tokens
+    assert response.total_tokens == 6 and response.truncated == [False] * 3
+
+
+def test_a_large_request_is_split_and_joined(engine: Engine, runtime: FakeRuntime) -> None:
+    texts = ["x" * (1 + i % 50) for i in range(500)]
+    assert lengths(engine.run_sync(ask(*texts))) == [len(text) for text in texts]
+    assert len(runtime.batches) > 100
+
+
+def test_small_requests_share_a_batch(engine: Engine, runtime: FakeRuntime) -> None:
+    async def many() -> list[Response]:
+        runtime.gate.clear()
+        tasks = [asyncio.ensure_future(engine.run(ask("abc"))) for _ in range(12)]
+        await asyncio.sleep(0.05)
+        runtime.gate.set()
+        return await asyncio.gather(*tasks)
+
+    assert all(lengths(response) == [3] for response in asyncio.run(many()))
+    assert max(runtime.batches) > 3
+
+
+def test_params_reach_the_task(engine: Engine) -> None:
+    assert engine.run_sync(ask("abc", dimensions=2)).outputs[TaskType.DENSE].shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (ask("abc", dimensions=9), InvalidRequest),
+        (ask(), InvalidRequest),
+        (ask("refuse"), InvalidRequest),
+        (ask("refuse", "x" * 100), InvalidRequest),
+        (ask("break", "x" * 100), EngineFailure),
+        (Request(inputs=["a"], tasks=(TaskType.RERANK,)), UnsupportedTask),
+    ],
+)
+def test_refusals(engine: Engine, request_: Request, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        engine.run_sync(request_)
+    assert lengths(engine.run_sync(ask("ok"))) == [2]
+
+
+@pytest.mark.parametrize(("bad", "message"), [([13], "RuntimeError"), ([14], "NaN")])
+def test_only_the_bad_item_fails(engine: Engine, runtime: FakeRuntime, bad: list[int], message: str) -> None:
+    async def together() -> list[Any]:
+        runtime.gate.clear()
+        requests = [ask("abc"), ask("de"), ask(bad), ask("fghi")]
+        tasks = [asyncio.ensure_future(engine.run(request)) for request in requests]
+        await asyncio.sleep(0.05)
+        runtime.gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    first, second, failed, last = asyncio.run(together())
+    assert [lengths(response) for response in (first, second, last)] == [[3], [2], [4]]
+    assert isinstance(failed, EngineFailure) and message in failed.message
+
+
+def test_a_cancelled_request_frees_its_rows(engine: Engine, runtime: FakeRuntime) -> None:
+    async def leave() -> None:
+        runtime.gate.clear()
+        busy = [asyncio.ensure_future(engine.run(ask("a"))) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        gone = asyncio.ensure_future(engine.run(ask("zzz")))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        runtime.gate.set()
+        await asyncio.gather(*busy)
+
+    asyncio.run(leave())
+    engine.run_sync(ask("end"))
+    assert sum(runtime.batches) == 3
+    assert b"rtp_llm_cancelled_requests_total 1.0" in engine.metrics.render()
+
+
+def test_a_full_queue_is_429_with_a_time(runtime: FakeRuntime) -> None:
+    engine = make_engine(runtime, max_queued_tokens=5)
+
+    async def flood() -> list[Any]:
+        runtime.gate.clear()
+        tasks = [asyncio.ensure_future(engine.run(ask("abc"))) for _ in range(8)]
+        await asyncio.sleep(0.05)
+        runtime.gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    results = asyncio.run(flood())
+    engine.close()
+    refused = [result for result in results if isinstance(result, Overloaded)]
+    assert refused and refused[0].retry_after > 0 and "limit is 5" in refused[0].message
+    assert all(isinstance(result, Response) for result in results if result not in refused)
+
+
+def test_health(engine: Engine) -> None:
+    with pytest.raises(NotReady, match="canary"):
+        engine.check_health()
+    engine.warm_up()
+    engine.check_health()
+
+
+def test_close_answers_what_is_in_and_refuses_the_rest(runtime: FakeRuntime) -> None:
+    engine = make_engine(runtime)
+    runtime.seconds = 0.01
+    responses = engine.run_many([ask("x" * 30), ask("y" * 30), ask("z")])
+    first = next(responses)
+    engine.close()
+    assert [lengths(response) for response in (first, *responses)] == [[30], [30], [1]]
+    with pytest.raises(NotReady, match="shutting down"):
+        engine.run_sync(ask("late"))
+
+
+def test_close_fails_what_is_not_done_in_time(runtime: FakeRuntime) -> None:
+    engine = make_engine(runtime)
+    runtime.gate.clear()
+
+    async def stuck() -> Any:
+        task = asyncio.ensure_future(engine.run(ask("b")))
+        await asyncio.sleep(0.02)
+        await asyncio.get_running_loop().run_in_executor(None, engine.close, 0.05)
+        return (await asyncio.gather(task, return_exceptions=True))[0]
+
+    result = asyncio.run(stuck())
+    runtime.gate.set()
+    assert isinstance(result, NotReady)
+
+
+def test_an_event_loop_that_closed_early_harms_nobody(engine: Engine, runtime: FakeRuntime) -> None:
+    async def abandon() -> None:
+        runtime.gate.clear()
+        task = asyncio.ensure_future(engine.run(ask("abc")))
+        await asyncio.sleep(0.01)
+        task.add_done_callback(lambda _: None)
+
+    asyncio.run(abandon())
+    runtime.gate.set()
+    assert lengths(engine.run_sync(ask("ok"))) == [2]
+
+
+def test_timings_add_up(engine: Engine) -> None:
+    timings = engine.run_sync(ask("abc")).timings
+    assert timings.total == pytest.approx(timings.tokenize + timings.queue + timings.compute, abs=1e-3)
+    assert all(value >= 0 for value in (timings.tokenize, timings.queue, timings.compute))
+
+
+def test_metrics(engine: Engine) -> None:
+    engine.run_sync(ask("abc", "x" * 61))
+    text = engine.metrics.render().decode()
+    assert "rtp_llm_tokens_total 64.0" in text and "rtp_llm_truncated_inputs_total 1.0" in text
+    assert 'rtp_llm_model_info{backend="fake"' in text
+
+
+def test_results_do_not_depend_on_neighbours(engine: Engine) -> None:
+    alone = engine.run_sync(ask("abc")).outputs[TaskType.DENSE][0]
+    among = engine.run_sync(ask("zz", "abc", "y")).outputs[TaskType.DENSE][1]
+    assert np.array_equal(alone, among)

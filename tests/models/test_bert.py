@@ -1,0 +1,152 @@
+"""Bert against transformers' BertModel: random weights of the real architecture, odd shapes, every backend."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rtp_llm.checkpoint import open_tensors, read_json
+from rtp_llm.core import Item, pack
+from rtp_llm.errors import CheckpointError, ConfigError
+from rtp_llm.models import Model, find_model_type, load_model
+from rtp_llm.models.bert import BertConfig
+from rtp_llm.ops import Ops
+from tests.backends import BACKENDS
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "minilm": {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "num_hidden_layers": 2},
+    "odd": {"hidden_size": 60, "num_attention_heads": 5, "intermediate_size": 77, "num_hidden_layers": 3},
+    "one_head": {"hidden_size": 40, "num_attention_heads": 1, "intermediate_size": 100, "num_hidden_layers": 1},
+    "tanh_gelu": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "hidden_act": "gelu_new"},
+    "relu": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "hidden_act": "relu"},
+    "silu": {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 96, "hidden_act": "silu"},
+}
+LENGTHS = (1, 2, 17, 64, 7, 90)
+
+
+def save_bert(folder: Path, head: str = "BertModel", **shape: Any) -> Any:
+    """A random checkpoint whose norms and biases are not trivial."""
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": 2, "vocab_size": 101, "max_position_embeddings": 96, **shape}
+    model = getattr(transformers, head)(transformers.BertConfig(**shape)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.dim() == 1 else 0.02))
+            assert parameter.isfinite().all(), name
+    model.save_pretrained(folder)
+    return model
+
+
+def load(folder: Path, ops: Ops) -> Model:
+    hf = read_json(folder, "config.json")
+    return load_model(find_model_type("auto", hf), hf, open_tensors(folder), ops)
+
+
+def make_items(lengths: tuple[int, ...], vocab: int = 101) -> list[Item]:
+    random = np.random.default_rng(1)
+    return [
+        Item(random.integers(0, vocab, n).astype(np.int32), i, random.integers(0, 2, n).astype(np.int32))
+        for i, n in enumerate(lengths)
+    ]
+
+
+def hidden_states(model: Model, ops: Ops, items: list[Item]) -> list[Any]:
+    batch = pack(items)
+    packed = ops.to_numpy(model(ops, ops.upload(batch)))
+    return np.split(packed, batch.cu_seqlens[1:-1])
+
+
+def reference(model: Any, items: list[Item]) -> list[Any]:
+    rows = []
+    with torch.no_grad():
+        for item in items:
+            ids, types = (torch.from_numpy(array).long()[None] for array in (item.input_ids, item.token_type_ids))
+            rows.append(model(input_ids=ids, token_type_ids=types).last_hidden_state[0].numpy())
+    return rows
+
+
+def worst(left: list[Any], right: list[Any]) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_transformers(shape: str, backend: str, tmp_path: Path) -> None:
+    theirs, items, ops = save_bert(tmp_path, **SHAPES[shape]), make_items(LENGTHS), BACKENDS[backend]()
+    ours = hidden_states(load(tmp_path, ops), ops, items)
+    in_fp32 = reference(theirs, items)
+    truth = reference(theirs.double(), items)
+    assert worst(ours, truth) <= 2 * worst(in_fp32, truth)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "native"])
+def test_packed_equals_alone_in_any_order_bit_for_bit(backend: str, tmp_path: Path) -> None:
+    save_bert(tmp_path, **SHAPES["odd"])
+    ops = BACKENDS[backend]()
+    model, items = load(tmp_path, ops), make_items(LENGTHS)
+    together = hidden_states(model, ops, items)
+    backwards = hidden_states(model, ops, items[::-1])[::-1]
+    for item, row, other in zip(items, together, backwards, strict=True):
+        assert np.array_equal(row, other)
+        assert np.array_equal(row, hidden_states(model, ops, [item])[0])
+
+
+@pytest.mark.parametrize("head", ["BertForMaskedLM", "BertForSequenceClassification"])
+def test_prefixed_checkpoints_load_and_heads_are_ignored(head: str, tmp_path: Path) -> None:
+    theirs, items, ops = save_bert(tmp_path, head, **SHAPES["relu"]), make_items(LENGTHS), BACKENDS["numpy"]()
+    ours = hidden_states(load(tmp_path, ops), ops, items)
+    assert worst(ours, reference(theirs.bert, items)) < 1e-5
+
+
+def test_gamma_and_beta_load(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    save_bert(tmp_path, **SHAPES["relu"])
+    path, ops, items = tmp_path / "model.safetensors", BACKENDS["numpy"](), make_items(LENGTHS)
+    before = hidden_states(load(tmp_path, ops), ops, items)
+    tensors = load_file(path)
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    for name in list(tensors):
+        for new_name, old_name in old.items():
+            if name.endswith(new_name):
+                tensors[name.replace(new_name, old_name)] = tensors.pop(name)
+    save_file(tensors, path)
+    assert worst(before, hidden_states(load(tmp_path, ops), ops, items)) == 0
+
+
+def test_a_missing_and_an_unknown_tensor_are_both_named(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    save_bert(tmp_path, **SHAPES["relu"])
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["encoder.layer.0.adapter.weight"] = tensors.pop("encoder.layer.1.output.dense.bias")
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        load(tmp_path, BACKENDS["numpy"]())
+    assert "encoder.layer.1.output.dense.bias" in error.value.message
+    assert "encoder.layer.0.adapter.weight" in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "quick_gelu"}, "'quick_gelu' is not one of gelu"),
+        ({"position_embedding_type": "relative_key"}, "only 'absolute'"),
+        ({"num_attention_heads": 7}, "not a multiple of num_attention_heads 7"),
+        ({"vocab_size": None}, "vocab_size is missing"),
+    ],
+)
+def test_config_refusals(change: dict[str, Any], message: str) -> None:
+    hf = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    hf = {key: value for key, value in {**hf, **change}.items() if value is not None}
+    with pytest.raises(CheckpointError, match=message):
+        BertConfig.from_hf(hf)
+
+
+def test_unknown_architecture_lists_what_there_is() -> None:
+    with pytest.raises(ConfigError, match="'t5', which is not one of bert"):
+        find_model_type("auto", {"model_type": "t5"})

@@ -1,0 +1,81 @@
+"""A real server on a free loopback port, in a thread, over the fake engine."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+import pytest
+import uvicorn
+
+from rtp_llm.config import ServerConfig
+from rtp_llm.server import create_app
+from rtp_llm.server.app import listen
+from tests.server.fake_engine import FakeEngine
+
+MAX_BODY_BYTES = 64 << 10
+CONFIG = ServerConfig(
+    checkpoint_path="fake", max_body_bytes=MAX_BODY_BYTES, max_client_batch_size=200, concurrency_limit=4
+)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens."""
+
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@contextmanager
+def running_server(engine: FakeEngine, config: ServerConfig = CONFIG) -> Iterator[Address]:
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(create_app(engine, config), log_config=None, lifespan="off", ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield Address(listener.getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="session")
+def shared_engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture(scope="session")
+def address(shared_engine: FakeEngine) -> Iterator[Address]:
+    with running_server(shared_engine) as where:
+        yield where
+
+
+@pytest.fixture
+def engine(shared_engine: FakeEngine) -> FakeEngine:
+    shared_engine.reset()
+    return shared_engine
+
+
+@pytest.fixture(scope="session")
+def _connection(address: Address) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=address.url, timeout=20, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+def client(_connection: httpx.Client, engine: FakeEngine) -> httpx.Client:
+    return _connection

@@ -1,0 +1,83 @@
+"""An engine without a model: vectors that depend on the input alone, and every way of failing on demand."""
+
+import asyncio
+import zlib
+
+import numpy as np
+
+from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, TaskType, Timings
+from rtp_llm.errors import NotReady
+from rtp_llm.observability import Metrics
+
+DIMENSION = 8
+VOCAB_SIZE = 100
+MAX_SEQ_LEN = 16
+
+
+def vector_of(value: Input, dimension: int = DIMENSION) -> FloatArray:
+    """The vector that FakeEngine gives for `value`, whatever else is in the request."""
+    random = np.random.default_rng(zlib.crc32(repr(value).encode()))
+    return random.standard_normal(dimension).astype(np.float32)
+
+
+class FakeEngine:
+    """`error`, `delay`, `not_ready` and `vector` change the behaviour; `requests` and `cancelled` tell what happened."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.reset()
+
+    def reset(self) -> None:
+        self.requests: list[Request] = []
+        self.error: Exception | None = None
+        self.delay = 0.0
+        self.not_ready = ""
+        self.vector: FloatArray | None = None
+        self.running = 0
+        self.cancelled = 0
+
+    def info(self) -> ModelInfo:
+        return ModelInfo(
+            name="fake/model",
+            model_type="bert",
+            tasks=(TaskType.DENSE,),
+            dimension=DIMENSION,
+            max_seq_len=MAX_SEQ_LEN,
+            vocab_size=VOCAB_SIZE,
+            backend="fake",
+            instruction_set="none",
+            num_threads=1,
+            dtype="fp32",
+            max_batch_tokens=64,
+            prompts=("query", "passage"),
+            created=1700000000,
+        )
+
+    def check_health(self) -> None:
+        if self.not_ready:
+            raise NotReady(self.not_ready)
+
+    async def run(self, request: Request) -> Response:
+        self.requests.append(request)
+        self.running += 1
+        try:
+            await asyncio.sleep(self.delay)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+        if self.error is not None:
+            raise self.error
+        return self._respond(request)
+
+    def _respond(self, request: Request) -> Response:
+        dimension = request.params.dimensions or DIMENSION
+        lengths = [len(value.split()) + 2 if isinstance(value, str) else len(value) for value in request.inputs]
+        rows = [vector_of(value, dimension) if self.vector is None else self.vector for value in request.inputs]
+        return Response(
+            outputs={TaskType.DENSE: np.stack(rows)},
+            num_tokens=[min(length, MAX_SEQ_LEN) for length in lengths],
+            truncated=[length > MAX_SEQ_LEN for length in lengths],
+            timings=Timings(tokenize=0.001, queue=0.002, compute=0.003, total=0.006),
+        )

@@ -1,0 +1,117 @@
+"""Command line and environment: the original's launch lines, and helpful refusals."""
+
+import logging
+
+import pytest
+
+from rtp_llm.config import EngineConfig, ServerConfig
+from rtp_llm.errors import ConfigError
+from rtp_llm.flags import parse_args
+
+DOCUMENTED = (
+    "--checkpoint_path /models/bert --model_type bert --act_type fp16 --start_port 8088 "
+    "--TASK_TYPE DENSE_EMBEDDING --MAX_CONTEXT_BATCH_SIZE 20"
+)
+EXPECTED = ServerConfig(
+    checkpoint_path="/models/bert",
+    model_type="bert",
+    act_type="fp16",
+    start_port=8088,
+    task_type="DENSE_EMBEDDING",
+    max_context_batch_size=20,
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        DOCUMENTED,
+        DOCUMENTED.lower().replace("dense_embedding", "DENSE_EMBEDDING"),
+        DOCUMENTED.replace("_path", "-path").replace("TASK_TYPE", "task-type").replace("MAX_CONTEXT", "max-context"),
+        "--checkpoint_path=/models/bert --model_type=bert --act_type=fp16 --TASK_TYPE=DENSE_EMBEDDING "
+        "--MAX_CONTEXT_BATCH_SIZE=20",
+        "/models/bert --model-type bert --dtype half --task_type dense_embedding --max_context_batch_size 20",
+    ],
+)
+def test_spellings_of_the_documented_line(line: str) -> None:
+    assert parse_args(line.split(), {}) == EXPECTED
+
+
+def test_environment_only() -> None:
+    environ = {
+        "CHECKPOINT_PATH": "/models/bert",
+        "MODEL_TYPE": "bert",
+        "ACT_TYPE": "FP16",
+        "TASK_TYPE": "DENSE_EMBEDDING",
+        "MAX_CONTEXT_BATCH_SIZE": "20",
+    }
+    assert parse_args([], environ) == EXPECTED
+
+
+@pytest.mark.parametrize("argument", [["--start_port", "1"], ["--START_PORT=1"]])
+def test_command_line_beats_environment(argument: list[str]) -> None:
+    config = parse_args(["/m", *argument], {"START_PORT": "2", "SERVED_MODEL_NAME": "named"})
+    assert (config.start_port, config.served_model_name) == (1, "named")
+
+
+def test_empty_environment_variable_is_unset() -> None:
+    assert parse_args(["/m"], {"TASK_TYPE": "", "START_PORT": ""}).start_port == 8088
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "message"),
+    [
+        (["/m", "--start_prot", "1"], {}, "did you mean --start_port?"),
+        (["/m", "--zzzz"], {}, "unknown option --zzzz"),
+        (["/m", "--task_type", "DENSE"], {}, "DENSE_EMBEDDING"),
+        (["/m", "--act_type", "fp8"], {}, "bf16, fp16, fp32"),
+        (["/m", "--start_port", "x"], {}, "'x' is not a whole number"),
+        (["/m", "--start_port", "70000"], {}, "above the most allowed, 65535"),
+        (["/m", "--warm_up", "maybe"], {}, "not a yes or no"),
+        (["/m"], {"START_PORT": "x"}, "environment variable START_PORT"),
+        ([], {}, "--checkpoint_path FOLDER or set CHECKPOINT_PATH"),
+        (["/m", "/n"], {}, "unexpected argument '/n'"),
+    ],
+)
+def test_refusals_exit_2(
+    argv: list[str], environ: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        parse_args(argv, environ)
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", [["--warm_up"], ["--warm_up", "yes"], ["--model_warm_up=1"]])
+def test_booleans(flag: list[str]) -> None:
+    assert parse_args(["/m", *flag], {"WARM_UP": "0"}).warm_up
+
+
+@pytest.mark.parametrize(
+    "argv", [["--tp_size", "2", "/m"], ["--ENABLE_CUDA_GRAPH=1", "/m"], ["/m", "--frontend_server_count", "4"]]
+)
+def test_options_without_meaning_are_logged(argv: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert parse_args(argv, {}).checkpoint_path == "/m"
+    assert "has no effect" in caplog.text
+
+
+def test_classifier_is_seq_classification() -> None:
+    assert parse_args(["/m", "--task_type", "CLASSIFIER"], {}).task_type == "SEQ_CLASSIFICATION"
+
+
+def test_help_names_every_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_args(["--help"], {})
+    text = capsys.readouterr().out
+    assert all(f"\n{group}:" in text for group in ("model", "hub", "compute", "batching", "server"))
+
+
+def test_the_python_api_checks_too() -> None:
+    with pytest.raises(ConfigError, match="act_type: 'fp8' is not one of"):
+        EngineConfig(checkpoint_path="/m", act_type="fp8")
+
+
+@pytest.mark.parametrize(("path", "name"), [("/models/bge-small/", "bge-small"), ("BAAI/bge-m3", "bge-m3")])
+def test_model_name_is_the_folder(path: str, name: str) -> None:
+    assert ServerConfig(checkpoint_path=path).model_name == name

@@ -1,0 +1,90 @@
+"""The layout's rules: imports point down, and each heavy library has one door."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "rtp_llm"
+SOURCES = sorted(ROOT.rglob("*.py"))
+
+FLOORS = [  # top to bottom: a file imports its own package or a floor below
+    {"__main__", "__init__"},
+    {"start_server"},
+    {"offline"},
+    {"server"},
+    {"engine"},
+    {"runtime"},
+    {"tasks", "models"},
+    {"model_config"},
+    {"ops", "checkpoint"},
+    {"flags"},
+    {"config", "observability"},
+    {"core", "errors"},
+]
+DOORS = {  # library -> the only files that may import it
+    "torch": {"ops/torch_ops.py"},
+    "ctypes": {"ops/native_ops.py", "ops/native_library.py"},
+    "tokenizers": {"engine/tokenizer.py"},
+    "starlette": {"server/"},
+    "uvicorn": {"server/"},
+    "prometheus_client": {"observability.py"},
+    "huggingface_hub": {"checkpoint/hub.py"},
+}
+
+
+def part(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def floor(name: str) -> int:
+    return next(i for i, names in enumerate(FLOORS) if name in names)
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+    return names
+
+
+def own_parts(path: Path) -> set[str]:
+    parts = {name.split(".")[1] for name in imported(path) if name.startswith("rtp_llm.")}
+    return {name for name in parts if (ROOT / name).is_dir() or (ROOT / f"{name}.py").exists()}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    own = part(path)
+    wrong = [name for name in own_parts(path) if name != own and floor(name) <= floor(own)]
+    assert not wrong, f"{path} imports sideways or up: {wrong}"
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_each_library_has_one_door(library: str) -> None:
+    users = {
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if any(name.split(".")[0] == library for name in imported(path))
+    }
+    assert not [user for user in users if not any(user.startswith(door) for door in DOORS[library])]
+
+
+def test_import_rtp_llm_is_light() -> None:
+    heavy = "{'numpy', 'tokenizers', 'starlette', 'torch', 'huggingface_hub'}"
+    code = f"import sys, rtp_llm; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    assert not [n.name for n in functions if (n.end_lineno or 0) - n.lineno > 50]
