@@ -68,13 +68,11 @@ def random_weights(shape: str, models: Path = MODELS) -> Path:
     pooling = json.loads((source / "1_Pooling/config.json").read_text()) | {"word_embedding_dimension": hidden_size}
     (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
     set_seed(0)
-    config = BertConfig(
-        vocab_size=30522,
-        hidden_size=hidden_size,
-        num_hidden_layers=num_layers,
-        intermediate_size=intermediate_size,
-        num_attention_heads=num_heads,
-        position_embedding_type="absolute",
-    )
-    BertModel(config).save_pretrained(folder)
+    config = json.loads((source / "config.json").read_text()) | {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": num_layers,
+        "intermediate_size": intermediate_size,
+        "num_attention_heads": num_heads,
+    }
+    BertModel(BertConfig.from_dict(config)).save_pretrained(folder)
     return folder

@@ -22,10 +22,14 @@ from benchmarks import checkpoints, corpus, report
 from benchmarks.checkpoints import Shape
 from benchmarks.corpus import Workload
 from benchmarks.peers import OURS, Engine, FloatArray, Setup, select
-from benchmarks.peers.process import EngineFailed, EngineProcess, pin
+from benchmarks.peers.process import EngineFailed, EngineProcess, pin, prepare
 
 _SETTLE_SECONDS = 0.3  # some engines' threads spin for a while after their work
-_QUICK = {"passages": 64, "short": 128, "long": 16}
+_NUM_TEXTS = {
+    "quick": {"passages": 64, "short": 128, "long": 16},
+    "normal": {"passages": 256, "short": 512, "long": 64},
+    "full": {"passages": 256, "short": 512, "long": 256},
+}
 _LATENCY = {"short": "one short query", "passages": "one passage"}
 _WARM_UP = 20
 
@@ -35,7 +39,6 @@ class Result:
     """What one engine has shown; `seconds` and `latencies` are per workload, in the order they were measured."""
 
     status: str = "ok"
-    load_seconds: float = 0.0
     seconds: dict[str, list[float]] = field(default_factory=dict)
     latencies: dict[str, list[float]] = field(default_factory=dict)
     max_difference: float | None = None
@@ -63,17 +66,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint = checkpoints.choose(arguments.checkpoint, arguments.shape, arguments.models)
     setup = Setup(checkpoint, arguments.models.resolve(), arguments.max_seq_len, len(cores))
     workloads = corpus.load(checkpoint, arguments.max_seq_len)
-    workloads = {name: workloads[name] for name in arguments.workloads}
-    if arguments.quick:
-        workloads = {name: workload.head(_QUICK[name]) for name, workload in workloads.items()}
+    workloads = {name: workloads[name].head(_NUM_TEXTS[arguments.size][name]) for name in arguments.workloads}
     facts = report.machine()
-    print(f"{report.describe(facts)}\n{checkpoint.name}, {len(cores)} threads, {arguments.rounds} rounds, fp32")
+    print(f"{report.describe(facts)}\n{setup.label}, {len(cores)} threads, {arguments.rounds} rounds, fp32")
     print("\n".join(f"  {workload}" for workload in workloads.values()))
     results, peak = measure(arguments, setup, workloads)
-    _print_tables(results, peak, workloads, checkpoints.read_shape(checkpoint))
+    print_tables(results, peak, workloads, checkpoints.read_shape(checkpoint))
     about = {
         "benchmark": "cpu",
-        "checkpoint": checkpoint.name,
+        "checkpoint": setup.label,
         "machine": facts,
         "rounds": arguments.rounds,
         "threads": len(cores),
@@ -93,13 +94,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--latency-repeats", type=int, default=200, help="0: no latencies")
     parser.add_argument("--threads", type=int, default=2, help="threads, and cores, of every engine")
     parser.add_argument("--max-seq-len", type=int, default=512, help="tokens kept of a text, in every engine")
-    parser.add_argument("--quick", action="store_true", help="a part of each workload: padding then weighs more")
+    parser.add_argument("--size", default="normal", choices=_NUM_TEXTS, help="texts; quick: padding weighs too much")
+    parser.add_argument("--quick", dest="size", action="store_const", const="quick", help="the same as --size quick")
     parser.add_argument("--json", default="", help="also write the JSON line to this file")
     arguments = parser.parse_args(argv)
     arguments.workloads = arguments.workloads.split(",")
     for name in arguments.workloads:
-        if name not in _QUICK:
-            parser.error(f"--workloads: {name!r} is not one of {', '.join(_QUICK)}")
+        if name not in _NUM_TEXTS["full"]:
+            parser.error(f"--workloads: {name!r} is not one of {', '.join(_NUM_TEXTS['full'])}")
     try:
         arguments.engines = select(arguments.engines)
     except ValueError as error:
@@ -138,13 +140,12 @@ def _load(
             results[name] = Result(status=f"not installed ({', '.join(missing)})")
             continue
         results[name] = Result()
-        start = time.perf_counter()
         try:
+            prepare(name, setup)
             processes[name] = EngineProcess(name, setup, texts)
             stack.callback(processes[name].close)
         except EngineFailed as error:
             results[name].status = f"failed: {error}"
-        results[name].load_seconds = time.perf_counter() - start
     return processes
 
 
@@ -191,14 +192,17 @@ def _recorded(processes: dict[str, EngineProcess], results: Results, process: En
 
 
 def _peak_meter(num_threads: int) -> tuple[Peak, Callable[[], float]]:
-    """Our register-only FMA loop; numpy's matrix product, which stays below the peak, where that is not built."""
+    """Our register-only FMA loop, or numpy's matrix product where the loop is not built or (wrongly) slower."""
+    product = _numpy_gflops()
     try:
         measure_peak = importlib.import_module("rtp_llm.ops.native_ops").measure_peak
-        measure_peak(num_threads, 0.05)
+        loop = float(measure_peak(num_threads, 0.3))
     except Exception as error:  # a benchmark must run without our kernels, whatever keeps them from loading
-        print(f"fp32 peak: numpy's matrix product stands in for our own loop ({error})", file=sys.stderr)
-        return Peak("numpy sgemm 2048"), _numpy_gflops
-    return Peak("register FMA loop"), lambda: float(measure_peak(num_threads, 0.3))
+        print(f"our FMA loop cannot be run: {error}", file=sys.stderr)
+        loop = 0.0
+    if loop >= product:
+        return Peak("register FMA loop"), lambda: float(measure_peak(num_threads, 0.3))
+    return Peak(f"numpy matrix product, since our FMA loop reaches {loop:.0f}"), _numpy_gflops
 
 
 def _numpy_gflops() -> float:
@@ -220,30 +224,39 @@ def _throughput(result: Result, workload: Workload) -> float:
     return len(workload.texts) / statistics.median(result.seconds[workload.name])
 
 
-def _best_peer(results: Results, score: Callable[[Result], float]) -> str | None:
-    """The peer of the highest score among those that ran to the end."""
-    peers = {name: score(result) for name, result in results.items() if name != OURS and result.status == "ok"}
+def _median_latency(result: Result, name: str) -> float:
+    return statistics.median(result.latencies[name])
+
+
+def _finished(results: Results) -> Results:
+    return {name: result for name, result in results.items() if result.status == "ok"}
+
+
+def _fastest_peer(results: Results, workload: Workload) -> str | None:
+    peers = {name: _throughput(result, workload) for name, result in _finished(results).items() if name != OURS}
     return max(peers, key=peers.__getitem__) if peers else None
 
 
-def _print_tables(results: Results, peak: Peak, workloads: dict[str, Workload], shape: Shape) -> None:
+def _quickest_peer(results: Results, name: str) -> str | None:
+    peers = {peer: _median_latency(result, name) for peer, result in _finished(results).items() if peer != OURS}
+    return min(peers, key=peers.__getitem__) if peers else None
+
+
+def print_tables(results: Results, peak: Peak, workloads: dict[str, Workload], shape: Shape) -> None:
     print(f"measured fp32 peak: {peak.gflops:.0f} GFLOP/s ({peak.source})")
     for workload in workloads.values():
         print(f"\n{workload}\n{_throughput_table(results, peak, workload, shape)}")
     for name, label in _LATENCY.items():
         if any(name in result.latencies for result in results.values()):
             print(f"\n{label} at a time, milliseconds\n{_latency_table(results, name)}")
-    failed = [f"{name}: {result.status}" for name, result in results.items() if result.status != "ok"]
-    print("\n".join(["", *failed]))
+    print("".join(f"\n{name}: {result.status}" for name, result in results.items() if result.status != "ok"))
 
 
 def _throughput_table(results: Results, peak: Peak, workload: Workload, shape: Shape) -> str:
-    best = _best_peer(results, lambda result: _throughput(result, workload))
+    best = _fastest_peer(results, workload)
     gflop = shape.flops(workload.num_tokens) / 1e9
     rows = []
-    for name, result in results.items():
-        if result.status != "ok":
-            continue
+    for name, result in _finished(results).items():
         rate, seconds = _throughput(result, workload), result.seconds[workload.name]
         gflops = gflop * rate / len(workload.texts)
         rows.append([
@@ -262,54 +275,53 @@ def _throughput_table(results: Results, peak: Peak, workload: Workload, shape: S
 
 
 def _latency_table(results: Results, name: str) -> str:
+    best = _quickest_peer(results, name)
     rows = []
-    best = _best_peer(results, lambda result: -statistics.median(result.latencies[name]))
-    for engine, result in results.items():
-        if result.status == "ok":
-            p50, p90, p99 = np.percentile(result.latencies[name], (50, 90, 99)) * 1e3
-            ratio = f"{statistics.median(results[best].latencies[name]) * 1e3 / p50:.2f}" if best else "-"
-            rows.append([engine, f"{p50:.2f}", f"{p90:.2f}", f"{p99:.2f}", ratio])
+    for engine, result in _finished(results).items():
+        p50, p90, p99 = np.percentile(result.latencies[name], (50, 90, 99)) * 1e3
+        ratio = f"{_median_latency(results[best], name) * 1e3 / p50:.2f}" if best else "-"
+        rows.append([engine, f"{p50:.2f}", f"{p90:.2f}", f"{p99:.2f}", ratio])
     return report.table(("engine", "p50", "p90", "p99", "speed to best peer"), rows)
 
 
 def summary(results: Results, peak: Peak, workloads: dict[str, Workload], shape: Shape) -> dict[str, Any]:
     """The run as JSON: per engine its figures, and ours to the best peer per workload."""
-    engines = {}
-    for name, result in results.items():
-        facts = asdict(result) | {"seconds": result.seconds, "throughput": {}, "of_peak": {}}
-        facts["latencies"] = {
-            key: dict(zip(("p50", "p90", "p99"), np.percentile(values, (50, 90, 99)).tolist(), strict=True))
-            for key, values in result.latencies.items()
+    engines: dict[str, dict[str, Any]] = {name: asdict(result) for name, result in results.items()}
+    for name, result in _finished(results).items():
+        rates = {workload.name: _throughput(result, workload) for workload in workloads.values()}
+        engines[name] |= {
+            "latencies": {key: _percentiles(values) for key, values in result.latencies.items()},
+            "throughput": rates,
+            "of_peak": {
+                key: shape.flops(workloads[key].num_tokens) * rate / len(workloads[key].texts) / peak.gflops / 1e9
+                for key, rate in rates.items()
+            },
         }
-        for workload in workloads.values() if result.status == "ok" else ():
-            rate = _throughput(result, workload)
-            gflops = shape.flops(workload.num_tokens) / 1e9 * rate / len(workload.texts)
-            facts["throughput"][workload.name] = rate
-            facts["of_peak"][workload.name] = gflops / peak.gflops
-        engines[name] = facts
     return {
         "engines": engines,
         "peak_gflops": {"source": peak.source, "samples": peak.samples},
-        "ratio_to_best_peer": _ratios(results, workloads),
+        "ours_to_best_peer": _ratios(results, workloads),
         "workloads": {name: {"texts": len(w.texts), "tokens": w.total_tokens} for name, w in workloads.items()},
     }
 
 
+def _percentiles(seconds: list[float]) -> dict[str, float]:
+    return dict(zip(("p50", "p90", "p99"), np.percentile(seconds, (50, 90, 99)).tolist(), strict=True))
+
+
 def _ratios(results: Results, workloads: dict[str, Workload]) -> dict[str, dict[str, Any]]:
-    """Ours to the best peer: the median, least and greatest of the rounds' own ratios; above 1 is faster."""
+    """Ours to the best peer, above 1 is faster: the median and range of the rounds' own ratios, and the latencies'."""
     ratios: dict[str, dict[str, Any]] = {}
-    if OURS not in results or results[OURS].status != "ok":
+    if OURS not in _finished(results):
         return ratios
     ours = results[OURS]
     for name, workload in workloads.items():
-        best = _best_peer(results, lambda result, workload=workload: _throughput(result, workload))  # type: ignore[misc]
-        if best:
+        if best := _fastest_peer(results, workload):
             rounds = [theirs / own for theirs, own in zip(results[best].seconds[name], ours.seconds[name], strict=True)]
             ratios[name] = {"peer": best, "median": statistics.median(rounds), "range": [min(rounds), max(rounds)]}
     for name in ours.latencies:
-        best = _best_peer(results, lambda result, name=name: -statistics.median(result.latencies[name]))  # type: ignore[misc]
-        if best:
-            ratio = statistics.median(results[best].latencies[name]) / statistics.median(ours.latencies[name])
+        if best := _quickest_peer(results, name):
+            ratio = _median_latency(results[best], name) / _median_latency(ours, name)
             ratios[f"latency {name}"] = {"peer": best, "median": ratio}
     return ratios
 

@@ -3,7 +3,8 @@
     python3 -m benchmarks.http_overhead [--seconds 4] [--connections 8]
 
 The server runs pinned to the first core and the load (wrk) to the second. CPU time is user + system of the whole server
-process over a run, divided by the requests that wrk counted.
+process over a run, divided by the requests that wrk counted. The row `uvicorn alone` is an application that answers a
+constant without reading the request: what no server on uvicorn can go below.
 """
 
 import argparse
@@ -19,10 +20,14 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import uvicorn
+from starlette.types import Receive, Scope, Send
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, Response, TaskType
@@ -30,6 +35,7 @@ from rtp_llm.observability import Metrics
 from rtp_llm.server import serve
 
 _SENTENCE = "The quick brown fox jumps over the lazy dog near the bank of the river"
+_ANSWER = b"x" * 2200
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -40,14 +46,14 @@ class Case:
     name: str
     num_texts: int
     encoding_format: str
-    dimension: int
 
 
 CASES = (
-    Case("1 text, base64", 1, "base64", 384),
-    Case("1 text, float", 1, "float", 384),
-    Case("32 texts, base64", 32, "base64", 384),
-    Case("32 texts, float", 32, "float", 384),
+    Case("uvicorn alone", 1, "base64"),
+    Case("1 text, base64", 1, "base64"),
+    Case("1 text, float", 1, "float"),
+    Case("32 texts, base64", 32, "base64"),
+    Case("32 texts, float", 32, "float"),
 )
 
 
@@ -97,10 +103,20 @@ class NoEngine:
         )
 
 
-def serve_nothing(port: int) -> None:
+async def constant(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application of the least work, with an answer as long as one base64 vector's."""
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(_ANSWER))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": _ANSWER})
+
+
+def serve_nothing(port: int, alone: bool) -> None:
     """The server process."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    serve(NoEngine(), ServerConfig(checkpoint_path="none", host="127.0.0.1", start_port=port))
+    if alone:
+        uvicorn.run(constant, port=port, http="httptools", lifespan="off", log_config=None, access_log=False)
+    else:
+        serve(NoEngine(), ServerConfig(checkpoint_path="none", host="127.0.0.1", start_port=port))
 
 
 def free_port() -> int:
@@ -127,19 +143,18 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def load(url: str, case: Case, connections: int, seconds: float) -> str:
+def load(url: str, case: Case, connections: int, seconds: int) -> str:
     """wrk's report of one run."""
     body = {"input": [_SENTENCE] * case.num_texts, "model": "none", "encoding_format": case.encoding_format}
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(
-            f"wrk.method = 'POST'\nwrk.headers['Content-Type'] = 'application/json'\nwrk.body = [==[{json.dumps(body)}]==]\n"
-        )
+        script.write("wrk.method = 'POST'\nwrk.headers['Content-Type'] = 'application/json'\n")
+        script.write(f"wrk.body = [==[{json.dumps(body)}]==]\n")
         script.flush()
         command = [
             "wrk",
             "-t1",
             f"-c{connections}",
-            f"-d{seconds:g}s",
+            f"-d{seconds}s",
             "--latency",
             "-s",
             script.name,
@@ -152,12 +167,28 @@ def load(url: str, case: Case, connections: int, seconds: float) -> str:
     return run.stdout
 
 
-def measure(url: str, pid: int, case: Case, connections: int, seconds: float) -> Result:
-    load(url, case, connections, 0.5)
-    before = cpu_seconds(pid)
-    report = load(url, case, connections, seconds)
-    used = cpu_seconds(pid) - before
-    count = re.search(r"(\d+) requests in ([\d.]+)(m?s)", report)
+@contextmanager
+def server(alone: bool) -> Iterator[tuple[str, int]]:
+    """Address and process id of a server that runs until the block ends."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.http_overhead", "--serve", str(port), *(["--alone"] if alone else [])]
+    process = subprocess.Popen(command)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}")
+        yield f"http://127.0.0.1:{port}", process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def measure(case: Case, connections: int, seconds: int) -> Result:
+    """One run, after a second of warming up."""
+    with server(alone=case == CASES[0]) as (url, pid):
+        load(url, case, connections, 1)
+        before = cpu_seconds(pid)
+        report = load(url, case, connections, seconds)
+        used = cpu_seconds(pid) - before
+    count = re.search(r"(\d+) requests in ([\d.]+)s", report)
     if count is None:
         raise SystemExit(f"wrk's report has changed:\n{report}")
     requests = int(count[1])
@@ -181,24 +212,17 @@ def latency_ms(report: str, percentile: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4, help="length of a run")
+    parser.add_argument("--seconds", type=int, default=4, help="length of a run")
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--serve", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve_nothing(options.serve)
+        serve_nothing(options.serve, options.alone)
         return
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed (apt-get install wrk)")
-    port = free_port()
-    server = subprocess.Popen([sys.executable, "-m", "benchmarks.http_overhead", "--serve", str(port)])
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_until_ready(url)
-        results = [measure(url, server.pid, case, options.connections, options.seconds) for case in CASES]
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(30)
+    results = [measure(case, options.connections, options.seconds) for case in CASES]
     print(f"{'case':18} {'req/s':>8} {'CPU us/req':>11} {'p50 ms':>8} {'p99 ms':>8} {'errors':>7}")
     for r in results:
         print(f"{r.case:18} {r.requests_per_second:8.0f} {r.cpu_us:11.1f} {r.p50_ms:8.2f} {r.p99_ms:8.2f} {r.errors:7}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Int32Array: TypeAlias = NDArray[np.int32]
 FloatArray: TypeAlias = NDArray[np.float32]
-Input: TypeAlias = "str | tuple[str, str] | list[int]"
+Input: TypeAlias = str | tuple[str, str] | list[int]
 Output: TypeAlias = FloatArray
 
 

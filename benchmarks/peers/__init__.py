@@ -1,11 +1,14 @@
 """The engines that are compared: each turns texts into normalised, mean-pooled vectors, tokenising included.
 
-A module of this package has `load(setup, **settings) -> Embed` and imports its engine only there. One peer may stand in
-the table with several settings, since the best for a batch is not the best for one text.
+A module of this package has `prepare(setup)`, which converts the checkpoint where the engine needs it (once, in a
+process that then ends, so that it weighs on nobody's memory), and `load(setup, **settings) -> Embed`. Engines are
+imported only there. One peer may stand in the table with several settings: the best for a batch is not the best for
+one text.
 """
 
 import importlib
 import importlib.util
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +31,16 @@ class Setup:
     max_seq_len: int = 512
     num_threads: int = 2
 
+    @property
+    def label(self) -> str:
+        """The checkpoint's folder and the one it lies in."""
+        return f"{self.checkpoint.parent.name}/{self.checkpoint.name}"
+
+    def converted(self, form: str) -> Path:
+        """Where this checkpoint is kept in another engine's form."""
+        key = zlib.crc32(str(self.checkpoint.resolve()).encode())
+        return self.models / f"{self.checkpoint.name}-{key:08x}-{form}"
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -40,6 +53,10 @@ class Engine:
     def missing(self) -> list[str]:
         """Packages that are not installed."""
         return [name for name in self.packages if importlib.util.find_spec(name) is None]
+
+    def prepare(self, setup: Setup) -> None:
+        """Convert the checkpoint, unless that has been done."""
+        importlib.import_module(self.module).prepare(setup)
 
     def load(self, setup: Setup) -> Embed:
         """The engine's text-to-vectors function, on `setup.num_threads` threads in all."""

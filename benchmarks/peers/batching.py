@@ -13,7 +13,7 @@ Forward: TypeAlias = Callable[[Ids], FloatArray]  # token ids of a batch, longes
 
 
 def load_tokenizer(setup: Setup) -> Callable[[list[str]], Ids]:
-    """The checkpoint's tokenizer.json without its own padding, cut at `max_seq_len`; a list is tokenised in parallel."""
+    """tokenizer.json without its own padding, cut at `max_seq_len`; a list is tokenised in parallel."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(setup.checkpoint / "tokenizer.json"))

@@ -1,13 +1,20 @@
 """CTranslate2 float32: the fastest fp32 peer on x86 CPUs that we know of."""
 
-from pathlib import Path
-
 import numpy as np
 
 from benchmarks.peers import Embed, FloatArray, Setup
 from benchmarks.peers.batching import Ids, batched
 
-_MAX_TOKENS = 512
+_MAX_TOKENS = 512  # padded tokens of a batch: larger ones fall out of the caches and are slower
+_FORM = "ctranslate2"
+
+
+def prepare(setup: Setup) -> None:
+    """Convert with CTranslate2's own converter for transformers checkpoints."""
+    if not (setup.converted(_FORM) / "model.bin").exists():
+        from ctranslate2.converters import TransformersConverter
+
+        TransformersConverter(str(setup.checkpoint)).convert(str(setup.converted(_FORM)), force=True)
 
 
 def load(setup: Setup, workers: int) -> Embed:
@@ -15,7 +22,7 @@ def load(setup: Setup, workers: int) -> Embed:
     import ctranslate2
 
     encoder = ctranslate2.Encoder(
-        str(_converted(setup)),
+        str(setup.converted(_FORM)),
         device="cpu",
         inter_threads=workers,
         intra_threads=max(1, setup.num_threads // workers),
@@ -30,12 +37,3 @@ def load(setup: Setup, workers: int) -> Embed:
         return vectors
 
     return batched(setup, forward, workers, _MAX_TOKENS)
-
-
-def _converted(setup: Setup) -> Path:
-    folder = setup.models / f"{setup.checkpoint.name}-ctranslate2"
-    if not (folder / "model.bin").exists():
-        from ctranslate2.converters import TransformersConverter
-
-        TransformersConverter(str(setup.checkpoint)).convert(str(folder), force=True)
-    return folder

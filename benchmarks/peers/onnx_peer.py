@@ -10,6 +10,17 @@ from benchmarks.peers import Embed, FloatArray, Setup
 from benchmarks.peers.batching import Ids, batched
 
 _MAX_TOKENS = 512  # padded tokens of a batch: larger ones fall out of the caches and are slower
+_FORM = "onnx"
+
+
+def prepare(setup: Setup) -> None:
+    """Export the graph with torch, and make the fused one of it."""
+    folder = setup.converted(_FORM)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "raw.onnx").exists():
+        _export(setup.checkpoint, folder / "raw.onnx")
+    if not (folder / "fused.onnx").exists():
+        _fuse(setup.checkpoint, folder / "raw.onnx", folder / "fused.onnx")
 
 
 def load(setup: Setup, workers: int, graph: str = "raw") -> Embed:
@@ -24,7 +35,9 @@ def load(setup: Setup, workers: int, graph: str = "raw") -> Embed:
     options.intra_op_num_threads = max(1, setup.num_threads // workers)
     options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    session = onnxruntime.InferenceSession(str(_graph_file(setup, graph)), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(setup.converted(_FORM) / f"{graph}.onnx"), options, providers=["CPUExecutionProvider"]
+    )
 
     def forward(ids: Ids) -> FloatArray:
         input_ids = np.zeros((len(ids), max(map(len, ids))), np.int64)
@@ -36,20 +49,6 @@ def load(setup: Setup, workers: int, graph: str = "raw") -> Embed:
         return vectors
 
     return batched(setup, forward, workers, _MAX_TOKENS)
-
-
-def _graph_file(setup: Setup, graph: str) -> Path:
-    folder = setup.models / f"{setup.checkpoint.name}-onnx"
-    raw = folder / "raw.onnx"
-    if not raw.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _export(setup.checkpoint, raw)
-    if graph == "raw":
-        return raw
-    fused = folder / "fused.onnx"
-    if not fused.exists():
-        _fuse(setup.checkpoint, raw, fused)
-    return fused
 
 
 def _export(checkpoint: Path, target: Path) -> None:
@@ -64,7 +63,7 @@ def _export(checkpoint: Path, target: Path) -> None:
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             hidden_states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             weights = attention_mask.unsqueeze(-1).to(hidden_states.dtype)
-            pooled = (hidden_states * weights).sum(1) / weights.sum(1)
+            pooled: torch.Tensor = (hidden_states * weights).sum(1) / weights.sum(1)
             return pooled / pooled.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
     attention_mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])

@@ -3,6 +3,10 @@
 from benchmarks.peers import Embed, Setup
 
 
+def prepare(setup: Setup) -> None:
+    """Nothing: the checkpoint is read as it is."""
+
+
 def load(setup: Setup) -> Embed:
     """`rtp_llm.Model` on the checkpoint, with every other option at its default."""
     from rtp_llm import Model

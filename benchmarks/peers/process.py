@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -73,12 +73,29 @@ class EngineProcess:
         return answer
 
 
+def prepare(name: str, setup: Setup) -> None:
+    """Convert the checkpoint for the engine, in a process that ends afterwards. Raises EngineFailed."""
+    process = multiprocessing.get_context("spawn").Process(target=_prepare, args=(name, setup), daemon=True)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise EngineFailed(f"converting the checkpoint ended with status {process.exitcode}; its message is above")
+
+
+def _prepare(name: str, setup: Setup) -> None:
+    ENGINES[name].prepare(setup)
+
+
 def pin(num_threads: int) -> list[int]:
-    """Keeps this process and its children to `num_threads` cores, and libraries to as many threads; the cores' ids."""
+    """Keeps this process and its children to `num_threads` cores, and libraries to as many threads and to silence.
+
+    Returns the cores' ids.
+    """
     cores = sorted(os.sched_getaffinity(0))[:num_threads]
     os.sched_setaffinity(0, cores)
     for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[variable] = str(len(cores))
+    os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error")
     return cores
 
 
@@ -114,7 +131,7 @@ def _cpu_seconds(embed: Embed, texts: dict[str, list[str]], key: str) -> tuple[f
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def _latencies(embed: Embed, texts: dict[str, list[str]], key: str, repeats: int) -> list[float]:
+def latencies(embed: Embed, texts: dict[str, list[str]], key: str, repeats: int) -> list[float]:
     one = texts[key][:1]
     seconds = []
     for _ in range(repeats):
@@ -129,10 +146,10 @@ def _resident_bytes(embed: Embed, texts: dict[str, list[str]]) -> int:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[..., object]] = {
     "vectors": _vectors,
     "seconds": _seconds,
     "cpu_seconds": _cpu_seconds,
-    "latencies": _latencies,
+    "latencies": latencies,
     "resident_bytes": _resident_bytes,
 }

@@ -3,6 +3,10 @@
 from benchmarks.peers import Embed, FloatArray, Setup
 
 
+def prepare(setup: Setup) -> None:
+    """Nothing: the checkpoint is read as it is."""
+
+
 def load(setup: Setup, batch_size: int) -> Embed:
     """SentenceTransformer.encode, which sorts by length itself; torch uses all threads on one batch."""
     import torch

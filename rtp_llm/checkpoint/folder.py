@@ -19,7 +19,9 @@ def inside(folder: Path, relative: str) -> Path:
     """
     parts = relative.replace("\\", "/").split("/")
     if Path(relative).is_absolute() or parts[0].endswith(":") or ".." in parts or "\0" in relative:
-        raise CheckpointError(f"{folder}: the path {relative!r} leads out of the folder; it must be relative, without ..")
+        raise CheckpointError(
+            f"{folder}: the path {relative!r} leads out of the folder; it must be relative, without .."
+        )
     path = folder / relative
     try:
         target = path.resolve()

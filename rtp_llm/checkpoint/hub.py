@@ -1,7 +1,8 @@
-"""A path or a hub id -> a folder: what is needed is downloaded once, resumed where it broke off, found again offline."""
+"""A path or a hub id -> a folder; what is needed is downloaded once, resumed where it broke off, found offline."""
 
 import errno
 import glob
+import importlib
 import logging
 import re
 import sys
@@ -39,8 +40,10 @@ def resolve(config: EngineConfig, progress: bool = True) -> Path:
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or name in ("", ".", ".."):
         raise CheckpointError(f"checkpoint_path: there is no folder {str(path.absolute())!r}")
     if not _HUB_ID.fullmatch(name):
-        raise CheckpointError(f"checkpoint_path: {name!r} is neither a folder nor a hub id such as BAAI/bge-small-en-v1.5")
-    return _from_modelscope(config, progress) if config.hub == "modelscope" else _from_huggingface(config, progress)
+        raise CheckpointError(
+            f"checkpoint_path: {name!r} is neither a folder nor a hub id such as BAAI/bge-small-en-v1.5"
+        )
+    return _from_modelscope(config) if config.hub == "modelscope" else _from_huggingface(config, progress)
 
 
 def wanted_files(names: Sequence[str]) -> list[str]:
@@ -84,7 +87,9 @@ def _download(config: EngineConfig, progress: bool) -> Path:
     wanted = wanted_files(names)
     if not any(name.endswith((".safetensors", ".bin")) for name in wanted):
         found = ", ".join(sorted(names)[:10]) or "no file at all"
-        raise CheckpointError(f"{repository} has no safetensors or pytorch_model.bin ({found}); other formats are not read")
+        raise CheckpointError(
+            f"{repository} has no safetensors or pytorch_model.bin ({found}); other formats are not read"
+        )
     folder = snapshot_download(
         repository,
         revision=revision,
@@ -133,7 +138,10 @@ def _translated(error: Exception, config: EngineConfig) -> CheckpointError:
     # The order matters: a gated repository is a kind of unknown one, and both are HTTP errors.
     known: tuple[tuple[type[Exception], str], ...] = (
         (errors.GatedRepoError, f"{name} is gated: accept its terms at {at}, then set hf_token (HF_TOKEN)"),
-        (errors.RevisionNotFoundError, f"{name} has no revision {config.revision!r}; leave revision empty for the default"),
+        (
+            errors.RevisionNotFoundError,
+            f"{name} has no revision {config.revision!r}; leave revision empty for the default",
+        ),
         (
             errors.RepositoryNotFoundError,
             f"{at} has no repository {name}, or it is private: check the name, or set hf_token (HF_TOKEN); "
@@ -146,7 +154,9 @@ def _translated(error: Exception, config: EngineConfig) -> CheckpointError:
             return CheckpointError(message)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return CheckpointError(f"{at} refused the token for {name} (HTTP {status}); set hf_token (HF_TOKEN) to a valid one")
+        return CheckpointError(
+            f"{at} refused the token for {name} (HTTP {status}); set hf_token (HF_TOKEN) to a valid one"
+        )
     if config.hf_hub_offline:
         return CheckpointError(
             f"{name} is not, or not completely, in the cache and hf_hub_offline is set; "
@@ -166,7 +176,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _progress_class(name: str, progress: bool) -> type[Any]:
     """A tqdm that draws on a terminal, logs elsewhere, and is silent without `progress`."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     if progress and sys.stderr.isatty():
         return tqdm
@@ -175,7 +185,7 @@ def _progress_class(name: str, progress: bool) -> type[Any]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._logged_at = time.monotonic()
             kwargs["disable"] = not progress
-            super().__init__(*args, **kwargs)
+            super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
         def display(self, msg: str | None = None, pos: int | None = None) -> bool:
             now = time.monotonic()
@@ -191,9 +201,9 @@ def _progress_class(name: str, progress: bool) -> type[Any]:
     return LoggedProgress
 
 
-def _from_modelscope(config: EngineConfig, progress: bool) -> Path:
+def _from_modelscope(config: EngineConfig) -> Path:
     try:
-        from modelscope import snapshot_download
+        snapshot_download = importlib.import_module("modelscope").snapshot_download
     except ImportError:
         raise CheckpointError("hub modelscope needs its library: pip install rtp-llm[modelscope]") from None
     name, patterns = config.checkpoint_path, list(_ALWAYS)

@@ -6,7 +6,7 @@ so that bf16 needs no further package, fp32 is not copied, and every malformed f
 
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -30,7 +30,9 @@ class SafetensorsFile:
         self._file = MappedFile(path)
         header, data_start = _header(self._file)
         entries = {name: _entry(path, name, entry) for name, entry in header.items() if name != "__metadata__"}
-        _check_layout(path, {name: (start, stop) for name, (_, start, stop) in entries.items()}, self._file.size - data_start)
+        _check_layout(
+            path, {name: (start, stop) for name, (_, start, stop) in entries.items()}, self._file.size - data_start
+        )
         self.tensors = {name: info for name, (info, _, _) in entries.items()}
         self._offsets = {name: data_start + start for name, (_, start, _) in entries.items()}
 
@@ -64,7 +66,9 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
         raise CheckpointError(f"{path}: tensor {name!r} has no valid shape and data_offsets")
     dtype = _DTYPES.get(str(fields.get("dtype")))
     if dtype is None:
-        raise CheckpointError(f"{path}: tensor {name!r} has dtype {fields.get('dtype')!r}; known are {', '.join(_DTYPES)}")
+        raise CheckpointError(
+            f"{path}: tensor {name!r} has dtype {fields.get('dtype')!r}; known are {', '.join(_DTYPES)}"
+        )
     info = TensorInfo(dtype, tuple(shape))
     start, stop = offsets
     num_bytes = info.num_elements * np.dtype(DTYPES[dtype]).itemsize
@@ -73,7 +77,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
     return info, start, stop
 
 
-def _is_sizes(values: Any) -> bool:
+def _is_sizes(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
@@ -86,7 +90,9 @@ def _check_layout(path: Path, ranges: dict[str, tuple[int, int]], num_bytes: int
                 f"{path} is cut short: tensor {name!r} ends at {stop:,} of {num_bytes:,} bytes; download it again"
             )
         if start != position:
-            raise CheckpointError(f"{path}: tensor {name!r} begins at {start}, not at {position}, where the last one ends")
+            raise CheckpointError(
+                f"{path}: tensor {name!r} begins at {start}, not at {position}, where the last one ends"
+            )
         position = stop
     if position != num_bytes:
         raise CheckpointError(f"{path}: {num_bytes - position} bytes after the last tensor; download it again")

@@ -35,10 +35,13 @@ class TensorInfo:
 
 
 class TensorSource(Protocol):
-    """Named tensors of one or several files."""
+    """Named tensors of one or several files, which `path` stands for in messages."""
 
     path: Path
-    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Name -> dtype and shape, known without reading any data."""
 
     def read(self, name: str) -> FloatArray:
         """fp32, C-contiguous; fp32 in the file: a read-only view of the mapped file, else a converted copy."""
@@ -67,21 +70,19 @@ class MappedFile:
             raise CheckpointError(f"{self.path} is cut short: bytes {start}:{stop} of {self.size}; download it again")
         return self._map[start:stop]
 
-    def array(
-        self, dtype: str, shape: Sequence[int], offset: int, strides: Sequence[int] | None = None
-    ) -> "np.ndarray[Any, Any]":
-        """A view of the map; `strides` in elements. The caller has checked the range; numpy checks it once more."""
-        kind = np.dtype(DTYPES[dtype])
-        steps = None if strides is None else tuple(step * kind.itemsize for step in strides)
-        return np.ndarray(tuple(shape), kind, buffer=self._map, offset=offset, strides=steps)
-
     def read(self, dtype: str, shape: Sequence[int], offset: int, strides: Sequence[int] | None = None) -> FloatArray:
-        """fp32, C-contiguous and aligned; a view where the file's bytes already are."""
+        """fp32, C-contiguous and aligned; a read-only view where the file's bytes already are.
+
+        `strides` in elements. The caller has checked the range; numpy checks it once more.
+        """
         if dtype.startswith("fp8"):
-            raise CheckpointError(f"{self.path}: {dtype} weights are not supported; use an fp32, fp16 or bf16 checkpoint")
+            raise CheckpointError(f"{self.path}: {dtype} weights are not read; use an fp32, fp16 or bf16 checkpoint")
         if math.prod(shape) == 0:
             return np.zeros(tuple(shape), np.float32)
-        values = to_float32(self.array(dtype, shape, offset, strides), dtype)
+        kind = np.dtype(DTYPES[dtype])
+        steps = None if strides is None else tuple(step * kind.itemsize for step in strides)
+        stored: np.ndarray[Any, Any] = np.ndarray(tuple(shape), kind, buffer=self._map, offset=offset, strides=steps)
+        values = to_float32(stored, dtype)
         if dtype != "fp32":
             self.release()
         return values
@@ -95,7 +96,8 @@ class MappedFile:
 def to_float32(values: "np.ndarray[Any, Any]", dtype: str) -> FloatArray:
     """[...] of a dtype of `DTYPES` -> fp32, C-contiguous, aligned; no copy where it is that already."""
     if dtype != "bf16":
-        return np.require(values, np.float32, ["C_CONTIGUOUS", "ALIGNED"])
+        with np.errstate(over="ignore"):
+            return np.require(values, np.float32, ["C_CONTIGUOUS", "ALIGNED"])
     # bf16 is the upper half of an fp32.
     widened = values.astype(np.uint32, order="C")
     widened <<= np.uint32(16)

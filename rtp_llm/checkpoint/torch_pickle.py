@@ -5,7 +5,8 @@ an inert stand-in that records what it was given; any other name or opcode is re
 from the mapped file, inside checked ranges.
 
 Two layouts: a zip archive whose entries are stored uncompressed (`…/data.pkl`, `…/data/<key>`), and, before torch 1.6,
-five pickles in a row followed by each storage's element count and bytes. Source: torch/serialization.py, torch/_utils.py.
+five pickles in a row followed by each storage's element count and bytes.
+Source: torch/serialization.py, torch/_utils.py.
 """
 
 import io
@@ -68,7 +69,9 @@ class TorchFile:
             read = _read_archive if self._file.bytes(0, min(4, self._file.size)) == b"PK\x03\x04" else _read_legacy
             entries, self._offsets = read(self._file)
         except _FOREIGN_ERRORS as error:
-            raise CheckpointError(f"{path} is damaged or not a file of torch.save: {error}; download it again") from error
+            raise CheckpointError(
+                f"{path} is damaged or not a file of torch.save: {error}; download it again"
+            ) from error
         self._tensors = {name: _checked(path, name, tensor) for name, tensor in entries.items()}
         for tensor in self._tensors.values():
             self._check_storage(tensor.storage)
@@ -125,7 +128,9 @@ def _entry_offset(file: MappedFile, info: zipfile.ZipInfo) -> int:
     """Where the bytes of an uncompressed entry begin."""
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
         _refuse(file.path, f"a compressed entry, {info.filename}; torch.save never compresses")
-    signature, name_length, extra_length = struct.unpack("<4s22xHH", file.bytes(info.header_offset, info.header_offset + 30))
+    signature, name_length, extra_length = struct.unpack(
+        "<4s22xHH", file.bytes(info.header_offset, info.header_offset + 30)
+    )
     if signature != b"PK\x03\x04":
         raise ValueError(f"no entry at byte {info.header_offset}")
     start = info.header_offset + 30 + int(name_length) + int(extra_length)
@@ -181,7 +186,7 @@ def _run(path: Path, program: bytes) -> Any:
         if opcode.name not in _OPCODES:
             _refuse(path, f"pickle opcode {opcode.name}")
         # The memo is an array as long as the largest index: a few bytes could ask for gigabytes.
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > len(program):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(program):
             _refuse(path, f"pickle memo index {argument}")
     return _StateDictUnpickler(program, path).load()
 
@@ -270,7 +275,9 @@ def _checked(path: Path, name: str, tensor: _Tensor) -> _Tensor:
         raise CheckpointError(f"{path}: tensor {name!r} has shape {tensor.shape} and strides {tensor.strides}")
     info = TensorInfo(tensor.storage.dtype, tensor.shape)
     last = tensor.offset + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.strides, strict=True))
-    if info.num_elements > 0 and (last >= tensor.storage.num_elements or info.num_elements > tensor.storage.num_elements):
+    if info.num_elements > 0 and (
+        last >= tensor.storage.num_elements or info.num_elements > tensor.storage.num_elements
+    ):
         raise CheckpointError(
             f"{path}: tensor {name!r} {list(tensor.shape)} reaches outside its storage of {tensor.storage.num_elements}"
         )

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors fitted to a model's declared parameters: all filled, all used, or one error that says which."""
+"""A checkpoint's tensors fitted to a model's parameters: all filled, all used, or one error that lists the rest."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,10 +75,9 @@ def bind(
     ignored = [re.compile(pattern) for pattern in ignore]
     unexpected = [name for name in names if name not in used and not any(pattern.search(name) for pattern in ignored)]
     if missing or unexpected or wrong:
-        found = (_listed("missing", missing), _listed("unexpected", unexpected), _listed("of the wrong shape", wrong))
-        raise CheckpointError(
-            f"{source.path} does not fit the model its config.json describes: {'; '.join(text for text in found if text)}"
-        )
+        found = {"missing": missing, "unexpected": unexpected, "of the wrong shape": wrong}
+        lists = "; ".join(_listed(title, names_of) for title, names_of in found.items() if names_of)
+        raise CheckpointError(f"{source.path} does not fit the model that config.json describes: {lists}")
     return Weights(source, bound)
 
 
@@ -112,7 +111,5 @@ def _wrong_shape(source: TensorSource, names: tuple[str, ...], parameter: Parame
 
 
 def _listed(title: str, names: Sequence[str]) -> str:
-    if not names:
-        return ""
     more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
     return f"{len(names)} {title}: {', '.join(names[:_MAX_LISTED])}{more}"

@@ -8,7 +8,7 @@ from rtp_llm.config import EngineConfig
 from rtp_llm.core import ModelInfo
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.tokenizer import Tokenizer, TokenizerPool
-from rtp_llm.model_config import read_model_config, sequence_limit
+from rtp_llm.model_config import read_model_config
 from rtp_llm.observability import Metrics
 from rtp_llm.runtime import load_runtime
 
@@ -21,22 +21,23 @@ def load_engine(config: EngineConfig, name: str) -> Engine:
     folder = resolve(config)
     model_config = read_model_config(folder, config)
     runtime = load_runtime(config, model_config)
-    tokenizer = Tokenizer.load(config, model_config)
-    max_seq_len = sequence_limit(config, model_config, runtime.model.max_positions, tokenizer.model_max_length)
-    max_batch_tokens = config.max_context_batch_size * max_seq_len or runtime.batch_tokens
+    model = runtime.model
+    tokenizer = Tokenizer.load(
+        config, model_config, max_positions=model.max_positions, vocab_size=model.vocab_size
+    )
     info = ModelInfo(
         name=name,
         model_type=runtime.model_type,
         tasks=tuple(runtime.tasks),
         dimension=next(iter(runtime.tasks.values())).dimension,
-        max_seq_len=max_seq_len,
-        vocab_size=runtime.model.vocab_size,
+        max_seq_len=tokenizer.max_seq_len,
+        vocab_size=model.vocab_size,
         backend=runtime.ops.name,
         instruction_set=runtime.ops.instruction_set,
         num_threads=runtime.num_cores,
         dtype="fp32",
-        max_batch_tokens=max_batch_tokens,
-        prompts=tuple(model_config.prompts),
+        max_batch_tokens=config.max_context_batch_size * tokenizer.max_seq_len or runtime.batch_tokens,
+        prompts=tuple(tokenizer.prompts),
         created=int(time.time()),
     )
     engine = Engine(config, runtime, TokenizerPool(tokenizer, config.tokenizer_threads), info, Metrics())

@@ -13,6 +13,7 @@ _SANE_ID = re.compile(rb"[\w.:/+=@-]{1,128}").fullmatch
 _PREFIX = os.urandom(4).hex()
 _numbers = itertools.count(1)
 _CORS: Headers = [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", b"*")]
+_NOTHING: Headers = []
 _ALL_METHODS = b"GET, HEAD, POST, OPTIONS"
 
 
@@ -40,7 +41,8 @@ class Exchange:
         """The ASGI channel, with the common headers added at the start of an answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode("latin-1")), *_CORS]
+            common = _CORS if b"origin" in self.headers else _NOTHING
+            message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode("latin-1")), *common]
         await self._send(message)
 
     async def respond(self, status: int, body: bytes, headers: Headers, content_type: bytes = JSON) -> None:

@@ -39,17 +39,17 @@ EXPORT void* rtp_alloc(Stream* stream, int64_t bytes) { return stream->arena.all
 EXPORT void rtp_free(Stream* stream, void* block) { stream->arena.free(block); }
 EXPORT int64_t rtp_arena_capacity(Stream* stream) { return stream->arena.capacity(); }
 
-// Commands whose results nobody holds any more are dropped; returns how many remain.
-EXPORT int64_t rtp_pending(Stream* stream) {
-  if (stream->arena.idle()) stream->clear();
+// Start of a batch: commands whose results nobody holds any more are dropped, as after an exception half-way through
+// a model; returns how many remain.
+EXPORT int64_t rtp_begin(Stream* stream) {
+  if (stream->arena.idle()) {
+    stream->clear();
+    stream->arena.settle();
+  }
   return stream->pending();
 }
 
 EXPORT void rtp_run(Stream* stream, int threads) { the_threads()->run(*stream, threads); }
-
-EXPORT void rtp_settle(Stream* stream) {
-  if (stream->arena.idle() && stream->pending() == 0) stream->arena.settle();
-}
 
 EXPORT void rtp_record_linear(Stream* stream, float* y, const float* x, const float* weight, const float* bias,
                               const float* residual, int64_t M, int64_t N, int64_t K, int activation) {
@@ -93,26 +93,30 @@ EXPORT void rtp_record_normalize(Stream* stream, float* y, const float* x, int64
   stream->record(Normalize{x, y, rows, size});
 }
 
-// GFLOP/s of multiply-adds between registers on the calling thread.
+namespace {
+
+template <size_t... I>
+Vec multiply_adds(int64_t steps, std::index_sequence<I...>) {
+  const Vec factor = broadcast(0.999f), term = broadcast(0.001f);
+  Vec sums[] = {broadcast(float(I))...};
+  for (int64_t step = 0; step < steps; ++step) ((sums[I] = sums[I] * factor + term), ...);
+  return (sums[I] + ...);
+}
+
+}  // namespace
+
+// GFLOP/s of multiply-adds between registers on the calling thread; the best slice of about a millisecond.
 EXPORT double rtp_peak(double seconds) {
-  constexpr int kChains = 10, kSteps = 100000;
-  Vec sums[kChains];
-  for (int i = 0; i < kChains; ++i) sums[i] = broadcast(float(i));
-  Vec factor = broadcast(0.999f), term = broadcast(0.001f);
   using Clock = std::chrono::steady_clock;
-  double best = 0.0, total = 0.0;
-  while (total < seconds) {
-    const auto start = Clock::now();
-    for (int step = 0; step < kSteps; ++step) {
-#pragma GCC unroll 16
-      for (int i = 0; i < kChains; ++i) sums[i] = sums[i] * factor + term;
-      asm volatile("" : "+m"(*reinterpret_cast<char*>(&best)));
-    }
-    const double elapsed = std::chrono::duration<double>(Clock::now() - start).count();
-    best = std::max(best, 2.0 * kWidth * kChains * kSteps / elapsed * 1e-9);
-    total += elapsed;
+  constexpr int64_t kChains = 12, kSteps = 500000;
+  const auto begin = Clock::now();
+  double best = 0.0;
+  volatile float sink = 0.0f;
+  for (auto now = begin; now - begin < std::chrono::duration<double>(seconds);) {
+    const auto start = now;
+    sink = sink + sum_lanes(multiply_adds(kSteps, std::make_index_sequence<kChains>{}));
+    now = Clock::now();
+    best = std::max(best, 2e-9 * kWidth * kChains * kSteps / std::chrono::duration<double>(now - start).count());
   }
-  volatile float sink = sum_lanes(sums[0]);
-  for (int i = 1; i < kChains; ++i) sink = sink + sum_lanes(sums[i]);
   return best;
 }

@@ -1,0 +1,98 @@
+"""The real server in a process of its own on loopback, and what the kernel tells of that process."""
+
+import base64
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers import FloatArray
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_START_TIMEOUT = 120.0
+
+
+class ServerProcess:
+    """`python -m rtp_llm.start_server` on a free port of 127.0.0.1, from `with` to its end."""
+
+    def __init__(self, checkpoint: Path, *options: str) -> None:
+        self.port = free_port()
+        self.started = time.perf_counter()
+        command = [sys.executable, "-m", "rtp_llm.start_server", "--checkpoint_path", str(checkpoint)]
+        command += ["--host", "127.0.0.1", "--start_port", str(self.port), "--log_level", "warning", *options]
+        self._process = subprocess.Popen(command)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def __enter__(self) -> "ServerProcess":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def wait_for_embedding(self, text: str) -> tuple[FloatArray, float]:
+        """The first answer, and the seconds since the process was started. RuntimeError when it ends or takes too long."""
+        while time.perf_counter() - self.started < _START_TIMEOUT:
+            try:
+                vectors = self.embed([text])
+                return vectors, time.perf_counter() - self.started
+            except (ConnectionError, http.client.HTTPException):
+                if self._process.poll() is not None:
+                    raise RuntimeError(f"the server ended with status {self._process.returncode}") from None
+                time.sleep(0.005)
+        raise RuntimeError(f"the server has not answered within {_START_TIMEOUT:.0f} s")
+
+    def embed(self, texts: Sequence[str]) -> FloatArray:
+        """One call, as curl would make it. HTTPException for any status but 200."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("POST", "/v1/embeddings", body(texts), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer: dict[str, Any] = json.loads(response.read())
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise http.client.HTTPException(f"status {response.status}: {answer}")
+        return np.stack([np.frombuffer(base64.b64decode(row["embedding"]), "<f4") for row in answer["data"]])
+
+    def cpu_seconds(self) -> float:
+        """User and system time of all threads so far, in steps of a clock tick (10 ms)."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: Rss, Pss (shared pages divided among their users), Private_Dirty (the process's own alone)."""
+        wanted = ("Rss", "Pss", "Private_Dirty")
+        lines = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
+        values = {line.split(":")[0]: line.split()[1] for line in lines[1:]}
+        return {key: int(values[key]) * 1024 for key in wanted}
+
+
+def body(texts: Sequence[str], encoding_format: str = "base64") -> str:
+    """The request as openai-python sends it; a single text goes as a string."""
+    return json.dumps({"input": texts[0] if len(texts) == 1 else list(texts), "encoding_format": encoding_format})
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

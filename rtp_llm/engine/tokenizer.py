@@ -1,0 +1,331 @@
+"""Text, pairs and ready token ids -> Items, as transformers and sentence-transformers tokenise them.
+
+Nothing of a Tokenizer changes after it is loaded, so any number of threads may encode at once: texts are encoded whole
+and cut here, by transformers' rules, instead of setting a truncation on the shared object.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from rtp_llm.config import EngineConfig
+from rtp_llm.core import Input, Int32Array, Item, Params
+from rtp_llm.engine import tokenizer_files as files
+from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
+from rtp_llm.model_config import ModelConfig, sequence_limit
+
+Side: TypeAlias = Literal["left", "right"]
+Text: TypeAlias = "str | tuple[str, str]"
+Encoding: TypeAlias = Any
+
+_MAX_CACHED_PROMPTS = 1024
+_SMALL_CHARACTERS = 2000
+# A long text is first tried with this many characters for each token that may be kept: 100 kB of English for a model
+# of 512 tokens is then encoded in 2 ms instead of 35.
+_CHARACTERS_PER_TOKEN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of a text and the characters it covers, start:stop; a special token covers none."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class Tokenizer:
+    """The tokenizer of a checkpoint's folder, under the checkpoint's settings.
+
+    max_seq_len          tokens kept of one input, special ones included
+    vocab_size           rows of the model's embedding table; None: as many as the tokenizer has ids
+    do_lower_case        of sentence_bert_config.json: text is lower-cased before anything else
+    prompts              name -> text put before an input; `query` and `document` always exist, empty by default
+    default_prompt_name  the prompt of a request that names none
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_seq_len: int,
+        vocab_size: int | None = None,
+        do_lower_case: bool = False,
+        prompts: Mapping[str, str | None] | None = None,
+        default_prompt_name: str | None = None,
+    ) -> None:
+        self._tokenizer, config = files.load(folder)
+        if do_lower_case:
+            files.add_lowercase(self._tokenizer)
+        self.max_seq_len = max_seq_len
+        self.truncation_side: Side = "left" if config.get("truncation_side") == "left" else "right"
+        self.prompts = {"query": "", "document": "", **{name: text or "" for name, text in (prompts or {}).items()}}
+        self.default_prompt_name = default_prompt_name
+        if default_prompt_name is not None and default_prompt_name not in self.prompts:
+            raise CheckpointError(f"{folder}: default_prompt_name {default_prompt_name!r} is not among its prompts")
+        num_special = self._tokenizer.num_special_tokens_to_add(True)
+        if max_seq_len <= num_special:
+            raise ConfigError(f"max_seq_len: {max_seq_len} leaves no room beside {num_special} special tokens")
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special_ids = files.special_ids(self._tokenizer, config)
+        self._never_text = {
+            *self.special_ids.values(),
+            *(token_id for token_id, token in added.items() if token.special),
+        }
+        num_ids = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.vocab_size = num_ids if vocab_size is None else vocab_size
+        self._may_exceed = num_ids > self.vocab_size
+        self._has_types = files.has_token_types(config)
+        self._shortens = files.splits_at_spaces(self._tokenizer)
+        self._prompt_lengths: dict[tuple[str, bool], int] = {}
+
+    @classmethod
+    def load(
+        cls, config: EngineConfig, model_config: ModelConfig, *, max_positions: int, vocab_size: int
+    ) -> "Tokenizer":
+        """The tokenizer of a checkpoint, for a model of `max_positions` positions and `vocab_size` embedding rows."""
+        folder = Path(config.tokenizer_path).expanduser() if config.tokenizer_path else model_config.transformer_folder
+        if not folder.is_dir():
+            raise CheckpointError(f"tokenizer_path: there is no folder {str(folder.absolute())!r}")
+        return cls(
+            folder,
+            max_seq_len=sequence_limit(config, model_config, max_positions, files.model_max_length(folder)),
+            vocab_size=vocab_size,
+            do_lower_case=model_config.do_lower_case,
+            prompts=model_config.prompts,
+            default_prompt_name=model_config.default_prompt_name,
+        )
+
+    def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
+        """An Item per input, in order; `start` is the place of the first one in its request.
+
+        InvalidRequest names the input that cannot be encoded, and the way out.
+        """
+        prompt = self._prompt(params)
+        prompt_length = self._prompt_length(prompt, params.add_special_tokens) if prompt else 0
+        items: dict[int, Item] = {}
+        texts: dict[int, Text] = {}
+        for index, value in enumerate(inputs, start):
+            if isinstance(value, str):
+                texts[index] = prompt + value if prompt else value
+            elif isinstance(value, list):
+                items[index] = self._from_ids(value, index, params)
+            elif isinstance(value, tuple) and len(value) == 2 and all(isinstance(text, str) for text in value):
+                texts[index] = (prompt + value[0], value[1])
+            else:
+                kind = type(value).__name__
+                raise InvalidRequest(
+                    f"input {index} is a {kind}; a text, a pair of texts or a list of token ids is read", param="input"
+                )
+        for index, encoding in zip(texts, self._encodings(texts, params), strict=True):
+            items[index] = self._from_text(encoding, index, isinstance(texts[index], tuple), prompt_length, params)
+        return [items[index] for index in range(start, start + len(inputs))]
+
+    def tokens(self, text: Text, *, add_special_tokens: bool = True) -> list[Token]:
+        """The tokens of a text or pair as it is: no prompt, no limit."""
+        (encoding,) = self._run({0: text}, add_special_tokens, offsets=True)
+        rows = zip(encoding.ids, encoding.tokens, encoding.sequence_ids, encoding.offsets, strict=True)
+        return [
+            Token(token_id, token, sequence is None, *((None, None) if sequence is None else span))
+            for token_id, token, sequence, span in rows
+        ]
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids; InvalidRequest for an id that is out of the vocabulary."""
+        checked = self._checked_ids(ids, 0).tolist()
+        return str(self._tokenizer.decode(checked, skip_special_tokens=skip_special_tokens))
+
+    def _prompt(self, params: Params) -> str:
+        if params.prompt is not None:
+            _check_unicode(params.prompt, "prompt")
+            return params.prompt
+        name = params.prompt_name if params.prompt_name is not None else self.default_prompt_name
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            known = ", ".join(map(repr, self.prompts))
+            raise InvalidRequest(f"prompt_name {name!r} is not a prompt of this model: {known}", param="prompt_name")
+        return self.prompts[name]
+
+    def _prompt_length(self, prompt: str, add_special_tokens: bool) -> int:
+        """Tokens of the prompt alone, less a last one that is special: sentence-transformers' measure."""
+        key = (prompt, add_special_tokens)
+        length = self._prompt_lengths.get(key)
+        if length is None:
+            (encoding,) = self._run({0: prompt}, add_special_tokens)
+            ids, _ = self._cut(encoding, self.truncation_side)
+            length = len(ids) - int(bool(ids) and ids[-1] in self._never_text)
+            if len(self._prompt_lengths) >= _MAX_CACHED_PROMPTS:
+                self._prompt_lengths.clear()
+            self._prompt_lengths[key] = length
+        return length
+
+    def _from_ids(self, ids: list[int], index: int, params: Params) -> Item:
+        """Ready ids are the model's input as they stand: no prompt, no special tokens."""
+        array = self._checked_ids(ids, index)
+        if len(array) <= self.max_seq_len:
+            return Item(array, index)
+        self._check_may_truncate(len(array), index, params)
+        left = self._side(params) == "left"
+        return Item(array[-self.max_seq_len :] if left else array[: self.max_seq_len], index, truncated=True)
+
+    def _from_text(self, encoding: Encoding, index: int, is_pair: bool, prompt_length: int, params: Params) -> Item:
+        ids = encoding.ids
+        types = encoding.type_ids if is_pair and self._has_types else None
+        truncated = len(ids) > self.max_seq_len
+        if truncated:
+            self._check_may_truncate(len(ids), index, params)
+            ids, types = self._cut(encoding, self._side(params), types)
+        elif not ids:
+            raise InvalidRequest(f"input {index} has no tokens; send some text, or leave add_special_tokens true")
+        if self._may_exceed and max(ids) >= self.vocab_size:
+            raise InvalidRequest(
+                f"input {index} has token {self._tokenizer.id_to_token(max(ids))!r}, id {max(ids)}, which is out of "
+                f"the model's vocabulary of {self.vocab_size}; remove it from the text"
+            )
+        token_type_ids = None if types is None else np.array(types, np.int32)
+        return Item(np.array(ids, np.int32), index, token_type_ids, prompt_length, truncated)
+
+    def _side(self, params: Params) -> Side:
+        return params.truncation_side or self.truncation_side
+
+    def _check_may_truncate(self, length: int, index: int, params: Params) -> None:
+        if not params.truncate:
+            raise InvalidRequest(
+                f"input {index} has at least {length} tokens and the limit is {self.max_seq_len}; "
+                "shorten or split it, or set truncate to true"
+            )
+
+    def _cut(
+        self, encoding: Encoding, side: Side, types: list[int] | None = None
+    ) -> tuple[list[int], list[int] | None]:
+        """ids and types without the tokens over the limit, which are never the template's special ones."""
+        ids = encoding.ids
+        if len(ids) <= self.max_seq_len:
+            return ids, types
+        sequence_ids = encoding.sequence_ids
+        lengths = sequence_ids.count(0), sequence_ids.count(1)
+        kept = longest_first(*lengths, self.max_seq_len - sequence_ids.count(None))
+        for sequence in (1, 0):
+            if kept[sequence] < lengths[sequence]:
+                start = sequence_ids.index(sequence)
+                stop = start + lengths[sequence]
+                cut = slice(start + kept[sequence], stop) if side == "right" else slice(start, stop - kept[sequence])
+                del ids[cut]
+                if types is not None:
+                    del types[cut]
+        return ids, types
+
+    def _checked_ids(self, ids: list[int], index: int) -> Int32Array:
+        if not ids:
+            raise InvalidRequest(f"input {index} is an empty list of token ids; send at least one")
+        for token_id in ids:
+            if type(token_id) is not int:
+                raise InvalidRequest(f"input {index}: {token_id!r} is not a token id; a list holds whole numbers only")
+        wrong = next((token_id for token_id in (min(ids), max(ids)) if not 0 <= token_id < self.vocab_size), None)
+        if wrong is not None:
+            raise InvalidRequest(
+                f"input {index}: token id {wrong} is out of this model's vocabulary of {self.vocab_size}; send text, "
+                "or ids of this model's own tokenizer (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
+            )
+        return np.array(ids, np.int32)
+
+    def _encodings(self, texts: Mapping[int, Text], params: Params) -> list[Encoding]:
+        """The texts encoded whole, or enough of a long one that all the tokens it will keep are there."""
+        if not texts:
+            return []
+        special = params.add_special_tokens
+        if not self._shortens or self._side(params) == "left":
+            return self._run(texts, special)
+        tried = {index: self._shortened(text) for index, text in texts.items()}
+        encodings = self._run(tried, special)
+        for place, (index, text) in enumerate(texts.items()):
+            if tried[index] is not text and not self._suffices(encodings[place], text, tried[index]):
+                (encodings[place],) = self._run({index: text}, special)
+        return encodings
+
+    def _shortened(self, text: Text) -> Text:
+        """The text up to a space far enough on; the text itself where it is short or has no such space."""
+        if isinstance(text, tuple):
+            first, second = self._shortened(text[0]), self._shortened(text[1])
+            return text if first is text[0] and second is text[1] else (str(first), str(second))
+        limit = self.max_seq_len * _CHARACTERS_PER_TOKEN
+        end = text.rfind(" ", 0, limit) if len(text) > 2 * limit else -1
+        return text if end < 0 else text[:end]
+
+    def _suffices(self, encoding: Encoding, text: Text, tried: Text) -> bool:
+        """Whether each part that was shortened still has more tokens than could be kept of it."""
+        whole, parts = ((text,), (tried,)) if isinstance(text, str) else (text, tried)
+        counts = [encoding.sequence_ids.count(sequence) for sequence in range(len(whole))]
+        rows = zip(counts, whole, parts, strict=True)
+        return all(part is original or count > self.max_seq_len for count, original, part in rows)
+
+    def _run(self, texts: Mapping[int, Text], add_special_tokens: bool, offsets: bool = False) -> list[Encoding]:
+        """The library's encodings; it drops the interpreter's lock meanwhile, for batches only."""
+        encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
+        try:
+            return list(encode(list(texts.values()), add_special_tokens=add_special_tokens))
+        except TypeError:
+            for index, text in texts.items():
+                for part in (text,) if isinstance(text, str) else text:
+                    _check_unicode(part, f"input {index}")
+            raise
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many of a pair's tokens stay: the longer loses first. Source: tokenizers, utils/truncation.rs."""
+    if first + second <= room:
+        return first, second
+    short, long = sorted((first, second))
+    long = short if short > room else max(short, room - short)
+    if short + long > room:
+        short, long = room // 2, room // 2 + room % 2
+    # A tie counts as the first being the shorter.
+    kept = (short, long) if first <= second else (long, short)
+    return min(first, kept[0]), min(second, kept[1])
+
+
+def _check_unicode(text: str, what: str) -> None:
+    """InvalidRequest where `text` has a lone surrogate, which no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{what} is not valid Unicode: a lone surrogate, {text[error.start]!a}, at character {error.start}"
+        ) from None
+
+
+class TokenizerPool:
+    """A Tokenizer on threads of its own, one job a request."""
+
+    def __init__(self, tokenizer: Tokenizer, num_threads: int) -> None:
+        self.tokenizer = tokenizer
+        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
+
+    @staticmethod
+    def is_small(inputs: Sequence[Input]) -> bool:
+        """Whether encoding takes less time than a hop to another thread: do it where you are."""
+        total = 0
+        for value in inputs:
+            total += len(value[0]) + len(value[1]) if isinstance(value, tuple) else len(value)
+            if total > _SMALL_CHARACTERS:
+                return False
+        return True
+
+    def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
+        """`Tokenizer.encode`, on the caller's thread."""
+        return self.tokenizer.encode(inputs, params, start)
+
+    def submit(self, work: Callable[..., None], *arguments: object) -> None:
+        """Run `work(*arguments)` on one of the pool's threads; it sees to its own errors."""
+        self._executor.submit(work, *arguments)
+
+    def close(self) -> None:
+        """Take no more work, and wait until what was submitted is done."""
+        self._executor.shutdown(wait=True)

@@ -1,0 +1,181 @@
+"""A folder's tokenizer files -> one `tokenizers.Tokenizer`, and the facts of its configuration that matter."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+
+from rtp_llm.checkpoint import inside, read_json
+from rtp_llm.errors import CheckpointError
+
+NO_LIMIT = 1 << 30
+_BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+_ROBERTA = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "sep": "</s>", "pad": "<pad>", "cls": "<s>", "mask": "<mask>"}
+_CLASSES = {
+    "bert": "BertTokenizer", "distilbert": "DistilBertTokenizer", "electra": "ElectraTokenizer",
+    "roberta": "RobertaTokenizer", "xlm-roberta": "XLMRobertaTokenizer", "camembert": "CamembertTokenizer",
+    "mpnet": "MPNetTokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer",
+}  # fmt: skip
+_BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
+_UNTYPED_CLASSES = (
+    "RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer", "DistilBertTokenizer", "MPNetTokenizer",
+    "BartTokenizer", "LongformerTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer", "LlamaTokenizer",
+)  # fmt: skip
+_INDEPENDENT_NORMALIZERS = frozenset(
+    ("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Precompiled", "StripAccents")
+)
+
+
+def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """The tokenizer, which neither cuts nor pads, and tokenizer_config.json with its `tokenizer_class` filled in."""
+    config = read_json(folder, "tokenizer_config.json", required=False)
+    if not config.get("tokenizer_class"):
+        model_type = read_json(folder, "config.json", required=False).get("model_type")
+        config["tokenizer_class"] = _CLASSES.get(str(model_type), "")
+    config["tokenizer_class"] = str(config["tokenizer_class"]).removesuffix("Fast")
+    special = {**read_json(folder, "special_tokens_map.json", required=False), **config}
+    config["special_tokens"] = {
+        key.removesuffix("_token"): token["content"] if isinstance(token, dict) else token
+        for key, token in special.items()
+        if key.endswith("_token") and isinstance(token, (str, dict))
+    }
+    if inside(folder, "tokenizer.json").is_file():
+        return _from_json(inside(folder, "tokenizer.json"), config), config
+    if inside(folder, "vocab.txt").is_file():
+        return _bert(inside(folder, "vocab.txt"), config), config
+    if inside(folder, "vocab.json").is_file() and inside(folder, "merges.txt").is_file():
+        return _roberta(folder, config), config
+    raise CheckpointError(f"{folder}: no tokenizer.json, vocab.txt, or vocab.json with merges.txt; {_WAY_OUT}")
+
+
+_WAY_OUT = "write a tokenizer.json with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+
+
+def _from_json(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the border to the tokenizers library, which raises nothing narrower
+        raise CheckpointError(f"{path} is not a tokenizer: {error}; download it again") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    # transformers' BERT classes take these switches from tokenizer_config.json, whatever tokenizer.json says.
+    if config["tokenizer_class"] in _BERT_CLASSES and isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
+        tokenizer.normalizer = _bert_normalizer(config)
+    return tokenizer
+
+
+def _bert_normalizer(config: Mapping[str, Any]) -> normalizers.BertNormalizer:
+    return normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+
+
+def _bert(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """WordPiece of a vocab.txt, one token a line, under transformers' BertTokenizer's settings."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    vocab = {token: index for index, token in enumerate(lines[:-1] if lines[-1] == "" else lines)}
+    special = _required(path, vocab, {**_BERT, **config["special_tokens"]}, ("unk", "cls", "sep"))
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=special["unk"]))
+    tokenizer.normalizer = _bert_normalizer(config)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    _add_special(tokenizer, vocab, special)
+    cls, sep = special["cls"], special["sep"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])],
+    )
+    return tokenizer
+
+
+def _roberta(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """Byte-level BPE of vocab.json and merges.txt, under transformers' RobertaTokenizer's settings."""
+    if config["tokenizer_class"] not in ("", "RobertaTokenizer"):
+        raise CheckpointError(f"{folder}: no tokenizer.json, which a {config['tokenizer_class']} needs; {_WAY_OUT}")
+    path = inside(folder, "vocab.json")
+    vocab = read_json(folder, "vocab.json")
+    special = _required(path, vocab, {**_ROBERTA, **config["special_tokens"]}, ("cls", "sep"))
+    try:
+        bpe = models.BPE.from_file(str(path), str(inside(folder, "merges.txt")))
+    except Exception as error:  # the border to the tokenizers library, which raises nothing narrower
+        raise CheckpointError(f"{folder}: vocab.json or merges.txt: {error}; download them again") from error
+    tokenizer = tokenizers.Tokenizer(bpe)
+    prefix_space = bool(config.get("add_prefix_space", False))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    tokenizer.decoder = decoders.ByteLevel()
+    _add_special(tokenizer, vocab, special)
+    cls, sep = special["cls"], special["sep"]
+    tokenizer.post_processor = processors.RobertaProcessing(
+        (sep, vocab[sep]), (cls, vocab[cls]), config.get("trim_offsets", True), prefix_space
+    )
+    return tokenizer
+
+
+def _required(
+    path: Path, vocab: Mapping[str, Any], special: Mapping[str, str], roles: tuple[str, ...]
+) -> Mapping[str, str]:
+    absent = [special[role] for role in roles if special[role] not in vocab]
+    if absent:
+        raise CheckpointError(f"{path}: {', '.join(absent)} is not in the vocabulary; name it in tokenizer_config.json")
+    return special
+
+
+def _add_special(tokenizer: tokenizers.Tokenizer, vocab: Mapping[str, Any], special: Mapping[str, str]) -> None:
+    known = dict.fromkeys(token for token in special.values() if token in vocab)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in known])
+
+
+def add_lowercase(tokenizer: tokenizers.Tokenizer) -> None:
+    """Lower-case before the tokenizer's own normalizer, as sentence-transformers does for its do_lower_case."""
+    steps = [normalizers.Lowercase()]
+    if tokenizer.normalizer is not None:
+        steps.append(tokenizer.normalizer)
+    tokenizer.normalizer = normalizers.Sequence(steps)
+
+
+def special_ids(tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any]) -> dict[str, int]:
+    """Role (bos, eos, unk, sep, pad, cls, mask) -> id, of those that the vocabulary has."""
+    defaults = _BERT if tokenizer.token_to_id("[CLS]") is not None else _ROBERTA
+    tokens = {**({} if config["special_tokens"] else defaults), **config["special_tokens"]}
+    ids = {role: tokenizer.token_to_id(token) for role, token in tokens.items() if role in _ROBERTA}
+    return {role: token_id for role, token_id in ids.items() if token_id is not None}
+
+
+def model_max_length(folder: Path) -> int:
+    """tokenizer_config.json's limit; `NO_LIMIT` where it has none (transformers then writes a huge float)."""
+    value = read_json(folder, "tokenizer_config.json", required=False).get("model_max_length")
+    return int(min(value, NO_LIMIT)) if isinstance(value, (int, float)) and value > 0 else NO_LIMIT
+
+
+def has_token_types(config: Mapping[str, Any]) -> bool:
+    """Whether transformers would hand this tokenizer's token_type_ids to the model."""
+    names = config.get("model_input_names")
+    return "token_type_ids" in names if isinstance(names, list) else config["tokenizer_class"] not in _UNTYPED_CLASSES
+
+
+def splits_at_spaces(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Whether what stands before a space has the same tokens whatever follows it; False where that is not certain."""
+    if any(" " in token.content for token in tokenizer.get_added_tokens_decoder().values()):
+        return False
+    normalizer, pre_tokenizer = _steps(tokenizer.normalizer), _steps(tokenizer.pre_tokenizer)
+    if not pre_tokenizer or not all(step["type"] in _INDEPENDENT_NORMALIZERS for step in normalizer):
+        return False
+    first = pre_tokenizer[0]
+    by_word = first["type"] in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
+    return by_word or (first["type"] == "ByteLevel" and bool(first.get("use_regex", True)))
+
+
+def _steps(part: Any) -> list[dict[str, Any]]:
+    """A normalizer's or pre-tokenizer's serialised steps, in order."""
+    state = {} if part is None else json.loads(part.__getstate__())
+    return state.get("normalizers") or state.get("pretokenizers") or ([state] if state else [])

@@ -1,0 +1,57 @@
+"""Builds the CPU kernels, once per instruction set; everything else stands in pyproject.toml.
+
+A machine without a C++ compiler still installs: the extensions are optional, and the numpy backend remains.
+"""
+
+import platform
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path("rtp_llm/ops/native")
+TARGETS = {"generic": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    TARGETS["avx2"] = ["-mavx2", "-mfma"]
+    TARGETS["avx512"] = [
+        "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512",
+    ]  # fmt: skip
+FLAGS = [
+    "-std=c++17", "-O3", "-g0", "-pthread", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
+    "-fno-trapping-math",
+]  # fmt: skip
+
+
+class BuildKernels(build_ext):
+    """Plain shared libraries, `_native_<instruction set>.so`: no Python headers, no Python symbols, no ABI tag."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return f"{fullname.replace('.', '/')}.so"
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return []
+
+    def build_extension(self, ext: Extension) -> None:
+        # NOTE: each set has its own objects; with a shared folder a parallel build would link another set's.
+        shared, self.build_temp = self.build_temp, f"{self.build_temp}/{ext.name}"
+        try:
+            super().build_extension(ext)
+        finally:
+            self.build_temp = shared
+
+
+setup(
+    cmdclass={"build_ext": BuildKernels},
+    ext_modules=[
+        Extension(
+            f"rtp_llm.ops._native_{name}",
+            sources=[str(SOURCES / "library.cpp")],
+            depends=[str(path) for path in sorted(SOURCES.glob("*.h"))],
+            extra_compile_args=FLAGS + flags,
+            extra_link_args=["-pthread"],
+            language="c++",
+            optional=True,
+        )
+        for name, flags in TARGETS.items()
+    ],
+)
