@@ -22,7 +22,7 @@ _MODULES = (
     "logging.handlers", "mailbox", "multiprocessing", "optparse", "os", "pathlib", "pdb", "pickle", "pickletools",
     "platform", "pprint", "queue", "random", "shutil", "smtplib", "socket", "socketserver",
     "statistics", "string", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tokenize", "traceback",
-    "typing", "unittest", "unittest.mock", "urllib.parse", "urllib.request", "uuid", "warnings", "weakref",
+    "unittest", "unittest.mock", "urllib.parse", "urllib.request", "uuid", "warnings", "weakref",
     "xml.dom.minidom", "xmlrpc.client", "zipfile",
 )  # fmt: skip
 _SENTENCE_END = re.compile(r"(?<=[.!?:])\s+(?=[A-Z\"'])")

@@ -40,9 +40,22 @@ class Result:
 
     status: str = "ok"
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    cpu_seconds: dict[str, list[float]] = field(default_factory=dict)
     latencies: dict[str, list[float]] = field(default_factory=dict)
     max_difference: float | None = None
     resident_mb: float = 0.0
+
+
+@dataclass
+class Others:
+    """CPU seconds that processes outside the benchmark had of the timed seconds; above a few percent, run it again."""
+
+    used: float = 0.0
+    timed: float = 0.0
+
+    @property
+    def cores(self) -> float:
+        return max(0.0, self.used / self.timed) if self.timed else 0.0
 
 
 @dataclass
@@ -70,12 +83,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = report.machine()
     print(f"{report.describe(facts)}\n{setup.label}, {len(cores)} threads, {arguments.rounds} rounds, fp32")
     print("\n".join(f"  {workload}" for workload in workloads.values()))
-    results, peak = measure(arguments, setup, workloads)
+    results, peak, others = measure(arguments, setup, workloads)
+    print(f"other processes used {others.cores:.2f} cores while engines were timed")
     print_tables(results, peak, workloads, checkpoints.read_shape(checkpoint))
     about = {
         "benchmark": "cpu",
         "checkpoint": setup.label,
         "machine": facts,
+        "others_cores": others.cores,
         "rounds": arguments.rounds,
         "threads": len(cores),
         "versions": report.versions(),
@@ -92,7 +107,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workloads", default="passages,short,long", help="comma-separated")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--latency-repeats", type=int, default=200, help="0: no latencies")
-    parser.add_argument("--threads", type=int, default=2, help="threads, and cores, of every engine")
+    parser.add_argument("--threads", type=int, default=0, help="cores, and threads, of every engine; 0: all")
     parser.add_argument("--max-seq-len", type=int, default=512, help="tokens kept of a text, in every engine")
     parser.add_argument("--size", default="normal", choices=_NUM_TEXTS, help="texts; quick: padding weighs too much")
     parser.add_argument("--quick", dest="size", action="store_const", const="quick", help="the same as --size quick")
@@ -109,11 +124,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def measure(arguments: argparse.Namespace, setup: Setup, workloads: dict[str, Workload]) -> tuple[Results, Peak]:
+def measure(
+    arguments: argparse.Namespace, setup: Setup, workloads: dict[str, Workload]
+) -> tuple[Results, Peak, Others]:
     """Load every engine, compare their vectors, then time them turn by turn."""
     texts = {name: workload.texts for name, workload in workloads.items()}
     peak, sample_peak = _peak_meter(setup.num_threads)
     results: Results = {}
+    others = Others()
     with ExitStack() as stack:
         processes = _load(stack, arguments.engines, setup, texts, results)
         _compare(processes, results, list(workloads))
@@ -123,12 +141,12 @@ def measure(arguments: argparse.Namespace, setup: Setup, workloads: dict[str, Wo
                 for process in _turn(processes, number):
                     with _recorded(processes, results, process):
                         time.sleep(_SETTLE_SECONDS)
-                        results[process.name].seconds.setdefault(name, []).append(process.seconds(name))
+                        _time(process, name, results[process.name], others)
         if arguments.latency_repeats:
             _measure_latencies(arguments, processes, results, [name for name in _LATENCY if name in workloads])
         for process in processes.values():
             results[process.name].resident_mb = process.resident_bytes() / 1e6
-    return results, peak
+    return results, peak, others
 
 
 def _load(
@@ -159,6 +177,15 @@ def _compare(processes: dict[str, EngineProcess], results: Results, names: list[
             reference = reference or vectors
             differences = [float(np.abs(vectors[name] - reference[name]).max()) for name in names]
             results[process.name].max_difference = max(differences)
+
+
+def _time(process: EngineProcess, name: str, result: Result, others: Others) -> None:
+    busy = report.busy_seconds()
+    wall, cpu = process.cpu_seconds(name)
+    others.used += report.busy_seconds() - busy - cpu
+    others.timed += wall
+    result.seconds.setdefault(name, []).append(wall)
+    result.cpu_seconds.setdefault(name, []).append(cpu)
 
 
 def _measure_latencies(
@@ -263,14 +290,14 @@ def _throughput_table(results: Results, peak: Peak, workload: Workload, shape: S
             name,
             f"{rate:.1f}",
             f"{(max(seconds) - min(seconds)) / statistics.median(seconds):.0%}",
-            f"{rate * workload.total_tokens / len(workload.texts):.0f}",
+            f"{statistics.median(result.cpu_seconds[workload.name]) / len(workload.texts) * 1e3:.2f}",
             f"{gflops:.0f}",
             f"{gflops / peak.gflops:.0%}",
             f"{rate / _throughput(results[best], workload):.2f}" if best else "-",
             f"{result.max_difference:.1e}",
             f"{result.resident_mb:.0f}",
         ])  # fmt: skip
-    headers = ("engine", "texts/s", "spread", "tokens/s", "GFLOP/s", "of peak", "to best peer", "max diff", "RSS MB")
+    headers = ("engine", "texts/s", "spread", "CPU ms/text", "GFLOP/s", "of peak", "to best peer", "max diff", "RSS MB")
     return report.table(headers, rows)
 
 

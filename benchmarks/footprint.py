@@ -55,7 +55,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", default="", help="folder; default: all-MiniLM-L6-v2")
     parser.add_argument("--shape", default="", choices=("", *checkpoints.SHAPES), help="random weights")
     parser.add_argument("--rounds", type=int, default=5, help="starts of the server; medians are reported")
-    parser.add_argument("--threads", type=int, default=2, help="cores")
+    parser.add_argument("--threads", type=int, default=0, help="cores; 0: all of this process")
     parser.add_argument("--install", default="", help="wheel or requirement to install; default: this source tree")
     parser.add_argument("--skip-install", action="store_true", help="leave out pip install, which needs an index")
     parser.add_argument("--json", default="", help="also write the JSON line to this file")
@@ -111,7 +111,7 @@ def installed_bytes(requirement: str) -> dict[str, int]:
             requirement = str(shutil.copytree(_ROOT, Path(folder) / "source", ignore=_BUILD_LEFTOVERS))
         environment = Path(folder) / "environment"
         venv.create(environment, with_pip=True)
-        install = [str(environment / "bin/python"), "-m", "pip", "install", "--quiet", requirement]
+        install = [str(environment / "bin/python"), "-m", "pip", "install", "-qq", requirement]
         print(f"installing {requirement} …", file=sys.stderr)
         subprocess.run(install, check=True)
         (packages,) = environment.glob("lib/python*/site-packages")

@@ -36,6 +36,19 @@ from rtp_llm.server import serve
 
 _SENTENCE = "The quick brown fox jumps over the lazy dog near the bank of the river"
 _ANSWER = b"x" * 2200
+_INFO = ModelInfo(
+    name="none",
+    model_type="none",
+    tasks=(TaskType.DENSE,),
+    dimension=384,
+    max_seq_len=512,
+    vocab_size=30522,
+    backend="none",
+    instruction_set="none",
+    num_threads=1,
+    dtype="fp32",
+    max_batch_tokens=512,
+)
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -78,19 +91,7 @@ class NoEngine:
         self._rows = np.random.default_rng(0).standard_normal((32, 384)).astype(np.float32)
 
     def info(self) -> ModelInfo:
-        return ModelInfo(
-            name="none",
-            model_type="none",
-            tasks=(TaskType.DENSE,),
-            dimension=384,
-            max_seq_len=512,
-            vocab_size=30522,
-            backend="none",
-            instruction_set="none",
-            num_threads=1,
-            dtype="fp32",
-            max_batch_tokens=512,
-        )
+        return _INFO
 
     def check_health(self) -> None:
         pass
@@ -114,7 +115,15 @@ def serve_nothing(port: int, alone: bool) -> None:
     """The server process."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     if alone:
-        uvicorn.run(constant, port=port, http="httptools", lifespan="off", log_config=None, access_log=False)
+        uvicorn.run(
+            constant,
+            port=port,
+            http="httptools",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+        )
     else:
         serve(NoEngine(), ServerConfig(checkpoint_path="none", host="127.0.0.1", start_port=port))
 

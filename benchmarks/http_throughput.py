@@ -1,8 +1,8 @@
 """What of the engine's throughput is left behind HTTP: `python -m benchmarks.http_throughput`.
 
 Many connections send short texts, one a request, to the real server; in turn with that, the same texts go through
-`Model.embed` in a process of its own on the same cores. The client (wrk, else httpx) shares those cores, so its CPU time
-is measured and shown: what it takes, the server cannot have.
+`Model.embed` in a process of its own on the same cores. The client (wrk, else httpx) shares those cores, so its
+CPU time is measured and shown: what it takes, the server cannot have.
 """
 
 import argparse
@@ -109,7 +109,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--encoding", default="base64", choices=("base64", "float"))
     parser.add_argument("--seconds", type=int, default=5, help="length of one stretch")
     parser.add_argument("--rounds", type=int, default=4, help="stretches of each kind, in turn")
-    parser.add_argument("--threads", type=int, default=2, help="cores for server and client together")
+    parser.add_argument("--threads", type=int, default=0, help="cores for server and client together; 0: all")
     parser.add_argument("--json", default="", help="also write the JSON line to this file")
     return parser.parse_args(argv)
 
@@ -128,9 +128,7 @@ def measure(
         expected = engine.vectors("texts")[:32]
         difference = float(np.abs(server.embed(workload.texts[:32]) - expected).max())
         if difference > _TOLERANCE:
-            raise SystemExit(
-                f"the server's vectors are {difference:.1e} from Model.embed's; a measurement is pointless"
-            )
+            raise SystemExit(f"the server's vectors are {difference:.1e} from Model.embed's: they are wrong")
         _load(server, bodies, arguments.connections, 1, size)
         offline, windows = [], []
         for _ in tqdm(range(arguments.rounds), desc="rounds", file=sys.stderr, leave=False):

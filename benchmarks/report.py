@@ -35,6 +35,13 @@ def describe(facts: dict[str, Any]) -> str:
     )
 
 
+def busy_seconds() -> float:
+    """CPU seconds that all processes together have used since the machine started, what a hypervisor took included."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    idle = fields[3] + fields[4]
+    return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK")
+
+
 def versions() -> dict[str, str]:
     """Versions of the engines and what they stand on, where installed."""
     found = {}

@@ -50,7 +50,7 @@ class ServerProcess:
             self._process.wait()
 
     def wait_for_embedding(self, text: str) -> tuple[FloatArray, float]:
-        """The first answer, and the seconds since the process was started. RuntimeError when it ends or takes too long."""
+        """The first answer, and the seconds since the process was started; RuntimeError when none comes."""
         while time.perf_counter() - self.started < _START_TIMEOUT:
             try:
                 vectors = self.embed([text])

@@ -2,8 +2,8 @@
 
 A module of this package has `prepare(setup)`, which converts the checkpoint where the engine needs it (once, in a
 process that then ends, so that it weighs on nobody's memory), and `load(setup, **settings) -> Embed`. Engines are
-imported only there. One peer may stand in the table with several settings: the best for a batch is not the best for
-one text.
+imported only there. One peer may stand in the table with several settings, since the best for many texts is not the
+best for one: "wide" computes one batch on all threads, "streams" as many batches at once as there are threads.
 """
 
 import importlib
@@ -30,6 +30,10 @@ class Setup:
     models: Path
     max_seq_len: int = 512
     num_threads: int = 2
+
+    def workers(self, layout: str) -> int:
+        """Batches at once: 1 when `layout` is "wide", one a thread when it is "streams"."""
+        return self.num_threads if layout == "streams" else 1
 
     @property
     def label(self) -> str:
@@ -72,12 +76,12 @@ ENGINES: dict[str, Engine] = {
     OURS: Engine("benchmarks.peers.ours", ()),
     "sentence-transformers bs32": Engine("benchmarks.peers.torch_peer", _TORCH, {"batch_size": 32}),
     "sentence-transformers bs8": Engine("benchmarks.peers.torch_peer", _TORCH, {"batch_size": 8}),
-    "onnxruntime 1x2": Engine("benchmarks.peers.onnx_peer", _ONNX, {"workers": 1}),
-    "onnxruntime 2x1": Engine("benchmarks.peers.onnx_peer", _ONNX, {"workers": 2}),
-    "onnxruntime fused 1x2": Engine("benchmarks.peers.onnx_peer", _ONNX, {"workers": 1, "graph": "fused"}),
-    "onnxruntime fused 2x1": Engine("benchmarks.peers.onnx_peer", _ONNX, {"workers": 2, "graph": "fused"}),
-    "ctranslate2 1x2": Engine("benchmarks.peers.ctranslate2_peer", _CT2, {"workers": 1}),
-    "ctranslate2 2x1": Engine("benchmarks.peers.ctranslate2_peer", _CT2, {"workers": 2}),
+    "onnxruntime wide": Engine("benchmarks.peers.onnx_peer", _ONNX, {"layout": "wide"}),
+    "onnxruntime streams": Engine("benchmarks.peers.onnx_peer", _ONNX, {"layout": "streams"}),
+    "onnxruntime fused wide": Engine("benchmarks.peers.onnx_peer", _ONNX, {"layout": "wide", "graph": "fused"}),
+    "onnxruntime fused streams": Engine("benchmarks.peers.onnx_peer", _ONNX, {"layout": "streams", "graph": "fused"}),
+    "ctranslate2 wide": Engine("benchmarks.peers.ctranslate2_peer", _CT2, {"layout": "wide"}),
+    "ctranslate2 streams": Engine("benchmarks.peers.ctranslate2_peer", _CT2, {"layout": "streams"}),
 }
 
 

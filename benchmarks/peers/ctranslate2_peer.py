@@ -17,10 +17,11 @@ def prepare(setup: Setup) -> None:
         TransformersConverter(str(setup.checkpoint)).convert(str(setup.converted(_FORM)), force=True)
 
 
-def load(setup: Setup, workers: int) -> Embed:
-    """`workers` parallel batches of num_threads / workers threads each; mean pooling and L2 normalisation in numpy."""
+def load(setup: Setup, layout: str) -> Embed:
+    """An encoder of one wide or several single-threaded workers; mean pooling and L2 normalisation in numpy."""
     import ctranslate2
 
+    workers = setup.workers(layout)
     encoder = ctranslate2.Encoder(
         str(setup.converted(_FORM)),
         device="cpu",

@@ -23,14 +23,15 @@ def prepare(setup: Setup) -> None:
         _fuse(setup.checkpoint, folder / "raw.onnx", folder / "fused.onnx")
 
 
-def load(setup: Setup, workers: int, graph: str = "raw") -> Embed:
-    """`workers` threads that share a session, each with its share of the intra-op threads.
+def load(setup: Setup, layout: str, graph: str = "raw") -> Embed:
+    """A session on which one thread, or one a core, runs batches, each with its share of the intra-op threads.
 
     `graph`: "raw" as exported; "fused" after ONNX Runtime's own transformer optimizer (fused attention, skip layer
     norm, bias GELU). The raw graph was found faster on batches, the fused one on a single text.
     """
     import onnxruntime
 
+    workers = setup.workers(layout)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = max(1, setup.num_threads // workers)
     options.inter_op_num_threads = 1
@@ -63,8 +64,9 @@ def _export(checkpoint: Path, target: Path) -> None:
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             hidden_states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             weights = attention_mask.unsqueeze(-1).to(hidden_states.dtype)
-            pooled: torch.Tensor = (hidden_states * weights).sum(1) / weights.sum(1)
-            return pooled / pooled.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            pooled = (hidden_states * weights).sum(1) / weights.sum(1)
+            normalized: torch.Tensor = pooled / pooled.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            return normalized
 
     attention_mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     axes = {0: "batch", 1: "length"}

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -32,10 +33,6 @@ class EngineProcess:
         """The vectors of a named list; an untimed pass."""
         vectors: FloatArray = self._ask("vectors", key)
         return vectors
-
-    def seconds(self, key: str) -> float:
-        """Wall seconds for one named list."""
-        return float(self._ask("seconds", key))
 
     def cpu_seconds(self, key: str) -> tuple[float, float]:
         """Wall and CPU seconds (all threads) for one named list."""
@@ -87,11 +84,11 @@ def _prepare(name: str, setup: Setup) -> None:
 
 
 def pin(num_threads: int) -> list[int]:
-    """Keeps this process and its children to `num_threads` cores, and libraries to as many threads and to silence.
+    """Keeps this process and its children to `num_threads` cores (0: all it has); returns the cores' ids.
 
-    Returns the cores' ids.
+    Libraries in the children are told to use as many threads, and to be quiet.
     """
-    cores = sorted(os.sched_getaffinity(0))[:num_threads]
+    cores = sorted(os.sched_getaffinity(0))[: num_threads or None]
     os.sched_setaffinity(0, cores)
     for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[variable] = str(len(cores))
@@ -103,6 +100,7 @@ def _serve(pipe: Connection, name: str, setup: Setup, texts: dict[str, list[str]
     try:
         embed = ENGINES[name].load(setup)
     except Exception as error:  # the border: whatever a peer raises becomes a line of the table
+        traceback.print_exc()
         pipe.send((True, f"{type(error).__name__}: {error}"))
         return
     pipe.send((False, None))
@@ -114,15 +112,12 @@ def _serve(pipe: Connection, name: str, setup: Setup, texts: dict[str, list[str]
         try:
             pipe.send((False, _COMMANDS[command](embed, texts, *arguments)))
         except Exception as error:  # the same border
+            traceback.print_exc()
             pipe.send((True, f"{type(error).__name__}: {error}"))
 
 
 def _vectors(embed: Embed, texts: dict[str, list[str]], key: str) -> FloatArray:
     return embed(texts[key])
-
-
-def _seconds(embed: Embed, texts: dict[str, list[str]], key: str) -> float:
-    return _cpu_seconds(embed, texts, key)[0]
 
 
 def _cpu_seconds(embed: Embed, texts: dict[str, list[str]], key: str) -> tuple[float, float]:
@@ -148,7 +143,6 @@ def _resident_bytes(embed: Embed, texts: dict[str, list[str]]) -> int:
 
 _COMMANDS: dict[str, Callable[..., object]] = {
     "vectors": _vectors,
-    "seconds": _seconds,
     "cpu_seconds": _cpu_seconds,
     "latencies": latencies,
     "resident_bytes": _resident_bytes,

@@ -26,6 +26,7 @@ class Job:
         "loop",
         "num_tokens",
         "outputs",
+        "queued_items",
         "queued_tokens",
         "remaining",
         "request",
@@ -42,7 +43,7 @@ class Job:
         self.future = future
         self.loop = loop
         self.remaining = count
-        self.queued_tokens = 0
+        self.queued_tokens = self.queued_items = 0
         self.cancelled = False
         self.error: Exception | None = None
         self.outputs: dict[TaskType, FloatArray] = {}

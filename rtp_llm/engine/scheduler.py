@@ -1,8 +1,9 @@
 """Which items make the next batch, and on how many cores: pure logic, no time, no threads.
 
 A batch forms when cores are free and not before, so it always holds what is waiting then; there is no timer. The oldest
-item goes first, so nothing starves, and the batch is filled with the items nearest to it in length. Work that fits one
-batch gets all free cores; more work gets a core a batch. Batches that would leave cores idle are made smaller.
+item goes first, so nothing starves, and the batch is filled with the items nearest to it in length. While cores are free,
+waiting work is shared out between them: a core a batch where there are items enough, several cores on one batch where
+there are not, since threads that work on one batch wait for each other.
 """
 
 from bisect import bisect_left, insort
@@ -12,6 +13,10 @@ from typing import NamedTuple
 
 from rtp_llm.core import Item
 from rtp_llm.engine.job import Job
+
+
+# Below this many tokens a batch is bound by reading the weights, which several cores on one batch do only once.
+_LEAST_TOKENS = 32
 
 
 class Grant(NamedTuple):
@@ -30,6 +35,7 @@ class Scheduler:
         self.num_cores = num_cores
         self.free_cores = num_cores
         self.queued_tokens = 0
+        self.queued_items = 0
         self._arrivals: deque[Item] = deque()
         self._by_length: dict[int, deque[Item]] = {}
         self._lengths: list[int] = []
@@ -39,8 +45,7 @@ class Scheduler:
         for item in items:
             length = len(item.input_ids)
             item.queued = True
-            item.owner.queued_tokens += length
-            self.queued_tokens += length
+            self._count(item, 1)
             self._arrivals.append(item)
             bucket = self._by_length.get(length)
             if bucket is None:
@@ -51,14 +56,18 @@ class Scheduler:
     def drop(self, job: Job) -> None:
         """Forget the waiting items of a job that is `done`; they are skipped when their turn comes."""
         self.queued_tokens -= job.queued_tokens
-        job.queued_tokens = 0
+        self.queued_items -= job.queued_items
+        job.queued_tokens = job.queued_items = 0
 
     def next_batch(self) -> Grant | None:
         """The next batch, or None when nothing waits or no core is free."""
         oldest = self._oldest()
         if oldest is None or self.free_cores == 0:
             return None
-        num_batches = -(-self.queued_tokens // self.batch_tokens)
+        num_batches = max(
+            -(-self.queued_tokens // self.batch_tokens),
+            min(self.free_cores, self.queued_items, self.queued_tokens // _LEAST_TOKENS),
+        )
         num_cores, budget = 1, self.batch_tokens
         if num_batches <= self.free_cores:
             num_cores = self.free_cores // num_batches
@@ -94,9 +103,13 @@ class Scheduler:
 
     def _take(self, item: Item) -> None:
         item.queued = False
-        length = len(item.input_ids)
-        item.owner.queued_tokens -= length
-        self.queued_tokens -= length
+        self._count(item, -1)
+
+    def _count(self, item: Item, sign: int) -> None:
+        """Every queued item is counted here and at its job."""
+        for counter in (self, item.owner):
+            counter.queued_tokens += sign * len(item.input_ids)
+            counter.queued_items += sign
 
     def _nearest(self, length: int, room: int) -> Item | None:
         """A waiting item of at most `room` tokens, as near as can be to `length`."""

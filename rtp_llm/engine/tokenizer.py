@@ -254,17 +254,19 @@ class Tokenizer:
         """The text up to a space far enough on; the text itself where it is short or has no such space."""
         if isinstance(text, tuple):
             first, second = self._shortened(text[0]), self._shortened(text[1])
-            return text if first is text[0] and second is text[1] else (str(first), str(second))
+            # Which of two long texts is the longer decides where an odd token goes, so one at most is shortened.
+            return text if (first is text[0]) == (second is text[1]) else (str(first), str(second))
         limit = self.max_seq_len * _CHARACTERS_PER_TOKEN
         end = text.rfind(" ", 0, limit) if len(text) > 2 * limit else -1
         return text if end < 0 else text[:end]
 
     def _suffices(self, encoding: Encoding, text: Text, tried: Text) -> bool:
-        """Whether each part that was shortened still has more tokens than could be kept of it."""
-        whole, parts = ((text,), (tried,)) if isinstance(text, str) else (text, tried)
-        counts = [encoding.sequence_ids.count(sequence) for sequence in range(len(whole))]
-        rows = zip(counts, whole, parts, strict=True)
-        return all(part is original or count > self.max_seq_len for count, original, part in rows)
+        """Whether what was shortened still has more tokens than can be kept, and its partner no more than that."""
+        if isinstance(text, str):
+            return len(encoding) > self.max_seq_len
+        counts = [encoding.sequence_ids.count(sequence) for sequence in (0, 1)]
+        shortened, partner = counts if tried[0] is not text[0] else reversed(counts)
+        return shortened > self.max_seq_len >= partner
 
     def _run(self, texts: Mapping[int, Text], add_special_tokens: bool, offsets: bool = False) -> list[Encoding]:
         """The library's encodings; it drops the interpreter's lock meanwhile, for batches only."""

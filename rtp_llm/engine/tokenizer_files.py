@@ -48,6 +48,9 @@ def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
         return _bert(inside(folder, "vocab.txt"), config), config
     if inside(folder, "vocab.json").is_file() and inside(folder, "merges.txt").is_file():
         return _roberta(folder, config), config
+    pieces = next(folder.glob("*.model"), None)
+    if pieces is not None:
+        raise CheckpointError(f"{folder}: {pieces.name} alone is not read, a tokenizer.json is needed; {_WAY_OUT}")
     raise CheckpointError(f"{folder}: no tokenizer.json, vocab.txt, or vocab.json with merges.txt; {_WAY_OUT}")
 
 

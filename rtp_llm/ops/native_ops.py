@@ -237,9 +237,7 @@ class NativeOps:
         column = y.address
         for x in tensors:
             self._keep(x)
-            self._library.record_copy_columns(
-                self._stream.handle, column, x.address, num_rows, x.shape[1], y.shape[1]
-            )
+            self._library.record_copy_columns(self._stream.handle, column, x.address, num_rows, x.shape[1], y.shape[1])
             column += 4 * x.shape[1]
         return y
 
@@ -300,9 +298,7 @@ def measure_peak(num_threads: int, seconds: float) -> float:
     """fp32 GFLOP/s of this machine's best instruction set, multiply-adds between registers, on so many cores."""
     library = load(usable()[0])
     results: list[float] = []
-    threads = [
-        threading.Thread(target=lambda: results.append(library.peak(seconds))) for _ in range(num_threads)
-    ]
+    threads = [threading.Thread(target=lambda: results.append(library.peak(seconds))) for _ in range(num_threads)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -41,6 +41,7 @@ def serve(engine: EngineLike, config: ServerConfig, on_ready: Callable[[], None]
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=config.timeout_keep_alive,
         timeout_graceful_shutdown=_UNLIMITED if config.shutdown_timeout < 0 else config.shutdown_timeout,
     )

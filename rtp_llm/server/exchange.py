@@ -13,7 +13,6 @@ _SANE_ID = re.compile(rb"[\w.:/+=@-]{1,128}").fullmatch
 _PREFIX = os.urandom(4).hex()
 _numbers = itertools.count(1)
 _CORS: Headers = [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", b"*")]
-_NOTHING: Headers = []
 _ALL_METHODS = b"GET, HEAD, POST, OPTIONS"
 
 
@@ -41,15 +40,19 @@ class Exchange:
         """The ASGI channel, with the common headers added at the start of an answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            common = _CORS if b"origin" in self.headers else _NOTHING
-            message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode("latin-1")), *common]
+            message["headers"] = [*message["headers"], *self._common()]
         await self._send(message)
 
     async def respond(self, status: int, body: bytes, headers: Headers, content_type: bytes = JSON) -> None:
         """Send a whole answer."""
-        sized = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
-        await self.send({"type": "http.response.start", "status": status, "headers": sized})
-        await self.send({"type": "http.response.body", "body": body})
+        self.status = status
+        sized = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers, *self._common()]
+        await self._send({"type": "http.response.start", "status": status, "headers": sized})
+        await self._send({"type": "http.response.body", "body": body})
+
+    def _common(self) -> Headers:
+        own = (b"x-request-id", self.request_id.encode("latin-1"))
+        return [own, *_CORS] if b"origin" in self.headers else [own]
 
     async def respond_to_options(self) -> None:
         """Let any page call any route, as the original does; a preflight is told so without asking the router."""

@@ -12,7 +12,8 @@ WORKLOADS = {"short": Workload("short", ["a", "b"], [10, 12])}
 @pytest.fixture
 def results() -> cpu.Results:
     def result(second: float, latency: float) -> cpu.Result:
-        return cpu.Result(seconds={"short": [second, second]}, latencies={"short": [latency]}, max_difference=0.0)
+        seconds = {"short": [second, second]}
+        return cpu.Result(seconds=seconds, cpu_seconds=seconds, latencies={"short": [latency]}, max_difference=0.0)
 
     return {
         OURS: result(1.0, 0.001),

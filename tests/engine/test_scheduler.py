@@ -27,15 +27,24 @@ def test_nothing_waits() -> None:
     assert Scheduler(64, 2).next_batch() is None
 
 
-def test_work_of_one_batch_gets_all_cores() -> None:
+@pytest.mark.parametrize("sizes", [(10, 20), (64,), (5, 5, 5)])
+def test_an_item_alone_or_few_tokens_get_all_cores(sizes: tuple[int, ...]) -> None:
     scheduler = Scheduler(64, 4)
-    scheduler.add(make_job(10, 20)[1])
+    scheduler.add(make_job(*sizes)[1])
     grant = scheduler.next_batch()
-    assert grant is not None and grant.num_cores == 4 and grant.num_tokens == 30
-    scheduler.add(make_job(5)[1])
+    assert grant is not None and grant.num_cores == 4 and grant.num_tokens == sum(sizes)
+    scheduler.add(make_job(7)[1])
     assert scheduler.next_batch() is None
     scheduler.release(grant)
-    assert lengths(scheduler.next_batch()) == [5]
+    assert lengths(scheduler.next_batch()) == [7]
+
+
+@pytest.mark.parametrize(("sizes", "cores"), [((40, 40), [2, 2]), ((40, 40, 40, 40), [1, 1, 1, 1]), ((33, 9), [4])])
+def test_waiting_items_are_shared_out_between_free_cores(sizes: tuple[int, ...], cores: list[int]) -> None:
+    scheduler = Scheduler(1024, 4)
+    scheduler.add(make_job(*sizes)[1])
+    grants = [scheduler.next_batch() for _ in cores]
+    assert [grant and grant.num_cores for grant in grants] == cores and scheduler.next_batch() is None
 
 
 def test_more_work_gets_a_core_a_batch() -> None:

@@ -21,7 +21,7 @@ def vector_of(value: Input, dimension: int = DIMENSION) -> FloatArray:
 
 
 class FakeEngine:
-    """`error`, `delay`, `not_ready` and `vector` change the behaviour; `requests` and `cancelled` tell what happened."""
+    """`error`, `delay`, `not_ready` and `vector` change the behaviour; `requests` and `cancelled` tell the past."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()

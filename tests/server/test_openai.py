@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rtp_llm.core import Params
+from rtp_llm.server.openai import EmbeddingsBody
 from tests.server.fake_engine import DIMENSION, FakeEngine, vector_of
 
 
@@ -88,9 +89,8 @@ def test_params(client: httpx.Client, engine: FakeEngine, field: dict[str, Any],
 
 
 def test_null_means_absent(client: httpx.Client, engine: FakeEngine) -> None:
-    optional = ("model", "encoding_format", "dimensions", "user", "prompt", "prompt_name", "truncate")
-    more = ("truncation_side", "normalize", "extra_configs")
-    answer = post(client, input="a", **dict.fromkeys(optional + more))
+    optional = set(EmbeddingsBody.__struct_fields__) - {"input"}
+    answer = client.post("/v1/embeddings", json={"input": "a", **dict.fromkeys(optional)}).json()
     assert engine.requests[0].params == Params()
     assert isinstance(answer["data"][0]["embedding"], list)
 

@@ -40,8 +40,8 @@ def page(request: pytest.FixtureRequest, browser: Any, address: Address, engine:
     page = context.new_page()
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: message.type == "error" and problems.append(message.text))
-    page.on("request", lambda r: r.url.startswith((address.url, "data:")) or problems.append(r.url))
+    page.on("console", lambda message: problems.extend([message.text] if message.type == "error" else []))
+    page.on("request", lambda r: problems.extend([] if r.url.startswith((address.url, "data:")) else [r.url]))
     page.problems = problems
     yield page
     folder = os.environ.get("RTP_LLM_SCREENSHOTS")
@@ -70,7 +70,7 @@ def test_own_texts_and_their_curl(page: Any, address: Address, engine: FakeEngin
     page.goto(address.url)
     page.get_by_label("Texts, one a line").fill("it's one\n\n  two  \n")
     page.get_by_role("button", name="Compare").click()
-    page.wait_for_function("document.querySelectorAll('#heat td').length === 4")
+    sync_api.expect(page.locator("#heat td")).to_have_count(4)
     assert list(engine.requests[-1].inputs) == ["it's one", "two"]
     assert r"""-d '{"input":["it'\''s one","two"]}'""" in page.inner_text("#curl")
     assert page.problems == []

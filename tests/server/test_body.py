@@ -1,0 +1,62 @@
+"""Whatever the bytes are, a body is served or refused as the caller's mistake; nothing else escapes."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rtp_llm.errors import InvalidRequest
+from rtp_llm.server.body import decode
+from rtp_llm.server.openai import EMBEDDINGS, EmbeddingsBody
+from tests.server.conftest import CONFIG
+from tests.server.fake_engine import FakeEngine
+
+# The first draw of a text builds hypothesis's Unicode tables, which takes seconds.
+unhurried = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+
+LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["float", "left", "query"])
+)
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8
+)
+FIELDS = st.sampled_from(EmbeddingsBody.__struct_fields__)
+TEXTS = st.text(st.characters(codec="utf-8"))
+INPUTS = TEXTS | st.lists(TEXTS, min_size=1) | st.lists(st.integers(0, 99), min_size=1)
+
+
+def serve(body: bytes) -> list[Any]:
+    """The inputs that would reach the engine; none for a body that is refused."""
+    with suppress(InvalidRequest):
+        request = EMBEDDINGS.to_request(decode(EMBEDDINGS.decoder, body), FakeEngine().info(), CONFIG, "id")
+        return list(request.inputs)
+    return []
+
+
+@unhurried
+@given(st.binary())
+def test_any_bytes(body: bytes) -> None:
+    serve(body)
+
+
+@unhurried
+@given(st.dictionaries(FIELDS, VALUES, max_size=4))
+def test_any_values(body: dict[str, Any]) -> None:
+    serve(json.dumps(body).encode())
+
+
+@unhurried
+@given(VALUES)
+def test_any_input(value: Any) -> None:
+    for item in serve(json.dumps({"input": value}).encode()):
+        assert isinstance(item, str) or (item and all(0 <= token < 100 for token in item))
+
+
+@unhurried
+@given(INPUTS, st.integers(0, 40))
+def test_any_cut(value: Any, cut: int) -> None:
+    body = json.dumps({"input": value}, ensure_ascii=False).encode()
+    assert serve(body) == ([value] if isinstance(value, str) or isinstance(value[0], int) else value)
+    assert serve(body[: -1 - cut]) == []

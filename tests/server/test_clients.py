@@ -1,0 +1,100 @@
+"""The official clients, unchanged, against a real server."""
+
+import base64
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.server.conftest import Address
+from tests.server.fake_engine import DIMENSION, FakeEngine, vector_of
+
+openai = pytest.importorskip("openai", reason="the openai package is not installed")
+
+
+@pytest.fixture
+def sdk(address: Address, engine: FakeEngine) -> Iterator[Any]:
+    with openai.OpenAI(base_url=f"{address.url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+@pytest.mark.parametrize("encoding_format", ["float", "base64", None])
+def test_openai(sdk: Any, encoding_format: str | None) -> None:
+    form = {"encoding_format": encoding_format} if encoding_format else {}
+    answer = sdk.embeddings.create(model="any", input=["one", "two"], **form)
+    assert [item.index for item in answer.data] == [0, 1]
+    assert (answer.usage.prompt_tokens, answer.model) == (6, "fake/model")
+    for item, text in zip(answer.data, ["one", "two"], strict=True):
+        vector = item.embedding
+        if isinstance(vector, str):
+            vector = struct.unpack(f"<{DIMENSION}f", base64.b64decode(vector))
+        np.testing.assert_array_equal(np.float32(vector), vector_of(text))
+
+
+def test_openai_token_ids_and_dimensions(sdk: Any, engine: FakeEngine) -> None:
+    answer = sdk.embeddings.create(model="any", input=[[1, 2], [3]], dimensions=4, user="me")
+    assert [len(item.embedding) for item in answer.data] == [4, 4]
+    assert list(engine.requests[0].inputs) == [[1, 2], [3]]
+
+
+def test_openai_errors(sdk: Any, engine: FakeEngine) -> None:
+    with pytest.raises(openai.BadRequestError, match="not between 1 and 8") as caught:
+        sdk.embeddings.create(model="any", input="a", dimensions=99)
+    assert (caught.value.param, caught.value.type) == ("dimensions", "invalid_request_error")
+    with pytest.raises(openai.NotFoundError) as missing:
+        sdk.models.retrieve("other")
+    assert missing.value.code == "model_not_found"
+
+
+def test_openai_models(sdk: Any) -> None:
+    assert [model.id for model in sdk.models.list()] == ["fake/model"]
+    assert sdk.models.retrieve("fake/model").owned_by == "rtp-llm"
+
+
+def test_langchain_with_texts(address: Address, engine: FakeEngine) -> None:
+    embeddings = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed").OpenAIEmbeddings
+    client = embeddings(
+        model="any", base_url=f"{address.url}/v1", api_key="unused", check_embedding_ctx_length=False, max_retries=0
+    )
+    vectors = client.embed_documents(["one", "two"])
+    np.testing.assert_array_equal(np.float32(vectors), [vector_of("one"), vector_of("two")])
+    np.testing.assert_array_equal(np.float32(client.embed_query("three")), vector_of("three"))
+    assert list(engine.requests[-1].inputs) == ["three"]
+
+
+def test_langchain_default_sends_foreign_ids(
+    address: Address, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed").OpenAIEmbeddings
+
+    class Encoding:
+        """Stands for tiktoken's cl100k_base, which is downloaded: ids far over the served model's vocabulary."""
+
+        def encode_ordinary(self, text: str) -> list[int]:
+            return [9906 + len(word) for word in text.split()]
+
+    monkeypatch.setattr("tiktoken.encoding_for_model", lambda name: Encoding())
+    client = embeddings(model="any", base_url=f"{address.url}/v1", api_key="unused", max_retries=0)
+    with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
+        client.embed_documents(["two words"])
+    assert not engine.requests
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:llama_index")
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+@pytest.mark.parametrize(
+    ("module", "name", "model_field"),
+    [("openai", "OpenAIEmbedding", "model"), ("openai_like", "OpenAILikeEmbedding", "model_name")],
+)
+def test_llama_index(address: Address, engine: FakeEngine, module: str, name: str, model_field: str) -> None:
+    package = pytest.importorskip(f"llama_index.embeddings.{module}", reason="llama-index is not installed")
+    model = {"model": "text-embedding-3-small", "model_name": "any"}[model_field]
+    client = getattr(package, name)(
+        **{model_field: model}, api_base=f"{address.url}/v1", api_key="unused", max_retries=0
+    )
+    vectors = client.get_text_embedding_batch(["one", "two\nlines"])
+    np.testing.assert_array_equal(np.float32(vectors[0]), vector_of("one"))
+    assert list(engine.requests[0].inputs) == ["one", "two lines"]
+    np.testing.assert_array_equal(np.float32(client.get_query_embedding("q")), vector_of("q"))
