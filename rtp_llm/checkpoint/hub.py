@@ -1,4 +1,4 @@
-"""A path or a hub id -> a folder; what is needed is downloaded once, resumed where it broke off, found offline."""
+"""A path or a hub id -> a folder; what is needed is downloaded once, and found again without a network."""
 
 import errno
 import glob
@@ -48,11 +48,14 @@ def resolve(config: EngineConfig, progress: bool = True) -> Path:
 
 def wanted_files(names: Sequence[str]) -> list[str]:
     """Of a repository's files those that are read: a folder's pickled weights only where it has no safetensors."""
-    safe = {PurePosixPath(name).parent for name in names if name.endswith(".safetensors")}
+    paths = [
+        path
+        for path in map(PurePosixPath, names)
+        if not path.parts[0].startswith("consolidated") and not set(path.parts[:-1]) & set(_OTHER_FORMATS)
+    ]
+    safe = {path.parent for path in paths if path.suffix == ".safetensors"}
     wanted = []
-    for path in map(PurePosixPath, names):
-        if path.parts[0].startswith("consolidated") or set(path.parts[:-1]) & set(_OTHER_FORMATS):
-            continue
+    for path in paths:
         pickled = path.name.startswith("pytorch_model") and path.suffix == ".bin" and path.parent not in safe
         if path.suffix in (".json", ".txt", ".model", ".safetensors") or path.name in _HEADS or pickled:
             wanted.append(str(path))
@@ -83,7 +86,7 @@ def _download(config: EngineConfig, progress: bool) -> Path:
 
     repository, revision = config.checkpoint_path, config.revision or None
     api = HfApi(endpoint=config.hf_endpoint or None, token=config.hf_token or None)
-    names = api.list_repo_files(repository, revision=revision)
+    names = [file.rfilename for file in api.model_info(repository, revision=revision).siblings or ()]
     wanted = wanted_files(names)
     if not any(name.endswith((".safetensors", ".bin")) for name in wanted):
         found = ", ".join(sorted(names)[:10]) or "no file at all"
@@ -163,8 +166,8 @@ def _translated(error: Exception, config: EngineConfig) -> CheckpointError:
             "start once without it, or give the checkpoint's folder"
         )
     return CheckpointError(
-        f"{name} cannot be downloaded from {at}: {type(error).__name__}: {error}; check the network or hf_endpoint, "
-        "start again to go on where it broke off, or give the checkpoint's folder"
+        f"{name} cannot be downloaded from {at}: {type(error).__name__}: {error}; check the network or hf_endpoint "
+        "and start again, which keeps the files that are complete, or give the checkpoint's folder"
     )
 
 

@@ -1,15 +1,21 @@
-"""The compiled kernels as ctypes sees them: which were built, which this CPU can run, and their C functions.
+"""The compiled kernels as ctypes sees them: which were built, which this CPU can run, their functions and memory.
 
 `record` calls keep Python's lock: they take about a microsecond. `compute` calls release it.
 """
 
+import contextlib
 import ctypes
 import functools
+import mmap
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import POINTER, c_double, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rtp_llm.core import FloatArray
 from rtp_llm.errors import ConfigError
 
 INSTRUCTION_SETS = ("avx512", "avx2", "generic")  # the fastest first
@@ -93,3 +99,75 @@ def usable() -> tuple[str, ...]:
     probe = Library(generic, "generic")
     supported = {"avx512": probe.cpu_supports_avx512(), "avx2": probe.cpu_supports_avx2(), "generic": 1}
     return tuple(name for name in INSTRUCTION_SETS if supported[name] and library_path(name).exists())
+
+
+def best() -> str:
+    """The fastest of the usable instruction sets; `load` says what to do where there is none."""
+    return usable()[0] if usable() else "generic"
+
+
+def measure_peak(num_threads: int, seconds: float) -> float:
+    """fp32 GFLOP/s of multiply-adds between registers, with the best instruction set, on so many cores at once."""
+    library = load(best())
+    with ThreadPoolExecutor(num_threads) as pool:
+        return sum(pool.map(library.peak, [seconds] * num_threads))
+
+
+class Stream:
+    """Owns the C++ stream: commands, arena, and the host arrays that recorded commands will read."""
+
+    __slots__ = ("handle", "kept", "library")
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+        self.kept: list[Any] = []
+        self.handle: int = library.stream_new()
+        if not self.handle:
+            raise MemoryError("no memory for a stream")
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.library.stream_delete(self.handle)
+
+
+class Tensor:
+    """fp32, row-major: a block of a stream's arena, or a host array when `host` is set."""
+
+    __slots__ = ("address", "host", "shape", "stream")
+
+    def __init__(self, shape: tuple[int, ...], stream: Stream | None, host: FloatArray | None = None) -> None:
+        self.shape, self.stream, self.host = shape, None, host
+        if host is not None:
+            self.address: int = host.ctypes.data
+        elif stream is not None:
+            num_bytes = 4 * int(np.prod(shape))
+            self.address = stream.library.alloc(stream.handle, num_bytes)
+            if not self.address:
+                raise MemoryError(f"no memory for an activation of {num_bytes} bytes; lower max_context_batch_size")
+            self.stream = stream
+
+    def __del__(self) -> None:
+        if self.stream is not None:
+            self.stream.library.free(self.stream.handle, self.address)
+
+
+class PackedWeight:
+    """A linear layer's weight in panels of columns: [ceil(N / panel)][K][panel]."""
+
+    __slots__ = ("address", "in_features", "memory", "out_features")
+
+    def __init__(self, weight: FloatArray, library: Library) -> None:
+        weight = np.ascontiguousarray(weight, dtype=np.float32)
+        self.out_features, self.in_features = weight.shape
+        self.memory = aligned(library.packed_size(self.out_features, self.in_features))
+        self.address: int = self.memory.ctypes.data
+        library.pack_weight(weight.ctypes.data, self.out_features, self.in_features, self.address)
+
+
+def aligned(num_floats: int) -> FloatArray:
+    """Page-aligned memory; whole huge pages where the system has them, for fewer TLB misses."""
+    memory = mmap.mmap(-1, max(4 * num_floats, 4))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype=np.float32)

@@ -9,78 +9,26 @@ number of threads. Weights are packed once; the activations not fused in C++ run
 """
 
 import ctypes
+import functools
 import logging
-import mmap
-import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from rtp_llm.core import Batch, FloatArray, Int32Array
+from rtp_llm.core import Batch, FloatArray, Int32Array, Item, pack
 from rtp_llm.errors import ConfigError, InvalidRequest
-from rtp_llm.ops import Norm, PoolMode
-from rtp_llm.ops.native_library import Library, load, usable
+from rtp_llm.ops import Norm, Ops, PoolMode
+from rtp_llm.ops.native_library import Library, PackedWeight, Stream, Tensor, load, measure_peak, usable
 from rtp_llm.ops.numpy_ops import ACTIVATION, NumpyOps
+
+__all__ = ["NativeOps", "measure_peak"]
 
 logger = logging.getLogger(__name__)
 
-_FUSED = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4, "tanh": 5}
+_FUSED: dict[str | None, int] = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4, "tanh": 5}
 _POOL_MODES = {"cls": 0, "mean": 1, "max": 2, "mean_sqrt_len_tokens": 3, "weightedmean": 4, "lasttoken": 5}
-_HUGE_PAGE = 2 << 20
-
-
-class Stream:
-    """Owns the C++ stream: commands, arena, and the host arrays that recorded commands will read."""
-
-    __slots__ = ("handle", "kept", "library")
-
-    def __init__(self, library: Library) -> None:
-        self.library = library
-        self.kept: list[Any] = []
-        self.handle: int = library.stream_new()
-        if not self.handle:
-            raise MemoryError("no memory for a stream")
-
-    def __del__(self) -> None:
-        if getattr(self, "handle", None):
-            self.library.stream_delete(self.handle)
-
-
-class Tensor:
-    """fp32, row-major: a block of a stream's arena, or a host array when `host` is set."""
-
-    __slots__ = ("address", "host", "shape", "stream")
-
-    def __init__(self, shape: tuple[int, ...], stream: Stream | None, host: FloatArray | None = None) -> None:
-        self.shape, self.stream, self.host = shape, None, host
-        if host is not None:
-            self.address: int = host.ctypes.data
-        elif stream is not None:
-            num_bytes = 4 * int(np.prod(shape))
-            self.address = stream.library.alloc(stream.handle, num_bytes)
-            if not self.address:
-                raise MemoryError(f"no memory for an activation of {num_bytes} bytes; lower max_context_batch_size")
-            self.stream = stream
-
-    def __del__(self) -> None:
-        if self.stream is not None:
-            self.stream.library.free(self.stream.handle, self.address)
-
-
-class PackedWeight:
-    """A linear layer's weight in panels of columns: [ceil(N / panel)][K][panel]."""
-
-    __slots__ = ("address", "in_features", "memory", "out_features")
-
-    def __init__(self, weight: FloatArray, library: Library) -> None:
-        weight = np.ascontiguousarray(weight, dtype=np.float32)
-        self.out_features, self.in_features = weight.shape
-        self.memory = _aligned(library.packed_size(self.out_features, self.in_features))
-        self.address: int = self.memory.ctypes.data
-        library.pack_weight(weight.ctypes.data, self.out_features, self.in_features, self.address)
 
 
 class NativeOps:
@@ -89,25 +37,20 @@ class NativeOps:
     name = "native"
 
     def __init__(self, num_threads: int = 1, instruction_set: str = "auto") -> None:
+        self._bind(num_threads, *checked_library(instruction_set))
+
+    def _bind(self, num_threads: int, library: Library, broken: frozenset[str]) -> "NativeOps":
         self.num_threads = num_threads
-        self._library, self._broken = _checked_library(instruction_set)
-        self._open()
-
-    @property
-    def instruction_set(self) -> str:
-        return self._library.instruction_set
-
-    def _open(self) -> None:
-        self._stream = Stream(self._library)
+        self.instruction_set = library.instruction_set
+        self._library, self._broken = library, broken
+        self._stream = Stream(library)
         self._checked: Batch | None = None
-        for op in self._broken:
+        for op in broken:
             setattr(self, op, _ThroughNumpy(self, op))
+        return self
 
     def fork(self) -> "NativeOps":
-        other = object.__new__(NativeOps)
-        other.num_threads, other._library, other._broken = self.num_threads, self._library, self._broken
-        other._open()
-        return other
+        return object.__new__(NativeOps)._bind(self.num_threads, self._library, self._broken)
 
     def matrix(self, weight: FloatArray) -> PackedWeight:
         return PackedWeight(weight, self._library)
@@ -168,9 +111,10 @@ class NativeOps:
         activation: str | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        if activation not in _FUSED:
-            y = ACTIVATION[activation](self.to_numpy(self.linear(x, weight, bias)))
-            return _hosted(y.astype(np.float32) if residual is None else y.astype(np.float32) + self.to_numpy(residual))
+        if activation is not None and activation not in _FUSED:
+            product = self.to_numpy(self.linear(x, weight, bias))
+            activated = ACTIVATION[activation](product).astype(np.float32)
+            return _hosted(activated if residual is None else activated + self.to_numpy(residual))
         num_rows, n, k = x.shape[0], weight.out_features, weight.in_features
         assert x.shape == (num_rows, k), f"x is {x.shape}, the weight [{n}, {k}]"
         assert bias is None or bias.shape == (n,), f"bias is {bias.shape}, the weight [{n}, {k}]"
@@ -286,24 +230,12 @@ class _ThroughNumpy:
 
     def _to_host(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self._fetch(value)
+            return self._fetch(value) if value.host is None else value.host
         if isinstance(value, Norm):
             return replace(value, weight=self._to_host(value.weight), bias=self._to_host(value.bias))
         if isinstance(value, (list, tuple)):
             return [self._to_host(item) for item in value]
         return value
-
-
-def measure_peak(num_threads: int, seconds: float) -> float:
-    """fp32 GFLOP/s of this machine's best instruction set, multiply-adds between registers, on so many cores."""
-    library = load(usable()[0])
-    results: list[float] = []
-    threads = [threading.Thread(target=lambda: results.append(library.peak(seconds))) for _ in range(num_threads)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(results)
 
 
 def _int32(values: Int32Array) -> Int32Array:
@@ -325,11 +257,57 @@ def _check_ids(ids: Int32Array, num_rows: int) -> None:
         raise InvalidRequest(f"id {bad} is outside the model's table of {num_rows} rows")
 
 
-def _aligned(num_floats: int) -> FloatArray:
-    """Page-aligned memory; whole huge pages where the system has them, for fewer TLB misses."""
-    memory = mmap.mmap(-1, max(4 * num_floats, 4))
-    return np.frombuffer(memory, dtype=np.float32)
+@functools.cache
+def checked_library(instruction_set: str) -> tuple[Library, frozenset[str]]:
+    """The library to use and the ops of it that numpy must do; each kernel is compared with NumpyOps once a process.
+
+    `auto`: the fastest instruction set without a mismatch. ConfigError when nothing was built, or when even the last
+    resort multiplies wrongly.
+    """
+    names = (usable() or ("generic",)) if instruction_set == "auto" else (instruction_set,)
+    broken: dict[str, frozenset[str]] = {}
+    for name in names:
+        broken[name] = failing_ops(load(name))
+        if not broken[name]:
+            break
+    if any(broken.values()):
+        found = "; ".join(f"{name}: {', '.join(sorted(ops))}" for name, ops in broken.items() if ops)
+        logger.warning("kernels that differ from NumpyOps on this machine (%s); running on %s", found, name)
+    if "linear" in broken[name]:
+        raise ConfigError(f"the native kernels for {name} give wrong products on this machine; use --backend numpy")
+    return load(name), broken[name]
 
 
-def _checked_library(instruction_set: str) -> tuple[Library, frozenset[str]]:
-    return load(usable()[0] if instruction_set == "auto" else instruction_set), frozenset()
+def failing_ops(library: Library) -> frozenset[str]:
+    """The ops whose kernels differ from NumpyOps on small odd shapes."""
+    native, reference = object.__new__(NativeOps)._bind(1, library, frozenset()), NumpyOps()
+    return frozenset(
+        name
+        for name, run in _self_checks().items()
+        if not np.allclose(native.to_numpy(run(native)), run(reference), rtol=1e-4, atol=1e-5)
+    )
+
+
+def _self_checks() -> dict[str, Callable[[Ops], Any]]:
+    rng = np.random.default_rng(0)
+    lengths, heads, head_dim, size = (3, 1, 37), 3, 24, 3 * 24
+    batch = pack([Item(input_ids=rng.integers(0, 9, n, dtype=np.int32), index=i) for i, n in enumerate(lengths)])
+
+    def normal(*shape: int) -> FloatArray:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    x, qkv, table, square = normal(41, size), normal(41, 3 * size), normal(50, size), normal(size, size)
+    weight, bias = normal(size), normal(size)
+    return {
+        "embed": lambda ops: ops.embed([(ops.table(table), batch.input_ids), (ops.table(table), batch.position_ids)]),
+        "norm": lambda ops: ops.norm(ops.vector(x), Norm(ops.vector(weight), ops.vector(bias), 1e-5)),
+        "linear": lambda ops: ops.linear(
+            ops.vector(x), ops.matrix(square), ops.vector(bias), "gelu", residual=ops.vector(x)
+        ),
+        "attention": lambda ops: ops.attention(
+            ops.vector(qkv), batch, num_heads=heads, num_kv_heads=heads, head_dim=head_dim, scale=0.2
+        ),
+        "pool": lambda ops: ops.pool(ops.vector(x), batch, "mean"),
+        "concat": lambda ops: ops.concat([ops.vector(x), ops.vector(x)]),
+        "l2_normalize": lambda ops: ops.l2_normalize(ops.vector(x)),
+    }

@@ -1,5 +1,7 @@
 // Memory of one stream's activations: reused in stream order, allocated only while a stream meets larger batches.
 #pragma once
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -62,8 +64,11 @@ class Arena {
   std::map<char*, int64_t>::iterator grow(int64_t bytes) {
     const int64_t wanted = std::max(bytes, recent_ - capacity_);
     const int64_t size = (wanted + kChunk - 1) / kChunk * kChunk;
-    char* chunk = static_cast<char*>(std::aligned_alloc(size_t(kAlign), size_t(size)));
+    char* chunk = static_cast<char*>(std::aligned_alloc(size_t(kChunk), size_t(size)));
     if (chunk == nullptr) return free_.end();
+#if defined(MADV_HUGEPAGE)
+    madvise(chunk, size_t(size), MADV_HUGEPAGE);
+#endif
     chunks_.push_back(chunk);
     capacity_ += size;
     return free_.emplace(chunk, size).first;

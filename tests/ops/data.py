@@ -1,0 +1,32 @@
+"""Inputs and the error bound that the tests of every backend share."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtp_llm.core import Batch, FloatArray, Item, pack
+
+
+def normal(*shape: int, seed: int = 0) -> FloatArray:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape, dtype=np.float32)
+
+
+def batch_of(lengths: Sequence[int], prompt_lens: Sequence[int] | None = None) -> Batch:
+    """Sequences of these lengths; the ids count upwards from the sequence's own length, so that they tell it apart."""
+    prompts = prompt_lens or [0] * len(lengths)
+    items = [
+        Item(input_ids=np.arange(length, 2 * length, dtype=np.int32), index=i, prompt_length=prompt)
+        for i, (length, prompt) in enumerate(zip(lengths, prompts, strict=True))
+    ]
+    return pack(items)
+
+
+def assert_as_exact(
+    ours: NDArray[np.floating], reference: NDArray[np.floating], exact: NDArray[np.float64], floor: float = 3e-7
+) -> None:
+    """Error against float64 at most twice that of `reference` (torch in fp32), plus some units in the last place."""
+    scale = np.abs(exact).max(initial=1.0)
+    allowed = 2 * np.abs(reference - exact).max(initial=0.0) + floor * scale
+    assert ours.shape == exact.shape
+    assert np.abs(ours - exact).max(initial=0.0) <= allowed
