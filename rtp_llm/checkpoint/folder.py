@@ -48,9 +48,9 @@ def read_json(folder: Path, name: str, *, required: bool = True) -> dict[str, An
 
     CheckpointError where it is absent, too large, not JSON, or not an object.
     """
-    value = _read(folder, name, required=required)
-    if value is None:
+    if not required and not inside(folder, name).is_file():
         return {}
+    value = _read(folder, name)
     if not isinstance(value, dict):
         raise CheckpointError(f"{folder / name}: holds a JSON {_kind(value)}, an object is needed")
     return value
@@ -58,19 +58,17 @@ def read_json(folder: Path, name: str, *, required: bool = True) -> dict[str, An
 
 def read_json_list(folder: Path, name: str, *, required: bool = True) -> list[dict[str, Any]]:
     """The list of objects in `folder/name`, as modules.json is one; otherwise like `read_json`."""
-    value = _read(folder, name, required=required)
-    if value is None:
+    if not required and not inside(folder, name).is_file():
         return []
+    value = _read(folder, name)
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise CheckpointError(f"{folder / name}: holds a JSON {_kind(value)}, a list of objects is needed")
     return value
 
 
-def _read(folder: Path, name: str, *, required: bool) -> Any:
+def _read(folder: Path, name: str) -> Any:
     path = inside(folder, name)
     if not path.is_file():
-        if not required:
-            return None
         raise CheckpointError(f"{path} is missing" + (f"; {folder} is not a folder" if not folder.is_dir() else ""))
     try:
         size = path.stat().st_size

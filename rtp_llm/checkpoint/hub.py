@@ -3,6 +3,7 @@
 import errno
 import glob
 import importlib
+import json
 import logging
 import re
 import sys
@@ -63,46 +64,73 @@ def wanted_files(names: Sequence[str]) -> list[str]:
 
 
 def _from_huggingface(config: EngineConfig, progress: bool) -> Path:
-    name = config.checkpoint_path
-    if config.hf_hub_offline:
-        try:
-            return _cached(config)
-        except Exception as error:  # the border to the hub library, as below
-            raise _translated(error, config) from error
-    try:
-        return _download(config, progress)
     # NOTE: the border to the hub library: its transport's exceptions are of requests, httpx or httpx2, by version.
-    except Exception as error:
+    try:
+        if config.hf_hub_offline:
+            return _cached(config)
         try:
-            folder = _cached(config)
-        except Exception:
-            raise _translated(error, config) from error
-        logger.warning("%s: the hub cannot be asked (%s); serving the copy in the cache, %s", name, error, folder)
-        return folder
+            wanted = _list(config)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            return _cached_instead(config, error)
+        return _download(config, wanted, progress)
+    except Exception as error:
+        raise _translated(error, config) from error
 
 
-def _download(config: EngineConfig, progress: bool) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
+def _list(config: EngineConfig) -> list[str]:
+    """The files to have, also noted in the cache, so that a copy can be known to be whole without the hub."""
+    from huggingface_hub import HfApi
 
-    repository, revision = config.checkpoint_path, config.revision or None
+    name = config.checkpoint_path
     api = HfApi(endpoint=config.hf_endpoint or None, token=config.hf_token or None)
-    names = [file.rfilename for file in api.model_info(repository, revision=revision).siblings or ()]
+    model = api.model_info(name, revision=config.revision or None)
+    names = [file.rfilename for file in model.siblings or ()]
     wanted = wanted_files(names)
-    if not any(name.endswith((".safetensors", ".bin")) for name in wanted):
+    if not any(path.endswith((".safetensors", ".bin")) for path in wanted):
         found = ", ".join(sorted(names)[:10]) or "no file at all"
-        raise CheckpointError(
-            f"{repository} has no safetensors or pytorch_model.bin ({found}); other formats are not read"
-        )
+        raise CheckpointError(f"{name} has no safetensors or pytorch_model.bin ({found}); other formats are not read")
+    manifest = _manifest(config, str(model.sha))
+    try:
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        manifest.write_text(json.dumps(wanted))
+    except OSError as error:
+        logger.debug("%s cannot be written: %s", manifest, error)
+    return wanted
+
+
+def _manifest(config: EngineConfig, commit: str) -> Path:
+    """Where the file list of one commit is kept, beside the library's own folders for the repository."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    repository = f"models--{config.checkpoint_path.replace('/', '--')}"
+    return Path(config.download_dir or HF_HUB_CACHE).expanduser() / repository / "rtp_llm" / f"{commit}.json"
+
+
+def _download(config: EngineConfig, wanted: Sequence[str], progress: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
     folder = snapshot_download(
-        repository,
-        revision=revision,
+        config.checkpoint_path,
+        revision=config.revision or None,
         endpoint=config.hf_endpoint or None,
         token=config.hf_token or None,
         cache_dir=config.download_dir or None,
-        allow_patterns=[glob.escape(name) for name in wanted],
-        tqdm_class=_progress_class(repository, progress),
+        allow_patterns=[glob.escape(path) for path in wanted],
+        tqdm_class=_progress_class(config.checkpoint_path, progress),
     )
     return Path(folder)
+
+
+def _cached_instead(config: EngineConfig, error: Exception) -> Path:
+    """The copy in the cache when the hub does not answer; `error` where there is none."""
+    try:
+        folder = _cached(config)
+    except Exception:
+        raise error from None
+    logger.warning("%s: the hub cannot be asked (%s); using the copy in the cache", config.checkpoint_path, error)
+    return folder
 
 
 def _cached(config: EngineConfig) -> Path:
@@ -120,8 +148,11 @@ def _cached(config: EngineConfig) -> Path:
             ignore_patterns=list(_NEVER),
         )
     )
-    if not _has_weights(folder):
-        raise LocalEntryNotFoundError(f"no weights in {folder}")
+    manifest = _manifest(config, folder.name)
+    wanted = json.loads(manifest.read_text()) if manifest.is_file() else []
+    missing = [path for path in wanted if not (folder / path).is_file()]
+    if missing or not _has_weights(folder):
+        raise LocalEntryNotFoundError(f"{folder} has no {', '.join(missing) or 'weights'}")
     return folder
 
 

@@ -148,12 +148,16 @@ def _entry_bytes(file: MappedFile, info: zipfile.ZipInfo) -> bytes:
 
 def _read_legacy(file: MappedFile) -> tuple[dict[str, _Tensor], dict[str, tuple[int, int]]]:
     """The same for the layout before torch 1.6."""
-    position = 0
     values = []
-    for _ in range(5):
-        program = _next_program(file, position)
-        position += len(program)
-        values.append(_run(file.path, program))
+    with file.path.open("rb") as stream:
+        for _ in range(5):
+            start = stream.tell()
+            for _ in pickletools.genops(stream):
+                pass
+            if stream.tell() - start > _MAX_PICKLE_BYTES:
+                _refuse(file.path, f"a pickle of {stream.tell() - start:,} bytes")
+            values.append(_run(file.path, file.bytes(start, stream.tell())))
+        position = stream.tell()
     magic, _, system, state, keys = values
     if magic != _LEGACY_MAGIC:
         raise ValueError("it does not begin with torch's magic number")
@@ -170,14 +174,6 @@ def _read_legacy(file: MappedFile) -> tuple[dict[str, _Tensor], dict[str, tuple[
         offsets[key] = (position + 8, num_bytes)
         position += 8 + num_bytes
     return entries, offsets
-
-
-def _next_program(file: MappedFile, start: int) -> bytes:
-    """The bytes of the pickle that begins at `start`."""
-    stream = io.BytesIO(file.bytes(start, min(file.size, start + _MAX_PICKLE_BYTES)))
-    for _ in pickletools.genops(stream):
-        pass
-    return stream.getvalue()[: stream.tell()]
 
 
 def _run(path: Path, program: bytes) -> Any:

@@ -121,7 +121,7 @@ class Tokenizer:
             else:
                 kind = type(value).__name__
                 raise InvalidRequest(
-                    f"input {index} is a {kind}; a text, a pair of texts or a list of token ids is read", param="input"
+                    f"input {index} is a {kind}; a text, a pair of texts or a list of token ids is read"
                 )
         for index, encoding in zip(texts, self._encodings(texts, params), strict=True):
             items[index] = self._from_text(encoding, index, isinstance(texts[index], tuple), prompt_length, params)
@@ -263,10 +263,10 @@ class Tokenizer:
     def _suffices(self, encoding: Encoding, text: Text, tried: Text) -> bool:
         """Whether what was shortened still has more tokens than can be kept, and its partner no more than that."""
         if isinstance(text, str):
-            return len(encoding) > self.max_seq_len
+            return bool(len(encoding) > self.max_seq_len)
         counts = [encoding.sequence_ids.count(sequence) for sequence in (0, 1)]
         shortened, partner = counts if tried[0] is not text[0] else reversed(counts)
-        return shortened > self.max_seq_len >= partner
+        return bool(shortened > self.max_seq_len >= partner)
 
     def _run(self, texts: Mapping[int, Text], add_special_tokens: bool, offsets: bool = False) -> list[Encoding]:
         """The library's encodings; it drops the interpreter's lock meanwhile, for batches only."""

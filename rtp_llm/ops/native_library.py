@@ -121,13 +121,14 @@ class Stream:
     def __init__(self, library: Library) -> None:
         self.library = library
         self.kept: list[Any] = []
-        self.handle: int = library.stream_new()
+        self.handle: int | None = library.stream_new()
         if not self.handle:
             raise MemoryError("no memory for a stream")
 
     def __del__(self) -> None:
-        if getattr(self, "handle", None):
-            self.library.stream_delete(self.handle)
+        handle, self.handle = self.handle, None
+        if handle:
+            self.library.stream_delete(handle)
 
 
 class Tensor:
@@ -147,7 +148,8 @@ class Tensor:
             self.stream = stream
 
     def __del__(self) -> None:
-        if self.stream is not None:
+        # NOTE: the collector finalises a cycle in any order, the stream perhaps before its tensors.
+        if self.stream is not None and self.stream.handle:
             self.stream.library.free(self.stream.handle, self.address)
 
 

@@ -4,6 +4,7 @@ POST /v1/embeddings, /embeddings, /v1/embeddings/dense; GET /v1/models, /v1/mode
 """
 
 import binascii
+import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -227,7 +228,6 @@ def _add_special_tokens(tokenizer_config: dict[str, Any] | None) -> bool:
 def render(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
     """The answer; no Python object is made per number. EngineFailure when a vector holds NaN or Inf."""
     matrix = np.ascontiguousarray(response.outputs[TaskType.DENSE], dtype="<f4")  # [inputs, dim]
-    _check_finite(matrix)
     encode = _as_base64 if body.encoding_format == "base64" else _as_floats
     truncated, tokens = response.truncated, response.total_tokens
     opening = b'{"object":"list","data":['
@@ -239,7 +239,7 @@ def render(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterato
     for start in range(0, len(matrix), _ROWS_A_PIECE):
         rows = [
             b'{"object":"embedding","index":%d,"embedding":%b%b'
-            % (index, encode(row), b',"truncated":true}' if truncated[index] else b"}")
+            % (index, encode(_finite(row, index)), b',"truncated":true}' if truncated[index] else b"}")
             for index, row in enumerate(matrix[start : start + _ROWS_A_PIECE], start)
         ]
         yield opening + b",".join(rows) + (closing if start + _ROWS_A_PIECE >= len(matrix) else b"")
@@ -254,12 +254,12 @@ def _as_floats(row: FloatArray) -> bytes:
     return orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _check_finite(matrix: FloatArray) -> None:
-    """JSON has no NaN: it would leave as null, and a client would store it."""
-    finite = np.isfinite(matrix)
-    if not finite.all():
-        index = int(np.argmin(finite.all(axis=1)))
+def _finite(row: FloatArray, index: int) -> FloatArray:
+    """`row`; JSON has no NaN: it would leave as null, and a client would store it."""
+    # NOTE: the dot product costs a request 4 us less than isfinite; it may overflow on numbers that are in order.
+    if not math.isfinite(np.vdot(row, row)) and not np.isfinite(row).all():
         raise EngineFailure(f"the vector of input[{index}] is not finite (NaN or Inf)", param=f"input[{index}]")
+    return row
 
 
 EMBEDDINGS: Dialect[EmbeddingsBody] = Dialect(msgspec.json.Decoder(EmbeddingsBody), to_request, render)

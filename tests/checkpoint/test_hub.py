@@ -99,7 +99,7 @@ def test_offline_without_a_copy(hub: Hub, cache: Path) -> None:
 def test_no_network_falls_back_on_the_cache(hub: Hub, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = get(hub, cache)
     assert get(hub, cache, hf_endpoint=closed_port()) == folder
-    assert "serving the copy in the cache" in caplog.text
+    assert "using the copy in the cache" in caplog.text
 
 
 def test_no_network_and_no_copy(cache: Path) -> None:
@@ -170,9 +170,13 @@ def breaking(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 def test_a_broken_download_is_resumed(breaking: Hub, cache: Path) -> None:
-    assert (get(breaking, cache) / "model.safetensors").read_bytes() == WEIGHTS
-    ranges = [asked for method, path, asked in breaking.requests if method == "GET" and path.endswith(".safetensors")]
-    assert ranges == [None, f"bytes={1 << 19}-"]
+    try:
+        folder = get(breaking, cache)
+    except CheckpointError:  # where the library leaves resuming to the next start
+        folder = get(breaking, cache)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    requests = [asked for method, path, asked in breaking.requests if method == "GET" and path.endswith(".safetensors")]
+    assert requests == [None, f"bytes={1 << 19}-"]
 
 
 def test_a_failed_download_keeps_the_complete_files(breaking: Hub, cache: Path) -> None:
@@ -236,7 +240,7 @@ def test_modelscope(cache: Path, monkeypatch: pytest.MonkeyPatch, weights: str) 
 def test_modelscope_errors(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def snapshot_download(name: str, **options: Any) -> str:
         if name == "org/empty":
-            cache.mkdir()
+            cache.mkdir(exist_ok=True)
             return str(cache)
         raise ValueError("not found")
 

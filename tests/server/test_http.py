@@ -56,7 +56,8 @@ def test_unforeseen_error(client: httpx.Client, engine: FakeEngine, caplog: pyte
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("encoding_format", ["float", "base64"])
 def test_no_answer_holds_nan(client: httpx.Client, engine: FakeEngine, value: float, encoding_format: str) -> None:
-    engine.vector = np.full(DIMENSION, value, dtype=np.float32)
+    engine.vector = np.ones(DIMENSION, dtype=np.float32)
+    engine.vector[3] = value
     answer = client.post(ROUTE, json={**BODY, "encoding_format": encoding_format})
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "engine_failure")
 

@@ -1,7 +1,8 @@
 // y = activation(x w^T + bias) + residual, on weights packed once at load.
 //
 // A packed weight is panels of kPanel columns, [ceil(N / kPanel)][K][kPanel]; x is read in place, one broadcast an
-// element. Every sum runs over k ascending in one accumulator an output, so a row's bits depend on nothing else.
+// element. A sum runs over k ascending in blocks whose size depends on K alone, and the blocks' sums are added in order,
+// so a row's bits depend on nothing else.
 #pragma once
 #include <algorithm>
 #include <memory>
@@ -22,8 +23,8 @@ inline __attribute__((always_inline)) void step(Vec* c, const float* const* a, i
 }
 
 template <int V, size_t... I>
-inline __attribute__((always_inline)) void load_tile(Vec* sums, const float* c, int64_t ldc, std::index_sequence<I...>) {
-  ((sums[I] = load(c + int64_t(I / V) * ldc + I % V * kWidth)), ...);
+inline __attribute__((always_inline)) void add_tile(Vec* sums, const float* c, int64_t ldc, std::index_sequence<I...>) {
+  ((sums[I] += load(c + int64_t(I / V) * ldc + I % V * kWidth)), ...);
 }
 
 template <int V, size_t... I>
@@ -37,7 +38,6 @@ void tile(int64_t K, const float* a, int64_t lda, const float* b, float* c, int6
   constexpr auto each = std::make_index_sequence<size_t(R * V)>{};
   const float* const rows[4] = {a, a + 3 * lda, a + 6 * lda, a + 9 * lda};
   Vec sums[R * V] = {};
-  if (accumulate) load_tile<V>(sums, c, ldc, each);
   int64_t k = 0;
   for (; k + 4 <= K; k += 4, b += 4 * kPanel) {
     __builtin_prefetch(b + 20 * kPanel);
@@ -50,6 +50,7 @@ void tile(int64_t K, const float* a, int64_t lda, const float* b, float* c, int6
     step<V>(sums, rows, lda, k + 3, b + 3 * kPanel, each);
   }
   for (; k < K; ++k, b += kPanel) step<V>(sums, rows, lda, k, b, each);
+  if (accumulate) add_tile<V>(sums, c, ldc, each);
   store_tile<V>(sums, c, ldc, each);
 }
 

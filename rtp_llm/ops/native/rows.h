@@ -155,7 +155,8 @@ struct Pool {
       weight += w;
       for (int64_t j = 0; j < cols; ++j) {
         const double value = rows[i * size + j];
-        sums[j] = mode != kMax ? sums[j] + w * value : i == skipped ? value : !(value <= sums[j]) ? value : sums[j];
+        if (mode != kMax) sums[j] += w * value;
+        else if (i == skipped || value > sums[j] || value != value) sums[j] = value;  // a NaN stays
       }
     }
     const double divisor = mode == kMax || weight == 0.0 ? 1.0 : mode == kMeanSqrtLen ? std::sqrt(weight) : weight;
