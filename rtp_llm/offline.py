@@ -44,15 +44,14 @@ class Model:
         progress: bool = False,
     ) -> FloatArray:
         """Texts, pairs or lists of token ids -> fp32 [n, dim]; one str -> [dim]. See core.Params for the options."""
-        if isinstance(inputs, str):
-            return self.embed([inputs], dimensions=dimensions, normalize=normalize, prompt=prompt,
-                              prompt_name=prompt_name, truncate=truncate)[0]  # fmt: skip
+        single = isinstance(inputs, str)
         params = Params(
             dimensions=dimensions, normalize=normalize, prompt=prompt, prompt_name=prompt_name, truncate=truncate
         )
-        responses = self._run(inputs, params, progress)
+        responses = self._run([inputs] if single else inputs, params, progress)
         rows = [response.outputs[TaskType.DENSE] for response in responses]
-        return np.concatenate(rows) if rows else np.zeros((0, dimensions or self.info.dimension), np.float32)
+        matrix = np.concatenate(rows) if rows else np.zeros((0, dimensions or self.info.dimension), np.float32)
+        return matrix[0] if single else matrix
 
     def close(self) -> None:
         """End the engine's threads."""
@@ -61,7 +60,9 @@ class Model:
     def __enter__(self) -> "Model":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _run(self, inputs: Sequence[Any], params: Params, progress: bool) -> Iterator[Response]:

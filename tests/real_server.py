@@ -31,7 +31,9 @@ def launch(arguments: list[str], log: Path, **environ: str) -> "subprocess.Popen
     """`python -m rtp_llm.start_server ARGUMENTS`, its standard error in `log`."""
     command = [sys.executable, "-m", "rtp_llm.start_server", *arguments]
     with log.open("wb") as stream:
-        return subprocess.Popen(command, stderr=stream, cwd=ROOT, env={**os.environ, "RTP_LLM_HOST": "127.0.0.1", **environ})
+        return subprocess.Popen(
+            command, stderr=stream, cwd=ROOT, env={**os.environ, "RTP_LLM_HOST": "127.0.0.1", **environ}
+        )
 
 
 @contextmanager

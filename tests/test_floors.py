@@ -69,9 +69,7 @@ def test_imports_point_down(path: Path) -> None:
 @pytest.mark.parametrize("library", DOORS)
 def test_each_library_has_one_door(library: str) -> None:
     users = {
-        str(path.relative_to(ROOT))
-        for path in SOURCES
-        if any(name.split(".")[0] == library for name in imported(path))
+        str(path.relative_to(ROOT)) for path in SOURCES if any(name.split(".")[0] == library for name in imported(path))
     }
     assert not [user for user in users if not any(user.startswith(door) for door in DOORS[library])]
 

@@ -65,7 +65,12 @@ def test_a_request_over_the_step_budget_is_split(server: Running) -> None:
 
 def test_environment_only(minilm: Path, tmp_path: Path) -> None:
     port = free_port()
-    environ = {"CHECKPOINT_PATH": str(minilm), "MODEL_TYPE": "bert", "START_PORT": str(port), "SERVED_MODEL_NAME": "mini"}
+    environ = {
+        "CHECKPOINT_PATH": str(minilm),
+        "MODEL_TYPE": "bert",
+        "START_PORT": str(port),
+        "SERVED_MODEL_NAME": "mini",
+    }
     with running([], tmp_path / "log", port, **environ) as server:
         assert httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"] == "mini"
 

@@ -91,7 +91,7 @@ def _list(config: EngineConfig) -> list[str]:
     if not any(path.endswith((".safetensors", ".bin")) for path in wanted):
         found = ", ".join(sorted(names)[:10]) or "no file at all"
         raise CheckpointError(f"{name} has no safetensors or pytorch_model.bin ({found}); other formats are not read")
-    manifest = _manifest(config, str(model.sha))
+    manifest = _manifest(config, PurePosixPath(model.sha or "unknown").name)
     try:
         manifest.parent.mkdir(parents=True, exist_ok=True)
         manifest.write_text(json.dumps(wanted))

@@ -150,7 +150,8 @@ class Engine:
         if waiting >= self.config.max_queued_tokens:
             wait = waiting / self._drain_rate if self._drain_rate else 1.0
             raise Overloaded(
-                f"{waiting} tokens are waiting, the limit is {self.config.max_queued_tokens}; try again in {wait:.0f} s",
+                f"{waiting} tokens are waiting, max_queued_tokens is {self.config.max_queued_tokens}; "
+                f"try again in {wait:.0f} s",
                 retry_after=wait,
             )
 
@@ -287,9 +288,7 @@ class Engine:
             return job.error
         params = job.request.params
         outputs = {task: self._runtime.tasks[task].finish(rows, params) for task, rows in job.outputs.items()}
-        response = Response(
-            outputs=outputs, num_tokens=job.num_tokens, truncated=job.truncated, timings=job.timings()
-        )
+        response = Response(outputs=outputs, num_tokens=job.num_tokens, truncated=job.truncated, timings=job.timings())
         self.metrics.observe_response(response)
         return response
 
@@ -302,4 +301,3 @@ def _settle(settled: list[tuple[Job, Response | Exception]]) -> None:
             job.future.set_exception(outcome)
         else:
             job.future.set_result(outcome)
-

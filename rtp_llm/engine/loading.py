@@ -22,9 +22,7 @@ def load_engine(config: EngineConfig, name: str) -> Engine:
     model_config = read_model_config(folder, config)
     runtime = load_runtime(config, model_config)
     model = runtime.model
-    tokenizer = Tokenizer.load(
-        config, model_config, max_positions=model.max_positions, vocab_size=model.vocab_size
-    )
+    tokenizer = Tokenizer.load(config, model_config, max_positions=model.max_positions, vocab_size=model.vocab_size)
     info = ModelInfo(
         name=name,
         model_type=runtime.model_type,

@@ -1,9 +1,9 @@
 """Which items make the next batch, and on how many cores: pure logic, no time, no threads.
 
 A batch forms when cores are free and not before, so it always holds what is waiting then; there is no timer. The oldest
-item goes first, so nothing starves, and the batch is filled with the items nearest to it in length. While cores are free,
-waiting work is shared out between them: a core a batch where there are items enough, several cores on one batch where
-there are not, since threads that work on one batch wait for each other.
+item goes first, so nothing starves, and the batch is filled with the items nearest to it in length. While cores are
+free, waiting work is shared out between them: a core a batch where there are items enough, several cores on one batch
+where there are not, since threads that work on one batch wait for each other.
 """
 
 from bisect import bisect_left, insort
@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from rtp_llm.core import Item
 from rtp_llm.engine.job import Job
-
 
 # Below this many tokens a batch is bound by reading the weights, which several cores on one batch do only once.
 _LEAST_TOKENS = 32

@@ -42,10 +42,14 @@ class BertConfig:
         """Read config.json; CheckpointError where a key is missing or asks for what BERT here cannot do."""
         position_type = hf.get("position_embedding_type", "absolute")
         if position_type != "absolute":
-            raise CheckpointError(f"config.json: position_embedding_type {position_type!r}; only 'absolute' is supported")
+            raise CheckpointError(
+                f"config.json: position_embedding_type {position_type!r}; only 'absolute' is supported"
+            )
         activation = _ACTIVATIONS.get(hf.get("hidden_act", "gelu"))
         if activation is None:
-            raise CheckpointError(f"config.json: hidden_act {hf['hidden_act']!r} is not one of {', '.join(_ACTIVATIONS)}")
+            raise CheckpointError(
+                f"config.json: hidden_act {hf['hidden_act']!r} is not one of {', '.join(_ACTIVATIONS)}"
+            )
         try:
             config = cls(
                 vocab_size=hf["vocab_size"],
@@ -125,7 +129,9 @@ class Bert:
             head_dim=config.head_dim,
             scale=config.head_dim**-0.5,
         )
-        attended = ops.norm(ops.linear(context, layer.out, layer.out_bias, residual=hidden_states), layer.attention_norm)
+        attended = ops.norm(
+            ops.linear(context, layer.out, layer.out_bias, residual=hidden_states), layer.attention_norm
+        )
         wide = ops.linear(attended, layer.up, layer.up_bias, activation=config.activation)
         return ops.norm(ops.linear(wide, layer.down, layer.down_bias, residual=attended), layer.mlp_norm)
 

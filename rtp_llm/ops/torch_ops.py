@@ -47,12 +47,13 @@ class TorchOps:
     def upload(self, batch: Batch) -> Any:
         """The same fields as torch tensors; `max_seqlen` stays a number."""
         names = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "prompt_lens")
-        return replace(batch, **{name: self._put(getattr(batch, name)) for name in names})
+        moved: dict[str, Any] = {name: self._put(getattr(batch, name)) for name in names}
+        return replace(batch, **moved)
 
     def to_numpy(self, x: torch.Tensor) -> FloatArray:
         return np.array(x.float().cpu().numpy())
 
-    def embed(self, lookups: Sequence[tuple[torch.Tensor, torch.Tensor]], norm: Norm | None = None) -> torch.Tensor:
+    def embed(self, lookups: Sequence[tuple[torch.Tensor, Any]], norm: Norm | None = None) -> torch.Tensor:
         (table, ids), *others = lookups
         x = F.embedding(ids, table)
         for table, ids in others:
@@ -75,7 +76,8 @@ class TorchOps:
 
     def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         if norm.kind == "layer":
-            return F.layer_norm(x, x.shape[-1:], norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+            bias = None if norm.bias is None else norm.bias.to(x.dtype)
+            return F.layer_norm(x, x.shape[-1:], norm.weight.to(x.dtype), bias, norm.eps)
         x32 = x.float()
         x32 = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + norm.eps)
         return (x32 * norm.weight.float()).to(x.dtype)
@@ -93,7 +95,7 @@ class TorchOps:
         window: int | None = None,
     ) -> torch.Tensor:
         heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim).transpose(0, 1)
-        q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads])
+        q, k, v = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads])
         outputs = []
         for start, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
             outputs.append(

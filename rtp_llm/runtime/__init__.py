@@ -86,7 +86,9 @@ def _torch_ops(config: EngineConfig) -> Ops:
     try:
         from rtp_llm.ops.torch_ops import TorchOps
     except ImportError:
-        raise ConfigError("backend torch: torch is not installed; pip install 'rtp-llm[gpu]'", param="backend") from None
+        raise ConfigError(
+            "backend torch: torch is not installed; pip install 'rtp-llm[gpu]'", param="backend"
+        ) from None
     device = "cpu" if config.device == "auto" else config.device
     dtype = "fp32" if config.act_type == "auto" or device == "cpu" else config.act_type
     return TorchOps(device=device, dtype=dtype)

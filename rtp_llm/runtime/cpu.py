@@ -1,4 +1,4 @@
-"""The CPU: each running batch has its own stream of ops; one core a batch at load, all cores on a batch that is alone."""
+"""The CPU: each running batch has its own stream of ops, on one core at load and on all when it is alone."""
 
 from collections.abc import Mapping, Sequence
 from queue import SimpleQueue

@@ -39,7 +39,9 @@ def load_tasks(model_config: ModelConfig, pooling: str, hidden_size: int, ops: O
     for task_type in model_config.tasks:
         if task_type not in TASKS:
             offered = ", ".join(task.value for task in TASKS)
-            raise ConfigError(f"task {task_type.value!r} is not among those of this version: {offered}", param="task_type")
+            raise ConfigError(
+                f"task {task_type.value!r} is not among those of this version: {offered}", param="task_type"
+            )
         module, name = TASKS[task_type]
         tasks[task_type] = getattr(import_module(module), name).load(model_config, pooling, hidden_size, ops)
     return tasks

@@ -1,8 +1,8 @@
 """Dense embeddings: the sentence-transformers module chain, natively.
 
-Pooling, Dense, LayerNorm, Normalize and Dropout as sentence_transformers 2 to 6 write them to disk. Without modules.json
-the hidden states are mean-pooled and not normalised, as sentence-transformers does. Normalize modules at the end of the chain are left to
-`finish`, since a request may slice the vector before (Matryoshka) or not want it at all.
+Pooling, Dense, LayerNorm, Normalize and Dropout as sentence_transformers 2 to 6 write them to disk. Without
+modules.json the hidden states are mean-pooled and not normalised, as sentence-transformers does. Normalize modules at
+the end of the chain are left to `finish`, since a request may slice the vector before (Matryoshka) or not want it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -156,7 +156,7 @@ def _load_stage(module: Module, dimension: int, ops: Ops) -> tuple[_Stage, int]:
     if module.kind == "Dense":
         return _load_linear(module, dimension, ops)
     raise CheckpointError(
-        f"modules.json: {module.kind} is not one of Pooling, Dense, LayerNorm, Normalize, Dropout, the modules served here"
+        f"modules.json: {module.kind} is not one of Pooling, Dense, LayerNorm, Normalize, Dropout, which are served"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rtp_llm.checkpoint import resolve
+from rtp_llm.checkpoint import read_json, resolve
 from rtp_llm.checkpoint.hub import wanted_files
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import CheckpointError
@@ -72,6 +72,7 @@ def test_downloads_what_is_read(hub: Hub, cache: Path) -> None:
     folder = get(hub, cache)
     assert files(folder) == NEEDED
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert read_json(folder, "config.json") == read_json(folder / "1_Pooling", "config.json") == {}
 
 
 def test_pickled_weights_where_there_is_nothing_else(hub: Hub, cache: Path) -> None:

@@ -96,5 +96,3 @@ def make_engine(runtime: FakeRuntime, **options: Any) -> Engine:
     tokenizer: Any = FakeTokenizer()
     anything: Any = runtime
     return Engine(config, anything, tokenizer, INFO, Metrics())
-
-

@@ -125,7 +125,7 @@ def test_a_full_queue_is_429_with_a_time(runtime: FakeRuntime) -> None:
     results = asyncio.run(flood())
     engine.close()
     refused = [result for result in results if isinstance(result, Overloaded)]
-    assert refused and refused[0].retry_after > 0 and "limit is 5" in refused[0].message
+    assert refused and refused[0].retry_after > 0 and "max_queued_tokens is 5" in refused[0].message
     assert all(isinstance(result, Response) for result in results if result not in refused)
 
 

@@ -102,7 +102,7 @@ def not_empty(theirs: Any, texts: Sequence[Any]) -> list[Any]:
 def test_ids_equal_transformers(family: tuple[Path, Any], texts: list[str], side: Any) -> None:
     folder, theirs = family
     theirs.truncation_side = side
-    texts = not_empty(theirs, texts)
+    texts = not_empty(theirs, texts if side == "right" else texts[:500])
     expected = theirs(texts, truncation=True, max_length=LIMIT)["input_ids"]
     assert ids(load(folder).encode(texts, Params(truncation_side=side))) == expected
 
@@ -146,7 +146,7 @@ def test_long_pairs_equal_transformers(family: tuple[Path, Any], limit: int) -> 
     folder, theirs = family
     theirs.truncation_side = "right"
     # transformers keeps every combination of the cut-off parts of a pair: two long texts must not be too long.
-    long, longer, mute = "word " * 500, "and " * 600, "\u0301 " * 1200 + "the end"
+    long, longer, mute = "word " * 250, "and " * 300, "\u0301 " * 1200 + "the end"
     short = "a short one"
     pairs = [(long, short), (short, long), (long, longer), (longer, long), (mute, longer), (short, mute), (mute, mute)]
     expected = theirs(*map(list, zip(*pairs, strict=True)), truncation=True, max_length=limit)["input_ids"]

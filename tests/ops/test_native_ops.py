@@ -223,9 +223,7 @@ def test_a_sequence_has_the_same_bits_in_any_batch(ops: NativeOps, num_threads: 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", [None, 9])
-def test_attention_has_the_same_bits_on_any_number_of_threads(
-    ops: NativeOps, causal: bool, window: int | None
-) -> None:
+def test_attention_has_the_same_bits_on_any_number_of_threads(ops: NativeOps, causal: bool, window: int | None) -> None:
     qkv, batch = normal(450, 96), batch_of([400, 50])
     results = []
     for ops.num_threads in (1, 2, 3, 8):

@@ -68,7 +68,9 @@ def test_embed_with_norm() -> None:
 @pytest.mark.parametrize("size", [1, 33, 384])
 def test_layer_norm(size: int) -> None:
     x, weight, bias = 3 * normal(5, size) + 1, normal(size), normal(size)
-    results = [F.layer_norm(x_, (size,), w, b, 1e-12).numpy() for x_, w, b in zip(*tensors(x, weight, bias), strict=True)]
+    results = [
+        F.layer_norm(x_, (size,), w, b, 1e-12).numpy() for x_, w, b in zip(*tensors(x, weight, bias), strict=True)
+    ]
     assert_as_exact(ops.norm(x, Norm(weight, bias, 1e-12)), *results)
 
 
@@ -79,7 +81,9 @@ def test_rms_norm(size: int) -> None:
     assert_as_exact(ops.norm(x, Norm(weight, None, 1e-6, "rms")), *results)
 
 
-def sdpa(qkv: Any, lengths: list[int], heads: int, kv_heads: int, scale: float, causal: bool, window: int | None) -> Any:
+def sdpa(
+    qkv: Any, lengths: list[int], heads: int, kv_heads: int, scale: float, causal: bool, window: int | None
+) -> Any:
     """torch's own attention, one sequence at a time, [T, heads * head_dim]."""
     outputs = []
     for part in qkv.split(lengths):

@@ -51,16 +51,34 @@ struct Attention {
 
   int64_t row_size() const { return (heads + 2 * kv_heads) * head_dim; }
 
+  // Lanes past the last key keep what they had: their scores are never read.
   void pack_keys(const float* source, int64_t length, float* keys) const {
-    for (int64_t j = 0; j < length; j += kPanel, keys += head_dim * kPanel)
-      for (int64_t lane = 0; lane < kPanel; ++lane) {
-        const float* key = source + (j + lane) * row_size();
-        if (j + lane < length)
-          for (int64_t d = 0; d < head_dim; ++d) keys[d * kPanel + lane] = key[d];
-        else
-          for (int64_t d = 0; d < head_dim; ++d) keys[d * kPanel + lane] = 0.0f;
-      }
+    for (int64_t j = 0; j < length; j += kPanel, keys += head_dim * kPanel) {
+      const int64_t lanes = std::min<int64_t>(kPanel, length - j);
+      const float* rows = source + j * row_size();
+      int64_t lane = 0;
+#if defined(__SSE2__)
+      for (; lane + 4 <= lanes && head_dim % 4 == 0; lane += 4) transpose_four(rows + lane * row_size(), keys + lane);
+#endif
+      for (; lane < lanes; ++lane)
+        for (int64_t d = 0; d < head_dim; ++d) keys[d * kPanel + lane] = rows[lane * row_size() + d];
+    }
   }
+
+#if defined(__SSE2__)
+  void transpose_four(const float* rows, float* keys) const {
+    const int64_t size = row_size();
+    for (int64_t d = 0; d < head_dim; d += 4, rows += 4, keys += 4 * kPanel) {
+      __m128 a = _mm_loadu_ps(rows), b = _mm_loadu_ps(rows + size);
+      __m128 c = _mm_loadu_ps(rows + 2 * size), e = _mm_loadu_ps(rows + 3 * size);
+      _MM_TRANSPOSE4_PS(a, b, c, e);
+      _mm_storeu_ps(keys, a);
+      _mm_storeu_ps(keys + kPanel, b);
+      _mm_storeu_ps(keys + 2 * kPanel, c);
+      _mm_storeu_ps(keys + 3 * kPanel, e);
+    }
+  }
+#endif
 
   void pack_values(const float* source, int64_t length, float* values) const {
     for (int64_t d = 0; d < head_dim; d += kPanel)
@@ -81,8 +99,10 @@ struct Attention {
   void attend(const Head& head, int64_t h, int64_t row, int rows) const {
     const int64_t from = first_key(row) / kPanel * kPanel, to = last_key(row + rows - 1, head.length);
     const float* q = qkv + (head.start + row) * row_size() + h * head_dim;
-    for (int64_t j = from; j < to; j += kPanel)
-      multiply(rows, kPanel, head_dim, q, row_size(), head.keys + j * head_dim, head.scores + j, head.padded, false);
+    for (int64_t j = from; j < to; j += kPanel) {
+      const int64_t cols = to - j <= kWidth ? kWidth : kPanel;
+      multiply(rows, cols, head_dim, q, row_size(), head.keys + j * head_dim, head.scores + j, head.padded, false);
+    }
     float inverse[kRows];
     for (int r = 0; r < rows; ++r)
       inverse[r] = softmax(head.scores + r * head.padded, from, first_key(row + r), last_key(row + r, head.length), to);

@@ -67,20 +67,29 @@ inline Vec larger(Vec y, Vec x) {
 }
 inline Vec at_least(float bound, Vec x) { return larger(broadcast(bound), x); }
 
-// Lanes are added pairwise, always in the same order.
-inline float sum_lanes(Vec x) {
-  float lanes[kWidth];
-  std::memcpy(lanes, &x, sizeof lanes);
-  for (int half = kWidth / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+template <int N>
+struct Lanes {
+  typedef float Type __attribute__((vector_size(N * 4)));
+  Type low, high;
+};
+
+// Lanes are joined in halves, always in the same order.
+template <int N = kWidth, class F>
+inline float reduce(typename Lanes<N>::Type x, F join) {
+  if constexpr (N == 4) {
+    return join(join(x[0], x[2]), join(x[1], x[3]));
+  } else {
+    Lanes<N / 2> halves;
+    std::memcpy(&halves, &x, sizeof x);
+    return reduce<N / 2>(join(halves.low, halves.high), join);
+  }
 }
 
+inline float sum_lanes(Vec x) {
+  return reduce(x, [](auto a, auto b) { return a + b; });
+}
 inline float max_lanes(Vec x) {
-  float lanes[kWidth];
-  std::memcpy(lanes, &x, sizeof lanes);
-  for (int i = 1; i < kWidth; ++i) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
-  return lanes[0];
+  return reduce(x, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 inline VecInt bits_of(Vec x) {
