@@ -31,7 +31,7 @@ class Params:
     dimensions          Matryoshka: slice the vector, then normalise it again; None or the native size: no-op
     normalize           None: the checkpoint's own module chain; True: L2 afterwards; False: stop before its Normalize
     truncate            False: an input over the limit is an error
-    truncation_side     which end an over-long input loses
+    truncation_side     which end an over-long input loses; None: the checkpoint's, right where it does not say
     prompt              text put before each input; None: `prompt_name`, else the checkpoint's default prompt
     prompt_name         a key of the checkpoint's prompts
     add_special_tokens  False: [CLS] and [SEP] are left out
@@ -40,7 +40,7 @@ class Params:
     dimensions: int | None = None
     normalize: bool | None = None
     truncate: bool = True
-    truncation_side: Literal["left", "right"] = "right"
+    truncation_side: Literal["left", "right"] | None = None
     prompt: str | None = None
     prompt_name: str | None = None
     add_special_tokens: bool = True

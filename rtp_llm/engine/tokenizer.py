@@ -4,6 +4,7 @@ Nothing of a Tokenizer changes after it is loaded, so any number of threads may 
 and cut here, by transformers' rules, instead of setting a truncation on the shared object.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -199,7 +200,8 @@ class Tokenizer:
         if not params.truncate:
             raise InvalidRequest(
                 f"input {index} has at least {length} tokens and the limit is {self.max_seq_len}; "
-                "shorten or split it, or set truncate to true"
+                "shorten or split it, or set truncate to true",
+                param="input",
             )
 
     def _cut(
@@ -308,6 +310,8 @@ class TokenizerPool:
 
     def __init__(self, tokenizer: Tokenizer, num_threads: int) -> None:
         self.tokenizer = tokenizer
+        # The library reads only this variable; unset, each call would take all cores from the batches that run.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
 
     @staticmethod
@@ -315,7 +319,7 @@ class TokenizerPool:
         """Whether encoding takes less time than a hop to another thread: do it where you are."""
         total = 0
         for value in inputs:
-            total += len(value[0]) + len(value[1]) if isinstance(value, tuple) else len(value)
+            total += 1 + (len(value[0]) + len(value[1]) if isinstance(value, tuple) else len(value))
             if total > _SMALL_CHARACTERS:
                 return False
         return True

@@ -59,7 +59,7 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
     prompt_name: Annotated[str | None, Meta(description="one of the checkpoint's prompts")] = None
     truncate: Annotated[bool | None, Meta(description="false: an input over the limit is an error")] = None
     truncation_side: Annotated[
-        Literal["left", "right"] | None, Meta(description="the end that an over-long input loses; null: right")
+        Literal["left", "right"] | None, Meta(description="the end that an over-long input loses; null: the checkpoint's own, mostly right")
     ] = None
     normalize: Annotated[
         bool | None, Meta(description="true: L2-normalise; false: do not; null: as the checkpoint says")
@@ -204,7 +204,7 @@ def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
         dimensions=None if dimensions == info.dimension else dimensions,
         normalize=body.normalize,
         truncate=body.truncate is not False,
-        truncation_side=body.truncation_side or "right",
+        truncation_side=body.truncation_side,
         prompt=body.prompt or None,
         prompt_name=body.prompt_name or None,
         add_special_tokens=body.extra_configs is None or _add_special_tokens(body.extra_configs.tokenizer_config),
