@@ -79,11 +79,15 @@ class NativeOps:
         if x.host is not None:
             return x.host.copy()
         assert x.stream is self._stream, "a tensor of another stream"
-        self._library.run(self._stream.handle, self.num_threads)
-        self._stream.kept.clear()
+        self.run()
         result = np.empty(x.shape, dtype=np.float32)
         ctypes.memmove(result.ctypes.data, x.address, result.nbytes)
         return result
+
+    def run(self) -> None:
+        """Everything recorded so far; `to_numpy` does it by itself."""
+        self._library.run(self._stream.handle, self.num_threads)
+        self._stream.kept.clear()
 
     def embed(self, lookups: Sequence[tuple[Tensor, Int32Array]], norm: Norm | None = None) -> Tensor:
         size, num_tokens = lookups[0][0].shape[1], len(lookups[0][1])

@@ -385,7 +385,7 @@ def test_pool(tiny: Path) -> None:
 
 @pytest.mark.parametrize(
     ("inputs", "small"),
-    [(["a" * 2000], True), (["a" * 2001], False), ([("a" * 1000, "b" * 1001)], False), ([[1] * 1000] * 3, False)],
+    [(["a" * 1999], True), (["a" * 2001], False), ([("a" * 1000, "b" * 1000)], False), ([[1] * 1000] * 3, False)],
 )
 def test_small_requests_need_no_thread(inputs: Any, small: bool) -> None:
     assert TokenizerPool.is_small(inputs) == small
