@@ -46,6 +46,7 @@ class Engine:
         self._scheduler = Scheduler(info.max_batch_tokens, runtime.num_cores)
         self._changed = threading.Condition()
         self._jobs: set[Job] = set()
+        self._waking: set[asyncio.AbstractEventLoop] = set()
         self._closing = False
         self._drained = False
         self._drain_rate = 0.0
@@ -116,7 +117,8 @@ class Engine:
         if self._tokenizer.is_small(request.inputs):
             items = self._tokenizer.encode(request.inputs, request.params)
             self._jobs.add(job)
-            self._enqueue(job, items)
+            job.accept(items)
+            self._enqueue(items, loop)
         else:
             self._jobs.add(job)
             self._tokenizer.submit(self._encode_all, job)
@@ -163,19 +165,28 @@ class Engine:
                 if job.done:
                     return
                 items = self._tokenizer.encode(inputs[start : start + _TOKENIZE_CHUNK], job.request.params, start)
-                self._enqueue(job, items)
+                job.accept(items)
+                self._enqueue(items)
         except Exception as error:  # the border: whatever a tokeniser raises belongs to this request alone
             if not isinstance(error, RtpError):
                 logger.exception("tokenising failed")
                 error = EngineFailure(f"tokenising failed: {type(error).__name__}")
             self._fail(job, error)
 
-    def _enqueue(self, job: Job, items: list[Item]) -> None:
-        job.accept(items)
+    def _enqueue(self, items: list[Item], loop: asyncio.AbstractEventLoop | None = None) -> None:
         with self._changed:
-            if job.done:
-                return
-            self._scheduler.add(items)
+            self._scheduler.add(item for item in items if not item.owner.done)
+            if loop is None:
+                self._changed.notify()
+            elif loop not in self._waking:
+                # An idle core is woken when the loop has seen to all that arrived with this request: its first
+                # request would be a batch of its own otherwise.
+                self._waking.add(loop)
+                loop.call_soon(self._wake, loop)
+
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._changed:
+            self._waking.discard(loop)
             self._changed.notify()
 
     def _cancel(self, job: Job) -> None:

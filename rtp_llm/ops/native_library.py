@@ -79,15 +79,21 @@ def library_path(instruction_set: str) -> Path:
 def load(instruction_set: str) -> Library:
     """The kernels for `instruction_set`; ConfigError when they were not built or this CPU cannot run them."""
     if instruction_set not in usable():
-        built = [name for name in INSTRUCTION_SETS if library_path(name).exists()]
-        raise ConfigError(
-            f"instruction_set: {instruction_set} cannot be used: built: {', '.join(built) or 'none'}; this CPU "
-            f"({platform.machine()}) can run: {', '.join(usable()) or 'none of them'}. "
-            "Choose one of these or auto, reinstall where a C++17 compiler is found (apt install g++), "
-            "or use --backend numpy",
-            param="instruction_set",
-        )
+        raise ConfigError(_unusable(instruction_set), param="instruction_set")
     return Library(library_path(instruction_set), instruction_set)
+
+
+def _unusable(instruction_set: str) -> str:
+    if not usable():
+        return (
+            "the native kernels were not built: reinstall rtp_llm where there is a C++17 compiler (apt install g++), "
+            "or use --backend numpy"
+        )
+    built = ", ".join(name for name in INSTRUCTION_SETS if library_path(name).exists())
+    return (
+        f"instruction_set: {instruction_set} cannot be used: built are {built}; this CPU ({platform.machine()}) "
+        f"runs {', '.join(usable())}. Choose one of these, or auto"
+    )
 
 
 @functools.cache

@@ -245,11 +245,12 @@ def test_forks_compute_at_the_same_time(ops: NativeOps) -> None:
 
 
 def test_memory_of_dropped_results_is_used_again(ops: NativeOps) -> None:
-    x, weight = normal(64, 64), ops.matrix(normal(64, 64) / 8)
+    x, rotation = normal(64, 64), np.eye(64, dtype=np.float32)[::-1]
+    weight = ops.matrix(rotation)
     y, expected = ops.vector(x), x
     for _ in range(50):
         y = ops.linear(y, weight)
-        expected = linear(ops, expected, normal(64, 64) / 8)
+        expected = expected @ rotation.T
     np.testing.assert_array_equal(ops.to_numpy(y), expected)
 
 
@@ -365,10 +366,16 @@ def test_wrong_products_everywhere_are_an_error(monkeypatch: pytest.MonkeyPatch)
         NativeOps()
 
 
+def test_an_instruction_set_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_library, "usable", lambda: ("generic",))
+    with pytest.raises(ConfigError, match="avx512 cannot be used.*runs generic"):
+        load.__wrapped__("avx512")
+
+
 @pytest.mark.usefixtures("fresh_checks")
 @pytest.mark.parametrize("instruction_set", ["auto", "avx2"])
 def test_kernels_that_were_not_built_are_an_error(instruction_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    load.cache_clear()
+    monkeypatch.setattr(native_ops, "load", load.__wrapped__)
     monkeypatch.setattr(native_library, "usable", lambda: ())
     monkeypatch.setattr(native_ops, "usable", lambda: ())
     with pytest.raises(ConfigError, match="apt install g"):

@@ -1,6 +1,7 @@
 """NumpyOps against torch: it is what the other backends are compared with."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_the_table_of_activations_is_complete() -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activation(activation: str) -> None:
     x = np.linspace(-12, 12, 4801, dtype=np.float32)
-    function = TORCH.get(activation) or getattr(F, activation)
+    function: Any = TORCH.get(activation) or getattr(F, activation)
     ((x32, x64),) = tensors(x)
     assert_as_exact(ACTIVATION[activation](x), function(x32).numpy(), function(x64).numpy())
 
@@ -87,7 +88,7 @@ def sdpa(
     """torch's own attention, one sequence at a time, [T, heads * head_dim]."""
     outputs = []
     for part in qkv.split(lengths):
-        q, k, v = part.unflatten(1, (heads + 2 * kv_heads, -1)).transpose(0, 1).split([heads, kv_heads, kv_heads])
+        q, k, v = part.view(len(part), heads + 2 * kv_heads, -1).transpose(0, 1).split([heads, kv_heads, kv_heads])
         positions = torch.arange(len(part))
         distance = positions[:, None] - positions[None, :]
         visible = (distance >= 0) if causal else torch.ones_like(distance, dtype=torch.bool)
@@ -112,7 +113,7 @@ def test_attention(heads: int, kv_heads: int, head_dim: int, causal: bool, windo
     assert_as_exact(y, *results)
 
 
-EXPECTED_POOL = {
+EXPECTED_POOL: dict[str, Callable[[Any], Any]] = {
     "cls": lambda x: x[0],
     "lasttoken": lambda x: x[-1],
     "mean": lambda x: x.mean(0),

@@ -39,7 +39,8 @@ struct Attention {
     Head head{keys, values, values + length * depth, padded, start, length};
     const int64_t group = heads / kv_heads;
     for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h)
-      for (int64_t row = first; row < last; row += kRows) attend(head, h, row, int(std::min<int64_t>(kRows, last - row)));
+      for (int64_t row = first; row < last; row += kRows)
+        attend(head, h, row, int(std::min<int64_t>(kRows, last - row)));
   }
 
  private:

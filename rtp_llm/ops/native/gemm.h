@@ -1,8 +1,8 @@
 // y = activation(x w^T + bias) + residual, on weights packed once at load.
 //
 // A packed weight is panels of kPanel columns, [ceil(N / kPanel)][K][kPanel]; x is read in place, one broadcast an
-// element. A sum runs over k ascending in blocks whose size depends on K alone, and the blocks' sums are added in order,
-// so a row's bits depend on nothing else.
+// element. A sum runs over k ascending in blocks whose size depends on K alone, and the blocks' sums are added in
+// order, so a row's bits depend on nothing else.
 #pragma once
 #include <algorithm>
 #include <memory>
@@ -28,7 +28,8 @@ inline __attribute__((always_inline)) void add_tile(Vec* sums, const float* c, i
 }
 
 template <int V, size_t... I>
-inline __attribute__((always_inline)) void store_tile(const Vec* sums, float* c, int64_t ldc, std::index_sequence<I...>) {
+inline __attribute__((always_inline)) void store_tile(const Vec* sums, float* c, int64_t ldc,
+                                                      std::index_sequence<I...>) {
   (store(c + int64_t(I / V) * ldc + I % V * kWidth, sums[I]), ...);
 }
 
@@ -196,7 +197,8 @@ struct Linear {
 
   template <Vec (*F)(Vec)>
   void finish_full(int rows, int64_t m, int64_t n) const {
-    const Vec bias0 = bias == nullptr ? Vec{} : load(bias + n), bias1 = bias == nullptr ? Vec{} : load(bias + n + kWidth);
+    const Vec bias0 = bias == nullptr ? Vec{} : load(bias + n);
+    const Vec bias1 = bias == nullptr ? Vec{} : load(bias + n + kWidth);
     for (int r = 0; r < rows; ++r) {
       float* c = y + (m + r) * N + n;
       Vec left = F(load(c) + bias0), right = F(load(c + kWidth) + bias1);

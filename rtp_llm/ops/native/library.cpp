@@ -21,8 +21,8 @@ EXPORT int rtp_cpu_supports_avx2() {
 
 EXPORT int rtp_cpu_supports_avx512() {
 #if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq") && rtp_cpu_supports_avx2();
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && rtp_cpu_supports_avx2();
 #else
   return 0;
 #endif

@@ -25,6 +25,7 @@ class Threads {
   // Runs what `stream` has recorded on the caller and at most `threads - 1` helpers; never on more threads, over all
   // streams, than there are cores.
   void run(Stream& stream, int threads) {
+    if (stream.pending() == 0) return;
     threads = std::min(threads, cores_);
     ++running_;
     if (threads <= 1) {
