@@ -3,7 +3,8 @@
 A batch forms when cores are free and not before, so it always holds what is waiting then; there is no timer. The oldest
 item goes first, so nothing starves, and the batch is filled with the items nearest to it in length. While cores are
 free, waiting work is shared out between them: a core a batch where there are items enough, several cores on one batch
-where there are not, since threads that work on one batch wait for each other.
+where there are not, since threads that work on one batch wait for each other. Shares shrink with the queue, so that the
+last batches end together.
 """
 
 from bisect import bisect_left, insort
@@ -15,7 +16,7 @@ from rtp_llm.core import Item
 from rtp_llm.engine.job import Job
 
 # Below this many tokens a batch is bound by reading the weights, which several cores on one batch do only once.
-_LEAST_TOKENS = 32
+_LEAST_TOKENS = 64
 
 
 class Grant(NamedTuple):
@@ -63,15 +64,10 @@ class Scheduler:
         oldest = self._oldest()
         if oldest is None or self.free_cores == 0:
             return None
-        num_batches = max(
-            -(-self.queued_tokens // self.batch_tokens),
-            min(self.free_cores, self.queued_items, self.queued_tokens // _LEAST_TOKENS),
-        )
-        num_cores, budget = 1, self.batch_tokens
-        if num_batches <= self.free_cores:
-            num_cores = self.free_cores // num_batches
-            budget = -(-self.queued_tokens // num_batches)
-        items, num_tokens = self._fill(oldest, budget)
+        # NOTE: shares for all cores, the busy ones too: they will be free soon, and the last batches end together.
+        shares = max(min(self.num_cores, self.queued_items, self.queued_tokens // _LEAST_TOKENS), 1)
+        num_cores = max(self.free_cores // shares, 1)
+        items, num_tokens = self._fill(oldest, min(-(-self.queued_tokens // shares), self.batch_tokens))
         self.free_cores -= num_cores
         return Grant(items, num_cores, num_tokens)
 

@@ -134,7 +134,7 @@ struct Linear {
 
  private:
   // Bytes: a block of x (or of y) stays in L2, a panel of the weight in L1.
-  static constexpr int64_t kMaxRows = 192, kMaxColumns = 512, kMaxK = 512;
+  static constexpr int64_t kMaxRows = 192, kMaxColumns = 512, kMaxK = 384;
 
   struct Rows {
     const float* data;
