@@ -46,7 +46,7 @@ class Engine:
         self._scheduler = Scheduler(info.max_batch_tokens, runtime.num_cores)
         self._changed = threading.Condition()
         self._jobs: set[Job] = set()
-        self._waking: set[asyncio.AbstractEventLoop] = set()
+        self._waking: set[asyncio.AbstractEventLoop | None] = set()
         self._closing = False
         self._drained = False
         self._drain_rate = 0.0
@@ -89,21 +89,21 @@ class Engine:
             raise
 
     def run_sync(self, request: Request) -> Response:
-        """Answer one request in the calling thread."""
+        """Answer one request; the calling thread computes too, which saves a lone request two thread hops."""
         future: Future[Response] = Future()
         self.submit(request, future)
-        return future.result()
+        return self._help_until(future)
 
     def run_many(self, requests: Iterable[Request]) -> Iterator[Response]:
         """Answer requests in order, a few of them in flight; waits where `run` would refuse."""
         waiting: list[Future[Response]] = []
         for request in requests:
             if len(waiting) == _OFFLINE_IN_FLIGHT:
-                yield waiting.pop(0).result()
+                yield self._help_until(waiting.pop(0))
             waiting.append(Future())
             self.submit(request, waiting[-1])
         for future in waiting:
-            yield future.result()
+            yield self._help_until(future)
 
     def submit(
         self,
@@ -118,7 +118,9 @@ class Engine:
             items = self._tokenizer.encode(request.inputs, request.params)
             self._jobs.add(job)
             job.accept(items)
-            self._enqueue(items, loop)
+            self._enqueue(items)
+            if loop is not None:
+                self._wake_after_this_round(loop)
         else:
             self._jobs.add(job)
             self._tokenizer.submit(self._encode_all, job)
@@ -167,24 +169,24 @@ class Engine:
                 items = self._tokenizer.encode(inputs[start : start + _TOKENIZE_CHUNK], job.request.params, start)
                 job.accept(items)
                 self._enqueue(items)
+                self._wake()
         except Exception as error:  # the border: whatever a tokeniser raises belongs to this request alone
             if not isinstance(error, RtpError):
                 logger.exception("tokenising failed")
                 error = EngineFailure(f"tokenising failed: {type(error).__name__}")
             self._fail(job, error)
 
-    def _enqueue(self, items: list[Item], loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def _enqueue(self, items: list[Item]) -> None:
         with self._changed:
             self._scheduler.add(item for item in items if not item.owner.done)
-            if loop is None:
-                self._changed.notify()
-            elif loop not in self._waking:
-                # An idle core is woken when the loop has seen to all that arrived with this request: its first
-                # request would be a batch of its own otherwise.
-                self._waking.add(loop)
-                loop.call_soon(self._wake, loop)
 
-    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _wake_after_this_round(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wake an idle core when the loop has seen to all that arrived with this request, not for its first alone."""
+        if loop not in self._waking:
+            self._waking.add(loop)
+            loop.call_soon(self._wake, loop)
+
+    def _wake(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         with self._changed:
             self._waking.discard(loop)
             self._changed.notify()
@@ -208,32 +210,53 @@ class Engine:
 
     def _work(self) -> None:
         """A batch thread: take, compute, deliver, until the engine closes and the queue is dry."""
-        while (grant := self._next_grant()) is not None:
-            started = time.perf_counter()
-            finished = self._compute(grant)
-            seconds = time.perf_counter() - started
-            with self._changed:
-                self._scheduler.release(grant)
-                rate = grant.num_tokens / seconds * self._runtime.num_cores / grant.num_cores
-                self._drain_rate += 0.1 * (rate - self._drain_rate) if self._drain_rate else rate
-                if self._scheduler.queued_tokens:
-                    self._changed.notify()
-            self._resolve(finished)
-            self.metrics.observe_batch(grant.num_tokens, seconds)
+        while (grant := self._wait_for_grant()) is not None:
+            self._process(grant)
 
-    def _next_grant(self) -> Grant | None:
+    def _help_until(self, future: "Future[Response]") -> Response:
+        """Compute whatever waits while `future` is open; then its result."""
+        while not future.done():
+            with self._changed:
+                grant = self._take()
+            if grant is None:
+                break
+            self._process(grant)
+        return future.result()
+
+    def _wait_for_grant(self) -> Grant | None:
         with self._changed:
-            while (grant := self._scheduler.next_batch()) is None:
+            while (grant := self._take()) is None:
                 if self._drained and self._scheduler.queued_tokens == 0:
                     return None
                 self._changed.wait()
-            if self._scheduler.queued_tokens and self._scheduler.free_cores:
-                self._changed.notify()
-            now = time.perf_counter()
-            for item in grant.items:
-                if not item.owner.computing_at:
-                    item.owner.computing_at = now
             return grant
+
+    def _take(self) -> Grant | None:
+        """The next batch, if any; another thread is woken when more waits and cores are free."""
+        grant = self._scheduler.next_batch()
+        if grant is None:
+            return None
+        if self._scheduler.queued_tokens and self._scheduler.free_cores:
+            self._changed.notify()
+        now = time.perf_counter()
+        for item in grant.items:
+            if not item.owner.computing_at:
+                item.owner.computing_at = now
+        return grant
+
+    def _process(self, grant: Grant) -> None:
+        """Compute a batch, free its cores, hand out what it finished."""
+        started = time.perf_counter()
+        finished = self._compute(grant)
+        seconds = time.perf_counter() - started
+        with self._changed:
+            self._scheduler.release(grant)
+            rate = grant.num_tokens / seconds * self._runtime.num_cores / grant.num_cores
+            self._drain_rate += 0.1 * (rate - self._drain_rate) if self._drain_rate else rate
+            if self._scheduler.queued_tokens:
+                self._changed.notify()
+        self._resolve(finished)
+        self.metrics.observe_batch(grant.num_tokens, seconds)
 
     def _compute(self, grant: Grant) -> list[Job]:
         """Run the batch; where it fails, run its items one by one, so that only the bad one fails. -> jobs now done."""

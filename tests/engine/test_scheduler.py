@@ -40,7 +40,7 @@ def test_an_item_alone_or_few_tokens_get_all_cores(sizes: tuple[int, ...]) -> No
     assert lengths(scheduler.next_batch()) == [7]
 
 
-@pytest.mark.parametrize(("sizes", "cores"), [((40, 40), [2, 2]), ((40, 40, 40, 40), [1, 1, 1, 1]), ((33, 9), [4])])
+@pytest.mark.parametrize(("sizes", "cores"), [((70, 70), [2, 2]), ((70, 70, 70, 70), [1, 1, 1, 1]), ((33, 9), [4])])
 def test_waiting_items_are_shared_out_between_free_cores(sizes: tuple[int, ...], cores: list[int]) -> None:
     scheduler = Scheduler(1024, 4)
     scheduler.add(make_job(*sizes)[1])
@@ -55,11 +55,14 @@ def test_more_work_gets_a_core_a_batch() -> None:
     assert [grant and (grant.num_cores, grant.num_tokens) for grant in grants] == [(1, 100), (1, 100), None]
 
 
-def test_the_last_batches_are_balanced() -> None:
-    scheduler = Scheduler(100, 2)
-    scheduler.add(make_job(*[10] * 12)[1])
-    grants = [scheduler.next_batch() for _ in range(2)]
-    assert [grant and (grant.num_cores, grant.num_tokens) for grant in grants] == [(1, 60), (1, 60)]
+def test_the_last_batches_end_together() -> None:
+    scheduler = Scheduler(1000, 2)
+    scheduler.add(make_job(*[10] * 60)[1])
+    sizes = []
+    while (grant := scheduler.next_batch()) is not None:
+        sizes.append(grant.num_tokens)
+        scheduler.free_cores = 1
+    assert sizes == [300, 150, 80, 70]
 
 
 def test_similar_lengths_together_oldest_first() -> None:
