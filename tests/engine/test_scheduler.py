@@ -62,7 +62,7 @@ def test_the_last_batches_end_together() -> None:
     while (grant := scheduler.next_batch()) is not None:
         sizes.append(grant.num_tokens)
         scheduler.free_cores = 1
-    assert sizes == [300, 150, 80, 70]
+    assert sizes == [300, 150, 70, 80]
 
 
 def test_similar_lengths_together_oldest_first() -> None:
