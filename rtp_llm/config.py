@@ -79,6 +79,9 @@ class EngineConfig:
         choices=POOLINGS,
     )
     max_seq_len: int = option(0, help="tokens kept of one input; 0: the checkpoint's limit", group="model", minimum=0)
+    json_model_override_args: str = option(
+        "", help='a JSON object over config.json, e.g. {"rope_scaling": {"type": "yarn", "factor": 4.0}}', group="model"
+    )
 
     hub: str = option(
         "huggingface",
@@ -188,7 +191,6 @@ IGNORED: dict[str, str] = {
     "enable_open_source_fmha": _GPU_ONLY, "enable_opensource_fmha": _GPU_ONLY, "use_aiter_pa": _GPU_ONLY,
     "use_asm_pa": _GPU_ONLY, "torch_cuda_profiler_dir": _GPU_ONLY, "gen_timeline_sync": _GPU_ONLY,
     "grpc_config_json": "there is no gRPC hop between the HTTP server and the engine",
-    "json_model_override_args": "it overrides rope_scaling, which BERT does not use",
     "log_path": "logs go to standard error; redirect them there",
     "vit_separation": _TEXT_ONLY, "mm_cache_item_num": _TEXT_ONLY, "url_cache_item_num": _TEXT_ONLY,
     "mm_preprocess_max_workers": _TEXT_ONLY, "mm_timeout_ms": _TEXT_ONLY, "mm_image_max_file_size_kb": _TEXT_ONLY,

@@ -1,5 +1,6 @@
 """A checkpoint folder, read and understood: architecture, sentence-transformers modules, prompts and limits."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class ModelConfig:
 
     folder                 the checkpoint
     transformer_folder     config.json, weights and tokenizer; a sub-folder in old sentence-transformers checkpoints
-    hf                     config.json
+    hf                     config.json, under json_model_override_args
     modules                None without modules.json
     max_seq_length         of sentence_bert_config.json; None where it does not say
     prompts                name -> text; `default_prompt_name` applies when a request names none
@@ -62,7 +63,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     """Read the folder's JSON files; CheckpointError names the file and what is wrong with it."""
     modules = _read_modules(folder)
     transformer_folder = modules[0].folder if modules else folder
-    hf = read_json(transformer_folder, "config.json")
+    hf = {**read_json(transformer_folder, "config.json"), **_overrides(config)}
     transformer = _first_json(transformer_folder, _TRANSFORMER_CONFIGS)
     sentence = _first_json(folder, ("config_sentence_transformers.json",))
     prompts = sentence.get("prompts") or {}
@@ -89,6 +90,18 @@ def sequence_limit(config: EngineConfig, model_config: ModelConfig, max_position
     if config.max_seq_len:
         return config.max_seq_len
     return min(model_config.max_seq_length or model_max_length, max_positions)
+
+
+def _overrides(config: EngineConfig) -> dict[str, Any]:
+    """`json_model_override_args` as keys of config.json; ConfigError where it is no JSON object."""
+    text = config.json_model_override_args
+    try:
+        overrides = json.loads(text) if text else {}
+    except ValueError as error:
+        raise ConfigError(f"json_model_override_args: {text!r} is not JSON: {error}") from None
+    if not isinstance(overrides, dict):
+        raise ConfigError(f"json_model_override_args: {text!r} is not a JSON object", param="json_model_override_args")
+    return overrides
 
 
 def _read_modules(folder: Path) -> tuple[Module, ...] | None:

@@ -61,9 +61,10 @@ class Rope:
             factor = max_position_embeddings / original if rope_type == "yarn" else 1.0
         if not isinstance(factor, (int, float)) or factor < 1:
             raise CheckpointError(f"config.json: rope factor {factor!r}; a number of at least 1 is needed")
+        thetas = (parameters, hf, hf.get("rope_parameters") or {})
         return cls(
             head_dim=head_dim,
-            theta=float(parameters.get("rope_theta") or hf.get("rope_theta") or 10000.0),
+            theta=float(next((where["rope_theta"] for where in thetas if where.get("rope_theta")), 10000.0)),
             rope_type=rope_type,
             factor=factor,
             trained_positions=max_position_embeddings,

@@ -150,6 +150,12 @@ def test_the_two_spellings_of_rope_are_one() -> None:
     assert old.rope.max_positions == new.rope.max_positions == 128
 
 
+def test_rope_scaling_over_rope_parameters_keeps_their_theta() -> None:
+    plain = {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
+    config = QwenConfig.from_hf({**HF, **plain, "rope_scaling": {"type": "linear", "factor": 2.0}}, qwen3=False)
+    assert (config.rope.theta, config.rope.rope_type, config.rope.max_positions) == (1e6, "linear", 256)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
