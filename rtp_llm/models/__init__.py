@@ -1,5 +1,6 @@
 """Architectures: a model takes a packed batch to hidden states and knows nothing of tasks."""
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Protocol
@@ -12,30 +13,56 @@ from rtp_llm.ops import Ops, Tensor
 # model_type (the original's and Hugging Face's names) -> (module, class).
 MODELS: dict[str, tuple[str, str]] = {
     "bert": ("rtp_llm.models.bert", "Bert"),
+    "roberta": ("rtp_llm.models.bert", "Roberta"),
+    "xlm-roberta": ("rtp_llm.models.bert", "Roberta"),
+    "camembert": ("rtp_llm.models.bert", "Roberta"),
+    "qwen2": ("rtp_llm.models.qwen", "Qwen2"),
+    "qwen3": ("rtp_llm.models.qwen", "Qwen3"),
+    "qwen_2": ("rtp_llm.models.qwen", "Qwen2"),
+    "qwen_2_embedding": ("rtp_llm.models.qwen", "Qwen2Embedding"),
+    "qwen_3": ("rtp_llm.models.qwen", "Qwen3"),
 }
+# Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
+ARCHITECTURES = {
+    "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Qwen2": "qwen2",
+    "Qwen3": "qwen3",
+}  # fmt: skip
+_ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
 
 
 class Model(Protocol):
     """What a task and the runtime need of an architecture.
 
     max_positions  the longest sequence it can read, in tokens
+    causal         a token sees those before it only, so that the last one stands for all
     """
 
     hidden_size: int
     vocab_size: int
     max_positions: int
+    causal: bool
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The packed batch with positions as this architecture counts them; on the host, before `Ops.upload`."""
 
     def __call__(self, ops: Ops, batch: Batch) -> Tensor:
         """Packed batch -> hidden_states [T, hidden_size], after the last layer's norm."""
 
 
 def find_model_type(flag: str, hf: Mapping[str, Any]) -> str:
-    """The key in MODELS: the flag, or what config.json says; ConfigError lists what there is."""
-    name = hf.get("model_type", "") if flag == "auto" else flag
+    """The key in MODELS: the flag, else what config.json says; ConfigError lists what there is."""
+    if flag != "auto":
+        name, origin = flag, "model_type is"
+    elif hf.get("model_type"):
+        name, origin = str(hf["model_type"]), "config.json says model_type"
+    else:
+        named = str(next(iter(hf.get("architectures") or ()), ""))
+        match = _ARCHITECTURE.fullmatch(named)
+        name = ARCHITECTURES.get(match[1] if match else "", named)
+        origin = "config.json has no model_type, and its architecture is"
     if name not in MODELS:
-        origin = "config.json says model_type" if flag == "auto" else "model_type is"
         raise ConfigError(f"{origin} {name!r}, which is not one of {', '.join(MODELS)}", param="model_type")
-    return str(name)
+    return name
 
 
 def load_model(model_type: str, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> Model:

@@ -1,8 +1,13 @@
-"""BERT (Devlin et al. 2018): learnt positions, post-norm encoder layers. Equals transformers' BertModel."""
+"""BERT (Devlin et al. 2018) and RoBERTa: learnt positions, post-norm encoder layers.
+
+Equal transformers' BertModel and RobertaModel, XLMRobertaModel, CamembertModel.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
 
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.core import Batch
@@ -16,7 +21,10 @@ _ACTIVATIONS = {
 }  # fmt: skip
 
 RENAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
-IGNORED = (r"^pooler\.", r"^cls\.", r"^classifier\.", r"^embeddings\.position_ids$", r"^dropout\.")
+IGNORED = (
+    r"^pooler\.", r"^cls\.", r"^lm_head\.", r"^classifier\.", r"^qa_outputs\.", r"^embeddings\.position_ids$",
+    r"^dropout\.",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +40,7 @@ class BertConfig:
     type_vocab_size: int
     layer_norm_eps: float
     activation: str
+    pad_token_id: int
 
     @property
     def head_dim(self) -> int:
@@ -61,6 +70,7 @@ class BertConfig:
                 type_vocab_size=hf.get("type_vocab_size", 2),
                 layer_norm_eps=hf.get("layer_norm_eps", 1e-12),
                 activation=activation,
+                pad_token_id=1 if hf.get("pad_token_id") is None else hf["pad_token_id"],
             )
         except KeyError as error:
             raise CheckpointError(f"config.json: {error.args[0]} is missing") from None
@@ -89,6 +99,9 @@ class _Layer:
 class Bert:
     """The encoder up to its last hidden states; heads and poolers belong to the tasks."""
 
+    causal = False
+    prefix: ClassVar[str] = "bert."
+
     def __init__(self, config: BertConfig, weights: Weights, ops: Ops) -> None:
         self.config = config
         self.hidden_size = config.hidden_size
@@ -102,10 +115,14 @@ class Bert:
 
     @classmethod
     def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "Bert":
-        """Strictly from the checkpoint's tensors, with or without the `bert.` prefix."""
+        """Strictly from the checkpoint's tensors, with or without the prefix of a checkpoint with a head."""
         config = BertConfig.from_hf(hf)
-        weights = bind(source, parameters(config), prefixes=("bert.",), renames=RENAMES, ignore=IGNORED)
+        weights = bind(source, parameters(config), prefixes=(cls.prefix,), renames=RENAMES, ignore=IGNORED)
         return cls(config, weights, ops)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Positions count from 0, as `pack` left them."""
+        return batch
 
     def __call__(self, ops: Ops, batch: Batch) -> Tensor:
         """Packed batch -> hidden_states [T, hidden_size]."""
@@ -134,6 +151,28 @@ class Bert:
         )
         wide = ops.linear(attended, layer.up, layer.up_bias, activation=config.activation)
         return ops.norm(ops.linear(wide, layer.down, layer.down_bias, residual=attended), layer.mlp_norm)
+
+
+class Roberta(Bert):
+    """RoBERTa, XLM-RoBERTa, CamemBERT: positions count from pad_token_id + 1, and padding tokens stay at pad_token_id.
+
+    A padding token in a packed batch is one that a caller wrote into the text.
+    """
+
+    prefix = "roberta."
+
+    def __init__(self, config: BertConfig, weights: Weights, ops: Ops) -> None:
+        super().__init__(config, weights, ops)
+        self.max_positions = config.max_position_embeddings - config.pad_token_id - 1
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Positions as fairseq's make_positions, sequence by sequence."""
+        pad = self.config.pad_token_id
+        counted = np.not_equal(batch.input_ids, pad).astype(np.int32)
+        total = np.cumsum(counted, dtype=np.int32)
+        before = np.concatenate([np.zeros(1, np.int32), total])[batch.cu_seqlens[:-1]]
+        within = total - np.repeat(before, np.diff(batch.cu_seqlens))
+        return replace(batch, position_ids=within * counted + np.int32(pad))
 
 
 def parameters(config: BertConfig) -> dict[str, Parameter]:

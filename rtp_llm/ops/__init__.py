@@ -103,6 +103,27 @@ class Ops(Protocol):
         j with |i - j| < window. Equals torch scaled_dot_product_attention on each sequence alone.
         """
 
+    def rotary(
+        self,
+        qkv: Tensor,
+        cos_sin: Tensor,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
+    ) -> Tensor:
+        """`qkv` as `attention` takes it, with its query and key heads normed (where given), then rotated -> like qkv.
+
+        Row t of `cos_sin` [T, head_dim] has the cosines of the angles of token t, then the sines: element i of a head
+        turns with element i + head_dim / 2, as transformers' apply_rotary_pos_emb. It may be done in place: `qkv` is
+        not to be used again.
+        """
+
+    def gated(self, x: Tensor, activation: str) -> Tensor:
+        """activation(x[:, :N]) * x[:, N:], x [T, 2 * N] -> [T, N]; SwiGLU with `silu`."""
+
     def pool(self, x: Tensor, batch: Batch, mode: PoolMode, *, skip_prompt: bool = False) -> Tensor:
         """[T, H] -> [B, H] in fp32, as sentence_transformers Pooling does.
 

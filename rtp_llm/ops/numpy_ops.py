@@ -145,6 +145,28 @@ class NumpyOps:
                 out[start:end, head] = weights.astype(np.float32) @ v[start:end, kv_head]
         return out.reshape(num_tokens, num_heads * head_dim)
 
+    def rotary(
+        self,
+        qkv: FloatArray,
+        cos_sin: FloatArray,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
+    ) -> FloatArray:
+        heads = qkv.reshape(len(qkv), -1, head_dim)
+        q, k, v = np.split(heads, [num_heads, num_heads + num_kv_heads], axis=1)
+        q = q if q_norm is None else self.norm(q, q_norm)
+        k = k if k_norm is None else self.norm(k, k_norm)
+        cos, sin = np.split(cos_sin[:, None], 2, axis=-1)
+        return np.concatenate([_rotate(q, cos, sin), _rotate(k, cos, sin), v], axis=1).reshape(qkv.shape)
+
+    def gated(self, x: FloatArray, activation: str) -> FloatArray:
+        gate, up = np.split(x, 2, axis=-1)
+        return ACTIVATION[activation](gate).astype(np.float32) * up
+
     def pool(self, x: FloatArray, batch: Batch, mode: PoolMode, *, skip_prompt: bool = False) -> FloatArray:
         rows = []
         for i, (start, end) in enumerate(zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)):
@@ -163,6 +185,12 @@ def l2_normalize(x: FloatArray) -> FloatArray:
     """Rows divided by max(their L2 norm, 1e-12); the norm in fp64, the result in fp32."""
     length = np.sqrt(np.sum(np.square(x, dtype=np.float64), axis=-1, keepdims=True))
     return (x / np.maximum(length, 1e-12)).astype(np.float32)
+
+
+def _rotate(x: FloatArray, cos: FloatArray, sin: FloatArray) -> FloatArray:
+    """[T, heads, D] turned by angles [T, 1, D / 2]."""
+    first, second = np.split(x, 2, axis=-1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 def _hidden_pairs(seqlen: int, causal: bool, window: int | None) -> NDArray[np.bool_]:

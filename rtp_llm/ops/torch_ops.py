@@ -110,6 +110,28 @@ class TorchOps:
             )
         return torch.cat(outputs, dim=1).transpose(0, 1).reshape(qkv.shape[0], num_heads * head_dim)
 
+    def rotary(
+        self,
+        qkv: torch.Tensor,
+        cos_sin: torch.Tensor,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
+    ) -> torch.Tensor:
+        heads = qkv.view(len(qkv), -1, head_dim)
+        q, k, v = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
+        q = q if q_norm is None else self.norm(q, q_norm)
+        k = k if k_norm is None else self.norm(k, k_norm)
+        cos, sin = cos_sin[:, None].chunk(2, dim=-1)
+        return torch.cat([_rotate(q, cos, sin), _rotate(k, cos, sin), v], dim=1).view(qkv.shape)
+
+    def gated(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        return ACTIVATION[activation](gate) * up
+
     def pool(self, x: torch.Tensor, batch: Any, mode: PoolMode, *, skip_prompt: bool = False) -> torch.Tensor:
         starts, ends = batch.cu_seqlens[:-1].long(), batch.cu_seqlens[1:].long()
         if mode == "lasttoken":
@@ -148,3 +170,9 @@ class TorchOps:
         distance = positions[:, None] - positions[None, :]
         visible = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
         return visible if window is None else visible & (distance.abs() < window)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """[T, heads, D] turned by angles [T, 1, D / 2]."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -34,7 +34,7 @@ class CpuRuntime:
         ops = self._streams.get()
         try:
             ops.num_threads = num_cores
-            batch = ops.upload(pack(items))
+            batch = ops.upload(self.model.prepare(pack(items)))
             hidden_states = self.model(ops, batch)
             rows = {name: task(ops, hidden_states, batch) for name, task in self.tasks.items()}
             return {name: ops.to_numpy(tensor) for name, tensor in rows.items()}

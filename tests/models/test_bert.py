@@ -6,13 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rtp_llm.checkpoint import open_tensors, read_json
-from rtp_llm.core import Item, pack
-from rtp_llm.errors import CheckpointError, ConfigError
-from rtp_llm.models import Model, find_model_type, load_model
+from rtp_llm.core import Item
+from rtp_llm.errors import CheckpointError
 from rtp_llm.models.bert import BertConfig
-from rtp_llm.ops import Ops
 from tests.backends import BACKENDS
+from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -33,31 +31,9 @@ def save_bert(folder: Path, head: str = "BertModel", **shape: Any) -> Any:
     torch.manual_seed(0)
     shape = {"num_hidden_layers": 2, "vocab_size": 101, "max_position_embeddings": 96, **shape}
     model = getattr(transformers, head)(transformers.BertConfig(**shape)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.dim() == 1 else 0.02))
-            assert parameter.isfinite().all(), name
+    add_noise(model)
     model.save_pretrained(folder)
     return model
-
-
-def load(folder: Path, ops: Ops) -> Model:
-    hf = read_json(folder, "config.json")
-    return load_model(find_model_type("auto", hf), hf, open_tensors(folder), ops)
-
-
-def make_items(lengths: tuple[int, ...], vocab: int = 101) -> list[Item]:
-    random = np.random.default_rng(1)
-    return [
-        Item(random.integers(0, vocab, n).astype(np.int32), i, random.integers(0, 2, n).astype(np.int32))
-        for i, n in enumerate(lengths)
-    ]
-
-
-def hidden_states(model: Model, ops: Ops, items: list[Item]) -> list[Any]:
-    batch = pack(items)
-    packed = ops.to_numpy(model(ops, ops.upload(batch)))
-    return np.split(packed, batch.cu_seqlens[1:-1])
 
 
 def reference(model: Any, items: list[Item]) -> list[Any]:
@@ -67,10 +43,6 @@ def reference(model: Any, items: list[Item]) -> list[Any]:
             ids, types = (torch.from_numpy(array).long()[None] for array in (item.input_ids, item.token_type_ids))
             rows.append(model(input_ids=ids, token_type_ids=types).last_hidden_state[0].numpy())
     return rows
-
-
-def worst(left: list[Any], right: list[Any]) -> float:
-    return max(float(np.abs(a - b).max()) for a, b in zip(left, right, strict=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -145,8 +117,3 @@ def test_config_refusals(change: dict[str, Any], message: str) -> None:
     hf = {key: value for key, value in {**hf, **change}.items() if value is not None}
     with pytest.raises(CheckpointError, match=message):
         BertConfig.from_hf(hf)
-
-
-def test_unknown_architecture_lists_what_there_is() -> None:
-    with pytest.raises(ConfigError, match="'t5', which is not one of bert"):
-        find_model_type("auto", {"model_type": "t5"})

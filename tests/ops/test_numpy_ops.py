@@ -162,3 +162,39 @@ def test_l2_normalize() -> None:
 def test_a_row_of_linear_has_the_same_bits_in_any_batch(rows: int) -> None:
     x, weight = normal(9, 65), normal(31, 65)
     np.testing.assert_array_equal(ops.linear(x[:rows], weight), ops.linear(x, weight)[:rows])
+
+
+def rotated(qkv: Any, cos_sin: Any, heads: tuple[int, int, int], weights: tuple[Any, Any] | None) -> Any:
+    """transformers' apply_rotary_pos_emb after torch's own RMSNorm, [T, all heads * head_dim]."""
+    num_heads, num_kv_heads, head_dim = heads
+    q, k, v = qkv.unflatten(1, (-1, head_dim)).split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    if weights is not None:
+        q, k = (F.rms_norm(x, (head_dim,), weight, 1e-6) for x, weight in zip((q, k), weights, strict=True))
+    cos, sin = (part.repeat(1, 2)[:, None] for part in cos_sin.chunk(2, dim=-1))
+    turned = [x * cos + torch.cat([-x[..., head_dim // 2 :], x[..., : head_dim // 2]], dim=-1) * sin for x in (q, k)]
+    return torch.cat([*turned, v], dim=1).flatten(1)
+
+
+@pytest.mark.parametrize("with_norms", [False, True])
+@pytest.mark.parametrize("heads", [(1, 1, 2), (4, 2, 8), (3, 1, 34), (6, 2, 128)])
+def test_rotary(heads: tuple[int, int, int], with_norms: bool) -> None:
+    num_heads, num_kv_heads, head_dim = heads
+    qkv, cos_sin = normal(9, (num_heads + 2 * num_kv_heads) * head_dim), normal(9, head_dim)
+    weights = (normal(head_dim), normal(head_dim, seed=1))
+    results = [
+        rotated(x, angles, heads, norms if with_norms else None).numpy()
+        for x, angles, *norms in zip(*tensors(qkv, cos_sin, *weights), strict=True)
+    ]
+    q_norm, k_norm = (Norm(weight, None, 1e-6, "rms") if with_norms else None for weight in weights)
+    y = ops.rotary(
+        qkv, cos_sin, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, q_norm=q_norm, k_norm=k_norm
+    )
+    assert_as_exact(y, *results)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "mish"])
+def test_gated(activation: str) -> None:
+    x = normal(5, 66)
+    function = TORCH.get(activation) or getattr(F, activation)
+    results = [(function(gate) * up).numpy() for gate, up in (x_.chunk(2, dim=-1) for x_ in tensors(x)[0])]
+    assert_as_exact(ops.gated(x, activation), *results)

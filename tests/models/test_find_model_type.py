@@ -1,0 +1,45 @@
+"""Names of architectures: the flag's, config.json's model_type, and `architectures` without one."""
+
+from typing import Any
+
+import pytest
+
+from rtp_llm.errors import ConfigError
+from rtp_llm.models import MODELS, find_model_type
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_flag_wins(name: str) -> None:
+    assert find_model_type(name, {"model_type": "t5"}) == name
+
+
+@pytest.mark.parametrize(
+    ("hf", "expected"),
+    [
+        ({"model_type": "xlm-roberta", "architectures": ["BertModel"]}, "xlm-roberta"),
+        ({"architectures": ["BertModel"]}, "bert"),
+        ({"architectures": ["BertForMaskedLM"]}, "bert"),
+        ({"architectures": ["RobertaForSequenceClassification"]}, "roberta"),
+        ({"architectures": ["XLMRobertaModel"]}, "xlm-roberta"),
+        ({"architectures": ["CamembertForMaskedLM"]}, "camembert"),
+        ({"architectures": ["Qwen2ForCausalLM"]}, "qwen2"),
+        ({"architectures": ["Qwen3ForSequenceClassification"]}, "qwen3"),
+    ],
+)
+def test_config_json(hf: dict[str, Any], expected: str) -> None:
+    assert find_model_type("auto", hf) == expected
+
+
+@pytest.mark.parametrize(
+    ("flag", "hf", "message"),
+    [
+        ("auto", {"model_type": "t5"}, "config.json says model_type 't5', which is not one of bert, roberta"),
+        ("auto", {"architectures": ["T5Model"]}, "its architecture is 'T5Model', which is not one of bert"),
+        ("auto", {"architectures": ["Bert"]}, "its architecture is 'Bert'"),
+        ("auto", {}, "has no model_type, and its architecture is ''"),
+        ("gpt", {"model_type": "bert"}, "model_type is 'gpt'"),
+    ],
+)
+def test_unknown_architectures_list_what_there_is(flag: str, hf: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_model_type(flag, hf)
