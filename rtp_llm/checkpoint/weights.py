@@ -24,7 +24,7 @@ class Parameter:
 class Weights(Mapping[str, FloatArray]):
     """The parameters by name; each is read, converted and concatenated when it is asked for, and not kept.
 
-    A single fp32 source is a read-only view of the mapped file.
+    A single fp32 source is a read-only view of the mapped file. Of several, one at a time is held beside the result.
     """
 
     def __init__(self, source: TensorSource, parameters: Mapping[str, tuple[str, ...]]) -> None:
@@ -35,7 +35,16 @@ class Weights(Mapping[str, FloatArray]):
         names = self._parameters[name]
         if len(names) == 1:
             return self._source.read(names[0])
-        return np.concatenate([self._source.read(source) for source in names])
+        shapes = [self._source.tensors[source].shape for source in names]
+        fused = np.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.float32)
+        row = 0
+        for source, shape in zip(names, shapes, strict=True):
+            fused[row : row + shape[0]] = self._source.read(source)
+            row += shape[0]
+        return fused
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parameters
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parameters)

@@ -1,0 +1,146 @@
+"""Rotary positions: what config.json says of them -> rows of cosines and sines, as transformers computes them.
+
+Frequencies and angles are fp32, as in transformers' modeling_rope_utils: at long distances their rounding is part of
+what a checkpoint was trained with.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rtp_llm.core import Batch, FloatArray
+from rtp_llm.errors import CheckpointError
+
+_TYPES = ("default", "linear", "dynamic", "yarn")
+_CHUNK = 4096  # positions whose angles are held in float64 at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """One kind of rotary positions; the fields have the names of config.json's `rope_parameters`.
+
+    trained_positions   max_position_embeddings: beyond it `dynamic` changes its frequencies
+    original_positions  original_max_position_embeddings, which `yarn` stretches
+    """
+
+    head_dim: int
+    theta: float
+    rope_type: str
+    factor: float
+    trained_positions: int
+    original_positions: int
+    attention_factor: float = 1.0
+    yarn: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of the longest sequence that the scaling is meant for."""
+        base = self.original_positions if self.rope_type == "yarn" else self.trained_positions
+        return max(self.trained_positions, int(base * self.factor))
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any], head_dim: int, max_position_embeddings: int) -> "Rope":
+        """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`; CheckpointError if unsupported."""
+        parameters = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+        flat = isinstance(parameters, dict) and not any(isinstance(value, dict) for value in parameters.values())
+        rope_type = parameters.get("rope_type", parameters.get("type", "default")) if flat else None
+        if rope_type not in _TYPES:
+            raise CheckpointError(f"config.json: rope_parameters {parameters}; supported are {', '.join(_TYPES)}")
+        partial = parameters.get("partial_rotary_factor", hf.get("partial_rotary_factor"))
+        if partial not in (None, 1) or head_dim % 2:
+            raise CheckpointError(
+                f"config.json: head_dim {head_dim}, partial_rotary_factor {partial}; whole heads of even size are rotated"
+            )
+        original = hf.get("original_max_position_embeddings") or parameters.get("original_max_position_embeddings")
+        original = original or max_position_embeddings
+        factor = parameters.get("factor")
+        if factor is None:
+            factor = max_position_embeddings / original if rope_type == "yarn" else 1.0
+        if not isinstance(factor, (int, float)) or factor < 1:
+            raise CheckpointError(f"config.json: rope factor {factor!r}; a number of at least 1 is needed")
+        return cls(
+            head_dim=head_dim,
+            theta=float(parameters.get("rope_theta") or hf.get("rope_theta") or 10000.0),
+            rope_type=rope_type,
+            factor=factor,
+            trained_positions=max_position_embeddings,
+            original_positions=original,
+            attention_factor=_attention_factor(parameters, factor) if rope_type == "yarn" else 1.0,
+            yarn=parameters if rope_type == "yarn" else {},
+        )
+
+    def rows(self, num_positions: int, seqlen: int = 0) -> FloatArray:
+        """Cosines, then sines of positions 0..num_positions - 1 -> [num_positions, head_dim].
+
+        `seqlen` is the length of their sequence, which matters to `dynamic` where it is over trained_positions.
+        """
+        frequencies = self._frequencies(seqlen)
+        half = len(frequencies)
+        rows = np.empty((num_positions, 2 * half), np.float32)
+        for start in range(0, num_positions, _CHUNK):
+            positions = np.arange(start, min(num_positions, start + _CHUNK), dtype=np.float32)
+            angles = (positions[:, None] * frequencies).astype(np.float64)
+            np.cos(angles, out=rows[start : start + _CHUNK, :half], casting="same_kind")
+            np.sin(angles, out=rows[start : start + _CHUNK, half:], casting="same_kind")
+        rows *= np.float32(self.attention_factor)
+        return rows
+
+    def _frequencies(self, seqlen: int) -> FloatArray:
+        """[head_dim / 2]: radians a position."""
+        theta = self.theta
+        if self.rope_type == "dynamic" and seqlen > self.trained_positions:
+            stretch = np.float32(self.factor) * np.float32(seqlen) / np.float32(self.trained_positions)
+            exponent = self.head_dim / (self.head_dim - 2)
+            theta = float(np.float32(theta) * np.float32(float(stretch - np.float32(self.factor - 1)) ** exponent))
+        exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
+        wavelengths = np.power(theta, exponents.astype(np.float64)).astype(np.float32)
+        frequencies: FloatArray = np.float32(1) / wavelengths
+        if self.rope_type == "linear":
+            return frequencies / np.float32(self.factor)
+        return self._yarn(wavelengths) if self.rope_type == "yarn" else frequencies
+
+    def _yarn(self, wavelengths: FloatArray) -> FloatArray:
+        """YaRN (Peng et al. 2023): fast dimensions keep their frequency, slow ones are stretched by `factor`."""
+        low, high = (self._dimension(self.yarn.get(key) or beta) for key, beta in (("beta_fast", 32), ("beta_slow", 1)))
+        if self.yarn.get("truncate", True):
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, self.head_dim - 1)
+        width = high - low or 0.001
+        dimensions = np.arange(len(wavelengths), dtype=np.float32)
+        kept = np.float32(1) - np.clip((dimensions - np.float32(low)) / np.float32(width), 0, 1)
+        stretched = np.float32(1) / (np.float32(self.factor) * wavelengths)
+        return stretched * (np.float32(1) - kept) + (np.float32(1) / wavelengths) * kept
+
+    def _dimension(self, rotations: float) -> float:
+        """The dimension that turns so many times over the original positions."""
+        turns = math.log(self.original_positions / (rotations * 2 * math.pi))
+        return self.head_dim * turns / (2 * math.log(self.theta))
+
+
+def _attention_factor(parameters: Mapping[str, Any], factor: float) -> float:
+    """What YaRN multiplies cosines and sines by: given, or from the factor."""
+
+    def scale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if parameters.get("attention_factor") is not None:
+        return float(parameters["attention_factor"])
+    mscale, mscale_all_dim = parameters.get("mscale"), parameters.get("mscale_all_dim")
+    return scale(mscale) / scale(mscale_all_dim) if mscale and mscale_all_dim else scale(1)
+
+
+@dataclass(frozen=True, slots=True)
+class LongBatch(Batch):
+    """A batch with a sequence whose angles depend on its length: `cos_sin` [T, head_dim] has every token's row."""
+
+    cos_sin: FloatArray
+
+
+def with_rows(batch: Batch, rope: Rope) -> LongBatch:
+    """Each sequence's rows as if it were alone, so that neither its neighbours nor earlier batches change it."""
+    rows = [rope.rows(length, seqlen=length) for length in np.diff(batch.cu_seqlens).tolist()]
+    fields = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
+    return LongBatch(**fields, cos_sin=np.concatenate(rows))

@@ -1,0 +1,173 @@
+"""Qwen2 and Qwen3 against transformers: random weights, odd shapes, every backend, both directions, every rope."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rtp_llm.core import Item
+from rtp_llm.errors import CheckpointError
+from rtp_llm.models.qwen import QwenConfig
+from tests.backends import BACKENDS
+from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+LENGTHS = (1, 2, 17, 64, 7, 90)
+SHAPE: dict[str, Any] = {
+    "vocab_size": 101, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 96, "max_position_embeddings": 128,
+}  # fmt: skip
+SHAPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "odd": {"hidden_size": 60, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 77},
+    "odd_heads": {"hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 34},
+    "no_groups": {"num_key_value_heads": 4, "num_hidden_layers": 3, "hidden_act": "gelu"},
+    "bidirectional": {"is_causal": False},
+    "window": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    "window_both_ways": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1, "is_causal": False},
+    "layer_types": {
+        "use_sliding_window": True, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0}},
+}  # fmt: skip
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    "yarn_factor": {
+        "rope_type": "yarn", "factor": 4.0, "attention_factor": 0.9, "beta_fast": 16, "beta_slow": 2, "truncate": False,
+    },
+    "yarn_mscale": {"rope_type": "yarn", "factor": 3.0, "mscale": 0.7, "mscale_all_dim": 1.3},
+}  # fmt: skip
+
+
+def save(folder: Path, family: str = "Qwen2", head: str = "Model", **changes: Any) -> Any:
+    """A random checkpoint; Qwen3 with heads of 24 unless `changes` say otherwise."""
+    torch.manual_seed(0)
+    shape = {**SHAPE, **({"head_dim": 24} if family == "Qwen3" else {}), **changes}
+    model = getattr(transformers, family + head)(getattr(transformers, f"{family}Config")(**shape)).eval()
+    add_noise(model)
+    model.save_pretrained(folder)
+    return model
+
+
+def reference(model: Any, items: list[Item]) -> list[Any]:
+    """Alone each, the shortest first: a dynamic rope remembers the longest sequence that it has seen."""
+    rows = {}
+    with torch.no_grad():
+        for item in sorted(items, key=lambda item: item.num_tokens):
+            ids = torch.from_numpy(item.input_ids).long()[None]
+            rows[item.index] = model(input_ids=ids, use_cache=False).last_hidden_state[0].numpy()
+    return [rows[item.index] for item in items]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_transformers(shape: str, family: str, backend: str, tmp_path: Path) -> None:
+    theirs, items, ops = save(tmp_path, family, **SHAPES[shape]), make_items(LENGTHS), BACKENDS[backend]()
+    model = load(tmp_path, ops)
+    assert worst(hidden_states(model, ops, items), reference(theirs, items)) <= 1e-5
+    assert model.causal == SHAPES[shape].get("is_causal", True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rope", ROPES)
+def test_scaled_ropes_beyond_the_trained_length(rope: str, backend: str, tmp_path: Path) -> None:
+    changes = {"max_position_embeddings": 40, "rope_parameters": {"rope_theta": 10000.0, **ROPES[rope]}}
+    theirs, ops = save(tmp_path, "Qwen3", **changes), BACKENDS[backend]()
+    items = make_items((1, 17, 39, 41, 60, 79))
+    model = load(tmp_path, ops)
+    assert model.max_positions >= 79
+    assert worst(hidden_states(model, ops, items), reference(theirs, items)) <= 1e-5
+
+
+@pytest.mark.parametrize("backend", ["numpy", "native"])
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("Qwen2", SHAPES["odd"]),
+        ("Qwen3", SHAPES["window"]),
+        ("Qwen3", {"max_position_embeddings": 40, "rope_parameters": {"rope_theta": 1e4, **ROPES["dynamic"]}}),
+    ],
+)
+def test_packed_equals_alone_in_any_order_bit_for_bit(
+    family: str, changes: dict[str, Any], backend: str, tmp_path: Path
+) -> None:
+    save(tmp_path, family, **changes)
+    ops = BACKENDS[backend]()
+    model, items = load(tmp_path, ops), make_items((1, 2, 17, 64, 39, 70))
+    together = hidden_states(model, ops, items)
+    backwards = hidden_states(model, ops, items[::-1])[::-1]
+    for item, row, other in zip(items, together, backwards, strict=True):
+        assert np.array_equal(row, other)
+        assert np.array_equal(row, hidden_states(model, ops, [item])[0])
+
+
+@pytest.mark.parametrize("head", ["ForCausalLM", "ForSequenceClassification"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3"])
+def test_prefixed_checkpoints_load_and_heads_are_ignored(family: str, tied: bool, head: str, tmp_path: Path) -> None:
+    theirs = save(tmp_path, family, head, tie_word_embeddings=tied, pad_token_id=0)
+    items, ops = make_items(LENGTHS), BACKENDS["numpy"]()
+    assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs.model, items)) <= 1e-5
+
+
+def test_attention_bias_of_qwen3(tmp_path: Path) -> None:
+    theirs, items, ops = save(tmp_path, "Qwen3", attention_bias=True), make_items(LENGTHS), BACKENDS["numpy"]()
+    assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs, items)) <= 1e-5
+
+
+def test_qwen_2_embedding_looks_both_ways(tmp_path: Path) -> None:
+    theirs, items, ops = save(tmp_path, is_causal=False), make_items(LENGTHS), BACKENDS["numpy"]()
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"is_causal": false', '"is_causal": true'))
+    model = load(tmp_path, ops, "qwen_2_embedding")
+    assert not model.causal and load(tmp_path, ops, "qwen_2").causal
+    assert worst(hidden_states(model, ops, items), reference(theirs, items)) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sharded_half_precision_is_widened(dtype: str, tmp_path: Path) -> None:
+    items, ops = make_items(LENGTHS), BACKENDS["numpy"]()
+    save(tmp_path / "whole", "Qwen3").to(getattr(torch, dtype)).save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len([*tmp_path.glob("model-*.safetensors")]) > 1
+    theirs = transformers.Qwen3Model.from_pretrained(tmp_path, dtype=torch.float32)
+    assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs, items)) <= 1e-5
+
+
+HF = {**SHAPE, "model_type": "qwen2"}
+
+
+def test_the_two_spellings_of_rope_are_one() -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    old = QwenConfig.from_hf({**HF, "rope_theta": 1e6, "rope_scaling": scaling}, qwen3=False)
+    new = QwenConfig.from_hf({**HF, "rope_parameters": {"rope_theta": 1e6, **ROPES["yarn"]}}, qwen3=False)
+    assert np.array_equal(old.rope.rows(200), new.rope.rows(200))
+    assert old.rope.max_positions == new.rope.max_positions == 128
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "quick_gelu"}, "'quick_gelu' is not one of silu"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
+        ({"vocab_size": None}, "vocab_size is missing"),
+        ({"hidden_size": "64"}, "hidden_size '64' is not a positive whole number"),
+        ({"layer_types": ["full_attention"]}, "2 of full_attention, sliding_attention are needed"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "are needed"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "use_sliding_window is not true"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "supported are default, linear, dynamic, yarn"),
+        ({"rope_scaling": "yarn"}, "supported are default"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "supported are default"),
+        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope factor 0.5; a number of at least 1"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5; whole heads"),
+        ({"head_dim": 33}, "head_dim 33"),
+    ],
+)
+def test_config_refusals(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        QwenConfig.from_hf({**HF, **change}, qwen3=False)
