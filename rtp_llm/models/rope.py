@@ -43,7 +43,7 @@ class Rope:
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any], head_dim: int, max_position_embeddings: int) -> "Rope":
-        """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`; CheckpointError if unsupported."""
+        """From `rope_parameters`, or the older `rope_theta` and `rope_scaling`; CheckpointError if unsupported."""
         parameters = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
         flat = isinstance(parameters, dict) and not any(isinstance(value, dict) for value in parameters.values())
         rope_type = parameters.get("rope_type", parameters.get("type", "default")) if flat else None
@@ -52,7 +52,7 @@ class Rope:
         partial = parameters.get("partial_rotary_factor", hf.get("partial_rotary_factor"))
         if partial not in (None, 1) or head_dim % 2:
             raise CheckpointError(
-                f"config.json: head_dim {head_dim}, partial_rotary_factor {partial}; whole heads of even size are rotated"
+                f"config.json: head_dim {head_dim}, partial_rotary_factor {partial}; only whole heads of even size turn"
             )
         original = hf.get("original_max_position_embeddings") or parameters.get("original_max_position_embeddings")
         original = original or max_position_embeddings

@@ -77,7 +77,7 @@ def test_equals_transformers(shape: str, family: str, backend: str, tmp_path: Pa
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rope", ROPES)
 def test_scaled_ropes_beyond_the_trained_length(rope: str, backend: str, tmp_path: Path) -> None:
-    changes = {"max_position_embeddings": 40, "rope_parameters": {"rope_theta": 10000.0, **ROPES[rope]}}
+    changes: dict[str, Any] = {"max_position_embeddings": 40, "rope_parameters": {"rope_theta": 10000.0, **ROPES[rope]}}
     theirs, ops = save(tmp_path, "Qwen3", **changes), BACKENDS[backend]()
     items = make_items((1, 17, 39, 41, 60, 79))
     model = load(tmp_path, ops)
