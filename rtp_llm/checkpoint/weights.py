@@ -24,7 +24,8 @@ class Parameter:
 class Weights(Mapping[str, FloatArray]):
     """The parameters by name; each is read, converted and concatenated when it is asked for, and not kept.
 
-    A single fp32 source is a read-only view of the mapped file. Of several, one at a time is held beside the result.
+    A single fp32 source is a read-only view of the mapped file. Of several, one at a time is held beside the result;
+    pages of the file that earlier parameters have read are let go.
     """
 
     def __init__(self, source: TensorSource, parameters: Mapping[str, tuple[str, ...]]) -> None:
@@ -33,6 +34,7 @@ class Weights(Mapping[str, FloatArray]):
 
     def __getitem__(self, name: str) -> FloatArray:
         names = self._parameters[name]
+        self._source.close()
         if len(names) == 1:
             return self._source.read(names[0])
         shapes = [self._source.tensors[source].shape for source in names]

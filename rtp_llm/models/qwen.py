@@ -158,7 +158,7 @@ class Qwen2:
     def __call__(self, ops: Ops, batch: Batch) -> Tensor:
         """Packed batch -> hidden_states [T, hidden_size]."""
         if isinstance(batch, LongBatch):
-            cos_sin = ops.table(batch.cos_sin)
+            cos_sin = ops.vector(batch.cos_sin)
         else:
             cos_sin = ops.embed([(self.cos_sin, batch.position_ids)])
         hidden_states = ops.embed([(self.word, batch.input_ids)])

@@ -99,7 +99,7 @@ class Rope:
         wavelengths = np.power(theta, exponents.astype(np.float64)).astype(np.float32)
         frequencies: FloatArray = np.float32(1) / wavelengths
         if self.rope_type == "linear":
-            return frequencies / np.float32(self.factor)
+            frequencies /= np.float32(self.factor)
         return self._yarn(wavelengths) if self.rope_type == "yarn" else frequencies
 
     def _yarn(self, wavelengths: FloatArray) -> FloatArray:
@@ -112,7 +112,8 @@ class Rope:
         dimensions = np.arange(len(wavelengths), dtype=np.float32)
         kept = np.float32(1) - np.clip((dimensions - np.float32(low)) / np.float32(width), 0, 1)
         stretched = np.float32(1) / (np.float32(self.factor) * wavelengths)
-        return stretched * (np.float32(1) - kept) + (np.float32(1) / wavelengths) * kept
+        frequencies: FloatArray = stretched * (np.float32(1) - kept) + (np.float32(1) / wavelengths) * kept
+        return frequencies
 
     def _dimension(self, rotations: float) -> float:
         """The dimension that turns so many times over the original positions."""

@@ -50,10 +50,10 @@ class Ops(Protocol):
     # Weights, once at load.
 
     def matrix(self, weight: FloatArray) -> Weight:
-        """[N, K] as torch.nn.Linear stores it -> a handle for `linear`, packed as the backend likes it."""
+        """[N, K] as torch.nn.Linear stores it -> a handle for `linear`, packed as the backend likes it, losslessly."""
 
     def vector(self, values: FloatArray) -> Tensor:
-        """[N] -> a bias or a norm's weight."""
+        """[N] -> a bias or a norm's weight; any other fp32 array that an op reads as it is."""
 
     def table(self, rows: FloatArray) -> Tensor:
         """[V, H] -> an embedding table for `embed`; may stay memory-mapped."""

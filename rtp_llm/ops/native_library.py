@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rtp_llm.core import FloatArray
 from rtp_llm.errors import ConfigError
 
 INSTRUCTION_SETS = ("avx512", "avx2", "generic")  # the fastest first
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 _RECORD: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "abi_version": (c_int, ()),
     "cpu_supports_avx2": (c_int, ()),
     "cpu_supports_avx512": (c_int, ()),
     "num_cores": (c_int, ()),
@@ -34,20 +34,27 @@ _RECORD: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "free": (None, (c_void_p, c_void_p)),
     "arena_capacity": (c_int64, (c_void_p,)),
     "begin": (c_int64, (c_void_p,)),
-    "record_linear": (None, (c_void_p,) * 6 + (c_int64,) * 3 + (c_int,)),
+    "record_linear": (None, (c_void_p,) * 6 + (c_int64,) * 3 + (c_int,) * 2),
     "record_norm": (None, (c_void_p,) * 3 + (c_int64,) * 2 + (c_void_p,) * 2 + (c_float, c_int)),
     "record_embed": (
         None,
         (c_void_p, c_void_p, c_int64, c_int64, c_int, POINTER(c_void_p), POINTER(c_void_p))
-        + (c_void_p, c_void_p, c_float, c_int),
+        + (c_int, c_void_p, c_void_p, c_float, c_int),
     ),
     "record_attention": (None, (c_void_p,) * 4 + (c_int64,) * 5 + (c_float, c_int, c_int64)),
+    "record_rotary": (
+        None,
+        (c_void_p,) * 3 + (c_int64,) * 4 + (c_void_p, c_void_p, c_float, c_int) + (c_void_p, c_void_p, c_float, c_int),
+    ),
+    "record_gated": (None, (c_void_p,) * 3 + (c_int64,) * 2 + (c_int,)),
     "record_pool": (None, (c_void_p,) * 5 + (c_int64, c_int64, c_int)),
     "record_copy_columns": (None, (c_void_p,) * 3 + (c_int64,) * 3),
     "record_normalize": (None, (c_void_p,) * 3 + (c_int64,) * 2),
 }
 _COMPUTE: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "pack_weight": (None, (c_void_p, c_int64, c_int64, c_void_p)),
+    "is_bf16": (c_int, (c_void_p, c_int64)),
+    "narrow": (None, (c_void_p, c_int64, c_void_p)),
+    "pack_weight": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int)),
     "run": (None, (c_void_p, c_int)),
     "peak": (c_double, (c_double,)),
 }
@@ -58,13 +65,13 @@ class Library:
 
     def __init__(self, path: Path, instruction_set: str) -> None:
         self.instruction_set = instruction_set
+        if ctypes.CDLL(str(path)).rtp_abi_version() != ABI_VERSION:
+            raise ConfigError(f"{path} is from another version of rtp_llm; build it again: pip install .")
         for dll, functions in ((ctypes.PyDLL(str(path)), _RECORD), (ctypes.CDLL(str(path)), _COMPUTE)):
             for name, (result, arguments) in functions.items():
                 function = getattr(dll, f"rtp_{name}")
                 function.restype, function.argtypes = result, arguments
                 setattr(self, name, function)
-        if self.abi_version() != ABI_VERSION:
-            raise ConfigError(f"{path} is from another version of rtp_llm; build it again: pip install .")
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the kernels have no function rtp_{name}")
@@ -160,16 +167,38 @@ class Tensor:
 
 
 class PackedWeight:
-    """A linear layer's weight in panels of columns: [ceil(N / panel)][K][panel]."""
+    """A linear layer's weight in panels of columns: [ceil(N / panel)][K][panel], in bf16 where that loses nothing."""
 
-    __slots__ = ("address", "in_features", "memory", "out_features")
+    __slots__ = ("address", "in_features", "is_bf16", "memory", "out_features")
 
     def __init__(self, weight: FloatArray, library: Library) -> None:
         weight = np.ascontiguousarray(weight, dtype=np.float32)
         self.out_features, self.in_features = weight.shape
-        self.memory = aligned(library.packed_size(self.out_features, self.in_features))
+        self.is_bf16 = bool(library.is_bf16(weight.ctypes.data, weight.size))
+        num_floats = library.packed_size(self.out_features, self.in_features)
+        self.memory = aligned((num_floats + 1) // 2 if self.is_bf16 else num_floats)
         self.address: int = self.memory.ctypes.data
-        library.pack_weight(weight.ctypes.data, self.out_features, self.in_features, self.address)
+        library.pack_weight(weight.ctypes.data, self.out_features, self.in_features, self.address, self.is_bf16)
+
+
+class Table:
+    """An embedding table [V, H]: fp32, perhaps a view of a mapped file, or bf16 where that loses nothing."""
+
+    __slots__ = ("address", "is_bf16", "rows", "shape")
+
+    def __init__(self, rows: FloatArray, library: Library) -> None:
+        rows = np.ascontiguousarray(rows, dtype=np.float32)
+        self.shape = rows.shape
+        self.is_bf16 = bool(library.is_bf16(rows.ctypes.data, rows.size))
+        self.rows: NDArray[Any] = rows
+        if self.is_bf16:
+            self.rows = np.empty(rows.shape, np.uint16)
+            library.narrow(rows.ctypes.data, rows.size, self.rows.ctypes.data)
+        self.address: int = self.rows.ctypes.data
+
+    def widened(self) -> FloatArray:
+        """[V, H] in fp32."""
+        return (self.rows.astype(np.uint32) << np.uint32(16)).view(np.float32) if self.is_bf16 else self.rows
 
 
 def aligned(num_floats: int) -> FloatArray:

@@ -20,7 +20,7 @@ import numpy as np
 from rtp_llm.core import Batch, FloatArray, Int32Array, Item, pack
 from rtp_llm.errors import ConfigError, InvalidRequest
 from rtp_llm.ops import Norm, Ops, PoolMode
-from rtp_llm.ops.native_library import Library, PackedWeight, Stream, Tensor, load, measure_peak, usable
+from rtp_llm.ops.native_library import Library, PackedWeight, Stream, Table, Tensor, load, measure_peak, usable
 from rtp_llm.ops.numpy_ops import ACTIVATION, NumpyOps
 
 __all__ = ["NativeOps", "measure_peak"]
@@ -58,8 +58,8 @@ class NativeOps:
     def vector(self, values: FloatArray) -> Tensor:
         return _hosted(values)
 
-    def table(self, rows: FloatArray) -> Tensor:
-        return _hosted(rows)
+    def table(self, rows: FloatArray) -> Table:
+        return Table(rows, self._library)
 
     def upload(self, batch: Batch) -> Batch:
         if self._library.begin(self._stream.handle) == 0:
@@ -89,22 +89,24 @@ class NativeOps:
         self._library.run(self._stream.handle, self.num_threads)
         self._stream.kept.clear()
 
-    def embed(self, lookups: Sequence[tuple[Tensor, Int32Array]], norm: Norm | None = None) -> Tensor:
+    def embed(self, lookups: Sequence[tuple[Table, Int32Array]], norm: Norm | None = None) -> Tensor:
         size, num_tokens = lookups[0][0].shape[1], len(lookups[0][1])
         assert len(lookups) <= self._library.max_lookups(), f"{len(lookups)} tables at once"
-        addresses = []
-        for table, ids in lookups:
+        addresses, bf16_tables = [], 0
+        for place, (table, ids) in enumerate(lookups):
             assert table.shape[1] == size and len(ids) == num_tokens, (table.shape, len(ids))
             ids = _int32(ids)
             _check_ids(ids, table.shape[0])
             self._stream.kept += (table, ids)
             addresses.append((table.address, ids.ctypes.data))
+            bf16_tables |= table.is_bf16 << place
         tables, rows = ((ctypes.c_void_p * len(lookups))(*column) for column in zip(*addresses, strict=True))
         y = self._new(num_tokens, size)
         if num_tokens:
             self._library.record_embed(
-                self._stream.handle, y.address, num_tokens, size, len(lookups), tables, rows, *self._norm(norm, size)
-            )
+                self._stream.handle, y.address, num_tokens, size, len(lookups), tables, rows, bf16_tables,
+                *self._norm(norm, size),
+            )  # fmt: skip
         return y
 
     def linear(
@@ -128,7 +130,7 @@ class NativeOps:
             self._keep(x, weight, bias, residual)
             self._library.record_linear(
                 self._stream.handle, y.address, x.address, weight.address, _address(bias), _address(residual),
-                num_rows, n, k, _FUSED[activation],
+                num_rows, n, k, _FUSED[activation], weight.is_bf16,
             )  # fmt: skip
         return y
 
@@ -165,6 +167,40 @@ class NativeOps:
                 self._stream.handle, y.address, qkv.address, batch.cu_seqlens.ctypes.data, batch.num_seqs,
                 batch.max_seqlen, num_heads, num_kv_heads, head_dim, scale, causal, window or 0,
             )  # fmt: skip
+        return y
+
+    def rotary(
+        self,
+        qkv: Tensor,
+        cos_sin: Tensor,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
+    ) -> Tensor:
+        num_tokens, size = qkv.shape
+        assert size == (num_heads + 2 * num_kv_heads) * head_dim and head_dim % 2 == 0, f"qkv is {qkv.shape}"
+        assert cos_sin.shape == (num_tokens, head_dim), f"cos_sin is {cos_sin.shape}"
+        y = qkv if qkv.host is None else self.concat([qkv])
+        if num_tokens:
+            self._keep(cos_sin)
+            self._library.record_rotary(
+                self._stream.handle, y.address, cos_sin.address, num_tokens, num_heads, num_kv_heads, head_dim,
+                *self._norm(q_norm, head_dim), *self._norm(k_norm, head_dim),
+            )  # fmt: skip
+        return y
+
+    def gated(self, x: Tensor, activation: str) -> Tensor:
+        if activation not in _FUSED:
+            return _hosted(NumpyOps().gated(self.to_numpy(x), activation))
+        num_rows, size = x.shape[0], x.shape[1] // 2
+        assert x.shape[1] == 2 * size, f"x is {x.shape}"
+        y = self._new(num_rows, size)
+        if num_rows:
+            self._keep(x)
+            self._library.record_gated(self._stream.handle, y.address, x.address, num_rows, size, _FUSED[activation])
         return y
 
     def pool(self, x: Tensor, batch: Batch, mode: PoolMode, *, skip_prompt: bool = False) -> Tensor:
@@ -235,6 +271,8 @@ class _ThroughNumpy:
     def _to_host(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self._fetch(value) if value.host is None else value.host
+        if isinstance(value, Table):
+            return value.widened()
         if isinstance(value, Norm):
             return replace(value, weight=self._to_host(value.weight), bias=self._to_host(value.bias))
         if isinstance(value, (list, tuple)):
@@ -311,6 +349,15 @@ def _self_checks() -> dict[str, Callable[[Ops], Any]]:
         "attention": lambda ops: ops.attention(
             ops.vector(qkv), batch, num_heads=heads, num_kv_heads=heads, head_dim=head_dim, scale=0.2
         ),
+        "rotary": lambda ops: ops.rotary(
+            ops.vector(qkv),
+            ops.vector(x[:, :head_dim]),
+            num_heads=heads,
+            num_kv_heads=heads,
+            head_dim=head_dim,
+            q_norm=Norm(ops.vector(weight[:head_dim]), None, 1e-5, "rms"),
+        ),
+        "gated": lambda ops: ops.gated(ops.vector(x), "silu"),
         "pool": lambda ops: ops.pool(ops.vector(x), batch, "mean"),
         "concat": lambda ops: ops.concat([ops.vector(x), ops.vector(x)]),
         "l2_normalize": lambda ops: ops.l2_normalize(ops.vector(x)),

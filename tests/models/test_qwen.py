@@ -164,7 +164,7 @@ def test_the_two_spellings_of_rope_are_one() -> None:
         ({"rope_scaling": "yarn"}, "supported are default"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "supported are default"),
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope factor 0.5; a number of at least 1"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5; whole heads"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5; only whole heads"),
         ({"head_dim": 33}, "head_dim 33"),
     ],
 )

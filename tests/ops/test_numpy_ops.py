@@ -164,7 +164,7 @@ def test_a_row_of_linear_has_the_same_bits_in_any_batch(rows: int) -> None:
     np.testing.assert_array_equal(ops.linear(x[:rows], weight), ops.linear(x, weight)[:rows])
 
 
-def rotated(qkv: Any, cos_sin: Any, heads: tuple[int, int, int], weights: tuple[Any, Any] | None) -> Any:
+def rotated(qkv: Any, cos_sin: Any, heads: tuple[int, int, int], weights: list[Any] | None) -> Any:
     """transformers' apply_rotary_pos_emb after torch's own RMSNorm, [T, all heads * head_dim]."""
     num_heads, num_kv_heads, head_dim = heads
     q, k, v = qkv.unflatten(1, (-1, head_dim)).split([num_heads, num_kv_heads, num_kv_heads], dim=1)

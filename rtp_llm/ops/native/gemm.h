@@ -2,10 +2,12 @@
 //
 // A packed weight is panels of kPanel columns, [ceil(N / kPanel)][K][kPanel]; x is read in place, one broadcast an
 // element. A sum runs over k ascending in blocks whose size depends on K alone, and the blocks' sums are added in
-// order, so a row's bits depend on nothing else.
+// order, so a row's bits depend on nothing else. Weights that are bf16 without loss are kept so, and widened panel by
+// panel: the bits are the same, at half the memory.
 #pragma once
 #include <algorithm>
 #include <memory>
+#include <new>
 #include <utility>
 
 #include "activation.h"
@@ -76,21 +78,49 @@ inline void multiply(int rows, int64_t cols, int64_t K, const float* a, int64_t 
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Whether bf16 holds all of these numbers.
+inline bool is_bf16(const float* x, int64_t n) {
+  constexpr int64_t kBlock = 1024;
+  for (int64_t start = 0; start < n; start += kBlock) {
+    uint32_t seen = 0, bits;
+    for (int64_t i = start; i < std::min(n, start + kBlock); ++i) {
+      std::memcpy(&bits, x + i, sizeof bits);
+      seen |= bits;
+    }
+    if (seen & 0xFFFFu) return false;
+  }
+  return true;
+}
+
+inline void narrow(float x, uint16_t* y) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  *y = uint16_t(bits >> 16);
+}
+inline void narrow(float x, float* y) { *y = x; }
+
 // w [N, K] -> panels; the last is filled up with zeros.
-inline void pack_weight(const float* w, int64_t N, int64_t K, float* packed) {
+template <class T>
+inline void pack_weight(const float* w, int64_t N, int64_t K, T* packed) {
   for (int64_t n = 0; n < N; n += kPanel, packed += K * kPanel) {
     const int64_t cols = std::min<int64_t>(kPanel, N - n);
     for (int64_t k = 0; k < K; ++k)
-      for (int64_t j = 0; j < kPanel; ++j) packed[k * kPanel + j] = j < cols ? w[(n + j) * K + k] : 0.0f;
+      for (int64_t j = 0; j < kPanel; ++j) narrow(j < cols ? w[(n + j) * K + k] : 0.0f, packed + k * kPanel + j);
   }
 }
 
+constexpr std::align_val_t kLine{64};
+
+struct FreeLines {
+  void operator()(float* data) const { ::operator delete(data, kLine); }
+};
+
 struct Scratch {
-  std::unique_ptr<float[]> data;
+  std::unique_ptr<float, FreeLines> data;
   int64_t size = 0;
 
   float* reserve(int64_t n) {
-    if (n > size) data.reset(new float[size_t(size = n)]);
+    if (n > size) data.reset(static_cast<float*>(::operator new(size_t(size = n) * 4, kLine)));
     return data.get();
   }
 };
@@ -100,11 +130,19 @@ inline Scratch& thread_scratch() {
   return scratch;
 }
 
+inline Scratch& panel_scratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
 struct Linear {
-  const float *x, *weight, *bias, *residual;
+  const float* x;
+  const void* weight;  // fp32 or bf16
+  const float *bias, *residual;
   float* y;
   int64_t M, N, K;
   int activation;
+  bool weight_is_bf16;
   // The plan: blocks of rows, of panels and of K.
   int64_t block_rows = 0, block_panels = 0, block_k = 0, row_blocks = 0, panel_blocks = 0;
 
@@ -151,9 +189,17 @@ struct Linear {
     return {copy, stride};
   }
 
+  const float* weight_panel(int64_t start, int64_t length) const {
+    if (!weight_is_bf16) return static_cast<const float*>(weight) + start;
+    const uint16_t* source = static_cast<const uint16_t*>(weight) + start;
+    float* panel = panel_scratch().reserve(length);
+    for (int64_t i = 0; i < length; i += kWidth) store(panel + i, load_lanes(source + i, kWidth));
+    return panel;
+  }
+
   void panel(const Rows& block, int64_t m0, int64_t m1, int64_t n, int64_t cols, int64_t k0, int64_t k_len) const {
     const int64_t tiles = ceil_div(m1 - m0, kRows);
-    const float* w = weight + n * K + k0 * kPanel;
+    const float* w = weight_panel(n * K + k0 * kPanel, k_len * kPanel);
     for (int64_t i = 0, m = m0; i < tiles; ++i) {
       const int rows = int(ceil_div(m1 - m, tiles - i));
       float* c = y + m * N + n;

@@ -9,7 +9,7 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int rtp_abi_version() { return 1; }
+EXPORT int rtp_abi_version() { return 2; }
 
 EXPORT int rtp_cpu_supports_avx2() {
 #if defined(__x86_64__)
@@ -31,7 +31,14 @@ EXPORT int rtp_cpu_supports_avx512() {
 EXPORT int rtp_num_cores() { return available_cores(); }
 
 EXPORT int64_t rtp_packed_size(int64_t N, int64_t K) { return ceil_div(N, kPanel) * kPanel * K; }
-EXPORT void rtp_pack_weight(const float* w, int64_t N, int64_t K, float* packed) { pack_weight(w, N, K, packed); }
+EXPORT int rtp_is_bf16(const float* x, int64_t n) { return is_bf16(x, n); }
+EXPORT void rtp_narrow(const float* x, int64_t n, uint16_t* y) {
+  for (int64_t i = 0; i < n; ++i) narrow(x[i], y + i);
+}
+EXPORT void rtp_pack_weight(const float* w, int64_t N, int64_t K, void* packed, int bf16) {
+  if (bf16) pack_weight(w, N, K, static_cast<uint16_t*>(packed));
+  else pack_weight(w, N, K, static_cast<float*>(packed));
+}
 
 EXPORT Stream* rtp_stream_new() { return new (std::nothrow) Stream; }
 EXPORT void rtp_stream_delete(Stream* stream) { delete stream; }
@@ -51,9 +58,10 @@ EXPORT int64_t rtp_begin(Stream* stream) {
 
 EXPORT void rtp_run(Stream* stream, int threads) { the_threads()->run(*stream, threads); }
 
-EXPORT void rtp_record_linear(Stream* stream, float* y, const float* x, const float* weight, const float* bias,
-                              const float* residual, int64_t M, int64_t N, int64_t K, int activation) {
-  stream->record(Linear{x, weight, bias, residual, y, M, N, K, activation});
+EXPORT void rtp_record_linear(Stream* stream, float* y, const float* x, const void* weight, const float* bias,
+                              const float* residual, int64_t M, int64_t N, int64_t K, int activation,
+                              int weight_is_bf16) {
+  stream->record(Linear{x, weight, bias, residual, y, M, N, K, activation, weight_is_bf16 != 0});
 }
 
 EXPORT void rtp_record_norm(Stream* stream, float* y, const float* x, int64_t rows, int64_t size, const float* weight,
@@ -64,9 +72,9 @@ EXPORT void rtp_record_norm(Stream* stream, float* y, const float* x, int64_t ro
 EXPORT int rtp_max_lookups() { return kMaxLookups; }
 
 EXPORT void rtp_record_embed(Stream* stream, float* y, int64_t rows, int64_t size, int lookups,
-                             const float* const* tables, const int32_t* const* ids, const float* weight,
-                             const float* bias, float eps, int centered) {
-  Embed embed{{}, {}, lookups, y, rows, size, {weight, bias, eps, centered != 0}};
+                             const void* const* tables, const int32_t* const* ids, int bf16_tables,
+                             const float* weight, const float* bias, float eps, int centered) {
+  Embed embed{{}, {}, lookups, bf16_tables, y, rows, size, {weight, bias, eps, centered != 0}};
   std::copy_n(tables, lookups, embed.tables);
   std::copy_n(ids, lookups, embed.ids);
   stream->record(embed);
@@ -77,6 +85,18 @@ EXPORT void rtp_record_attention(Stream* stream, float* out, const float* qkv, c
                                  int64_t head_dim, float scale, int causal, int64_t window) {
   stream->record(Attention{qkv, out, cu_seqlens, num_seqs, max_seqlen, heads, kv_heads, head_dim, scale, causal != 0,
                            window});
+}
+
+EXPORT void rtp_record_rotary(Stream* stream, float* qkv, const float* cos_sin, int64_t rows, int64_t heads,
+                              int64_t kv_heads, int64_t head_dim, const float* q_weight, const float* q_bias,
+                              float q_eps, int q_centered, const float* k_weight, const float* k_bias, float k_eps,
+                              int k_centered) {
+  stream->record(Rotary{qkv, cos_sin, rows, heads, kv_heads, head_dim, {q_weight, q_bias, q_eps, q_centered != 0},
+                        {k_weight, k_bias, k_eps, k_centered != 0}});
+}
+
+EXPORT void rtp_record_gated(Stream* stream, float* y, const float* x, int64_t rows, int64_t size, int activation) {
+  stream->record(Gated{x, y, rows, size, activation});
 }
 
 EXPORT void rtp_record_pool(Stream* stream, float* y, const float* x, const int32_t* cu_seqlens,

@@ -66,9 +66,9 @@ struct NormRows {
 constexpr int kMaxLookups = 4;
 
 struct Embed {
-  const float* tables[kMaxLookups];
+  const void* tables[kMaxLookups];  // fp32, or bf16 where bit t of `bf16_tables` is set
   const int32_t* ids[kMaxLookups];
-  int lookups;
+  int lookups, bf16_tables;
   float* y;
   int64_t rows, size;
   NormWeights norm;
@@ -79,12 +79,22 @@ struct Embed {
   void run(int64_t task) const {
     for (int64_t i = task * block; i < std::min(rows, (task + 1) * block); ++i) {
       float* row = y + i * size;
-      std::memcpy(row, tables[0] + ids[0][i] * size, size_t(size) * 4);
-      for (int t = 1; t < lookups; ++t) {
-        const float* other = tables[t] + ids[t][i] * size;
-        for (int64_t j = 0; j < size; ++j) row[j] += other[j];
+      for (int t = 0; t < lookups; ++t) {
+        const int64_t start = ids[t][i] * size;
+        if (bf16_tables >> t & 1) add(static_cast<const uint16_t*>(tables[t]) + start, row, t == 0);
+        else add(static_cast<const float*>(tables[t]) + start, row, t == 0);
       }
       if (norm.weight != nullptr) norm.apply(row, row, size);
+    }
+  }
+
+ private:
+  template <class T>
+  void add(const T* from, float* row, bool first) const {
+    for (int64_t j = 0; j < size; j += kWidth) {
+      const int64_t lanes = std::min<int64_t>(kWidth, size - j);
+      const Vec x = load_lanes(from + j, lanes);
+      store_lanes(row + j, first ? x : load_lanes(row + j, lanes) + x, lanes);
     }
   }
 };

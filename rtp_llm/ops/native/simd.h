@@ -39,6 +39,19 @@ inline void store_lanes(float* p, Vec x, int64_t lanes) {
   std::memcpy(p, &x, size_t(lanes) * 4);
 }
 
+// bf16 is the upper half of an fp32.
+typedef uint16_t NarrowUnaligned __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
+
+inline Vec load_lanes(const uint16_t* p, int64_t lanes) {
+  NarrowUnaligned narrow{};
+  if (lanes == kWidth) narrow = *reinterpret_cast<const NarrowUnaligned*>(p);
+  else std::memcpy(&narrow, p, size_t(lanes) * 2);
+  const VecInt bits = __builtin_convertvector(narrow, VecInt) << 16;
+  Vec x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 inline Vec broadcast(float x) { return x - Vec{}; }
 
 // The smaller (larger) of bound and x; NaN in x stays NaN.

@@ -8,7 +8,7 @@
 
 #include "arena.h"
 #include "attention.h"
-#include "rows.h"
+#include "decoder.h"
 
 namespace {
 
@@ -20,7 +20,7 @@ inline void relax() {
 #endif
 }
 
-using Command = std::variant<Linear, NormRows, Embed, Attention, Pool, CopyColumns, Normalize>;
+using Command = std::variant<Linear, NormRows, Embed, Attention, Rotary, Gated, Pool, CopyColumns, Normalize>;
 
 class Stream {
  public:

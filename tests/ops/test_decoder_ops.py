@@ -1,0 +1,124 @@
+"""rotary and gated of the compiled kernels and of torch, and bf16 weights: against NumpyOps and bit for bit."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rtp_llm.core import FloatArray
+from rtp_llm.ops import ACTIVATIONS, Norm
+from rtp_llm.ops.native_library import INSTRUCTION_SETS, usable
+from rtp_llm.ops.native_ops import NativeOps
+from rtp_llm.ops.numpy_ops import NumpyOps
+from tests.ops.data import batch_of, normal
+
+Heads = tuple[int, int, int]
+HEADS: list[Heads] = [(1, 1, 2), (4, 2, 8), (3, 1, 34), (6, 2, 128), (14, 2, 64)]
+numpy_ops = NumpyOps()
+
+
+def _torch() -> Any:
+    pytest.importorskip("torch")
+    from rtp_llm.ops.torch_ops import TorchOps
+
+    return TorchOps()
+
+
+def _native(name: str) -> Callable[[], NativeOps]:
+    def make() -> NativeOps:
+        if name not in usable():
+            pytest.skip(f"{name}: not built, or not for this CPU: pip install -e .")
+        return NativeOps(instruction_set=name)
+
+    return make
+
+
+NATIVE = {name: _native(name) for name in INSTRUCTION_SETS}
+
+
+@pytest.fixture(params=NATIVE)
+def native(request: pytest.FixtureRequest) -> NativeOps:
+    return NATIVE[request.param]()
+
+
+def rotary(ops: Any, qkv: FloatArray, cos_sin: FloatArray, heads: Heads, with_norms: bool) -> FloatArray:
+    num_heads, num_kv_heads, head_dim = heads
+    weights = (normal(head_dim, seed=1), normal(head_dim, seed=2)) if with_norms else (None, None)
+    q_norm, k_norm = (None if w is None else Norm(ops.vector(w), None, 1e-6, "rms") for w in weights)
+    y = ops.rotary(
+        ops.vector(qkv), ops.vector(cos_sin), num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
+        q_norm=q_norm, k_norm=k_norm,
+    )  # fmt: skip
+    return np.asarray(ops.to_numpy(y))
+
+
+@pytest.mark.parametrize("with_norms", [False, True])
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("backend", {**NATIVE, "torch": _torch}.values(), ids=[*NATIVE, "torch"])
+def test_rotary(backend: Callable[[], Any], heads: Heads, with_norms: bool) -> None:
+    num_heads, num_kv_heads, head_dim = heads
+    qkv, cos_sin = normal(23, (num_heads + 2 * num_kv_heads) * head_dim), normal(23, head_dim)
+    before = qkv.copy()
+    expected = rotary(numpy_ops, qkv, cos_sin, heads, with_norms)
+    np.testing.assert_allclose(rotary(backend(), qkv, cos_sin, heads, with_norms), expected, rtol=1e-5, atol=2e-6)
+    np.testing.assert_array_equal(qkv, before)
+
+
+@pytest.mark.parametrize("size", [1, 16, 77, 300])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("backend", {**NATIVE, "torch": _torch}.values(), ids=[*NATIVE, "torch"])
+def test_gated(backend: Callable[[], Any], activation: str, size: int) -> None:
+    ops, x = backend(), 3 * normal(9, 2 * size)
+    y = ops.to_numpy(ops.gated(ops.vector(x), activation))
+    np.testing.assert_allclose(y, numpy_ops.gated(x, activation), rtol=1e-5, atol=1e-5)
+
+
+def decoder(ops: NativeOps, rows: slice, weight: FloatArray) -> FloatArray:
+    """A layer of a decoder's ops on some rows of always the same input."""
+    x, cos_sin = ops.vector(normal(200, 96)[rows]), ops.vector(normal(200, 24, seed=1)[rows])
+    norm = Norm(ops.vector(normal(24)), None, 1e-6, "rms")
+    qkv = ops.linear(x, ops.matrix(weight))
+    qkv = ops.rotary(qkv, cos_sin, num_heads=2, num_kv_heads=1, head_dim=24, q_norm=norm, k_norm=norm)
+    batch = batch_of([qkv.shape[0]])
+    y = ops.attention(qkv, batch, num_heads=2, num_kv_heads=1, head_dim=24, scale=0.2, causal=True)
+    return np.asarray(ops.to_numpy(ops.gated(ops.linear(y, ops.matrix(weight[:, :48])), "silu")))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_a_row_has_the_same_bits_in_any_batch_and_on_any_threads(native: NativeOps, num_threads: int) -> None:
+    expected = decoder(native, slice(None), normal(96, 96))
+    native.num_threads = num_threads
+    for num_rows in (1, 7, 13, 64, 200):
+        np.testing.assert_array_equal(decoder(native, slice(num_rows), normal(96, 96)), expected[:num_rows])
+
+
+def as_bf16(x: FloatArray) -> FloatArray:
+    return np.asarray((x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32))
+
+
+@pytest.mark.parametrize("m", [1, 5, 13, 70, 200])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (33, 65), (47, 1100), (600, 96), (40, 1024)])
+def test_a_bf16_weight_takes_half_the_memory_and_gives_the_same_bits(native: NativeOps, m: int, n: int, k: int) -> None:
+    x, weight = normal(m, k), as_bf16(normal(n, k))
+    narrow = native.matrix(weight)
+    wide_weight = np.vstack([weight, np.full((1, k), 1 + 2.0**-20, np.float32)])
+    wide = native.matrix(wide_weight)
+    assert narrow.is_bf16 and not wide.is_bf16
+    assert narrow.memory.nbytes <= wide.memory.nbytes / 2 + 4
+    y, expected = (native.to_numpy(native.linear(native.vector(x), w)) for w in (narrow, wide))
+    np.testing.assert_array_equal(y, expected[:, :n])
+
+
+@pytest.mark.parametrize("size", [1, 33, 384])
+def test_a_bf16_table_gives_the_same_bits(native: NativeOps, size: int) -> None:
+    rows, others, ids = as_bf16(normal(50, size)), normal(9, size), np.array([3, 49, 0, 8], np.int32)
+    rows[0] = -0.0
+    narrow, wide = native.table(rows), native.table(others)
+    assert narrow.is_bf16 and not wide.is_bf16
+    places = np.array([1, 0, 8, 8], np.int32)
+    y = native.to_numpy(native.embed([(narrow, ids), (wide, places)]))
+    np.testing.assert_array_equal(y, rows[ids] + others[places])
+    alone = native.to_numpy(native.embed([(narrow, ids)]))
+    np.testing.assert_array_equal(alone.view(np.uint32), rows[ids].view(np.uint32))
+    np.testing.assert_array_equal(narrow.widened(), rows)
