@@ -15,11 +15,11 @@
 namespace {
 
 // One step of k: R rows by V vectors. `a` holds a pointer to each third row: three rows share an address register.
-template <int V, size_t... I>
-inline __attribute__((always_inline)) void step(Vec* c, const float* const* a, int64_t lda, int64_t k, const float* b,
+template <int V, class T, size_t... I>
+inline __attribute__((always_inline)) void step(Vec* c, const float* const* a, int64_t lda, int64_t k, const T* b,
                                                 std::index_sequence<I...>) {
   Vec column[V];
-  for (int v = 0; v < V; ++v) column[v] = load(b + v * kWidth);
+  for (int v = 0; v < V; ++v) column[v] = load_lanes(b + v * kWidth, kWidth);
   // NOTE: constant indices from a fold; with a loop GCC 12 keeps c in memory, at a third of the speed.
   ((c[I] += column[I % V] * a[I / V / 3][int64_t(I / V % 3) * lda + k]), ...);
 }
@@ -35,11 +35,11 @@ inline __attribute__((always_inline)) void store_tile(const Vec* sums, float* c,
   (store(c + int64_t(I / V) * ldc + I % V * kWidth, sums[I]), ...);
 }
 
-constexpr int kAhead = 320;  // floats of a panel that are fetched before their use: it gains 3 %
+constexpr int kAhead = 320;  // numbers of a panel that are fetched before their use: it gains 3 %
 
-// c[R, V * kWidth] (+)= a[R, K] @ b[K, kPanel][:, : V * kWidth]
-template <int R, int V>
-void tile(int64_t K, const float* a, int64_t lda, const float* b, float* c, int64_t ldc, bool accumulate) {
+// c[R, V * kWidth] (+)= a[R, K] @ b[K, kPanel][:, : V * kWidth], b fp32 or bf16
+template <int R, int V, class T>
+void tile(int64_t K, const float* a, int64_t lda, const T* b, float* c, int64_t ldc, bool accumulate) {
   constexpr auto each = std::make_index_sequence<size_t(R * V)>{};
   const float* const rows[4] = {a, a + 3 * lda, a + 6 * lda, a + 9 * lda};
   Vec sums[R * V] = {};
@@ -56,23 +56,25 @@ void tile(int64_t K, const float* a, int64_t lda, const float* b, float* c, int6
   store_tile<V>(sums, c, ldc, each);
 }
 
-using Tile = void (*)(int64_t, const float*, int64_t, const float*, float*, int64_t, bool);
+template <class T>
+using Tile = void (*)(int64_t, const float*, int64_t, const T*, float*, int64_t, bool);
 
-template <int V, size_t... R>
-constexpr Tile tile_of(int rows, std::index_sequence<R...>) {
-  constexpr Tile tiles[] = {tile<int(R) + 1, V>...};
+template <int V, class T, size_t... R>
+constexpr Tile<T> tile_of(int rows, std::index_sequence<R...>) {
+  constexpr Tile<T> tiles[] = {tile<int(R) + 1, V, T>...};
   return tiles[rows - 1];
 }
 
 // c[rows, cols] (+)= a[rows, K] @ one panel, rows <= kRows, cols <= kPanel
-inline void multiply(int rows, int64_t cols, int64_t K, const float* a, int64_t lda, const float* b, float* c,
-                     int64_t ldc, bool accumulate) {
+template <class T>
+inline void multiply(int rows, int64_t cols, int64_t K, const float* a, int64_t lda, const T* b, float* c, int64_t ldc,
+                     bool accumulate) {
   constexpr auto heights = std::make_index_sequence<size_t(kRows)>{};
-  if (cols == kPanel) return tile_of<2>(rows, heights)(K, a, lda, b, c, ldc, accumulate);
-  if (cols == kWidth) return tile_of<1>(rows, heights)(K, a, lda, b, c, ldc, accumulate);
+  if (cols == kPanel) return tile_of<2, T>(rows, heights)(K, a, lda, b, c, ldc, accumulate);
+  if (cols == kWidth) return tile_of<1, T>(rows, heights)(K, a, lda, b, c, ldc, accumulate);
   float edge[kRows * kPanel];
   for (int r = 0; r < rows; ++r) std::memcpy(edge + r * kPanel, c + r * ldc, size_t(cols) * 4);
-  tile_of<2>(rows, heights)(K, a, lda, b, edge, kPanel, accumulate);
+  tile_of<2, T>(rows, heights)(K, a, lda, b, edge, kPanel, accumulate);
   for (int r = 0; r < rows; ++r) std::memcpy(c + r * ldc, edge + r * kPanel, size_t(cols) * 4);
 }
 
@@ -189,17 +191,21 @@ struct Linear {
     return {copy, stride};
   }
 
-  const float* weight_panel(int64_t start, int64_t length) const {
-    if (!weight_is_bf16) return static_cast<const float*>(weight) + start;
-    const uint16_t* source = static_cast<const uint16_t*>(weight) + start;
-    float* panel = panel_scratch().reserve(length);
-    for (int64_t i = 0; i < length; i += kWidth) store(panel + i, load_lanes(source + i, kWidth));
-    return panel;
+  // A bf16 panel that many tiles read is widened once.
+  void panel(const Rows& block, int64_t m0, int64_t m1, int64_t n, int64_t cols, int64_t k0, int64_t k_len) const {
+    const int64_t start = n * K + k0 * kPanel, length = k_len * kPanel;
+    if (!weight_is_bf16) return panel(static_cast<const float*>(weight) + start, block, m0, m1, n, cols, k0, k_len);
+    const uint16_t* narrow = static_cast<const uint16_t*>(weight) + start;
+    if (m1 - m0 <= 2 * kRows) return panel(narrow, block, m0, m1, n, cols, k0, k_len);
+    float* wide = panel_scratch().reserve(length);
+    for (int64_t i = 0; i < length; i += kWidth) store(wide + i, load_lanes(narrow + i, kWidth));
+    panel(wide, block, m0, m1, n, cols, k0, k_len);
   }
 
-  void panel(const Rows& block, int64_t m0, int64_t m1, int64_t n, int64_t cols, int64_t k0, int64_t k_len) const {
+  template <class T>
+  void panel(const T* w, const Rows& block, int64_t m0, int64_t m1, int64_t n, int64_t cols, int64_t k0,
+             int64_t k_len) const {
     const int64_t tiles = ceil_div(m1 - m0, kRows);
-    const float* w = weight_panel(n * K + k0 * kPanel, k_len * kPanel);
     for (int64_t i = 0, m = m0; i < tiles; ++i) {
       const int rows = int(ceil_div(m1 - m, tiles - i));
       float* c = y + m * N + n;
