@@ -14,6 +14,7 @@ from rtp_llm.errors import CheckpointError
 NO_LIMIT = 1 << 30
 _BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 _ROBERTA = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "sep": "</s>", "pad": "<pad>", "cls": "<s>", "mask": "<mask>"}
+_ENDS = ("bos", "eos")
 _CLASSES = {
     "bert": "BertTokenizer", "distilbert": "DistilBertTokenizer", "electra": "ElectraTokenizer",
     "roberta": "RobertaTokenizer", "xlm-roberta": "XLMRobertaTokenizer", "camembert": "CamembertTokenizer",
@@ -67,7 +68,28 @@ def _from_json(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     # transformers' BERT classes take these switches from tokenizer_config.json, whatever tokenizer.json says.
     if config["tokenizer_class"] in _BERT_CLASSES and isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
         tokenizer.normalizer = _bert_normalizer(config)
+    _add_ends(tokenizer, config)
     return tokenizer
+
+
+def _add_ends(tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """Honour `add_bos_token`, `add_eos_token` of tokenizer_config.json where tokenizer.json itself adds no token.
+
+    gte-Qwen2 depends on it. The template is that of transformers' update_post_processor.
+    """
+    special = config["special_tokens"]
+    bos, eos = ([special[end]] if config.get(f"add_{end}_token") is True and end in special else [] for end in _ENDS)
+    ids = {token: tokenizer.token_to_id(token) for token in (*bos, *eos)}
+    if not ids or None in ids.values() or tokenizer.num_special_tokens_to_add(False):
+        return
+    single = [*bos, "$A", *eos]
+    template = processors.TemplateProcessing(
+        single=single,
+        pair=[*single, *(f"{token}:1" for token in bos), "$B:1", *(f"{token}:1" for token in eos)],
+        special_tokens=list(ids.items()),
+    )
+    own = tokenizer.post_processor
+    tokenizer.post_processor = template if own is None else processors.Sequence([own, template])
 
 
 def _bert_normalizer(config: Mapping[str, Any]) -> normalizers.BertNormalizer:

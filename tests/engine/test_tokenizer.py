@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtp_llm.core import Input, Item, Params
-from rtp_llm.engine.tokenizer import Tokenizer, TokenizerPool, longest_first
+from rtp_llm.engine.tokenizer import Side, Tokenizer, TokenizerPool, longest_first
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
 from tests.conftest import ASSETS, WORDS
 
@@ -33,8 +33,9 @@ NASTY = [
 ]  # fmt: skip
 FAMILIES = {
     "minilm": "bert", "bert-base-uncased": "bert", "bert-base-chinese": "bert", "roberta-base": "roberta",
-    "roberta-files": "roberta", "xlm-roberta": "xlm-roberta", "qwen3": "qwen3",
+    "roberta-files": "roberta", "xlm-roberta": "xlm-roberta", "qwen3": "qwen3", "qwen2-eos": "qwen2",
 }  # fmt: skip
+SOURCES = {"roberta-files": "roberta-base", "qwen2-eos": "qwen2"}
 LIMIT = 32
 
 
@@ -60,13 +61,36 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if name == "minilm":
         folder: Path = request.getfixturevalue("minilm")
         return folder, transformers.AutoTokenizer.from_pretrained(folder)
-    source = request.getfixturevalue("assets") / "tokenizers" / name.replace("files", "base")
+    source = request.getfixturevalue("assets") / "tokenizers" / SOURCES.get(name, name)
     folder = tmp_path_factory.mktemp(name)
     for file in source.iterdir():
         if name != "roberta-files" or file.name != "tokenizer.json":
             shutil.copy(file, folder / file.name)
     (folder / "config.json").write_text(json.dumps({"model_type": FAMILIES[name]}))
-    return folder, transformers.AutoTokenizer.from_pretrained(folder)
+    if name == "qwen2-eos":
+        set_keys(folder / "tokenizer_config.json", add_eos_token=True)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    if name == "qwen2-eos":
+        theirs.add_eos_token = True  # transformers 5 does not read the key where there is a tokenizer.json
+    return folder, theirs
+
+
+def set_keys(path: Path, **values: Any) -> None:
+    path.chmod(0o644)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def append_end_of_text(path: Path) -> None:
+    """The post-processor of Qwen3-Embedding."""
+    token = "<|endoftext|>"
+    first = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": token, "type_id": 0}}]
+    second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": token, "type_id": 1}}]
+    template = {
+        "type": "TemplateProcessing", "single": first, "pair": first + second,
+        "special_tokens": {token: {"id": token, "ids": [151643], "tokens": [token]}},
+    }  # fmt: skip
+    byte_level = json.loads(path.read_text())["post_processor"]
+    set_keys(path, post_processor={"type": "Sequence", "processors": [byte_level, template]})
 
 
 @pytest.fixture(scope="session")
@@ -157,6 +181,23 @@ def test_a_megabyte(tiny: Path) -> None:
     long = "the weather " * 90_000
     items = encode(tiny, [long, ("a", long), (long, long)])
     assert [item.num_tokens for item in items] == [LIMIT] * 3 and all(item.truncated for item in items)
+
+
+@pytest.mark.parametrize(("source", "flag"), [("qwen2", True), ("qwen3", False), ("qwen3", True)])
+def test_qwen_ends_with_its_end_of_text_even_when_cut(source: str, flag: bool, assets: Path, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(assets / "tokenizers" / source / name, tmp_path / name)
+    # Where tokenizer.json appends a token, the eos_token, <|im_end|> of Qwen3, is not appended as well.
+    set_keys(tmp_path / "tokenizer_config.json", add_eos_token=flag, add_bos_token=False)
+    if source == "qwen3":
+        append_end_of_text(tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer(tmp_path, max_seq_len=LIMIT)
+    for side in get_args(Side):
+        inputs: list[Input] = ["a", "a " * 100, ("a " * 100, "b")]
+        short, long, pair = tokenizer.encode(inputs, Params(truncation_side=side))
+        assert short.input_ids.tolist() == [64, 151643]
+        assert long.num_tokens == pair.num_tokens == LIMIT and long.truncated
+        assert long.input_ids[-1] == pair.input_ids[-1] == 151643 and 151643 not in long.input_ids[:-1]
 
 
 def test_offsets_and_decode(family: tuple[Path, Any]) -> None:
