@@ -17,8 +17,10 @@ _TASKS_BY_FLAG = {
     "RERANKER": (TaskType.RERANK,),
     "SEQ_CLASSIFICATION": (TaskType.CLASSIFY,),
     "BGE_M3": (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT),
-    "ALL_EMBEDDING": (TaskType.DENSE,),
+    "ALL_EMBEDDING": (TaskType.TOKENS,),
 }
+# BGE-M3's heads, beside the encoder.
+SPARSE_HEAD, COLBERT_HEAD = "sparse_linear.pt", "colbert_linear.pt"
 # sentence-transformers once named this file after the architecture.
 _TRANSFORMER_CONFIGS = tuple(
     f"sentence_{name}_config.json"
@@ -44,6 +46,8 @@ class ModelConfig:
     modules                None without modules.json
     max_seq_length         of sentence_bert_config.json; None where it does not say
     prompts                name -> text; `default_prompt_name` applies when a request names none
+    score_activation       dotted path of the torch.nn class that a CrossEncoder puts on its scores; None: its default
+    labels                 names of a classifier's outputs, in their order
     tasks                  what to serve
     """
 
@@ -55,7 +59,14 @@ class ModelConfig:
     do_lower_case: bool
     prompts: Mapping[str, str]
     default_prompt_name: str | None
+    score_activation: str | None
+    labels: tuple[str, ...]
     tasks: tuple[TaskType, ...]
+
+    @property
+    def is_bge_m3(self) -> bool:
+        """Whether both of BGE-M3's heads are there."""
+        return _has_m3_heads(self.folder)
 
 
 def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
@@ -75,7 +86,9 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         do_lower_case=bool(transformer.get("do_lower_case", False)),
         prompts=prompts,
         default_prompt_name=sentence.get("default_prompt_name"),
-        tasks=_choose_tasks(config, hf, modules is not None),
+        score_activation=sentence.get("activation_fn") or _score_activation(hf),
+        labels=_labels(transformer_folder, hf),
+        tasks=_choose_tasks(config, hf, folder, modules or ()),
     )
 
 
@@ -113,11 +126,42 @@ def _first_json(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
     return {}
 
 
-def _choose_tasks(config: EngineConfig, hf: Mapping[str, Any], is_sentence_transformer: bool) -> tuple[TaskType, ...]:
-    """The flag; else dense for a sentence-transformers folder or a bare encoder, classify for a head."""
+def _score_activation(hf: Mapping[str, Any]) -> str | None:
+    """Where sentence-transformers 4 and 5, and those before, note a CrossEncoder's activation."""
+    noted = (hf.get("sentence_transformers") or {}).get("activation_fn")
+    return noted or hf.get("sbert_ce_default_activation_function")
+
+
+def _labels(folder: Path, hf: Mapping[str, Any]) -> tuple[str, ...]:
+    """id2label in the order of its numbers; transformers' own names, LABEL_0 and so on, where it is absent."""
+    names = hf.get("id2label")
+    if names is None:
+        return tuple(f"LABEL_{i}" for i in range(hf.get("num_labels", 2)))
+    if not isinstance(names, dict) or {str(key) for key in names} != {str(i) for i in range(len(names))}:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: id2label must name the outputs 0, 1, 2, …; it is {names!r:.200}"
+        )
+    return tuple(str(names[str(i)]) for i in range(len(names)))
+
+
+def _has_m3_heads(folder: Path) -> bool:
+    return (folder / SPARSE_HEAD).is_file() and (folder / COLBERT_HEAD).is_file()
+
+
+def _choose_tasks(
+    config: EngineConfig, hf: Mapping[str, Any], folder: Path, modules: tuple[Module, ...]
+) -> tuple[TaskType, ...]:
+    """The flag; else what the folder holds: BGE-M3's heads, a chain with a pooling, a classification head, an encoder.
+
+    A head with one label is a reranker, whose logits the classifier's route gives as well.
+    """
     if config.task_type != "auto":
         return _TASKS_BY_FLAG[config.task_type]
-    architecture = next(iter(hf.get("architectures") or ()), "")
-    if config.embedding_model == 1 or is_sentence_transformer or "SequenceClassification" not in architecture:
+    if config.embedding_model == 1:
         return (TaskType.DENSE,)
-    return (TaskType.CLASSIFY,)
+    if _has_m3_heads(folder):
+        return _TASKS_BY_FLAG["BGE_M3"]
+    architecture = next(iter(hf.get("architectures") or ()), "")
+    if "SequenceClassification" not in architecture or any(module.kind == "Pooling" for module in modules):
+        return (TaskType.DENSE,)
+    return (TaskType.RERANK, TaskType.CLASSIFY) if len(_labels(folder, hf)) == 1 else (TaskType.CLASSIFY,)

@@ -11,7 +11,7 @@ from itertools import groupby
 import numpy as np
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import FloatArray, Item, ModelInfo, Request, Response, TaskType
+from rtp_llm.core import Item, ModelInfo, Request, Response, Rows, TaskType
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.scheduler import Grant, Scheduler
 from rtp_llm.engine.tokenizer import TokenizerPool
@@ -275,13 +275,15 @@ class Engine:
                 finished += self._fail_item(item, error)
         return finished
 
-    def _checked_run(self, items: Sequence[Item], num_cores: int) -> dict[TaskType, FloatArray]:
+    def _checked_run(self, items: Sequence[Item], num_cores: int) -> dict[TaskType, Rows]:
         rows = self._runtime.run(items, num_cores)
-        if not all(np.isfinite(matrix).all() for matrix in rows.values()):
-            raise EngineFailure("the model returned NaN or infinity")
+        for computed in rows.values():
+            matrices = computed if isinstance(computed, list) else [computed]
+            if not all(np.isfinite(matrix).all() for matrix in matrices):
+                raise EngineFailure("the model returned NaN or infinity")
         return rows
 
-    def _store(self, items: Sequence[Item], rows: dict[TaskType, FloatArray]) -> list[Job]:
+    def _store(self, items: Sequence[Item], rows: dict[TaskType, Rows]) -> list[Job]:
         finished = []
         with self._changed:
             for row, item in enumerate(items):
@@ -320,9 +322,21 @@ class Engine:
     def _outcome(self, job: Job) -> Response | Exception:
         if job.error is not None:
             return job.error
-        params = job.request.params
-        outputs = {task: self._runtime.tasks[task].finish(rows, params) for task, rows in job.outputs.items()}
-        response = Response(outputs=outputs, num_tokens=job.num_tokens, truncated=job.truncated, timings=job.timings())
+        tasks, params = self._runtime.tasks, job.request.params
+        try:
+            outputs = {task: tasks[task].finish(rows, params, job.input_ids) for task, rows in job.outputs.items()}
+        except Exception as error:  # the border: an answer that cannot be finished must not end the batch thread
+            if isinstance(error, RtpError):
+                return error
+            logger.exception("finishing an answer failed")
+            return EngineFailure(f"finishing the answer failed: {type(error).__name__}")
+        response = Response(
+            outputs=outputs,
+            num_tokens=job.num_tokens,
+            truncated=job.truncated,
+            input_ids=job.input_ids,
+            timings=job.timings(),
+        )
         self.metrics.observe_response(response)
         return response
 

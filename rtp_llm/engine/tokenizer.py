@@ -137,6 +137,11 @@ class Tokenizer:
             for token_id, token, sequence, span in rows
         ]
 
+    def piece(self, token_id: int) -> str:
+        """The vocabulary's own word for an id (`▁what`, `##ing`), which no other id has."""
+        token = self._tokenizer.id_to_token(token_id)
+        return f"<id {token_id}>" if token is None else str(token)
+
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; InvalidRequest for an id that is out of the vocabulary."""
         checked = self._checked_ids(ids, 0).tolist()
@@ -179,10 +184,13 @@ class Tokenizer:
     def _from_text(self, encoding: Encoding, index: int, is_pair: bool, prompt_length: int, params: Params) -> Item:
         ids = encoding.ids
         types = encoding.type_ids if is_pair and self._has_types else None
-        truncated = len(ids) > self.max_seq_len
+        length = len(ids)
+        truncation = params.truncation if is_pair else "longest_first"
+        if length > self.max_seq_len or truncation == "only_second":
+            ids, types = self._cut(encoding, self._side(params), types, truncation)
+        truncated = len(ids) < length
         if truncated:
-            self._check_may_truncate(len(ids), index, params)
-            ids, types = self._cut(encoding, self._side(params), types)
+            self._check_may_truncate(length, index, params)
         elif not ids:
             raise InvalidRequest(f"input {index} has no tokens; send some text, or leave add_special_tokens true")
         if self._may_exceed and max(ids) >= self.vocab_size:
@@ -205,15 +213,17 @@ class Tokenizer:
             )
 
     def _cut(
-        self, encoding: Encoding, side: Side, types: list[int] | None = None
+        self, encoding: Encoding, side: Side, types: list[int] | None = None, truncation: str = "longest_first"
     ) -> tuple[list[int], list[int] | None]:
         """ids and types without the tokens over the limit, which are never the template's special ones."""
         ids = encoding.ids
-        if len(ids) <= self.max_seq_len:
-            return ids, types
         sequence_ids = encoding.sequence_ids
         lengths = sequence_ids.count(0), sequence_ids.count(1)
-        kept = longest_first(*lengths, self.max_seq_len - sequence_ids.count(None))
+        room = self.max_seq_len - sequence_ids.count(None)
+        if truncation == "only_second":
+            kept = only_second(*lengths, room, self.max_seq_len)
+        else:
+            kept = longest_first(*lengths, room)
         for sequence in (1, 0):
             if kept[sequence] < lengths[sequence]:
                 start = sequence_ids.index(sequence)
@@ -293,6 +303,16 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     # A tie counts as the first being the shorter.
     kept = (short, long) if first <= second else (long, short)
     return min(first, kept[0]), min(second, kept[1])
+
+
+def only_second(first: int, second: int, room: int, limit: int) -> tuple[int, int]:
+    """How many of a pair's tokens stay: three quarters of `limit` of the first, then what fits of the second.
+
+    Source: FlagEmbedding, inference/reranker/encoder_only/base.py. Where a tiny limit leaves the second nothing, the
+    first is cut to the room.
+    """
+    first = min(first, limit * 3 // 4, room)
+    return first, min(second, room - first)
 
 
 def _check_unicode(text: str, what: str) -> None:

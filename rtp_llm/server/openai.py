@@ -59,7 +59,8 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
     prompt_name: Annotated[str | None, Meta(description="one of the checkpoint's prompts")] = None
     truncate: Annotated[bool | None, Meta(description="false: an input over the limit is an error")] = None
     truncation_side: Annotated[
-        Literal["left", "right"] | None, Meta(description="the end that an over-long input loses; null: the checkpoint's own, mostly right")
+        Literal["left", "right"] | None,
+        Meta(description="the end that an over-long input loses; null: the checkpoint's own, mostly right"),
     ] = None
     normalize: Annotated[
         bool | None, Meta(description="true: L2-normalise; false: do not; null: as the checkpoint says")

@@ -36,7 +36,7 @@ class FakeTask:
         if params.dimensions is not None and params.dimensions > DIM:
             raise InvalidRequest("dimensions too large")
 
-    def finish(self, rows: FloatArray, params: Params) -> FloatArray:
+    def finish(self, rows: FloatArray, params: Params, input_ids: Sequence[Any]) -> FloatArray:
         return rows[:, : params.dimensions]
 
 
