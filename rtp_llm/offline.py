@@ -1,8 +1,9 @@
 """The library: a model without a server, on the same engine."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,7 +16,8 @@ from rtp_llm.similarity import hybrid, hybrid_weights, similarity
 _SLICE = 256
 
 
-class Ranked(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Ranked:
     """A document of `Model.rerank`, and its place among those that were given."""
 
     index: int
@@ -104,13 +106,14 @@ class Model:
             chosen = hybrid_weights(weights, self.info.tasks)
         else:
             chosen = {TaskType(kind): 1.0}
-        both = [*_listed(left), *_listed(right)]
-        outputs = self._run(both, tuple(chosen), Params(**params), progress=False)
-        middle = len(_listed(left))
+        left, right = _listed(left), _listed(right)
+        if not left or not right:
+            return np.zeros((len(left), len(right)), np.float32)
+        outputs = self._run([*left, *right], tuple(chosen), Params(**params), progress=False)
         scores = {}
         for task, rows in outputs.items():
             output: Any = np.stack(rows) if task is TaskType.DENSE else rows
-            scores[task] = similarity(task, output[:middle], output[middle:])
+            scores[task] = similarity(task, output[: len(left)], output[len(left) :])
         return hybrid(scores, chosen)
 
     def close(self) -> None:

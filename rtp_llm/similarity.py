@@ -18,7 +18,7 @@ def similarity(kind: TaskType, left: Output, right: Output) -> FloatArray:
     if kind is TaskType.DENSE:
         return np.asarray(left @ right.T)
     scores = _lexical if kind is TaskType.SPARSE else _max_sim
-    return np.stack([scores(one, right) for one in left])
+    return np.array([scores(one, right) for one in left], np.float32).reshape(len(left), len(right))
 
 
 def hybrid(scores: Mapping[TaskType, FloatArray], weights: Mapping[TaskType, float]) -> FloatArray:

@@ -14,7 +14,7 @@ from rtp_llm.config import EngineConfig
 from rtp_llm.core import Item, ModelInfo, Request, Response, Rows, TaskType
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.scheduler import Grant, Scheduler
-from rtp_llm.engine.tokenizer import TokenizerPool
+from rtp_llm.engine.tokenizer import Token, TokenizerPool
 from rtp_llm.errors import EngineFailure, InvalidRequest, NotReady, Overloaded, RtpError, UnsupportedTask
 from rtp_llm.observability import Metrics
 from rtp_llm.runtime import Runtime
@@ -76,6 +76,10 @@ class Engine:
             reason = "a batch thread has died"
         if reason is not None:
             raise NotReady(reason)
+
+    def tokens(self, text: str) -> list[Token]:
+        """The tokens of a text as the model would read it, without prompt or limit."""
+        return self._tokenizer.tokenizer.tokens(text)
 
     async def run(self, request: Request) -> Response:
         """Answer one request; cancelling the coroutine drops what is still queued of it."""

@@ -27,8 +27,10 @@ class Vocabulary(Protocol):
     vocab_size   ids run from 0 to below it
     """
 
-    special_ids: Mapping[str, int]
     vocab_size: int
+
+    @property
+    def special_ids(self) -> Mapping[str, int]: ...
 
     def piece(self, token_id: int) -> str:
         """The vocabulary's own word for an id, which no other id has."""

@@ -33,9 +33,9 @@ def activate(logits: FloatArray, name: str | None) -> FloatArray:
     x = logits.astype(np.float64)
     if name == "softmax":
         weights = np.exp(x - x.max(axis=-1, keepdims=True))
-        return (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
+        return np.asarray(weights / weights.sum(axis=-1, keepdims=True), np.float32)
     # The functions are written for arrays of any float; their type says the commonest.
-    return np.asarray(ACTIVATION[name](x)).astype(np.float32)  # type: ignore[arg-type]
+    return np.asarray(ACTIVATION[name](x), np.float32)  # type: ignore[arg-type]
 
 
 def check_dimensions(params: Params, dimension: int) -> None:

@@ -25,8 +25,11 @@ class Reference:
         self.tokenizer = tokenizer(folder)
         self.model, self.sparse_linear, self.colbert_linear = parts
 
-    @torch.no_grad()
     def encode(self, text: str, dim: int | None = None) -> tuple[Any, dict[int, float], Any]:
+        with torch.no_grad():
+            return self._encode(text, dim)
+
+    def _encode(self, text: str, dim: int | None) -> tuple[Any, dict[int, float], Any]:
         encoded = self.tokenizer(text, truncation=True, max_length=LIMIT, return_tensors="pt")
         hidden, mask = self.model(**encoded).last_hidden_state, encoded["attention_mask"]
         dense = F.normalize(hidden[:, 0][..., :dim], dim=-1)[0].numpy()
