@@ -28,6 +28,7 @@ def load_engine(config: EngineConfig, name: str) -> Engine:
         model_config=model_config,
         pooling=config.pooling,
         hidden_size=model.hidden_size,
+        causal=model.causal,
         ops=runtime.ops,
         vocabulary=tokenizer,
     )

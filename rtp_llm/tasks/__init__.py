@@ -38,11 +38,16 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSource:
-    """What a task is made from; `pooling` is the flag, for a checkpoint that does not say."""
+    """What a task is made from.
+
+    pooling  the flag, for a checkpoint that does not say
+    causal   whether the model's last token stands for all
+    """
 
     model_config: ModelConfig
     pooling: str
     hidden_size: int
+    causal: bool
     ops: Ops
     vocabulary: Vocabulary
 

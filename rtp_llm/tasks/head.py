@@ -3,12 +3,12 @@
 classifier.dense, classifier.out_proj   RoBERTa, XLM-R, CamemBERT: first token, dense, tanh, out_proj
 pooler.dense, classifier                BERT: first token, pooler, tanh, classifier
 score                                   decoders: last token, score
-classifier                              one linear layer: on a decoder's last token, else on the first
+classifier                              one linear layer: on a causal model's last token, else on the first
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rtp_llm.checkpoint import Parameter, TensorSource, bind, open_tensors
 from rtp_llm.core import Batch
@@ -63,7 +63,7 @@ def load_head(source: TaskSource) -> Head:
     config, hidden_size = source.model_config, source.hidden_size
     tensors = open_tensors(config.transformer_folder)
     shapes = {_stripped(name): info.shape for name, info in tensors.tensors.items()}
-    layout = _find_layout(shapes, config.hf, tensors)
+    layout = _find_layout(shapes, source.causal, tensors)
     num_labels = shapes[f"{layout.last}.weight"][0]
     if num_labels != len(config.labels):
         raise CheckpointError(
@@ -89,17 +89,13 @@ def load_head(source: TaskSource) -> Head:
     return Head(layout.mode, linears[layout.hidden] if layout.hidden else None, linears[layout.last], num_labels)
 
 
-def _find_layout(shapes: Mapping[str, tuple[int, ...]], hf: Mapping[str, Any], tensors: TensorSource) -> _Layout:
+def _find_layout(shapes: Mapping[str, tuple[int, ...]], causal: bool, tensors: TensorSource) -> _Layout:
     for layout in _LAYOUTS:
         if all(f"{layer}.weight" in shapes for layer in (layout.hidden, layout.last) if layer):
             is_plain = layout.hidden is None and layout.last == "classifier"
-            return layout._replace(mode="lasttoken") if is_plain and _is_decoder(hf) else layout
+            return layout._replace(mode="lasttoken") if is_plain and causal else layout
     known = "; ".join(" with ".join(layer for layer in (item.hidden, item.last) if layer) for item in _LAYOUTS)
     raise CheckpointError(f"{tensors.path} has no classification head (one of: {known}); choose another --task_type")
-
-
-def _is_decoder(hf: Mapping[str, Any]) -> bool:
-    return str(hf.get("model_type", "")).startswith("qwen") and bool(hf.get("is_causal", True))
 
 
 def _stripped(name: str) -> str:

@@ -85,30 +85,32 @@ def test_activation_of_the_request_wins(activation: str, tmp_path: Path) -> None
         assert np.abs(model.classify(TEXTS, activation=activation) - expected.numpy()).max() <= 1e-6
 
 
-LAYOUTS: dict[str, tuple[str | None, str, bool, dict[str, Any], int]] = {
-    # name: hidden layer, last layer, bias of the last, config.json, row of the sequence that is read
-    "bert": ("bert.pooler.dense", "classifier", True, {}, 0),
-    "roberta": ("classifier.dense", "classifier.out_proj", True, {}, 0),
-    "qwen": (None, "score", False, {"model_type": "qwen2"}, -1),
-    "plain on an encoder": (None, "classifier", True, {"model_type": "bert"}, 0),
-    "plain on a decoder": (None, "classifier", True, {"model_type": "qwen2"}, -1),
-    "plain on a bidirectional decoder": (None, "classifier", True, {"model_type": "qwen2", "is_causal": False}, 0),
+LAYOUTS: dict[str, tuple[str | None, str, bool, bool, int]] = {
+    # name: hidden layer, last layer, bias of the last, causal model, row of the sequence that is read
+    "bert": ("bert.pooler.dense", "classifier", True, False, 0),
+    "roberta": ("classifier.dense", "classifier.out_proj", True, False, 0),
+    "qwen": (None, "score", False, True, -1),
+    "qwen, both ways": (None, "score", False, False, -1),
+    "plain on an encoder": (None, "classifier", True, False, 0),
+    "plain on a decoder": (None, "classifier", True, True, -1),
 }
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_of_the_head(layout: str, backend: str, tmp_path: Path) -> None:
-    hidden, last, has_bias, hf, place = LAYOUTS[layout]
+    hidden, last, has_bias, causal, place = LAYOUTS[layout]
     torch.manual_seed(5)
     layers = {last: torch.nn.Linear(60, 3, bias=has_bias)} | ({hidden: torch.nn.Linear(60, 60)} if hidden else {})
     tensors = {f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.state_dict().items()}
     safetensors.save_file({**tensors, "bert.embeddings.unrelated": torch.zeros(2)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({**hf, "id2label": {"0": "a", "1": "b", "2": "c"}}))
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "a", "1": "b", "2": "c"}}))
     ops, batch, states = BACKENDS[backend](), pack(make_items((3, 1, 17))), torch.randn(21, 60)
     config = read_model_config(tmp_path, EngineConfig(checkpoint_path=str(tmp_path)))
     vocabulary: Any = None
-    source = TaskSource(model_config=config, pooling="auto", hidden_size=60, ops=ops, vocabulary=vocabulary)
+    source = TaskSource(
+        model_config=config, pooling="auto", hidden_size=60, causal=causal, ops=ops, vocabulary=vocabulary
+    )
     ours = ops.to_numpy(load_head(source)(ops, ops.vector(states.numpy()), ops.upload(batch)))
     rows = torch.stack([part[place] for part in states.split([3, 1, 17])])
     expected = layers[last](layers[hidden](rows).tanh() if hidden else rows).detach().numpy()
