@@ -44,6 +44,7 @@ class Params:
     dimensions          Matryoshka: slice the vector, then normalise it again; None or the native size: no-op
     normalize           None: the checkpoint's own module chain; True: L2 afterwards; False: stop before its Normalize
     activation          of scores and logits; None: the checkpoint's own
+    instruction         what a language model that reranks is told to look for; None: its authors' own
     return_tokens       sparse vectors carry their tokens
     truncate            False: an input over the limit is an error
     truncation          how a pair over the limit is cut: the longer side first, as sentence-transformers does; or only
@@ -57,6 +58,7 @@ class Params:
     dimensions: int | None = None
     normalize: bool | None = None
     activation: Literal["none", "sigmoid", "softmax"] | None = None
+    instruction: str | None = None
     return_tokens: bool = False
     truncate: bool = True
     truncation: Literal["longest_first", "only_second"] = "longest_first"
@@ -177,7 +179,10 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What a server tells of the model it has loaded."""
+    """What a server tells of the model it has loaded.
+
+    scores_are_probabilities  of a reranker that is a language model: P(yes), where a cross-encoder has a logit
+    """
 
     name: str
     model_type: str
@@ -192,4 +197,5 @@ class ModelInfo:
     max_batch_tokens: int
     prompts: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    scores_are_probabilities: bool = False
     created: int = 0

@@ -43,6 +43,7 @@ class ModelConfig:
     folder                 the checkpoint
     transformer_folder     config.json, weights and tokenizer; a sub-folder in old sentence-transformers checkpoints
     hf                     config.json
+    model_type             the flag, else that of config.json
     modules                None without modules.json
     max_seq_length         of sentence_bert_config.json; None where it does not say
     prompts                name -> text; `default_prompt_name` applies when a request names none
@@ -54,6 +55,7 @@ class ModelConfig:
     folder: Path
     transformer_folder: Path
     hf: Mapping[str, Any]
+    model_type: str
     modules: tuple[Module, ...] | None
     max_seq_length: int | None
     do_lower_case: bool
@@ -62,6 +64,21 @@ class ModelConfig:
     score_activation: str | None
     labels: tuple[str, ...]
     tasks: tuple[TaskType, ...]
+
+    @property
+    def logit_score(self) -> Module | None:
+        """sentence-transformers' note of the two tokens that a reranking language model chooses from."""
+        return next((module for module in self.modules or () if module.kind == "LogitScore"), None)
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether there is a head over the vocabulary instead of one with labels."""
+        return self.logit_score is not None or _architecture(self.hf).endswith("ForCausalLM")
+
+    @property
+    def is_qwen3_reranker(self) -> bool:
+        """Whether pairs are to be put as Qwen3-Reranker's question; as in the original, every Qwen3 that reranks."""
+        return TaskType.RERANK in self.tasks and self.model_type in ("qwen3", "qwen_3")
 
     @property
     def is_bge_m3(self) -> bool:
@@ -81,6 +98,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         folder=folder,
         transformer_folder=transformer_folder,
         hf=hf,
+        model_type=str(hf.get("model_type", "")) if config.model_type == "auto" else config.model_type,
         modules=modules[1:] if modules else None,
         max_seq_length=transformer.get("max_seq_length"),
         do_lower_case=bool(transformer.get("do_lower_case", False)),
@@ -144,6 +162,15 @@ def _labels(folder: Path, hf: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(names[str(i)]) for i in range(len(names)))
 
 
+def _architecture(hf: Mapping[str, Any]) -> str:
+    return str(next(iter(hf.get("architectures") or ()), ""))
+
+
+def _names(config: EngineConfig, folder: Path) -> str:
+    """How the checkpoint is called: by the caller, and on the disk."""
+    return f"{config.checkpoint_path} {folder.resolve()}".lower()
+
+
 def _has_m3_heads(folder: Path) -> bool:
     return (folder / SPARSE_HEAD).is_file() and (folder / COLBERT_HEAD).is_file()
 
@@ -151,7 +178,8 @@ def _has_m3_heads(folder: Path) -> bool:
 def _choose_tasks(
     config: EngineConfig, hf: Mapping[str, Any], folder: Path, modules: tuple[Module, ...]
 ) -> tuple[TaskType, ...]:
-    """The flag; else what the folder holds: BGE-M3's heads, a chain with a pooling, a classification head, an encoder.
+    """The flag; else what the folder holds: BGE-M3's heads, a language model that reranks, a chain with a pooling,
+    a classification head, an encoder.
 
     A head with one label is a reranker, whose logits the classifier's route gives as well.
     """
@@ -161,7 +189,11 @@ def _choose_tasks(
         return (TaskType.DENSE,)
     if _has_m3_heads(folder):
         return _TASKS_BY_FLAG["BGE_M3"]
-    architecture = next(iter(hf.get("architectures") or ()), "")
-    if "SequenceClassification" not in architecture or any(module.kind == "Pooling" for module in modules):
+    kinds, architecture = [module.kind for module in modules], _architecture(hf)
+    # Nothing in the files of the original Qwen3-Reranker tells it from any other Qwen3, but its name does.
+    named_reranker = architecture == "Qwen3ForCausalLM" and not modules and "reranker" in _names(config, folder)
+    if "LogitScore" in kinds or named_reranker:
+        return (TaskType.RERANK,)
+    if "SequenceClassification" not in architecture or "Pooling" in kinds:
         return (TaskType.DENSE,)
     return (TaskType.RERANK, TaskType.CLASSIFY) if len(_labels(folder, hf)) == 1 else (TaskType.CLASSIFY,)

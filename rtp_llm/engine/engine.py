@@ -119,7 +119,7 @@ class Engine:
         self._admit(request)
         job = Job(request, future, loop)
         if self._tokenizer.is_small(request.inputs):
-            items = self._tokenizer.encode(request.inputs, request.params)
+            items = self._tokenizer.encode(request.inputs, request)
             self._jobs.add(job)
             job.accept(items)
             self._enqueue(items)
@@ -170,7 +170,7 @@ class Engine:
             for start in range(0, len(inputs), _TOKENIZE_CHUNK):
                 if job.done:
                     return
-                items = self._tokenizer.encode(inputs[start : start + _TOKENIZE_CHUNK], job.request.params, start)
+                items = self._tokenizer.encode(inputs[start : start + _TOKENIZE_CHUNK], job.request, start)
                 job.accept(items)
                 self._enqueue(items)
                 self._wake()

@@ -7,6 +7,7 @@ from rtp_llm.checkpoint import resolve
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.engine.engine import Engine
+from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.tokenizer import Tokenizer, TokenizerPool
 from rtp_llm.model_config import read_model_config
 from rtp_llm.observability import Metrics
@@ -46,10 +47,13 @@ def load_engine(config: EngineConfig, name: str) -> Engine:
         dtype="fp32",
         max_batch_tokens=config.max_context_batch_size * tokenizer.max_seq_len or runtime.batch_tokens,
         prompts=tuple(tokenizer.prompts),
+        scores_are_probabilities=model_config.is_qwen3_reranker,
         labels=model_config.labels if TaskType.CLASSIFY in runtime.tasks else (),
         created=int(time.time()),
     )
-    engine = Engine(config, runtime, TokenizerPool(tokenizer, config.tokenizer_threads), info, Metrics())
+    template = RerankTemplate(tokenizer) if model_config.is_qwen3_reranker else None
+    pool = TokenizerPool(tokenizer, config.tokenizer_threads, template)
+    engine = Engine(config, runtime, pool, info, Metrics())
     if config.warm_up:
         engine.warm_up()
     logger.info("loaded %s in %.2f s", name, time.perf_counter() - started)

@@ -4,17 +4,18 @@ Nothing of a Tokenizer changes after it is loaded, so any number of threads may 
 and cut here, by transformers' rules, instead of setting a truncation on the shared object.
 """
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import Input, Int32Array, Item, Params
+from rtp_llm.core import Input, Int32Array, Item, Params, Request, TaskType
 from rtp_llm.engine import tokenizer_files as files
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
 from rtp_llm.model_config import ModelConfig, sequence_limit
@@ -136,6 +137,22 @@ class Tokenizer:
             Token(token_id, token, sequence is None, *((None, None) if sequence is None else span))
             for token_id, token, sequence, span in rows
         ]
+
+    def narrowed(self, num_tokens: int) -> "Tokenizer":
+        """The same tokenizer, for inputs to which `num_tokens` tokens will be added."""
+        narrowed = copy.copy(self)
+        narrowed.max_seq_len -= num_tokens
+        narrowed._prompt_lengths = {}
+        if narrowed.max_seq_len < 1:
+            raise ConfigError(
+                f"max_seq_len: {self.max_seq_len} leaves no room beside a template of {num_tokens} tokens"
+            )
+        return narrowed
+
+    def token_id(self, piece: str) -> int | None:
+        """The id of the vocabulary's own word; None where it has no such word."""
+        token_id: int | None = self._tokenizer.token_to_id(piece)
+        return token_id
 
     def piece(self, token_id: int) -> str:
         """The vocabulary's own word for an id (`▁what`, `##ing`), which no other id has."""
@@ -325,11 +342,18 @@ def _check_unicode(text: str, what: str) -> None:
         ) from None
 
 
-class TokenizerPool:
-    """A Tokenizer on threads of its own, one job a request."""
+class Encoder(Protocol):
+    """Inputs to Items, as `Tokenizer.encode` does it."""
 
-    def __init__(self, tokenizer: Tokenizer, num_threads: int) -> None:
+    def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]: ...
+
+
+class TokenizerPool:
+    """A Tokenizer on threads of its own, one job a request; `reranking` encodes what is to be scored."""
+
+    def __init__(self, tokenizer: Tokenizer, num_threads: int, reranking: Encoder | None = None) -> None:
         self.tokenizer = tokenizer
+        self._reranking = reranking or tokenizer
         # The library reads only this variable; unset, each call would take all cores from the batches that run.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
@@ -344,9 +368,10 @@ class TokenizerPool:
                 return False
         return True
 
-    def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
-        """`Tokenizer.encode`, on the caller's thread."""
-        return self.tokenizer.encode(inputs, params, start)
+    def encode(self, inputs: Sequence[Input], request: Request, start: int = 0) -> list[Item]:
+        """`Tokenizer.encode` of some of the request's inputs, on the caller's thread."""
+        encoder = self._reranking if TaskType.RERANK in request.tasks else self.tokenizer
+        return encoder.encode(inputs, request.params, start)
 
     def submit(self, work: Callable[..., None], *arguments: object) -> None:
         """Run `work(*arguments)` on one of the pool's threads; it sees to its own errors."""

@@ -26,7 +26,9 @@ class RerankerBody(msgspec.Struct, kw_only=True):
     ] = None
     sorted: Annotated[bool | None, Meta(description="best first; null: true")] = None
     return_documents: Annotated[bool | None, Meta(description="repeat each document in its result; null: true")] = None
-    normalize: Annotated[bool | None, Meta(description="sigmoid of the score; null: false, the raw logit")] = None
+    normalize: Annotated[
+        bool | None, Meta(description="sigmoid of the logit; null: false, the raw logit, or P(yes) of a language model")
+    ] = None
     truncation: Annotated[
         bool | Literal["longest_first", "only_second"] | None,
         Meta(
@@ -34,7 +36,10 @@ class RerankerBody(msgspec.Struct, kw_only=True):
             "only_second as FlagEmbedding does; false: it is an error; null: true"
         ),
     ] = None
-    instruction: Annotated[str | None, Meta(description="ignored by cross-encoders")] = None
+    instruction: Annotated[
+        str | None,
+        Meta(description="Qwen3-Reranker: what to look for; null: as its authors; ignored by cross-encoders"),
+    ] = None
     model: Annotated[str | None, Meta(description="any name: one model is served")] = None
 
 
@@ -60,8 +65,11 @@ def to_request(body: RerankerBody, info: ModelInfo, config: ServerConfig, reques
     check_count(len(body.documents), config, "documents")
     if body.top_k is not None and body.top_k < 1:
         raise InvalidRequest(f"top_k: {body.top_k} is below 1; leave it out for all documents", param="top_k")
+    # The original's raw score of a language model is P(yes); its `normalize` squashes that once more.
+    raw = None if info.scores_are_probabilities else "none"
     params = Params(
-        activation="sigmoid" if body.normalize else "none",
+        activation="sigmoid" if body.normalize else raw,
+        instruction=body.instruction or None,
         truncate=body.truncation is not False,
         truncation="only_second" if body.truncation == "only_second" else "longest_first",
     )

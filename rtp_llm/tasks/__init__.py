@@ -35,6 +35,9 @@ class Vocabulary(Protocol):
     def piece(self, token_id: int) -> str:
         """The vocabulary's own word for an id, which no other id has."""
 
+    def token_id(self, piece: str) -> int | None:
+        """The id of the vocabulary's own word; None where it has no such word."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSource:

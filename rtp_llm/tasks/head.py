@@ -36,7 +36,9 @@ _LAYOUTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Linear:
+class Linear:
+    """One layer's weights."""
+
     weight: Weight
     bias: Tensor | None
 
@@ -46,8 +48,8 @@ class Head:
     """One row of `num_labels` logits a sequence."""
 
     mode: PoolMode
-    hidden: _Linear | None
-    last: _Linear
+    hidden: Linear | None
+    last: Linear
     num_labels: int
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
@@ -79,7 +81,7 @@ def load_head(source: TaskSource) -> Head:
     # What belongs to the encoder is the model's to be strict about.
     weights = bind(tensors, needed, prefixes=_PREFIXES, ignore=("",))
     linears = {
-        layer: _Linear(
+        layer: Linear(
             source.ops.matrix(weights[f"{layer}.weight"]),
             source.ops.vector(weights[f"{layer}.bias"]) if f"{layer}.bias" in needed else None,
         )

@@ -21,8 +21,9 @@ F = torch.nn.functional
 class Reference:
     """FlagEmbedding 1.4, finetune/embedder/encoder_only/m3/modeling.py and inference/embedder/encoder_only/m3.py."""
 
-    def __init__(self, folder: Path, parts: tuple[Any, Any, Any]) -> None:
+    def __init__(self, folder: Path, parts: tuple[Any, Any, Any], limit: int = LIMIT) -> None:
         self.tokenizer = tokenizer(folder)
+        self.limit = limit
         self.model, self.sparse_linear, self.colbert_linear = parts
 
     def encode(self, text: str, dim: int | None = None) -> tuple[Any, dict[int, float], Any]:
@@ -30,7 +31,7 @@ class Reference:
             return self._encode(text, dim)
 
     def _encode(self, text: str, dim: int | None) -> tuple[Any, dict[int, float], Any]:
-        encoded = self.tokenizer(text, truncation=True, max_length=LIMIT, return_tensors="pt")
+        encoded = self.tokenizer(text, truncation=True, max_length=self.limit, return_tensors="pt")
         hidden, mask = self.model(**encoded).last_hidden_state, encoded["attention_mask"]
         dense = F.normalize(hidden[:, 0][..., :dim], dim=-1)[0].numpy()
         weights = torch.relu(self.sparse_linear(hidden))[0, :, 0].tolist()
