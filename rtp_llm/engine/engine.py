@@ -119,7 +119,7 @@ class Engine:
         self._admit(request)
         job = Job(request, future, loop)
         if self._tokenizer.is_small(request.inputs):
-            items = self._tokenizer.encode(request.inputs, request)
+            items = self._encode(request, 0, len(request.inputs))
             self._jobs.add(job)
             job.accept(items)
             self._enqueue(items)
@@ -163,14 +163,17 @@ class Engine:
                 retry_after=wait,
             )
 
+    def _encode(self, request: Request, start: int, stop: int) -> list[Item]:
+        inputs = request.inputs[start:stop]
+        return self._tokenizer.encode(inputs, request.params, start, rerank=TaskType.RERANK in request.tasks)
+
     def _encode_all(self, job: Job) -> None:
         """Tokenise a large request part by part; runs on a tokeniser thread."""
-        inputs = job.request.inputs
         try:
-            for start in range(0, len(inputs), _TOKENIZE_CHUNK):
+            for start in range(0, len(job.request.inputs), _TOKENIZE_CHUNK):
                 if job.done:
                     return
-                items = self._tokenizer.encode(inputs[start : start + _TOKENIZE_CHUNK], job.request, start)
+                items = self._encode(job.request, start, start + _TOKENIZE_CHUNK)
                 job.accept(items)
                 self._enqueue(items)
                 self._wake()

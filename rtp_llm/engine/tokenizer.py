@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import Input, Int32Array, Item, Params, Request, TaskType
+from rtp_llm.core import Input, Int32Array, Item, Params
 from rtp_llm.engine import tokenizer_files as files
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
 from rtp_llm.model_config import ModelConfig, sequence_limit
@@ -368,10 +368,9 @@ class TokenizerPool:
                 return False
         return True
 
-    def encode(self, inputs: Sequence[Input], request: Request, start: int = 0) -> list[Item]:
-        """`Tokenizer.encode` of some of the request's inputs, on the caller's thread."""
-        encoder = self._reranking if TaskType.RERANK in request.tasks else self.tokenizer
-        return encoder.encode(inputs, request.params, start)
+    def encode(self, inputs: Sequence[Input], params: Params, start: int = 0, *, rerank: bool = False) -> list[Item]:
+        """`Tokenizer.encode`, on the caller's thread; `rerank`: these are to be scored."""
+        return (self._reranking if rerank else self.tokenizer).encode(inputs, params, start)
 
     def submit(self, work: Callable[..., None], *arguments: object) -> None:
         """Run `work(*arguments)` on one of the pool's threads; it sees to its own errors."""

@@ -66,7 +66,7 @@ def to_request(body: RerankerBody, info: ModelInfo, config: ServerConfig, reques
     if body.top_k is not None and body.top_k < 1:
         raise InvalidRequest(f"top_k: {body.top_k} is below 1; leave it out for all documents", param="top_k")
     # The original's raw score of a language model is P(yes); its `normalize` squashes that once more.
-    raw = None if info.scores_are_probabilities else "none"
+    raw: Literal["none"] | None = None if info.scores_are_probabilities else "none"
     params = Params(
         activation="sigmoid" if body.normalize else raw,
         instruction=body.instruction or None,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import FloatArray, Input, Item, ModelInfo, Params, Request, TaskType
+from rtp_llm.core import FloatArray, Input, Item, ModelInfo, Params, TaskType
 from rtp_llm.engine.engine import Engine
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.observability import Metrics
@@ -74,7 +74,7 @@ class FakeTokenizer:
     def is_small(self, inputs: Sequence[Input]) -> bool:
         return sum(len(text) for text in inputs) <= 20
 
-    def encode(self, inputs: Sequence[Any], request: Request, start: int = 0) -> list[Item]:
+    def encode(self, inputs: Sequence[Any], params: Params, start: int = 0, *, rerank: bool = False) -> list[Item]:
         if "refuse" in inputs:
             raise InvalidRequest("refused")
         if "break" in inputs:

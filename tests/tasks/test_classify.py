@@ -14,7 +14,7 @@ from rtp_llm.model_config import read_model_config
 from rtp_llm.tasks import TaskSource
 from rtp_llm.tasks.head import load_head
 from tests.backends import BACKENDS
-from tests.models.test_bert import make_items
+from tests.models.oracle import make_items
 from tests.tasks.checkpoints import LIMIT, PAIRS, SHAPES, TEXTS, loaded, save, tokenizer
 
 torch = pytest.importorskip("torch")
