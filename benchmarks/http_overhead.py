@@ -33,6 +33,7 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, Response, TaskType
 from rtp_llm.observability import Metrics
 from rtp_llm.server import serve
+from rtp_llm.server.dialect import Token
 
 _SENTENCE = "The quick brown fox jumps over the lazy dog near the bank of the river"
 _ANSWER = b"x" * 2200
@@ -95,6 +96,9 @@ class NoEngine:
 
     def check_health(self) -> None:
         pass
+
+    def tokens(self, text: str) -> list[Token]:
+        return []
 
     async def run(self, request: Request) -> Response:
         await asyncio.sleep(0)

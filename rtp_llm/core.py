@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 Int32Array: TypeAlias = NDArray[np.int32]
 FloatArray: TypeAlias = NDArray[np.float32]
 Input: TypeAlias = str | tuple[str, str] | list[int]
-Output: TypeAlias = FloatArray
+# What a task computes for some inputs: a matrix with a row each, or a list with an array [tokens, ·] each.
+Rows: TypeAlias = FloatArray | list[FloatArray]
+# What a caller gets of one task; see Response.
+Output: TypeAlias = Any
 
 
 class TaskType(str, Enum):
@@ -20,8 +23,18 @@ class TaskType(str, Enum):
     DENSE = "dense"
     SPARSE = "sparse"
     COLBERT = "colbert"
+    TOKENS = "tokens"
     RERANK = "rerank"
     CLASSIFY = "classify"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseVector:
+    """Weights by token id: `indices` [n] ascending, `values` [n] > 0; `tokens` are the vocabulary's own, on request."""
+
+    indices: Int32Array
+    values: FloatArray
+    tokens: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +43,12 @@ class Params:
 
     dimensions          Matryoshka: slice the vector, then normalise it again; None or the native size: no-op
     normalize           None: the checkpoint's own module chain; True: L2 afterwards; False: stop before its Normalize
+    activation          of scores and logits; None: the checkpoint's own
+    instruction         what a language model that reranks is told to look for; None: its authors' own
+    return_tokens       sparse vectors carry their tokens
     truncate            False: an input over the limit is an error
+    truncation          how a pair over the limit is cut: the longer side first, as sentence-transformers does; or only
+                        the second, after cutting the first to three quarters of the limit, as FlagEmbedding does
     truncation_side     which end an over-long input loses; None: the checkpoint's, right where it does not say
     prompt              text put before each input; None: `prompt_name`, else the checkpoint's default prompt
     prompt_name         a key of the checkpoint's prompts
@@ -39,7 +57,11 @@ class Params:
 
     dimensions: int | None = None
     normalize: bool | None = None
+    activation: Literal["none", "sigmoid", "softmax"] | None = None
+    instruction: str | None = None
+    return_tokens: bool = False
     truncate: bool = True
+    truncation: Literal["longest_first", "only_second"] = "longest_first"
     truncation_side: Literal["left", "right"] | None = None
     prompt: str | None = None
     prompt_name: str | None = None
@@ -58,13 +80,14 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One tokenised sequence of a request: `index` is its place among the request's inputs."""
+    """One tokenised sequence of a request, to be answered by `tasks`: `index` is its place among the inputs."""
 
     input_ids: Int32Array
     index: int
     token_type_ids: Int32Array | None = None
     prompt_length: int = 0
     truncated: bool = False
+    tasks: tuple[TaskType, ...] = ()
     owner: Any = None
     queued: bool = False
 
@@ -132,15 +155,21 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """`outputs[task]` has a row per input, in the request's order.
+    """`outputs[task]` has an entry per input, in the request's order.
 
-    For the dense task that is one fp32 matrix [inputs, dim].
-    `num_tokens` counts what the model really read: after truncation, special tokens included.
+    dense            fp32 [inputs, dim]
+    sparse           list of SparseVector
+    colbert, tokens  list of fp32 [tokens, dim]: colbert without the first token, tokens with all of `input_ids`
+    rerank           fp32 [inputs]
+    classify         fp32 [inputs, labels]
+
+    `num_tokens` and `input_ids` are what the model really read: after truncation, special tokens included.
     """
 
     outputs: dict[TaskType, Output]
     num_tokens: Sequence[int]
     truncated: Sequence[bool]
+    input_ids: Sequence[Int32Array] = ()
     timings: Timings = field(default_factory=Timings)
 
     @property
@@ -150,7 +179,10 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What a server tells of the model it has loaded."""
+    """What a server tells of the model it has loaded.
+
+    scores_are_probabilities  of a reranker that is a language model: P(yes), where a cross-encoder has a logit
+    """
 
     name: str
     model_type: str
@@ -164,4 +196,6 @@ class ModelInfo:
     dtype: str
     max_batch_tokens: int
     prompts: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    scores_are_probabilities: bool = False
     created: int = 0

@@ -18,8 +18,10 @@ _TASKS_BY_FLAG = {
     "RERANKER": (TaskType.RERANK,),
     "SEQ_CLASSIFICATION": (TaskType.CLASSIFY,),
     "BGE_M3": (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT),
-    "ALL_EMBEDDING": (TaskType.DENSE,),
+    "ALL_EMBEDDING": (TaskType.TOKENS,),
 }
+# BGE-M3's heads, beside the encoder.
+SPARSE_HEAD, COLBERT_HEAD = "sparse_linear.pt", "colbert_linear.pt"
 # sentence-transformers once named this file after the architecture.
 _TRANSFORMER_CONFIGS = tuple(
     f"sentence_{name}_config.json"
@@ -42,21 +44,47 @@ class ModelConfig:
     folder                 the checkpoint
     transformer_folder     config.json, weights and tokenizer; a sub-folder in old sentence-transformers checkpoints
     hf                     config.json, under json_model_override_args
+    model_type             the flag, else that of config.json
     modules                None without modules.json
     max_seq_length         of sentence_bert_config.json; None where it does not say
     prompts                name -> text; `default_prompt_name` applies when a request names none
+    score_activation       dotted path of the torch.nn class that a CrossEncoder puts on its scores; None: its default
+    labels                 names of a classifier's outputs, in their order
     tasks                  what to serve
     """
 
     folder: Path
     transformer_folder: Path
     hf: Mapping[str, Any]
+    model_type: str
     modules: tuple[Module, ...] | None
     max_seq_length: int | None
     do_lower_case: bool
     prompts: Mapping[str, str]
     default_prompt_name: str | None
+    score_activation: str | None
+    labels: tuple[str, ...]
     tasks: tuple[TaskType, ...]
+
+    @property
+    def logit_score(self) -> Module | None:
+        """sentence-transformers' note of the two tokens that a reranking language model chooses from."""
+        return next((module for module in self.modules or () if module.kind == "LogitScore"), None)
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether there is a head over the vocabulary instead of one with labels."""
+        return self.logit_score is not None or _architecture(self.hf).endswith("ForCausalLM")
+
+    @property
+    def is_qwen3_reranker(self) -> bool:
+        """Whether pairs are to be put as Qwen3-Reranker's question; as in the original, every Qwen3 that reranks."""
+        return TaskType.RERANK in self.tasks and self.model_type in ("qwen3", "qwen_3")
+
+    @property
+    def is_bge_m3(self) -> bool:
+        """Whether both of BGE-M3's heads are there."""
+        return _has_m3_heads(self.folder)
 
 
 def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
@@ -71,12 +99,15 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         folder=folder,
         transformer_folder=transformer_folder,
         hf=hf,
+        model_type=str(hf.get("model_type", "")) if config.model_type == "auto" else config.model_type,
         modules=modules[1:] if modules else None,
         max_seq_length=transformer.get("max_seq_length"),
         do_lower_case=bool(transformer.get("do_lower_case", False)),
         prompts=prompts,
         default_prompt_name=sentence.get("default_prompt_name"),
-        tasks=_choose_tasks(config, hf, modules is not None),
+        score_activation=sentence.get("activation_fn") or _score_activation(hf),
+        labels=_labels(transformer_folder, hf),
+        tasks=_choose_tasks(config, hf, folder, modules or ()),
     )
 
 
@@ -126,11 +157,56 @@ def _first_json(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
     return {}
 
 
-def _choose_tasks(config: EngineConfig, hf: Mapping[str, Any], is_sentence_transformer: bool) -> tuple[TaskType, ...]:
-    """The flag; else dense for a sentence-transformers folder or a bare encoder, classify for a head."""
+def _score_activation(hf: Mapping[str, Any]) -> str | None:
+    """Where sentence-transformers 4 and 5, and those before, note a CrossEncoder's activation."""
+    noted = (hf.get("sentence_transformers") or {}).get("activation_fn")
+    return noted or hf.get("sbert_ce_default_activation_function")
+
+
+def _labels(folder: Path, hf: Mapping[str, Any]) -> tuple[str, ...]:
+    """id2label in the order of its numbers; transformers' own names, LABEL_0 and so on, where it is absent."""
+    names = hf.get("id2label")
+    if names is None:
+        return tuple(f"LABEL_{i}" for i in range(hf.get("num_labels", 2)))
+    if not isinstance(names, dict) or {str(key) for key in names} != {str(i) for i in range(len(names))}:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: id2label must name the outputs 0, 1, 2, …; it is {names!r:.200}"
+        )
+    return tuple(str(names[str(i)]) for i in range(len(names)))
+
+
+def _architecture(hf: Mapping[str, Any]) -> str:
+    return str(next(iter(hf.get("architectures") or ()), ""))
+
+
+def _names(config: EngineConfig, folder: Path) -> str:
+    """How the checkpoint is called: by the caller, and on the disk."""
+    return f"{config.checkpoint_path} {folder.resolve()}".lower()
+
+
+def _has_m3_heads(folder: Path) -> bool:
+    return (folder / SPARSE_HEAD).is_file() and (folder / COLBERT_HEAD).is_file()
+
+
+def _choose_tasks(
+    config: EngineConfig, hf: Mapping[str, Any], folder: Path, modules: tuple[Module, ...]
+) -> tuple[TaskType, ...]:
+    """The flag; else what the folder holds: BGE-M3's heads, a language model that reranks, a chain with a pooling,
+    a classification head, an encoder.
+
+    A head with one label is a reranker, whose logits the classifier's route gives as well.
+    """
     if config.task_type != "auto":
         return _TASKS_BY_FLAG[config.task_type]
-    architecture = next(iter(hf.get("architectures") or ()), "")
-    if config.embedding_model == 1 or is_sentence_transformer or "SequenceClassification" not in architecture:
+    if config.embedding_model == 1:
         return (TaskType.DENSE,)
-    return (TaskType.CLASSIFY,)
+    if _has_m3_heads(folder):
+        return _TASKS_BY_FLAG["BGE_M3"]
+    kinds, architecture = [module.kind for module in modules], _architecture(hf)
+    # Nothing in the files of the original Qwen3-Reranker tells it from any other Qwen3, but its name does.
+    named_reranker = architecture == "Qwen3ForCausalLM" and not modules and "reranker" in _names(config, folder)
+    if "LogitScore" in kinds or named_reranker:
+        return (TaskType.RERANK,)
+    if "SequenceClassification" not in architecture or "Pooling" in kinds:
+        return (TaskType.DENSE,)
+    return (TaskType.RERANK, TaskType.CLASSIFY) if len(_labels(folder, hf)) == 1 else (TaskType.CLASSIFY,)

@@ -1,17 +1,28 @@
 """The library: a model without a server, on the same engine."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, SparseVector, TaskType
 from rtp_llm.engine.loading import load_engine
+from rtp_llm.similarity import hybrid, hybrid_weights, similarity
 
 # Inputs of one request: large enough that batches are full, small enough that a progress bar moves.
 _SLICE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A document of `Model.rerank`, and its place among those that were given."""
+
+    index: int
+    score: float
+    document: str
 
 
 class Model:
@@ -44,14 +55,66 @@ class Model:
         progress: bool = False,
     ) -> FloatArray:
         """Texts, pairs or lists of token ids -> fp32 [n, dim]; one str -> [dim]. See core.Params for the options."""
-        single = isinstance(inputs, str)
         params = Params(
             dimensions=dimensions, normalize=normalize, prompt=prompt, prompt_name=prompt_name, truncate=truncate
         )
-        responses = self._run([inputs] if single else inputs, params, progress)
-        rows = [response.outputs[TaskType.DENSE] for response in responses]
-        matrix = np.concatenate(rows) if rows else np.zeros((0, dimensions or self.info.dimension), np.float32)
-        return matrix[0] if single else matrix
+        rows = self._run(inputs, (TaskType.DENSE,), params, progress)[TaskType.DENSE]
+        matrix = np.stack(rows) if rows else np.zeros((0, dimensions or self.info.dimension), np.float32)
+        return matrix[0] if isinstance(inputs, str) else matrix
+
+    def embed_sparse(self, inputs: Sequence[Input], *, progress: bool = False, **params: Any) -> list[SparseVector]:
+        """-> lexical weights by token id, as BGE-M3 gives them. `params`: fields of core.Params, e.g. return_tokens."""
+        return self._run(inputs, (TaskType.SPARSE,), Params(**params), progress)[TaskType.SPARSE]
+
+    def embed_colbert(self, inputs: Sequence[Input], *, progress: bool = False, **params: Any) -> list[FloatArray]:
+        """-> fp32 [tokens - 1, dim] an input. `params`: fields of core.Params."""
+        return self._run(inputs, (TaskType.COLBERT,), Params(**params), progress)[TaskType.COLBERT]
+
+    def embed_all(self, inputs: Sequence[Input], *, progress: bool = False, **params: Any) -> dict[str, list[Any]]:
+        """-> every kind of embedding that the checkpoint offers (dense, sparse, colbert, tokens), from one forward."""
+        tasks = tuple(task for task in self.info.tasks if task not in (TaskType.RERANK, TaskType.CLASSIFY))
+        return {task.value: rows for task, rows in self._run(inputs, tasks, Params(**params), progress).items()}
+
+    def rerank(
+        self, query: str, documents: Sequence[str], *, top_k: int | None = None, progress: bool = False, **params: Any
+    ) -> list[Ranked]:
+        """The documents, best first; scores as the checkpoint's CrossEncoder gives them, or as `activation` says."""
+        pairs = [(query, document) for document in documents]
+        scores = self._run(pairs, (TaskType.RERANK,), Params(**params), progress)[TaskType.RERANK]
+        order = sorted(range(len(pairs)), key=lambda index: -scores[index])
+        return [Ranked(index, float(scores[index]), documents[index]) for index in order[:top_k]]
+
+    def classify(self, inputs: Sequence[Input], *, progress: bool = False, **params: Any) -> FloatArray:
+        """Texts or pairs -> fp32 [n, labels]: scores as transformers' pipeline gives them, or as `activation` says.
+
+        `info.labels` names the columns.
+        """
+        rows = self._run(inputs, (TaskType.CLASSIFY,), Params(**params), progress)[TaskType.CLASSIFY]
+        return np.stack(rows) if rows else np.zeros((0, len(self.info.labels)), np.float32)
+
+    def similarity(
+        self,
+        left: Sequence[Input],
+        right: Sequence[Input],
+        *,
+        kind: Literal["dense", "sparse", "colbert", "hybrid"] = "dense",
+        weights: Sequence[float] | None = None,
+        **params: Any,
+    ) -> FloatArray:
+        """-> fp32 [left, right]; hybrid: the mean of dense, sparse and colbert by `weights`, 1 each if absent."""
+        if kind == "hybrid":
+            chosen = hybrid_weights(weights, self.info.tasks)
+        else:
+            chosen = {TaskType(kind): 1.0}
+        left, right = _listed(left), _listed(right)
+        if not left or not right:
+            return np.zeros((len(left), len(right)), np.float32)
+        outputs = self._run([*left, *right], tuple(chosen), Params(**params), progress=False)
+        scores = {}
+        for task, rows in outputs.items():
+            output: Any = np.stack(rows) if task is TaskType.DENSE else rows
+            scores[task] = similarity(task, output[: len(left)], output[len(left) :])
+        return hybrid(scores, chosen)
 
     def close(self) -> None:
         """End the engine's threads."""
@@ -65,9 +128,21 @@ class Model:
     ) -> None:
         self.close()
 
-    def _run(self, inputs: Sequence[Any], params: Params, progress: bool) -> Iterator[Response]:
+    def _run(
+        self, inputs: Input | Sequence[Input], tasks: tuple[TaskType, ...], params: Params, progress: bool
+    ) -> dict[TaskType, list[Any]]:
+        """Per task, an output for each input."""
+        outputs: dict[TaskType, list[Any]] = {task: [] for task in tasks}
+        for response in self._responses(_listed(inputs), tasks, params, progress):
+            for task, rows in response.outputs.items():
+                outputs[task] += list(rows)
+        return outputs
+
+    def _responses(
+        self, inputs: Sequence[Any], tasks: tuple[TaskType, ...], params: Params, progress: bool
+    ) -> Iterator[Response]:
         slices = (inputs[start : start + _SLICE] for start in range(0, len(inputs), _SLICE))
-        requests = (Request(inputs=part, params=params) for part in slices)
+        requests = (Request(inputs=part, tasks=tasks, params=params) for part in slices)
         if not progress:
             yield from self._engine.run_many(requests)
             return
@@ -77,3 +152,8 @@ class Model:
             for response in self._engine.run_many(requests):
                 bar.update(len(response.num_tokens))
                 yield response
+
+
+def _listed(inputs: Any) -> Any:
+    """A single text stands for a list of one."""
+    return [inputs] if isinstance(inputs, str) else inputs

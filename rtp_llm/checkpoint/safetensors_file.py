@@ -4,6 +4,7 @@ Source: the format section of https://github.com/huggingface/safetensors. Read b
 so that bf16 needs no further package, fp32 is not copied, and every malformed file is refused by name.
 """
 
+import math
 import struct
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -39,6 +40,12 @@ class SafetensorsFile:
     def read(self, name: str) -> FloatArray:
         info = self.tensors[name]
         return self._file.read(info.dtype, info.shape, self._offsets[name])
+
+    def read_row(self, name: str, row: int) -> FloatArray:
+        info = self.tensors[name]
+        assert 0 <= row < info.shape[0], f"row {row} of {name} {info.shape}"
+        step = math.prod(info.shape[1:]) * np.dtype(DTYPES[info.dtype]).itemsize
+        return self._file.read(info.dtype, info.shape[1:], self._offsets[name] + row * step)
 
     def close(self) -> None:
         self._file.release()

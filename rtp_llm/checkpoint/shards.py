@@ -58,6 +58,9 @@ class Shards:
     def read(self, name: str) -> FloatArray:
         return self._owner[name].read(name)
 
+    def read_row(self, name: str, row: int) -> FloatArray:
+        return self._owner[name].read_row(name, row)
+
     def close(self) -> None:
         for source in self._sources:
             source.close()

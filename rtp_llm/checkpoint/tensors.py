@@ -46,6 +46,9 @@ class TensorSource(Protocol):
     def read(self, name: str) -> FloatArray:
         """fp32, C-contiguous; fp32 in the file: a read-only view of the mapped file, else a converted copy."""
 
+    def read_row(self, name: str, row: int) -> FloatArray:
+        """`read(name)[row]`, without reading the rest."""
+
     def close(self) -> None:
         """Let the file's pages go; arrays that still view them stay valid and read them again when touched."""
 

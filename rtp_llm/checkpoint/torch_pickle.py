@@ -81,9 +81,16 @@ class TorchFile:
 
     def read(self, name: str) -> FloatArray:
         tensor = self._tensors[name]
+        return self._read(tensor, tensor.offset, tensor.shape, tensor.strides)
+
+    def read_row(self, name: str, row: int) -> FloatArray:
+        tensor = self._tensors[name]
+        assert 0 <= row < tensor.shape[0], f"row {row} of {name} {tensor.shape}"
+        return self._read(tensor, tensor.offset + row * tensor.strides[0], tensor.shape[1:], tensor.strides[1:])
+
+    def _read(self, tensor: _Tensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> FloatArray:
         dtype, start = tensor.storage.dtype, self._offsets[tensor.storage.key][0]
-        offset = start + tensor.offset * np.dtype(DTYPES[dtype]).itemsize
-        return self._file.read(dtype, tensor.shape, offset, tensor.strides)
+        return self._file.read(dtype, shape, start + offset * np.dtype(DTYPES[dtype]).itemsize, strides)
 
     def close(self) -> None:
         self._file.release()

@@ -11,10 +11,10 @@ from itertools import groupby
 import numpy as np
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import FloatArray, Item, ModelInfo, Request, Response, TaskType
+from rtp_llm.core import Item, ModelInfo, Request, Response, Rows, TaskType
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.scheduler import Grant, Scheduler
-from rtp_llm.engine.tokenizer import TokenizerPool
+from rtp_llm.engine.tokenizer import Token, TokenizerPool
 from rtp_llm.errors import EngineFailure, InvalidRequest, NotReady, Overloaded, RtpError, UnsupportedTask
 from rtp_llm.observability import Metrics
 from rtp_llm.runtime import Runtime
@@ -77,6 +77,10 @@ class Engine:
         if reason is not None:
             raise NotReady(reason)
 
+    def tokens(self, text: str) -> list[Token]:
+        """The tokens of a text as the model would read it, without prompt or limit."""
+        return self._tokenizer.tokenizer.tokens(text)
+
     async def run(self, request: Request) -> Response:
         """Answer one request; cancelling the coroutine drops what is still queued of it."""
         loop = asyncio.get_running_loop()
@@ -115,7 +119,7 @@ class Engine:
         self._admit(request)
         job = Job(request, future, loop)
         if self._tokenizer.is_small(request.inputs):
-            items = self._tokenizer.encode(request.inputs, request.params)
+            items = self._encode(request, 0, len(request.inputs))
             self._jobs.add(job)
             job.accept(items)
             self._enqueue(items)
@@ -159,14 +163,17 @@ class Engine:
                 retry_after=wait,
             )
 
+    def _encode(self, request: Request, start: int, stop: int) -> list[Item]:
+        inputs = request.inputs[start:stop]
+        return self._tokenizer.encode(inputs, request.params, start, rerank=TaskType.RERANK in request.tasks)
+
     def _encode_all(self, job: Job) -> None:
         """Tokenise a large request part by part; runs on a tokeniser thread."""
-        inputs = job.request.inputs
         try:
-            for start in range(0, len(inputs), _TOKENIZE_CHUNK):
+            for start in range(0, len(job.request.inputs), _TOKENIZE_CHUNK):
                 if job.done:
                     return
-                items = self._tokenizer.encode(inputs[start : start + _TOKENIZE_CHUNK], job.request.params, start)
+                items = self._encode(job.request, start, start + _TOKENIZE_CHUNK)
                 job.accept(items)
                 self._enqueue(items)
                 self._wake()
@@ -275,13 +282,15 @@ class Engine:
                 finished += self._fail_item(item, error)
         return finished
 
-    def _checked_run(self, items: Sequence[Item], num_cores: int) -> dict[TaskType, FloatArray]:
+    def _checked_run(self, items: Sequence[Item], num_cores: int) -> dict[TaskType, Rows]:
         rows = self._runtime.run(items, num_cores)
-        if not all(np.isfinite(matrix).all() for matrix in rows.values()):
-            raise EngineFailure("the model returned NaN or infinity")
+        for computed in rows.values():
+            matrices = computed if isinstance(computed, list) else [computed]
+            if not all(np.isfinite(matrix).all() for matrix in matrices):
+                raise EngineFailure("the model returned NaN or infinity")
         return rows
 
-    def _store(self, items: Sequence[Item], rows: dict[TaskType, FloatArray]) -> list[Job]:
+    def _store(self, items: Sequence[Item], rows: dict[TaskType, Rows]) -> list[Job]:
         finished = []
         with self._changed:
             for row, item in enumerate(items):
@@ -320,9 +329,21 @@ class Engine:
     def _outcome(self, job: Job) -> Response | Exception:
         if job.error is not None:
             return job.error
-        params = job.request.params
-        outputs = {task: self._runtime.tasks[task].finish(rows, params) for task, rows in job.outputs.items()}
-        response = Response(outputs=outputs, num_tokens=job.num_tokens, truncated=job.truncated, timings=job.timings())
+        tasks, params = self._runtime.tasks, job.request.params
+        try:
+            outputs = {task: tasks[task].finish(rows, params, job.input_ids) for task, rows in job.outputs.items()}
+        except Exception as error:  # the border: an answer that cannot be finished must not end the batch thread
+            if isinstance(error, RtpError):
+                return error
+            logger.exception("finishing an answer failed")
+            return EngineFailure(f"finishing the answer failed: {type(error).__name__}")
+        response = Response(
+            outputs=outputs,
+            num_tokens=job.num_tokens,
+            truncated=job.truncated,
+            input_ids=job.input_ids,
+            timings=job.timings(),
+        )
         self.metrics.observe_response(response)
         return response
 

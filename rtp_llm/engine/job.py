@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from rtp_llm.core import FloatArray, Item, Request, Response, TaskType, Timings
+from rtp_llm.core import FloatArray, Int32Array, Item, Request, Response, Rows, TaskType, Timings
+
+_NO_IDS: Int32Array = np.zeros(0, np.int32)
+_NO_ROWS: FloatArray = np.zeros((0, 0), np.float32)
 
 
 class Job:
@@ -23,6 +26,7 @@ class Job:
         "computing_at",
         "error",
         "future",
+        "input_ids",
         "loop",
         "num_tokens",
         "outputs",
@@ -46,7 +50,8 @@ class Job:
         self.queued_tokens = self.queued_items = 0
         self.cancelled = False
         self.error: Exception | None = None
-        self.outputs: dict[TaskType, FloatArray] = {}
+        self.outputs: dict[TaskType, Rows] = {}
+        self.input_ids = [_NO_IDS] * count
         self.num_tokens = [0] * count
         self.truncated = [False] * count
         self.started_at = time.perf_counter()
@@ -62,18 +67,26 @@ class Job:
         self.tokenized_at = time.perf_counter()
         for item in items:
             item.owner = self
+            item.tasks = self.request.tasks
+            self.input_ids[item.index] = item.input_ids
             self.num_tokens[item.index] = len(item.input_ids)
             self.truncated[item.index] = item.truncated
 
-    def store(self, item: Item, rows: dict[TaskType, FloatArray], row: int) -> None:
-        """One computed row; `rows[task]` is the batch's matrix."""
+    def store(self, item: Item, rows: dict[TaskType, Rows], row: int) -> None:
+        """One item's share of a batch; `rows[task]` is the whole batch's."""
         for task in self.request.tasks:
-            matrix = self.outputs.get(task)
-            if matrix is None:
-                matrix = np.empty((len(self.num_tokens), *rows[task].shape[1:]), dtype=np.float32)
-                self.outputs[task] = matrix
-            matrix[item.index] = rows[task][row]
+            computed, own = rows[task], self.outputs.get(task)
+            if own is None:
+                own = self.outputs[task] = self._room_for(computed)
+            # A copy: a view would keep the arrays of the whole batch until this job is done.
+            own[item.index] = computed[row].copy() if isinstance(own, list) else computed[row]
         self.remaining -= 1
+
+    def _room_for(self, computed: Rows) -> Rows:
+        count = len(self.num_tokens)
+        if isinstance(computed, list):
+            return [_NO_ROWS] * count
+        return np.empty((count, *computed.shape[1:]), dtype=np.float32)
 
     def timings(self) -> Timings:
         """Seconds by stage, up to now. Tokenising of later parts overlaps with computing in a large request."""

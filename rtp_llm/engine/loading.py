@@ -5,12 +5,14 @@ import time
 
 from rtp_llm.checkpoint import resolve
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import ModelInfo
+from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.engine.engine import Engine
+from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.tokenizer import Tokenizer, TokenizerPool
 from rtp_llm.model_config import read_model_config
 from rtp_llm.observability import Metrics
 from rtp_llm.runtime import load_runtime
+from rtp_llm.tasks import TaskSource, load_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,15 @@ def load_engine(config: EngineConfig, name: str) -> Engine:
     runtime = load_runtime(config, model_config)
     model = runtime.model
     tokenizer = Tokenizer.load(config, model_config, max_positions=model.max_positions, vocab_size=model.vocab_size)
+    source = TaskSource(
+        model_config=model_config,
+        pooling=config.pooling,
+        hidden_size=model.hidden_size,
+        causal=model.causal,
+        ops=runtime.ops,
+        vocabulary=tokenizer,
+    )
+    runtime.tasks = load_tasks(source)
     info = ModelInfo(
         name=name,
         model_type=runtime.model_type,
@@ -36,9 +47,13 @@ def load_engine(config: EngineConfig, name: str) -> Engine:
         dtype="fp32",
         max_batch_tokens=config.max_context_batch_size * tokenizer.max_seq_len or runtime.batch_tokens,
         prompts=tuple(tokenizer.prompts),
+        scores_are_probabilities=model_config.is_qwen3_reranker,
+        labels=model_config.labels if TaskType.CLASSIFY in runtime.tasks else (),
         created=int(time.time()),
     )
-    engine = Engine(config, runtime, TokenizerPool(tokenizer, config.tokenizer_threads), info, Metrics())
+    template = RerankTemplate(tokenizer) if model_config.is_qwen3_reranker else None
+    pool = TokenizerPool(tokenizer, config.tokenizer_threads, template)
+    engine = Engine(config, runtime, pool, info, Metrics())
     if config.warm_up:
         engine.warm_up()
     logger.info("loaded %s in %.2f s", name, time.perf_counter() - started)

@@ -4,12 +4,13 @@ Nothing of a Tokenizer changes after it is loaded, so any number of threads may 
 and cut here, by transformers' rules, instead of setting a truncation on the shared object.
 """
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -137,6 +138,27 @@ class Tokenizer:
             for token_id, token, sequence, span in rows
         ]
 
+    def narrowed(self, num_tokens: int) -> "Tokenizer":
+        """The same tokenizer, for inputs to which `num_tokens` tokens will be added."""
+        narrowed = copy.copy(self)
+        narrowed.max_seq_len -= num_tokens
+        narrowed._prompt_lengths = {}
+        if narrowed.max_seq_len < 1:
+            raise ConfigError(
+                f"max_seq_len: {self.max_seq_len} leaves no room beside a template of {num_tokens} tokens"
+            )
+        return narrowed
+
+    def token_id(self, piece: str) -> int | None:
+        """The id of the vocabulary's own word; None where it has no such word."""
+        token_id: int | None = self._tokenizer.token_to_id(piece)
+        return token_id
+
+    def piece(self, token_id: int) -> str:
+        """The vocabulary's own word for an id (`▁what`, `##ing`), which no other id has."""
+        token = self._tokenizer.id_to_token(token_id)
+        return f"<id {token_id}>" if token is None else str(token)
+
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; InvalidRequest for an id that is out of the vocabulary."""
         checked = self._checked_ids(ids, 0).tolist()
@@ -179,10 +201,13 @@ class Tokenizer:
     def _from_text(self, encoding: Encoding, index: int, is_pair: bool, prompt_length: int, params: Params) -> Item:
         ids = encoding.ids
         types = encoding.type_ids if is_pair and self._has_types else None
-        truncated = len(ids) > self.max_seq_len
+        length = len(ids)
+        truncation = params.truncation if is_pair else "longest_first"
+        if length > self.max_seq_len or truncation == "only_second":
+            ids, types = self._cut(encoding, self._side(params), types, truncation)
+        truncated = len(ids) < length
         if truncated:
-            self._check_may_truncate(len(ids), index, params)
-            ids, types = self._cut(encoding, self._side(params), types)
+            self._check_may_truncate(length, index, params)
         elif not ids:
             raise InvalidRequest(f"input {index} has no tokens; send some text, or leave add_special_tokens true")
         if self._may_exceed and max(ids) >= self.vocab_size:
@@ -205,15 +230,17 @@ class Tokenizer:
             )
 
     def _cut(
-        self, encoding: Encoding, side: Side, types: list[int] | None = None
+        self, encoding: Encoding, side: Side, types: list[int] | None = None, truncation: str = "longest_first"
     ) -> tuple[list[int], list[int] | None]:
         """ids and types without the tokens over the limit, which are never the template's special ones."""
         ids = encoding.ids
-        if len(ids) <= self.max_seq_len:
-            return ids, types
         sequence_ids = encoding.sequence_ids
         lengths = sequence_ids.count(0), sequence_ids.count(1)
-        kept = longest_first(*lengths, self.max_seq_len - sequence_ids.count(None))
+        room = self.max_seq_len - sequence_ids.count(None)
+        if truncation == "only_second":
+            kept = only_second(*lengths, room, self.max_seq_len)
+        else:
+            kept = longest_first(*lengths, room)
         for sequence in (1, 0):
             if kept[sequence] < lengths[sequence]:
                 start = sequence_ids.index(sequence)
@@ -295,6 +322,16 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return min(first, kept[0]), min(second, kept[1])
 
 
+def only_second(first: int, second: int, room: int, limit: int) -> tuple[int, int]:
+    """How many of a pair's tokens stay: three quarters of `limit` of the first, then what fits of the second.
+
+    Source: FlagEmbedding, inference/reranker/encoder_only/base.py. Where a tiny limit leaves the second nothing, the
+    first is cut to the room.
+    """
+    first = min(first, limit * 3 // 4, room)
+    return first, min(second, room - first)
+
+
 def _check_unicode(text: str, what: str) -> None:
     """InvalidRequest where `text` has a lone surrogate, which no tokenizer can read."""
     try:
@@ -305,11 +342,18 @@ def _check_unicode(text: str, what: str) -> None:
         ) from None
 
 
-class TokenizerPool:
-    """A Tokenizer on threads of its own, one job a request."""
+class Encoder(Protocol):
+    """Inputs to Items, as `Tokenizer.encode` does it."""
 
-    def __init__(self, tokenizer: Tokenizer, num_threads: int) -> None:
+    def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]: ...
+
+
+class TokenizerPool:
+    """A Tokenizer on threads of its own, one job a request; `reranking` encodes what is to be scored."""
+
+    def __init__(self, tokenizer: Tokenizer, num_threads: int, reranking: Encoder | None = None) -> None:
         self.tokenizer = tokenizer
+        self._reranking = reranking or tokenizer
         # The library reads only this variable; unset, each call would take all cores from the batches that run.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
@@ -324,9 +368,9 @@ class TokenizerPool:
                 return False
         return True
 
-    def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
-        """`Tokenizer.encode`, on the caller's thread."""
-        return self.tokenizer.encode(inputs, params, start)
+    def encode(self, inputs: Sequence[Input], params: Params, start: int = 0, *, rerank: bool = False) -> list[Item]:
+        """`Tokenizer.encode`, on the caller's thread; `rerank`: these are to be scored."""
+        return (self._reranking if rerank else self.tokenizer).encode(inputs, params, start)
 
     def submit(self, work: Callable[..., None], *arguments: object) -> None:
         """Run `work(*arguments)` on one of the pool's threads; it sees to its own errors."""

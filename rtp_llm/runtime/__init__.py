@@ -7,13 +7,13 @@ from typing import Protocol
 
 from rtp_llm.checkpoint import open_tensors
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import FloatArray, Item, TaskType
+from rtp_llm.core import Item, Rows, TaskType
 from rtp_llm.errors import ConfigError
 from rtp_llm.model_config import ModelConfig
 from rtp_llm.models import Model, find_model_type, load_model
 from rtp_llm.ops import Ops
 from rtp_llm.runtime.cpu import CpuRuntime
-from rtp_llm.tasks import Task, load_tasks
+from rtp_llm.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 class Runtime(Protocol):
     """One model on one device.
 
+    tasks         what it computes; filled once, before the first batch
     num_cores     units of the device that batches share; a batch is granted one or more
     batch_tokens  the step's token budget that this device likes best
     """
@@ -32,20 +33,19 @@ class Runtime(Protocol):
     num_cores: int
     batch_tokens: int
 
-    def run(self, items: Sequence[Item], num_cores: int) -> dict[TaskType, FloatArray]:
-        """Compute one batch; rows in the items' order. Called from several threads at once."""
+    def run(self, items: Sequence[Item], num_cores: int) -> dict[TaskType, Rows]:
+        """Compute one batch for the tasks of its items, in the items' order. Called from several threads at once."""
 
 
 def load_runtime(config: EngineConfig, model_config: ModelConfig) -> Runtime:
-    """Choose the backend, load the model and its tasks."""
+    """Choose the backend and load the model; `tasks` are for the caller to fill, when it has the vocabulary."""
     ops = _load_ops(config)
     model_type = find_model_type(config.model_type, model_config.hf)
     source = open_tensors(model_config.transformer_folder)
     model = load_model(model_type, model_config.hf, source, ops)
     source.close()
-    tasks = load_tasks(model_config, config.pooling, model.hidden_size, ops)
     num_cores = available_cores(config) if ops.name == "native" else 1
-    return CpuRuntime(model_type=model_type, model=model, tasks=tasks, ops=ops, num_cores=num_cores)
+    return CpuRuntime(model_type=model_type, model=model, ops=ops, num_cores=num_cores)
 
 
 def available_cores(config: EngineConfig) -> int:

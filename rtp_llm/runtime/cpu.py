@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from queue import SimpleQueue
 
-from rtp_llm.core import FloatArray, Item, TaskType, pack
+import numpy as np
+
+from rtp_llm.core import Batch, FloatArray, Item, Rows, TaskType, pack
 from rtp_llm.models import Model
 from rtp_llm.ops import Ops
 from rtp_llm.tasks import Task
@@ -17,26 +19,33 @@ class CpuRuntime:
 
     batch_tokens = BATCH_TOKENS
 
-    def __init__(
-        self, *, model_type: str, model: Model, tasks: Mapping[TaskType, Task], ops: Ops, num_cores: int
-    ) -> None:
+    def __init__(self, *, model_type: str, model: Model, ops: Ops, num_cores: int) -> None:
         self.model_type = model_type
         self.model = model
-        self.tasks = tasks
+        self.tasks: Mapping[TaskType, Task] = {}
         self.ops = ops
         self.num_cores = num_cores
         self._streams: SimpleQueue[Ops] = SimpleQueue()
         for stream in [ops, *(ops.fork() for _ in range(num_cores - 1))]:
             self._streams.put(stream)
 
-    def run(self, items: Sequence[Item], num_cores: int) -> dict[TaskType, FloatArray]:
-        """Pack, run the model once and every task on its hidden states; rows in the items' order."""
+    def run(self, items: Sequence[Item], num_cores: int) -> dict[TaskType, Rows]:
+        """Pack, run the model once and each task that some item wants on its hidden states."""
+        wanted = {name for item in items for name in item.tasks}
+        tasks = {name: task for name, task in self.tasks.items() if name in wanted}
+        packed = self.model.prepare(pack(items))
         ops = self._streams.get()
         try:
             ops.num_threads = num_cores
-            batch = ops.upload(self.model.prepare(pack(items)))
+            batch = ops.upload(packed)
             hidden_states = self.model(ops, batch)
-            rows = {name: task(ops, hidden_states, batch) for name, task in self.tasks.items()}
-            return {name: ops.to_numpy(tensor) for name, tensor in rows.items()}
+            tensors = {name: task(ops, hidden_states, batch) for name, task in tasks.items()}
+            arrays = {name: ops.to_numpy(tensor) for name, tensor in tensors.items()}
         finally:
             self._streams.put(ops)
+        return {name: _by_item(array, packed) if tasks[name].per_token else array for name, array in arrays.items()}
+
+
+def _by_item(array: FloatArray, batch: Batch) -> list[FloatArray]:
+    """[T, ·] -> a view [tokens, ·] for each sequence."""
+    return np.split(array, batch.cu_seqlens[1:-1])

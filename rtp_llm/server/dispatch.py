@@ -15,13 +15,18 @@ from starlette.types import Receive, Scope, Send
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import InvalidRequest, NotReady
 from rtp_llm.observability import CONTENT_TYPE
-from rtp_llm.server import openai, pages, rtp
+from rtp_llm.server import classifier, embeddings, openai, pages, reranker, rtp, similarity, tokenize
 from rtp_llm.server.dialect import Dialect, EngineLike, InferenceRoutes
 from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_body, error_headers
 from rtp_llm.server.exchange import Exchange
 
 # Every path that runs the model.
-DIALECTS: dict[str, Dialect[Any]] = dict.fromkeys(openai.PATHS, openai.EMBEDDINGS)
+DIALECTS: dict[str, Dialect[Any]] = {
+    **{path: embeddings.dialect(kind) for path, kind in embeddings.PATHS.items()},
+    similarity.PATH: similarity.SIMILARITY,
+    reranker.PATH: reranker.RERANKER,
+    classifier.PATH: classifier.CLASSIFIER,
+}
 
 _CLIENT_LEFT = 499  # nginx's word for it; only the metrics see it
 
@@ -33,7 +38,8 @@ class Dispatcher:
         self._engine = engine
         self._inference = InferenceRoutes(engine, config)
         own = [*pages.routes(), Route("/metrics", self._metrics)]
-        self.routes = [route for part in (openai.routes(engine), rtp.routes(engine), own) for route in part]
+        parts = (openai.routes(engine), rtp.routes(engine), tokenize.routes(engine, config), own)
+        self.routes = [route for part in parts for route in part]
         self._router = Router(self.routes, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

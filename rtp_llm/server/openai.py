@@ -1,6 +1,6 @@
 """OpenAI's embeddings and models, with RTP-LLM's `prompt` and `extra_configs` and this server's own options.
 
-POST /v1/embeddings, /embeddings, /v1/embeddings/dense; GET /v1/models, /v1/models/{id}.
+The embeddings' paths are in rtp_llm/server/embeddings.py; here are GET /v1/models, /v1/models/{id}.
 """
 
 import binascii
@@ -18,10 +18,9 @@ from starlette.routing import Route
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
-from rtp_llm.errors import EngineFailure, InvalidRequest, RequestTooLarge, UnknownModel
-from rtp_llm.server.dialect import Dialect, EngineLike
+from rtp_llm.errors import EngineFailure, InvalidRequest, UnknownModel
+from rtp_llm.server.dialect import EngineLike, check_count
 
-PATHS = ("/v1/embeddings", "/embeddings", "/v1/embeddings/dense")
 MODEL_PATHS = ("/v1/models", "/models")
 _ROWS_A_PIECE = 64  # about 0.7 ms of float rendering at 384 dimensions
 
@@ -64,6 +63,16 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
     ] = None
     normalize: Annotated[
         bool | None, Meta(description="true: L2-normalise; false: do not; null: as the checkpoint says")
+    ] = None
+    output: Annotated[
+        list[str] | None,
+        Meta(description="any of dense, sparse, colbert, tokens, all from one forward; null: by the path"),
+    ] = None
+    return_decoded: Annotated[
+        bool | None, Meta(description="sparse: name tokens as the vocabulary does instead of by id; null: false")
+    ] = None
+    sparse_format: Annotated[
+        Literal["map", "arrays"] | None, Meta(description="sparse: {id: weight}, or indices and values; null: map")
     ] = None
     extra_configs: ExtraConfigs | None = None
     user: Annotated[Any, Meta(description="ignored")] = None
@@ -162,10 +171,7 @@ def _inputs(given: str | list[str | int | list[int]], info: ModelInfo, config: S
     if len(kinds) > 1:
         raise _mixed(given)
     items: list[Any] = [given] if int in kinds else given
-    limit = config.max_client_batch_size
-    if len(items) > limit:
-        message = f"{len(items)} inputs are over the limit of {limit} (max_client_batch_size): send fewer at a time"
-        raise RequestTooLarge(message, param="input")
+    check_count(len(items), config, "input")
     if str not in kinds:
         for index, ids in enumerate(items):
             _check_ids(ids, "input" if int in kinds else f"input[{index}]", info.vocab_size)
@@ -229,7 +235,7 @@ def _add_special_tokens(tokenizer_config: dict[str, Any] | None) -> bool:
 def render(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
     """The answer; no Python object is made per number. EngineFailure when a vector holds NaN or Inf."""
     matrix = np.ascontiguousarray(response.outputs[TaskType.DENSE], dtype="<f4")  # [inputs, dim]
-    encode = _as_base64 if body.encoding_format == "base64" else _as_floats
+    encode = as_base64 if body.encoding_format == "base64" else as_floats
     truncated, tokens = response.truncated, response.total_tokens
     opening = b'{"object":"list","data":['
     closing = b'],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
@@ -247,11 +253,13 @@ def render(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterato
         opening = b","
 
 
-def _as_base64(row: FloatArray) -> bytes:
+def as_base64(row: FloatArray) -> bytes:
+    """A JSON string: the row, which is little-endian and contiguous, in base64."""
     return b'"%b"' % binascii.b2a_base64(row.data, newline=False)
 
 
-def _as_floats(row: FloatArray) -> bytes:
+def as_floats(row: FloatArray) -> bytes:
+    """A JSON array, each number in the shortest form that gives the same float32 back."""
     return orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -261,6 +269,3 @@ def _finite(row: FloatArray, index: int) -> FloatArray:
     if not math.isfinite(np.vdot(row, row)) and not np.isfinite(row).all():
         raise EngineFailure(f"the vector of input[{index}] is not finite (NaN or Inf)", param=f"input[{index}]")
     return row
-
-
-EMBEDDINGS: Dialect[EmbeddingsBody] = Dialect(msgspec.json.Decoder(EmbeddingsBody), to_request, render)

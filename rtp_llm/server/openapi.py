@@ -5,12 +5,18 @@ from typing import Any
 
 import msgspec
 
-from rtp_llm.server import openai, rtp
+from rtp_llm.core import TaskType
+from rtp_llm.server import classifier, embeddings, openai, reranker, rtp, similarity, tokenize
 from rtp_llm.server.errors import ErrorAnswer
 
 API_VERSION = "1"
 _REF = "#/components/schemas/{name}"
-_TYPES = (openai.EmbeddingsBody, openai.EmbeddingsAnswer, openai.ModelList, openai.ModelEntry, ErrorAnswer)
+_TYPES = (
+    openai.EmbeddingsBody, openai.EmbeddingsAnswer, openai.ModelList, openai.ModelEntry, embeddings.KindsAnswer,
+    similarity.SimilarityBody, similarity.SimilarityAnswer, reranker.RerankerBody, reranker.RerankerAnswer,
+    classifier.ClassifierBody, classifier.ClassifierAnswer, tokenize.TokenizeBody, tokenize.TokenizeAnswer,
+    tokenize.EncodeAnswer, ErrorAnswer,
+)  # fmt: skip
 _FAILURES = {
     "400": "The body cannot be served as it is; `param` names the place",
     "404": "No model, or no route, of that name",
@@ -50,7 +56,7 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "rtp-llm",
             "version": API_VERSION,
-            "description": "Embeddings over HTTP, as OpenAI's and RTP-LLM's clients ask for them.",
+            "description": "Embeddings, rerankers and classifiers over HTTP, as OpenAI's and RTP-LLM's clients ask.",
         },
         "paths": paths,
         "components": {"schemas": schemas},
@@ -58,28 +64,61 @@ def document() -> dict[str, Any]:
 
 
 def _operations() -> list[Operation]:
-    return [*_embeddings(), *_models(), *_probes(), *_descriptions()]
+    return [*_embeddings(), *_rtp(), *_models(), *_probes(), *_descriptions()]
 
 
 def _embeddings() -> list[Operation]:
     example = {"input": ["a cat sat on the mat", "a dog lay on the rug"], "encoding_format": "float"}
+    answer = _json({"anyOf": [_ref(openai.EmbeddingsAnswer), _ref(embeddings.KindsAnswer)]})
     return [
-        Operation(
-            path=path,
-            method="post",
-            id=_id("embed", path),
-            tag="embeddings",
-            summary="A vector for each text",
-            body={"application/json": {"schema": _ref(openai.EmbeddingsBody), "example": example}},
-            answer=_json(_ref(openai.EmbeddingsAnswer)),
-            headers={
-                "Server-Timing": "Milliseconds spent in each stage: tokenize, queue, compute, total",
-                "USAGE": "The answer's `usage`, as JSON",
-            },
-            failures=("400", "413", "415", "429", "500", "503"),
-        )
-        for path in openai.PATHS
+        _inference(path, _id("embed", path), "embeddings", _embed_summary(kind), openai.EmbeddingsBody, answer, example)
+        for path, kind in embeddings.PATHS.items()
     ]
+
+
+def _embed_summary(kind: TaskType | None) -> str:
+    words = {TaskType.SPARSE: "Lexical weights for each text", TaskType.COLBERT: "A vector for each token of each text"}
+    return words.get(kind, "A vector for each text") if kind else "A vector, or other embeddings, for each text"
+
+
+def _rtp() -> list[Operation]:
+    pair = {"query": "what is a panda?", "documents": ["hi", "The giant panda is a bear endemic to China."]}
+    prompt: dict[str, Any] = {"prompt": "a cat sat on the mat"}
+    rows: list[tuple[str, str, str, type, type, dict[str, Any]]] = [
+        (similarity.PATH, "embeddings", "How alike texts are", similarity.SimilarityBody, similarity.SimilarityAnswer,
+         {"left": ["a cat"], "right": ["a kitten", "a car"]}),
+        (reranker.PATH, "scores", "Score documents for a query", reranker.RerankerBody, reranker.RerankerAnswer, pair),
+        (classifier.PATH, "scores", "Classify texts and pairs", classifier.ClassifierBody, classifier.ClassifierAnswer,
+         {"input": ["a text", ["a question", "an answer"]]}),
+        (tokenize.TOKENIZE, "tokens", "Token ids of a text", tokenize.TokenizeBody, tokenize.TokenizeAnswer, prompt),
+        (tokenize.ENCODE, "tokens", "Token ids and tokens of a text", tokenize.TokenizeBody, tokenize.EncodeAnswer,
+         prompt),
+    ]  # fmt: skip
+    return [
+        _inference(path, _id("post", path), tag, summary, body, _json(_ref(answer)), example)
+        for path, tag, summary, body, answer, example in rows
+    ]
+
+
+def _inference(
+    path: str, id_: str, tag: str, summary: str, body: type, answer: dict[str, Any], example: dict[str, Any]
+) -> Operation:
+    """A POST that reads a JSON body."""
+    headers = {
+        "Server-Timing": "Milliseconds spent in each stage: tokenize, queue, compute, total",
+        "USAGE": "The tokens that were read, as JSON",
+    }
+    return Operation(
+        path=path,
+        method="post",
+        id=id_,
+        tag=tag,
+        summary=summary,
+        body={"application/json": {"schema": _ref(body), "example": example}},
+        answer=answer,
+        headers=None if tag == "tokens" else headers,
+        failures=("400", "413", "415", "429", "500", "503"),
+    )
 
 
 def _models() -> list[Operation]:

@@ -1,47 +1,84 @@
 """Tasks: from hidden states to what a caller gets; a task knows nothing of architectures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
 
-from rtp_llm.core import Batch, FloatArray, Params, TaskType
-from rtp_llm.errors import ConfigError
+from rtp_llm.core import Batch, Int32Array, Output, Params, Rows, TaskType
 from rtp_llm.model_config import ModelConfig
 from rtp_llm.ops import Ops, Tensor
 
 # task -> (module, class).
 TASKS: dict[TaskType, tuple[str, str]] = {
     TaskType.DENSE: ("rtp_llm.tasks.dense", "Dense"),
+    TaskType.SPARSE: ("rtp_llm.tasks.sparse", "Sparse"),
+    TaskType.COLBERT: ("rtp_llm.tasks.token_vectors", "Colbert"),
+    TaskType.TOKENS: ("rtp_llm.tasks.token_vectors", "Tokens"),
+    TaskType.RERANK: ("rtp_llm.tasks.rerank", "Rerank"),
+    TaskType.CLASSIFY: ("rtp_llm.tasks.classify", "Classify"),
 }
+
+
+class Vocabulary(Protocol):
+    """What a task may know of the tokenizer.
+
+    special_ids  role (cls, eos, pad, unk, …) -> id
+    vocab_size   ids run from 0 to below it
+    """
+
+    vocab_size: int
+
+    @property
+    def special_ids(self) -> Mapping[str, int]: ...
+
+    def piece(self, token_id: int) -> str:
+        """The vocabulary's own word for an id, which no other id has."""
+
+    def token_id(self, piece: str) -> int | None:
+        """The id of the vocabulary's own word; None where it has no such word."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSource:
+    """What a task is made from.
+
+    pooling  the flag, for a checkpoint that does not say
+    causal   whether the model's last token stands for all
+    """
+
+    model_config: ModelConfig
+    pooling: str
+    hidden_size: int
+    causal: bool
+    ops: Ops
+    vocabulary: Vocabulary
 
 
 class Task(Protocol):
     """Post-processing in two steps: once per batch on the device, once per request on the host.
 
     dimension  columns of a finished row
+    per_token  whether the first step leaves a row for each token instead of one for each sequence
     """
 
     dimension: int
+    per_token: bool
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
-        """[T, H] -> [B, dimension], the same for every request of the batch."""
+        """[T, H] -> [B, ·], or [T, ·] where `per_token`: the same for every request of the batch."""
 
     def check(self, params: Params) -> None:
         """Raise InvalidRequest for parameters that this checkpoint cannot serve."""
 
-    def finish(self, rows: FloatArray, params: Params) -> FloatArray:
-        """One request's rows [n, dimension] -> its answer, by its own parameters."""
+    def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> Output:
+        """One request's rows and the tokens they were made from -> its answer, by its own parameters."""
 
 
-def load_tasks(model_config: ModelConfig, pooling: str, hidden_size: int, ops: Ops) -> Mapping[TaskType, Task]:
-    """Every task of the checkpoint; ConfigError for one that does not exist here."""
+def load_tasks(source: TaskSource) -> Mapping[TaskType, Task]:
+    """Every task of the checkpoint; CheckpointError where a head that a task needs is not there."""
     tasks = {}
-    for task_type in model_config.tasks:
-        if task_type not in TASKS:
-            offered = ", ".join(task.value for task in TASKS)
-            raise ConfigError(
-                f"task {task_type.value!r} is not among those of this version: {offered}", param="task_type"
-            )
+    for task_type in source.model_config.tasks:
         module, name = TASKS[task_type]
-        tasks[task_type] = getattr(import_module(module), name).load(model_config, pooling, hidden_size, ops)
+        tasks[task_type] = getattr(import_module(module), name).load(source)
     return tasks

@@ -1,8 +1,9 @@
 """Dense embeddings: the sentence-transformers module chain, natively.
 
 Pooling, Dense, LayerNorm, Normalize and Dropout as sentence_transformers 2 to 6 write them to disk. Without
-modules.json the hidden states are mean-pooled and not normalised, as sentence-transformers does. Normalize modules at
-the end of the chain are left to `finish`, since a request may slice the vector before (Matryoshka) or not want it.
+modules.json the hidden states are mean-pooled and not normalised, as sentence-transformers does; those of a BGE-M3 are
+the first token's, normalised, as FlagEmbedding does. Normalize modules at the end of the chain are left to `finish`,
+since a request may slice the vector before (Matryoshka) or not want it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rtp_llm.checkpoint import Parameter, bind, open_tensors, read_json
-from rtp_llm.core import Batch, FloatArray, Params
-from rtp_llm.errors import CheckpointError, InvalidRequest
-from rtp_llm.model_config import ModelConfig, Module
+from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Rows
+from rtp_llm.errors import CheckpointError
+from rtp_llm.model_config import Module
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight
-from rtp_llm.ops.numpy_ops import l2_normalize
+from rtp_llm.tasks import TaskSource
+from rtp_llm.tasks.finishing import check_dimensions, slice_and_normalize, torch_activation
 
 # The order in which sentence-transformers concatenates several modes, and their keys in files written before 5.4.
 _POOL_KEYS: dict[str, PoolMode] = {
@@ -25,13 +27,6 @@ _POOL_KEYS: dict[str, PoolMode] = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-# torch.nn class -> our activation; None is the identity.
-_TORCH_ACTIVATIONS: dict[str, str | None] = {
-    "Identity": None, "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu", "SiLU": "silu", "Sigmoid": "sigmoid",
-    "LeakyReLU": "leaky_relu", "ELU": "elu", "SELU": "selu", "CELU": "celu", "Softplus": "softplus",
-    "Softsign": "softsign", "Mish": "mish", "ReLU6": "relu6", "Hardtanh": "hardtanh", "Hardsigmoid": "hardsigmoid",
-    "Hardswish": "hardswish", "LogSigmoid": "logsigmoid", "Tanhshrink": "tanhshrink",
-}  # fmt: skip
 
 
 class _Stage(Protocol):
@@ -84,6 +79,8 @@ class _Normalize:
 class Dense:
     """One vector an input."""
 
+    per_token = False
+
     def __init__(self, pooling: _Pooling, stages: Sequence[_Stage], dimension: int) -> None:
         stages = list(stages)
         self.normalizes = bool(stages) and isinstance(stages[-1], _Normalize)
@@ -94,11 +91,14 @@ class Dense:
         self.dimension = dimension
 
     @classmethod
-    def load(cls, model_config: ModelConfig, pooling: str, hidden_size: int, ops: Ops) -> "Dense":
-        """The chain that the checkpoint describes; `pooling` is for one without modules.json."""
+    def load(cls, source: TaskSource) -> "Dense":
+        """The chain that the checkpoint describes; the pooling flag is for one without modules.json."""
+        model_config, hidden_size = source.model_config, source.hidden_size
         if model_config.modules is None:
-            mode: Any = "mean" if pooling == "auto" else pooling
-            return cls(_Pooling((mode,)), [], hidden_size)
+            is_m3 = model_config.is_bge_m3
+            default = "cls" if is_m3 else "mean"
+            mode: Any = default if source.pooling == "auto" else source.pooling
+            return cls(_Pooling((mode,)), [_Normalize()] if is_m3 else [], hidden_size)
         chain = [module for module in model_config.modules if module.kind != "Dropout"]
         if not chain or chain[0].kind != "Pooling":
             raise CheckpointError(f"{model_config.folder / 'modules.json'}: the second module is not Pooling")
@@ -106,7 +106,7 @@ class Dense:
         dimension = hidden_size * len(first.modes)
         stages: list[_Stage] = []
         for module in chain[1:]:
-            stage, dimension = _load_stage(module, dimension, ops)
+            stage, dimension = _load_stage(module, dimension, source.ops)
             stages.append(stage)
         return cls(first, stages, dimension)
 
@@ -119,18 +119,12 @@ class Dense:
 
     def check(self, params: Params) -> None:
         """`dimensions` must lie in 1..dimension."""
-        if params.dimensions is not None and not 1 <= params.dimensions <= self.dimension:
-            raise InvalidRequest(
-                f"dimensions: {params.dimensions} is not between 1 and {self.dimension}, the model's own size",
-                param="dimensions",
-            )
+        check_dimensions(params, self.dimension)
 
-    def finish(self, rows: FloatArray, params: Params) -> FloatArray:
+    def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
         """Slice to `dimensions`, then normalise as the checkpoint or the request says -> [n, dimensions]."""
-        if params.dimensions is not None:
-            rows = rows[:, : params.dimensions]
-        normalize = self.normalizes if params.normalize is None else params.normalize
-        return l2_normalize(rows) if normalize else rows
+        assert not isinstance(rows, list)
+        return slice_and_normalize(rows, params, normalizes=self.normalizes)
 
 
 def _load_pooling(module: Module) -> _Pooling:
@@ -199,12 +193,5 @@ def _check_linear(module: Module, settings: Mapping[str, Any], dimension: int) -
 
 
 def _activation(module: Module, settings: Mapping[str, Any]) -> str | None:
-    """Our name of the torch activation that the file names by its dotted path."""
     dotted = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
-    name = str(dotted).rpartition(".")[2]
-    if not str(dotted).startswith("torch.") or name not in _TORCH_ACTIVATIONS:
-        known = ", ".join(_TORCH_ACTIVATIONS)
-        raise CheckpointError(
-            f"{module.folder / 'config.json'}: activation_function {dotted!r} is not a torch.nn class among {known}"
-        )
-    return _TORCH_ACTIVATIONS[name]
+    return torch_activation(str(dotted), module.folder / "config.json")

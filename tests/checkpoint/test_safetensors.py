@@ -55,6 +55,22 @@ def test_equals_what_was_saved(saved: Path) -> None:
         assert read.dtype == np.float32 and read.shape == array.shape and read.flags.c_contiguous and read.flags.aligned
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_row_alone(dtype: str, suffix: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    tensors = {"first": torch.zeros(3), "matrix": torch.randn(5, 7).to(getattr(torch, dtype))}
+    path = tmp_path / f"model.{suffix}"
+    if suffix == "pt":
+        tensors["matrix"] = torch.randn(7, 5).to(getattr(torch, dtype)).T
+        torch.save(tensors, path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(tensors, path)
+    source = open_file(path)
+    for row in range(5):
+        np.testing.assert_array_equal(source.read_row("matrix", row), tensors["matrix"][row].float().numpy())
+
+
 def test_bf16_is_exact(tmp_path: Path) -> None:
     values = np.array([1.0, -0.5, np.inf, 3.140625, 0.0], np.float32)
     halves = (values.view(np.uint32) >> 16).astype("<u2").tobytes()

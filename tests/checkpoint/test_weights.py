@@ -27,6 +27,9 @@ class Source:
             info.shape
         )
 
+    def read_row(self, name: str, row: int) -> FloatArray:
+        return np.asarray(self.read(name)[row])
+
     def close(self) -> None:
         self.closed = True
 

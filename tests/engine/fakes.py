@@ -36,7 +36,7 @@ class FakeTask:
         if params.dimensions is not None and params.dimensions > DIM:
             raise InvalidRequest("dimensions too large")
 
-    def finish(self, rows: FloatArray, params: Params) -> FloatArray:
+    def finish(self, rows: FloatArray, params: Params, input_ids: Sequence[Any]) -> FloatArray:
         return rows[:, : params.dimensions]
 
 
@@ -74,7 +74,7 @@ class FakeTokenizer:
     def is_small(self, inputs: Sequence[Input]) -> bool:
         return sum(len(text) for text in inputs) <= 20
 
-    def encode(self, inputs: Sequence[Any], params: Params, start: int = 0) -> list[Item]:
+    def encode(self, inputs: Sequence[Any], params: Params, start: int = 0, *, rerank: bool = False) -> list[Item]:
         if "refuse" in inputs:
             raise InvalidRequest("refused")
         if "break" in inputs:

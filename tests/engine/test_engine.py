@@ -10,7 +10,7 @@ import pytest
 from rtp_llm.core import Params, Request, Response, TaskType
 from rtp_llm.engine.engine import Engine
 from rtp_llm.errors import EngineFailure, InvalidRequest, NotReady, Overloaded, UnsupportedTask
-from tests.engine.fakes import FakeRuntime, make_engine
+from tests.engine.fakes import FakeRuntime, FakeTask, make_engine
 
 
 @pytest.fixture
@@ -191,3 +191,22 @@ def test_results_do_not_depend_on_neighbours(engine: Engine) -> None:
     alone = engine.run_sync(ask("abc")).outputs[TaskType.DENSE][0]
     among = engine.run_sync(ask("zz", "abc", "y")).outputs[TaskType.DENSE][1]
     assert np.array_equal(alone, among)
+
+
+def test_a_task_that_cannot_finish_fails_its_request_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = FakeTask.finish
+
+    def fragile(self: FakeTask, rows: Any, params: Params, input_ids: Any) -> Any:
+        if params.dimensions == 1:
+            raise KeyError("internal detail")
+        return finish(self, rows, params, input_ids)
+
+    monkeypatch.setattr(FakeTask, "finish", fragile)
+    with pytest.raises(EngineFailure, match=r"finishing the answer failed: KeyError$"):
+        engine.run_sync(ask("abc", dimensions=1))
+    assert lengths(engine.run_sync(ask("ok"))) == [2]
+
+
+def test_the_answer_has_the_ids_that_were_read(engine: Engine) -> None:
+    response = engine.run_sync(ask("ab", [7, 8, 9]))
+    assert [ids.tolist() for ids in response.input_ids] == [[97, 98], [7, 8, 9]]

@@ -2,6 +2,7 @@
 
 import asyncio
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,13 @@ def vector_of(value: Input, dimension: int = DIMENSION) -> FloatArray:
     """The vector that FakeEngine gives for `value`, whatever else is in the request."""
     random = np.random.default_rng(zlib.crc32(repr(value).encode()))
     return random.standard_normal(dimension).astype(np.float32)
+
+
+class FakeToken(NamedTuple):
+    id: int
+    text: str
+    start: int | None = None
+    stop: int | None = None
 
 
 class FakeEngine:
@@ -56,6 +64,11 @@ class FakeEngine:
     def check_health(self) -> None:
         if self.not_ready:
             raise NotReady(self.not_ready)
+
+    def tokens(self, text: str) -> list[FakeToken]:
+        """A token a letter, between two special ones."""
+        letters = [FakeToken(ord(letter), letter, i, i + 1) for i, letter in enumerate(text)]
+        return [FakeToken(1, "[CLS]"), *letters, FakeToken(2, "[SEP]")]
 
     async def run(self, request: Request) -> Response:
         self.requests.append(request)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.body import decode
-from rtp_llm.server.openai import EMBEDDINGS, EmbeddingsBody
+from rtp_llm.server.dispatch import DIALECTS
+from rtp_llm.server.openai import EmbeddingsBody
 from tests.server.conftest import CONFIG
 from tests.server.fake_engine import FakeEngine
 
@@ -30,7 +31,8 @@ INPUTS = TEXTS | st.lists(TEXTS, min_size=1) | st.lists(st.integers(0, 99), min_
 def serve(body: bytes) -> list[Any]:
     """The inputs that would reach the engine; none for a body that is refused."""
     with suppress(InvalidRequest):
-        request = EMBEDDINGS.to_request(decode(EMBEDDINGS.decoder, body), FakeEngine().info(), CONFIG, "id")
+        dialect = DIALECTS["/v1/embeddings"]
+        request = dialect.to_request(decode(dialect.decoder, body), FakeEngine().info(), CONFIG, "id")
         return list(request.inputs)
     return []
 

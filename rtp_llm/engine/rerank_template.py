@@ -1,0 +1,54 @@
+"""Qwen3-Reranker's prompt: a question to a language model, which answers yes or no.
+
+Source: the model card's transformers example. Prefix and suffix are tokenised apart and never cut; only the text
+between them, with instruction, query and document, loses its end to fit the limit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rtp_llm.core import Input, Int32Array, Item, Params
+from rtp_llm.engine.tokenizer import Tokenizer
+from rtp_llm.errors import InvalidRequest
+
+PREFIX = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+)
+SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+
+
+class RerankTemplate:
+    """Encodes pairs of query and document; ready token ids pass as they are."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._prefix, self._suffix = (_ids(tokenizer, text) for text in (PREFIX, SUFFIX))
+        self._bodies = tokenizer.narrowed(len(self._prefix) + len(self._suffix))
+
+    def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
+        """An Item per input, in order; InvalidRequest for a text without its pair."""
+        items = {}
+        texts = {}
+        for index, value in enumerate(inputs, start):
+            if isinstance(value, list):
+                (items[index],) = self._tokenizer.encode([value], params, index)
+            elif isinstance(value, tuple) and len(value) == 2:
+                texts[index] = (
+                    f"<Instruct>: {params.instruction or INSTRUCTION}\n<Query>: {value[0]}\n<Document>: {value[1]}"
+                )
+            else:
+                raise InvalidRequest(f"input {index} is a single text; a reranker reads pairs of query and document")
+        bodies = self._bodies.encode(list(texts.values()), replace(params, prompt=""))
+        for index, body in zip(texts, bodies, strict=True):
+            body.index = index
+            body.input_ids = np.concatenate([self._prefix, body.input_ids, self._suffix])
+            items[index] = body
+        return [items[index] for index in range(start, start + len(inputs))]
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> Int32Array:
+    return np.array([token.id for token in tokenizer.tokens(text, add_special_tokens=False)], np.int32)

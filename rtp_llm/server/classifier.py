@@ -1,0 +1,70 @@
+"""RTP-LLM's classifier: raw logits for texts and pairs, or labels with scores on request. POST /v1/classifier."""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+import orjson
+from msgspec import Meta
+
+from rtp_llm.config import ServerConfig
+from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.errors import InvalidRequest
+from rtp_llm.server.dialect import Dialect, check_count
+
+PATH = "/v1/classifier"
+
+
+class ClassifierBody(msgspec.Struct, kw_only=True):
+    """What to classify. Unknown fields are ignored; null means absent."""
+
+    input: Annotated[str | list[str | tuple[str, str]], Meta(description="a text, or texts and pairs in any mixture")]
+    activation: Annotated[
+        Literal["none", "sigmoid", "softmax"] | None,
+        Meta(description="of the scores; null: none, or with labels what the checkpoint's problem_type asks for"),
+    ] = None
+    labels: Annotated[bool | None, Meta(description="name the labels beside the scores; null: false")] = None
+    model: Annotated[str | None, Meta(description="any name: one model is served")] = None
+
+
+class Classification(msgspec.Struct, kw_only=True):
+    """The best label of one input, its score, and the scores of all."""
+
+    label: str
+    score: float
+    scores: dict[str, float]
+
+
+class ClassifierAnswer(msgspec.Struct, kw_only=True):
+    """`score` has a row per input and a column per label; `labels` is there only when it was asked for."""
+
+    object: Literal["list"]
+    score: list[list[float]]
+    labels: list[Classification] | msgspec.UnsetType = msgspec.UNSET
+
+
+def to_request(body: ClassifierBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
+    """Texts and pairs as they are."""
+    inputs: Sequence[Input] = [body.input] if isinstance(body.input, str) else body.input
+    if not inputs:
+        raise InvalidRequest("input is an empty list: give at least one text", param="input")
+    check_count(len(inputs), config, "input")
+    activation = body.activation or (None if body.labels else "none")
+    params = Params(activation=activation)
+    return Request(inputs=inputs, tasks=(TaskType.CLASSIFY,), params=params, request_id=request_id)
+
+
+def render(body: ClassifierBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
+    """The scores, and with `labels` what they are of."""
+    scores = response.outputs[TaskType.CLASSIFY]
+    answer: dict[str, Any] = {"object": "list", "score": scores}
+    if body.labels:
+        best = scores.argmax(axis=1).tolist()
+        answer["labels"] = [
+            {"label": info.labels[top], "score": row[top], "scores": dict(zip(info.labels, row, strict=True))}
+            for row, top in zip(scores, best, strict=True)
+        ]
+    yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+CLASSIFIER: Dialect[ClassifierBody] = Dialect(msgspec.json.Decoder(ClassifierBody), to_request, render)

@@ -1,0 +1,171 @@
+"""RTP-LLM's embeddings of every kind: one by the path, or several from one forward by `output`.
+
+POST /v1/embeddings (the kind that the checkpoint offers first), /v1/embeddings/{dense,sparse,colbert}.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+import orjson
+from msgspec import Meta
+
+from rtp_llm.config import ServerConfig
+from rtp_llm.core import FloatArray, ModelInfo, Request, Response, SparseVector, TaskType
+from rtp_llm.errors import InvalidRequest
+from rtp_llm.server import openai
+from rtp_llm.server.dialect import Dialect
+from rtp_llm.server.openai import EmbeddingsBody
+
+PATHS: dict[str, TaskType | None] = {
+    "/v1/embeddings": None,
+    "/embeddings": None,
+    "/v1/embeddings/dense": TaskType.DENSE,
+    "/v1/embeddings/sparse": TaskType.SPARSE,
+    "/v1/embeddings/colbert": TaskType.COLBERT,
+}
+KINDS = (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT, TaskType.TOKENS)
+# The item's `object` for a kind asked for by its path, and the item's key for one asked for in `output`.
+_OBJECTS = {TaskType.SPARSE: "sparse_embedding", TaskType.COLBERT: "colbert_embedding"}
+_KEYS = {TaskType.DENSE: "embedding", TaskType.TOKENS: "token_embeddings", **_OBJECTS}
+_VECTORS_A_PART = 64
+_PIECE_BYTES = 256 << 10  # some milliseconds of rendering
+_VECTOR = {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]}
+_VECTORS = {"type": "array", "items": _VECTOR}
+_ARRAYS = {
+    "type": "object",
+    "required": ["indices", "values"],
+    "properties": {
+        "indices": {"type": "array", "items": {"type": "integer"}},
+        "values": {"type": "array", "items": {"type": "number"}},
+        "tokens": {"type": "array", "items": {"type": "string"}},
+    },
+}
+_WEIGHTS = {"anyOf": [_ARRAYS, {"type": "object", "additionalProperties": {"type": "number"}}]}
+
+
+class KindItem(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One input's embeddings: one kind in `embedding`, or with `output` each kind under its own name."""
+
+    object: Literal["embedding", "sparse_embedding", "colbert_embedding"]
+    index: int
+    embedding: Annotated[Any, Meta(extra_json_schema={"anyOf": [_VECTOR, _VECTORS, _WEIGHTS]})] = msgspec.UNSET
+    sparse_embedding: Annotated[Any, Meta(extra_json_schema=_WEIGHTS)] = msgspec.UNSET
+    colbert_embedding: Annotated[Any, Meta(extra_json_schema=_VECTORS)] = msgspec.UNSET
+    token_embeddings: Annotated[Any, Meta(extra_json_schema=_VECTORS)] = msgspec.UNSET
+    token_ids: list[int] = []
+    truncated: bool = False
+
+
+class KindsAnswer(msgspec.Struct, kw_only=True):
+    """An item per input, in the order of the inputs."""
+
+    object: Literal["list"]
+    data: list[KindItem]
+    model: str
+    usage: openai.Usage
+
+
+def default_kind(info: ModelInfo) -> TaskType:
+    """The first kind that the checkpoint offers; dense where it offers none, which the engine then refuses."""
+    return next((task for task in info.tasks if task in KINDS), TaskType.DENSE)
+
+
+def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
+    """The dialect of a path that stands for `kind`; None: for the checkpoint's first."""
+
+    def to_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
+        request = openai.to_request(body, info, config, request_id)
+        tasks = _tasks(body, info, kind)
+        if tasks == request.tasks:
+            return request
+        params = replace(request.params, return_tokens=bool(body.return_decoded))
+        return replace(request, tasks=tasks, params=params)
+
+    return Dialect(msgspec.json.Decoder(EmbeddingsBody), to_request, render)
+
+
+def _tasks(body: EmbeddingsBody, info: ModelInfo, kind: TaskType | None) -> tuple[TaskType, ...]:
+    if body.output is None:
+        return (kind or default_kind(info),)
+    names = {task.value: task for task in KINDS}
+    for place, name in enumerate(body.output):
+        if name not in names:
+            param = f"output[{place}]"
+            raise InvalidRequest(f"{param}: {name!r:.100} is not one of {', '.join(names)}", param=param)
+    if not body.output:
+        raise InvalidRequest(f"output is empty: name at least one of {', '.join(names)}", param="output")
+    return tuple(dict.fromkeys(names[name] for name in body.output))
+
+
+def render(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
+    """The answer; a part of it is as long as the event loop may be kept."""
+    if body.output is None and TaskType.DENSE in response.outputs:
+        return openai.render(body, response, info)
+    return _joined(_parts(body, response, info))
+
+
+def _joined(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """The parts in pieces of about `_PIECE_BYTES`."""
+    piece = bytearray()
+    for part in parts:
+        piece += part
+        if len(piece) >= _PIECE_BYTES:
+            yield bytes(piece)
+            piece.clear()
+    yield bytes(piece)
+
+
+def _parts(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
+    separator = b'{"object":"list","data":['
+    for index in range(len(response.num_tokens)):
+        yield separator
+        yield from _item(body, response, index)
+        separator = b","
+    tokens = response.total_tokens
+    yield b'],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (orjson.dumps(info.name), tokens, tokens)
+
+
+def _item(body: EmbeddingsBody, response: Response, index: int) -> Iterator[bytes]:
+    name = "embedding" if body.output is not None else _OBJECTS.get(next(iter(response.outputs)), "embedding")
+    yield b'{"object":"%b","index":%d' % (name.encode(), index)
+    for task, outputs in response.outputs.items():
+        yield b',"%b":' % (_KEYS[task] if body.output is not None else "embedding").encode()
+        if task is TaskType.SPARSE:
+            yield _weights(outputs[index], body.sparse_format == "arrays")
+        elif task is TaskType.DENSE:
+            yield _vectors(outputs[index : index + 1], body)
+        else:
+            yield from _matrix(outputs[index], body)
+        if task is TaskType.TOKENS:
+            yield b',"token_ids":%b' % orjson.dumps(response.input_ids[index].tolist())
+    yield b',"truncated":true}' if response.truncated[index] else b"}"
+
+
+def _weights(vector: SparseVector, as_arrays: bool) -> bytes:
+    if as_arrays:
+        arrays: dict[str, Any] = {"indices": vector.indices, "values": vector.values}
+        if vector.tokens is not None:
+            arrays["tokens"] = vector.tokens
+        return orjson.dumps(arrays, option=orjson.OPT_SERIALIZE_NUMPY)
+    keys: Sequence[str] = vector.tokens or [str(index) for index in vector.indices.tolist()]
+    weights = dict(zip(keys, vector.values, strict=True))
+    return orjson.dumps(weights, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _matrix(rows: FloatArray, body: EmbeddingsBody) -> Iterator[bytes]:
+    """[[…], …], some vectors at a time."""
+    separator = b"["
+    for start in range(0, len(rows), _VECTORS_A_PART):
+        yield separator
+        yield _vectors(rows[start : start + _VECTORS_A_PART], body)
+        separator = b","
+    yield b"]" if len(rows) else b"[]"
+
+
+def _vectors(rows: FloatArray, body: EmbeddingsBody) -> bytes:
+    """Vectors with commas between."""
+    encode = openai.as_base64 if body.encoding_format == "base64" else openai.as_floats
+    return b",".join(encode(row) for row in np.ascontiguousarray(rows, dtype="<f4"))

@@ -1,0 +1,94 @@
+"""RTP-LLM's similarity: every left text with every right one, by one kind of embedding or by all of them.
+
+POST /v1/embeddings/similarity.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import msgspec
+import orjson
+from msgspec import Meta
+
+from rtp_llm.config import ServerConfig
+from rtp_llm.core import ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.errors import InvalidRequest, UnsupportedTask
+from rtp_llm.server.dialect import Dialect, check_count
+from rtp_llm.server.embeddings import default_kind
+from rtp_llm.similarity import KINDS, hybrid, hybrid_weights, similarity
+
+PATH = "/v1/embeddings/similarity"
+
+
+class SimilarityBody(msgspec.Struct, kw_only=True):
+    """Two lists of texts. Unknown fields are ignored; null means absent."""
+
+    left: list[str]
+    right: list[str]
+    kind: Annotated[
+        Literal["dense", "sparse", "colbert", "hybrid"] | None,
+        Meta(description="what is compared; null: what the checkpoint offers first"),
+    ] = None
+    weights: Annotated[
+        list[float] | None,
+        Meta(description="hybrid: of dense, sparse and colbert; their weighted mean is taken; null: 1 each"),
+    ] = None
+    normalize: Annotated[bool | None, Meta(description="dense and colbert, as in /v1/embeddings")] = None
+    model: Annotated[str | None, Meta(description="any name: one model is served, and the answer names it")] = None
+    return_response: Annotated[bool | None, Meta(description="ignored, as the original does")] = None
+
+
+class SimilarityAnswer(msgspec.Struct, kw_only=True):
+    """`similarity` has a row per left text and a column per right one."""
+
+    model: str
+    similarity: list[list[float]]
+    left_response: None = None
+    right_response: None = None
+
+
+def to_request(body: SimilarityBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
+    """Both lists as one request, so that they share their batches."""
+    for name, texts in (("left", body.left), ("right", body.right)):
+        if not texts:
+            raise InvalidRequest(f"{name} is an empty list: give at least one text", param=name)
+        check_count(len(texts), config, name)
+    inputs = [*body.left, *body.right]
+    check_count(len(inputs), config, "right")
+    params = Params(normalize=body.normalize)
+    return Request(inputs=inputs, tasks=tuple(_weights(body, info)), params=params, request_id=request_id)
+
+
+def _weights(body: SimilarityBody, info: ModelInfo) -> dict[TaskType, float]:
+    """The kinds to compare and what each counts."""
+    if body.kind == "hybrid":
+        weights = hybrid_weights(body.weights, info.tasks)
+        missing = [kind.value for kind in weights if kind not in info.tasks]
+        if missing or not weights:
+            offered = ", ".join(task.value for task in info.tasks)
+            raise UnsupportedTask(f"kind: this model offers {offered}; weights ask for {', '.join(missing) or 'none'}")
+        return weights
+    kind = TaskType(body.kind) if body.kind else default_kind(info)
+    if kind not in KINDS:
+        raise UnsupportedTask(f"kind: {kind.value} cannot be compared; {', '.join(k.value for k in KINDS)} can")
+    return {kind: 1.0}
+
+
+def render(body: SimilarityBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
+    """Compares, and writes the answer."""
+    middle, weights = len(body.left), _weights(body, info)
+    scores = {
+        kind: similarity(kind, response.outputs[kind][:middle], response.outputs[kind][middle:]) for kind in weights
+    }
+    answer = {
+        "model": info.name,
+        "similarity": hybrid(scores, weights),
+        "left_response": None,
+        "right_response": None,
+    }
+    yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+SIMILARITY: Dialect[SimilarityBody] = Dialect(
+    msgspec.json.Decoder(SimilarityBody), to_request, render, render_on_thread=True
+)

@@ -1,0 +1,55 @@
+"""What is done to a request's own rows: activations by torch's dotted path, softmax, Matryoshka slices."""
+
+from pathlib import Path
+
+import numpy as np
+
+from rtp_llm.core import FloatArray, Params
+from rtp_llm.errors import CheckpointError, InvalidRequest
+from rtp_llm.ops.numpy_ops import ACTIVATION, l2_normalize
+
+# torch.nn class -> our activation; None is the identity.
+_TORCH_ACTIVATIONS: dict[str, str | None] = {
+    "Identity": None, "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu", "SiLU": "silu", "Sigmoid": "sigmoid",
+    "LeakyReLU": "leaky_relu", "ELU": "elu", "SELU": "selu", "CELU": "celu", "Softplus": "softplus",
+    "Softsign": "softsign", "Mish": "mish", "ReLU6": "relu6", "Hardtanh": "hardtanh", "Hardsigmoid": "hardsigmoid",
+    "Hardswish": "hardswish", "LogSigmoid": "logsigmoid", "Tanhshrink": "tanhshrink",
+}  # fmt: skip
+
+
+def torch_activation(dotted: str, file: Path) -> str | None:
+    """Our name of the torch activation that `file` names by its dotted path."""
+    name = dotted.rpartition(".")[2]
+    if not dotted.startswith("torch.") or name not in _TORCH_ACTIVATIONS:
+        known = ", ".join(_TORCH_ACTIVATIONS)
+        raise CheckpointError(f"{file}: activation_function {dotted!r} is not a torch.nn class among {known}")
+    return _TORCH_ACTIVATIONS[name]
+
+
+def activate(logits: FloatArray, name: str | None) -> FloatArray:
+    """[n, L] -> the same shape through `softmax` over L, an activation of the ops, or nothing (None, none); in fp64."""
+    if name is None or name == "none":
+        return logits
+    x = logits.astype(np.float64)
+    if name == "softmax":
+        weights = np.exp(x - x.max(axis=-1, keepdims=True))
+        return np.asarray(weights / weights.sum(axis=-1, keepdims=True), np.float32)
+    # The functions are written for arrays of any float; their type says the commonest.
+    return np.asarray(ACTIVATION[name](x), np.float32)  # type: ignore[arg-type]
+
+
+def check_dimensions(params: Params, dimension: int) -> None:
+    """InvalidRequest unless `dimensions` lies in 1..dimension."""
+    if params.dimensions is not None and not 1 <= params.dimensions <= dimension:
+        raise InvalidRequest(
+            f"dimensions: {params.dimensions} is not between 1 and {dimension}, the model's own size",
+            param="dimensions",
+        )
+
+
+def slice_and_normalize(rows: FloatArray, params: Params, *, normalizes: bool) -> FloatArray:
+    """[n, D] -> [n, dimensions], then L2-normalised as the request or, by `normalizes`, the checkpoint says."""
+    if params.dimensions is not None:
+        rows = rows[:, : params.dimensions]
+    normalize = normalizes if params.normalize is None else params.normalize
+    return l2_normalize(rows) if normalize else rows

@@ -1,0 +1,50 @@
+"""Rerankers: one score a pair, as sentence-transformers' CrossEncoder and FlagEmbedding's FlagReranker give it."""
+
+from collections.abc import Sequence
+
+from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Rows
+from rtp_llm.errors import ConfigError, InvalidRequest
+from rtp_llm.ops import Ops, Tensor
+from rtp_llm.tasks import TaskSource
+from rtp_llm.tasks.finishing import activate, torch_activation
+from rtp_llm.tasks.head import Head, load_head
+from rtp_llm.tasks.yes_no import load_yes_no
+
+
+class Rerank:
+    """`activation` is the CrossEncoder's own; None: raw logits."""
+
+    per_token = False
+    dimension = 1
+
+    def __init__(self, head: Head, activation: str | None) -> None:
+        self.head = head
+        self.activation = activation
+
+    @classmethod
+    def load(cls, source: TaskSource) -> "Rerank":
+        """A head with one label, or a language model; sigmoid where no activation is noted, as CrossEncoder does."""
+        head = load_yes_no(source) if source.model_config.is_language_model else load_head(source)
+        if head.num_labels != 1:
+            raise ConfigError(
+                f"task_type: a reranker has one label, {source.model_config.transformer_folder} has {head.num_labels}; "
+                "serve it with --task_type SEQ_CLASSIFICATION",
+                param="task_type",
+            )
+        noted = source.model_config.score_activation
+        path = source.model_config.transformer_folder / "config.json"
+        return cls(head, "sigmoid" if noted is None else torch_activation(noted, path))
+
+    def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
+        """[T, H] -> logits [B, 1]."""
+        return self.head(ops, hidden_states, batch)
+
+    def check(self, params: Params) -> None:
+        """A single score has no softmax."""
+        if params.activation == "softmax":
+            raise InvalidRequest("activation: softmax of a single score is always 1; ask for sigmoid or none")
+
+    def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
+        """-> [n]: logits under `activation` none, else scores."""
+        assert not isinstance(rows, list)
+        return activate(rows, params.activation or self.activation)[:, 0]

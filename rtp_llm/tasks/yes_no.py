@@ -1,0 +1,59 @@
+"""A language model as a reranker: the logit of one answer less that of the other, at the last token.
+
+The head over the vocabulary is folded to one row, in fp32. Equals Qwen3-Reranker's transformers example and
+sentence-transformers' LogitScore.
+"""
+
+from rtp_llm.checkpoint import TensorSource, open_tensors, read_json
+from rtp_llm.core import FloatArray
+from rtp_llm.errors import CheckpointError, ConfigError
+from rtp_llm.tasks import TaskSource
+from rtp_llm.tasks.head import Head, Linear
+
+# Where the head stands; the last two are the input's table, which a tied head shares.
+_NAMES = ("lm_head.weight", "model.embed_tokens.weight", "embed_tokens.weight")
+
+
+def load_yes_no(source: TaskSource) -> Head:
+    """The folded head; ConfigError for a model whose prompt is not known, CheckpointError where a row is missing."""
+    config = source.model_config
+    if not config.is_qwen3_reranker:
+        raise ConfigError(
+            f"task_type: {config.transformer_folder} is a language model of type {config.model_type!r}; of those, "
+            "Qwen3 alone is served as a reranker, since the prompts of others are not known",
+            param="task_type",
+        )
+    tensors = open_tensors(config.transformer_folder)
+    yes, no = _answers(source)
+    row = _row(tensors, yes, source.hidden_size)
+    if no is not None:
+        row = row - _row(tensors, no, source.hidden_size)
+    head = Head("lasttoken", None, Linear(source.ops.matrix(row[None]), None), num_labels=1)
+    tensors.close()
+    return head
+
+
+def _answers(source: TaskSource) -> tuple[int, int | None]:
+    """The ids of yes and no; LogitScore may have but one."""
+    module = source.model_config.logit_score
+    if module is not None:
+        settings = read_json(module.folder, "config.json")
+        yes, no = settings.get("true_token_id"), settings.get("false_token_id")
+        if type(yes) is not int or not (no is None or type(no) is int):
+            raise CheckpointError(f"{module.folder / 'config.json'}: true_token_id {yes!r}, false_token_id {no!r}")
+        return yes, no
+    yes, no = (source.vocabulary.token_id(word) for word in ("yes", "no"))
+    if yes is None or no is None:
+        raise CheckpointError(f"{source.model_config.folder}: its tokenizer lacks the words 'yes' and 'no'")
+    return yes, no
+
+
+def _row(tensors: TensorSource, token_id: int, hidden_size: int) -> FloatArray:
+    """The head's row for one token [H]."""
+    name = next((name for name in _NAMES if name in tensors.tensors), None)
+    if name is None:
+        raise CheckpointError(f"{tensors.path} has none of {', '.join(_NAMES)}")
+    shape = tensors.tensors[name].shape
+    if len(shape) != 2 or shape[1] != hidden_size or not 0 <= token_id < shape[0]:
+        raise CheckpointError(f"{tensors.path}: {name} {list(shape)} has no row {token_id} of {hidden_size} numbers")
+    return tensors.read_row(name, token_id)

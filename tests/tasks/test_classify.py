@@ -1,0 +1,154 @@
+"""Classification heads against transformers' *ForSequenceClassification and its pipeline."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rtp_llm.config import EngineConfig
+from rtp_llm.core import TaskType, pack
+from rtp_llm.errors import CheckpointError
+from rtp_llm.model_config import read_model_config
+from rtp_llm.tasks import TaskSource
+from rtp_llm.tasks.head import load_head
+from tests.backends import BACKENDS
+from tests.models.oracle import make_items
+from tests.tasks.checkpoints import LIMIT, PAIRS, SHAPES, TEXTS, loaded, save, tokenizer
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+safetensors = pytest.importorskip("safetensors.torch")
+
+MIXED: list[Any] = [value for both in zip(TEXTS, PAIRS, strict=True) for value in both]
+
+
+def logits(model: Any, folder: Path, inputs: list[Any]) -> Any:
+    """What transformers gives for each input alone."""
+    tokenize = tokenizer(folder)
+    rows = []
+    for value in inputs:
+        # A batch of one: given as an argument of its own, an empty second text would count as none.
+        encoded = tokenize([value], truncation="longest_first", max_length=LIMIT, return_tensors="pt")
+        with torch.no_grad():
+            rows.append(model(**encoded).logits[0].numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("num_labels", [1, 2, 7])
+def test_bert_equals_transformers(num_labels: int, shape: str, backend: str, tmp_path: Path) -> None:
+    theirs = save(tmp_path, "BertForSequenceClassification", num_labels=num_labels, **SHAPES[shape])
+    with loaded(tmp_path, backend) as model:
+        ours = model.classify(MIXED, activation="none")
+        assert len(model.info.labels) == num_labels
+    assert ours.shape == (len(MIXED), num_labels) and ours.dtype == np.float32
+    assert np.abs(ours - logits(theirs, tmp_path, MIXED)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("backend", ["numpy", "native"])
+def test_packed_equals_alone_in_any_order_bit_for_bit(backend: str, tmp_path: Path) -> None:
+    save(tmp_path, "BertForSequenceClassification", num_labels=3, **SHAPES["odd"])
+    with loaded(tmp_path, backend) as model:
+        together = model.classify(MIXED)
+        assert np.array_equal(together, model.classify(MIXED[::-1])[::-1])
+        assert np.array_equal(together, np.concatenate([model.classify([value]) for value in MIXED]))
+
+
+PROBLEMS: list[tuple[int, str | None]] = [
+    (1, None), (3, None), (3, "single_label_classification"), (3, "multi_label_classification"), (1, "regression"),
+    (2, "regression"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("num_labels", "problem_type"), PROBLEMS)
+def test_scores_are_the_pipelines(num_labels: int, problem_type: str | None, tmp_path: Path) -> None:
+    names = {i: f"name {i}" for i in range(num_labels)}
+    theirs = save(tmp_path, "BertForSequenceClassification", id2label=names, problem_type=problem_type)
+    pipeline = transformers.pipeline("text-classification", theirs, tokenizer=tokenizer(tmp_path), device="cpu")
+    with loaded(tmp_path, task_type="classifier") as model:
+        ours, labels = model.classify(TEXTS[:3]), model.info.labels
+    for row, expected in zip(ours, pipeline(TEXTS[:3], top_k=None), strict=True):
+        assert dict(zip(labels, row.tolist(), strict=True)) == pytest.approx(
+            {entry["label"]: entry["score"] for entry in expected}, abs=1e-6
+        )
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_activation_of_the_request_wins(activation: str, tmp_path: Path) -> None:
+    theirs = save(tmp_path, "BertForSequenceClassification", num_labels=4)
+    raw = torch.from_numpy(logits(theirs, tmp_path, TEXTS))
+    expected = raw.sigmoid() if activation == "sigmoid" else raw.softmax(dim=-1)
+    with loaded(tmp_path) as model:
+        assert np.abs(model.classify(TEXTS, activation=activation) - expected.numpy()).max() <= 1e-6
+
+
+LAYOUTS: dict[str, tuple[str | None, str, bool, bool, int]] = {
+    # name: hidden layer, last layer, bias of the last, causal model, row of the sequence that is read
+    "bert": ("bert.pooler.dense", "classifier", True, False, 0),
+    "roberta": ("classifier.dense", "classifier.out_proj", True, False, 0),
+    "qwen": (None, "score", False, True, -1),
+    "qwen, both ways": (None, "score", False, False, -1),
+    "plain on an encoder": (None, "classifier", True, False, 0),
+    "plain on a decoder": (None, "classifier", True, True, -1),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_the_head(layout: str, backend: str, tmp_path: Path) -> None:
+    hidden, last, has_bias, causal, place = LAYOUTS[layout]
+    torch.manual_seed(5)
+    layers = {last: torch.nn.Linear(60, 3, bias=has_bias)} | ({hidden: torch.nn.Linear(60, 60)} if hidden else {})
+    tensors = {f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.state_dict().items()}
+    safetensors.save_file({**tensors, "bert.embeddings.unrelated": torch.zeros(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "a", "1": "b", "2": "c"}}))
+    ops, batch, states = BACKENDS[backend](), pack(make_items((3, 1, 17))), torch.randn(21, 60)
+    config = read_model_config(tmp_path, EngineConfig(checkpoint_path=str(tmp_path)))
+    vocabulary: Any = None
+    source = TaskSource(
+        model_config=config, pooling="auto", hidden_size=60, causal=causal, ops=ops, vocabulary=vocabulary
+    )
+    ours = ops.to_numpy(load_head(source)(ops, ops.vector(states.numpy()), ops.upload(batch)))
+    rows = torch.stack([part[place] for part in states.split([3, 1, 17])])
+    expected = layers[last](layers[hidden](rows).tanh() if hidden else rows).detach().numpy()
+    assert np.abs(ours - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "tasks"),
+    [(1, (TaskType.RERANK, TaskType.CLASSIFY)), (2, (TaskType.CLASSIFY,)), (6, (TaskType.CLASSIFY,))],
+)
+def test_detected_by_the_number_of_labels(num_labels: int, tasks: tuple[TaskType, ...], tmp_path: Path) -> None:
+    save(tmp_path, "BertForSequenceClassification", num_labels=num_labels)
+    with loaded(tmp_path) as model:
+        assert model.info.tasks == tasks
+
+
+@pytest.mark.parametrize("spelling", ["SEQ_CLASSIFICATION", "classifier"])
+def test_the_flag_wins_over_one_label(spelling: str, tmp_path: Path) -> None:
+    save(tmp_path, "BertForSequenceClassification", num_labels=1)
+    with loaded(tmp_path, task_type=spelling) as model:
+        assert model.info.tasks == (TaskType.CLASSIFY,)
+
+
+def test_an_encoder_without_a_head_is_refused(tmp_path: Path) -> None:
+    save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no classification head .*pooler\.dense with classifier"):
+        with loaded(tmp_path, task_type="classifier"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("id2label", "message"),
+    [({"0": "a"}, "has 3 rows, but config.json names 1"), ({"0": "a", "2": "b", "3": "c"}, "must name the outputs")],
+)
+def test_labels_that_do_not_fit(id2label: dict[str, str], message: str, tmp_path: Path) -> None:
+    save(tmp_path, "BertForSequenceClassification", num_labels=3)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": id2label}))
+    with pytest.raises(CheckpointError, match=message):
+        with loaded(tmp_path, task_type="classifier"):
+            pass

@@ -1,0 +1,183 @@
+"""Qwen3-Reranker in each of its forms against the model card's own code, on random weights and the real tokenizer."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rtp_llm.core import Params, TaskType
+from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
+from tests.backends import BACKENDS
+from tests.models.oracle import add_noise
+from tests.server.rtp_clients import served
+from tests.tasks.checkpoints import loaded
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+LIMIT = 160
+YES, NO = 9693, 2152
+SHAPE = {
+    "hidden_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 14,
+    "intermediate_size": 48, "vocab_size": 151936, "max_position_embeddings": 512,
+}  # fmt: skip
+PAIRS = [
+    ("what is a panda?", "hi"),
+    ("what is a panda?", "The giant panda is a bear species endemic to China."),
+    ("", ""),
+    ("capital of France", "巴黎是法国的首都。🙂 " * 40),
+    ("a very long query " * 40, "document"),
+]
+INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+
+
+def save(folder: Path, assets: Path, *, tied: bool = True, head: str = "ForCausalLM", **shape: Any) -> Any:
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(**{**SHAPE, **shape}, tie_word_embeddings=tied)
+    model = getattr(transformers, f"Qwen3{head}")(config).eval()
+    add_noise(model)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(assets / "tokenizers" / "qwen3" / name, folder / name)
+    return model
+
+
+def card_ids(folder: Path, pairs: list[tuple[str, str]], instruction: str, limit: int) -> list[list[int]]:
+    """process_inputs of the model card."""
+    tokenize = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
+    prefix = (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    )
+    suffix = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    before, after = (tokenize.encode(text, add_special_tokens=False) for text in (prefix, suffix))
+    texts = [f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {doc}" for query, doc in pairs]
+    bodies = tokenize(texts, padding=False, truncation="longest_first", max_length=limit - len(before) - len(after))
+    return [before + body + after for body in bodies["input_ids"]]
+
+
+def card_scores(model: Any, all_ids: list[list[int]]) -> Any:
+    """compute_logits of the model card, one pair at a time."""
+    scores = []
+    with torch.no_grad():
+        for ids in all_ids:
+            last = model(torch.tensor([ids])).logits[:, -1, :]
+            both = torch.stack([last[:, NO], last[:, YES]], dim=1)
+            scores.append(torch.nn.functional.log_softmax(both, dim=1)[:, 1].exp().item())
+    return np.array(scores)
+
+
+def scores(model: Any, **params: Any) -> Any:
+    return np.array([model.rerank(query, [document], **params)[0].score for query, document in PAIRS])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_equals_the_model_card(tied: bool, backend: str, assets: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "Qwen3-Reranker-0.6B"
+    theirs = save(folder, assets, tied=tied)
+    expected = card_scores(theirs, card_ids(folder, PAIRS, INSTRUCTION, LIMIT))
+    with loaded(folder, backend, max_seq_len=LIMIT) as model:
+        assert model.info.tasks == (TaskType.RERANK,)
+        ours = scores(model)
+        assert np.abs(ours - expected).max() <= 1e-5
+        logits = np.log(expected) - np.log1p(-expected)
+        assert np.abs(scores(model, activation="none") - logits).max() <= 1e-5
+
+
+def test_instruction_and_batch(assets: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "reranker"
+    theirs = save(folder, assets)
+    documents = [document for _, document in PAIRS]
+    pairs = [("panda", document) for document in documents]
+    expected = card_scores(theirs, card_ids(folder, pairs, "Find the bear", LIMIT))
+    with loaded(folder, "native", max_seq_len=LIMIT) as model:
+        together = {entry.index: entry.score for entry in model.rerank("panda", documents, instruction="Find the bear")}
+        alone = [model.rerank("panda", [text], instruction="Find the bear")[0].score for text in documents]
+    assert [together[index] for index in range(len(documents))] == alone
+    assert np.abs(np.array(alone) - expected).max() <= 1e-5
+
+
+def test_conversion_to_sequence_classification(assets: Path, tmp_path: Path) -> None:
+    language_model = save(tmp_path / "original", assets, tied=False)
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(**SHAPE, num_labels=1, pad_token_id=151643)
+    conversion = transformers.Qwen3ForSequenceClassification(config).eval()
+    conversion.model.load_state_dict(language_model.model.state_dict())
+    rows = language_model.lm_head.weight.detach()
+    conversion.score.weight.data = (rows[YES] - rows[NO])[None]
+    folder = tmp_path / "conversion"
+    conversion.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tmp_path / "original" / name, folder / name)
+    expected = card_scores(language_model, card_ids(folder, PAIRS, INSTRUCTION, LIMIT))
+    with loaded(folder, max_seq_len=LIMIT) as model:
+        assert model.info.tasks == (TaskType.RERANK, TaskType.CLASSIFY)
+        assert np.abs(scores(model) - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("no", [NO, None])
+def test_logit_score_module(no: int | None, assets: Path, tmp_path: Path) -> None:
+    theirs = save(tmp_path, assets)
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    ]
+    module = "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"
+    modules.append({"idx": 1, "name": "1", "path": "1_LogitScore", "type": module})
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_LogitScore").mkdir()
+    settings = {"true_token_id": YES, "false_token_id": no, "module_input_name": "causal_logits"}
+    (tmp_path / "1_LogitScore" / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "config_sentence_transformers.json").write_text(
+        json.dumps({"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.linear.Identity"})
+    )
+    expected = []
+    with torch.no_grad():
+        for ids in card_ids(tmp_path, PAIRS, INSTRUCTION, LIMIT):
+            last = theirs(torch.tensor([ids])).logits[0, -1]
+            expected.append(float(last[YES] if no is None else last[YES] - last[no]))
+    with loaded(tmp_path, max_seq_len=LIMIT) as model:
+        assert model.info.tasks == (TaskType.RERANK,)
+        assert np.abs(scores(model) - np.array(expected)).max() <= 1e-5
+
+
+def test_the_route_gives_p_yes_as_the_original(assets: Path, tmp_path: Path) -> None:
+    save(tmp_path, assets)
+    documents = [document for _, document in PAIRS]
+    with served(tmp_path, task_type="reranker", max_seq_len=LIMIT) as server:
+        plain = server.post("/v1/reranker", query="panda", documents=documents, instruction="Find the bear")
+        assert server.post("/v1/reranker", query="panda", documents=documents, normalize=True)["results"]
+        best = server.model.rerank("panda", documents, instruction="Find the bear")
+        default = server.post("/v1/reranker", query="panda", documents=documents)
+    assert [result["index"] for result in plain["results"]] == [entry.index for entry in best]
+    assert [result["relevance_score"] for result in plain["results"]] == pytest.approx(
+        [e.score for e in best], abs=1e-6
+    )
+    assert default["results"] != plain["results"]
+    assert all(0 < result["relevance_score"] < 1 for result in plain["results"])
+
+
+def test_refusals(assets: Path, tmp_path: Path) -> None:
+    save(tmp_path, assets)
+    with loaded(tmp_path, task_type="reranker", max_seq_len=LIMIT) as model:
+        with pytest.raises(InvalidRequest, match="input 0 is a single text; a reranker reads pairs"):
+            model._run(["just a text"], (TaskType.RERANK,), Params(), progress=False)
+        with pytest.raises(InvalidRequest, match="shorten or split it"):
+            model.rerank("a " * 200, ["b"], truncate=False)
+    with pytest.raises(ConfigError, match="leaves no room beside a template of"):
+        with loaded(tmp_path, task_type="reranker", max_seq_len=40):
+            pass
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"qwen3"', '"qwen2"'))
+    with pytest.raises((ConfigError, CheckpointError)):
+        with loaded(tmp_path, task_type="reranker"):
+            pass
+
+
+def test_any_other_qwen3_is_an_embedder(assets: Path, tmp_path: Path) -> None:
+    save(tmp_path / "Qwen3-0.6B", assets)
+    with loaded(tmp_path / "Qwen3-0.6B") as model:
+        assert model.info.tasks == (TaskType.DENSE,)
