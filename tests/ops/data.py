@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtp_llm.core import Batch, FloatArray, Item, pack
+from rtp_llm.ops import Norm, Ops
 
 
 def normal(*shape: int, seed: int = 0) -> FloatArray:
@@ -20,6 +21,24 @@ def batch_of(lengths: Sequence[int], prompt_lens: Sequence[int] | None = None) -
         for i, (length, prompt) in enumerate(zip(lengths, prompts, strict=True))
     ]
     return pack(items)
+
+
+def encoder(ops: Ops, batch: Batch) -> FloatArray:
+    """A layer of every op, [B, 72]: what a sequence's bits must not depend on is tried on this."""
+    size, rng = 72, np.random.default_rng(1)
+
+    def weights(*shape: int) -> FloatArray:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    batch = ops.upload(batch)
+    norm = Norm(ops.vector(weights(size)), ops.vector(weights(size)), 1e-6)
+    x = ops.embed([(ops.table(weights(2000, size)), batch.input_ids)], norm)
+    qkv = ops.linear(x, ops.matrix(weights(3 * size, size)), ops.vector(weights(3 * size)))
+    y = ops.attention(qkv, batch, num_heads=3, num_kv_heads=3, head_dim=24, scale=0.2)
+    x = ops.linear(y, ops.matrix(weights(size, size)), residual=x)
+    y = ops.linear(x, ops.matrix(weights(1100, size)), activation="gelu")
+    x = ops.norm(ops.linear(y, ops.matrix(weights(size, 1100)), residual=x), norm)
+    return ops.to_numpy(ops.l2_normalize(ops.pool(x, batch, "mean")))
 
 
 def assert_as_exact(

@@ -101,8 +101,8 @@ inline Scratch& thread_scratch() {
 }
 
 struct Linear {
-  const float *x, *weight, *bias, *residual;
   float* y;
+  const float *x, *weight, *bias, *residual;
   int64_t M, N, K;
   int activation;
   // The plan: blocks of rows, of panels and of K.
