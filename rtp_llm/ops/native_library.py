@@ -1,7 +1,4 @@
-"""The compiled kernels as ctypes sees them: which were built, which this CPU can run, their functions and memory.
-
-`record` calls keep Python's lock: they take about a microsecond. `compute` calls release it.
-"""
+"""The compiled kernels as ctypes sees them: which were built, which this CPU can run, their functions and weights."""
 
 import contextlib
 import ctypes
@@ -9,7 +6,7 @@ import functools
 import mmap
 import platform
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import POINTER, c_double, c_float, c_int, c_int64, c_void_p
+from ctypes import c_char_p, c_double, c_int, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +17,21 @@ from rtp_llm.core import FloatArray
 from rtp_llm.errors import ConfigError
 
 INSTRUCTION_SETS = ("avx512", "avx2", "generic")  # the fastest first
-ABI_VERSION = 2
+ABI_VERSION = 3
 
-_RECORD: dict[str, tuple[Any, tuple[Any, ...]]] = {
+_FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpu_supports_avx2": (c_int, ()),
     "cpu_supports_avx512": (c_int, ()),
     "num_cores": (c_int, ()),
     "max_lookups": (c_int, ()),
     "packed_size": (c_int64, (c_int64, c_int64)),
-    "stream_new": (c_void_p, ()),
-    "stream_delete": (None, (c_void_p,)),
-    "alloc": (c_void_p, (c_void_p, c_int64)),
-    "free": (None, (c_void_p, c_void_p)),
-    "arena_capacity": (c_int64, (c_void_p,)),
-    "begin": (c_int64, (c_void_p,)),
-    "record_linear": (None, (c_void_p,) * 6 + (c_int64,) * 3 + (c_int,) * 2),
-    "record_norm": (None, (c_void_p,) * 3 + (c_int64,) * 2 + (c_void_p,) * 2 + (c_float, c_int)),
-    "record_embed": (
-        None,
-        (c_void_p, c_void_p, c_int64, c_int64, c_int, POINTER(c_void_p), POINTER(c_void_p))
-        + (c_int, c_void_p, c_void_p, c_float, c_int),
-    ),
-    "record_attention": (None, (c_void_p,) * 4 + (c_int64,) * 5 + (c_float, c_int, c_int64)),
-    "record_rotary": (
-        None,
-        (c_void_p,) * 3 + (c_int64,) * 4 + (c_void_p, c_void_p, c_float, c_int) + (c_void_p, c_void_p, c_float, c_int),
-    ),
-    "record_gated": (None, (c_void_p,) * 3 + (c_int64,) * 2 + (c_int,)),
-    "record_pool": (None, (c_void_p,) * 5 + (c_int64, c_int64, c_int)),
-    "record_copy_columns": (None, (c_void_p,) * 3 + (c_int64,) * 3),
-    "record_normalize": (None, (c_void_p,) * 3 + (c_int64,) * 2),
-}
-_COMPUTE: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "is_bf16": (c_int, (c_void_p, c_int64)),
     "narrow": (None, (c_void_p, c_int64, c_void_p)),
     "pack_weight": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int)),
-    "run": (None, (c_void_p, c_int)),
+    "stream_new": (c_void_p, ()),
+    "stream_delete": (None, (c_void_p,)),
+    "arena_capacity": (c_int64, (c_void_p,)),
+    "run": (c_int, (c_void_p, c_char_p, c_int64, c_int)),
     "peak": (c_double, (c_double,)),
 }
 
@@ -65,13 +41,13 @@ class Library:
 
     def __init__(self, path: Path, instruction_set: str) -> None:
         self.instruction_set = instruction_set
-        if ctypes.CDLL(str(path)).rtp_abi_version() != ABI_VERSION:
+        kernels = ctypes.CDLL(str(path))  # its calls release Python's lock
+        if kernels.rtp_abi_version() != ABI_VERSION:
             raise ConfigError(f"{path} is from another version of rtp_llm; build it again: pip install .")
-        for dll, functions in ((ctypes.PyDLL(str(path)), _RECORD), (ctypes.CDLL(str(path)), _COMPUTE)):
-            for name, (result, arguments) in functions.items():
-                function = getattr(dll, f"rtp_{name}")
-                function.restype, function.argtypes = result, arguments
-                setattr(self, name, function)
+        for name, (result, arguments) in _FUNCTIONS.items():
+            function = getattr(kernels, f"rtp_{name}")
+            function.restype, function.argtypes = result, arguments
+            setattr(self, name, function)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the kernels have no function rtp_{name}")
@@ -124,46 +100,6 @@ def measure_peak(num_threads: int, seconds: float) -> float:
     library = load(best())
     with ThreadPoolExecutor(num_threads) as pool:
         return sum(pool.map(library.peak, [seconds] * num_threads))
-
-
-class Stream:
-    """Owns the C++ stream: commands, arena, and the host arrays that recorded commands will read."""
-
-    __slots__ = ("handle", "kept", "library")
-
-    def __init__(self, library: Library) -> None:
-        self.library = library
-        self.kept: list[Any] = []
-        self.handle: int | None = library.stream_new()
-        if not self.handle:
-            raise MemoryError("no memory for a stream")
-
-    def __del__(self) -> None:
-        handle, self.handle = self.handle, None
-        if handle:
-            self.library.stream_delete(handle)
-
-
-class Tensor:
-    """fp32, row-major: a block of a stream's arena, or a host array when `host` is set."""
-
-    __slots__ = ("address", "host", "shape", "stream")
-
-    def __init__(self, shape: tuple[int, ...], stream: Stream | None, host: FloatArray | None = None) -> None:
-        self.shape, self.stream, self.host = shape, None, host
-        if host is not None:
-            self.address: int = host.ctypes.data
-        elif stream is not None:
-            num_bytes = 4 * int(np.prod(shape))
-            self.address = stream.library.alloc(stream.handle, num_bytes)
-            if not self.address:
-                raise MemoryError(f"no memory for an activation of {num_bytes} bytes; lower max_context_batch_size")
-            self.stream = stream
-
-    def __del__(self) -> None:
-        # NOTE: the collector finalises a cycle in any order, the stream perhaps before its tensors.
-        if self.stream is not None and self.stream.handle:
-            self.stream.library.free(self.stream.handle, self.address)
 
 
 class PackedWeight:

@@ -1,15 +1,15 @@
 """The CPU backend: our C++ kernels behind the vocabulary, as a stream of commands.
 
-An op allocates its result in the stream's arena, appends one command and returns; `to_numpy` runs all that was
-recorded in a single call without Python's lock, on up to `num_threads` cores. A result that Python drops is memory for
-the commands recorded after it, so a model needs a few activations' worth, whatever its depth.
+An op appends one command to a program and returns; `to_numpy` runs all that was recorded in a single call without
+Python's lock, on up to `num_threads` cores. A result that Python drops is memory for the commands recorded after it, so
+a model needs a few activations' worth, whatever its depth.
 
 A row's bits depend on its own sequence alone: every kernel sums in one order, whatever the batch, its order and the
 number of threads. Weights are packed once; the activations not fused in C++ run through numpy on a flushed stream.
 """
 
-import ctypes
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,7 +20,20 @@ import numpy as np
 from rtp_llm.core import Batch, FloatArray, Int32Array, Item, pack
 from rtp_llm.errors import ConfigError, InvalidRequest
 from rtp_llm.ops import Norm, Ops, PoolMode
-from rtp_llm.ops.native_library import Library, PackedWeight, Stream, Table, Tensor, load, measure_peak, usable
+from rtp_llm.ops.native_library import Library, PackedWeight, Table, load, measure_peak, usable
+from rtp_llm.ops.native_stream import (
+    ATTENTION,
+    COPY_COLUMNS,
+    EMBED,
+    GATED,
+    LINEAR,
+    NORM,
+    NORMALIZE,
+    POOL,
+    ROTARY,
+    Stream,
+    Tensor,
+)
 from rtp_llm.ops.numpy_ops import ACTIVATION, NumpyOps
 
 __all__ = ["NativeOps", "measure_peak"]
@@ -44,6 +57,7 @@ class NativeOps:
         self.instruction_set = library.instruction_set
         self._library, self._broken = library, broken
         self._stream = Stream(library)
+        self._max_lookups = library.max_lookups()
         self._checked: Batch | None = None
         for op in broken:
             setattr(self, op, _ThroughNumpy(self, op))
@@ -62,8 +76,7 @@ class NativeOps:
         return Table(rows, self._library)
 
     def upload(self, batch: Batch) -> Batch:
-        if self._library.begin(self._stream.handle) == 0:
-            self._stream.kept.clear()
+        self._stream.begin()
         batch = replace(
             batch,
             input_ids=_int32(batch.input_ids),
@@ -79,34 +92,31 @@ class NativeOps:
         if x.host is not None:
             return x.host.copy()
         assert x.stream is self._stream, "a tensor of another stream"
-        self.run()
         result = np.empty(x.shape, dtype=np.float32)
-        ctypes.memmove(result.ctypes.data, x.address, result.nbytes)
+        self._stream.kept.append(result)
+        self._record(COPY_COLUMNS(result.ctypes.data, 0, 0, x.reference, 1, result.size, 0))
+        self.run()
         return result
 
     def run(self) -> None:
         """Everything recorded so far; `to_numpy` does it by itself."""
-        self._library.run(self._stream.handle, self.num_threads)
-        self._stream.kept.clear()
+        self._stream.run(self.num_threads)
 
     def embed(self, lookups: Sequence[tuple[Table, Int32Array]], norm: Norm | None = None) -> Tensor:
         size, num_tokens = lookups[0][0].shape[1], len(lookups[0][1])
-        assert len(lookups) <= self._library.max_lookups(), f"{len(lookups)} tables at once"
-        addresses, bf16_tables = [], 0
-        for place, (table, ids) in enumerate(lookups):
+        assert len(lookups) <= self._max_lookups, f"{len(lookups)} tables at once"
+        tables, rows, bf16_tables = [0] * self._max_lookups, [0] * self._max_lookups, 0
+        for i, (table, ids) in enumerate(lookups):
             assert table.shape[1] == size and len(ids) == num_tokens, (table.shape, len(ids))
             ids = _int32(ids)
             _check_ids(ids, table.shape[0])
             self._stream.kept += (table, ids)
-            addresses.append((table.address, ids.ctypes.data))
-            bf16_tables |= table.is_bf16 << place
-        tables, rows = ((ctypes.c_void_p * len(lookups))(*column) for column in zip(*addresses, strict=True))
+            tables[i], rows[i] = table.address, ids.ctypes.data
+            bf16_tables |= table.is_bf16 << i
         y = self._new(num_tokens, size)
         if num_tokens:
-            self._library.record_embed(
-                self._stream.handle, y.address, num_tokens, size, len(lookups), tables, rows, bf16_tables,
-                *self._norm(norm, size),
-            )  # fmt: skip
+            counts = num_tokens, size, len(lookups), bf16_tables
+            self._record(EMBED(y.reference, num_tokens * size, *counts, *tables, *rows, *self._norm(norm, size)))
         return y
 
     def linear(
@@ -127,21 +137,20 @@ class NativeOps:
         assert residual is None or residual.shape == (num_rows, n), f"residual is {residual.shape}"
         y = self._new(num_rows, n)
         if num_rows:
-            self._keep(x, weight, bias, residual)
-            self._library.record_linear(
-                self._stream.handle, y.address, x.address, weight.address, _address(bias), _address(residual),
-                num_rows, n, k, _FUSED[activation], weight.is_bf16,
-            )  # fmt: skip
+            self._stream.kept.append(weight)
+            self._record(LINEAR(
+                y.reference, num_rows * n, self._operand(x), weight.address, self._operand(bias),
+                self._operand(residual), num_rows, n, k, _FUSED[activation], weight.is_bf16,
+            ))  # fmt: skip
         return y
 
     def norm(self, x: Tensor, norm: Norm) -> Tensor:
         num_rows, size = x.shape
         y = self._new(num_rows, size)
         if num_rows:
-            self._keep(x)
-            self._library.record_norm(
-                self._stream.handle, y.address, x.address, num_rows, size, *self._norm(norm, size)
-            )
+            self._record(NORM(
+                y.reference, num_rows * size, self._operand(x), num_rows, size, *self._norm(norm, size)
+            ))  # fmt: skip
         return y
 
     def attention(
@@ -156,17 +165,16 @@ class NativeOps:
         causal: bool = False,
         window: int | None = None,
     ) -> Tensor:
-        num_tokens = qkv.shape[0]
-        assert qkv.shape[1] == (num_heads + 2 * num_kv_heads) * head_dim, f"qkv is {qkv.shape}"
+        num_tokens, size = qkv.shape[0], num_heads * head_dim
+        assert qkv.shape[1] == size + 2 * num_kv_heads * head_dim, f"qkv is {qkv.shape}"
         assert num_heads % num_kv_heads == 0 and scale > 0 and (window is None or window > 0)
-        batch = self._check(batch, num_tokens)
-        y = self._new(num_tokens, num_heads * head_dim)
+        cu_seqlens, _ = self._check(batch, num_tokens)
+        y = self._new(num_tokens, size)
         if num_tokens:
-            self._keep(qkv, batch)
-            self._library.record_attention(
-                self._stream.handle, y.address, qkv.address, batch.cu_seqlens.ctypes.data, batch.num_seqs,
+            self._record(ATTENTION(
+                y.reference, num_tokens * size, self._operand(qkv), cu_seqlens, batch.num_seqs,
                 batch.max_seqlen, num_heads, num_kv_heads, head_dim, scale, causal, window or 0,
-            )  # fmt: skip
+            ))  # fmt: skip
         return y
 
     def rotary(
@@ -185,11 +193,10 @@ class NativeOps:
         assert cos_sin.shape == (num_tokens, head_dim), f"cos_sin is {cos_sin.shape}"
         y = qkv if qkv.host is None else self.concat([qkv])
         if num_tokens:
-            self._keep(cos_sin)
-            self._library.record_rotary(
-                self._stream.handle, y.address, cos_sin.address, num_tokens, num_heads, num_kv_heads, head_dim,
+            self._record(ROTARY(
+                self._operand(y), 0, self._operand(cos_sin), num_tokens, num_heads, num_kv_heads, head_dim,
                 *self._norm(q_norm, head_dim), *self._norm(k_norm, head_dim),
-            )  # fmt: skip
+            ))  # fmt: skip
         return y
 
     def gated(self, x: Tensor, activation: str) -> Tensor:
@@ -199,63 +206,75 @@ class NativeOps:
         assert x.shape[1] == 2 * size, f"x is {x.shape}"
         y = self._new(num_rows, size)
         if num_rows:
-            self._keep(x)
-            self._library.record_gated(self._stream.handle, y.address, x.address, num_rows, size, _FUSED[activation])
+            self._record(GATED(
+                y.reference, num_rows * size, self._operand(x), num_rows, size, _FUSED[activation]
+            ))  # fmt: skip
         return y
 
     def pool(self, x: Tensor, batch: Batch, mode: PoolMode, *, skip_prompt: bool = False) -> Tensor:
         num_tokens, size = x.shape
-        batch = self._check(batch, num_tokens)
+        cu_seqlens, prompt_lens = self._check(batch, num_tokens)
         y = self._new(batch.num_seqs, size)
-        self._keep(x, batch)
-        self._library.record_pool(
-            self._stream.handle, y.address, x.address, batch.cu_seqlens.ctypes.data,
-            batch.prompt_lens.ctypes.data if skip_prompt else None, batch.num_seqs, size, _POOL_MODES[mode],
-        )  # fmt: skip
+        self._record(POOL(
+            y.reference, batch.num_seqs * size, self._operand(x), cu_seqlens, prompt_lens if skip_prompt else 0,
+            batch.num_seqs, size, _POOL_MODES[mode],
+        ))  # fmt: skip
         return y
 
     def concat(self, tensors: Sequence[Tensor]) -> Tensor:
-        num_rows = tensors[0].shape[0]
+        num_rows, columns = tensors[0].shape[0], [x.shape[1] for x in tensors]
         assert all(x.shape[0] == num_rows for x in tensors), [x.shape for x in tensors]
-        y = self._new(num_rows, sum(x.shape[1] for x in tensors))
-        column = y.address
-        for x in tensors:
-            self._keep(x)
-            self._library.record_copy_columns(self._stream.handle, column, x.address, num_rows, x.shape[1], y.shape[1])
-            column += 4 * x.shape[1]
+        y = self._new(num_rows, sum(columns))
+        starts = itertools.accumulate(columns, initial=0)
+        for x, start in zip(tensors, starts, strict=False) if num_rows else ():
+            size = 0 if start else num_rows * sum(columns)
+            self._record(COPY_COLUMNS(
+                y.reference, size, start, self._operand(x), num_rows, x.shape[1], sum(columns)
+            ))  # fmt: skip
         return y
 
     def l2_normalize(self, x: Tensor) -> Tensor:
-        y = self._new(*x.shape)
-        if x.shape[0]:
-            self._keep(x)
-            self._library.record_normalize(self._stream.handle, y.address, x.address, *x.shape)
+        num_rows, size = x.shape
+        y = self._new(num_rows, size)
+        if num_rows:
+            self._record(NORMALIZE(y.reference, num_rows * size, self._operand(x), num_rows, size))
         return y
 
-    def _new(self, *shape: int) -> Tensor:
-        return Tensor(shape, self._stream)
+    def _new(self, num_rows: int, size: int) -> Tensor:
+        if num_rows == 0:
+            return _hosted(np.empty((0, size), np.float32))
+        return Tensor((num_rows, size), self._stream.slot(), self._stream)
 
-    def _keep(self, *operands: Any) -> None:
-        """Memory outside the arena stays until the run; a block of the arena lives on in stream order by itself."""
-        self._stream.kept += [x for x in operands if x is not None and getattr(x, "stream", None) is None]
+    def _record(self, command: bytes) -> None:
+        self._stream.program.append(command)
 
-    def _norm(self, norm: Norm | None, size: int) -> tuple[int | None, int | None, float, bool]:
+    def _operand(self, x: Tensor | None) -> int:
+        """What a command says for x. Host memory is kept until the run; the stream's own lives on in stream order."""
+        if x is None:
+            return 0
+        if x.stream is not self._stream:
+            assert x.host is not None, "a tensor of another stream"
+            self._stream.kept.append(x)
+        return x.reference
+
+    def _norm(self, norm: Norm | None, size: int) -> tuple[int, int, float, bool]:
         if norm is None:
-            return None, None, 0.0, False
+            return 0, 0, 0.0, False
         assert norm.weight.shape == (size,) and (norm.bias is None or norm.bias.shape == (size,))
-        self._stream.kept.append(norm)
-        return norm.weight.address, _address(norm.bias), norm.eps, norm.kind == "layer"
+        return self._operand(norm.weight), self._operand(norm.bias), norm.eps, norm.kind == "layer"
 
-    def _check(self, batch: Batch, num_tokens: int) -> Batch:
-        """The batch once its offsets are known to stay inside `num_tokens` rows."""
+    def _check(self, batch: Batch, num_tokens: int) -> tuple[int, int]:
+        """Addresses of cu_seqlens and prompt_lens, which are kept, once they are known to fit `num_tokens` rows."""
         if batch is not self._checked:
-            batch = replace(batch, cu_seqlens=_int32(batch.cu_seqlens), prompt_lens=_int32(batch.prompt_lens))
-            lengths = np.diff(batch.cu_seqlens)
-            assert batch.cu_seqlens[0] == 0 and (lengths >= 0).all() and lengths.max() <= batch.max_seqlen
-            assert len(batch.prompt_lens) == batch.num_seqs and (batch.prompt_lens >= 0).all()
-            self._checked = batch
-        assert batch.cu_seqlens[-1] == num_tokens, f"a batch of {batch.cu_seqlens[-1]} tokens for {num_tokens} rows"
-        return batch
+            cu_seqlens, prompt_lens = _int32(batch.cu_seqlens), _int32(batch.prompt_lens)
+            lengths = cu_seqlens[1:] - cu_seqlens[:-1]
+            assert cu_seqlens[0] == 0 and lengths.min() >= 0 and lengths.max() <= batch.max_seqlen
+            assert len(prompt_lens) == batch.num_seqs and prompt_lens.min() >= 0
+            self._checked, self._offsets = batch, (cu_seqlens, prompt_lens)
+            self._addresses = cu_seqlens.ctypes.data, prompt_lens.ctypes.data
+        assert self._offsets[0][-1] == num_tokens, f"a batch of {self._offsets[0][-1]} tokens for {num_tokens} rows"
+        self._stream.kept.append(self._offsets)
+        return self._addresses
 
 
 class _ThroughNumpy:
@@ -284,17 +303,13 @@ def _int32(values: Int32Array) -> Int32Array:
     return np.ascontiguousarray(values, dtype=np.int32)
 
 
-def _address(x: Tensor | None) -> int | None:
-    return None if x is None else x.address
-
-
 def _hosted(values: FloatArray) -> Tensor:
     host = np.ascontiguousarray(values, dtype=np.float32)
-    return Tensor(host.shape, None, host)
+    return Tensor(host.shape, host.ctypes.data, None, host)
 
 
 def _check_ids(ids: Int32Array, num_rows: int) -> None:
-    if len(ids) and not (0 <= ids.min() and ids.max() < num_rows):
+    if len(ids) and ids.view(np.uint32).max() >= num_rows:  # a negative one is large there
         bad = ids[(ids < 0) | (ids >= num_rows)][0]
         raise InvalidRequest(f"id {bad} is outside the model's table of {num_rows} rows")
 

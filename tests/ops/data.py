@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from rtp_llm.core import Batch, FloatArray, Item, pack
+from rtp_llm.ops import Norm, Ops
+from rtp_llm.ops.native_library import usable
 
 
 def normal(*shape: int, seed: int = 0) -> FloatArray:
@@ -22,6 +25,24 @@ def batch_of(lengths: Sequence[int], prompt_lens: Sequence[int] | None = None) -
     return pack(items)
 
 
+def encoder(ops: Ops, batch: Batch) -> FloatArray:
+    """A layer of every op, [B, 72]: what a sequence's bits must not depend on is tried on this."""
+    size, rng = 72, np.random.default_rng(1)
+
+    def weights(*shape: int) -> FloatArray:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    batch = ops.upload(batch)
+    norm = Norm(ops.vector(weights(size)), ops.vector(weights(size)), 1e-6)
+    x = ops.embed([(ops.table(weights(2000, size)), batch.input_ids)], norm)
+    qkv = ops.linear(x, ops.matrix(weights(3 * size, size)), ops.vector(weights(3 * size)))
+    y = ops.attention(qkv, batch, num_heads=3, num_kv_heads=3, head_dim=24, scale=0.2)
+    x = ops.linear(y, ops.matrix(weights(size, size)), residual=x)
+    y = ops.linear(x, ops.matrix(weights(1100, size)), activation="gelu")
+    x = ops.norm(ops.linear(y, ops.matrix(weights(size, 1100)), residual=x), norm)
+    return ops.to_numpy(ops.l2_normalize(ops.pool(x, batch, "mean")))
+
+
 def assert_as_exact(
     ours: NDArray[np.floating], reference: NDArray[np.floating], exact: NDArray[np.float64], floor: float = 3e-7
 ) -> None:
@@ -30,3 +51,10 @@ def assert_as_exact(
     allowed = 2 * np.abs(reference - exact).max(initial=0.0) + floor * scale
     assert ours.shape == exact.shape
     assert np.abs(ours - exact).max(initial=0.0) <= allowed
+
+
+def usable_or_skip(instruction_set: str) -> str:
+    """The instruction set, where it was built and this CPU runs it."""
+    if instruction_set not in usable():
+        pytest.skip(f"{instruction_set}: not built, or not for this CPU: pip install -e .")
+    return instruction_set

@@ -1,6 +1,5 @@
 """rotary and gated of the compiled kernels and of torch, and bf16 weights: against NumpyOps and bit for bit."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,38 +7,24 @@ import pytest
 
 from rtp_llm.core import FloatArray
 from rtp_llm.ops import ACTIVATIONS, Norm
-from rtp_llm.ops.native_library import INSTRUCTION_SETS, usable
+from rtp_llm.ops.native_library import INSTRUCTION_SETS
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
-from tests.ops.data import batch_of, normal
+from tests.ops.data import batch_of, normal, usable_or_skip
 
 Heads = tuple[int, int, int]
 HEADS: list[Heads] = [(1, 1, 2), (4, 2, 8), (3, 1, 34), (6, 2, 128), (14, 2, 64)]
 numpy_ops = NumpyOps()
 
 
-def _torch() -> Any:
+@pytest.fixture(params=[*INSTRUCTION_SETS, "torch"])
+def backend(request: pytest.FixtureRequest) -> Any:
+    if request.param != "torch":
+        return NativeOps(instruction_set=usable_or_skip(request.param))
     pytest.importorskip("torch")
     from rtp_llm.ops.torch_ops import TorchOps
 
     return TorchOps()
-
-
-def _native(name: str) -> Callable[[], NativeOps]:
-    def make() -> NativeOps:
-        if name not in usable():
-            pytest.skip(f"{name}: not built, or not for this CPU: pip install -e .")
-        return NativeOps(instruction_set=name)
-
-    return make
-
-
-NATIVE = {name: _native(name) for name in INSTRUCTION_SETS}
-
-
-@pytest.fixture(params=NATIVE)
-def native(request: pytest.FixtureRequest) -> NativeOps:
-    return NATIVE[request.param]()
 
 
 def rotary(ops: Any, qkv: FloatArray, cos_sin: FloatArray, heads: Heads, with_norms: bool) -> FloatArray:
@@ -55,21 +40,19 @@ def rotary(ops: Any, qkv: FloatArray, cos_sin: FloatArray, heads: Heads, with_no
 
 @pytest.mark.parametrize("with_norms", [False, True])
 @pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("backend", {**NATIVE, "torch": _torch}.values(), ids=[*NATIVE, "torch"])
-def test_rotary(backend: Callable[[], Any], heads: Heads, with_norms: bool) -> None:
+def test_rotary(backend: Any, heads: Heads, with_norms: bool) -> None:
     num_heads, num_kv_heads, head_dim = heads
     qkv, cos_sin = normal(23, (num_heads + 2 * num_kv_heads) * head_dim), normal(23, head_dim)
     before = qkv.copy()
     expected = rotary(numpy_ops, qkv, cos_sin, heads, with_norms)
-    np.testing.assert_allclose(rotary(backend(), qkv, cos_sin, heads, with_norms), expected, rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(rotary(backend, qkv, cos_sin, heads, with_norms), expected, rtol=1e-5, atol=2e-6)
     np.testing.assert_array_equal(qkv, before)
 
 
 @pytest.mark.parametrize("size", [1, 16, 77, 300])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("backend", {**NATIVE, "torch": _torch}.values(), ids=[*NATIVE, "torch"])
-def test_gated(backend: Callable[[], Any], activation: str, size: int) -> None:
-    ops, x = backend(), 3 * normal(9, 2 * size)
+def test_gated(backend: Any, activation: str, size: int) -> None:
+    ops, x = backend, 3 * normal(9, 2 * size)
     y = ops.to_numpy(ops.gated(ops.vector(x), activation))
     np.testing.assert_allclose(y, numpy_ops.gated(x, activation), rtol=1e-5, atol=1e-5)
 
@@ -86,11 +69,11 @@ def decoder(ops: NativeOps, rows: slice, weight: FloatArray) -> FloatArray:
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
-def test_a_row_has_the_same_bits_in_any_batch_and_on_any_threads(native: NativeOps, num_threads: int) -> None:
-    expected = decoder(native, slice(None), normal(96, 96))
-    native.num_threads = num_threads
+def test_a_row_has_the_same_bits_in_any_batch_and_on_any_threads(ops: NativeOps, num_threads: int) -> None:
+    expected = decoder(ops, slice(None), normal(96, 96))
+    ops.num_threads = num_threads
     for num_rows in (1, 7, 13, 64, 200):
-        np.testing.assert_array_equal(decoder(native, slice(num_rows), normal(96, 96)), expected[:num_rows])
+        np.testing.assert_array_equal(decoder(ops, slice(num_rows), normal(96, 96)), expected[:num_rows])
 
 
 def as_bf16(x: FloatArray) -> FloatArray:
@@ -99,26 +82,26 @@ def as_bf16(x: FloatArray) -> FloatArray:
 
 @pytest.mark.parametrize("m", [1, 5, 13, 70, 200])
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (33, 65), (47, 1100), (600, 96), (40, 1024)])
-def test_a_bf16_weight_takes_half_the_memory_and_gives_the_same_bits(native: NativeOps, m: int, n: int, k: int) -> None:
+def test_a_bf16_weight_takes_half_the_memory_and_gives_the_same_bits(ops: NativeOps, m: int, n: int, k: int) -> None:
     x, weight = normal(m, k), as_bf16(normal(n, k))
-    narrow = native.matrix(weight)
+    narrow = ops.matrix(weight)
     wide_weight = np.vstack([weight, np.full((1, k), 1 + 2.0**-20, np.float32)])
-    wide = native.matrix(wide_weight)
+    wide = ops.matrix(wide_weight)
     assert narrow.is_bf16 and not wide.is_bf16
     assert narrow.memory.nbytes <= wide.memory.nbytes / 2 + 4
-    y, expected = (native.to_numpy(native.linear(native.vector(x), w)) for w in (narrow, wide))
+    y, expected = (ops.to_numpy(ops.linear(ops.vector(x), w)) for w in (narrow, wide))
     np.testing.assert_array_equal(y, expected[:, :n])
 
 
 @pytest.mark.parametrize("size", [1, 33, 384])
-def test_a_bf16_table_gives_the_same_bits(native: NativeOps, size: int) -> None:
+def test_a_bf16_table_gives_the_same_bits(ops: NativeOps, size: int) -> None:
     rows, others, ids = as_bf16(normal(50, size)), normal(9, size), np.array([3, 49, 0, 8], np.int32)
     rows[0] = -0.0
-    narrow, wide = native.table(rows), native.table(others)
+    narrow, wide = ops.table(rows), ops.table(others)
     assert narrow.is_bf16 and not wide.is_bf16
     places = np.array([1, 0, 8, 8], np.int32)
-    y = native.to_numpy(native.embed([(narrow, ids), (wide, places)]))
+    y = ops.to_numpy(ops.embed([(narrow, ids), (wide, places)]))
     np.testing.assert_array_equal(y, rows[ids] + others[places])
-    alone = native.to_numpy(native.embed([(narrow, ids)]))
+    alone = ops.to_numpy(ops.embed([(narrow, ids)]))
     np.testing.assert_array_equal(alone.view(np.uint32), rows[ids].view(np.uint32))
     np.testing.assert_array_equal(narrow.widened(), rows)

@@ -14,10 +14,10 @@ import pytest
 from rtp_llm.core import Batch, FloatArray
 from rtp_llm.errors import ConfigError, InvalidRequest
 from rtp_llm.ops import ACTIVATIONS, Norm, native_library, native_ops
-from rtp_llm.ops.native_library import INSTRUCTION_SETS, load, measure_peak, usable
+from rtp_llm.ops.native_library import load, measure_peak, usable
 from rtp_llm.ops.native_ops import NativeOps, checked_library, failing_ops
 from rtp_llm.ops.numpy_ops import NumpyOps
-from tests.ops.data import assert_as_exact, batch_of, normal
+from tests.ops.data import assert_as_exact, batch_of, encoder, normal
 from tests.ops.test_numpy_ops import EXPECTED_POOL, sdpa, tensors
 
 torch = pytest.importorskip("torch")
@@ -30,18 +30,6 @@ LENGTHS = [[1], [2, 1], [13, 70, 5], [600, 33]]
 HEADS = [(2, 2, 8), (3, 3, 16), (4, 2, 24), (2, 1, 32), (6, 2, 64), (2, 2, 80), (4, 1, 128), (2, 2, 13), (1, 1, 256)]
 
 numpy_ops = NumpyOps()
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request: pytest.FixtureRequest) -> str:
-    if request.param not in usable():
-        pytest.skip(f"{request.param}: not built, or not for this CPU: pip install -e .")
-    return str(request.param)
-
-
-@pytest.fixture
-def ops(instruction_set: str) -> NativeOps:
-    return NativeOps(instruction_set=instruction_set)
 
 
 @pytest.fixture
@@ -193,24 +181,6 @@ def test_l2_normalize(ops: NativeOps) -> None:
     np.testing.assert_allclose(ops.to_numpy(ops.l2_normalize(ops.vector(x))), numpy_ops.l2_normalize(x), rtol=1e-6)
 
 
-def encoder(ops: NativeOps, batch: Batch) -> FloatArray:
-    """A layer of every op, [B, 72]: what a sequence's bits must not depend on is tried on this."""
-    size, rng = 72, np.random.default_rng(1)
-
-    def weights(*shape: int) -> FloatArray:
-        return rng.standard_normal(shape, dtype=np.float32)
-
-    batch = ops.upload(batch)
-    norm = Norm(ops.vector(weights(size)), ops.vector(weights(size)), 1e-6)
-    x = ops.embed([(ops.table(weights(2000, size)), batch.input_ids)], norm)
-    qkv = ops.linear(x, ops.matrix(weights(3 * size, size)), ops.vector(weights(3 * size)))
-    y = ops.attention(qkv, batch, num_heads=3, num_kv_heads=3, head_dim=24, scale=0.2)
-    x = ops.linear(y, ops.matrix(weights(size, size)), residual=x)
-    y = ops.linear(x, ops.matrix(weights(1100, size)), activation="gelu")
-    x = ops.norm(ops.linear(y, ops.matrix(weights(size, 1100)), residual=x), norm)
-    return ops.to_numpy(ops.l2_normalize(ops.pool(x, batch, "mean")))
-
-
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 def test_a_sequence_has_the_same_bits_in_any_batch(ops: NativeOps, num_threads: int) -> None:
     lengths = [7, 1, 40, 300, 13, 12]
@@ -242,58 +212,6 @@ def test_forks_compute_at_the_same_time(ops: NativeOps) -> None:
     with ThreadPoolExecutor(3) as pool:
         for results in pool.map(compute, [ops.fork() for _ in range(3)]):
             assert all((result == expected).all() for result in results)
-
-
-def test_memory_of_dropped_results_is_used_again(ops: NativeOps) -> None:
-    x, rotation = normal(64, 64), np.eye(64, dtype=np.float32)[::-1]
-    weight = ops.matrix(rotation)
-    y, expected = ops.vector(x), x
-    for _ in range(50):
-        y = ops.linear(y, weight)
-        expected = expected @ rotation.T
-    np.testing.assert_array_equal(ops.to_numpy(y), expected)
-
-
-def capacity(ops: NativeOps) -> int:
-    return int(ops._library.arena_capacity(ops._stream.handle))
-
-
-def test_the_arena_gives_a_large_batch_back(ops: NativeOps) -> None:
-    encoder(ops, batch_of([1000]))
-    large = capacity(ops)
-    for _ in range(100):
-        encoder(ops, batch_of([5]))
-    assert capacity(ops) < large / 2
-
-
-def test_the_arena_does_not_grow_in_steady_state(ops: NativeOps) -> None:
-    sizes = []
-    for _ in range(5):
-        encoder(ops, batch_of([600, 300]))
-        sizes.append(capacity(ops))
-    assert len(set(sizes[1:])) == 1
-
-
-def test_a_batch_that_failed_half_way_leaves_nothing(ops: NativeOps) -> None:
-    batch, table = ops.upload(batch_of([5])), ops.table(normal(100, 8))
-    ops.embed([(table, batch.input_ids)])
-    ops.upload(batch)
-    assert ops._library.begin(ops._stream.handle) == 0 and not ops._stream.kept
-
-
-def test_results_are_the_callers_own(ops: NativeOps) -> None:
-    x = normal(3, 4)
-    tensor = ops.vector(x)
-    ops.to_numpy(tensor)[:] = 0
-    np.testing.assert_array_equal(ops.to_numpy(tensor), x)
-
-
-def test_host_arrays_may_be_dropped_before_the_run(ops: NativeOps) -> None:
-    x = normal(300, 300)
-    y = ops.linear(ops.vector(x.copy()), ops.matrix(np.eye(300, dtype=np.float32)))
-    noise = [np.full((300, 300), np.nan, np.float32) for _ in range(8)]
-    np.testing.assert_array_equal(ops.to_numpy(y), x)
-    assert len(noise) == 8
 
 
 def test_nothing_in_nothing_out(ops: NativeOps) -> None:

@@ -43,7 +43,6 @@ class Arena {
     live_.erase(it);
   }
 
-  bool idle() const { return live_.empty(); }
   int64_t capacity() const { return capacity_; }
 
   // To be called when nothing is recorded or alive: several chunks become one, and one far too large for the batches

@@ -8,8 +8,8 @@
 namespace {
 
 struct Attention {
-  const float* qkv;
   float* out;
+  const float* qkv;
   const int32_t* cu_seqlens;
   int64_t num_seqs, max_seqlen, heads, kv_heads, head_dim;
   float scale;

@@ -34,8 +34,8 @@ struct Rotary {
 };
 
 struct Gated {
-  const float* x;  // [rows][2 * size]: gate, up
   float* y;
+  const float* x;  // [rows][2 * size]: gate, up
   int64_t rows, size;
   int activation;
   int64_t block = 0;

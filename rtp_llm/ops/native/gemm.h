@@ -138,10 +138,10 @@ inline Scratch& panel_scratch() {
 }
 
 struct Linear {
+  float* y;
   const float* x;
   const void* weight;  // fp32 or bf16
   const float *bias, *residual;
-  float* y;
   int64_t M, N, K;
   int activation;
   bool weight_is_bf16;

@@ -49,8 +49,8 @@ struct NormWeights {
 };
 
 struct NormRows {
-  const float* x;
   float* y;
+  const float* x;
   int64_t rows, size;
   NormWeights norm;
   int64_t block = 0;
@@ -66,11 +66,10 @@ struct NormRows {
 constexpr int kMaxLookups = 4;
 
 struct Embed {
+  float* y;
+  int64_t rows, size, lookups, bf16_tables;
   const void* tables[kMaxLookups];  // fp32, or bf16 where bit t of `bf16_tables` is set
   const int32_t* ids[kMaxLookups];
-  int lookups, bf16_tables;
-  float* y;
-  int64_t rows, size;
   NormWeights norm;
   int64_t block = 0;
 
@@ -100,8 +99,8 @@ struct Embed {
 };
 
 struct CopyColumns {
-  const float* x;
   float* y;  // already at its first column
+  const float* x;
   int64_t rows, size, stride;
 
   int64_t plan(int) { return 1; }
@@ -112,8 +111,8 @@ struct CopyColumns {
 };
 
 struct Normalize {
-  const float* x;
   float* y;
+  const float* x;
   int64_t rows, size;
   int64_t block = 0;
 
@@ -132,8 +131,8 @@ struct Normalize {
 enum PoolMode : int { kCls = 0, kMean, kMax, kMeanSqrtLen, kWeightedMean, kLastToken };
 
 struct Pool {
-  const float* x;
   float* y;
+  const float* x;
   const int32_t *cu_seqlens, *prompt_lens;  // prompt_lens null: nothing is skipped
   int64_t num_seqs, size;
   int mode;

@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <memory>
+#include <new>
 #include <thread>
 #include <variant>
 #include <vector>
@@ -24,11 +25,36 @@ using Command = std::variant<Linear, NormRows, Embed, Attention, Rotary, Gated, 
 
 class Stream {
  public:
-  Arena arena;
-
   void record(const Command& command) { commands_.push_back(command); }
   int64_t pending() const { return int64_t(commands_.size()); }
   void clear() { commands_.clear(); }
+  int64_t capacity() const { return arena_.capacity(); }
+
+  // A tensor's memory is that of its slot, in stream order; what the slot held before is given up.
+  void allocate(int64_t slot, int64_t bytes) {
+    if (slot >= int64_t(slots_.size())) slots_.resize(size_t(slot) + 1);
+    free(slot);
+    slots_[size_t(slot)] = arena_.allocate(bytes);
+    if (slots_[size_t(slot)] == nullptr) throw std::bad_alloc();
+  }
+
+  void free(int64_t slot) {
+    if (slot < int64_t(slots_.size())) arena_.free(std::exchange(slots_[size_t(slot)], nullptr));
+  }
+
+  // Null memory is that of a run which failed for want of it.
+  float* block(int64_t slot) const {
+    void* memory = slot < int64_t(slots_.size()) ? slots_[size_t(slot)] : nullptr;
+    if (memory == nullptr) throw std::bad_alloc();
+    return static_cast<float*>(memory);
+  }
+
+  // Nothing is recorded and no tensor alive: the start of a batch, or the end of one that failed.
+  void reset() {
+    clear();
+    for (size_t slot = 0; slot < slots_.size(); ++slot) free(int64_t(slot));
+    arena_.settle();
+  }
 
   void run_alone() {
     for (Command& command : commands_)
@@ -65,6 +91,8 @@ class Stream {
     }
   };
 
+  Arena arena_;
+  std::vector<void*> slots_;
   std::vector<Command> commands_;
   std::unique_ptr<Progress[]> progress_;
   size_t capacity_ = 0;

@@ -1,0 +1,79 @@
+// What Python recorded, as 64-bit words: an opcode, its result, how many floats to allocate for it (0: it is there),
+// and the operands in the order of the command's members. A tensor is the address of host memory, or 2 * slot + 1.
+#pragma once
+#include "stream.h"
+
+namespace {
+
+enum Opcode : int64_t {
+  kReset = 0, kFree, kLinear, kNorm, kEmbed, kAttention, kRotary, kGated, kPool, kCopyColumns, kNormalize
+};
+
+class Program {
+ public:
+  // Adds the commands to the stream; std::bad_alloc when an activation does not fit into memory.
+  static void load(Stream& stream, const char* words, int64_t num_words) {
+    Program program{stream, words};
+    while (program.next_ < words + 8 * num_words) program.load_command();
+  }
+
+ private:
+  Stream& stream_;
+  const char* next_;
+
+  Program(Stream& stream, const char* words) : stream_(stream), next_(words) {}
+
+  template <class T>
+  T word() {
+    static_assert(sizeof(T) == 8);
+    T value;
+    std::memcpy(&value, next_, 8);
+    next_ += 8;
+    return value;
+  }
+  int64_t number() { return word<int64_t>(); }
+  float real() { return float(word<double>()); }
+  const int32_t* integers() { return word<const int32_t*>(); }
+  const void* weights() { return word<const void*>(); }  // on the host, fp32 or bf16
+  float* tensor(int64_t reference) {
+    return reference % 2 != 0 ? stream_.block(reference / 2) : reinterpret_cast<float*>(reference);
+  }
+  float* floats() { return tensor(number()); }
+  NormWeights norm() { return {floats(), floats(), real(), number() != 0}; }
+
+  void load_command() {
+    const int64_t opcode = number(), result = number(), size = number();
+    if (opcode == kReset) return stream_.reset();
+    if (opcode == kFree) return stream_.free(result / 2);
+    if (size > 0) stream_.allocate(result / 2, size * 4);
+    stream_.record(command(opcode, tensor(result)));
+  }
+
+  Command command(int64_t opcode, float* y) {
+    switch (opcode) {
+      case kLinear:
+        return Linear{y, floats(), weights(), floats(), floats(), number(), number(), number(), int(number()),
+                      number() != 0};
+      case kNorm: return NormRows{y, floats(), number(), number(), norm()};
+      case kEmbed: return embed(y);
+      case kAttention:
+        return Attention{y, floats(), integers(), number(), number(), number(), number(), number(), real(),
+                         number() != 0, number()};
+      case kRotary: return Rotary{y, floats(), number(), number(), number(), number(), norm(), norm()};
+      case kGated: return Gated{y, floats(), number(), number(), int(number())};
+      case kPool: return Pool{y, floats(), integers(), integers(), number(), number(), int(number())};
+      case kCopyColumns: return CopyColumns{y + number(), floats(), number(), number(), number()};
+      default: return Normalize{y, floats(), number(), number()};
+    }
+  }
+
+  Embed embed(float* y) {
+    Embed embed{y, number(), number(), number(), number(), {}, {}, {}};
+    for (const void*& table : embed.tables) table = weights();
+    for (const int32_t*& ids : embed.ids) ids = integers();
+    embed.norm = norm();
+    return embed;
+  }
+};
+
+}  // namespace

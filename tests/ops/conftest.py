@@ -1,0 +1,17 @@
+"""NativeOps in every instruction set that was built and that this CPU runs."""
+
+import pytest
+
+from rtp_llm.ops.native_library import INSTRUCTION_SETS
+from rtp_llm.ops.native_ops import NativeOps
+from tests.ops.data import usable_or_skip
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request: pytest.FixtureRequest) -> str:
+    return usable_or_skip(request.param)
+
+
+@pytest.fixture
+def ops(instruction_set: str) -> NativeOps:
+    return NativeOps(instruction_set=instruction_set)

@@ -1,0 +1,75 @@
+"""Recording: memory of dropped tensors, of host arrays, of batches that failed."""
+
+import numpy as np
+import pytest
+
+from rtp_llm.ops.native_ops import NativeOps
+from rtp_llm.ops.native_stream import COPY_COLUMNS
+from tests.ops.data import batch_of, encoder, normal
+
+
+def test_memory_of_dropped_results_is_used_again(ops: NativeOps) -> None:
+    x, rotation = normal(64, 64), np.eye(64, dtype=np.float32)[::-1]
+    weight = ops.matrix(rotation)
+    y, expected = ops.vector(x), x
+    for _ in range(50):
+        y = ops.linear(y, weight)
+        expected = expected @ rotation.T
+    np.testing.assert_array_equal(ops.to_numpy(y), expected)
+
+
+def capacity(ops: NativeOps) -> int:
+    return int(ops._library.arena_capacity(ops._stream.handle))
+
+
+def test_the_arena_gives_a_large_batch_back(ops: NativeOps) -> None:
+    encoder(ops, batch_of([1000]))
+    large = capacity(ops)
+    for _ in range(100):
+        encoder(ops, batch_of([5]))
+    assert capacity(ops) < large / 2
+
+
+def test_the_arena_does_not_grow_in_steady_state(ops: NativeOps) -> None:
+    sizes = []
+    for _ in range(5):
+        encoder(ops, batch_of([600, 300]))
+        sizes.append(capacity(ops))
+    assert len(set(sizes[1:])) == 1
+
+
+def test_a_batch_that_failed_half_way_leaves_nothing(ops: NativeOps) -> None:
+    batch, table = ops.upload(batch_of([5])), ops.table(normal(100, 8))
+    ops.embed([(table, batch.input_ids)])
+    ops.upload(batch)
+    assert len(ops._stream.program) == 1 and len(ops._stream.kept) == 1
+
+
+def test_a_tensor_of_another_stream_is_refused(ops: NativeOps) -> None:
+    x = ops.linear(ops.vector(normal(3, 4)), ops.matrix(normal(4, 4)))
+    with pytest.raises(AssertionError, match="another stream"):
+        ops.fork().l2_normalize(x)
+
+
+def test_no_memory_is_an_error_of_that_batch_only(ops: NativeOps) -> None:
+    x = normal(3, 4)
+    y = ops._new(3, 4)
+    ops._record(COPY_COLUMNS(y.reference, 1 << 55, 0, 0, 0, 0, 0))
+    with pytest.raises(MemoryError, match="lower max_context_batch_size"):
+        ops.to_numpy(y)
+    np.testing.assert_array_equal(ops.to_numpy(ops.concat([ops.vector(x)])), x)
+
+
+def test_results_are_the_callers_own(ops: NativeOps) -> None:
+    x = normal(3, 4)
+    tensor = ops.vector(x)
+    ops.to_numpy(tensor)[:] = 0
+    np.testing.assert_array_equal(ops.to_numpy(tensor), x)
+
+
+def test_host_arrays_may_be_dropped_before_the_run(ops: NativeOps) -> None:
+    x = normal(300, 300)
+    y = ops.linear(ops.vector(x.copy()), ops.matrix(np.eye(300, dtype=np.float32)))
+    noise = [np.full((300, 300), np.nan, np.float32) for _ in range(8)]
+    np.testing.assert_array_equal(ops.to_numpy(y), x)
+    assert len(noise) == 8
