@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo
-from rtp_llm.errors import RtpError
+from rtp_llm.errors import ConfigError, RtpError
 from rtp_llm.flags import parse_args
 
 logger = logging.getLogger("rtp_llm")
@@ -24,14 +24,18 @@ def main(argv: Sequence[str] | None = None, prog: str = "rtp_llm.start_server") 
         serve(config)
     except RtpError as error:
         logger.error("%s", error.message)
-        sys.exit(1)
+        is_bad_value = isinstance(error, ConfigError) and error.param not in (None, "start_port")
+        sys.exit(2 if is_bad_value else 1)
 
 
 def serve(config: ServerConfig) -> None:
     """Load the engine and answer HTTP until told to stop."""
     from rtp_llm.engine.loading import load_engine
+    from rtp_llm.server.app import listen
     from rtp_llm.server.app import serve as serve_http
 
+    # A port that is taken is worth knowing before a large model is loaded.
+    listen(config.host, config.start_port).close()
     engine = load_engine(config, config.model_name)
     try:
         serve_http(engine, config, on_ready=lambda: _announce(engine.info(), config))
