@@ -92,7 +92,7 @@ def test_a_port_that_is_taken(server: Running, tiny_bert: Path, tmp_path: Path) 
         (["/does/not/exist"], "/does/not/exist"),
         (["{empty}"], "config.json"),
         (["{tiny}", "--model_type", "qwen_9"], "'qwen_9', which is not one of bert"),
-        (["{tiny}", "--task_type", "RERANKER"], "rerank"),
+        (["{tiny}", "--task_type", "RERANKER"], "no classification head"),
         (["{tiny}", "--max_seq_len", "100000"], "512 positions"),
         (["{tiny}", "--device", "cuda"], "needs --backend torch"),
     ],
