@@ -47,6 +47,8 @@ $(PY):
 $(VENV)/.serve: $(PY) $(NATIVE)
 	@echo "installing rtp-llm into $(VENV) (a minute or so)"
 	$(PIP) --editable .
+	@ls rtp_llm/ops/_native_*.so > /dev/null 2>&1 || \
+	  echo "NOTE: no C++17 compiler was found, numpy will compute, several times slower (apt install g++; make clean)"
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.serve

@@ -43,11 +43,12 @@ def _embed(argv: Sequence[str]) -> None:
     from rtp_llm.offline import Model
 
     try:
-        lines = arguments.texts.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(), which also ends lines at form feeds and Unicode's separators.
+        lines = arguments.texts.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         with Model(arguments.checkpoint) as model:
             vectors = model.embed(lines, dimensions=arguments.dimensions, progress=sys.stderr.isatty())
         np.save(arguments.vectors, vectors)
-    except (RtpError, OSError) as error:
+    except (RtpError, OSError, UnicodeDecodeError) as error:
         parser.exit(1, f"rtp-llm embed: {error}\n")
 
 

@@ -153,6 +153,7 @@ class ServerConfig(EngineConfig):
     )
     concurrency_limit: int = option(1024, help="requests in flight; over it 429", group="server", minimum=1)
     max_body_bytes: int = option(32 << 20, help="largest request body; over it 413", group="server", minimum=1024)
+    body_timeout: int = option(30, help="seconds that a request's body may take to arrive", group="server", minimum=1)
     timeout_keep_alive: int = option(75, help="seconds an idle connection is kept", group="server", minimum=1)
     shutdown_timeout: int = option(
         30, help="seconds that running requests get at shutdown; -1: 600", group="server", minimum=-1

@@ -6,12 +6,16 @@ import sys
 from collections.abc import Sequence
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import ModelInfo
-from rtp_llm.errors import RtpError
+from rtp_llm.core import ModelInfo, TaskType
+from rtp_llm.errors import ConfigError, RtpError
 from rtp_llm.flags import parse_args
 
 logger = logging.getLogger("rtp_llm")
 
+_FIRST_CALLS = {
+    TaskType.RERANK: ("/v1/reranker", '{"query": "hello", "documents": ["hello world", "good night"]}'),
+    TaskType.CLASSIFY: ("/v1/classifier", '{"input": ["hello"], "labels": true}'),
+}
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -24,14 +28,18 @@ def main(argv: Sequence[str] | None = None, prog: str = "rtp_llm.start_server") 
         serve(config)
     except RtpError as error:
         logger.error("%s", error.message)
-        sys.exit(1)
+        is_bad_value = isinstance(error, ConfigError) and error.param not in (None, "start_port")
+        sys.exit(2 if is_bad_value else 1)
 
 
 def serve(config: ServerConfig) -> None:
     """Load the engine and answer HTTP until told to stop."""
     from rtp_llm.engine.loading import load_engine
+    from rtp_llm.server.app import listen
     from rtp_llm.server.app import serve as serve_http
 
+    # A port that is taken is worth knowing before a large model is loaded.
+    listen(config.host, config.start_port).close()
     engine = load_engine(config, config.model_name)
     try:
         serve_http(engine, config, on_ready=lambda: _announce(engine.info(), config))
@@ -56,8 +64,8 @@ def _announce(info: ModelInfo, config: ServerConfig) -> None:
         info.max_batch_tokens,
     )
     logger.info("ready on %s (a page to try it, /docs, /metrics)", url)
-    body = '{"input": ["hello", "world"]}'
-    logger.info("try: curl %s/v1/embeddings -H 'Content-Type: application/json' -d '%s'", url, body)
+    path, body = _FIRST_CALLS.get(info.tasks[0], ("/v1/embeddings", '{"input": ["hello", "world"]}'))
+    logger.info("try: curl %s%s -H 'Content-Type: application/json' -d '%s'", url, path, body)
 
 
 if __name__ == "__main__":

@@ -87,23 +87,23 @@ def test_a_port_that_is_taken(server: Running, tiny_bert: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "status", "message"),
     [
-        (["/does/not/exist"], "/does/not/exist"),
-        (["{empty}"], "config.json"),
-        (["{tiny}", "--model_type", "qwen_9"], "'qwen_9', which is not one of bert"),
-        (["{tiny}", "--task_type", "RERANKER"], "rerank"),
-        (["{tiny}", "--max_seq_len", "100000"], "512 positions"),
-        (["{tiny}", "--device", "cuda"], "needs --backend torch"),
+        (["/does/not/exist"], 1, "/does/not/exist"),
+        (["{empty}"], 1, "config.json"),
+        (["{tiny}", "--model_type", "qwen_9"], 2, "'qwen_9', which is not one of bert"),
+        (["{tiny}", "--task_type", "RERANKER"], 1, "no classification head"),
+        (["{tiny}", "--max_seq_len", "100000"], 2, "512 positions"),
+        (["{tiny}", "--device", "cuda"], 2, "needs --backend torch"),
     ],
 )
 def test_what_cannot_start_says_why_in_one_line(
-    arguments: list[str], message: str, tiny_bert: Path, tmp_path: Path
+    arguments: list[str], status: int, message: str, tiny_bert: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     filled = [text.format(empty=tmp_path / "empty", tiny=tiny_bert) for text in arguments]
-    status, log = fails(filled, tmp_path)
-    assert status == 1 and message in log and "Traceback" not in log
+    actual, log = fails(filled, tmp_path)
+    assert actual == status and message in log and "Traceback" not in log
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":

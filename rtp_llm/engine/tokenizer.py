@@ -84,7 +84,7 @@ class Tokenizer:
         self.vocab_size = num_ids if vocab_size is None else vocab_size
         self._may_exceed = num_ids > self.vocab_size
         self._has_types = files.has_token_types(config)
-        self._shortens = files.splits_at_spaces(self._tokenizer)
+        self._places = files.cut_places(self._tokenizer)
         self._prompt_lengths: dict[tuple[str, bool], int] = {}
 
     @classmethod
@@ -167,6 +167,9 @@ class Tokenizer:
     def _prompt(self, params: Params) -> str:
         if params.prompt is not None:
             _check_unicode(params.prompt, "prompt")
+            most = self.max_seq_len * _CHARACTERS_PER_TOKEN
+            if len(params.prompt) > most:
+                raise InvalidRequest(f"prompt has {len(params.prompt)} characters, the limit is {most}", param="prompt")
             return params.prompt
         name = params.prompt_name if params.prompt_name is not None else self.default_prompt_name
         if name is None:
@@ -270,7 +273,7 @@ class Tokenizer:
         if not texts:
             return []
         special = params.add_special_tokens
-        if not self._shortens or self._side(params) == "left":
+        if self._places is None or self._side(params) == "left":
             return self._run(texts, special)
         tried = {index: self._shortened(text) for index, text in texts.items()}
         encodings = self._run(tried, special)
@@ -280,14 +283,16 @@ class Tokenizer:
         return encodings
 
     def _shortened(self, text: Text) -> Text:
-        """The text up to a space far enough on; the text itself where it is short or has no such space."""
+        """The text up to a place far enough on where it may be cut; the text itself where it is short or has none."""
         if isinstance(text, tuple):
             first, second = self._shortened(text[0]), self._shortened(text[1])
             # Which of two long texts is the longer decides where an odd token goes, so one at most is shortened.
             return text if (first is text[0]) == (second is text[1]) else (str(first), str(second))
         limit = self.max_seq_len * _CHARACTERS_PER_TOKEN
-        end = text.rfind(" ", 0, limit) if len(text) > 2 * limit else -1
-        return text if end < 0 else text[:end]
+        if len(text) <= 2 * limit or self._places is None:
+            return text
+        places = [place.start() for place in self._places.finditer(text, 0, limit)]
+        return text[: places[-1]] if places else text
 
     def _suffices(self, encoding: Encoding, text: Text, tried: Text) -> bool:
         """Whether what was shortened still has more tokens than can be kept, and its partner no more than that."""

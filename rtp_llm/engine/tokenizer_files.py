@@ -1,6 +1,7 @@
 """A folder's tokenizer files -> one `tokenizers.Tokenizer`, and the facts of its configuration that matter."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -188,16 +189,19 @@ def has_token_types(config: Mapping[str, Any]) -> bool:
     return "token_type_ids" in names if isinstance(names, list) else config["tokenizer_class"] not in _UNTYPED_CLASSES
 
 
-def splits_at_spaces(tokenizer: tokenizers.Tokenizer) -> bool:
-    """Whether what stands before a space has the same tokens whatever follows it; False where that is not certain."""
+def cut_places(tokenizer: tokenizers.Tokenizer) -> re.Pattern[str] | None:
+    """Characters before which the tokens are the same whatever follows; None where that is not certain of any."""
     if any(" " in token.content for token in tokenizer.get_added_tokens_decoder().values()):
-        return False
+        return None
     normalizer, pre_tokenizer = _steps(tokenizer.normalizer), _steps(tokenizer.pre_tokenizer)
     if not pre_tokenizer or not all(step["type"] in _INDEPENDENT_NORMALIZERS for step in normalizer):
-        return False
+        return None
     first = pre_tokenizer[0]
+    if any(step["type"] == "BertNormalizer" and step.get("handle_chinese_chars") for step in normalizer):
+        return re.compile("[ \u4e00-\u9fff]")  # BERT makes a word of each of these ideographs
     by_word = first["type"] in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
-    return by_word or (first["type"] == "ByteLevel" and bool(first.get("use_regex", True)))
+    by_regex = first["type"] == "ByteLevel" and bool(first.get("use_regex", True))
+    return re.compile(" ") if by_word or by_regex else None
 
 
 def _steps(part: Any) -> list[dict[str, Any]]:

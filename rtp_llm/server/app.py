@@ -14,6 +14,7 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError
 from rtp_llm.server.dialect import EngineLike
 from rtp_llm.server.dispatch import Dispatcher
+from rtp_llm.server.protocol import Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def serve(engine: EngineLike, config: ServerConfig, on_ready: Callable[[], None]
     listener = listen(config.host, config.start_port)
     options = uvicorn.Config(
         create_app(engine, config),
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -1,12 +1,13 @@
 """Request bodies: bytes within the limit, then a typed value, or an error that says where and why."""
 
+import asyncio
 import re
 from typing import TypeVar, get_args, get_type_hints
 
 import msgspec
 
 from rtp_llm.errors import InvalidRequest, RequestTooLarge
-from rtp_llm.server.errors import ClientLeft, UnsupportedEncoding
+from rtp_llm.server.errors import BodyTimeout, ClientLeft, UnsupportedEncoding
 from rtp_llm.server.exchange import Exchange
 
 Body = TypeVar("Body")
@@ -17,8 +18,31 @@ _MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$")
 _LONE_SURROGATE = re.compile(rb'\\u[dD][89abAB][0-9a-fA-F]{2}"')
 
 
-async def read_body(exchange: Exchange, max_bytes: int) -> bytes:
-    """The whole body; RequestTooLarge as soon as it is known to be over `max_bytes`, without reading the rest."""
+async def read_body(exchange: Exchange, max_bytes: int, timeout: float) -> bytes:
+    """The whole body; RequestTooLarge as soon as it is known to be over `max_bytes`, without reading the rest.
+
+    BodyTimeout when it has not arrived after `timeout` seconds.
+    """
+    task, expired = asyncio.current_task(), False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        assert task is not None
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(timeout, expire)
+    try:
+        return await _read(exchange, max_bytes)
+    except asyncio.CancelledError:
+        if not expired:
+            raise
+        raise BodyTimeout(f"the body did not arrive within {timeout:g} seconds (body_timeout)") from None
+    finally:
+        timer.cancel()
+
+
+async def _read(exchange: Exchange, max_bytes: int) -> bytes:
     encoding = exchange.headers.get(b"content-encoding", b"identity")
     if encoding.lower() != b"identity":
         name = encoding.decode("latin-1")

@@ -90,9 +90,12 @@ class InferenceRoutes:
         self._config = config
         self._in_flight = 0
 
+    async def _read(self, exchange: Exchange) -> bytes:
+        return await read_body(exchange, self._config.max_body_bytes, self._config.body_timeout)
+
     async def answer(self, dialect: Dialect[Any], exchange: Exchange) -> None:
         """Read, run, respond; every failure leaves as an exception."""
-        body = decode(dialect.decoder, await read_body(exchange, self._config.max_body_bytes))
+        body = decode(dialect.decoder, await self._read(exchange))
         info = self._engine.info()
         request = dialect.to_request(body, info, self._config, exchange.request_id)
         limit = self._config.concurrency_limit

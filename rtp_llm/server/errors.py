@@ -4,7 +4,9 @@ RtpError (rtp_llm.errors)
 └── InvalidRequest
     ├── UnknownPath           404
     ├── MethodNotAllowed      405   with Allow
-    └── UnsupportedEncoding   415   a compressed body
+    ├── BodyTimeout           408   a body that does not arrive
+    ├── UnsupportedEncoding   415   a compressed body
+    └── HeadTooLarge          431   a request line and headers over the limit
 """
 
 import logging
@@ -51,6 +53,20 @@ class MethodNotAllowed(InvalidRequest):
     def __init__(self, message: str, *, allow: str) -> None:
         super().__init__(message)
         self.allow = allow
+
+
+class BodyTimeout(InvalidRequest):
+    """The body was announced and did not arrive in time."""
+
+    status = 408
+    code = "body_timeout"
+
+
+class HeadTooLarge(InvalidRequest):
+    """The request line and headers are over the limit."""
+
+    status = 431
+    code = "head_too_large"
 
 
 class UnsupportedEncoding(InvalidRequest):

@@ -54,12 +54,14 @@ class _Tokenizer:
 
     def __init__(self, engine: EngineLike, config: ServerConfig, path: str) -> None:
         self._engine = engine
-        self._max_body_bytes = config.max_body_bytes
+        self._config = config
         self._path = path
         self._decoder = msgspec.json.Decoder(TokenizeBody)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = decode(self._decoder, await read_body(Exchange(scope, receive, send), self._max_body_bytes))
+        exchange = Exchange(scope, receive, send)
+        content = await read_body(exchange, self._config.max_body_bytes, self._config.body_timeout)
+        body = decode(self._decoder, content)
         if len(body.prompt) <= _SMALL_CHARACTERS:
             answer = self._answer(body)
         else:

@@ -13,6 +13,7 @@ import uvicorn
 from rtp_llm.config import ServerConfig
 from rtp_llm.server import create_app
 from rtp_llm.server.app import listen
+from rtp_llm.server.protocol import Protocol
 from tests.server.fake_engine import FakeEngine
 
 MAX_BODY_BYTES = 64 << 10
@@ -35,7 +36,9 @@ class Address:
 @contextmanager
 def running_server(engine: FakeEngine, config: ServerConfig = CONFIG) -> Iterator[Address]:
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(engine, config), log_config=None, lifespan="off", ws="none"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(engine, config), log_config=None, lifespan="off", ws="none", http=Protocol)
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

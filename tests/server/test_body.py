@@ -49,6 +49,22 @@ def test_any_values(body: dict[str, Any]) -> None:
     serve(json.dumps(body).encode())
 
 
+BODIES = {path: dialect.decoder.type for path, dialect in DIALECTS.items() if path.count("/") > 1}
+
+
+@unhurried
+@given(st.data())
+def test_any_values_on_any_path(data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(sorted(BODIES)))
+    valid = {"query": "a", "documents": ["b"], "left": ["a"], "right": ["b"], "input": ["a"], "kind": "hybrid"}
+    fields = st.sampled_from(BODIES[path].__struct_fields__)
+    body = {**valid, **data.draw(st.dictionaries(fields, VALUES, max_size=3))}
+    with suppress(InvalidRequest):
+        dialect = DIALECTS[path]
+        decoded = decode(dialect.decoder, json.dumps(body).encode())
+        assert dialect.to_request(decoded, FakeEngine().info(), CONFIG, "id").inputs
+
+
 @unhurried
 @given(VALUES)
 def test_any_input(value: Any) -> None:
