@@ -5,6 +5,7 @@ import ctypes
 import functools
 import mmap
 import platform
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_char_p, c_double, c_int, c_int64, c_void_p
 from pathlib import Path
@@ -39,6 +40,7 @@ class Library:
 
     def __init__(self, path: Path, instruction_set: str) -> None:
         self.instruction_set = instruction_set
+        self.weights = WeightMemory()
         kernels = ctypes.CDLL(str(path))  # its calls release Python's lock
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(kernels, f"rtp_{name}")
@@ -108,15 +110,34 @@ class PackedWeight:
     def __init__(self, weight: FloatArray, library: Library) -> None:
         weight = np.ascontiguousarray(weight, dtype=np.float32)
         self.out_features, self.in_features = weight.shape
-        self.memory = aligned(library.packed_size(self.out_features, self.in_features))
+        self.memory = library.weights.take(library.packed_size(self.out_features, self.in_features))
         self.address: int = self.memory.ctypes.data
         library.pack_weight(weight.ctypes.data, self.out_features, self.in_features, self.address)
 
 
-def aligned(num_floats: int) -> FloatArray:
-    """Page-aligned memory; whole huge pages where the system has them, for fewer TLB misses."""
-    memory = mmap.mmap(-1, max(4 * num_floats, 4))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without huge pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, dtype=np.float32)
+class WeightMemory:
+    """Weights side by side on huge pages where the system has them: streamed from memory, they miss the TLB less."""
+
+    _PAGE, _CHUNK = 2 << 20, 64 << 20  # bytes; of a chunk, only pages in use are resident
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rest = np.empty(0, dtype=np.float32)
+
+    def take(self, num_floats: int) -> FloatArray:
+        """Memory on a cache line's boundary; a chunk is freed with the last array taken from it."""
+        padded = -(-num_floats // 16) * 16
+        with self._lock:
+            if padded > len(self._rest):
+                self._rest = self._chunk(4 * padded)
+            taken, self._rest = self._rest[:num_floats], self._rest[padded:]
+        return taken
+
+    def _chunk(self, num_bytes: int) -> FloatArray:
+        # NOTE: private; Python's default is shared memory, which never gets huge pages.
+        memory = mmap.mmap(-1, max(num_bytes, self._CHUNK) + self._PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without huge pages
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        floats = np.frombuffer(memory, dtype=np.float32)
+        return floats[-floats.ctypes.data % self._PAGE // 4 :]
