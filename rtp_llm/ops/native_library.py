@@ -5,6 +5,7 @@ import ctypes
 import functools
 import mmap
 import platform
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_char_p, c_double, c_int, c_int64, c_void_p
 from pathlib import Path
@@ -41,6 +42,7 @@ class Library:
 
     def __init__(self, path: Path, instruction_set: str) -> None:
         self.instruction_set = instruction_set
+        self.weights = WeightMemory()
         kernels = ctypes.CDLL(str(path))  # its calls release Python's lock
         if kernels.rtp_abi_version() != ABI_VERSION:
             raise ConfigError(f"{path} is from another version of rtp_llm; build it again: pip install .")
@@ -112,7 +114,7 @@ class PackedWeight:
         self.out_features, self.in_features = weight.shape
         self.is_bf16 = bool(library.is_bf16(weight.ctypes.data, weight.size))
         num_floats = library.packed_size(self.out_features, self.in_features)
-        self.memory = aligned((num_floats + 1) // 2 if self.is_bf16 else num_floats)
+        self.memory = library.weights.take((num_floats + 1) // 2 if self.is_bf16 else num_floats)
         self.address: int = self.memory.ctypes.data
         library.pack_weight(weight.ctypes.data, self.out_features, self.in_features, self.address, self.is_bf16)
 
@@ -137,10 +139,29 @@ class Table:
         return (self.rows.astype(np.uint32) << np.uint32(16)).view(np.float32) if self.is_bf16 else self.rows
 
 
-def aligned(num_floats: int) -> FloatArray:
-    """Page-aligned memory; whole huge pages where the system has them, for fewer TLB misses."""
-    memory = mmap.mmap(-1, max(4 * num_floats, 4))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without huge pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, dtype=np.float32)
+class WeightMemory:
+    """Weights side by side on huge pages where the system has them: streamed from memory, they miss the TLB less."""
+
+    _PAGE, _CHUNK = 2 << 20, 64 << 20  # bytes; of a chunk, only pages in use are resident
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rest = np.empty(0, dtype=np.float32)
+
+    def take(self, num_floats: int) -> FloatArray:
+        """Memory on a cache line's boundary; a chunk is freed with the last array taken from it."""
+        padded = -(-num_floats // 16) * 16
+        with self._lock:
+            if padded > len(self._rest):
+                self._rest = self._chunk(4 * padded)
+            taken, self._rest = self._rest[:num_floats], self._rest[padded:]
+        return taken
+
+    def _chunk(self, num_bytes: int) -> FloatArray:
+        # NOTE: private; Python's default is shared memory, which never gets huge pages.
+        memory = mmap.mmap(-1, max(num_bytes, self._CHUNK) + self._PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without huge pages
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        floats = np.frombuffer(memory, dtype=np.float32)
+        return floats[-floats.ctypes.data % self._PAGE // 4 :]

@@ -14,7 +14,7 @@ import pytest
 from rtp_llm.core import Batch, FloatArray
 from rtp_llm.errors import ConfigError, InvalidRequest
 from rtp_llm.ops import ACTIVATIONS, Norm, native_library, native_ops
-from rtp_llm.ops.native_library import load, measure_peak, usable
+from rtp_llm.ops.native_library import WeightMemory, load, measure_peak, usable
 from rtp_llm.ops.native_ops import NativeOps, checked_library, failing_ops
 from rtp_llm.ops.numpy_ops import NumpyOps
 from tests.ops.data import assert_as_exact, batch_of, encoder, normal
@@ -298,6 +298,19 @@ def test_kernels_that_were_not_built_are_an_error(instruction_set: str, monkeypa
     monkeypatch.setattr(native_ops, "usable", lambda: ())
     with pytest.raises(ConfigError, match="apt install g"):
         NativeOps(instruction_set=instruction_set)
+
+
+def test_weights_lie_side_by_side() -> None:
+    memory = WeightMemory()
+    sizes = [1, 17, 100, 5000, (WeightMemory._CHUNK >> 2) + 1, 3]
+    arrays = [memory.take(size) for size in sizes]
+    for i, array in enumerate(arrays):
+        array[:] = i
+    assert all(
+        len(array) == size and (array == i).all() for i, (array, size) in enumerate(zip(arrays, sizes, strict=True))
+    )
+    assert all(array.ctypes.data % 64 == 0 for array in arrays)
+    assert arrays[1].ctypes.data - arrays[0].ctypes.data == 64
 
 
 def test_the_peak_is_a_speed() -> None:
