@@ -180,8 +180,9 @@ def _architecture(hf: Mapping[str, Any]) -> str:
 
 
 def _names(config: EngineConfig, folder: Path) -> str:
-    """How the checkpoint is called: by the caller, and on the disk."""
-    return f"{config.checkpoint_path} {folder.resolve()}".lower()
+    """How the checkpoint is called: by the caller, its own folder, and its repository's in a hub cache."""
+    cached = [part for part in folder.parts if part.startswith("models--")]
+    return " ".join([config.checkpoint_path.rstrip("/").rpartition("/")[2], folder.name, *cached]).lower()
 
 
 def _has_m3_heads(folder: Path) -> bool:

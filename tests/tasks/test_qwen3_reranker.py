@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rtp_llm.config import EngineConfig
 from rtp_llm.core import Params, TaskType
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
+from rtp_llm.model_config import read_model_config
 from tests.backends import BACKENDS
 from tests.models.oracle import add_noise
 from tests.server.rtp_clients import served
@@ -177,7 +179,16 @@ def test_refusals(assets: Path, tmp_path: Path) -> None:
             pass
 
 
-def test_any_other_qwen3_is_an_embedder(assets: Path, tmp_path: Path) -> None:
-    save(tmp_path / "Qwen3-0.6B", assets)
-    with loaded(tmp_path / "Qwen3-0.6B") as model:
-        assert model.info.tasks == (TaskType.DENSE,)
+@pytest.mark.parametrize(
+    ("place", "task"),
+    [
+        ("of-rerankers/Qwen3-0.6B", TaskType.DENSE),
+        ("Qwen3-Reranker-0.6B", TaskType.RERANK),
+        ("models--Qwen--Qwen3-Reranker-0.6B/snapshots/6e9e", TaskType.RERANK),
+    ],
+)
+def test_known_by_its_name_alone(place: str, task: TaskType, tmp_path: Path) -> None:
+    folder = tmp_path / place
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}')
+    assert read_model_config(folder, EngineConfig(checkpoint_path=str(folder))).tasks == (task,)
