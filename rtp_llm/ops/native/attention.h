@@ -50,6 +50,17 @@ struct Attention {
     int64_t padded, start, length;
   };
 
+  struct Keys {
+    int64_t from, to;
+
+    // x where the lane, j + its place, is among the keys; else `other`.
+    Vec select(int64_t j, Vec x, Vec other) const {
+      if (j >= from && j + kWidth <= to) return x;
+      const VecInt lane = lane_numbers();
+      return (lane >= int32_t(from - j)) & (lane < int32_t(to - j)) ? x : other;
+    }
+  };
+
   int64_t row_size() const { return (heads + 2 * kv_heads) * head_dim; }
 
   // Lanes past the last key keep what they had: their scores are never read.
@@ -82,12 +93,14 @@ struct Attention {
 #endif
 
   void pack_values(const float* source, int64_t length, float* values) const {
-    for (int64_t d = 0; d < head_dim; d += kPanel)
+    for (int64_t d = 0; d < head_dim; d += kPanel) {
+      const int64_t cols = std::min<int64_t>(kPanel, head_dim - d), left = std::min<int64_t>(kWidth, cols);
       for (int64_t j = 0; j < length; ++j, values += kPanel) {
-        const int64_t cols = std::min<int64_t>(kPanel, head_dim - d);
-        std::memcpy(values, source + j * row_size() + d, size_t(cols) * 4);
-        std::memset(values + cols, 0, size_t(kPanel - cols) * 4);
+        const float* row = source + j * row_size() + d;
+        store(values, load_lanes(row, left));
+        store(values + kWidth, load_lanes(row + left, cols - left));
       }
+    }
   }
 
   // The keys that a row sees.
@@ -104,36 +117,48 @@ struct Attention {
       const int64_t cols = to - j <= kWidth ? kWidth : kPanel;
       multiply(rows, cols, head_dim, q, row_size(), head.keys + j * head_dim, head.scores + j, head.padded, false);
     }
-    float inverse[kRows];
+    const Keys keys{from, to};
+    float shifts[kRows], inverse[kRows];
+    // NOTE: row after row in each of two passes: the second need not wait for the first's last step.
     for (int r = 0; r < rows; ++r)
-      inverse[r] = softmax(head.scores + r * head.padded, from, first_key(row + r), last_key(row + r, head.length), to);
+      shifts[r] = highest(head.scores + r * head.padded, visible(row + r, head.length), keys) * factor();
+    for (int r = 0; r < rows; ++r)
+      inverse[r] = 1.0f / weigh(head.scores + r * head.padded, visible(row + r, head.length), keys, shifts[r]);
     float* y = out + (head.start + row) * heads * head_dim + h * head_dim;
     for (int64_t d = 0; d < head_dim; d += kPanel) {
       const float* v = head.values + d * head.length + from * kPanel;
       const int64_t cols = std::min<int64_t>(kPanel, head_dim - d);
       multiply(rows, cols, to - from, head.scores + from, head.padded, v, y + d, heads * head_dim, false);
     }
-    for (int r = 0; r < rows; ++r)
-      for (int64_t d = 0; d < head_dim; ++d) y[r * heads * head_dim + d] *= inverse[r];
+    for (int r = 0; r < rows; ++r, y += heads * head_dim)
+      for (int64_t d = 0; d < head_dim; d += kWidth) {
+        const int64_t lanes = std::min<int64_t>(kWidth, head_dim - d);
+        store_lanes(y + d, load_lanes(y + d, lanes) * inverse[r], lanes);
+      }
   }
 
-  // scores[from, to) -> exp(scale (score - max)) on the visible [begin, end), 0 elsewhere; returns 1 / their sum.
-  float softmax(float* scores, int64_t from, int64_t begin, int64_t end, int64_t to) const {
-    const int64_t padded = from + ceil_div(to - from, kWidth) * kWidth;
-    std::fill(scores + from, scores + begin, -__builtin_inff());
-    std::fill(scores + end, scores + padded, -__builtin_inff());
-    Vec highest = load(scores + from);
-    for (int64_t j = from + kWidth; j < padded; j += kWidth) highest = larger(highest, load(scores + j));
-    const float factor = scale * 1.44269504089f, shift = max_lanes(highest) * factor;
+  float factor() const { return scale * 1.44269504089f; }
+  Keys visible(int64_t row, int64_t length) const { return {first_key(row), last_key(row, length)}; }
+
+  // The highest score of the visible keys, which lie within `keys`.
+  float highest(const float* scores, Keys visible, Keys keys) const {
+    const Vec none = broadcast(-__builtin_inff());
+    Vec highest = none;
+    for (int64_t j = keys.from; j < keys.to; j += kWidth)
+      highest = larger(highest, visible.select(j, load(scores + j), none));
+    return max_lanes(highest);
+  }
+
+  // Scores -> exp2(factor score - shift) on the visible keys, 0 elsewhere; returns their sum.
+  float weigh(float* scores, Keys visible, Keys keys, float shift) const {
+    const float factor = this->factor();
     Vec sums{};
-    for (int64_t j = from; j < padded; j += kWidth) {
-      const Vec weight = exp2(load(scores + j) * factor - shift);
+    for (int64_t j = keys.from; j < keys.to; j += kWidth) {
+      const Vec weight = visible.select(j, exp2(load(scores + j) * factor - shift), Vec{});
       sums += weight;
       store(scores + j, weight);
     }
-    std::fill(scores + from, scores + begin, 0.0f);
-    std::fill(scores + end, scores + padded, 0.0f);
-    return 1.0f / sum_lanes(sums);
+    return sum_lanes(sums);
   }
 };
 

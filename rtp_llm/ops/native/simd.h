@@ -105,6 +105,12 @@ inline float max_lanes(Vec x) {
   return reduce(x, [](auto a, auto b) { return a > b ? a : b; });
 }
 
+inline VecInt lane_numbers() {
+  VecInt numbers;
+  for (int i = 0; i < kWidth; ++i) numbers[i] = i;
+  return numbers;
+}
+
 inline VecInt bits_of(Vec x) {
   VecInt bits;
   std::memcpy(&bits, &x, sizeof bits);
