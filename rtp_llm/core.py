@@ -1,5 +1,6 @@
 """The nouns that travel through every floor: a Request becomes Items, Items become Batches, rows become a Response."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,6 +16,8 @@ Input: TypeAlias = str | tuple[str, str] | list[int]
 Rows: TypeAlias = FloatArray | list[FloatArray]
 # What a caller gets of one task; see Response.
 Output: TypeAlias = Any
+# Which of a sequence's last hidden states a task reads.
+Reads: TypeAlias = Literal["all", "first", "last"]
 
 
 class TaskType(str, Enum):
@@ -80,7 +83,10 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One tokenised sequence of a request, to be answered by `tasks`: `index` is its place among the inputs."""
+    """One tokenised sequence of a request, to be answered by `tasks`: `index` is its place among the inputs.
+
+    prefix  leading token ids that other items have too, as bytes; they are part of `input_ids`
+    """
 
     input_ids: Int32Array
     index: int
@@ -90,10 +96,16 @@ class Item:
     tasks: tuple[TaskType, ...] = ()
     owner: Any = None
     queued: bool = False
+    prefix: bytes = b""
 
     @property
     def num_tokens(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def num_own_tokens(self) -> int:
+        """Tokens that are not part of the prefix."""
+        return len(self.input_ids) - len(self.prefix) // self.input_ids.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +116,9 @@ class Batch:
     cu_seqlens                               [B + 1], sequence i is rows cu_seqlens[i]:cu_seqlens[i + 1]
     prompt_lens                              [B], leading tokens of each sequence that belong to its prompt
     max_seqlen                               the longest sequence
+    prefix_of                                [B], the earlier sequence whose tokens stand before this one's; -1: none
+    wanted                                   [R], the rows whose last hidden states are wanted, one of each of the last
+                                             R sequences; None: all
     """
 
     input_ids: Int32Array
@@ -112,6 +127,8 @@ class Batch:
     cu_seqlens: Int32Array
     prompt_lens: Int32Array
     max_seqlen: int
+    prefix_of: Int32Array | None = None
+    wanted: Int32Array | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -121,26 +138,62 @@ class Batch:
     def num_seqs(self) -> int:
         return len(self.cu_seqlens) - 1
 
+    def of_wanted(self) -> "Batch":
+        """What a model returns for this batch: where some rows are wanted, a sequence of one token each."""
+        if self.wanted is None:
+            return self
+        num_rows = len(self.wanted)
+        return Batch(
+            input_ids=self.input_ids[self.wanted],
+            position_ids=self.position_ids[self.wanted],
+            token_type_ids=self.token_type_ids[self.wanted],
+            cu_seqlens=np.arange(num_rows + 1, dtype=np.int32),
+            prompt_lens=np.zeros(num_rows, np.int32),
+            max_seqlen=1,
+        )
 
-def pack(items: Sequence[Item]) -> Batch:
-    """Lay the items' tokens end to end; positions count from 0 in each sequence."""
-    lengths = np.array([len(item.input_ids) for item in items], dtype=np.int32)
-    cu_seqlens = np.zeros(len(items) + 1, dtype=np.int32)
+
+def pack(items: Sequence[Item], reads: Reads = "all", *, share_prefixes: bool = False) -> Batch:
+    """Lay the items' tokens end to end; positions count from 0 in each sequence.
+
+    reads           the tasks' word: the wanted rows are each item's first, its last, or all
+    share_prefixes  tokens that several items begin with become a sequence of their own, before the items'; for a model
+                    that is causal, and last rows
+    """
+    prefixes, prefix_of = _shared_prefixes(items) if share_prefixes and reads == "last" else ([], [])
+    skipped = [len(prefixes[place]) if place >= 0 else 0 for place in prefix_of] or [0] * len(items)
+    sequences = [*prefixes, *(item.input_ids[skip:] for item, skip in zip(items, skipped, strict=True))]
+    lengths = np.array([len(ids) for ids in sequences], dtype=np.int32)
+    cu_seqlens = np.zeros(len(sequences) + 1, dtype=np.int32)
     np.cumsum(lengths, out=cu_seqlens[1:])
-    num_tokens = int(cu_seqlens[-1])
+    num_tokens, first = int(cu_seqlens[-1]), len(prefixes)
     token_type_ids = np.zeros(num_tokens, dtype=np.int32)
-    for item, start in zip(items, cu_seqlens.tolist(), strict=False):
+    for item, skip, start in zip(items, skipped, cu_seqlens[first:].tolist(), strict=False):
         if item.token_type_ids is not None:
-            token_type_ids[start : start + len(item.token_type_ids)] = item.token_type_ids
-    starts = np.repeat(cu_seqlens[:-1], lengths)
+            types = item.token_type_ids[skip:]
+            token_type_ids[start : start + len(types)] = types
+    starts = cu_seqlens[:-1] - np.array([0] * first + skipped, dtype=np.int32)
+    wanted = {"all": None, "first": cu_seqlens[first:-1], "last": cu_seqlens[first + 1 :] - np.int32(1)}
     return Batch(
-        input_ids=np.concatenate([item.input_ids for item in items], dtype=np.int32),
-        position_ids=np.arange(num_tokens, dtype=np.int32) - starts,
+        input_ids=np.concatenate(sequences, dtype=np.int32),
+        position_ids=np.arange(num_tokens, dtype=np.int32) - np.repeat(starts, lengths),
         token_type_ids=token_type_ids,
         cu_seqlens=cu_seqlens,
-        prompt_lens=np.array([item.prompt_length for item in items], dtype=np.int32),
+        prompt_lens=np.array([0] * first + [item.prompt_length for item in items], dtype=np.int32),
         max_seqlen=int(lengths.max()),
+        prefix_of=np.array([-1] * first + prefix_of, dtype=np.int32) if prefixes else None,
+        wanted=wanted[reads],
     )
+
+
+def _shared_prefixes(items: Sequence[Item]) -> tuple[list[Int32Array], list[int]]:
+    """The prefixes that at least two items have, and which of them each item has, or -1."""
+    keys = [item.prefix or item.input_ids[: item.prompt_length].tobytes() for item in items]
+    # An item keeps at least one token of its own.
+    keys = [key if len(key) < item.input_ids.nbytes else b"" for key, item in zip(keys, items, strict=True)]
+    shared = [key for key, count in Counter(keys).items() if key and count > 1]
+    places = {key: place for place, key in enumerate(shared)}
+    return [np.frombuffer(key, np.int32) for key in shared], [places.get(key, -1) for key in keys]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

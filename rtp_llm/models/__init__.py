@@ -33,20 +33,25 @@ _ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
 class Model(Protocol):
     """What a task and the runtime need of an architecture.
 
-    max_positions  the longest sequence it can read, in tokens
-    causal         a token sees those before it only, so that the last one stands for all
+    max_positions    the longest sequence it can read, in tokens
+    causal           a token sees those before it only, so that the last one stands for all
+    shares_prefixes  what it computes for a sequence's first tokens serves every sequence that begins with them
     """
 
     hidden_size: int
     vocab_size: int
     max_positions: int
     causal: bool
+    shares_prefixes: bool
 
     def prepare(self, batch: Batch) -> Batch:
         """The packed batch with positions as this architecture counts them; on the host, before `Ops.upload`."""
 
     def __call__(self, ops: Ops, batch: Batch) -> Tensor:
-        """Packed batch -> hidden_states [T, hidden_size], after the last layer's norm."""
+        """Packed batch -> hidden_states [T, hidden_size], after the last layer's norm.
+
+        Of a batch with `wanted` rows: [R, hidden_size]. The last layer computes no others; these have the same bits.
+        """
 
 
 def find_model_type(flag: str, hf: Mapping[str, Any]) -> str:

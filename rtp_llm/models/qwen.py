@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
-from rtp_llm.core import Batch
+from rtp_llm.core import Batch, Int32Array
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models.rope import LongBatch, Rope, with_rows
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
@@ -135,6 +135,8 @@ class Qwen2:
         self.vocab_size = config.vocab_size
         self.max_positions = config.rope.max_positions
         self.causal = config.causal
+        # With dynamic NTK the angles of the first tokens depend on the length of the whole.
+        self.shares_prefixes = config.causal and config.rope.rope_type != "dynamic"
         self.word = ops.table(weights["word"])
         # A dynamic rope's longer sequences have rows of their own.
         positions = config.rope.trained_positions if config.rope.rope_type == "dynamic" else self.max_positions
@@ -156,18 +158,26 @@ class Qwen2:
         return batch
 
     def __call__(self, ops: Ops, batch: Batch) -> Tensor:
-        """Packed batch -> hidden_states [T, hidden_size]."""
+        """Packed batch -> hidden_states [T, hidden_size], or of the wanted rows."""
         if isinstance(batch, LongBatch):
             cos_sin = ops.vector(batch.cos_sin)
         else:
             cos_sin = ops.embed([(self.cos_sin, batch.position_ids)])
         hidden_states = ops.embed([(self.word, batch.input_ids)])
         for layer, window in zip(self.layers, self.config.windows, strict=True):
-            hidden_states = self._run_layer(ops, layer, window, hidden_states, cos_sin, batch)
+            wanted = batch.wanted if layer is self.layers[-1] else None
+            hidden_states = self._run_layer(ops, layer, window, hidden_states, cos_sin, batch, wanted)
         return ops.norm(hidden_states, self.norm)
 
     def _run_layer(
-        self, ops: Ops, layer: _Layer, window: int | None, hidden_states: Tensor, cos_sin: Tensor, batch: Batch
+        self,
+        ops: Ops,
+        layer: _Layer,
+        window: int | None,
+        hidden_states: Tensor,
+        cos_sin: Tensor,
+        batch: Batch,
+        wanted: Int32Array | None,
     ) -> Tensor:
         config = self.config
         heads = {
@@ -177,7 +187,9 @@ class Qwen2:
         }
         qkv = ops.linear(ops.norm(hidden_states, layer.input_norm), layer.qkv, layer.qkv_bias)
         qkv = ops.rotary(qkv, cos_sin, **heads, q_norm=layer.q_norm, k_norm=layer.k_norm)
-        context = ops.attention(qkv, batch, **heads, scale=config.head_dim**-0.5, causal=config.causal, window=window)
+        scale = config.head_dim**-0.5
+        context = ops.attention(qkv, batch, **heads, scale=scale, causal=config.causal, window=window, rows=wanted)
+        hidden_states = hidden_states if wanted is None else ops.rows(hidden_states, wanted)
         attended = ops.linear(context, layer.out, layer.out_bias, residual=hidden_states)
         wide = ops.gated(ops.linear(ops.norm(attended, layer.mlp_norm), layer.gate_up), config.activation)
         return ops.linear(wide, layer.down, residual=attended)

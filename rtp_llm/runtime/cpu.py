@@ -33,13 +33,15 @@ class CpuRuntime:
         """Pack, run the model once and each task that some item wants on its hidden states."""
         wanted = {name for item in items for name in item.tasks}
         tasks = {name: task for name, task in self.tasks.items() if name in wanted}
-        packed = self.model.prepare(pack(items))
+        read = {task.reads for task in tasks.values()}
+        reads = read.pop() if len(read) == 1 else "all"
+        packed = self.model.prepare(pack(items, reads, share_prefixes=self.model.shares_prefixes))
         ops = self._streams.get()
         try:
             ops.num_threads = num_cores
-            batch = ops.upload(packed)
-            hidden_states = self.model(ops, batch)
-            tensors = {name: task(ops, hidden_states, batch) for name, task in tasks.items()}
+            returned = ops.upload(packed.of_wanted())
+            hidden_states = self.model(ops, ops.upload(packed))
+            tensors = {name: task(ops, hidden_states, returned) for name, task in tasks.items()}
             arrays = {name: ops.to_numpy(tensor) for name, tensor in tensors.items()}
         finally:
             self._streams.put(ops)

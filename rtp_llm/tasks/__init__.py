@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
 
-from rtp_llm.core import Batch, Int32Array, Output, Params, Rows, TaskType
+from rtp_llm.core import Batch, Int32Array, Output, Params, Reads, Rows, TaskType
 from rtp_llm.model_config import ModelConfig
 from rtp_llm.ops import Ops, Tensor
 
@@ -60,10 +60,12 @@ class Task(Protocol):
 
     dimension  columns of a finished row
     per_token  whether the first step leaves a row for each token instead of one for each sequence
+    reads      the hidden states that it reads; of "first" or "last", it may be given sequences of that one row
     """
 
     dimension: int
     per_token: bool
+    reads: Reads
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         """[T, H] -> [B, ·], or [T, ·] where `per_token`: the same for every request of the batch."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rtp_llm.checkpoint import Parameter, bind, open_tensors, read_json
-from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Rows
+from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows
 from rtp_llm.errors import CheckpointError
 from rtp_llm.model_config import Module
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight
@@ -41,6 +41,13 @@ class _Pooling:
 
     modes: tuple[PoolMode, ...]
     include_prompt: bool = True
+
+    @property
+    def reads(self) -> Reads:
+        """The first row is another one where prompts are skipped."""
+        if self.modes == ("cls",) and self.include_prompt:
+            return "first"
+        return "last" if self.modes == ("lasttoken",) else "all"
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         pooled = [ops.pool(hidden_states, batch, mode, skip_prompt=not self.include_prompt) for mode in self.modes]
@@ -87,6 +94,7 @@ class Dense:
         while stages and isinstance(stages[-1], _Normalize):
             stages.pop()
         self.pooling = pooling
+        self.reads = pooling.reads
         self.stages = stages
         self.dimension = dimension
 

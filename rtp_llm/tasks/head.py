@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rtp_llm.checkpoint import Parameter, TensorSource, bind, open_tensors
-from rtp_llm.core import Batch
+from rtp_llm.core import Batch, Reads
 from rtp_llm.errors import CheckpointError
 from rtp_llm.ops import Ops, PoolMode, Tensor, Weight
 from rtp_llm.tasks import TaskSource
@@ -51,6 +51,11 @@ class Head:
     hidden: Linear | None
     last: Linear
     num_labels: int
+
+    @property
+    def reads(self) -> Reads:
+        """The rows it is given to read."""
+        return "first" if self.mode == "cls" else "last"
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         """[T, H] -> [B, num_labels]."""

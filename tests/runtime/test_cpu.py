@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rtp_llm.core import Batch, Int32Array, Item, Params, Rows, TaskType
+from rtp_llm.core import Batch, Int32Array, Item, Params, Reads, Rows, TaskType
 from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.runtime.cpu import CpuRuntime
 
@@ -14,6 +14,7 @@ class CountingTask:
     """Sums each sequence, or gives every token as it is; counts its calls."""
 
     dimension = 1
+    reads: Reads = "all"
 
     def __init__(self, per_token: bool) -> None:
         self.per_token = per_token
@@ -32,6 +33,8 @@ class CountingTask:
 
 class EchoModel:
     """The ids themselves as hidden states [T, 1]."""
+
+    shares_prefixes = False
 
     def prepare(self, batch: Batch) -> Batch:
         return batch

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import Params, TaskType
+from rtp_llm.core import Input, Params, TaskType, pack
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
 from rtp_llm.model_config import read_model_config
 from tests.backends import BACKENDS
@@ -101,6 +101,20 @@ def test_instruction_and_batch(assets: Path, tmp_path: Path) -> None:
         alone = [model.rerank("panda", [text], instruction="Find the bear")[0].score for text in documents]
     assert [together[index] for index in range(len(documents))] == alone
     assert np.abs(np.array(alone) - expected).max() <= 1e-5
+
+
+def test_the_documents_of_a_query_share_what_stands_before_them(assets: Path, tmp_path: Path) -> None:
+    save(tmp_path, assets)
+    documents = ["a panda", "", ": a colon", "the bear " * 100, "巴黎"]
+    pairs: list[Input] = [*(("panda", document) for document in documents), ("alone", "a"), [1, 2, 3]]
+    with loaded(tmp_path, "native", task_type="reranker", max_seq_len=LIMIT) as model:
+        pool = model._engine._tokenizer
+        items = pool.encode(pairs, Params(), rerank=True)
+        ids = pool.encode([("panda", "")], Params(), rerank=True)[0].input_ids
+    prefixes = [np.frombuffer(item.prefix, np.int32).tolist() for item in items]
+    assert len(prefixes[0]) == len(ids) - 10 and prefixes[0] == ids[: len(prefixes[0])].tolist()
+    assert prefixes[:5] == [prefixes[0]] * 5 and prefixes[5:] == [[], []]
+    assert pack(items[:5], "last", share_prefixes=True).num_seqs == 6
 
 
 def test_conversion_to_sequence_classification(assets: Path, tmp_path: Path) -> None:
