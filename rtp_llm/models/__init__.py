@@ -1,15 +1,17 @@
 """Architectures: a model takes a packed batch to hidden states and knows nothing of tasks."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from rtp_llm.checkpoint import TensorSource
 from rtp_llm.core import Batch
 from rtp_llm.errors import ConfigError
 from rtp_llm.ops import Ops, Tensor
 
+# Gets a layer's number, from 0, and the hidden states [T, hidden_size] that go into it, once for each layer.
+OnLayer: TypeAlias = Callable[[int, Tensor], None]
 # model_type (the original's and Hugging Face's names) -> (module, class).
 MODELS: dict[str, tuple[str, str]] = {
     "bert": ("rtp_llm.models.bert", "Bert"),
@@ -36,6 +38,7 @@ class Model(Protocol):
     max_positions    the longest sequence it can read, in tokens
     causal           a token sees those before it only, so that the last one stands for all
     shares_prefixes  what it computes for a sequence's first tokens serves every sequence that begins with them
+    layers           in their order
     """
 
     hidden_size: int
@@ -43,14 +46,16 @@ class Model(Protocol):
     max_positions: int
     causal: bool
     shares_prefixes: bool
+    layers: Sequence[Any]
 
     def prepare(self, batch: Batch) -> Batch:
         """The packed batch with positions as this architecture counts them; on the host, before `Ops.upload`."""
 
-    def __call__(self, ops: Ops, batch: Batch) -> Tensor:
+    def __call__(self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None) -> Tensor:
         """Packed batch -> hidden_states [T, hidden_size], after the last layer's norm.
 
         Of a batch with `wanted` rows: [R, hidden_size]. The last layer computes no others; these have the same bits.
+        What `on_layer` is called with and the result are transformers' `output_hidden_states`, in order.
         """
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.core import Batch, Int32Array
 from rtp_llm.errors import CheckpointError
+from rtp_llm.models import OnLayer
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
 # Hugging Face's name of the activation -> ours.
@@ -125,7 +126,7 @@ class Bert:
         """Positions count from 0, as `pack` left them."""
         return batch
 
-    def __call__(self, ops: Ops, batch: Batch) -> Tensor:
+    def __call__(self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None) -> Tensor:
         """Packed batch -> hidden_states [T, hidden_size], or of the wanted rows."""
         lookups = (
             (self.word, batch.input_ids),
@@ -133,7 +134,9 @@ class Bert:
             (self.position, batch.position_ids),
         )
         hidden_states = ops.embed(lookups, self.embedding_norm)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            if on_layer is not None:
+                on_layer(number, hidden_states)
             wanted = batch.wanted if layer is self.layers[-1] else None
             hidden_states = self._run_layer(ops, layer, hidden_states, batch, wanted)
         return hidden_states

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.core import Batch, Int32Array
 from rtp_llm.errors import CheckpointError
+from rtp_llm.models import OnLayer
 from rtp_llm.models.rope import LongBatch, Rope, with_rows
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
@@ -157,14 +158,16 @@ class Qwen2:
             return with_rows(batch, rope)
         return batch
 
-    def __call__(self, ops: Ops, batch: Batch) -> Tensor:
+    def __call__(self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None) -> Tensor:
         """Packed batch -> hidden_states [T, hidden_size], or of the wanted rows."""
         if isinstance(batch, LongBatch):
             cos_sin = ops.vector(batch.cos_sin)
         else:
             cos_sin = ops.embed([(self.cos_sin, batch.position_ids)])
         hidden_states = ops.embed([(self.word, batch.input_ids)])
-        for layer, window in zip(self.layers, self.config.windows, strict=True):
+        for number, (layer, window) in enumerate(zip(self.layers, self.config.windows, strict=True)):
+            if on_layer is not None:
+                on_layer(number, hidden_states)
             wanted = batch.wanted if layer is self.layers[-1] else None
             hidden_states = self._run_layer(ops, layer, window, hidden_states, cos_sin, batch, wanted)
         return ops.norm(hidden_states, self.norm)
