@@ -1,14 +1,14 @@
 """The CPU: each running batch has its own stream of ops, on one core at load and on all when it is alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from queue import SimpleQueue
 
 import numpy as np
 
 from rtp_llm.core import Batch, FloatArray, Item, Rows, TaskType, pack
 from rtp_llm.models import Model
-from rtp_llm.ops import Ops
-from rtp_llm.tasks import Task
+from rtp_llm.ops import Ops, Tensor
+from rtp_llm.tasks import Task, hidden_layers
 
 # Activations of 1024 tokens of a base-sized model stay in the second-level cache; larger steps only add latency.
 BATCH_TOKENS = 1024
@@ -40,12 +40,29 @@ class CpuRuntime:
         try:
             ops.num_threads = num_cores
             returned = ops.upload(packed.of_wanted())
-            hidden_states = self.model(ops, ops.upload(packed))
-            tensors = {name: task(ops, hidden_states, returned) for name, task in tasks.items()}
+            layers = {name: hidden_layers(task) for name, task in tasks.items()}
+            states = self._hidden_states(ops, ops.upload(packed), layers.values())
+            tensors = {name: task(ops, states[layers[name]], returned) for name, task in tasks.items()}
             arrays = {name: ops.to_numpy(tensor) for name, tensor in tensors.items()}
         finally:
             self._streams.put(ops)
         return {name: _by_item(array, packed) if tasks[name].per_token else array for name, array in arrays.items()}
+
+    def _hidden_states(
+        self, ops: Ops, batch: Batch, wanted: Iterable[tuple[int, ...]]
+    ) -> dict[tuple[int, ...], Tensor]:
+        """Run the model -> the hidden states [T, len * H] of each combination of layers; () is the last alone."""
+        combinations = {layers for layers in wanted if layers}
+        if not combinations:
+            return {(): self.model(ops, batch)}
+        read, kept = set().union(*combinations), dict[int, Tensor]()
+
+        def keep(number: int, hidden_states: Tensor) -> None:
+            if number in read:
+                kept[number] = hidden_states
+
+        kept[len(self.model.layers)] = last = self.model(ops, batch, keep)
+        return {(): last} | {layers: ops.concat([kept[number] for number in layers]) for layers in combinations}
 
 
 def _by_item(array: FloatArray, batch: Batch) -> list[FloatArray]:

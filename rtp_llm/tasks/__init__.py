@@ -77,6 +77,16 @@ class Task(Protocol):
         """One request's rows and the tokens they were made from -> its answer, by its own parameters."""
 
 
+def hidden_layers(task: Task) -> tuple[int, ...]:
+    """The layers that a task reads by its attribute of this name, where it has one; () is the last layer alone.
+
+    Numbers are those of transformers' `output_hidden_states`: 0 is what goes into the first layer, n comes out of layer
+    n. Such a task reads "all" and gets them side by side, [T, len * H].
+    """
+    layers: tuple[int, ...] = getattr(task, "hidden_layers", ())
+    return layers
+
+
 def load_tasks(source: TaskSource) -> Mapping[TaskType, Task]:
     """Every task of the checkpoint; CheckpointError where a head that a task needs is not there."""
     tasks = {}
