@@ -15,7 +15,7 @@ from benchmarks import report
 from benchmarks.checkpoints import MODELS
 from benchmarks.families import FAMILIES, best_seconds, make_checkpoint
 from rtp_llm.checkpoint import open_tensors, read_json
-from rtp_llm.core import Item, Reads, pack
+from rtp_llm.core import Item, Prefixes, Reads, pack
 from rtp_llm.models import Model, find_model_type, load_model
 from rtp_llm.ops.native_ops import NativeOps
 
@@ -54,7 +54,7 @@ def measure(family: str, arguments: argparse.Namespace) -> dict[str, float]:
         ways["shared prefix s"] = (reads, True)
 
     def compute(reads: Reads, share: bool) -> Any:
-        batch = model.prepare(pack(items, reads, share_prefixes=share))
+        batch = model.prepare(pack(items, reads, Prefixes.find(items, {}) if share else None))
         return ops.to_numpy(model(ops, ops.upload(batch)))
 
     every = compute("all", False).reshape(len(items), -1, model.hidden_size)

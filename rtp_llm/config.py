@@ -131,6 +131,12 @@ class EngineConfig:
         group="batching",
         minimum=0,
     )
+    prefix_cache_mb: int = option(
+        256,
+        help="memory for what causal models computed of instructions and queries that many inputs begin with; 0: none",
+        group="batching",
+        minimum=0,
+    )
     max_queued_tokens: int = option(4_000_000, help="tokens that may wait; over it 429", group="batching", minimum=1)
     max_client_batch_size: int = option(2048, help="inputs of one request", group="batching", minimum=1)
     tokenizer_threads: int = option(2, help="threads that tokenise", group="batching", minimum=1)

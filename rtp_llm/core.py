@@ -1,7 +1,7 @@
 """The nouns that travel through every floor: a Request becomes Items, Items become Batches, rows become a Response."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, TypeAlias
@@ -16,6 +16,7 @@ Input: TypeAlias = str | tuple[str, str] | list[int]
 Rows: TypeAlias = FloatArray | list[FloatArray]
 # What a caller gets of one task; see Response.
 Output: TypeAlias = Any
+_ID_BYTES = 4
 # Which of a sequence's last hidden states a task reads.
 Reads: TypeAlias = Literal["all", "first", "last"]
 
@@ -105,7 +106,20 @@ class Item:
     @property
     def num_own_tokens(self) -> int:
         """Tokens that are not part of the prefix."""
-        return len(self.input_ids) - len(self.prefix) // self.input_ids.itemsize
+        return len(self.input_ids) - len(self.prefix) // _ID_BYTES
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptPrefix:
+    """Keys and values of some tokens, left from an earlier batch: a tensor [num_tokens, ·] for each layer."""
+
+    token_ids: bytes
+    layers: Sequence[Any]
+    num_bytes: int
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) // _ID_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +130,8 @@ class Batch:
     cu_seqlens                               [B + 1], sequence i is rows cu_seqlens[i]:cu_seqlens[i + 1]
     prompt_lens                              [B], leading tokens of each sequence that belong to its prompt
     max_seqlen                               the longest sequence
-    prefix_of                                [B], the earlier sequence whose tokens stand before this one's; -1: none
+    prefix_of                                [B], the earlier sequence whose tokens stand before this one's; -1: none;
+                                             below that, -2 - k: the tokens of kept[k]
     wanted                                   [R], the rows whose last hidden states are wanted, one of each of the last
                                              R sequences; None: all
     """
@@ -129,6 +144,7 @@ class Batch:
     max_seqlen: int
     prefix_of: Int32Array | None = None
     wanted: Int32Array | None = None
+    kept: tuple[KeptPrefix, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -153,20 +169,19 @@ class Batch:
         )
 
 
-def pack(items: Sequence[Item], reads: Reads = "all", *, share_prefixes: bool = False) -> Batch:
+def pack(items: Sequence[Item], reads: Reads = "all", prefixes: "Prefixes | None" = None) -> Batch:
     """Lay the items' tokens end to end; positions count from 0 in each sequence.
 
-    reads           the tasks' word: the wanted rows are each item's first, its last, or all
-    share_prefixes  tokens that several items begin with become a sequence of their own, before the items'; for a model
-                    that is causal, and last rows
+    reads     the tasks' word: the wanted rows are each item's first, its last, or all
+    prefixes  what the items begin with, see `Prefixes`; its new ones become the first sequences
     """
-    prefixes, prefix_of = _shared_prefixes(items) if share_prefixes and reads == "last" else ([], [])
-    skipped = [len(prefixes[place]) if place >= 0 else 0 for place in prefix_of] or [0] * len(items)
-    sequences = [*prefixes, *(item.input_ids[skip:] for item, skip in zip(items, skipped, strict=True))]
+    prefixes = prefixes or Prefixes((), (), np.full(len(items), -1, np.int32), [0] * len(items))
+    new, skipped = prefixes.new, prefixes.skipped
+    sequences = [*new, *(item.input_ids[skip:] for item, skip in zip(items, skipped, strict=True))]
     lengths = np.array([len(ids) for ids in sequences], dtype=np.int32)
     cu_seqlens = np.zeros(len(sequences) + 1, dtype=np.int32)
     np.cumsum(lengths, out=cu_seqlens[1:])
-    num_tokens, first = int(cu_seqlens[-1]), len(prefixes)
+    num_tokens, first = int(cu_seqlens[-1]), len(new)
     token_type_ids = np.zeros(num_tokens, dtype=np.int32)
     for item, skip, start in zip(items, skipped, cu_seqlens[first:].tolist(), strict=False):
         if item.token_type_ids is not None:
@@ -181,19 +196,43 @@ def pack(items: Sequence[Item], reads: Reads = "all", *, share_prefixes: bool = 
         cu_seqlens=cu_seqlens,
         prompt_lens=np.array([0] * first + [item.prompt_length for item in items], dtype=np.int32),
         max_seqlen=int(lengths.max()),
-        prefix_of=np.array([-1] * first + prefix_of, dtype=np.int32) if prefixes else None,
+        prefix_of=np.r_[np.full(first, -1, np.int32), prefixes.of_items] if any(skipped) else None,
         wanted=wanted[reads],
+        kept=prefixes.kept,
     )
 
 
-def _shared_prefixes(items: Sequence[Item]) -> tuple[list[Int32Array], list[int]]:
-    """The prefixes that at least two items have, and which of them each item has, or -1."""
-    keys = [item.prefix or item.input_ids[: item.prompt_length].tobytes() for item in items]
-    # An item keeps at least one token of its own.
-    keys = [key if len(key) < item.input_ids.nbytes else b"" for key, item in zip(keys, items, strict=True)]
-    shared = [key for key, count in Counter(keys).items() if key and count > 1]
-    places = {key: place for place, key in enumerate(shared)}
-    return [np.frombuffer(key, np.int32) for key in shared], [places.get(key, -1) for key in keys]
+@dataclass(frozen=True, slots=True)
+class Prefixes:
+    """The tokens that items begin with and need not bring themselves: of a causal model whose last rows are read.
+
+    new       token ids of those to compute with this batch
+    kept      those that are there
+    of_items  [items] as `Batch.prefix_of`
+    skipped   for each item, how many of its own tokens that saves
+    """
+
+    new: Sequence[Int32Array]
+    kept: tuple[KeptPrefix, ...]
+    of_items: Int32Array
+    skipped: list[int]
+
+    @classmethod
+    def find(cls, items: Sequence[Item], kept: Mapping[bytes, KeptPrefix], *, least: int = 2) -> "Prefixes":
+        """Prefixes that are in `kept`, or that at least `least` of the items have."""
+        keys = [item.prefix or item.input_ids[: item.prompt_length].tobytes() for item in items]
+        # An item has at least one token of its own.
+        keys = [key if len(key) < item.input_ids.nbytes else b"" for key, item in zip(keys, items, strict=True)]
+        counts = Counter(key for key in keys if key)
+        there = [key for key in counts if key in kept]
+        new = [key for key, count in counts.items() if key not in kept and count >= least]
+        places = {key: place for place, key in enumerate(new)} | {key: -2 - place for place, key in enumerate(there)}
+        return cls(
+            new=[np.frombuffer(key, np.int32) for key in new],
+            kept=tuple(kept[key] for key in there),
+            of_items=np.array([places.get(key, -1) for key in keys], np.int32),
+            skipped=[len(key) // _ID_BYTES if key in places else 0 for key in keys],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,8 @@ from rtp_llm.ops import Ops, Tensor
 
 # Gets a layer's number, from 0, and the hidden states [T, hidden_size] that go into it, once for each layer.
 OnLayer: TypeAlias = Callable[[int, Tensor], None]
+# Gets a layer's number and its queries, keys and values as `Ops.attention` reads them [T, ·].
+OnKeys: TypeAlias = Callable[[int, Tensor], None]
 # model_type (the original's and Hugging Face's names) -> (module, class).
 MODELS: dict[str, tuple[str, str]] = {
     "bert": ("rtp_llm.models.bert", "Bert"),
@@ -38,6 +40,7 @@ class Model(Protocol):
     max_positions    the longest sequence it can read, in tokens
     causal           a token sees those before it only, so that the last one stands for all
     shares_prefixes  what it computes for a sequence's first tokens serves every sequence that begins with them
+    kv_size          of a model that does, columns at the end of what `on_keys` gets that are keys and values
     layers           in their order
     """
 
@@ -46,16 +49,20 @@ class Model(Protocol):
     max_positions: int
     causal: bool
     shares_prefixes: bool
+    kv_size: int
     layers: Sequence[Any]
 
     def prepare(self, batch: Batch) -> Batch:
         """The packed batch with positions as this architecture counts them; on the host, before `Ops.upload`."""
 
-    def __call__(self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None) -> Tensor:
+    def __call__(
+        self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
+    ) -> Tensor:
         """Packed batch -> hidden_states [T, hidden_size], after the last layer's norm.
 
         Of a batch with `wanted` rows: [R, hidden_size]. The last layer computes no others; these have the same bits.
-        What `on_layer` is called with and the result are transformers' `output_hidden_states`, in order.
+        What `on_layer` is called with and the result are transformers' `output_hidden_states`, in order. `on_keys` is
+        for a model that shares prefixes.
         """
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.core import Batch, Int32Array
 from rtp_llm.errors import CheckpointError
-from rtp_llm.models import OnLayer
+from rtp_llm.models import OnKeys, OnLayer
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
 # Hugging Face's name of the activation -> ours.
@@ -102,6 +102,7 @@ class Bert:
 
     causal = False
     shares_prefixes = False
+    kv_size = 0
     prefix: ClassVar[str] = "bert."
 
     def __init__(self, config: BertConfig, weights: Weights, ops: Ops) -> None:
@@ -126,8 +127,10 @@ class Bert:
         """Positions count from 0, as `pack` left them."""
         return batch
 
-    def __call__(self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None) -> Tensor:
-        """Packed batch -> hidden_states [T, hidden_size], or of the wanted rows."""
+    def __call__(
+        self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
+    ) -> Tensor:
+        """Packed batch -> hidden_states [T, hidden_size], or of the wanted rows; `on_keys` is not called."""
         lookups = (
             (self.word, batch.input_ids),
             (self.token_type, batch.token_type_ids),

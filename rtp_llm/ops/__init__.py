@@ -96,6 +96,7 @@ class Ops(Protocol):
         causal: bool = False,
         window: int | None = None,
         rows: Int32Array | None = None,
+        kept: Sequence[Tensor] = (),
     ) -> Tensor:
         """softmax(scale * q @ k.T) @ v within each sequence -> [T, num_heads * head_dim].
 
@@ -103,7 +104,8 @@ class Ops(Protocol):
         Query head h reads key head h // (num_heads // num_kv_heads). `causal`: position i sees j <= i. `window`: only
         j with |i - j| < window. Equals torch scaled_dot_product_attention on each sequence alone.
 
-        A sequence with a `batch.prefix_of` goes on where that one ends and sees its keys too; it must be causal.
+        A sequence with a `batch.prefix_of` goes on where that one ends and sees its keys too; it must be causal. `kept`
+        has this layer's tensors of `batch.kept`, [tokens, 2 * num_kv_heads * head_dim]: key heads, then value heads.
         `rows` [R], as `batch.wanted`: only these rows -> [R, num_heads * head_dim], with the bits they have among all.
         """
 

@@ -167,6 +167,7 @@ class NativeOps:
         causal: bool = False,
         window: int | None = None,
         rows: Int32Array | None = None,
+        kept: Sequence[Tensor] = (),
     ) -> Tensor:
         num_tokens, size = qkv.shape[0], num_heads * head_dim
         assert qkv.shape[1] == size + 2 * num_kv_heads * head_dim, f"qkv is {qkv.shape}"
@@ -179,7 +180,8 @@ class NativeOps:
         if num_rows:
             self._record(ATTENTION(
                 y.reference, num_rows * size, self._operand(qkv), cu_seqlens, prefix_of, wanted, num_wanted,
-                batch.num_seqs, batch.max_seqlen, num_heads, num_kv_heads, head_dim, scale, causal, window or 0,
+                *self._kept(batch, kept, 2 * num_kv_heads * head_dim), batch.num_seqs, batch.max_seqlen, num_heads,
+                num_kv_heads, head_dim, scale, causal, window or 0,
             ))  # fmt: skip
         return y
 
@@ -295,6 +297,16 @@ class NativeOps:
         self._stream.kept.append(self._offsets)
         return self._addresses
 
+    def _kept(self, batch: Batch, kept: Sequence[Tensor], size: int) -> tuple[int, int]:
+        """Addresses of the kept tensors' addresses and of their lengths."""
+        assert [x.shape for x in kept] == [(prefix.num_tokens, size) for prefix in batch.kept]
+        if not kept:
+            return 0, 0
+        assert all(x.host is not None for x in kept), "what is kept is on the host"
+        arrays = np.array([x.reference for x in kept]), np.array([x.shape[0] for x in kept])
+        self._stream.kept += (*kept, *arrays)
+        return arrays[0].ctypes.data, arrays[1].ctypes.data
+
     def _wanted(self, rows: Int32Array) -> int:
         """The address of one row of each of the last sequences of the batch, which was checked."""
         rows, ends = _int32(rows), self._offsets[0][-len(rows) - 1 :]
@@ -329,8 +341,8 @@ def _checked_prefixes(batch: Batch) -> Int32Array | None:
     if batch.prefix_of is None:
         return None
     prefix_of = _int32(batch.prefix_of)
-    assert len(prefix_of) == batch.num_seqs and prefix_of.min() >= -1
-    # An earlier sequence, which has no prefix itself.
+    assert len(prefix_of) == batch.num_seqs and prefix_of.min() >= -1 - len(batch.kept)
+    # An earlier sequence, which has no prefix itself, or one that is kept.
     assert (prefix_of < np.arange(batch.num_seqs)).all() and (prefix_of[prefix_of[prefix_of >= 0]] == -1).all()
     return prefix_of
 

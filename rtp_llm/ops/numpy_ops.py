@@ -131,18 +131,19 @@ class NumpyOps:
         causal: bool = False,
         window: int | None = None,
         rows: Int32Array | None = None,
+        kept: Sequence[FloatArray] = (),
     ) -> FloatArray:
         heads = qkv.reshape(len(qkv), -1, head_dim).transpose(1, 0, 2)
-        q, k, v = np.split(heads, [num_heads, num_heads + num_kv_heads])
+        q = heads[:num_heads]
         first = 0 if rows is None else batch.num_seqs - len(rows)
         out = []
         for i in range(first, batch.num_seqs):
-            own = np.arange(batch.cu_seqlens[i], batch.cu_seqlens[i + 1])
-            before = _prefix_rows(batch, i)
-            seen = np.concatenate([before, own])
-            keys, values = k[:, seen], v[:, seen]
-            for row in own if rows is None else rows[i - first, None]:
-                low, high = visible_keys(len(before) + row - own[0], len(seen), causal, window)
+            start, end = batch.cu_seqlens[i : i + 2]
+            before = _prefix(heads[num_heads:], batch, i, kept)
+            seen = np.concatenate([before, heads[num_heads:, start:end]], axis=1)
+            keys, values = np.split(seen, 2)
+            for row in range(start, end) if rows is None else rows[i - first, None]:
+                low, high = visible_keys(before.shape[1] + row - start, seen.shape[1], causal, window)
                 # NOTE: one row and the keys it sees at a time: others would change the order of BLAS's sums.
                 query = q[:, row].reshape(num_kv_heads, -1, head_dim)
                 out.append(_attend(query, keys[:, low:high], values[:, low:high], scale))
@@ -199,10 +200,15 @@ def _rotate(x: FloatArray, cos: FloatArray, sin: FloatArray) -> FloatArray:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def _prefix_rows(batch: Batch, seq: int) -> NDArray[np.int64]:
-    """The rows of the tokens before sequence `seq`, which it shares with others."""
+def _prefix(heads: FloatArray, batch: Batch, seq: int, kept: Sequence[FloatArray]) -> FloatArray:
+    """Key and value heads [2 * kv_heads, tokens, D] of the tokens that stand before sequence `seq`."""
     prefix = -1 if batch.prefix_of is None else int(batch.prefix_of[seq])
-    return np.arange(0) if prefix < 0 else np.arange(batch.cu_seqlens[prefix], batch.cu_seqlens[prefix + 1])
+    if prefix < -1:
+        tensor = kept[-2 - prefix]
+        return tensor.reshape(len(tensor), len(heads), -1).transpose(1, 0, 2)
+    if prefix == -1:
+        return heads[:, :0]
+    return heads[:, batch.cu_seqlens[prefix] : batch.cu_seqlens[prefix + 1]]
 
 
 def visible_keys(position: int, seqlen: int, causal: bool, window: int | None) -> tuple[int, int]:

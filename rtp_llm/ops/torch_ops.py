@@ -96,17 +96,21 @@ class TorchOps:
         causal: bool = False,
         window: int | None = None,
         rows: Any | None = None,
+        kept: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
         heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim).transpose(0, 1)
-        q, k, v = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads])
+        q, kv = heads[:num_heads], heads[num_heads:]
+        before = [x.view(len(x), 2 * num_kv_heads, head_dim).transpose(0, 1) for x in kept]
         spans = list(pairwise(batch.cu_seqlens.tolist()))
         prefix_of = [-1] * len(spans) if batch.prefix_of is None else batch.prefix_of.tolist()
         first = 0 if rows is None else len(spans) - len(rows)
         wanted = spans if rows is None else [(-1, -1)] * first + [(row, row + 1) for row in rows.tolist()]
         outputs = []
         for (start, end), prefix, (low, high) in list(zip(spans, prefix_of, wanted, strict=True))[first:]:
-            before = slice(*spans[prefix]) if prefix >= 0 else slice(0, 0)
-            keys, values = (torch.cat([x[:, before], x[:, start:end]], dim=1) for x in (k, v))
+            own = kv[:, start:end]
+            if prefix != -1:
+                own = torch.cat([kv[:, slice(*spans[prefix])] if prefix >= 0 else before[-2 - prefix], own], dim=1)
+            keys, values = own.chunk(2)
             skipped = keys.shape[1] - (end - start)
             visible = self._visible(skipped + low - start, skipped + high - start, keys.shape[1], causal, window)
             outputs.append(

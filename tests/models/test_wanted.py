@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rtp_llm.core import Item, Reads, pack
+from rtp_llm.core import Item, Prefixes, Reads, pack
 from rtp_llm.models import Model
 from rtp_llm.ops import Ops
 from tests.backends import BACKENDS
@@ -28,7 +28,7 @@ QWEN: dict[str, dict[str, Any]] = {
 
 def last_states(model: Model, ops: Ops, items: list[Item], reads: Reads, *, share: bool = False) -> Any:
     """Each item's wanted row; computed in one batch."""
-    batch = model.prepare(pack(items, reads, share_prefixes=share))
+    batch = model.prepare(pack(items, reads, Prefixes.find(items, {}) if share else None))
     rows = ops.to_numpy(model(ops, ops.upload(batch)))
     if reads == "all":
         return np.split(rows, batch.cu_seqlens[1:-1])
@@ -74,7 +74,7 @@ def test_a_shared_prefix(family: str, backend: str, tmp_path: Path) -> None:
         item.input_ids, item.token_type_ids = np.concatenate([head, item.input_ids]), None
         item.prefix = head.tobytes()
     alone = np.concatenate([last_states(model, ops, [item], "last") for item in items])
-    assert pack(items, "last", share_prefixes=True).num_tokens == sum(LENGTHS) + 29
+    assert pack(items, "last", Prefixes.find(items, {})).num_tokens == sum(LENGTHS) + 29
     assert_same(backend, last_states(model, ops, items, "last", share=True), alone)
     assert_same(backend, last_states(model, ops, items[::-1], "last", share=True), alone[::-1])
 

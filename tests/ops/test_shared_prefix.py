@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rtp_llm.core import Batch, FloatArray, Int32Array, Item, pack
+from rtp_llm.core import Batch, FloatArray, Int32Array, Item, KeptPrefix, Prefixes, pack
 from rtp_llm.ops.native_library import INSTRUCTION_SETS
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
@@ -59,6 +59,10 @@ def items_of(lengths: list[int], prefixes: list[int]) -> list[Item]:
     ]
 
 
+def shared_pack(items: list[Item]) -> Batch:
+    return pack(items, "last", Prefixes.find(items, {}))
+
+
 def rows_of(values: FloatArray, ids: Int32Array, batch: Batch) -> FloatArray:
     """The same row of `values` for the same token of the same item wherever it is packed: ids tell the tokens apart."""
     places = {int(token): place for place, token in enumerate(ids)}
@@ -84,7 +88,7 @@ def test_wanted_rows(backend: Any, heads: tuple[int, int, int], visible: Any, re
 @pytest.mark.parametrize("heads", HEADS)
 def test_a_shared_prefix(backend: Any, heads: tuple[int, int, int], visible: Any, prefix: int) -> None:
     items = items_of([1, 20, 5, 40, 33], [prefix, prefix, 0, prefix, prefix])
-    whole, shared = pack(items, "last"), pack(items, "last", share_prefixes=True)
+    whole, shared = pack(items, "last"), shared_pack(items)
     assert shared.num_tokens == whole.num_tokens - 3 * prefix and shared.num_seqs == 6
     ids = np.unique(whole.input_ids)
     values = qkv_of(len(ids), heads)
@@ -96,28 +100,48 @@ def test_a_shared_prefix(backend: Any, heads: tuple[int, int, int], visible: Any
     assert_same(backend, all_shared[-33:], all_rows[-33:])
 
 
+@pytest.mark.parametrize("prefix", [1, 32, 45])
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_kept_prefix(backend: Any, heads: tuple[int, int, int], prefix: int) -> None:
+    """Beside one that is computed, one that comes from an earlier batch."""
+    items = items_of([4, 20, 5], [prefix, prefix, 0])
+    other = np.arange(500, 570, dtype=np.int32)
+    items[1].input_ids = np.concatenate([other, items[1].input_ids[prefix:]])
+    items[1].prefix = other.tobytes()
+    whole = pack(items, "last")
+    ids = np.unique(whole.input_ids)
+    values = qkv_of(len(ids), heads)
+    expected = attention(backend, rows_of(values, ids, whole), whole, heads, causal=True)
+    own = values[np.searchsorted(ids, other)][:, heads[0] * heads[2] :]
+    kept = KeptPrefix(other.tobytes(), [backend.vector(own)], own.nbytes)
+    shared = pack(items, "last", Prefixes.find(items, {other.tobytes(): kept}, least=1))
+    assert shared.prefix_of is not None and shared.prefix_of.tolist() == [-1, 0, -2, -1]
+    assert shared.num_tokens == whole.num_tokens - 70
+    ours = attention(backend, rows_of(values, ids, shared), shared, heads, causal=True, kept=kept.layers)
+    assert_same(backend, ours, expected)
+
+
 def test_what_is_shared() -> None:
     items = items_of([3, 3, 3, 3], [4, 4, 2, 0])
-    batch = pack(items, "last", share_prefixes=True)
+    batch = shared_pack(items)
     assert batch.prefix_of is not None and batch.prefix_of.tolist() == [-1, 0, 0, -1, -1]
     assert batch.cu_seqlens.tolist() == [0, 4, 7, 10, 15, 18]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 0, 1, 2, 3, 4, 0, 1, 2]
     assert batch.wanted is not None and batch.wanted.tolist() == [6, 9, 14, 17]
-    for alone in (pack(items, "all", share_prefixes=True), pack(items[1:], "last", share_prefixes=True)):
-        assert alone.prefix_of is None
+    assert shared_pack(items[1:]).prefix_of is None
 
 
 def test_a_prompt_is_shared_and_an_item_that_is_all_prefix_is_not() -> None:
     ids = np.arange(6, dtype=np.int32)
     items = [Item(ids, 0, prompt_length=4), Item(ids[:5], 1, prompt_length=4), Item(ids[:4], 2, prompt_length=4)]
-    batch = pack(items, "last", share_prefixes=True)
+    batch = shared_pack(items)
     assert batch.prefix_of is not None and batch.prefix_of.tolist() == [-1, 0, 0, -1]
     assert batch.num_tokens == 4 + 2 + 1 + 4
 
 
 def test_wrong_prefixes_are_caught(ops: NativeOps) -> None:
     items = items_of([3, 3], [4, 4])
-    batch = pack(items, "last", share_prefixes=True)
+    batch = shared_pack(items)
     qkv = qkv_of(batch.num_tokens, (1, 1, 4))
     with pytest.raises(AssertionError, match="does not see"):
         attention(ops, qkv, batch, (1, 1, 4), causal=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import Input, Params, TaskType, pack
+from rtp_llm.core import Input, Params, Prefixes, TaskType, pack
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
 from rtp_llm.model_config import read_model_config
 from tests.backends import BACKENDS
@@ -114,7 +114,33 @@ def test_the_documents_of_a_query_share_what_stands_before_them(assets: Path, tm
     prefixes = [np.frombuffer(item.prefix, np.int32).tolist() for item in items]
     assert len(prefixes[0]) == len(ids) - 10 and prefixes[0] == ids[: len(prefixes[0])].tolist()
     assert prefixes[:5] == [prefixes[0]] * 5 and prefixes[5:] == [[], []]
-    assert pack(items[:5], "last", share_prefixes=True).num_seqs == 6
+    assert pack(items[:5], "last", Prefixes.find(items[:5], {})).num_seqs == 6
+
+
+@pytest.mark.parametrize("backend", ["native", "numpy"])
+def test_what_is_kept_of_a_query_changes_no_bit(backend: str, assets: Path, tmp_path: Path) -> None:
+    save(tmp_path, assets, num_hidden_layers=3)
+    documents = [f"document {i} " + "of a panda " * (i % 5) for i in range(12)]
+    scores: dict[int, Any] = {}
+    computed: dict[int, list[int]] = {}
+    for megabytes in (0, 1):
+        options = {"max_context_batch_size": 1, "max_seq_len": LIMIT, "num_threads": 1, "prefix_cache_mb": megabytes}
+        with loaded(tmp_path, backend, task_type="reranker", **options) as model:
+            runtime: Any = model._engine._runtime
+            tokens = computed.setdefault(megabytes, [])
+            prepare = runtime.model.prepare
+            runtime.model.prepare = lambda batch, tokens=tokens, prepare=prepare: (
+                tokens.append(batch.num_tokens) or prepare(batch)
+            )
+            twice = [model.rerank("panda", documents) for _ in range(2)]
+            assert [entry.score for entry in twice[0]] == [entry.score for entry in twice[1]]
+            scores[megabytes] = sorted((entry.index, entry.score) for entry in twice[0])
+            assert (runtime._prefixes.num_bytes > 0) == (megabytes > 0)
+    assert scores[0] == scores[1]
+    # Kept: the prefix is computed once for both requests; else once a batch, of which each has several.
+    prefix = (sum(computed[0]) - sum(computed[1])) // (len(computed[0]) - 1)
+    assert len(computed[0]) > 2 and prefix > 60
+    assert sum(computed[0]) - sum(computed[1]) == (len(computed[0]) - 1) * prefix
 
 
 def test_conversion_to_sequence_classification(assets: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ struct Attention {
   const float* qkv;
   const int32_t *cu_seqlens, *prefix_of, *wanted;  // prefix_of null: none; wanted null: all rows
   int64_t num_wanted;  // one row of each of the last sequences
+  const float* const* kept;  // of each kept prefix [tokens][2][kv_heads][head_dim], and its tokens
+  const int64_t* kept_lens;
   int64_t num_seqs, max_seqlen, heads, kv_heads, head_dim;
   float scale;
   bool causal;
@@ -40,20 +42,23 @@ struct Attention {
       last = first + 1;
     }
     if (first >= last) return;
-    const int64_t prefix = prefix_of != nullptr ? prefix_of[seq] : -1;
-    const int64_t before = prefix < 0 ? 0 : cu_seqlens[prefix + 1] - cu_seqlens[prefix], length = before + own;
+    const Rows before = prefix_rows(seq);
+    const int64_t length = before.count + own;
     const int64_t padded = ceil_div(length, kPanel) * kPanel, depth = ceil_div(head_dim, kPanel) * kPanel;
     float* keys = thread_scratch().reserve(padded * head_dim + length * depth + kRows * padded);
     float* values = keys + padded * head_dim;
-    if (before > 0) pack(cu_seqlens[prefix], kv_head, before, 0, length, keys, values);
-    pack(start, kv_head, own, before, length, keys, values);
+    for (const auto& [rows, first_key] : {std::pair{before, int64_t(0)}, {own_rows(start, own), before.count}}) {
+      const float* source = rows.start + kv_head * head_dim;
+      pack_keys({source, rows.count, rows.stride}, first_key, keys);
+      pack_values({source + kv_heads * head_dim, rows.count, rows.stride}, values + first_key * kPanel, length);
+    }
     Head head{keys, values, values + length * depth, padded, length};
     const int64_t group = heads / kv_heads;
     for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h)
       for (int64_t row = first; row < last; row += kRows) {
         const float* q = qkv + (start + row) * row_size() + h * head_dim;
         float* y = out + (result + row - first) * heads * head_dim + h * head_dim;
-        attend(head, before + row, int(std::min<int64_t>(kRows, last - row)), q, y);
+        attend(head, before.count + row, int(std::min<int64_t>(kRows, last - row)), q, y);
       }
   }
 
@@ -62,6 +67,11 @@ struct Attention {
     const float *keys, *values;  // [padded / kPanel][head_dim][kPanel], [depth / kPanel][length][kPanel]
     float* scores;               // [kRows][padded]
     int64_t padded, length;
+  };
+
+  struct Rows {
+    const float* start;  // of the key heads; the value heads stand behind them
+    int64_t count, stride;
   };
 
   struct Keys {
@@ -76,34 +86,37 @@ struct Attention {
   };
 
   int64_t row_size() const { return (heads + 2 * kv_heads) * head_dim; }
+  Rows own_rows(int64_t row, int64_t count) const {
+    return {qkv + row * row_size() + heads * head_dim, count, row_size()};
+  }
 
-  // Keys and values of `count` rows from `row` on, as the sequence's keys `first` and after.
-  void pack(int64_t row, int64_t kv_head, int64_t count, int64_t first, int64_t length, float* keys,
-            float* values) const {
-    const float* source = qkv + row * row_size() + (heads + kv_head) * head_dim;
-    pack_keys(source, count, first, keys);
-    pack_values(source + kv_heads * head_dim, count, values + first * kPanel, length);
+  // What stands before a sequence: rows of this batch, or of an earlier one.
+  Rows prefix_rows(int64_t seq) const {
+    const int64_t prefix = prefix_of != nullptr ? prefix_of[seq] : -1;
+    if (prefix == -1) return {qkv, 0, 0};
+    if (prefix < -1) return {kept[-2 - prefix], kept_lens[-2 - prefix], 2 * kv_heads * head_dim};
+    return own_rows(cu_seqlens[prefix], cu_seqlens[prefix + 1] - cu_seqlens[prefix]);
   }
 
   // Lanes past the last key keep what they had: their scores are never read.
-  void pack_keys(const float* source, int64_t count, int64_t first, float* keys) const {
-    for (int64_t j = 0, lanes; j < count; j += lanes) {
+  void pack_keys(Rows from, int64_t first, float* keys) const {
+    for (int64_t j = 0, lanes; j < from.count; j += lanes) {
       const int64_t start = (first + j) % kPanel;
-      lanes = std::min<int64_t>(kPanel - start, count - j);
-      const float* rows = source + j * row_size();
+      lanes = std::min<int64_t>(kPanel - start, from.count - j);
+      const float* rows = from.start + j * from.stride;
       float* panel = keys + (first + j) / kPanel * head_dim * kPanel + start;
       int64_t lane = 0;
 #if defined(__SSE2__)
-      for (; lane + 4 <= lanes && head_dim % 4 == 0; lane += 4) transpose_four(rows + lane * row_size(), panel + lane);
+      for (; lane + 4 <= lanes && head_dim % 4 == 0; lane += 4)
+        transpose_four(rows + lane * from.stride, from.stride, panel + lane);
 #endif
       for (; lane < lanes; ++lane)
-        for (int64_t d = 0; d < head_dim; ++d) panel[d * kPanel + lane] = rows[lane * row_size() + d];
+        for (int64_t d = 0; d < head_dim; ++d) panel[d * kPanel + lane] = rows[lane * from.stride + d];
     }
   }
 
 #if defined(__SSE2__)
-  void transpose_four(const float* rows, float* keys) const {
-    const int64_t size = row_size();
+  void transpose_four(const float* rows, int64_t size, float* keys) const {
     for (int64_t d = 0; d < head_dim; d += 4, rows += 4, keys += 4 * kPanel) {
       __m128 a = _mm_loadu_ps(rows), b = _mm_loadu_ps(rows + size);
       __m128 c = _mm_loadu_ps(rows + 2 * size), e = _mm_loadu_ps(rows + 3 * size);
@@ -116,11 +129,11 @@ struct Attention {
   }
 #endif
 
-  void pack_values(const float* source, int64_t count, float* values, int64_t length) const {
+  void pack_values(Rows from, float* values, int64_t length) const {
     for (int64_t d = 0; d < head_dim; d += kPanel, values += length * kPanel) {
       const int64_t cols = std::min<int64_t>(kPanel, head_dim - d), left = std::min<int64_t>(kWidth, cols);
-      for (int64_t j = 0; j < count; ++j) {
-        const float* row = source + j * row_size() + d;
+      for (int64_t j = 0; j < from.count; ++j) {
+        const float* row = from.start + j * from.stride + d;
         store(values + j * kPanel, load_lanes(row, left));
         store(values + j * kPanel + kWidth, load_lanes(row + left, cols - left));
       }
