@@ -1,7 +1,7 @@
 """The nouns that travel through every floor: a Request becomes Items, Items become Batches, rows become a Response."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, TypeAlias
@@ -29,6 +29,7 @@ class TaskType(str, Enum):
     TOKENS = "tokens"
     RERANK = "rerank"
     CLASSIFY = "classify"
+    CUSTOM = "custom"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +57,7 @@ class Params:
     prompt              text put before each input; None: `prompt_name`, else the checkpoint's default prompt
     prompt_name         a key of the checkpoint's prompts
     add_special_tokens  False: [CLS] and [SEP] are left out
+    extra               whatever a custom module wants to know of a request; no other task looks at it
     """
 
     dimensions: int | None = None
@@ -69,6 +71,7 @@ class Params:
     prompt: str | None = None
     prompt_name: str | None = None
     add_special_tokens: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +218,7 @@ class Response:
     colbert, tokens  list of fp32 [tokens, dim]: colbert without the first token, tokens with all of `input_ids`
     rerank           fp32 [inputs]
     classify         fp32 [inputs, labels]
+    custom           what the module made of all inputs together: None, bool, int, float, str, arrays, lists and dicts
 
     `num_tokens` and `input_ids` are what the model really read: after truncation, special tokens included.
     """
