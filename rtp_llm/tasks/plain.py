@@ -35,7 +35,7 @@ def plain(value: Any, place: str) -> Any:
         array = as_array(value, place)
         return array if array.ndim else array.item()
     raise CustomModuleError(
-        f"{place} is a {type(value).__name__}; return numpy arrays, torch tensors, or what JSON can hold"
+        f"{place} is of type {type(value).__name__}; return numpy arrays, torch tensors, or what JSON can hold"
     )
 
 
