@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rtp_llm.core import FloatArray
 from rtp_llm.custom import CustomRequest, CustomSource
 
 
@@ -29,5 +30,6 @@ class MaxSim:
         return {"indices": best, "scores": scores[best]}
 
 
-def _normalized(states: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return states / np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-12)
+def _normalized(states: FloatArray) -> FloatArray:
+    normalized: FloatArray = states / np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-12)
+    return normalized

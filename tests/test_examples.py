@@ -34,17 +34,19 @@ def test_maxsim(tmp_path: Path) -> None:
     order = np.argsort(-scores)
     with Model(str(tmp_path / "saved"), custom_module=MAXSIM) as model:
         everything, best = model.custom(TEXTS), model.custom(TEXTS, top_k=2)
-        for wrong in (lambda: model.custom("alone"), lambda: model.custom(TEXTS, top_k=0)):
+        for inputs, top_k in ((TEXTS[:1], 1), (TEXTS, 0)):
             with pytest.raises(InvalidRequest, match="at least"):
-                wrong()
+                model.custom(inputs, top_k=top_k)
     assert everything["indices"].tolist() == order.tolist() and best["indices"].tolist() == order[:2].tolist()
     assert np.abs(everything["scores"] - scores[order]).max() <= 1e-5
 
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_weighted_layers_equal_sentence_transformers(trained: bool, tmp_path: Path) -> None:
-    weights = torch.tensor([0.5, 2.0]) if trained else None
-    layers = modules.WeightedLayerPooling(32, num_hidden_layers=2, layer_start=1, layer_weights=weights)
+    weights = np.array([0.5, 2.0] if trained else [1, 1], np.float32)
+    layers = modules.WeightedLayerPooling(
+        32, num_hidden_layers=2, layer_start=1, layer_weights=torch.from_numpy(weights)
+    )
     theirs = save(tmp_path, layers, pooling("mean"))
     theirs[0].model.config.output_hidden_states = True
     with torch.no_grad():
@@ -53,7 +55,7 @@ def test_weighted_layers_equal_sentence_transformers(trained: bool, tmp_path: Pa
     class_file.write_text((EXAMPLES / "weighted_layer_pooling.py").read_text().replace("start = 4", "start = 1"))
     plain = tmp_path / "plain"
     if trained:
-        np.save(plain / "layer_weights.npy", weights.numpy())
+        np.save(plain / "layer_weights.npy", weights)
     with Model(str(plain), custom_module=f"{class_file}:WeightedLayerPooling", max_seq_len=48) as model:
         vectors, alone = model.embed(TEXTS), [model.embed([text])[0] for text in TEXTS]
         assert model.info.dimension == 32 and np.array_equal(vectors, np.stack(model.custom(TEXTS)))
