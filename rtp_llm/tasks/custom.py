@@ -1,6 +1,5 @@
 """Post-processing of the user's own, as `--custom_module FILE.py:Class` names it; rtp_llm.custom is its contract."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from rtp_llm.tasks import Task, TaskSource, hidden_layers, load_task
 from rtp_llm.tasks.finishing import check_dimensions, slice_and_normalize
 from rtp_llm.tasks.plain import as_array, plain
 from rtp_llm.tasks.token_vectors import Tokens
-from rtp_llm.tasks.user_code import load_class, loading, running
+from rtp_llm.tasks.user_code import line_of, load_class, loading, running
 
 
 class Custom:
@@ -30,7 +29,8 @@ class Custom:
         self.file = file
         self.module = module
         self.name = type(module).__name__
-        self.line = inspect.getsourcelines(type(module))[1]
+        self.line = line_of(type(module), file)
+        self.place = f"{file.name}:{self.line}" if self.line else file.name
         self.embeddings = self._embeddings(source)
         reader = self.embeddings or Tokens(source.hidden_size)
         self._read = reader
@@ -49,7 +49,7 @@ class Custom:
             )
         file = Path(path).expanduser().absolute()
         made = load_class(file, name)
-        with loading(file, inspect.getsourcelines(made)[1]):
+        with loading(file, line_of(made, file)):
             return cls(file, made(_source_of(source)), source)
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
@@ -68,7 +68,7 @@ class Custom:
             extra=params.extra,
         )
         with running(self.file, self.line):
-            return plain(self.module(request), f"{self.file.name}:{self.line}: what {self.name} returned")
+            return plain(self.module(request), f"{self.place}: what {self.name} returned")
 
     def _hidden_states(self, rows: Rows) -> list[FloatArray]:
         """[tokens, len * H] -> [layers, tokens, H] an input where layers were asked for."""
@@ -110,7 +110,9 @@ class Custom:
         raise self._wrong("dimension", size, "a positive whole number")
 
     def _wrong(self, attribute: str, value: Any, wanted: str) -> ConfigError:
-        return ConfigError(f"{self.file}:{self.line}: {self.name}.{attribute} is {value!r:.100}; it must be {wanted}")
+        return ConfigError(
+            f"{self.file.parent}/{self.place}: {self.name}.{attribute} is {value!r:.100}; it must be {wanted}"
+        )
 
 
 class CustomVectors:
@@ -132,7 +134,7 @@ class CustomVectors:
 
     def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
         """-> [n, dimensions]; normalised where the request says so. CustomModuleError for anything but n vectors."""
-        place = f"{self.custom.file.name}:{self.custom.line}: {self.custom.name}"
+        place = f"{self.custom.place}: {self.custom.name}"
         returned, expected = self.custom.finish(rows, params, input_ids), (len(input_ids), self.dimension)
         try:
             vectors = as_array(returned, place).astype(np.float32, copy=False)

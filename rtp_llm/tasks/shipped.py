@@ -25,7 +25,7 @@ from rtp_llm.tasks import TaskSource
 from rtp_llm.tasks.dense import load_pooling, load_stage
 from rtp_llm.tasks.finishing import check_dimensions, slice_and_normalize
 from rtp_llm.tasks.plain import as_array
-from rtp_llm.tasks.user_code import load_class, loading, running
+from rtp_llm.tasks.user_code import line_of, load_class, loading, running
 
 Features: TypeAlias = dict[str, Any]
 Step: TypeAlias = Callable[[Features, Mapping[str, Any]], Features]
@@ -143,9 +143,9 @@ def _load_step(folder: Path, module: Module, features: Features) -> Step:
 
 
 def _load_foreign(folder: Path, module: Module) -> Step:
-    name, file = module.kind, inside(folder, _file_of(module))
+    name, file = module.kind, inside(folder, _file_of(module)).absolute()
     made = load_class(file, name)
-    line = inspect.getsourcelines(made)[1]
+    line = line_of(made, file)
     with loading(file, line):
         instance = _made(made, folder, module)
     torch: Any = sys.modules.get("torch")  # it is there where the module needs it, since that has imported it

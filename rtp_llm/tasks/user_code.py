@@ -2,6 +2,7 @@
 
 import dis
 import importlib
+import inspect
 import logging
 import re
 import sys
@@ -99,6 +100,14 @@ def describe(error: BaseException, file: Path, line: int | None = None) -> str:
     place = name if line is None else f"{name}:{line}"
     kind = type(error).__name__
     return f"{place}: {kind}: {text}" if text else f"{place}: {kind}"
+
+
+def line_of(made: type, file: Path) -> int | None:
+    """Where `file` begins the class; None where it was made some other way."""
+    try:
+        return inspect.getsourcelines(made)[1] if inspect.getsourcefile(made) == str(file) else None
+    except (OSError, TypeError):
+        return None
 
 
 def _is_beside(filename: str, file: Path) -> bool:

@@ -194,6 +194,15 @@ def test_a_class_that_cannot_be_called_so(checkpoint: Path, tmp_path: Path) -> N
         model.custom("a")
 
 
+def test_a_class_that_no_line_begins(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("Mine = type('Mine', (), {'__init__': lambda s, x: None, '__call__': print})\n")
+    with loaded(checkpoint, custom_module=f"{tmp_path / 'mine.py'}:Mine") as model:
+        assert model.custom("a") is None
+    (tmp_path / "mine.py").write_text("Mine = type('Mine', (), {})\n")
+    with pytest.raises(ConfigError, match=r"mine.py: TypeError: Mine\(\) takes no arguments"):
+        Model(str(checkpoint), custom_module=f"{tmp_path / 'mine.py'}:Mine")
+
+
 def test_task_type_custom_needs_a_module(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="needs --custom_module"), loaded(checkpoint, task_type="CUSTOM"):
         pass
