@@ -18,6 +18,7 @@ TASKS = {
     "auto": "auto", "dense_embedding": "DENSE_EMBEDDING", "sparse_embedding": "SPARSE_EMBEDDING",
     "colbert_embedding": "COLBERT_EMBEDDING", "all_embedding": "ALL_EMBEDDING", "bge_m3": "BGE_M3",
     "reranker": "RERANKER", "seq_classification": "SEQ_CLASSIFICATION", "classifier": "SEQ_CLASSIFICATION",
+    "custom": "CUSTOM",
 }  # fmt: skip
 POOLINGS = ("auto", "cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
@@ -77,6 +78,14 @@ class EngineConfig:
         help="pooling of a checkpoint without modules.json; auto: mean, as sentence-transformers does",
         group="model",
         choices=POOLINGS,
+    )
+    custom_module: str = option(
+        "",
+        help="FILE.py:Class, post-processing of your own, for task_type CUSTOM (docs/custom_postprocessing.md)",
+        group="model",
+    )
+    trust_remote_code: bool = option(
+        False, help="run the Python modules that modules.json names in the checkpoint's own folder", group="model"
     )
     max_seq_len: int = option(0, help="tokens kept of one input; 0: the checkpoint's limit", group="model", minimum=0)
     json_model_override_args: str = option(

@@ -30,6 +30,7 @@ class TaskType(str, Enum):
     TOKENS = "tokens"
     RERANK = "rerank"
     CLASSIFY = "classify"
+    CUSTOM = "custom"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +58,7 @@ class Params:
     prompt              text put before each input; None: `prompt_name`, else the checkpoint's default prompt
     prompt_name         a key of the checkpoint's prompts
     add_special_tokens  False: [CLS] and [SEP] are left out
+    extra               whatever a custom module wants to know of a request; no other task looks at it
     """
 
     dimensions: int | None = None
@@ -70,6 +72,7 @@ class Params:
     prompt: str | None = None
     prompt_name: str | None = None
     add_special_tokens: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +257,7 @@ class Response:
     colbert, tokens  list of fp32 [tokens, dim]: colbert without the first token, tokens with all of `input_ids`
     rerank           fp32 [inputs]
     classify         fp32 [inputs, labels]
+    custom           what the module made of all inputs together: None, bool, int, float, str, arrays, lists and dicts
 
     `num_tokens` and `input_ids` are what the model really read: after truncation, special tokens included.
     """

@@ -9,6 +9,7 @@ RtpError
 ├── DeadlineExceeded      504   the work expired before it was done
 ├── NotReady              503   starting, draining, or dead
 ├── EngineFailure         500   our own fault, on an input that was in order
+├── CustomModuleError     500   the fault of a user's module; the message names its file and line
 └── ConfigError           exit  a flag or a checkpoint that cannot be started with
     └── CheckpointError   exit  a folder or file of the checkpoint is missing, malformed or unsafe
 """
@@ -87,6 +88,12 @@ class EngineFailure(RtpError):
     """The computation failed on an input that was in order."""
 
     code = "engine_failure"
+
+
+class CustomModuleError(RtpError):
+    """A module that the operator supplied failed on a request; the message names its file and line."""
+
+    code = "custom_module_error"
 
 
 class ConfigError(RtpError):

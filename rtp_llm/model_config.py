@@ -19,6 +19,7 @@ _TASKS_BY_FLAG = {
     "SEQ_CLASSIFICATION": (TaskType.CLASSIFY,),
     "BGE_M3": (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT),
     "ALL_EMBEDDING": (TaskType.TOKENS,),
+    "CUSTOM": (TaskType.CUSTOM,),
 }
 # BGE-M3's heads, beside the encoder.
 SPARSE_HEAD, COLBERT_HEAD = "sparse_linear.pt", "colbert_linear.pt"
@@ -31,10 +32,18 @@ _TRANSFORMER_CONFIGS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One entry of modules.json after the transformer: `kind` is the class name, `folder` holds its files."""
+    """One entry of modules.json after the transformer.
+
+    kind    the class name
+    folder  holds its files
+    code    dotted path of a class that is not sentence-transformers' own, so that running it needs trust; None: it is
+    kwargs  what the class wants to know of each request, by name
+    """
 
     kind: str
     folder: Path
+    code: str | None = None
+    kwargs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +151,11 @@ def _read_modules(folder: Path) -> tuple[Module, ...] | None:
     entries = read_json_list(folder, "modules.json")
     modules = []
     for entry in sorted(entries, key=lambda entry: entry.get("idx", 0)):
-        kind = str(entry.get("type", "")).rpartition(".")[2]
-        modules.append(Module(kind, inside(folder, entry.get("path", ""))))
+        dotted = str(entry.get("type", ""))
+        package, _, kind = dotted.rpartition(".")
+        code = dotted if package and not dotted.startswith("sentence_transformers.") else None
+        kwargs = tuple(map(str, entry.get("kwargs") or ()))
+        modules.append(Module(kind, inside(folder, entry.get("path", "")), code, kwargs))
     if not modules or modules[0].kind != "Transformer":
         found = modules[0].kind if modules else "nothing"
         raise CheckpointError(f"{folder / 'modules.json'}: the first module is {found}, expected Transformer")
@@ -192,11 +204,16 @@ def _has_m3_heads(folder: Path) -> bool:
 def _choose_tasks(
     config: EngineConfig, hf: Mapping[str, Any], folder: Path, modules: tuple[Module, ...]
 ) -> tuple[TaskType, ...]:
-    """The flag; else what the folder holds: BGE-M3's heads, a language model that reranks, a chain with a pooling,
-    a classification head, an encoder.
+    """A custom module, beside what the flag names; the flag; else what the folder holds: BGE-M3's heads, a language
+    model that reranks, a chain with a pooling, a classification head, an encoder.
 
     A head with one label is a reranker, whose logits the classifier's route gives as well.
     """
+    if config.task_type == "CUSTOM" and not config.custom_module:
+        raise ConfigError("task_type CUSTOM needs --custom_module FILE.py:Class", param="custom_module")
+    if config.custom_module:
+        named = () if config.task_type == "auto" else _TASKS_BY_FLAG[config.task_type]
+        return (TaskType.CUSTOM, *(task for task in named if task is not TaskType.CUSTOM))
     if config.task_type != "auto":
         return _TASKS_BY_FLAG[config.task_type]
     if config.embedding_model == 1:

@@ -1,7 +1,7 @@
 """The library: a model without a server, on the same engine."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from rtp_llm.similarity import hybrid, hybrid_weights, similarity
 
 # Inputs of one request: large enough that batches are full, small enough that a progress bar moves.
 _SLICE = 256
+_NO_EMBEDDINGS = (TaskType.RERANK, TaskType.CLASSIFY, TaskType.CUSTOM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,17 @@ class Model:
         prompt: str | None = None,
         prompt_name: str | None = None,
         truncate: bool = True,
+        extra: Mapping[str, Any] | None = None,
         progress: bool = False,
     ) -> FloatArray:
         """Texts, pairs or lists of token ids -> fp32 [n, dim]; one str -> [dim]. See core.Params for the options."""
         params = Params(
-            dimensions=dimensions, normalize=normalize, prompt=prompt, prompt_name=prompt_name, truncate=truncate
+            dimensions=dimensions,
+            normalize=normalize,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            truncate=truncate,
+            extra=extra or {},
         )
         rows = self._run(inputs, (TaskType.DENSE,), params, progress)[TaskType.DENSE]
         matrix = np.stack(rows) if rows else np.zeros((0, dimensions or self.info.dimension), np.float32)
@@ -72,7 +79,7 @@ class Model:
 
     def embed_all(self, inputs: Sequence[Input], *, progress: bool = False, **params: Any) -> dict[str, list[Any]]:
         """-> every kind of embedding that the checkpoint offers (dense, sparse, colbert, tokens), from one forward."""
-        tasks = tuple(task for task in self.info.tasks if task not in (TaskType.RERANK, TaskType.CLASSIFY))
+        tasks = tuple(task for task in self.info.tasks if task not in _NO_EMBEDDINGS)
         return {task.value: rows for task, rows in self._run(inputs, tasks, Params(**params), progress).items()}
 
     def rerank(
@@ -91,6 +98,12 @@ class Model:
         """
         rows = self._run(inputs, (TaskType.CLASSIFY,), Params(**params), progress)[TaskType.CLASSIFY]
         return np.stack(rows) if rows else np.zeros((0, len(self.info.labels)), np.float32)
+
+    def custom(self, inputs: Input | Sequence[Input], *, params: Params | None = None, **extra: Any) -> Any:
+        """What the class of `custom_module` makes of all inputs together; `extra` is the request's own: top_k=3."""
+        wanted = replace(params or Params(), extra=extra)
+        request = Request(inputs=_listed(inputs), tasks=(TaskType.CUSTOM,), params=wanted)
+        return self._engine.run_sync(request).outputs[TaskType.CUSTOM]
 
     def similarity(
         self,

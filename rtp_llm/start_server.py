@@ -14,6 +14,7 @@ logger = logging.getLogger("rtp_llm")
 
 _FIRST_CALLS = {
     TaskType.RERANK: ("/v1/reranker", '{"query": "hello", "documents": ["hello world", "good night"]}'),
+    TaskType.CUSTOM: ("/v1/custom", '{"input": ["hello", "hello world"], "extra": {}}'),
     TaskType.CLASSIFY: ("/v1/classifier", '{"input": ["hello"], "labels": true}'),
 }
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -21,7 +21,7 @@ FLOORS = [  # top to bottom: a file imports its own package or a floor below
     {"model_config"},
     {"ops", "checkpoint"},
     {"flags"},
-    {"config", "observability", "similarity"},
+    {"config", "custom", "observability", "similarity"},
     {"core", "errors"},
 ]
 DOORS = {  # library -> the only files that may import it

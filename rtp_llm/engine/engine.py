@@ -66,7 +66,15 @@ class Engine:
     def warm_up(self) -> None:
         """Answer a canary through the whole path; from then on the engine is ready."""
         longest = min(_CANARY_TOKENS, self._info.max_seq_len)
-        self.run_sync(Request(inputs=[[0], [0] * longest], tasks=self._info.tasks))
+        request = Request(inputs=[[0], [0] * longest], tasks=self._info.tasks)
+        if TaskType.CUSTOM in request.tasks:
+            # A user's own code may need what only a real request has: everything but that is tried.
+            items = self._encode(request, 0, len(request.inputs))
+            for item in items:
+                item.tasks = request.tasks
+            self._checked_run(items, self._runtime.num_cores)
+        else:
+            self.run_sync(request)
         self._not_ready = None
 
     def check_health(self) -> None:

@@ -32,6 +32,9 @@ def load_engine(config: EngineConfig, name: str) -> Engine:
         causal=model.causal,
         ops=runtime.ops,
         vocabulary=tokenizer,
+        num_layers=len(model.layers),
+        custom_module=config.custom_module,
+        trust_remote_code=config.trust_remote_code,
     )
     runtime.tasks = load_tasks(source)
     info = ModelInfo(

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import InvalidRequest, NotReady
 from rtp_llm.observability import CONTENT_TYPE
-from rtp_llm.server import classifier, embeddings, openai, pages, reranker, rtp, similarity, tokenize
+from rtp_llm.server import classifier, custom, embeddings, openai, pages, reranker, rtp, similarity, tokenize
 from rtp_llm.server.dialect import Dialect, EngineLike, InferenceRoutes
 from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_body, error_headers
 from rtp_llm.server.exchange import Exchange
@@ -26,6 +26,7 @@ DIALECTS: dict[str, Dialect[Any]] = {
     similarity.PATH: similarity.SIMILARITY,
     reranker.PATH: reranker.RERANKER,
     classifier.PATH: classifier.CLASSIFIER,
+    custom.PATH: custom.CUSTOM,
 }
 
 _CLIENT_LEFT = 499  # nginx's word for it; only the metrics see it

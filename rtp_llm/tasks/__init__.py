@@ -17,7 +17,10 @@ TASKS: dict[TaskType, tuple[str, str]] = {
     TaskType.TOKENS: ("rtp_llm.tasks.token_vectors", "Tokens"),
     TaskType.RERANK: ("rtp_llm.tasks.rerank", "Rerank"),
     TaskType.CLASSIFY: ("rtp_llm.tasks.classify", "Classify"),
+    TaskType.CUSTOM: ("rtp_llm.tasks.custom", "Custom"),
 }
+# Dense embeddings where modules.json names code that comes with the checkpoint.
+SHIPPED = ("rtp_llm.tasks.shipped", "Shipped")
 
 
 class Vocabulary(Protocol):
@@ -43,8 +46,11 @@ class Vocabulary(Protocol):
 class TaskSource:
     """What a task is made from.
 
-    pooling  the flag, for a checkpoint that does not say
-    causal   whether the model's last token stands for all
+    pooling            the flag, for a checkpoint that does not say
+    causal             whether the model's last token stands for all
+    num_layers         of the model
+    custom_module      the flag: FILE.py:Class
+    trust_remote_code  the flag: whether code that comes with the checkpoint may run
     """
 
     model_config: ModelConfig
@@ -53,6 +59,9 @@ class TaskSource:
     causal: bool
     ops: Ops
     vocabulary: Vocabulary
+    num_layers: int = 0
+    custom_module: str = ""
+    trust_remote_code: bool = False
 
 
 class Task(Protocol):
@@ -89,8 +98,20 @@ def hidden_layers(task: Task) -> tuple[int, ...]:
 
 def load_tasks(source: TaskSource) -> Mapping[TaskType, Task]:
     """Every task of the checkpoint; CheckpointError where a head that a task needs is not there."""
-    tasks = {}
-    for task_type in source.model_config.tasks:
-        module, name = TASKS[task_type]
-        tasks[task_type] = getattr(import_module(module), name).load(source)
+    tasks = {task_type: load_task(task_type, source) for task_type in source.model_config.tasks}
+    if TaskType.CUSTOM in tasks:
+        from rtp_llm.tasks.custom import vectors_of
+
+        vectors = vectors_of(tasks[TaskType.CUSTOM])
+        if vectors is not None:
+            tasks.setdefault(TaskType.DENSE, vectors)
     return tasks
+
+
+def load_task(task_type: TaskType, source: TaskSource) -> Task:
+    """One task; that of a chain with modules of the checkpoint's own runs them."""
+    module, name = TASKS[task_type]
+    if task_type is TaskType.DENSE and any(entry.code for entry in source.model_config.modules or ()):
+        module, name = SHIPPED
+    task: Task = getattr(import_module(module), name).load(source)
+    return task

@@ -29,14 +29,14 @@ _POOL_KEYS: dict[str, PoolMode] = {
 }
 
 
-class _Stage(Protocol):
+class Stage(Protocol):
     """A module after the pooling: [B, N] -> [B, M]."""
 
     def __call__(self, ops: Ops, x: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Pooling:
+class PoolingModes:
     """One or more pooling modes, concatenated."""
 
     modes: tuple[PoolMode, ...]
@@ -78,7 +78,7 @@ class _LayerNorm:
 
 
 @dataclass(frozen=True, slots=True)
-class _Normalize:
+class Normalize:
     def __call__(self, ops: Ops, x: Tensor) -> Tensor:
         return ops.l2_normalize(x)
 
@@ -88,10 +88,10 @@ class Dense:
 
     per_token = False
 
-    def __init__(self, pooling: _Pooling, stages: Sequence[_Stage], dimension: int) -> None:
+    def __init__(self, pooling: PoolingModes, stages: Sequence[Stage], dimension: int) -> None:
         stages = list(stages)
-        self.normalizes = bool(stages) and isinstance(stages[-1], _Normalize)
-        while stages and isinstance(stages[-1], _Normalize):
+        self.normalizes = bool(stages) and isinstance(stages[-1], Normalize)
+        while stages and isinstance(stages[-1], Normalize):
             stages.pop()
         self.pooling = pooling
         self.reads = pooling.reads
@@ -106,15 +106,15 @@ class Dense:
             is_m3 = model_config.is_bge_m3
             default = "cls" if is_m3 else "mean"
             mode: Any = default if source.pooling == "auto" else source.pooling
-            return cls(_Pooling((mode,)), [_Normalize()] if is_m3 else [], hidden_size)
+            return cls(PoolingModes((mode,)), [Normalize()] if is_m3 else [], hidden_size)
         chain = [module for module in model_config.modules if module.kind != "Dropout"]
         if not chain or chain[0].kind != "Pooling":
             raise CheckpointError(f"{model_config.folder / 'modules.json'}: the second module is not Pooling")
-        first = _load_pooling(chain[0])
+        first = load_pooling(chain[0])
         dimension = hidden_size * len(first.modes)
-        stages: list[_Stage] = []
+        stages: list[Stage] = []
         for module in chain[1:]:
-            stage, dimension = _load_stage(module, dimension, source.ops)
+            stage, dimension = load_stage(module, dimension, source.ops)
             stages.append(stage)
         return cls(first, stages, dimension)
 
@@ -135,7 +135,8 @@ class Dense:
         return slice_and_normalize(rows, params, normalizes=self.normalizes)
 
 
-def _load_pooling(module: Module) -> _Pooling:
+def load_pooling(module: Module) -> PoolingModes:
+    """The pooling that the module's config.json asks for."""
     settings = read_json(module.folder, "config.json")
     named = settings.get("pooling_mode")
     if named is not None:
@@ -146,13 +147,13 @@ def _load_pooling(module: Module) -> _Pooling:
         if mode not in _POOL_KEYS.values():
             known = ", ".join(_POOL_KEYS.values())
             raise CheckpointError(f"{module.folder / 'config.json'}: pooling_mode {mode!r} is not one of {known}")
-    return _Pooling(modes, bool(settings.get("include_prompt", True)))
+    return PoolingModes(modes, bool(settings.get("include_prompt", True)))
 
 
-def _load_stage(module: Module, dimension: int, ops: Ops) -> tuple[_Stage, int]:
+def load_stage(module: Module, dimension: int, ops: Ops) -> tuple[Stage, int]:
     """One module and the columns it leaves."""
     if module.kind == "Normalize":
-        return _Normalize(), dimension
+        return Normalize(), dimension
     if module.kind == "LayerNorm":
         return _load_layer_norm(module, dimension, ops), dimension
     if module.kind == "Dense":
