@@ -56,7 +56,8 @@ def verify(config: EngineConfig, options: Options) -> Report:
     # The engine's weights are gone before the first reference is loaded.
     gc.collect()
     rows: list[Row] = []
-    compared_with, not_compared = [], _without_reference(info, works)
+    compared_with: list[str] = []
+    not_compared = _without_reference(info, works)
     total = 2 * sum(len(work.samples) for work in works)
     with overlaid(original, config) as folder:
         source = Original(
@@ -104,7 +105,8 @@ def _ask_ours(
             task = plan.tasks[0]
             default = default_samples(task, info.max_seq_len, prompts)
             asked.append((plan, own_samples(task, options.lines) if options.lines else default))
-        total, works = 2 * sum(len(samples) for _, samples in asked), []
+        total = 2 * sum(len(samples) for _, samples in asked)
+        works: list[_Work] = []
         for plan, samples in asked:
             options.on_progress(sum(len(work.samples) for work in works), total)
             works.append(_Work(plan, samples, answer_all(engine, plan.tasks, samples)))
@@ -129,8 +131,9 @@ def _described(info: ModelInfo) -> str:
 
 def _compare(work: _Work, source: Original, options: Options) -> tuple[list[Row], str]:
     """The rows of one plan, and what they were compared with; or none, and why."""
-    plan, reasons = work.plan, []
-    names = "+".join(task.value for task in plan.tasks)
+    plan: Plan | None = work.plan
+    reasons = []
+    names = "+".join(task.value for task in work.plan.tasks)
     while plan is not None:
         if plan.missing is not None:
             reasons.append(f"{plan.missing} is not installed: pip install 'rtp-llm[verify]'")

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rtp_llm.core import FloatArray
 from rtp_llm.verify.outcome import Value
 
 
@@ -38,7 +38,7 @@ def difference(ours: Value, theirs: Value) -> Difference:
     return Difference(max_abs, max(1.0, float(np.abs(right).max())), _least_cosine(left, right))
 
 
-def _least_cosine(left: FloatArray, right: FloatArray) -> float:
+def _least_cosine(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
     """Of the vectors in the last dimension; that of two zero vectors is 1."""
     products = (left * right).sum(-1)
     lengths = np.sqrt((left * left).sum(-1) * (right * right).sum(-1))

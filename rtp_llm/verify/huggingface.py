@@ -32,12 +32,13 @@ class ClassifyReference:
     """Logits, and the scores and label names of the text-classification pipeline."""
 
     def __init__(self, original: Original) -> None:
-        from transformers import TextClassificationPipeline
+        import transformers
 
         self._model = load_model(original, "AutoModelForSequenceClassification")
         self._tokenizer = load_tokenizer(original)
         self._limit = original.max_seq_len
-        self._pipeline = TextClassificationPipeline(model=self._model, tokenizer=self._tokenizer, device="cpu")
+        pipeline: Any = transformers.TextClassificationPipeline
+        self._pipeline = pipeline(model=self._model, tokenizer=self._tokenizer, device="cpu")
 
     def answer(self, sample: Sample) -> Answer:
         """The labels of one text or pair, in the order of their numbers."""

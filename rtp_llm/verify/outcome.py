@@ -86,10 +86,9 @@ class Report:
     @property
     def verdict(self) -> Verdict:
         """Differs where anything does; equal where something was compared with others' numbers."""
-        everything = [entry.verdict for entry in (*self.rows, *self.checks, *self.published)]
-        if Verdict.DIFFERS in everything:
+        others = [row.verdict for row in self.rows] + [check.verdict for check in self.published]
+        if Verdict.DIFFERS in others or any(check.verdict is Verdict.DIFFERS for check in self.checks):
             return Verdict.DIFFERS
-        others = [entry.verdict for entry in (*self.rows, *self.published)]
         return Verdict.EQUAL if Verdict.EQUAL in others else Verdict.NOT_COMPARED
 
     @property

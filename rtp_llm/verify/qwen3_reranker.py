@@ -36,6 +36,7 @@ class Qwen3Reference:
         """The score of one pair."""
         import torch
 
+        assert isinstance(sample.input, tuple)
         query, document = sample.input
         body = f"<Instruct>: {_INSTRUCTION}\n<Query>: {query}\n<Document>: {document}"
         cut = self._tokenizer([body], truncation="longest_first", max_length=self._room)["input_ids"][0]

@@ -86,7 +86,10 @@ def _last_line(report: Report) -> str:
     told = []
     if compared:
         worst = max(compared, key=lambda row: row.max_abs / row.bound)
-        told.append(f"{len(compared)} answers, at most {worst.max_abs:.1e} apart where {worst.bound:.1e} is allowed")
+        told.append(
+            f"{len(compared)} answers from the same tokens, at most {worst.max_abs:.1e} apart "
+            f"where {worst.bound:.1e} is allowed"
+        )
     if report.published:
         told.append(f"{len(report.published)} published numbers")
     return f"EQUAL: {'; '.join(told)}" + ("; not everything was compared" if report.not_compared else "")
