@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
@@ -17,6 +18,7 @@ Config = TypeVar("Config", bound=EngineConfig)
 
 _TRUE, _FALSE = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off")
 _GROUPS = ("model", "hub", "compute", "batching", "server")
+_FLAG_NAME = re.compile(r"[\w-]+")
 _EPILOG = (
     "Flags may be written in any case, with _ or -; every option can also be set by the environment variable in\n"
     "brackets. Options of the original RTP-LLM that have no meaning here are accepted and logged (docs/flags.md)."
@@ -63,7 +65,7 @@ def parse_command(
     """The configuration of that kind, and the command's own arguments; exits with status 2 where they are wrong."""
     specs = [spec for spec in fields(kind) if not (parser.needs_checkpoint and spec.name == "checkpoint_path")]
     _add_options(parser, specs)
-    tokens = _drop_ignored(_canonical(argv), environ)
+    tokens = _drop_ignored([_canonical(token) for token in argv], environ)
     namespace, unknown = parser.parse_known_intermixed_args(tokens)
     if unknown:
         parser.error(_unknown_message(unknown[0], parser))
@@ -162,16 +164,12 @@ def _typed(spec: Field[Any], text: str) -> Any:
     return text
 
 
-def _canonical(argv: Sequence[str]) -> list[str]:
-    """`--TASK-Type=x` -> `--task_type=x`; what is not a flag, or stands after `--`, stays as it is."""
-    tokens = list(argv)
-    for place, token in enumerate(tokens):
-        if token == "--":
-            break
-        if token.startswith("--"):
-            name, equals, value = token[2:].partition("=")
-            tokens[place] = f"--{name.lower().replace('-', '_')}{equals}{value}"
-    return tokens
+def _canonical(token: str) -> str:
+    """`--TASK-Type=x` -> `--task_type=x`; anything that is not a flag stays as it is."""
+    name, equals, value = token[2:].partition("=")
+    if not token.startswith("--") or not _FLAG_NAME.fullmatch(name):
+        return token
+    return f"--{name.lower().replace('-', '_')}{equals}{value}"
 
 
 def _from_environment(environ: Mapping[str, str], kind: type[EngineConfig]) -> dict[str, Any]:

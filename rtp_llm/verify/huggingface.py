@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from rtp_llm.checkpoint import read_json
 from rtp_llm.core import TaskType
 from rtp_llm.verify.outcome import Answer, Sample
 from rtp_llm.verify.references import Original
@@ -75,9 +76,23 @@ def load_tokenizer(original: Original) -> Any:
     """The checkpoint's tokenizer by transformers."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
+    tokenizer: Any = AutoTokenizer.from_pretrained(
         str(original.transformer_folder), local_files_only=True, trust_remote_code=original.trust_remote_code
     )
+    add_ends(tokenizer, original)
+    return tokenizer
+
+
+def add_ends(tokenizer: Any, original: Original) -> None:
+    """Honour add_bos_token and add_eos_token of tokenizer_config.json, which gte-Qwen2's own tokenizer code does.
+
+    transformers 5 does not read them where there is a tokenizer.json; one that adds tokens itself is left alone.
+    """
+    config = read_json(original.transformer_folder, "tokenizer_config.json", required=False)
+    if tokenizer.num_special_tokens_to_add(pair=False) == 0:
+        for name in ("add_bos_token", "add_eos_token"):
+            if config.get(name) is True:
+                setattr(tokenizer, name, True)
 
 
 def encode(tokenizer: Any, sample: Sample, limit: int) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from rtp_llm.core import TaskType
+from rtp_llm.verify.huggingface import add_ends
 from rtp_llm.verify.outcome import Answer, Sample
 from rtp_llm.verify.references import Original
 
@@ -16,6 +17,7 @@ class DenseReference:
     def __init__(self, original: Original) -> None:
         self._model = _sentence_transformer(original)
         self._model.float().eval()
+        add_ends(self._model.tokenizer, original)
         if original.config.max_seq_len:
             self._model.max_seq_length = original.config.max_seq_len
         self._ids = InputIds(self._model)
@@ -76,10 +78,19 @@ def _options(original: Original) -> dict[str, Any]:
 def _sentence_transformer(original: Original) -> Any:
     from sentence_transformers import SentenceTransformer
 
-    if original.model_config.modules is not None or original.config.pooling == "auto":
+    if original.model_config.modules is not None:
         return SentenceTransformer(str(original.folder), **_options(original))
     # By name, since the library's newer versions know this module at run time only.
     parts: Any = import_module("sentence_transformers.models")
-    transformer = parts.Transformer(str(original.folder), model_args=_options(original)["model_kwargs"])
-    pooling = parts.Pooling(transformer.get_word_embedding_dimension(), original.config.pooling)
+    options = {"local_files_only": True, "trust_remote_code": original.trust_remote_code}
+    transformer = parts.Transformer(
+        str(original.folder),
+        model_args={**_options(original)["model_kwargs"], **options},
+        config_args=options,
+        tokenizer_args=options,
+    )
+    # From 5.4 on, the library takes a tokenizer with a chat template for a sign that chats are to be embedded.
+    getattr(transformer, "modality_config", {}).pop("message", None)
+    mode = "mean" if original.config.pooling == "auto" else original.config.pooling
+    pooling = parts.Pooling(transformer.get_word_embedding_dimension(), mode)
     return SentenceTransformer(modules=[transformer, pooling], device="cpu")

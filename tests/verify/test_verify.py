@@ -18,6 +18,7 @@ from rtp_llm.verify import published as published_module
 from rtp_llm.verify import references as references_module
 from rtp_llm.verify.table import as_object, as_text
 from tests.tasks.checkpoints import save, save_m3
+from tests.test_families import save as save_family
 
 pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
@@ -104,8 +105,8 @@ def test_qwen3_reranker(kind: str, assets: Path, tmp_path: Path) -> None:
     from tests.tasks.test_qwen3_reranker import LIMIT
     from tests.tasks.test_qwen3_reranker import save as save_qwen3
 
-    head = {"head": "ForSequenceClassification", "num_labels": 1} if kind == "conversion" else {}
-    save_qwen3(tmp_path, assets, **{"pad_token_id": 151643, **head})
+    head: dict[str, Any] = {"head": "ForSequenceClassification", "num_labels": 1} if kind == "conversion" else {}
+    save_qwen3(tmp_path, assets, pad_token_id=151643, **head)
     if kind == "logit score":
         types = ("base.modules.transformer.Transformer", "cross_encoder.modules.logit_score.LogitScore")
         modules = [{"idx": i, "path": f"{i}" * i, "type": f"sentence_transformers.{t}"} for i, t in enumerate(types)]
@@ -142,8 +143,7 @@ def test_flags_over_the_files_count_for_both(transformer: str, tiny_bert: Path, 
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).rename(words / name)
     plain = run(tiny_bert)
-    flags = {"json_model_override_args": '{"layer_norm_eps": 0.5}', "tokenizer_path": str(words)}
-    report = run(tmp_path / "model", **flags)
+    report = run(tmp_path / "model", json_model_override_args='{"layer_norm_eps": 0.5}', tokenizer_path=str(words))
     check_equal(report, {"dense"})
     assert [row.num_tokens for row in report.rows] == [row.num_tokens for row in plain.rows]
     spared = run(tmp_path / "model", Options(lines=LINES, reference=str(tiny_bert)), tokenizer_path=str(words))
@@ -159,6 +159,12 @@ def test_qwen_2_embedding_reads_both_ways(assets: Path, tmp_path: Path) -> None:
     for model_type in ("qwen2", "qwen_2_embedding"):
         report = run(tmp_path, Options(lines=lines), model_type=model_type, tokenizer_path=words, max_seq_len=50)
         check_equal(report, {"dense"})
+
+
+@pytest.mark.parametrize("family", ["gte-qwen2", "qwen3-embedding"])
+def test_families_with_their_real_tokenizers(family: str, assets: Path, tmp_path: Path) -> None:
+    save_family(tmp_path, assets / "tokenizers", family)
+    check_equal(run(tmp_path / "saved", Options()), {"dense"})
 
 
 def test_a_spoilt_copy_differs_and_the_worst_text_is_named(tiny_bert: Path, tmp_path: Path) -> None:
