@@ -29,7 +29,7 @@ class Options:
     lines              texts instead of the default ones
     bound              largest difference, relative where numbers are above 1
     trust_remote_code  let the authors' libraries execute code from the checkpoint
-    on_progress        called with the work done and all that there is, in answers
+    on_progress        called with the answers that are done, ours and theirs, and with how many there will be
     """
 
     reference: str = ""
@@ -37,6 +37,20 @@ class Options:
     bound: float = 1e-5
     trust_remote_code: bool = False
     on_progress: Callable[[int, int], None] = lambda done, total: None
+
+
+class _Progress:
+    """Counts answers: one of ours and one of theirs for each sample."""
+
+    def __init__(self, on_progress: Callable[[int, int], None]) -> None:
+        self.on_progress = on_progress
+        self.done = 0
+        self.total = 0
+
+    def tick(self) -> None:
+        """One more is done."""
+        self.done += 1
+        self.on_progress(self.done, self.total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +66,13 @@ def verify(config: EngineConfig, options: Options) -> Report:
     """Compare a checkpoint; ConfigError, CheckpointError or EngineFailure where ours cannot be loaded."""
     model_config = read_model_config(resolve(config), config)
     original = _original_config(config, model_config, options)
-    info, works, published = _ask_ours(config, model_config, original, options)
+    progress = _Progress(options.on_progress)
+    info, works, published = _ask_ours(config, model_config, original, options, progress)
     # The engine's weights are gone before the first reference is loaded.
     gc.collect()
     rows: list[Row] = []
     compared_with: list[str] = []
     not_compared = _without_reference(info, works)
-    total = 2 * sum(len(work.samples) for work in works)
     with overlaid(original, config) as folder:
         source = Original(
             folder=folder,
@@ -68,11 +82,9 @@ def verify(config: EngineConfig, options: Options) -> Report:
             trust_remote_code=options.trust_remote_code,
         )
         for work in works:
-            options.on_progress(total // 2 + len(rows), total)
-            found, said = _compare(work, source, options)
+            found, said = _compare(work, source, options.bound, progress)
             rows += found
             (compared_with if found else not_compared).append(said)
-    options.on_progress(total, total)
     return Report(
         model=_described(info),
         tasks=info.tasks,
@@ -93,7 +105,7 @@ def _original_config(config: EngineConfig, model_config: ModelConfig, options: O
 
 
 def _ask_ours(
-    config: EngineConfig, model_config: ModelConfig, original: ModelConfig, options: Options
+    config: EngineConfig, model_config: ModelConfig, original: ModelConfig, options: Options, progress: _Progress
 ) -> tuple[ModelInfo, list[_Work], list[Check]]:
     """Our answers to everything, from an engine that is closed when this returns."""
     engine = load_engine(config, config.checkpoint_path.rstrip("/").rpartition("/")[2])
@@ -105,11 +117,10 @@ def _ask_ours(
             task = plan.tasks[0]
             default = default_samples(task, info.max_seq_len, prompts)
             asked.append((plan, own_samples(task, options.lines) if options.lines else default))
-        total = 2 * sum(len(samples) for _, samples in asked)
-        works: list[_Work] = []
-        for plan, samples in asked:
-            options.on_progress(sum(len(work.samples) for work in works), total)
-            works.append(_Work(plan, samples, answer_all(engine, plan.tasks, samples)))
+        progress.total = 2 * sum(len(samples) for _, samples in asked)
+        works = [
+            _Work(plan, samples, answer_all(engine, plan.tasks, samples, progress.tick)) for plan, samples in asked
+        ]
         values = find_published(config.checkpoint_path, model_config)
         return info, works, check_published(engine, values)
     finally:
@@ -129,7 +140,7 @@ def _described(info: ModelInfo) -> str:
     )
 
 
-def _compare(work: _Work, source: Original, options: Options) -> tuple[list[Row], str]:
+def _compare(work: _Work, source: Original, bound: float, progress: _Progress) -> tuple[list[Row], str]:
     """The rows of one plan, and what they were compared with; or none, and why."""
     plan: Plan | None = work.plan
     reasons = []
@@ -141,7 +152,7 @@ def _compare(work: _Work, source: Original, options: Options) -> tuple[list[Row]
             try:
                 with _quiet():
                     reference = plan.load(source)
-                    return _rows(work, reference, options), f"{names}: {plan.description}"
+                    return _rows(work, reference, bound, progress), f"{names}: {plan.description}"
             except Exception as error:  # the border: somebody else's code may fail in any way
                 reasons.append(f"{plan.title} cannot load it: {_first_line(error)}")
         plan = plan.otherwise
@@ -168,13 +179,14 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _rows(work: _Work, reference: Reference, options: Options) -> list[Row]:
+def _rows(work: _Work, reference: Reference, bound: float, progress: _Progress) -> list[Row]:
     """In the samples' order; asked the shortest first, since a dynamic rope remembers the longest that it has seen."""
     pairs = list(enumerate(zip(work.samples, work.ours.answers, strict=True)))
     rows: dict[int, list[Row]] = {}
     for place, (sample, ours) in sorted(pairs, key=lambda entry: len(entry[1][1].input_ids)):
         theirs = Answer() if ours.failure else _theirs(reference, sample)
-        rows[place] = [_row(task, sample, ours, theirs, options.bound) for task in work.plan.tasks]
+        rows[place] = [_row(task, sample, ours, theirs, bound) for task in work.plan.tasks]
+        progress.tick()
     return [row for place in sorted(rows) for row in rows[place]]
 
 

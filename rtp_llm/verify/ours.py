@@ -1,6 +1,6 @@
 """Our own answers, and what they must fulfil whatever anybody else computes."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -24,9 +24,14 @@ class Ours:
     checks: tuple[Check, ...]
 
 
-def answer_all(engine: Engine, tasks: tuple[TaskType, ...], samples: Sequence[Sample]) -> Ours:
+def answer_all(
+    engine: Engine, tasks: tuple[TaskType, ...], samples: Sequence[Sample], on_answer: Callable[[], None]
+) -> Ours:
     """Each sample alone; then, of those that could be answered, all together and in reverse."""
-    alone = [_alone(engine, tasks, sample) for sample in samples]
+    alone = []
+    for sample in samples:
+        alone.append(_alone(engine, tasks, sample))
+        on_answer()
     broken = [answer.failure for answer in alone if answer.failure and not answer.failure.startswith(_REFUSED)]
     good = [place for place, answer in enumerate(alone) if not answer.failure]
     kept = [samples[place] for place in good]

@@ -19,7 +19,7 @@ def as_text(report: Report) -> str:
         lines += [*_section(task.value, rows), ""]
     if report.published:
         lines += ["published by others", *map(_check_line, report.published), ""]
-    lines += ["without anybody else", *map(_check_line, report.checks), ""]
+    lines += ["checks of our own", *map(_check_line, report.checks), ""]
     lines += [f"compared with  {said}" for said in report.compared_with]
     lines += [f"NOT COMPARED   {said}" for said in report.not_compared]
     return "\n".join([*lines, _last_line(report)]) + "\n"
@@ -92,7 +92,11 @@ def _last_line(report: Report) -> str:
         )
     if report.published:
         told.append(f"{len(report.published)} published numbers")
-    return f"EQUAL: {'; '.join(told)}" + ("; not everything was compared" if report.not_compared else "")
+    left_out = len(report.rows) - len(compared)
+    if left_out:
+        told.append(f"{left_out} answers were not compared")
+    told += [f"not compared: {said.partition(':')[0]}" for said in report.not_compared]
+    return f"EQUAL: {'; '.join(told)}"
 
 
 def _what_differs(report: Report, compared: list[Row]) -> str:
