@@ -35,6 +35,7 @@ class Custom:
         reader = self.embeddings or Tokens(source.hidden_size)
         self._read = reader
         self.per_token = reader.per_token
+        self.reads = reader.reads
         self.hidden_layers = self._layers(source.num_layers) or hidden_layers(reader)
         self.vector_size = self._vector_size()
         self.dimension = self.vector_size or reader.dimension
@@ -122,6 +123,7 @@ class CustomVectors:
         self.custom = custom
         self.dimension = dimension
         self.per_token = custom.per_token
+        self.reads = custom.reads
         self.hidden_layers = custom.hidden_layers
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:

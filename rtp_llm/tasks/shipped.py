@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from rtp_llm.checkpoint import inside
-from rtp_llm.core import Batch, FloatArray, Int32Array, Item, Params, Rows, pack
+from rtp_llm.core import Batch, FloatArray, Int32Array, Item, Params, Reads, Rows, pack
 from rtp_llm.errors import CheckpointError
 from rtp_llm.model_config import Module
 from rtp_llm.ops import Ops, Tensor
@@ -38,6 +38,7 @@ class Shipped:
     """`steps` take the features of one input to its vector; they run beside the device, in `finish`."""
 
     per_token = True
+    reads: Reads = "all"
 
     def __init__(self, steps: Sequence[Step], dimension: int, layers: tuple[int, ...], *, normalizes: bool) -> None:
         self.steps = steps
