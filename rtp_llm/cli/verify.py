@@ -28,9 +28,6 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--bound", type=float, default=1e-5, help="largest difference, relative above 1 (default: 1e-5)"
     )
-    parser.add_argument(
-        "--trust_remote_code", action="store_true", help="let those libraries run the checkpoint's code"
-    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     config, arguments = parse_command(parser, argv, os.environ, EngineConfig)
     if not arguments.bound > 0:
@@ -52,7 +49,6 @@ def _verify(config: EngineConfig, arguments: Any) -> int:
             reference=arguments.reference,
             lines=lines,
             bound=arguments.bound,
-            trust_remote_code=arguments.trust_remote_code,
             on_progress=on_progress,
         )
         report = verify(config, options)

@@ -25,17 +25,15 @@ from rtp_llm.verify.samples import default_samples, own_samples
 class Options:
     """What a caller may choose.
 
-    reference          the checkpoint that the authors' code reads, where that is another; empty: the same
-    lines              texts instead of the default ones
-    bound              largest difference, relative where numbers are above 1
-    trust_remote_code  let the authors' libraries execute code from the checkpoint
-    on_progress        called with the answers that are done, ours and theirs, and with how many there will be
+    reference    the checkpoint that the authors' code reads, where that is another; empty: the same
+    lines        texts instead of the default ones
+    bound        largest difference, relative where numbers are above 1
+    on_progress  called with the answers that are done, ours and theirs, and with how many there will be
     """
 
     reference: str = ""
     lines: Sequence[str] = ()
     bound: float = 1e-5
-    trust_remote_code: bool = False
     on_progress: Callable[[int, int], None] = lambda done, total: None
 
 
@@ -79,7 +77,7 @@ def verify(config: EngineConfig, options: Options) -> Report:
             model_config=original,
             config=config,
             max_seq_len=info.max_seq_len,
-            trust_remote_code=options.trust_remote_code,
+            trust_remote_code=config.trust_remote_code,
         )
         for work in works:
             found, said = _compare(work, source, options.bound, progress)
