@@ -12,7 +12,15 @@ from google.protobuf.message import DecodeError
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Request, Response, TaskType, Timings
-from rtp_llm.errors import DeadlineExceeded, EngineFailure, InvalidRequest, NotReady, Overloaded, UnsupportedTask
+from rtp_llm.errors import (
+    DeadlineExceeded,
+    EngineFailure,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    RtpError,
+    UnsupportedTask,
+)
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.dialect import EngineLike
 from rtp_llm.server.errors import as_rtp_error
@@ -59,6 +67,14 @@ class Calls:
         self._config = config
         self._admission = admission
         self.leaving = asyncio.Event()
+        self._running: set[asyncio.Task[Any]] = set()
+        self._over = False
+
+    def end(self) -> None:
+        """Cut off what still runs: the time for shutting down is over."""
+        self._over = True
+        for task in self._running:
+            task.cancel()
 
     def unary(self, path: str, answer: Answer[Message]) -> UnaryHandler:
         """One message, one answer."""
@@ -125,18 +141,24 @@ class Calls:
         """Around an RPC: gives its id; whatever is raised inside leaves as a status, without internals."""
         given = dict(context.invocation_metadata() or ()).get("x-request-id")
         request_id, status = choose_id(given.encode() if isinstance(given, str) else None), _CLIENT_LEFT
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
         try:
             yield request_id
             status = _OK
+        except asyncio.CancelledError:
+            if not self._over:
+                raise
+            status = NotReady.status
+            error = NotReady("the server is shutting down: try another one, or later")
+            await _abort(context, _code(error), error, request_id)
         except Exception as error:
             shown = as_rtp_error(error, "gRPC", path, request_id)
             status = shown.status
-            trailers = [("x-request-id", request_id)]
-            if isinstance(shown, Overloaded):
-                # gRPC's own word for Retry-After, which clients with a retry policy obey.
-                trailers.append(("grpc-retry-pushback-ms", str(round(shown.retry_after * 1e3))))
-            await context.abort(_code(error), shown.message[:_MAX_DETAILS], trailers)
+            await _abort(context, _code(error), shown, request_id)
         finally:
+            self._running.discard(task)
             self._engine.metrics.observe_http(path, status)
 
     async def _run(self, request: Request, num_bytes: int, *, patient: bool) -> Response:
@@ -241,6 +263,15 @@ class Calls:
             ("x-compute-tokens", str(metadata.compute_tokens)),
             *((name, str(nanoseconds // 1_000_000)) for name, nanoseconds in milliseconds.items()),
         ]
+
+
+async def _abort(context: Context, code: Any, error: RtpError, request_id: str) -> None:
+    """End the RPC; the caller learns of the error what every user may."""
+    trailers = [("x-request-id", request_id)]
+    if isinstance(error, Overloaded):
+        # gRPC's own word for Retry-After, which clients with a retry policy obey.
+        trailers.append(("grpc-retry-pushback-ms", str(round(error.retry_after * 1e3))))
+    await context.abort(code, error.message[:_MAX_DETAILS], tuple(trailers))
 
 
 def _parse(body_type: str, received: bytes) -> Message:

@@ -1,5 +1,6 @@
 """The gRPC server: tei.v1, health and reflection on one port, on the event loop that HTTP runs on."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from rtp_llm.server.grpc.proto import Message, pool, services
 from rtp_llm.server.tls import read_certificate
 
 _STREAM = "Stream"
+_LAST_WORD = 1.0  # seconds in which RPCs that are cut off can say so
 # What load balancers ask, and what tools like grpcurl read first; they tell nothing of the model.
 _OPEN = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
@@ -57,7 +59,11 @@ class GrpcServer:
     async def stop(self, grace: float) -> None:
         """Refuse new RPCs, let running ones end for at most `grace` seconds; idle streams end at once."""
         self._calls.leaving.set()
-        await self._server.stop(grace)
+        stopping = asyncio.ensure_future(self._server.stop(grace + _LAST_WORD))
+        done, _ = await asyncio.wait({stopping}, timeout=grace)
+        if not done:
+            self._calls.end()
+        await stopping
 
     def _register(self) -> None:
         own = services()
