@@ -1,12 +1,9 @@
 """gRPC beside HTTP in one process: keys, certificates, and an end in order."""
 
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,39 +14,13 @@ import pytest
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError
 from rtp_llm.server.app import listen
+from tests.real_server import free_port
 from tests.server.fake_engine import FakeEngine
 from tests.server.grpc.conftest import Loop, Stubs, connected, serving
-from tests.server.test_app import free_port
+from tests.server.process import process
 
 grpc: Any = pytest.importorskip("grpc")
 Code = grpc.StatusCode
-PROGRAM = """
-import sys
-from rtp_llm.config import ServerConfig
-from rtp_llm.server import serve
-from tests.server.fake_engine import FakeEngine
-
-engine = FakeEngine()
-engine.delay = float(sys.argv[3])
-http_port, grpc_port = map(int, sys.argv[1:3])
-config = ServerConfig(
-    checkpoint_path="fake", host="127.0.0.1", start_port=http_port, grpc_port=grpc_port, shutdown_timeout=1
-)
-serve(engine, config, on_ready=lambda: print("ready", flush=True))
-print("ended", flush=True)
-"""
-
-
-@contextmanager
-def process(http_port: int, grpc_port: int, delay: float) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-c", PROGRAM, str(http_port), str(grpc_port), str(delay)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        yield child
-    finally:
-        child.kill()
-        child.communicate()
 
 
 def test_running_calls_end_and_idle_streams_are_told(stubs: Stubs) -> None:
@@ -66,7 +37,10 @@ def test_running_calls_end_and_idle_streams_are_told(stubs: Stubs) -> None:
         url = f"http://127.0.0.1:{http_port}/v1/embeddings"
         answers.append(httpx.post(url, json={"input": "a"}, trust_env=False).status_code)
 
-    with process(http_port, grpc_port, 0.4) as child, connected(f"127.0.0.1:{grpc_port}", stubs) as client:
+    with (
+        process(0.4, start_port=http_port, grpc_port=grpc_port) as child,
+        connected(f"127.0.0.1:{grpc_port}", stubs) as client,
+    ):
         thread = threading.Thread(target=ask)
         thread.start()
         call, stream = client.embed.Embed.future(request, timeout=20), client.embed.EmbedStream(requests(), timeout=20)
@@ -84,7 +58,10 @@ def test_running_calls_end_and_idle_streams_are_told(stubs: Stubs) -> None:
 
 def test_calls_do_not_hold_the_end_for_ever(stubs: Stubs) -> None:
     http_port, grpc_port = free_port(), free_port()
-    with process(http_port, grpc_port, 60) as child, connected(f"127.0.0.1:{grpc_port}", stubs) as client:
+    with (
+        process(60, start_port=http_port, grpc_port=grpc_port, shutdown_timeout=1) as child,
+        connected(f"127.0.0.1:{grpc_port}", stubs) as client,
+    ):
         call = client.embed.Embed.future(stubs.messages.EmbedRequest(inputs="a"), timeout=30)
         time.sleep(0.2)
         child.send_signal(signal.SIGTERM)
