@@ -117,14 +117,15 @@ def test_certificates_that_cannot_be_served_with(certificate: tuple[Path, Path, 
     chain, key, authority = map(str, certificate)
     empty = tmp_path / "empty.pem"
     empty.touch()
-    for options, message in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"ssl_keyfile": key}, "without ssl_certfile"),
         ({"ssl_certfile": "/nowhere.pem"}, "ssl_certfile: there is no file '/nowhere.pem'"),
         ({"ssl_certfile": chain, "ssl_keyfile": "/nowhere.pem"}, "ssl_keyfile: there is no file"),
         ({"ssl_certfile": chain}, "cannot be used"),
         ({"ssl_certfile": authority, "ssl_keyfile": key}, "cannot be used .*MISMATCH"),
         ({"ssl_certfile": str(empty)}, "cannot be used"),
-    ]:
+    ]
+    for options, message in cases:
         with pytest.raises(ConfigError, match=message):
             check_certificate(ServerConfig(checkpoint_path="fake", **options))
 

@@ -56,9 +56,9 @@ def test_embed(tiny_bert: Path, loop: Loop, stubs: Stubs, config: ServerConfig) 
     with served(tiny_bert, loop, stubs, config) as one:
         request = stubs.messages.EmbedRequest
         answers = list(one.client.embed.EmbedStream(request(inputs=text) for text in TEXTS))
-        vectors = np.float32([answer.embeddings for answer in answers])
+        vectors = np.array([answer.embeddings for answer in answers], np.float32)
         data = one.post("/v1/embeddings", {"input": TEXTS, "normalize": True})["data"]
-        np.testing.assert_array_equal(vectors, np.float32([item["embedding"] for item in data]))
+        np.testing.assert_array_equal(vectors, np.array([item["embedding"] for item in data], np.float32))
         assert [one.client.embed.Embed(request(inputs=text)).embeddings for text in TEXTS] == [
             answer.embeddings for answer in answers
         ]
@@ -98,7 +98,9 @@ def test_tokens(tiny_bert: Path, loop: Loop, stubs: Stubs, config: ServerConfig)
     with served(tiny_bert, loop, stubs, config, task_type="ALL_EMBEDDING") as one:
         answer = one.client.embed.EmbedAll(stubs.messages.EmbedAllRequest(inputs=TEXTS[0]))
         (rows,) = one.run(TEXTS[:1], TaskType.TOKENS, normalize=False)
-        np.testing.assert_array_equal(np.float32([token.embeddings for token in answer.token_embeddings]), rows)
+        np.testing.assert_array_equal(
+            np.array([token.embeddings for token in answer.token_embeddings], np.float32), rows
+        )
         with pytest.raises(grpc.RpcError) as caught:
             one.client.rerank.Rerank(stubs.messages.RerankRequest(query="a", texts=["b"]))
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
