@@ -97,8 +97,14 @@ class NoEngine:
     def check_health(self) -> None:
         pass
 
-    def tokens(self, text: str) -> list[Token]:
+    def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[Token]:
         return []
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        return ""
+
+    def prompt(self, name: str) -> str:
+        return ""
 
     async def run(self, request: Request) -> Response:
         await asyncio.sleep(0)

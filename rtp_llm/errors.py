@@ -4,6 +4,7 @@ RtpError
 ├── InvalidRequest        400   the body cannot be served as it is
 │   ├── UnsupportedTask   400   this checkpoint does not do that
 │   └── UnknownModel      404   no model of that name
+├── Unauthorized          401   no API key, or a wrong one
 ├── RequestTooLarge       413   over a size limit
 ├── Overloaded            429   the queue is full; come back after `retry_after`
 ├── DeadlineExceeded      504   the work expired before it was done
@@ -48,6 +49,14 @@ class UnknownModel(InvalidRequest):
 
     status = 404
     code = "model_not_found"
+
+
+class Unauthorized(RtpError):
+    """The server wants an API key, and this request has none that it knows."""
+
+    status = 401
+    kind = "authentication_error"
+    code = "invalid_api_key"
 
 
 class RequestTooLarge(InvalidRequest):

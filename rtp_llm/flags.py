@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=EngineConfig)
 
 _TRUE, _FALSE = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off")
-_GROUPS = ("model", "hub", "compute", "batching", "server")
+_GROUPS = ("model", "hub", "compute", "batching", "server", "safety")
 _FLAG_NAME = re.compile(r"[\w-]+")
 _EPILOG = (
     "Flags may be written in any case, with _ or -; every option can also be set by the environment variable in\n"
@@ -70,7 +70,7 @@ def parse_command(
     if unknown:
         parser.error(_unknown_message(unknown[0], parser))
     given = vars(namespace)
-    values = {spec.name: given.pop(spec.name) for spec in specs if spec.name in given}
+    values = {spec.name: _joined(given.pop(spec.name)) for spec in specs if spec.name in given}
     positional = given.pop("positional_checkpoint")
     if positional:
         values.setdefault("checkpoint_path", positional)
@@ -81,6 +81,11 @@ def parse_command(
         return kind(**values), namespace
     except ConfigError as error:
         parser.error(error.message)
+
+
+def _joined(value: Any) -> Any:
+    """The values of an option that was given several times as one; any other as it is."""
+    return tuple(one for part in value for one in part) if isinstance(value, list) else value
 
 
 def environment_name(spec: Field[Any]) -> str:
@@ -112,9 +117,15 @@ def flags_page() -> str:
 
 
 def _flag_row(spec: Field[Any]) -> str:
-    default = "required" if spec.default is MISSING else f"`{spec.default}`" if spec.default != "" else ""
+    default = "required" if spec.default is MISSING else f"`{text}`" if (text := _default(spec)) else ""
     names = " ".join(f"`--{name}`" for name in (spec.name, *spec.metadata["aliases"]))
     return f"| {names} | `{environment_name(spec)}` | {default} | {_help(spec)} |"
+
+
+def _default(spec: Field[Any]) -> str:
+    """The default as one would write it; empty where there is none."""
+    default = "" if spec.default is MISSING else spec.default
+    return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
 def _help(spec: Field[Any]) -> str:
@@ -127,17 +138,18 @@ def _add_options(parser: CommandParser, specs: Sequence[Field[Any]]) -> None:
     named = dict.fromkeys(spec.metadata["group"] for spec in specs)
     groups = {name: parser.add_argument_group(name) for name in named}
     for spec in specs:
-        default = "" if spec.default in (MISSING, "") else f" (default: {spec.default})"
+        default = f" (default: {text})" if (text := _default(spec)) else ""
         is_bool = spec.type is bool
+        extra: dict[str, Any] = {"nargs": "?", "const": True} if is_bool else {}
         groups[spec.metadata["group"]].add_argument(
             *(f"--{name}" for name in (spec.name, *spec.metadata["aliases"])),
             dest=spec.name,
             type=_converter(spec),
-            nargs="?" if is_bool else None,
-            const=True if is_bool else None,
+            action="append" if spec.type == tuple[str, ...] else "store",
             default=argparse.SUPPRESS,
             metavar="BOOL" if is_bool else "N" if spec.type is int else "VALUE",
             help=f"{_help(spec)}{default} [{environment_name(spec)}]".replace("%", "%%"),
+            **extra,
         )
 
 
@@ -161,6 +173,11 @@ def _typed(spec: Field[Any], text: str) -> Any:
             return int(text)
         except ValueError:
             raise ConfigError(f"{spec.name}: {text!r} is not a whole number") from None
+    if spec.type == tuple[str, ...]:
+        values = tuple(filter(None, map(str.strip, text.split(","))))
+        if not values:
+            raise ConfigError(f"{spec.name}: the value is empty; leave the option out instead")
+        return values
     return text
 
 

@@ -34,6 +34,8 @@ DOORS = {  # library -> the only files that may import it
     "tokenizers": {"engine/tokenizer"},
     "starlette": {"server/"},
     "uvicorn": {"server/"},
+    "grpc": {"server/grpc/"},
+    "google": {"server/grpc/"},
     "prometheus_client": {"observability.py"},
     "huggingface_hub": {"checkpoint/hub.py"},
 }

@@ -1,6 +1,7 @@
 """The hot path: bytes of one dialect -> Request -> the engine -> bytes. Plain ASGI, no framework in between."""
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -10,8 +11,9 @@ from starlette.types import Receive
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, Response
-from rtp_llm.errors import Overloaded, RequestTooLarge
+from rtp_llm.errors import DeadlineExceeded, RequestTooLarge
 from rtp_llm.observability import Metrics
+from rtp_llm.server.admission import Admission
 from rtp_llm.server.body import decode, read_body
 from rtp_llm.server.errors import ClientLeft, Headers
 from rtp_llm.server.exchange import Exchange
@@ -34,6 +36,9 @@ class Token(Protocol):
     def text(self) -> str: ...
 
     @property
+    def special(self) -> bool: ...
+
+    @property
     def start(self) -> int | None: ...
 
     @property
@@ -54,8 +59,14 @@ class EngineLike(Protocol):
     async def run(self, request: Request) -> Response:
         """Answer one request; cancelling the coroutine drops what still waits of it."""
 
-    def tokens(self, text: str) -> Sequence[Token]:
+    def tokens(self, text: str, *, add_special_tokens: bool = True) -> Sequence[Token]:
         """The tokens of a text as the model would read it, without prompt or limit."""
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids; InvalidRequest for an id that is out of the vocabulary."""
+
+    def prompt(self, name: str) -> str:
+        """The text of the prompt called `name`, one of the model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,31 +94,31 @@ def check_count(count: int, config: ServerConfig, param: str) -> None:
 
 
 class InferenceRoutes:
-    """Answers in any dialect, with one limit on what is in flight."""
+    """Answers in any dialect, within the limits of `admission`."""
 
-    def __init__(self, engine: EngineLike, config: ServerConfig) -> None:
+    def __init__(self, engine: EngineLike, config: ServerConfig, admission: Admission) -> None:
         self._engine = engine
         self._config = config
-        self._in_flight = 0
+        self._admission = admission
 
     async def _read(self, exchange: Exchange) -> bytes:
         return await read_body(exchange, self._config.max_body_bytes, self._config.body_timeout)
 
     async def answer(self, dialect: Dialect[Any], exchange: Exchange) -> None:
         """Read, run, respond; every failure leaves as an exception."""
-        body = decode(dialect.decoder, await self._read(exchange))
+        seconds = self._admission.seconds(exchange.headers)
+        received = await self._read(exchange)
+        body = decode(dialect.decoder, received)
         info = self._engine.info()
         request = dialect.to_request(body, info, self._config, exchange.request_id)
-        limit = self._config.concurrency_limit
-        if self._in_flight >= limit:
-            raise Overloaded(f"{limit} requests are in flight, the most allowed (concurrency_limit): try again shortly")
-        self._in_flight += 1
+        self._admission.check_size(request, len(received))
+        await self._admission.enter()
         try:
-            response = await _unless_client_leaves(self._engine.run(request), exchange.receive)
+            response = await _unless_client_leaves(self._engine.run(request), exchange.receive, seconds)
             pieces = dialect.render(body, response, info)
             content = await (asyncio.to_thread(b"".join, pieces) if dialect.render_on_thread else _join(pieces))
         finally:
-            self._in_flight -= 1
+            self._admission.leave()
         await exchange.respond(200, content, _headers(response))
 
 
@@ -131,31 +142,37 @@ def _headers(response: Response) -> Headers:
     ]
 
 
-async def _unless_client_leaves(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
-    """The result of `work`; ClientLeft, with `work` cancelled, when the connection closes first."""
-    watch = _ClientWatch(receive)
+async def _unless_client_leaves(work: Coroutine[Any, Any, Result], receive: Receive, seconds: float) -> Result:
+    """The result of `work`; ClientLeft, with `work` cancelled, when the connection closes first.
+
+    DeadlineExceeded, with `work` cancelled, when it takes longer than `seconds`.
+    """
+    watch = _Watch(receive, seconds)
     try:
         return await work
     except asyncio.CancelledError:
         if watch.client_left:
             raise ClientLeft from None
+        if watch.expired:
+            raise DeadlineExceeded(f"the answer was not ready after {seconds:g} seconds") from None
         raise
     finally:
         watch.stop()
 
 
-class _ClientWatch:
-    """Cancels the task that made it when the client leaves."""
+class _Watch:
+    """Cancels the task that made it when the client leaves, or when `seconds` are over."""
 
-    __slots__ = ("_owner", "_receive", "_timer", "_watcher", "client_left")
+    __slots__ = ("_deadline", "_owner", "_receive", "_timer", "_watcher", "client_left", "expired")
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        self.client_left = False
+        self.client_left = self.expired = False
         self._receive = receive
         self._owner = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
-        self._timer = loop.call_later(_WATCH_AFTER, self._start)
+        self._deadline = loop.time() + seconds
+        self._timer = loop.call_later(_WATCH_AFTER, self._start) if seconds > _WATCH_AFTER else self._set_alarm()
 
     def stop(self) -> None:
         self._timer.cancel()
@@ -164,6 +181,16 @@ class _ClientWatch:
 
     def _start(self) -> None:
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        if math.isfinite(self._deadline):
+            self._timer = self._set_alarm()
+
+    def _set_alarm(self) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_at(self._deadline, self._expire)
+
+    def _expire(self) -> None:
+        assert self._owner is not None
+        self.expired = True
+        self._owner.cancel()
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

@@ -16,6 +16,9 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.errors import InvalidRequest, NotReady
 from rtp_llm.observability import CONTENT_TYPE
 from rtp_llm.server import classifier, custom, embeddings, openai, pages, reranker, rtp, similarity, tokenize
+from rtp_llm.server.admission import Admission
+from rtp_llm.server.auth import KeyRing
+from rtp_llm.server.cors import Cors
 from rtp_llm.server.dialect import Dialect, EngineLike, InferenceRoutes
 from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_body, error_headers
 from rtp_llm.server.exchange import Exchange
@@ -36,10 +39,13 @@ class Dispatcher:
     """An ASGI callable that gives every request an id, an answer and a place in the metrics."""
 
     def __init__(self, engine: EngineLike, config: ServerConfig) -> None:
-        self._engine = engine
-        self._inference = InferenceRoutes(engine, config)
+        self.engine = engine
+        self.admission = Admission(config)
+        self.keys = KeyRing(config)
+        self._cors = Cors(config.cors_origins)
+        self._inference = InferenceRoutes(engine, config, self.admission)
         own = [*pages.routes(), Route("/metrics", self._metrics)]
-        parts = (openai.routes(engine), rtp.routes(engine), tokenize.routes(engine, config), own)
+        parts = (openai.routes(engine), rtp.routes(engine), tokenize.routes(engine, config, self.admission), own)
         self.routes = [route for part in parts for route in part]
         self._router = Router(self.routes, redirect_slashes=False)
 
@@ -47,7 +53,7 @@ class Dispatcher:
         if scope["type"] != "http":
             await self._router(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, self._cors)
         try:
             await self._dispatch(exchange)
         except ClientLeft:
@@ -57,10 +63,12 @@ class Dispatcher:
             await _respond_error(exchange, NotReady("the server is shutting down: try another one, or later"))
         except Exception as error:
             await _respond_error(exchange, error)
-        self._engine.metrics.observe_http(exchange.route, exchange.status)
+        self.engine.metrics.observe_http(exchange.route, exchange.status)
 
     async def _dispatch(self, exchange: Exchange) -> None:
         path = exchange.path.rstrip("/") or "/"
+        if exchange.method != "OPTIONS":
+            self.keys.check(exchange.method, path, exchange.headers)
         dialect = DIALECTS.get(path)
         if dialect is not None and exchange.method == "POST":
             exchange.route = path
@@ -92,7 +100,7 @@ class Dispatcher:
         return MethodNotAllowed(f"{path[:200]} does not take {method}; it takes {allow}", allow=allow)
 
     async def _metrics(self, _: HttpRequest) -> HttpResponse:
-        return HttpResponse(self._engine.metrics.render(), headers={"content-type": CONTENT_TYPE})
+        return HttpResponse(self.engine.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
 
 async def _respond_error(exchange: Exchange, error: Exception) -> None:

@@ -6,9 +6,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.errors import HeadTooLarge, error_body
+from rtp_llm.server.exchange import choose_id
 
 MAX_HEAD_BYTES = 64 << 10
 _REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
+_HEAD = (
+    b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
+    b"connection: close\r\n\r\n"
+)
 
 
 class Protocol(HttpToolsProtocol):
@@ -41,6 +46,6 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, error: InvalidRequest) -> None:
         body = error_body(error)
-        head = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        self.transport.write(head % (error.status, _REASONS[error.status], len(body)) + body)
+        head = _HEAD % (error.status, _REASONS[error.status], len(body), choose_id().encode())
+        self.transport.write(head + body)
         self.transport.close()

@@ -11,6 +11,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from rtp_llm.config import ServerConfig
+from rtp_llm.server.admission import Admission
 from rtp_llm.server.body import decode, read_body
 from rtp_llm.server.dialect import EngineLike
 from rtp_llm.server.exchange import Exchange
@@ -44,16 +45,17 @@ class EncodeAnswer(msgspec.Struct, kw_only=True):
     error: str = ""
 
 
-def routes(engine: EngineLike, config: ServerConfig) -> list[Route]:
+def routes(engine: EngineLike, config: ServerConfig, admission: Admission) -> list[Route]:
     """Both routes."""
-    return [Route(path, _Tokenizer(engine, config, path), methods=["POST"]) for path in (TOKENIZE, ENCODE)]
+    return [Route(path, _Tokenizer(engine, config, admission, path), methods=["POST"]) for path in (TOKENIZE, ENCODE)]
 
 
 class _Tokenizer:
     """One of the routes, as an ASGI application: it reads its body under the server's own limit."""
 
-    def __init__(self, engine: EngineLike, config: ServerConfig, path: str) -> None:
+    def __init__(self, engine: EngineLike, config: ServerConfig, admission: Admission, path: str) -> None:
         self._engine = engine
+        self._admission = admission
         self._config = config
         self._path = path
         self._decoder = msgspec.json.Decoder(TokenizeBody)
@@ -62,6 +64,7 @@ class _Tokenizer:
         exchange = Exchange(scope, receive, send)
         content = await read_body(exchange, self._config.max_body_bytes, self._config.body_timeout)
         body = decode(self._decoder, content)
+        self._admission.check_text(body.prompt, "prompt")
         if len(body.prompt) <= _SMALL_CHARACTERS:
             answer = self._answer(body)
         else:
