@@ -19,8 +19,10 @@ FLOORS = [  # top to bottom: a file imports its own package or a floor below
     {"runtime"},
     {"tasks", "models"},
     {"model_config"},
+    {"config_files"},
     {"ops", "checkpoint"},
     {"flags"},
+    {"arguments"},
     {"config", "observability", "similarity"},
     {"core", "errors"},
 ]

@@ -9,7 +9,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from rtp_llm.checkpoint import inside, read_json
+from rtp_llm import config_files
+from rtp_llm.checkpoint import find, inside, read_json
 from rtp_llm.errors import CheckpointError
 
 NO_LIMIT = 1 << 30
@@ -34,21 +35,25 @@ _INDEPENDENT_NORMALIZERS = frozenset(
 def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """The tokenizer, which neither cuts nor pads, and tokenizer_config.json with its `tokenizer_class` filled in."""
     config = read_json(folder, "tokenizer_config.json", required=False)
+    config_files.check(folder / "tokenizer_config.json", config, config_files.TOKENIZER)
     if not config.get("tokenizer_class"):
         model_type = read_json(folder, "config.json", required=False).get("model_type")
         config["tokenizer_class"] = _CLASSES.get(str(model_type), "")
     config["tokenizer_class"] = str(config["tokenizer_class"]).removesuffix("Fast")
-    special = {**read_json(folder, "special_tokens_map.json", required=False), **config}
+    special = read_json(folder, "special_tokens_map.json", required=False)
+    config_files.check(folder / "special_tokens_map.json", special, config_files.TOKENIZER)
+    special |= config
     config["special_tokens"] = {
         key.removesuffix("_token"): token["content"] if isinstance(token, dict) else token
         for key, token in special.items()
         if key.endswith("_token") and isinstance(token, (str, dict))
     }
-    if inside(folder, "tokenizer.json").is_file():
-        return _from_json(inside(folder, "tokenizer.json"), config), config
-    if inside(folder, "vocab.txt").is_file():
-        return _bert(inside(folder, "vocab.txt"), config), config
-    if inside(folder, "vocab.json").is_file() and inside(folder, "merges.txt").is_file():
+    whole, vocab = find(folder, "tokenizer.json"), find(folder, "vocab.txt")
+    if whole is not None:
+        return _from_json(whole, config), config
+    if vocab is not None:
+        return _bert(vocab, config), config
+    if find(folder, "vocab.json") is not None and find(folder, "merges.txt") is not None:
         return _roberta(folder, config), config
     pieces = next(folder.glob("*.model"), None)
     if pieces is not None:
@@ -96,9 +101,9 @@ def _add_ends(tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any]) -> Non
 def _bert_normalizer(config: Mapping[str, Any]) -> normalizers.BertNormalizer:
     return normalizers.BertNormalizer(
         clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        handle_chinese_chars=config.get("tokenize_chinese_chars") is not False,
         strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
+        lowercase=config.get("do_lower_case") is not False,
     )
 
 
