@@ -20,8 +20,10 @@ FLOORS = [  # top to bottom: a file imports its own package or a floor below
     {"runtime"},
     {"tasks", "models"},
     {"model_config"},
+    {"config_files"},
     {"ops", "checkpoint"},
     {"flags"},
+    {"arguments"},
     {"config", "custom", "observability", "similarity"},
     {"core", "errors"},
 ]

@@ -9,7 +9,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from rtp_llm.checkpoint import inside, read_json
+from rtp_llm import config_files
+from rtp_llm.checkpoint import find, inside, read_json
 from rtp_llm.errors import CheckpointError
 
 NO_LIMIT = 1 << 30
@@ -39,16 +40,20 @@ _INDEPENDENT_NORMALIZERS = frozenset(
 def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """The tokenizer, which neither cuts nor pads, and tokenizer_config.json with its `tokenizer_class` filled in."""
     config = read_json(folder, "tokenizer_config.json", required=False)
+    config_files.check(folder / "tokenizer_config.json", config, config_files.TOKENIZER)
     if not config.get("tokenizer_class"):
         model_type = read_json(folder, "config.json", required=False).get("model_type")
         config["tokenizer_class"] = _CLASSES.get(str(model_type), "")
     config["tokenizer_class"] = str(config["tokenizer_class"]).removesuffix("Fast")
-    config["special_tokens"], config["token_flags"] = _special_tokens(folder, config)
-    if inside(folder, "tokenizer.json").is_file():
-        return _from_json(inside(folder, "tokenizer.json"), config), config
-    if inside(folder, "vocab.txt").is_file():
-        return _bert(inside(folder, "vocab.txt"), config), config
-    if inside(folder, "vocab.json").is_file() and inside(folder, "merges.txt").is_file():
+    special = read_json(folder, "special_tokens_map.json", required=False)
+    config_files.check(folder / "special_tokens_map.json", special, config_files.TOKENIZER)
+    config["special_tokens"], config["token_flags"] = _special_tokens({**special, **config})
+    whole, vocab = find(folder, "tokenizer.json"), find(folder, "vocab.txt")
+    if whole is not None:
+        return _from_json(whole, config), config
+    if vocab is not None:
+        return _bert(vocab, config), config
+    if find(folder, "vocab.json") is not None and find(folder, "merges.txt") is not None:
         byte_level = _qwen if config["tokenizer_class"] == "Qwen2Tokenizer" else _roberta
         return byte_level(folder, config), config
     pieces = next(folder.glob("*.model"), None)
@@ -60,10 +65,9 @@ def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
 _WAY_OUT = "write a tokenizer.json with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
 
 
-def _special_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+def _special_tokens(config: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     """Role -> token, and token -> the flags (`lstrip` and so on) that a file declares for it."""
-    special = {**read_json(folder, "special_tokens_map.json", required=False), **config}
-    tokens = {key: token for key, token in special.items() if key.endswith("_token") and isinstance(token, (str, dict))}
+    tokens = {key: token for key, token in config.items() if key.endswith("_token") and isinstance(token, (str, dict))}
     decoder = config.get("added_tokens_decoder")
     declared = [*tokens.values(), *(decoder.values() if isinstance(decoder, dict) else ())]
     contents = {
@@ -110,9 +114,9 @@ def _add_ends(tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any]) -> Non
 def _bert_normalizer(config: Mapping[str, Any]) -> normalizers.BertNormalizer:
     return normalizers.BertNormalizer(
         clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        handle_chinese_chars=config.get("tokenize_chinese_chars") is not False,
         strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
+        lowercase=config.get("do_lower_case") is not False,
     )
 
 

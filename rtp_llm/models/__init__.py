@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias
 
 from rtp_llm.checkpoint import TensorSource
 from rtp_llm.core import Batch
-from rtp_llm.errors import ConfigError
+from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.ops import Ops, Tensor
 
 # Gets a layer's number, from 0, and the hidden states [T, hidden_size] that go into it, once for each layer.
@@ -78,7 +78,8 @@ def find_model_type(flag: str, hf: Mapping[str, Any]) -> str:
         name = ARCHITECTURES.get(match[1] if match else "", named)
         origin = "config.json has no model_type, and its architecture is"
     if name not in MODELS:
-        raise ConfigError(f"{origin} {name!r}, which is not one of {', '.join(MODELS)}", param="model_type")
+        problem = f"{origin} {name!r}, which is not one of {', '.join(MODELS)}"
+        raise CheckpointError(problem) if flag == "auto" else ConfigError(problem, param="model_type")
     return name
 
 

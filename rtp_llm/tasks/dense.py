@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rtp_llm import config_files
 from rtp_llm.checkpoint import Parameter, bind, open_tensors, read_json
 from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows
 from rtp_llm.errors import CheckpointError
@@ -109,7 +110,10 @@ class Dense:
             return cls(PoolingModes((mode,)), [Normalize()] if is_m3 else [], hidden_size)
         chain = [module for module in model_config.modules if module.kind != "Dropout"]
         if not chain or chain[0].kind != "Pooling":
-            raise CheckpointError(f"{model_config.folder / 'modules.json'}: the second module is not Pooling")
+            found = chain[0].kind if chain else "missing"
+            raise CheckpointError(
+                f"{model_config.folder / 'modules.json'}: the second module is {found}; only Pooling is served there"
+            )
         first = load_pooling(chain[0])
         dimension = hidden_size * len(first.modes)
         stages: list[Stage] = []
@@ -138,6 +142,9 @@ class Dense:
 def load_pooling(module: Module) -> PoolingModes:
     """The pooling that the module's config.json asks for."""
     settings = read_json(module.folder, "config.json")
+    path = module.folder / "config.json"
+    config_files.check(path, settings, config_files.POOLING)
+    config_files.log_unknown(path, settings, {*config_files.POOLING, *_POOL_KEYS})
     named = settings.get("pooling_mode")
     if named is not None:
         modes = (named,) if isinstance(named, str) else tuple(named)
@@ -146,21 +153,21 @@ def load_pooling(module: Module) -> PoolingModes:
     for mode in modes:
         if mode not in _POOL_KEYS.values():
             known = ", ".join(_POOL_KEYS.values())
-            raise CheckpointError(f"{module.folder / 'config.json'}: pooling_mode {mode!r} is not one of {known}")
-    return PoolingModes(modes, bool(settings.get("include_prompt", True)))
+            raise CheckpointError(f"{path}: pooling_mode {mode!r} is not one of {known}")
+    return PoolingModes(modes or ("mean",), settings.get("include_prompt") is not False)
 
 
 def load_stage(module: Module, dimension: int, ops: Ops) -> tuple[Stage, int]:
     """One module and the columns it leaves."""
     if module.kind == "Normalize":
+        _check_names(module, read_json(module.folder, "config.json", required=False))
         return Normalize(), dimension
     if module.kind == "LayerNorm":
         return _load_layer_norm(module, dimension, ops), dimension
     if module.kind == "Dense":
         return _load_linear(module, dimension, ops)
-    raise CheckpointError(
-        f"modules.json: {module.kind} is not one of Pooling, Dense, LayerNorm, Normalize, Dropout, which are served"
-    )
+    served = "Pooling, Dense, LayerNorm, Normalize, Dropout"
+    raise CheckpointError(f"{module.folder.parent / 'modules.json'}: {module.kind} is not served; {served} are")
 
 
 def _load_layer_norm(module: Module, dimension: int, ops: Ops) -> _LayerNorm:
@@ -192,12 +199,20 @@ def _load_linear(module: Module, dimension: int, ops: Ops) -> tuple[_Linear, int
 
 def _check_linear(module: Module, settings: Mapping[str, Any], dimension: int) -> None:
     path = module.folder / "config.json"
+    config_files.check(path, settings, config_files.DENSE)
+    config_files.log_unknown(path, settings, config_files.DENSE)
     if settings.get("in_features") != dimension:
         raise CheckpointError(f"{path}: in_features {settings.get('in_features')!r}, but {dimension} columns come in")
-    if not isinstance(settings.get("out_features"), int):
+    if "out_features" not in settings:
         raise CheckpointError(f"{path}: out_features is missing")
+    _check_names(module, settings)
+
+
+def _check_names(module: Module, settings: Mapping[str, Any]) -> None:
+    """The module reads and writes the sentence's vector, not another feature."""
     for key in ("module_input_name", "module_output_name"):
         if settings.get(key) not in (None, "sentence_embedding"):
+            path = module.folder / "config.json"
             raise CheckpointError(f"{path}: {key} {settings[key]!r}; only 'sentence_embedding' is supported")
 
 

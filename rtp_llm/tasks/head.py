@@ -71,7 +71,7 @@ def load_head(source: TaskSource) -> Head:
     tensors = open_tensors(config.transformer_folder)
     shapes = {_stripped(name): info.shape for name, info in tensors.tensors.items()}
     layout = _find_layout(shapes, source.causal, tensors)
-    num_labels = shapes[f"{layout.last}.weight"][0]
+    (num_labels,) = shapes[f"{layout.last}.weight"][:1] or (0,)
     if num_labels != len(config.labels):
         raise CheckpointError(
             f"{tensors.path}: {layout.last}.weight has {num_labels} rows, but config.json names {len(config.labels)} "
