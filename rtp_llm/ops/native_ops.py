@@ -19,17 +19,20 @@ import numpy as np
 
 from rtp_llm.core import Batch, FloatArray, Int32Array
 from rtp_llm.errors import ConfigError, InvalidRequest
-from rtp_llm.ops import Norm, PoolMode
-from rtp_llm.ops.native_library import Library, PackedWeight, Table, load, measure_peak, usable
+from rtp_llm.ops import Norm, PoolMode, Quantization
+from rtp_llm.ops.int8 import quantizes
+from rtp_llm.ops.native_library import Int8Weight, Library, PackedWeight, Table, load, measure_peak, usable
 from rtp_llm.ops.native_stream import (
     ATTENTION,
     COPY_COLUMNS,
     EMBED,
     GATED,
     LINEAR,
+    LINEAR_INT8,
     NORM,
     NORMALIZE,
     POOL,
+    QUANTIZE,
     ROTARY,
     TAKE_ROWS,
     Stream,
@@ -54,8 +57,10 @@ class NativeOps:
     def __init__(self, num_threads: int = 1, instruction_set: str = "auto") -> None:
         self._bind(num_threads, *checked_library(instruction_set))
 
-    def _bind(self, num_threads: int, library: Library, broken: frozenset[str]) -> "NativeOps":
-        self.num_threads = num_threads
+    def _bind(
+        self, num_threads: int, library: Library, broken: frozenset[str], quantization: Quantization = "none"
+    ) -> "NativeOps":
+        self.num_threads, self.quantization = num_threads, quantization
         self.instruction_set = library.instruction_set
         self._library, self._broken = library, broken
         self._stream = Stream(library)
@@ -65,10 +70,12 @@ class NativeOps:
             setattr(self, op, _ThroughNumpy(self, op))
         return self
 
-    def fork(self) -> "NativeOps":
-        return object.__new__(NativeOps)._bind(self.num_threads, self._library, self._broken)
+    def fork(self, quantization: Quantization = "none") -> "NativeOps":
+        return object.__new__(NativeOps)._bind(self.num_threads, self._library, self._broken, quantization)
 
-    def matrix(self, weight: FloatArray) -> PackedWeight:
+    def matrix(self, weight: FloatArray) -> PackedWeight | Int8Weight:
+        if self.quantization == "int8" and quantizes(weight):
+            return Int8Weight(weight, self._library)
         return PackedWeight(weight, self._library)
 
     def vector(self, values: FloatArray) -> Tensor:
@@ -124,7 +131,7 @@ class NativeOps:
     def linear(
         self,
         x: Tensor,
-        weight: PackedWeight,
+        weight: PackedWeight | Int8Weight,
         bias: Tensor | None = None,
         activation: str | None = None,
         residual: Tensor | None = None,
@@ -140,10 +147,18 @@ class NativeOps:
         y = self._new(num_rows, n)
         if num_rows:
             self._stream.kept.append(weight)
-            self._record(LINEAR(
-                y.reference, num_rows * n, self._operand(x), weight.address, self._operand(bias),
-                self._operand(residual), num_rows, n, k, _FUSED[activation], weight.is_bf16,
-            ))  # fmt: skip
+            sizes = num_rows, n, k, _FUSED[activation]
+            if isinstance(weight, Int8Weight):
+                quantized = self._quantize(x)
+                self._record(LINEAR_INT8(
+                    y.reference, num_rows * n, quantized.reference, weight.address, self._operand(bias),
+                    self._operand(residual), *sizes,
+                ))  # fmt: skip
+            else:
+                self._record(LINEAR(
+                    y.reference, num_rows * n, self._operand(x), weight.address, self._operand(bias),
+                    self._operand(residual), *sizes, weight.is_bf16,
+                ))  # fmt: skip
         return y
 
     def norm(self, x: Tensor, norm: Norm) -> Tensor:
@@ -258,6 +273,12 @@ class NativeOps:
             self._record(NORMALIZE(y.reference, num_rows * size, self._operand(x), num_rows, size))
         return y
 
+    def _quantize(self, x: Tensor) -> Tensor:
+        num_rows, size = x.shape
+        y = self._new(num_rows, self._library.quantized_row_bytes(size) // 4)
+        self._record(QUANTIZE(y.reference, y.shape[0] * y.shape[1], self._operand(x), num_rows, size))
+        return y
+
     def _new(self, num_rows: int, size: int) -> Tensor:
         if num_rows == 0:
             return _hosted(np.empty((0, size), np.float32))
@@ -360,7 +381,8 @@ def checked_library(instruction_set: str) -> tuple[Library, frozenset[str]]:
     names = (usable() or ("generic",)) if instruction_set == "auto" else (instruction_set,)
     broken: dict[str, frozenset[str]] = {}
     for name in names:
-        broken[name] = failing_ops(object.__new__(NativeOps)._bind(1, load(name), frozenset()))
+        ops = object.__new__(NativeOps)._bind(1, load(name), frozenset())
+        broken[name] = failing_ops(ops, ops.fork("int8"))
         if not broken[name]:
             break
     if any(broken.values()):
