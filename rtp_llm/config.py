@@ -127,11 +127,17 @@ class EngineConfig:
         aliases=("dtype",),
     )
     num_threads: int = option(0, help="cores to compute on; 0: all this process may use", group="compute", minimum=0)
+    quantization: str = option(
+        "none",
+        help="int8: the model's linear layers in 8 bits on a CPU, a third of the time (docs/numerics.md)",
+        group="compute",
+        choices={"none": "none", "": "none", "int8": "int8"},
+    )
     instruction_set: str = option(
         "auto",
         help="native kernels to use; auto: the best this CPU has",
         group="compute",
-        choices=("auto", "avx512", "avx2", "generic"),
+        choices=("auto", "avx512_vnni", "avx512", "avx2", "generic"),
         env="RTP_LLM_INSTRUCTION_SET",
     )
     warm_up: bool = option(
@@ -259,7 +265,7 @@ IGNORED: dict[str, str] = {
     "frontend_pre_stop_drain_seconds": "SIGTERM drains at once, within shutdown_timeout",
     "tp_size": _ONE_PROCESS, "dp_size": _ONE_PROCESS, "ep_size": _ONE_PROCESS, "world_size": _ONE_PROCESS,
     "world_rank": _ONE_PROCESS, "local_world_size": _ONE_PROCESS, "role_type": _ONE_PROCESS,
-    "quantization": "weights are computed in fp32", "int8_mode": "weights are computed in fp32",
+    "int8_mode": "--quantization int8 is the option here",
     "weight_type": "weights are computed in fp32",
     "seq_size_per_block": _NO_GENERATION, "reserver_runtime_mem_mb": _NO_GENERATION,
     "enable_cuda_graph": _GPU_ONLY, "prefill_capture_config": _GPU_ONLY, "enable_flashinfer_trt_fmha_v2": _GPU_ONLY,

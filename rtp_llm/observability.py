@@ -40,7 +40,7 @@ class Metrics:
         self._model = Gauge(
             "rtp_llm_model_info",
             "The loaded model",
-            ("name", "model_type", "backend", "instruction_set"),
+            ("name", "model_type", "backend", "instruction_set", "dtype"),
             registry=self.registry,
         )
         # NOTE: `labels` takes 3 us a call, so its results are kept.
@@ -78,7 +78,7 @@ class Metrics:
 
     def describe_model(self, info: ModelInfo) -> None:
         """Publish the loaded model as labels."""
-        self._model.labels(info.name, info.model_type, info.backend, info.instruction_set).set(1)
+        self._model.labels(info.name, info.model_type, info.backend, info.instruction_set, info.dtype).set(1)
 
     def render(self) -> bytes:
         """The exposition text, of `CONTENT_TYPE`."""

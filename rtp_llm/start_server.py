@@ -52,12 +52,13 @@ def _announce(info: ModelInfo, config: ServerConfig) -> None:
     host = "localhost" if config.host in ("0.0.0.0", "::", "127.0.0.1") else config.host
     url = f"{'https' if config.ssl_certfile else 'http'}://{host}:{config.start_port}"
     logger.info(
-        "%s: %s, task %s, %s ops (%s), %d threads, %d dimensions, inputs up to %d tokens, steps up to %d tokens",
+        "%s: %s, task %s, %s ops (%s, %s), %d threads, %d dimensions, inputs up to %d tokens, steps up to %d tokens",
         info.name,
         info.model_type,
         "+".join(task.value for task in info.tasks),
         info.backend,
         info.instruction_set,
+        info.dtype,
         info.num_threads,
         info.dimension,
         info.max_seq_len,

@@ -74,6 +74,7 @@ _CT2 = ("ctranslate2", "tokenizers", "transformers", "torch")
 OURS = "rtp_llm"
 ENGINES: dict[str, Engine] = {
     OURS: Engine("benchmarks.peers.ours", ()),
+    f"{OURS} int8": Engine("benchmarks.peers.ours", (), {"quantization": "int8"}),
     "sentence-transformers bs32": Engine("benchmarks.peers.torch_peer", _TORCH, {"batch_size": 32}),
     "sentence-transformers bs8": Engine("benchmarks.peers.torch_peer", _TORCH, {"batch_size": 8}),
     "onnxruntime wide": Engine("benchmarks.peers.onnx_peer", _ONNX, {"layout": "wide"}),
@@ -82,6 +83,12 @@ ENGINES: dict[str, Engine] = {
     "onnxruntime fused streams": Engine("benchmarks.peers.onnx_peer", _ONNX, {"layout": "streams", "graph": "fused"}),
     "ctranslate2 wide": Engine("benchmarks.peers.ctranslate2_peer", _CT2, {"layout": "wide"}),
     "ctranslate2 streams": Engine("benchmarks.peers.ctranslate2_peer", _CT2, {"layout": "streams"}),
+    "ctranslate2 int8 wide": Engine(
+        "benchmarks.peers.ctranslate2_peer", _CT2, {"layout": "wide", "compute_type": "int8"}
+    ),
+    "ctranslate2 int8 streams": Engine(
+        "benchmarks.peers.ctranslate2_peer", _CT2, {"layout": "streams", "compute_type": "int8"}
+    ),
 }
 
 

@@ -7,9 +7,14 @@ def prepare(setup: Setup) -> None:
     """Nothing: the checkpoint is read as it is."""
 
 
-def load(setup: Setup) -> Embed:
+def load(setup: Setup, quantization: str = "none") -> Embed:
     """`rtp_llm.Model` on the checkpoint, with every other option at its default."""
     from rtp_llm import Model
 
-    model = Model(str(setup.checkpoint), max_seq_len=setup.max_seq_len, num_threads=setup.num_threads)
+    model = Model(
+        str(setup.checkpoint),
+        max_seq_len=setup.max_seq_len,
+        num_threads=setup.num_threads,
+        quantization=quantization,
+    )
     return model.embed

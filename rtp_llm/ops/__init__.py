@@ -16,6 +16,7 @@ from rtp_llm.core import Batch, FloatArray, Int32Array
 
 Tensor: TypeAlias = Any
 Weight: TypeAlias = Any
+Quantization: TypeAlias = Literal["none", "int8"]
 PoolMode: TypeAlias = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 # torch.nn activations with the constructor's defaults; `gelu` is the erf form.
@@ -40,17 +41,24 @@ class Ops(Protocol):
 
     name: str
     instruction_set: str
+    quantization: Quantization  # of the weights that `matrix` makes; `linear` takes those of any
     num_threads: (
         int  # cores that the next batch may use; where the backend leaves that to a library, it changes nothing
     )
 
-    def fork(self) -> "Ops":
-        """Another stream of the same backend; weights made by either serve both."""
+    def fork(self, quantization: Quantization = "none") -> "Ops":
+        """Another stream of the same backend; weights made by either serve both.
+
+        ConfigError where the backend cannot quantise so.
+        """
 
     # Weights, once at load.
 
     def matrix(self, weight: FloatArray) -> Weight:
-        """[N, K] as torch.nn.Linear stores it -> a handle for `linear`, packed as the backend likes it, losslessly."""
+        """[N, K] as torch.nn.Linear stores it -> a handle for `linear`, packed as the backend likes it.
+
+        Losslessly, unless this stream has a quantization: then as `rtp_llm.ops.int8` says.
+        """
 
     def vector(self, values: FloatArray) -> Tensor:
         """[N] -> a bias or a norm's weight; any other fp32 array that an op reads as it is."""

@@ -17,18 +17,22 @@ from numpy.typing import NDArray
 from rtp_llm.core import FloatArray
 from rtp_llm.errors import ConfigError
 
-INSTRUCTION_SETS = ("avx512", "avx2", "generic")  # the fastest first
-ABI_VERSION = 5
+INSTRUCTION_SETS = ("avx512_vnni", "avx512", "avx2", "generic")  # the fastest first
+ABI_VERSION = 6
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpu_supports_avx2": (c_int, ()),
     "cpu_supports_avx512": (c_int, ()),
+    "cpu_supports_avx512_vnni": (c_int, ()),
     "num_cores": (c_int, ()),
     "max_lookups": (c_int, ()),
     "packed_size": (c_int64, (c_int64, c_int64)),
     "is_bf16": (c_int, (c_void_p, c_int64)),
     "narrow": (None, (c_void_p, c_int64, c_void_p)),
     "pack_weight": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int)),
+    "int8_weight_bytes": (c_int64, (c_int64, c_int64)),
+    "pack_int8": (None, (c_void_p, c_int64, c_int64, c_void_p)),
+    "quantized_row_bytes": (c_int64, (c_int64,)),
     "stream_new": (c_void_p, ()),
     "stream_delete": (None, (c_void_p,)),
     "arena_capacity": (c_int64, (c_void_p,)),
@@ -88,7 +92,12 @@ def usable() -> tuple[str, ...]:
     if not generic.exists():
         return ()
     probe = Library(generic, "generic")
-    supported = {"avx512": probe.cpu_supports_avx512(), "avx2": probe.cpu_supports_avx2(), "generic": 1}
+    supported = {
+        "avx512_vnni": probe.cpu_supports_avx512_vnni(),
+        "avx512": probe.cpu_supports_avx512(),
+        "avx2": probe.cpu_supports_avx2(),
+        "generic": 1,
+    }
     return tuple(name for name in INSTRUCTION_SETS if supported[name] and library_path(name).exists())
 
 
@@ -117,6 +126,19 @@ class PackedWeight:
         self.memory = library.weights.take((num_floats + 1) // 2 if self.is_bf16 else num_floats)
         self.address: int = self.memory.ctypes.data
         library.pack_weight(weight.ctypes.data, self.out_features, self.in_features, self.address, self.is_bf16)
+
+
+class Int8Weight:
+    """A linear layer's weight in 8 bits, quantised as `rtp_llm.ops.int8` says, in panels of columns."""
+
+    __slots__ = ("address", "in_features", "memory", "out_features")
+
+    def __init__(self, weight: FloatArray, library: Library) -> None:
+        weight = np.ascontiguousarray(weight, dtype=np.float32)
+        self.out_features, self.in_features = weight.shape
+        self.memory = library.weights.take(-(-library.int8_weight_bytes(*weight.shape) // 4))
+        self.address: int = self.memory.ctypes.data
+        library.pack_int8(weight.ctypes.data, *weight.shape, self.address)
 
 
 class Table:

@@ -18,18 +18,22 @@ from typing import Any
 import numpy as np
 
 from rtp_llm.core import Batch, FloatArray, Int32Array
-from rtp_llm.errors import ConfigError, InvalidRequest
-from rtp_llm.ops import Norm, PoolMode
-from rtp_llm.ops.native_library import Library, PackedWeight, Table, load, measure_peak, usable
+from rtp_llm.errors import ConfigError
+from rtp_llm.ops import Norm, PoolMode, Quantization
+from rtp_llm.ops.int8 import quantizes
+from rtp_llm.ops.native_checks import check_ids, checked_prefixes, int32
+from rtp_llm.ops.native_library import Int8Weight, Library, PackedWeight, Table, load, measure_peak, usable
 from rtp_llm.ops.native_stream import (
     ATTENTION,
     COPY_COLUMNS,
     EMBED,
     GATED,
     LINEAR,
+    LINEAR_INT8,
     NORM,
     NORMALIZE,
     POOL,
+    QUANTIZE,
     ROTARY,
     TAKE_ROWS,
     Stream,
@@ -54,8 +58,10 @@ class NativeOps:
     def __init__(self, num_threads: int = 1, instruction_set: str = "auto") -> None:
         self._bind(num_threads, *checked_library(instruction_set))
 
-    def _bind(self, num_threads: int, library: Library, broken: frozenset[str]) -> "NativeOps":
-        self.num_threads = num_threads
+    def _bind(
+        self, num_threads: int, library: Library, broken: frozenset[str], quantization: Quantization = "none"
+    ) -> "NativeOps":
+        self.num_threads, self.quantization = num_threads, quantization
         self.instruction_set = library.instruction_set
         self._library, self._broken = library, broken
         self._stream = Stream(library)
@@ -65,10 +71,12 @@ class NativeOps:
             setattr(self, op, _ThroughNumpy(self, op))
         return self
 
-    def fork(self) -> "NativeOps":
-        return object.__new__(NativeOps)._bind(self.num_threads, self._library, self._broken)
+    def fork(self, quantization: Quantization = "none") -> "NativeOps":
+        return object.__new__(NativeOps)._bind(self.num_threads, self._library, self._broken, quantization)
 
-    def matrix(self, weight: FloatArray) -> PackedWeight:
+    def matrix(self, weight: FloatArray) -> PackedWeight | Int8Weight:
+        if self.quantization == "int8" and quantizes(weight):
+            return Int8Weight(weight, self._library)
         return PackedWeight(weight, self._library)
 
     def vector(self, values: FloatArray) -> Tensor:
@@ -81,11 +89,11 @@ class NativeOps:
         self._stream.begin()
         batch = replace(
             batch,
-            input_ids=_int32(batch.input_ids),
-            position_ids=_int32(batch.position_ids),
-            token_type_ids=_int32(batch.token_type_ids),
-            cu_seqlens=_int32(batch.cu_seqlens),
-            prompt_lens=_int32(batch.prompt_lens),
+            input_ids=int32(batch.input_ids),
+            position_ids=int32(batch.position_ids),
+            token_type_ids=int32(batch.token_type_ids),
+            cu_seqlens=int32(batch.cu_seqlens),
+            prompt_lens=int32(batch.prompt_lens),
         )
         self._check(batch, batch.num_tokens)
         return batch
@@ -110,8 +118,8 @@ class NativeOps:
         tables, rows, bf16_tables = [0] * self._max_lookups, [0] * self._max_lookups, 0
         for i, (table, ids) in enumerate(lookups):
             assert table.shape[1] == size and len(ids) == num_tokens, (table.shape, len(ids))
-            ids = _int32(ids)
-            _check_ids(ids, table.shape[0])
+            ids = int32(ids)
+            check_ids(ids, table.shape[0])
             self._stream.kept += (table, ids)
             tables[i], rows[i] = table.address, ids.ctypes.data
             bf16_tables |= table.is_bf16 << i
@@ -124,7 +132,7 @@ class NativeOps:
     def linear(
         self,
         x: Tensor,
-        weight: PackedWeight,
+        weight: PackedWeight | Int8Weight,
         bias: Tensor | None = None,
         activation: str | None = None,
         residual: Tensor | None = None,
@@ -140,10 +148,18 @@ class NativeOps:
         y = self._new(num_rows, n)
         if num_rows:
             self._stream.kept.append(weight)
-            self._record(LINEAR(
-                y.reference, num_rows * n, self._operand(x), weight.address, self._operand(bias),
-                self._operand(residual), num_rows, n, k, _FUSED[activation], weight.is_bf16,
-            ))  # fmt: skip
+            sizes = num_rows, n, k, _FUSED[activation]
+            if isinstance(weight, Int8Weight):
+                quantized = self._quantize(x)
+                self._record(LINEAR_INT8(
+                    y.reference, num_rows * n, quantized.reference, weight.address, self._operand(bias),
+                    self._operand(residual), *sizes,
+                ))  # fmt: skip
+            else:
+                self._record(LINEAR(
+                    y.reference, num_rows * n, self._operand(x), weight.address, self._operand(bias),
+                    self._operand(residual), *sizes, weight.is_bf16,
+                ))  # fmt: skip
         return y
 
     def norm(self, x: Tensor, norm: Norm) -> Tensor:
@@ -230,8 +246,8 @@ class NativeOps:
         return y
 
     def rows(self, x: Tensor, index: Int32Array) -> Tensor:
-        index = _int32(index)
-        _check_ids(index, x.shape[0])
+        index = int32(index)
+        check_ids(index, x.shape[0])
         num_rows, size = len(index), x.shape[1]
         y = self._new(num_rows, size)
         if num_rows:
@@ -260,6 +276,12 @@ class NativeOps:
             self._record(NORMALIZE(y.reference, num_rows * size, self._operand(x), num_rows, size))
         return y
 
+    def _quantize(self, x: Tensor) -> Tensor:
+        num_rows, size = x.shape
+        y = self._new(num_rows, self._library.quantized_row_bytes(size) // 4)
+        self._record(QUANTIZE(y.reference, y.shape[0] * y.shape[1], self._operand(x), num_rows, size))
+        return y
+
     def _new(self, num_rows: int, size: int) -> Tensor:
         if num_rows == 0:
             return _hosted(np.empty((0, size), np.float32))
@@ -286,11 +308,11 @@ class NativeOps:
     def _check(self, batch: Batch, num_tokens: int) -> tuple[int, int, int]:
         """Addresses of cu_seqlens, prompt_lens and prefix_of, which are kept, once they are known to fit the rows."""
         if batch is not self._checked:
-            cu_seqlens, prompt_lens = _int32(batch.cu_seqlens), _int32(batch.prompt_lens)
+            cu_seqlens, prompt_lens = int32(batch.cu_seqlens), int32(batch.prompt_lens)
             lengths = cu_seqlens[1:] - cu_seqlens[:-1]
             assert cu_seqlens[0] == 0 and lengths.min() >= 0 and lengths.max() <= batch.max_seqlen
             assert len(prompt_lens) == batch.num_seqs and prompt_lens.min() >= 0
-            self._checked, self._offsets = batch, (cu_seqlens, prompt_lens, _checked_prefixes(batch))
+            self._checked, self._offsets = batch, (cu_seqlens, prompt_lens, checked_prefixes(batch))
             addresses = (0 if array is None else array.ctypes.data for array in self._offsets)
             self._addresses = next(addresses), next(addresses), next(addresses)
         assert self._offsets[0][-1] == num_tokens, f"a batch of {self._offsets[0][-1]} tokens for {num_tokens} rows"
@@ -309,7 +331,7 @@ class NativeOps:
 
     def _wanted(self, rows: Int32Array) -> int:
         """The address of one row of each of the last sequences of the batch, which was checked."""
-        rows, ends = _int32(rows), self._offsets[0][-len(rows) - 1 :]
+        rows, ends = int32(rows), self._offsets[0][-len(rows) - 1 :]
         assert len(ends) == len(rows) + 1 and (rows >= ends[:-1]).all() and (rows < ends[1:]).all(), rows
         self._stream.kept.append(rows)
         return rows.ctypes.data
@@ -337,29 +359,9 @@ class _ThroughNumpy:
         return value
 
 
-def _checked_prefixes(batch: Batch) -> Int32Array | None:
-    if batch.prefix_of is None:
-        return None
-    prefix_of = _int32(batch.prefix_of)
-    assert len(prefix_of) == batch.num_seqs and prefix_of.min() >= -1 - len(batch.kept)
-    # An earlier sequence, which has no prefix itself, or one that is kept.
-    assert (prefix_of < np.arange(batch.num_seqs)).all() and (prefix_of[prefix_of[prefix_of >= 0]] == -1).all()
-    return prefix_of
-
-
-def _int32(values: Int32Array) -> Int32Array:
-    return np.ascontiguousarray(values, dtype=np.int32)
-
-
 def _hosted(values: FloatArray) -> Tensor:
     host = np.ascontiguousarray(values, dtype=np.float32)
     return Tensor(host.shape, host.ctypes.data, None, host)
-
-
-def _check_ids(ids: Int32Array, num_rows: int) -> None:
-    if len(ids) and ids.view(np.uint32).max() >= num_rows:  # a negative one is large there
-        bad = ids[(ids < 0) | (ids >= num_rows)][0]
-        raise InvalidRequest(f"id {bad} is outside the model's table of {num_rows} rows")
 
 
 @functools.cache
@@ -372,7 +374,8 @@ def checked_library(instruction_set: str) -> tuple[Library, frozenset[str]]:
     names = (usable() or ("generic",)) if instruction_set == "auto" else (instruction_set,)
     broken: dict[str, frozenset[str]] = {}
     for name in names:
-        broken[name] = failing_ops(object.__new__(NativeOps)._bind(1, load(name), frozenset()))
+        ops = object.__new__(NativeOps)._bind(1, load(name), frozenset())
+        broken[name] = failing_ops(ops, ops.fork("int8"))
         if not broken[name]:
             break
     if any(broken.values()):

@@ -34,6 +34,8 @@ POOL = _command(8, "6q")  # x, cu_seqlens, prompt_lens, num_seqs, size, mode
 COPY_COLUMNS = _command(9, "5q")  # first column, x, rows, size, stride
 NORMALIZE = _command(10, "3q")  # x, rows, size
 TAKE_ROWS = _command(11, "4q")  # x, index, rows, size
+QUANTIZE = _command(12, "3q")  # x, rows, K
+LINEAR_INT8 = _command(13, "8q")  # quantised x, weight, bias, residual, rows, N, K, activation
 
 
 class Stream:

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtp_llm.core import Batch, FloatArray, Int32Array
-from rtp_llm.ops import Norm, PoolMode
+from rtp_llm.ops import Norm, PoolMode, Quantization
+from rtp_llm.ops.int8 import Int8Matrix, quantize_weight, quantizes
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
@@ -70,10 +71,15 @@ class NumpyOps:
     instruction_set = "numpy"
     num_threads = 1
 
-    def fork(self) -> "NumpyOps":
-        return self
+    def __init__(self, quantization: Quantization = "none") -> None:
+        self.quantization = quantization
 
-    def matrix(self, weight: FloatArray) -> FloatArray:
+    def fork(self, quantization: Quantization = "none") -> "NumpyOps":
+        return NumpyOps(quantization)
+
+    def matrix(self, weight: FloatArray) -> FloatArray | Int8Matrix:
+        if self.quantization == "int8" and quantizes(weight):
+            return quantize_weight(weight)
         return np.ascontiguousarray(weight, dtype=np.float32)
 
     def vector(self, values: FloatArray) -> FloatArray:
@@ -98,13 +104,12 @@ class NumpyOps:
     def linear(
         self,
         x: FloatArray,
-        weight: FloatArray,
+        weight: FloatArray | Int8Matrix,
         bias: FloatArray | None = None,
         activation: str | None = None,
         residual: FloatArray | None = None,
     ) -> FloatArray:
-        # NOTE: one product per row, since BLAS picks another order of summation for another number of rows.
-        y = np.stack([weight @ row for row in x]) if len(x) else np.zeros((0, len(weight)), np.float32)
+        y = weight.multiply(x) if isinstance(weight, Int8Matrix) else _multiply(x, weight)
         if bias is not None:
             y += bias
         if activation is not None:
@@ -186,6 +191,11 @@ class NumpyOps:
 
     def l2_normalize(self, x: FloatArray) -> FloatArray:
         return l2_normalize(x)
+
+
+def _multiply(x: FloatArray, weight: FloatArray) -> FloatArray:
+    """x @ weight.T, one product per row, since BLAS sums in another order for another number of rows."""
+    return np.stack([weight @ row for row in x]) if len(x) else np.zeros((0, len(weight)), np.float32)
 
 
 def l2_normalize(x: FloatArray) -> FloatArray:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from rtp_llm.core import Batch, FloatArray
-from rtp_llm.ops import Norm, PoolMode
+from rtp_llm.errors import ConfigError
+from rtp_llm.ops import Norm, PoolMode, Quantization
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ACTIVATION: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -27,13 +28,19 @@ class TorchOps:
 
     name = "torch"
     num_threads = 1
+    quantization: Quantization = "none"
 
     def __init__(self, device: str = "cpu", dtype: str = "fp32") -> None:
         self.device = torch.device(device)
         self.dtype = DTYPES[dtype]
         self.instruction_set = str(self.device)
 
-    def fork(self) -> "TorchOps":
+    def fork(self, quantization: Quantization = "none") -> "TorchOps":
+        if quantization != "none":
+            raise ConfigError(
+                f"quantization {quantization} is for a CPU without torch: leave out --backend torch",
+                param="quantization",
+            )
         return self
 
     def matrix(self, weight: FloatArray) -> torch.Tensor:

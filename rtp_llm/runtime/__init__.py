@@ -42,7 +42,9 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig) -> Runtime:
     ops = _load_ops(config)
     model_type = find_model_type(config.model_type, model_config.hf)
     source = open_tensors(model_config.transformer_folder)
-    model = load_model(model_type, model_config.hf, source, ops)
+    model = load_model(
+        model_type, model_config.hf, source, ops.fork("int8" if config.quantization == "int8" else "none")
+    )
     source.close()
     num_cores = available_cores(config) if ops.name == "native" else 1
     return CpuRuntime(

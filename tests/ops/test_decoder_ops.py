@@ -7,7 +7,7 @@ import pytest
 
 from rtp_llm.core import FloatArray
 from rtp_llm.ops import ACTIVATIONS, Norm
-from rtp_llm.ops.native_library import INSTRUCTION_SETS
+from rtp_llm.ops.native_library import INSTRUCTION_SETS, PackedWeight
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
 from tests.ops.data import batch_of, normal, usable_or_skip
@@ -87,6 +87,7 @@ def test_a_bf16_weight_takes_half_the_memory_and_gives_the_same_bits(ops: Native
     narrow = ops.matrix(weight)
     wide_weight = np.vstack([weight, np.full((1, k), 1 + 2.0**-20, np.float32)])
     wide = ops.matrix(wide_weight)
+    assert isinstance(narrow, PackedWeight) and isinstance(wide, PackedWeight)
     assert narrow.is_bf16 and not wide.is_bf16
     assert narrow.memory.nbytes <= wide.memory.nbytes / 2 + 4
     y, expected = (ops.to_numpy(ops.linear(ops.vector(x), w)) for w in (narrow, wide))

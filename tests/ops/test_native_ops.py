@@ -256,7 +256,7 @@ def test_a_failed_self_check_drops_to_the_next_instruction_set(
     if len(usable()) < 2:
         pytest.skip("one instruction set only")
     broken = {usable()[0]: frozenset({"linear"})}
-    monkeypatch.setattr(native_ops, "failing_ops", lambda ops: broken.get(ops.instruction_set, frozenset()))
+    monkeypatch.setattr(native_ops, "failing_ops", lambda ops, *_: broken.get(ops.instruction_set, frozenset()))
     with caplog.at_level(logging.WARNING):
         assert NativeOps().instruction_set == usable()[1]
     assert f"{usable()[0]}: linear" in caplog.text and len(caplog.records) == 1
@@ -270,7 +270,7 @@ def test_an_op_that_failed_its_self_check_goes_through_numpy(
     batch = batch_of([5, 30])
     expected = encoder(NativeOps(instruction_set=instruction_set), batch)
     checked_library.cache_clear()
-    monkeypatch.setattr(native_ops, "failing_ops", lambda ops: frozenset({op}))
+    monkeypatch.setattr(native_ops, "failing_ops", lambda *_: frozenset({op}))
     ops = NativeOps(instruction_set=instruction_set).fork()
     assert isinstance(getattr(ops, op), native_ops._ThroughNumpy)
     np.testing.assert_allclose(encoder(ops, batch), expected, atol=1e-6)
@@ -280,7 +280,7 @@ def test_an_op_that_failed_its_self_check_goes_through_numpy(
 def test_wrong_products_everywhere_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     if not usable():
         pytest.skip("nothing was built")
-    monkeypatch.setattr(native_ops, "failing_ops", lambda ops: frozenset({"linear"}))
+    monkeypatch.setattr(native_ops, "failing_ops", lambda *_: frozenset({"linear"}))
     with pytest.raises(ConfigError, match="--backend numpy"):
         NativeOps()
 

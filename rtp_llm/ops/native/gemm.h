@@ -10,7 +10,7 @@
 #include <new>
 #include <utility>
 
-#include "activation.h"
+#include "epilogue.h"
 
 namespace {
 
@@ -181,6 +181,15 @@ struct Linear {
     int64_t stride;
   };
 
+  struct Computed {
+    const float* c;
+    int64_t stride;
+
+    Vec operator()(int64_t row, int64_t column, int64_t lanes) const {
+      return load_lanes(c + row * stride + column, lanes);
+    }
+  };
+
   // A block of x, in place; or copied, where rows are whole pages apart and would all fall into the same cache sets.
   Rows gather(int64_t m0, int64_t m1, int64_t k0, int64_t k_len) const {
     const Rows in_place{x + m0 * K + k0, K};
@@ -206,60 +215,17 @@ struct Linear {
   void panel(const T* w, const Rows& block, int64_t m0, int64_t m1, int64_t n, int64_t cols, int64_t k0,
              int64_t k_len) const {
     const int64_t tiles = ceil_div(m1 - m0, kRows);
+    const Epilogue epilogue{y, bias, residual, N, activation};
     for (int64_t i = 0, m = m0; i < tiles; ++i) {
       const int rows = int(ceil_div(m1 - m, tiles - i));
       float* c = y + m * N + n;
       for (int r = 0; r < rows; ++r)
         for (int j = 0; j < kPanel; j += 16) __builtin_prefetch(c + r * N + j, 1);
       multiply(rows, cols, k_len, block.data + (m - m0) * block.stride, block.stride, w, c, N, k0 > 0);
-      if (k0 + k_len == K) finish(rows, cols, m, n);
+      // NOTE: a pass over the tile while it is in L1, not inside `tile`: one code for tiles of every height, so that a
+      // row's bits cannot depend on how the compiler contracted each of them. It costs under 1 %.
+      if (k0 + k_len == K) epilogue.finish(Computed{c, N}, rows, cols, m, n);
       m += rows;
-    }
-  }
-
-  void finish(int rows, int64_t cols, int64_t m, int64_t n) const {
-    switch (activation) {
-      case kGelu: return finish_with<gelu>(rows, cols, m, n);
-      case kGeluTanh: return finish_with<gelu_tanh>(rows, cols, m, n);
-      case kRelu: return finish_with<relu>(rows, cols, m, n);
-      case kSilu: return finish_with<silu>(rows, cols, m, n);
-      case kTanh: return finish_with<tanh>(rows, cols, m, n);
-      default: return finish_with<identity>(rows, cols, m, n);
-    }
-  }
-
-  // NOTE: a pass over the tile while it is in L1, not inside `tile`: one code for tiles of every height, so that a
-  // row's bits cannot depend on how the compiler contracted each of them. It costs under 1 %.
-  template <Vec (*F)(Vec)>
-  void finish_with(int rows, int64_t cols, int64_t m, int64_t n) const {
-    if (cols == kPanel) return finish_full<F>(rows, m, n);
-    for (int r = 0; r < rows; ++r) {
-      float* c = y + (m + r) * N + n;
-      const float* other = residual == nullptr ? nullptr : residual + (m + r) * N + n;
-      for (int64_t j = 0; j < cols; j += kWidth) {
-        const int64_t lanes = std::min<int64_t>(kWidth, cols - j);
-        Vec v = load_lanes(c + j, lanes);
-        if (bias != nullptr) v += load_lanes(bias + n + j, lanes);
-        v = F(v);
-        if (other != nullptr) v += load_lanes(other + j, lanes);
-        store_lanes(c + j, v, lanes);
-      }
-    }
-  }
-
-  template <Vec (*F)(Vec)>
-  void finish_full(int rows, int64_t m, int64_t n) const {
-    const Vec bias0 = bias == nullptr ? Vec{} : load(bias + n);
-    const Vec bias1 = bias == nullptr ? Vec{} : load(bias + n + kWidth);
-    for (int r = 0; r < rows; ++r) {
-      float* c = y + (m + r) * N + n;
-      Vec left = F(load(c) + bias0), right = F(load(c + kWidth) + bias1);
-      if (residual != nullptr) {
-        left += load(residual + (m + r) * N + n);
-        right += load(residual + (m + r) * N + n + kWidth);
-      }
-      store(c, left);
-      store(c + kWidth, right);
     }
   }
 };

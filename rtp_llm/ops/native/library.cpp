@@ -8,7 +8,7 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int rtp_abi_version() { return 5; }
+EXPORT int rtp_abi_version() { return 6; }
 
 EXPORT int rtp_cpu_supports_avx2() {
 #if defined(__x86_64__)
@@ -27,6 +27,14 @@ EXPORT int rtp_cpu_supports_avx512() {
 #endif
 }
 
+EXPORT int rtp_cpu_supports_avx512_vnni() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512vnni") && rtp_cpu_supports_avx512();
+#else
+  return 0;
+#endif
+}
+
 EXPORT int rtp_num_cores() { return available_cores(); }
 
 EXPORT int64_t rtp_packed_size(int64_t N, int64_t K) { return ceil_div(N, kPanel) * kPanel * K; }
@@ -38,6 +46,10 @@ EXPORT void rtp_pack_weight(const float* w, int64_t N, int64_t K, void* packed, 
   if (bf16) pack_weight(w, N, K, static_cast<uint16_t*>(packed));
   else pack_weight(w, N, K, static_cast<float*>(packed));
 }
+
+EXPORT int64_t rtp_int8_weight_bytes(int64_t N, int64_t K) { return Int8Weight{N, K}.bytes(); }
+EXPORT void rtp_pack_int8(const float* w, int64_t N, int64_t K, void* packed) { Int8Weight{N, K}.pack(w, packed); }
+EXPORT int64_t rtp_quantized_row_bytes(int64_t K) { return quantized_row_bytes(K); }
 
 EXPORT Stream* rtp_stream_new() { return new (std::nothrow) Stream; }
 EXPORT void rtp_stream_delete(Stream* stream) { delete stream; }

@@ -7,7 +7,7 @@ namespace {
 
 enum Opcode : int64_t {
   kReset = 0, kFree, kLinear, kNorm, kEmbed, kAttention, kRotary, kGated, kPool, kCopyColumns, kNormalize,
-  kTakeRows
+  kTakeRows, kQuantize, kLinearInt8
 };
 
 class Program {
@@ -65,6 +65,9 @@ class Program {
       case kGated: return Gated{y, floats(), number(), number(), int(number())};
       case kPool: return Pool{y, floats(), integers(), integers(), number(), number(), int(number())};
       case kCopyColumns: return CopyColumns{y + number(), floats(), number(), number(), number()};
+      case kQuantize: return Quantize{y, floats(), number(), number()};
+      case kLinearInt8:
+        return LinearInt8{y, floats(), weights(), floats(), floats(), number(), number(), number(), int(number())};
       case kTakeRows: return TakeRows{y, floats(), integers(), number(), number()};
       default: return Normalize{y, floats(), number(), number()};
     }

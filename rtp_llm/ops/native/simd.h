@@ -78,6 +78,17 @@ inline Vec larger(Vec y, Vec x) {
   return x < y ? y : x;
 #endif
 }
+inline Vec smaller(Vec y, Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(y, x);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(y, x);
+#elif defined(__SSE2__)
+  return _mm_min_ps(y, x);
+#else
+  return y < x ? y : x;
+#endif
+}
 inline Vec at_least(float bound, Vec x) { return larger(broadcast(bound), x); }
 
 template <int N>

@@ -10,6 +10,7 @@
 #include "arena.h"
 #include "attention.h"
 #include "decoder.h"
+#include "gemm_int8.h"
 
 namespace {
 
@@ -21,8 +22,8 @@ inline void relax() {
 #endif
 }
 
-using Command =
-    std::variant<Linear, NormRows, Embed, Attention, Rotary, Gated, Pool, CopyColumns, Normalize, TakeRows>;
+using Command = std::variant<Linear, NormRows, Embed, Attention, Rotary, Gated, Pool, CopyColumns, Normalize, TakeRows,
+                             Quantize, LinearInt8>;
 
 class Stream {
  public:

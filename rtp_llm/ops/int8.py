@@ -1,0 +1,76 @@
+"""Linear layers in 8 bits: what `--quantization int8` means, in plain numpy; the kernels agree bit for bit.
+
+Each row of activations has a scale and a zero of its own, found when it is computed, each row of a weight a scale found
+at load. Products are summed as integers, so no order of summation changes a result, and a row depends on nothing else.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtp_llm.core import FloatArray
+
+# Products of 255 and 127 that fit into 32 bits; a wider weight stays fp32.
+MAX_COLUMNS = (2**31 - 1) // (255 * 127)
+_LEAST_WIDTH = np.float32(1e-30)  # a narrower range counts as none: its inverse would not be finite
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedRows:
+    """x ~ scales * (values - zeros); a row with NaN or infinity has the scale NaN."""
+
+    values: NDArray[np.uint8]  # [M, K]
+    scales: FloatArray  # [M, 1]
+    zeros: NDArray[np.int32]  # [M, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Matrix:
+    """w ~ scales * values, values in [-127, 127]; a row with NaN or infinity has the scale NaN."""
+
+    values: NDArray[np.int8]  # [N, K]
+    scales: FloatArray  # [N]
+
+    def multiply(self, x: FloatArray) -> FloatArray:
+        """x [M, K] in 8 bits, times w.T -> [M, N] in fp32."""
+        rows = quantize_rows(x)
+        # NOTE: in float64 BLAS multiplies, and sums of integers below 2^53 are exact.
+        sums = (rows.values - rows.zeros.astype(np.float64)) @ self.values.T.astype(np.float64)
+        return sums.astype(np.float32) * (rows.scales * self.scales)
+
+
+def quantizes(weight: FloatArray) -> bool:
+    """Whether a weight [N, K] is computed in 8 bits where int8 is asked for."""
+    return weight.shape[1] <= MAX_COLUMNS
+
+
+def quantize_rows(x: FloatArray) -> QuantizedRows:
+    """[M, K]: 256 steps over the row's own range, which includes 0, so that 0 stays 0."""
+    low = np.minimum(x.min(axis=1, keepdims=True, initial=0), 0)
+    width = np.maximum(x.max(axis=1, keepdims=True, initial=0), 0) - low
+    with np.errstate(invalid="ignore"):
+        invalid = np.where(np.isfinite(x).all(axis=1, keepdims=True), np.float32(0), np.float32(np.nan))
+        some = width > _LEAST_WIDTH
+        inverse = np.divide(np.float32(255), width, out=np.zeros_like(width), where=some)
+        zeros = _nearest(-low * inverse)
+        values = np.clip(_nearest(x * inverse) + zeros, 0, 255).astype(np.uint8)
+    return QuantizedRows(values, np.where(some, width / np.float32(255), np.float32(0)) + invalid, zeros)
+
+
+def quantize_weight(weight: FloatArray) -> Int8Matrix:
+    """[N, K]: 127 steps each way from 0, up to the row's largest magnitude."""
+    weight = np.asarray(weight, dtype=np.float32)
+    largest = np.abs(weight).max(axis=1, keepdims=True, initial=0)
+    with np.errstate(invalid="ignore"):
+        some = largest > _LEAST_WIDTH
+        inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=some)
+        values = _nearest(weight * inverse).astype(np.int8)
+        scales = np.where(some, largest / np.float32(127), np.float32(0))
+    return Int8Matrix(values, np.where(np.isfinite(largest), scales, np.float32(np.nan))[:, 0])
+
+
+def _nearest(x: FloatArray) -> NDArray[Any]:
+    """To int32, ties to even; NaN and infinity, whose row has the scale NaN, to 0."""
+    return np.rint(np.nan_to_num(x, posinf=0, neginf=0)).astype(np.int32)

@@ -1,0 +1,96 @@
+// Products of 8-bit integers, summed in 32 bits without saturation: every instruction set gives the same sums.
+//
+// A step multiplies a group of neighbours along K (four bytes of a row) with that group of kWidth columns.
+//   AVX-512 VNNI     u8 x s8, four at a time, each sum of four added to 32 bits whole
+//   aarch64 dotprod  s8 x s8, four at a time; rows are stored less 128, which their zero is too
+//   others           s16 x s16 in pairs, since maddubs would saturate: 2 * 255 * 127 is past 16 bits
+#pragma once
+#include <cmath>
+
+#include "simd.h"
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512VNNI__)
+typedef uint8_t Quantized;
+constexpr int32_t kOffset = 0;
+#elif defined(__ARM_FEATURE_DOTPROD)
+typedef int8_t Quantized;
+constexpr int32_t kOffset = 128;
+#else
+typedef int16_t Quantized;
+constexpr int32_t kOffset = 0;
+#endif
+constexpr int kGroup = 4 / int(sizeof(Quantized));
+
+typedef int8_t Bytes __attribute__((vector_size(kWidth * 2)));
+typedef int16_t Shorts __attribute__((vector_size(kWidth * 4)));
+typedef Quantized QuantizedUnaligned
+    __attribute__((vector_size(kWidth * sizeof(Quantized)), aligned(1), may_alias));
+typedef int32_t VecIntUnaligned __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+
+inline VecInt load(const int32_t* p) { return *reinterpret_cast<const VecIntUnaligned*>(p); }
+inline void store(int32_t* p, VecInt x) { *reinterpret_cast<VecIntUnaligned*>(p) = x; }
+
+// A row's group in every lane.
+inline VecInt group_of(const Quantized* x) {
+  int32_t bits;
+  std::memcpy(&bits, x, sizeof bits);
+  return bits - VecInt{};
+}
+
+// A group of kWidth columns from [kWidth][kGroup] bytes, as `dot` takes it.
+inline VecInt columns_of(const int8_t* w) {
+  if constexpr (kGroup == 4) return load(reinterpret_cast<const int32_t*>(w));
+#if defined(__AVX512F__)
+  return VecInt(_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w))));
+#elif defined(__AVX2__)
+  return VecInt(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w))));
+#else
+  Bytes bytes;
+  std::memcpy(&bytes, w, sizeof bytes);
+  const Shorts wide = __builtin_convertvector(bytes, Shorts);
+  VecInt pairs;
+  std::memcpy(&pairs, &wide, sizeof pairs);
+  return pairs;
+#endif
+}
+
+// Each lane's sum plus the products of its group of the row with its group of the column.
+inline VecInt dot(VecInt sums, VecInt row, VecInt column) {
+#if defined(__AVX512VNNI__)
+  return VecInt(_mm512_dpbusd_epi32(__m512i(sums), __m512i(row), __m512i(column)));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return vdotq_s32(sums, vreinterpretq_s8_s32(row), vreinterpretq_s8_s32(column));
+#elif defined(__AVX512F__)
+  return sums + VecInt(_mm512_madd_epi16(__m512i(row), __m512i(column)));
+#elif defined(__AVX2__)
+  return sums + VecInt(_mm256_madd_epi16(__m256i(row), __m256i(column)));
+#elif defined(__SSE2__)
+  return sums + VecInt(_mm_madd_epi16(__m128i(row), __m128i(column)));
+#else
+  return sums + ((row << 16) >> 16) * ((column << 16) >> 16) + (row >> 16) * (column >> 16);
+#endif
+}
+
+// To the nearest integer, ties to even; lanes without one (NaN, too large) hold any number.
+inline VecInt nearest(Vec x) {
+#if defined(__AVX512F__)
+  return VecInt(_mm512_cvtps_epi32(x));
+#elif defined(__AVX2__)
+  return VecInt(_mm256_cvtps_epi32(x));
+#elif defined(__SSE2__)
+  return VecInt(_mm_cvtps_epi32(x));
+#elif defined(__aarch64__)
+  return vcvtnq_s32_f32(x);
+#else
+  VecInt y;
+  for (int i = 0; i < kWidth; ++i) y[i] = int32_t(std::lrint(x[i]));
+  return y;
+#endif
+}
+
+}  // namespace

@@ -1,0 +1,29 @@
+"""What protects memory from a wrong index: ranges are checked here, the kernels take them as they are."""
+
+import numpy as np
+
+from rtp_llm.core import Batch, Int32Array
+from rtp_llm.errors import InvalidRequest
+
+
+def int32(values: Int32Array) -> Int32Array:
+    """As the kernels read it."""
+    return np.ascontiguousarray(values, dtype=np.int32)
+
+
+def check_ids(ids: Int32Array, num_rows: int) -> None:
+    """InvalidRequest for an id without a row."""
+    if len(ids) and ids.view(np.uint32).max() >= num_rows:  # a negative one is large there
+        bad = ids[(ids < 0) | (ids >= num_rows)][0]
+        raise InvalidRequest(f"id {bad} is outside the model's table of {num_rows} rows")
+
+
+def checked_prefixes(batch: Batch) -> Int32Array | None:
+    """`batch.prefix_of`, each of which is a sequence before or kept."""
+    if batch.prefix_of is None:
+        return None
+    prefix_of = int32(batch.prefix_of)
+    assert len(prefix_of) == batch.num_seqs and prefix_of.min() >= -1 - len(batch.kept)
+    # An earlier sequence, which has no prefix itself, or one that is kept.
+    assert (prefix_of < np.arange(batch.num_seqs)).all() and (prefix_of[prefix_of[prefix_of >= 0]] == -1).all()
+    return prefix_of

@@ -1,0 +1,118 @@
+"""Linear layers in 8 bits: the reference against fp32, the kernels against the reference, bit for bit."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rtp_llm.core import FloatArray
+from rtp_llm.ops.int8 import MAX_COLUMNS, quantize_rows, quantize_weight
+from rtp_llm.ops.native_library import Int8Weight, PackedWeight
+from rtp_llm.ops.native_ops import NativeOps
+from rtp_llm.ops.numpy_ops import NumpyOps
+from tests.ops.data import normal
+
+numpy_ops = NumpyOps().fork("int8")
+
+
+@pytest.fixture
+def ops(instruction_set: str) -> NativeOps:
+    return NativeOps(instruction_set=instruction_set).fork("int8")
+
+
+def linear(ops: Any, x: FloatArray, weight: FloatArray, *rest: Any) -> FloatArray:
+    bias, activation, residual = (*rest, None, None, None)[:3]
+    y = ops.linear(
+        ops.vector(x), ops.matrix(weight), None if bias is None else ops.vector(bias), activation,
+        None if residual is None else ops.vector(residual),
+    )  # fmt: skip
+    return np.asarray(ops.to_numpy(y))
+
+
+@pytest.mark.parametrize("columns", [1, 3, 64, 385])
+def test_rows_are_within_half_a_step(columns: int) -> None:
+    x = normal(20, columns) * np.float32(3) + np.float32(1)
+    rows = quantize_rows(x)
+    error = np.abs(rows.scales * (rows.values.astype(np.float32) - rows.zeros) - x)
+    # An end of the range is off by up to one step, since the zero is a whole number too.
+    assert (error <= rows.scales * 1.001).all() and error.mean() <= 0.3 * rows.scales.mean()
+
+
+def test_zero_stays_zero() -> None:
+    x = normal(5, 40)
+    x[:, ::3] = 0
+    rows = quantize_rows(x)
+    assert (rows.values[:, ::3] == rows.zeros).all()
+
+
+def test_weights_are_within_half_a_step() -> None:
+    weight = normal(30, 77)
+    matrix = quantize_weight(weight)
+    assert np.abs(matrix.scales[:, None] * matrix.values - weight).max() <= 0.501 * matrix.scales.max()
+    assert np.abs(matrix.values).max() == 127
+
+
+@pytest.mark.parametrize("m", [1, 2, 6, 7, 12, 13, 25, 70])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (16, 8), (33, 65), (47, 1100), (600, 96), (40, 1024), (32, 4099)])
+def test_kernels_equal_the_reference(ops: NativeOps, m: int, n: int, k: int) -> None:
+    x, weight = normal(m, k), normal(n, k)
+    np.testing.assert_array_equal(linear(ops, x, weight), linear(numpy_ops, x, weight))
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-25, 1e30])
+def test_kernels_equal_the_reference_at_any_size(ops: NativeOps, scale: float) -> None:
+    x, weight = normal(9, 70) * np.float32(scale), normal(33, 70)
+    np.testing.assert_array_equal(linear(ops, x, weight), linear(numpy_ops, x, weight))
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_largest_sums_do_not_saturate(ops: NativeOps, sign: int) -> None:
+    x, weight = np.ones((13, MAX_COLUMNS), np.float32), np.full((17, MAX_COLUMNS), sign, np.float32)
+    np.testing.assert_allclose(linear(ops, x, weight), np.full((13, 17), sign * MAX_COLUMNS), rtol=1e-6)
+
+
+@pytest.mark.parametrize("x", [np.zeros((3, 20)), np.full((3, 20), 5.0), np.full((3, 20), -0.25), np.eye(3, 20) * 100])
+def test_rows_of_one_number(ops: NativeOps, x: Any) -> None:
+    x, weight = x.astype(np.float32), normal(33, 20)
+    y = linear(ops, x, weight)
+    np.testing.assert_array_equal(y, linear(numpy_ops, x, weight))
+    np.testing.assert_allclose(y, x @ weight.T, atol=0.02 * np.abs(x).max() * np.abs(weight).max() * 20)
+
+
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu", "silu", "tanh", "mish"])
+def test_bias_activation_and_residual(ops: NativeOps, activation: str | None) -> None:
+    x, weight, bias, residual = normal(70, 24), normal(53, 24), normal(53), normal(70, 53)
+    expected = linear(numpy_ops, x, weight, bias, activation, residual)
+    np.testing.assert_allclose(linear(ops, x, weight, bias, activation, residual), expected, rtol=1e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_in_its_row(ops: NativeOps, bad: float) -> None:
+    x, weight = normal(14, 70), normal(17, 70)
+    x[4, 3] = weight[2, 69] = bad
+    y = linear(ops, x, weight)
+    np.testing.assert_array_equal(y, linear(numpy_ops, x, weight))
+    assert np.isnan(y[4]).all() and np.isnan(y[:, 2]).all() and np.isnan(y).sum() == 17 + 13
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_a_row_has_the_same_bits_in_any_batch(ops: NativeOps, num_threads: int) -> None:
+    x, weight, bias = normal(400, 200), normal(150, 200), normal(150)
+    alone = np.concatenate([linear(ops, row[None], weight, bias, "gelu", row[None, :150]) for row in x[:30]])
+    ops.num_threads = num_threads
+    for order in (np.arange(400), np.arange(400)[::-1], np.r_[7, 3:11, 0]):
+        together = linear(ops, x[order], weight, bias, "gelu", x[order][:, :150])
+        chosen = order < 30
+        np.testing.assert_array_equal(together[chosen], alone[order[chosen]])
+
+
+def test_a_weight_is_a_quarter(ops: NativeOps) -> None:
+    weight = normal(256, 256)
+    int8, fp32 = ops.matrix(weight), NativeOps(instruction_set=ops.instruction_set).matrix(weight)
+    assert isinstance(int8, Int8Weight) and isinstance(fp32, PackedWeight)
+    assert int8.memory.nbytes <= 0.29 * fp32.memory.nbytes
+
+
+def test_weights_too_wide_stay_fp32(ops: NativeOps) -> None:
+    wide = np.zeros((1, MAX_COLUMNS + 1), np.float32)
+    assert isinstance(ops.matrix(wide), PackedWeight) and isinstance(numpy_ops.matrix(wide), np.ndarray)
