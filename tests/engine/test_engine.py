@@ -41,7 +41,7 @@ def test_rows_come_in_the_request_order(engine: Engine) -> None:
 
 
 def test_a_large_request_is_split_and_joined(engine: Engine, runtime: FakeRuntime) -> None:
-    texts = ["x" * (1 + i % 50) for i in range(500)]
+    texts = [chr(33 + i // 50) * (1 + i % 50) for i in range(500)]
     assert lengths(engine.run_sync(ask(*texts))) == [len(text) for text in texts]
     assert len(runtime.batches) > 100
 
@@ -49,7 +49,7 @@ def test_a_large_request_is_split_and_joined(engine: Engine, runtime: FakeRuntim
 def test_small_requests_share_a_batch(engine: Engine, runtime: FakeRuntime) -> None:
     async def many() -> list[Response]:
         runtime.gate.clear()
-        tasks = [asyncio.ensure_future(engine.run(ask("abc"))) for _ in range(12)]
+        tasks = [asyncio.ensure_future(engine.run(ask("ab" + chr(65 + i)))) for i in range(12)]
         await asyncio.sleep(0.05)
         runtime.gate.set()
         return await asyncio.gather(*tasks)
@@ -97,7 +97,7 @@ def test_only_the_bad_item_fails(engine: Engine, runtime: FakeRuntime, bad: list
 def test_a_cancelled_request_frees_its_rows(engine: Engine, runtime: FakeRuntime) -> None:
     async def leave() -> None:
         runtime.gate.clear()
-        busy = [asyncio.ensure_future(engine.run(ask("a"))) for _ in range(2)]
+        busy = [asyncio.ensure_future(engine.run(ask(letter))) for letter in "ab"]
         await asyncio.sleep(0.05)
         gone = asyncio.ensure_future(engine.run(ask("zzz")))
         await asyncio.sleep(0.01)
@@ -117,7 +117,7 @@ def test_a_full_queue_is_429_with_a_time(runtime: FakeRuntime) -> None:
 
     async def flood() -> list[Any]:
         runtime.gate.clear()
-        tasks = [asyncio.ensure_future(engine.run(ask("abc"))) for _ in range(8)]
+        tasks = [asyncio.ensure_future(engine.run(ask("ab" + chr(65 + i)))) for i in range(8)]
         await asyncio.sleep(0.05)
         runtime.gate.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
