@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import Item, ModelInfo, Request, Response
+from rtp_llm.core import Item, ModelInfo, Request, Response, TaskType
 from rtp_llm.engine.delivery import Delivery
 from rtp_llm.engine.gate import Gate
 from rtp_llm.engine.intake import Intake, expired
@@ -84,10 +84,8 @@ class Engine:
         request = Request(inputs=[[0], [0] * longest], tasks=self._info.tasks)
         if TaskType.CUSTOM in request.tasks:
             # A user's own code may need what only a real request has: everything but that is tried.
-            items = self._encode(request, 0, len(request.inputs))
-            for item in items:
-                item.tasks = request.tasks
-            self._checked_run(items, self._runtime.num_cores)
+            items = self._intake.encode(Job(request, Future()), 0, len(request.inputs))
+            self._runtime.run(items, self._runtime.num_cores)
         else:
             self.run_sync(request)
         self._not_ready = None
