@@ -22,15 +22,12 @@ class Delivery:
 
     def deliver(self, jobs: Iterable[Job]) -> None:
         """Hand finished or failed jobs to their waiters, with one wake-up per event loop."""
-        for loop, group in groupby(sorted(jobs, key=lambda job: id(job.loop)), key=lambda job: job.loop):
-            settled = [(job, self._outcome(job)) for job in group]
-            if loop is None:
-                _settle(settled)
-                continue
-            try:
-                loop.call_soon_threadsafe(_settle, settled)
-            except RuntimeError:
-                logger.debug("an event loop closed before %d of its answers", len(settled))
+        for _, group in groupby(sorted(jobs, key=lambda job: id(job.loop)), key=lambda job: id(job.loop)):
+            _send([(job, self._outcome(job)) for job in group])
+
+    def give_up(self, job: Job, error: RtpError) -> None:
+        """Tell a waiter that there will be no answer, whatever became of the job."""
+        _send([(job, error)])
 
     def _outcome(self, job: Job) -> Response | Exception:
         if job.error is not None:
@@ -54,6 +51,18 @@ class Delivery:
         )
         self._metrics.observe_response(response)
         return response
+
+
+def _send(settled: list[tuple[Job, Response | Exception]]) -> None:
+    """To waiters of one event loop, or of none."""
+    loop = settled[0][0].loop
+    if loop is None:
+        _settle(settled)
+        return
+    try:
+        loop.call_soon_threadsafe(_settle, settled)
+    except RuntimeError:
+        logger.debug("an event loop closed before %d of its answers", len(settled))
 
 
 def _settle(settled: list[tuple[Job, Response | Exception]]) -> None:

@@ -259,7 +259,11 @@ class Engine:
             self._changed.notify_all()
         for jobs in self._jobs.values():
             for job in list(jobs):
-                self._fail(job, NotReady(reason))
+                with self._changed:
+                    self._mark_failed(job, NotReady(reason))
+                # Also where it has an outcome already: the thread may have died on the way to deliver it.
+                self._delivery.give_up(job, NotReady(reason))
+                jobs.discard(job)
 
     def _mark_failed(self, job: Job, error: Exception) -> bool:
         """False when it has an outcome already."""
@@ -369,9 +373,9 @@ class Engine:
         return finished
 
     def _resolve(self, jobs: list[Job]) -> None:
+        self._delivery.deliver(jobs)
         for job in jobs:
             self._jobs[job.lane].discard(job)
-        self._delivery.deliver(jobs)
 
 
 def _nothing() -> None:

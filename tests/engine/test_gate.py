@@ -2,6 +2,7 @@
 
 import math
 from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from rtp_llm.engine.lane import Lane, estimate_tokens, lane_of
 from rtp_llm.errors import Overloaded
 
 
-def make_gate(cores: int = 1, **options: int) -> Gate:
+def make_gate(cores: int = 1, **options: Any) -> Gate:
     return Gate(EngineConfig(checkpoint_path="x", **options), cores)
 
 
