@@ -156,7 +156,22 @@ class EngineConfig:
         group="batching",
         minimum=0,
     )
-    max_queued_tokens: int = option(4_000_000, help="tokens that may wait; over it 429", group="batching", minimum=1)
+    max_queued_tokens: int = option(
+        4_000_000, help="tokens that may wait in each lane; over it 429", group="batching", minimum=1
+    )
+    max_bulk_requests: int = option(
+        256, help="requests of more than one step in flight; over it 429", group="batching", minimum=1
+    )
+    bulk_share: int = option(
+        20,
+        help="percent of the tokens that requests of more than one step are sure of while smaller ones overtake them",
+        group="batching",
+        minimum=1,
+        maximum=99,
+    )
+    result_cache_mb: int = option(
+        0, help="megabytes of results kept for inputs that come again; 0: none", group="batching", minimum=0
+    )
     max_client_batch_size: int = option(2048, help="inputs of one request", group="batching", minimum=1)
     max_request_tokens: int = option(
         2_000_000, help="tokens of one request, all inputs together; over it 413", group="batching", minimum=1

@@ -1,5 +1,6 @@
 """The nouns that travel through every floor: a Request becomes Items, Items become Batches, rows become a Response."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ Rows: TypeAlias = FloatArray | list[FloatArray]
 # What a caller gets of one task; see Response.
 Output: TypeAlias = Any
 _ID_BYTES = 4
+# How soon a request's work is taken up; see Request.
+Priority: TypeAlias = Literal["auto", "interactive", "bulk"]
 # Which of a sequence's last hidden states a task reads.
 Reads: TypeAlias = Literal["all", "first", "last"]
 
@@ -77,12 +80,18 @@ class Params:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One call: `inputs` are answered in order, each by every task of `tasks`."""
+    """One call: `inputs` are answered in order, each by every task of `tasks`.
+
+    priority  interactive work overtakes bulk work; auto: what fits one step is interactive
+    deadline  as time.monotonic() counts: what has not been computed by then is not computed
+    """
 
     inputs: Sequence[Input]
     tasks: tuple[TaskType, ...] = (TaskType.DENSE,)
     params: Params = field(default_factory=Params)
     request_id: str | None = None
+    priority: Priority = "auto"
+    deadline: float = math.inf
 
 
 @dataclass(slots=True, eq=False)

@@ -1,6 +1,9 @@
 """What the process tells of itself: Prometheus metrics in one registry, observed in one place each."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Callable, Sized
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from rtp_llm.core import ModelInfo, Response
@@ -8,6 +11,23 @@ from rtp_llm.core import ModelInfo, Response
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+# tokenize to total are the engine's; encode is the server's: writing the answer.
+_STAGES = ("tokenize", "queue", "compute", "total", "encode")
+
+
+class Queue(Protocol):
+    """What waits in a lane."""
+
+    tokens: int
+    items: int
+
+
+class Cache(Sized, Protocol):
+    """Results that are kept."""
+
+    num_bytes: int
 
 
 class Metrics:
@@ -15,71 +35,122 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "rtp_llm_requests", "HTTP requests by route and status", ("route", "status"), registry=self.registry
-        )
-        self._stage = Histogram(
-            "rtp_llm_stage_seconds",
-            "Seconds of a request by stage",
-            ("stage",),
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self._tokens = Counter("rtp_llm_tokens", "Tokens read by the model", registry=self.registry)
-        self._inputs = Counter("rtp_llm_inputs", "Inputs answered", registry=self.registry)
-        self._truncated = Counter("rtp_llm_truncated_inputs", "Inputs cut at the limit", registry=self.registry)
-        self._batch_tokens = Histogram(
-            "rtp_llm_batch_tokens", "Tokens of a step", buckets=_TOKENS, registry=self.registry
-        )
-        self._batch_seconds = Histogram(
-            "rtp_llm_batch_seconds", "Seconds of a step", buckets=_SECONDS, registry=self.registry
-        )
-        self._failed = Counter("rtp_llm_failed_batches", "Steps that raised", registry=self.registry)
-        self._cancelled = Counter("rtp_llm_cancelled_requests", "Requests whose client left", registry=self.registry)
-        self.queued_tokens = Gauge("rtp_llm_queued_tokens", "Tokens that wait for a step", registry=self.registry)
-        self._model = Gauge(
-            "rtp_llm_model_info",
-            "The loaded model",
-            ("name", "model_type", "backend", "instruction_set", "dtype"),
-            registry=self.registry,
+        self._model_name = ""
+        # Memory, processor time and open files, under the names that all Prometheus clients use: process_...
+        ProcessCollector(registry=self.registry)
+        self._requests = self._counter("requests", "HTTP requests by route and status", "route", "status", "model")
+        self._stage = self._histogram("stage_seconds", "Seconds of a request by stage", _SECONDS, "stage")
+        self._tokens = self._counter("tokens", "Tokens read by the model")
+        self._inputs = self._counter("inputs", "Inputs answered")
+        self._truncated = self._counter("truncated_inputs", "Inputs cut at the limit")
+        self._batch_tokens = self._histogram("batch_tokens", "Tokens of a step", _TOKENS)
+        self._batch_rows = self._histogram("batch_rows", "Sequences of a step", _ROWS)
+        self._batch_budget = self._histogram("batch_budget_ratio", "Tokens of a step, of the budget", _SHARES)
+        self._batch_seconds = self._histogram("batch_seconds", "Seconds of a step", _SECONDS)
+        self._lane_tokens = self._counter("lane_tokens", "Tokens computed, by lane", "lane")
+        self._failed = self._counter("failed_batches", "Steps that raised")
+        self._failed_inputs = self._counter("failed_inputs", "Inputs that could not be computed")
+        self._cancelled = self._counter("cancelled_requests", "Requests whose client left")
+        self._refused = self._counter("refused_requests", "Requests refused since the queue was full", "lane")
+        self._expired = self._counter("expired_requests", "Requests that were not computed in time, by their deadline")
+        self._duplicates = self._counter("duplicate_inputs", "Inputs answered with an identical one of the same step")
+        self._cache_lookups = self._counter("cache_lookups", "Look-ups of the result cache", "result")
+        self._queued_tokens = self._gauge("queued_tokens", "Tokens that wait for a step", "lane")
+        self._queued_inputs = self._gauge("queued_inputs", "Inputs that wait for a step", "lane")
+        self._in_flight = self._gauge("requests_in_flight", "Requests that have no answer yet", "lane")
+        self._model = self._gauge(
+            "model_info", "The loaded model", "name", "model_type", "backend", "instruction_set", "dtype"
         )
         # NOTE: `labels` takes 3 us a call, so its results are kept.
         self._exchanges: dict[tuple[str, int], Counter] = {}
-        stages = ("tokenize", "queue", "compute", "total")
-        self._stages = {stage: self._stage.labels(stage) for stage in stages}
+        self._stages = {stage: self._stage.labels(stage) for stage in _STAGES}
 
     def observe_http(self, route: str, status: int) -> None:
         """An HTTP exchange has ended; `route` is the path's template, never the path itself."""
         counter = self._exchanges.get((route, status))
         if counter is None:
-            counter = self._exchanges[route, status] = self._requests.labels(route, str(status))
+            labels = (route, str(status), self._model_name)
+            counter = self._exchanges[route, status] = self._requests.labels(*labels)
         counter.inc()
+
+    def observe_encode(self, seconds: float) -> None:
+        """An answer has been written."""
+        self._stages["encode"].observe(seconds)
 
     def observe_response(self, response: Response) -> None:
         """A request has been answered."""
-        for stage, histogram in self._stages.items():
-            histogram.observe(getattr(response.timings, stage))
+        for stage in ("tokenize", "queue", "compute", "total"):
+            self._stages[stage].observe(getattr(response.timings, stage))
         self._tokens.inc(response.total_tokens)
         self._inputs.inc(len(response.num_tokens))
         self._truncated.inc(sum(response.truncated))
 
-    def observe_batch(self, num_tokens: int, seconds: float) -> None:
-        """A step has been computed."""
+    def observe_batch(
+        self, *, lane: str, num_tokens: int, num_rows: int, num_duplicates: int, budget: int, seconds: float
+    ) -> None:
+        """A step has been computed, for `num_duplicates` inputs more than its rows."""
         self._batch_tokens.observe(num_tokens)
+        self._batch_rows.observe(num_rows)
+        self._batch_budget.observe(num_tokens / budget)
         self._batch_seconds.observe(seconds)
+        self._lane_tokens.labels(lane).inc(num_tokens)
+        if num_duplicates:
+            self._duplicates.inc(num_duplicates)
 
     def observe_failed_batch(self) -> None:
-        """A step raised; its items are retried one by one."""
+        """A step raised; its halves are tried."""
         self._failed.inc()
+
+    def observe_failed_input(self) -> None:
+        """An input could not be computed."""
+        self._failed_inputs.inc()
 
     def observe_cancelled(self) -> None:
         """A client left before its answer."""
         self._cancelled.inc()
 
+    def observe_refused(self, lane: str) -> None:
+        """A request found its lane full."""
+        self._refused.labels(lane).inc()
+
+    def observe_expired(self) -> None:
+        """A request's deadline passed before it was computed."""
+        self._expired.inc()
+
+    def observe_cache(self, *, hit: bool) -> None:
+        """An input was looked up among the results that are kept."""
+        self._cache_lookups.labels("hit" if hit else "miss").inc()
+
+    def watch_lane(self, lane: str, queue: Queue, requests: Sized) -> None:
+        """Publish what waits in a lane, as it is when somebody asks."""
+        self._queued_tokens.labels(lane).set_function(lambda: queue.tokens)
+        self._queued_inputs.labels(lane).set_function(lambda: queue.items)
+        self._in_flight.labels(lane).set_function(lambda: len(requests))
+
+    def watch_drain_rate(self, tokens_per_second: Callable[[], float]) -> None:
+        """Publish how fast the device works."""
+        gauge = self._gauge("drain_tokens_per_second", "Tokens that the device computes in a second when it is busy")
+        gauge.set_function(tokens_per_second)
+
+    def watch_cache(self, cache: Cache) -> None:
+        """Publish what the result cache holds."""
+        self._gauge("cache_bytes", "Bytes of results that are kept").set_function(lambda: cache.num_bytes)
+        self._gauge("cache_entries", "Results that are kept").set_function(lambda: len(cache))
+
     def describe_model(self, info: ModelInfo) -> None:
         """Publish the loaded model as labels."""
+        self._model_name = info.name
         self._model.labels(info.name, info.model_type, info.backend, info.instruction_set, info.dtype).set(1)
 
     def render(self) -> bytes:
         """The exposition text, of `CONTENT_TYPE`."""
         return generate_latest(self.registry)
+
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(f"rtp_llm_{name}", help, labels, registry=self.registry)
+
+    def _gauge(self, name: str, help: str, *labels: str) -> Gauge:
+        return Gauge(f"rtp_llm_{name}", help, labels, registry=self.registry)
+
+    def _histogram(self, name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"rtp_llm_{name}", help, labels, buckets=buckets, registry=self.registry)

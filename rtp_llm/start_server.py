@@ -2,12 +2,13 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, TaskType
-from rtp_llm.errors import ConfigError, RtpError
+from rtp_llm.errors import ConfigError, EngineFailure, RtpError
 from rtp_llm.flags import parse_args
 
 logger = logging.getLogger("rtp_llm")
@@ -34,17 +35,21 @@ def main(argv: Sequence[str] | None = None, prog: str = "rtp_llm.start_server") 
 
 
 def serve(config: ServerConfig) -> None:
-    """Load the engine and answer HTTP, and gRPC, until told to stop."""
+    """Load the engine and answer HTTP, and gRPC, until told to stop; EngineFailure when the engine has ended itself."""
     from rtp_llm.engine.loading import load_engine
     from rtp_llm.server.app import check
     from rtp_llm.server.app import serve as serve_http
 
     check(config)
     engine = load_engine(config, config.model_name)
+    # As a supervisor would end it: whoever waits is answered, and what follows exits with status 1.
+    engine.on_failure = lambda: os.kill(os.getpid(), signal.SIGTERM)
     try:
         serve_http(engine, config, on_ready=lambda: _announce(engine.info(), config))
     finally:
         engine.close()
+    if engine.failure is not None:
+        raise EngineFailure(f"{engine.failure}: the server has ended, for whoever watches it to start it again")
 
 
 def _announce(info: ModelInfo, config: ServerConfig) -> None:

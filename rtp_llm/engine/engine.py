@@ -4,26 +4,22 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from itertools import groupby
-
-import numpy as np
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import Item, ModelInfo, Request, Response, Rows, TaskType
+from rtp_llm.core import Item, ModelInfo, Request, Response, TaskType
+from rtp_llm.engine.delivery import Delivery
+from rtp_llm.engine.gate import Gate
+from rtp_llm.engine.intake import Intake, expired
 from rtp_llm.engine.job import Job
+from rtp_llm.engine.lane import Lane, estimate_tokens, lane_of
+from rtp_llm.engine.result_cache import ResultCache
 from rtp_llm.engine.scheduler import Grant, Scheduler
+from rtp_llm.engine.step import Outcome, compute, item_failure
 from rtp_llm.engine.tokenizer import Token, TokenizerPool
-from rtp_llm.errors import (
-    EngineFailure,
-    InvalidRequest,
-    NotReady,
-    Overloaded,
-    RequestTooLarge,
-    RtpError,
-    UnsupportedTask,
-)
+from rtp_llm.engine.waiting import key_of
+from rtp_llm.errors import EngineFailure, NotReady, Overloaded, RtpError
 from rtp_llm.observability import Metrics
 from rtp_llm.runtime import Runtime
 
@@ -39,8 +35,10 @@ _OFFLINE_IN_FLIGHT = 8
 class Engine:
     """Admission, tokenising, batching and computing for one model.
 
-    `submit` may be called from any thread. Each of the runtime's cores has a thread that takes batches; the scheduler
-    and the jobs' counters are guarded by one condition.
+    `submit` may be called from any thread. Each of the runtime's cores has a thread that takes batches; the scheduler,
+    the jobs' counters and the result cache are guarded by one condition. When a batch thread dies, all that waits
+    fails, `failure` says why, and `on_failure` is called, once: an engine that has lost a thread is not repaired, since
+    nobody knows what else is broken, but ended, for a supervisor to start anew.
     """
 
     def __init__(
@@ -48,19 +46,28 @@ class Engine:
     ) -> None:
         self.config = config
         self.metrics = metrics
+        self.failure: str | None = None
+        self.on_failure: Callable[[], None] = _nothing
         self._runtime = runtime
         self._tokenizer = tokenizer
         self._info = info
-        self._scheduler = Scheduler(info.max_batch_tokens, runtime.num_cores)
+        self._scheduler = Scheduler(info.max_batch_tokens, runtime.num_cores, config.bulk_share / 100)
+        self._gate = Gate(config, runtime.num_cores)
+        self._cache = ResultCache(config.result_cache_mb << 20)
+        self._intake = Intake(config, runtime.tasks, tokenizer)
+        self._delivery = Delivery(runtime.tasks, metrics)
         self._changed = threading.Condition()
-        self._jobs: set[Job] = set()
+        self._jobs: dict[Lane, set[Job]] = {lane: set() for lane in Lane}
         self._waking: set[asyncio.AbstractEventLoop | None] = set()
         self._closing = False
         self._drained = False
-        self._drain_rate = 0.0
         self._not_ready: str | None = "the canary has not run yet"
-        metrics.queued_tokens.set_function(lambda: self._scheduler.queued_tokens)
+        self._ended: str | None = None
         metrics.describe_model(info)
+        for lane, queue in self._scheduler.lanes.items():
+            metrics.watch_lane(lane.value, queue, self._jobs[lane])
+        metrics.watch_drain_rate(lambda: self._gate.tokens_per_second)
+        metrics.watch_cache(self._cache)
         self._threads = [
             threading.Thread(target=self._work, name=f"batch-{i}", daemon=True) for i in range(runtime.num_cores)
         ]
@@ -77,17 +84,15 @@ class Engine:
         request = Request(inputs=[[0], [0] * longest], tasks=self._info.tasks)
         if TaskType.CUSTOM in request.tasks:
             # A user's own code may need what only a real request has: everything but that is tried.
-            items = self._encode(request, 0, len(request.inputs))
-            for item in items:
-                item.tasks = request.tasks
-            self._checked_run(items, self._runtime.num_cores)
+            items = self._intake.encode(Job(request, Future()), 0, len(request.inputs))
+            self._runtime.run(items, self._runtime.num_cores)
         else:
             self.run_sync(request)
         self._not_ready = None
 
     def check_health(self) -> None:
         """Raise NotReady unless the canary has passed and every thread lives."""
-        reason = self._not_ready
+        reason = self.failure or self._not_ready
         if reason is None and not all(thread.is_alive() for thread in self._threads):
             reason = "a batch thread has died"
         if reason is not None:
@@ -140,17 +145,18 @@ class Engine:
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> Job:
         """Admit a request and start it; raises at once what can be known at once, else `future` gets it."""
-        self._admit(request)
-        job = Job(request, future, loop)
+        lane = self._admit(request)
+        job = Job(request, future, loop, lane)
         if self._tokenizer.is_small(request.inputs):
-            items = self._encode(request, 0, len(request.inputs))
-            self._accept(job, items)
-            self._jobs.add(job)
-            self._enqueue(items)
+            items = self._intake.encode(job, 0, len(request.inputs))
+            self._jobs[lane].add(job)
+            self._enqueue(job, items)
             if loop is not None:
                 self._wake_after_this_round(loop)
         else:
-            self._jobs.add(job)
+            self._jobs[lane].add(job)
+            with self._changed:
+                self._gate.announce(job, estimate_tokens(request.inputs))
             self._tokenizer.submit(self._encode_all, job)
         return job
 
@@ -165,31 +171,20 @@ class Engine:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
-        for job in list(self._jobs):
-            self._fail(job, NotReady("the server was shut down before this request was done"))
+        self._end("the server was shut down before this request was done")
 
-    def _admit(self, request: Request) -> None:
-        if self._closing:
-            raise NotReady("the server is shutting down")
-        for task in request.tasks:
-            if task not in self._runtime.tasks:
-                offered = ", ".join(t.value for t in self._runtime.tasks)
-                raise UnsupportedTask(f"this model offers {offered}, not {task.value}")
-            self._runtime.tasks[task].check(request.params)
-        if not request.inputs:
-            raise InvalidRequest("input is empty; give at least one text", param="input")
-        waiting = self._scheduler.queued_tokens
-        if waiting >= self.config.max_queued_tokens:
-            wait = waiting / self._drain_rate if self._drain_rate else 1.0
-            raise Overloaded(
-                f"{waiting} tokens are waiting, max_queued_tokens is {self.config.max_queued_tokens}; "
-                f"try again in {wait:.0f} s",
-                retry_after=wait,
-            )
-
-    def _encode(self, request: Request, start: int, stop: int) -> list[Item]:
-        inputs = request.inputs[start:stop]
-        return self._tokenizer.encode(inputs, request.params, start, rerank=TaskType.RERANK in request.tasks)
+    def _admit(self, request: Request) -> Lane:
+        if self._closing or self._ended is not None:
+            raise NotReady(self.failure or "the server is shutting down")
+        self._intake.check(request)
+        lane = lane_of(request, self._info.max_batch_tokens)
+        queued = {name: queue.tokens for name, queue in self._scheduler.lanes.items()}
+        try:
+            self._gate.check(lane, queued, len(self._jobs[lane]))
+        except Overloaded:
+            self.metrics.observe_refused(lane.value)
+            raise
+        return lane
 
     def _encode_all(self, job: Job) -> None:
         """Tokenise a large request part by part; runs on a tokeniser thread."""
@@ -197,28 +192,40 @@ class Engine:
             for start in range(0, len(job.request.inputs), _TOKENIZE_CHUNK):
                 if job.done:
                     return
-                items = self._encode(job.request, start, start + _TOKENIZE_CHUNK)
-                self._accept(job, items)
-                self._enqueue(items)
+                self._intake.check_deadline(job.request)
+                self._enqueue(job, self._intake.encode(job, start, start + _TOKENIZE_CHUNK))
                 self._wake()
         except Exception as error:  # the border: whatever a tokeniser raises belongs to this request alone
             if not isinstance(error, RtpError):
                 logger.exception("request %s: tokenising failed", job.request.request_id)
                 error = EngineFailure(f"tokenising failed: {type(error).__name__}")
             self._fail(job, error)
+        finally:
+            with self._changed:
+                self._gate.announce(job, -job.announced)
 
-    def _accept(self, job: Job, items: list[Item]) -> None:
-        """RequestTooLarge as soon as the job's tokens are over the limit."""
-        job.accept(items)
-        limit = self.config.max_request_tokens
-        if job.total_tokens > limit:
-            raise RequestTooLarge(
-                f"the request has over {limit} tokens (max_request_tokens): send fewer inputs at a time", param="input"
-            )
-
-    def _enqueue(self, items: list[Item]) -> None:
+    def _enqueue(self, job: Job, items: list[Item]) -> None:
+        """Queue what must be computed; what the cache knows is there at once."""
         with self._changed:
-            self._scheduler.add(item for item in items if not item.owner.done)
+            self._gate.announce(job, -sum(item.num_own_tokens for item in items))
+            if job.done:
+                return
+            if self._ended is not None:
+                self._mark_failed(job, NotReady(self._ended))
+            else:
+                unknown = [item for item in items if not self._recall(job, item)] if self._cache.capacity else items
+                self._scheduler.add(job.lane, unknown)
+            is_done = job.done
+        if is_done:
+            self._resolve([job])
+
+    def _recall(self, job: Job, item: Item) -> bool:
+        rows = self._cache.get(key_of(item))
+        self.metrics.observe_cache(hit=rows is not None)
+        if rows is None:
+            return False
+        job.store(item, rows)
+        return True
 
     def _wake_after_this_round(self, loop: asyncio.AbstractEventLoop) -> None:
         """Wake an idle core when the loop has seen to all that arrived with this request, not for its first alone."""
@@ -236,157 +243,140 @@ class Engine:
             if not job.done:
                 job.cancelled = True
                 self._scheduler.drop(job)
-                self._jobs.discard(job)
+                self._jobs[job.lane].discard(job)
                 self.metrics.observe_cancelled()
 
     def _fail(self, job: Job, error: Exception) -> None:
         with self._changed:
-            failed = not job.done
-            if failed:
-                job.error = error
-                self._scheduler.drop(job)
+            failed = self._mark_failed(job, error)
         if failed:
             self._resolve([job])
 
+    def _end(self, reason: str) -> None:
+        """Nothing is computed from now on: whoever waits is told."""
+        with self._changed:
+            self._ended = reason
+            self._changed.notify_all()
+        for jobs in self._jobs.values():
+            for job in list(jobs):
+                with self._changed:
+                    self._mark_failed(job, NotReady(reason))
+                # Also where it has an outcome already: the thread may have died on the way to deliver it.
+                self._delivery.give_up(job, NotReady(reason))
+                jobs.discard(job)
+
+    def _mark_failed(self, job: Job, error: Exception) -> bool:
+        """False when it has an outcome already."""
+        if job.done:
+            return False
+        job.error = error
+        self._scheduler.drop(job)
+        return True
+
     def _work(self) -> None:
         """A batch thread: take, compute, deliver, until the engine closes and the queue is dry."""
-        while (grant := self._wait_for_grant()) is not None:
-            self._process(grant)
+        try:
+            while (grant := self._wait_for_grant()) is not None:
+                self._process(grant)
+        except BaseException as error:  # whatever ends this thread, nobody may wait for it
+            self._die(error)
+
+    def _die(self, error: BaseException) -> None:
+        logger.critical("a batch thread has died", exc_info=error)
+        first, self.failure = self.failure is None, f"a batch thread has died ({type(error).__name__})"
+        self._end(self.failure)
+        if first:
+            self.on_failure()
 
     def _help_until(self, future: "Future[Response]") -> Response:
         """Compute whatever waits while `future` is open; then its result."""
         while not future.done():
-            with self._changed:
-                grant = self._take()
-            if grant is None:
+            grant, late = self._take()
+            self._resolve(late)
+            if grant is None and not late:
                 break
-            self._process(grant)
+            if grant is not None:
+                self._process(grant)
         return future.result()
 
     def _wait_for_grant(self) -> Grant | None:
-        with self._changed:
-            while (grant := self._take()) is None:
-                if self._drained and self._scheduler.queued_tokens == 0:
-                    return None
-                self._changed.wait()
-            return grant
+        while self._ended is None:
+            with self._changed:
+                grant, late = self._take()
+                if grant is None and not late:
+                    if self._drained and self._scheduler.queued_tokens == 0:
+                        return None
+                    self._changed.wait()
+            self._resolve(late)
+            if grant is not None:
+                return grant
+        return None
 
-    def _take(self) -> Grant | None:
-        """The next batch, if any; another thread is woken when more waits and cores are free."""
-        grant = self._scheduler.next_batch()
-        if grant is None:
-            return None
-        if self._scheduler.queued_tokens and self._scheduler.free_cores:
-            self._changed.notify()
+    def _take(self) -> tuple[Grant | None, list[Job]]:
+        """The next batch, if any, and jobs that came too late; another thread is woken when more waits."""
+        with self._changed:
+            grant = self._scheduler.next_batch(time.monotonic())
+            late = [job for job in self._scheduler.take_expired() if self._mark_failed(job, expired())]
+            for _ in late:
+                self.metrics.observe_expired()
+            if grant is None:
+                return None, late
+            if self._scheduler.queued_tokens and self._scheduler.free_cores:
+                self._changed.notify()
         now = time.perf_counter()
-        for item in grant.items:
-            if not item.owner.computing_at:
-                item.owner.computing_at = now
-        return grant
+        for group in grant.groups:
+            for item in group:
+                if not item.owner.computing_at:
+                    item.owner.computing_at = now
+        return grant, late
 
     def _process(self, grant: Grant) -> None:
         """Compute a batch, free its cores, hand out what it finished."""
         started = time.perf_counter()
-        finished = self._compute(grant)
-        seconds = time.perf_counter() - started
-        with self._changed:
-            self._scheduler.release(grant)
-            rate = grant.num_tokens / seconds * self._runtime.num_cores / grant.num_cores
-            self._drain_rate += 0.1 * (rate - self._drain_rate) if self._drain_rate else rate
-            if self._scheduler.queued_tokens:
-                self._changed.notify()
-        self._resolve(finished)
-        self.metrics.observe_batch(grant.num_tokens, seconds)
-
-    def _compute(self, grant: Grant) -> list[Job]:
-        """Run the batch; where it fails, run its items one by one, so that only the bad one fails. -> jobs now done."""
+        outcomes = [Outcome(group, {}, EngineFailure("the batch was broken off")) for group in grant.groups]
         try:
-            return self._store(grant.items, self._checked_run(grant.items, grant.num_cores))
-        except Exception as error:  # the border: a batch may fail in any way and must not end the thread
-            self.metrics.observe_failed_batch()
-            if len(grant.items) == 1:
-                return self._fail_item(grant.items[0], error)
-            logger.warning("a batch of %d items failed (%s); running them one by one", len(grant.items), error)
-        finished = []
-        for item in grant.items:
-            try:
-                finished += self._store([item], self._checked_run([item], grant.num_cores))
-            except Exception as error:  # as above
-                finished += self._fail_item(item, error)
-        return finished
+            outcomes = compute(self._runtime, grant.groups, grant.num_cores, self.metrics)
+        finally:  # an interrupt, too, frees the cores and tells those who wait
+            seconds = time.perf_counter() - started
+            with self._changed:
+                finished = [job for outcome in outcomes for job in self._store(outcome)]
+                self._scheduler.release(grant)
+                self._gate.observe(grant.num_tokens, seconds, grant.num_cores)
+                if self._scheduler.queued_tokens:
+                    self._changed.notify()
+            self._resolve(finished)
+        self.metrics.observe_batch(
+            lane=grant.lane.value,
+            num_tokens=grant.num_tokens,
+            num_rows=len(grant.groups),
+            num_duplicates=sum(len(group) - 1 for group in grant.groups),
+            budget=self._info.max_batch_tokens,
+            seconds=seconds,
+        )
 
-    def _checked_run(self, items: Sequence[Item], num_cores: int) -> dict[TaskType, Rows]:
-        rows = self._runtime.run(items, num_cores)
-        for computed in rows.values():
-            matrices = computed if isinstance(computed, list) else [computed]
-            if not all(np.isfinite(matrix).all() for matrix in matrices):
-                raise EngineFailure("the model returned NaN or infinity")
-        return rows
-
-    def _store(self, items: Sequence[Item], rows: dict[TaskType, Rows]) -> list[Job]:
-        finished = []
-        with self._changed:
-            for row, item in enumerate(items):
-                job: Job = item.owner
-                if job.done:
-                    continue
-                job.store(item, rows, row)
-                if job.remaining == 0:
-                    finished.append(job)
-        return finished
-
-    def _fail_item(self, item: Item, error: Exception) -> list[Job]:
-        job: Job = item.owner
-        id_, length = job.request.request_id, len(item.input_ids)
-        logger.error("request %s: input %d of %d tokens failed", id_, item.index, length, exc_info=error)
-        with self._changed:
+    def _store(self, outcome: Outcome) -> list[Job]:
+        """Hand an item's rows to its job, and to those of identical items. -> jobs that are now done."""
+        finished: list[Job] = []
+        for item in outcome.items:
+            job: Job = item.owner
             if job.done:
-                return []
-            message = error.message if isinstance(error, RtpError) else type(error).__name__
-            job.error = EngineFailure(f"computing input {item.index} failed: {message}")
-            self._scheduler.drop(job)
-        return [job]
+                continue
+            if outcome.error is not None:
+                self.metrics.observe_failed_input()
+                self._mark_failed(job, item_failure(item, outcome.error))
+            else:
+                job.store(item, outcome.rows)
+            if job.done:
+                finished.append(job)
+        if self._cache.capacity and outcome.error is None:
+            self._cache.put(key_of(outcome.items[0]), outcome.rows)
+        return finished
 
     def _resolve(self, jobs: list[Job]) -> None:
-        """Hand finished or failed jobs to their waiters, with one wake-up per event loop."""
-        self._jobs.difference_update(jobs)
-        for loop, group in groupby(sorted(jobs, key=lambda job: id(job.loop)), key=lambda job: job.loop):
-            settled = [(job, self._outcome(job)) for job in group]
-            if loop is None:
-                _settle(settled)
-                continue
-            try:
-                loop.call_soon_threadsafe(_settle, settled)
-            except RuntimeError:
-                logger.debug("an event loop closed before %d of its answers", len(settled))
-
-    def _outcome(self, job: Job) -> Response | Exception:
-        if job.error is not None:
-            return job.error
-        tasks, params = self._runtime.tasks, job.request.params
-        try:
-            outputs = {task: tasks[task].finish(rows, params, job.input_ids) for task, rows in job.outputs.items()}
-        except Exception as error:  # the border: an answer that cannot be finished must not end the batch thread
-            if isinstance(error, RtpError):
-                return error
-            logger.exception("request %s: finishing the answer failed", job.request.request_id)
-            return EngineFailure(f"finishing the answer failed: {type(error).__name__}")
-        response = Response(
-            outputs=outputs,
-            num_tokens=job.num_tokens,
-            truncated=job.truncated,
-            input_ids=job.input_ids,
-            timings=job.timings(),
-        )
-        self.metrics.observe_response(response)
-        return response
+        self._delivery.deliver(jobs)
+        for job in jobs:
+            self._jobs[job.lane].discard(job)
 
 
-def _settle(settled: list[tuple[Job, Response | Exception]]) -> None:
-    for job, outcome in settled:
-        if job.future.done():
-            continue
-        if isinstance(outcome, Exception):
-            job.future.set_exception(outcome)
-        else:
-            job.future.set_result(outcome)
+def _nothing() -> None:
+    """Nobody asked to be told."""

@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 
 from rtp_llm.core import FloatArray, Int32Array, Item, Request, Response, Rows, TaskType, Timings
+from rtp_llm.engine.lane import Lane
 
 _NO_IDS: Int32Array = np.zeros(0, np.int32)
 _NO_ROWS: FloatArray = np.zeros((0, 0), np.float32)
@@ -19,14 +21,18 @@ class Job:
     `future` is resolved by the engine when the last row is in, or with the first error. `loop` is set when the future
     belongs to an event loop and must be resolved on it. After `queued` starts counting, the object belongs to the
     engine's lock.
+
+    announced  tokens that are expected of inputs which have not been tokenised yet
     """
 
     __slots__ = (
+        "announced",
         "cancelled",
         "computing_at",
         "error",
         "future",
         "input_ids",
+        "lane",
         "loop",
         "num_tokens",
         "outputs",
@@ -41,12 +47,18 @@ class Job:
     )
 
     def __init__(
-        self, request: Request, future: "asyncio.Future[Response] | Future[Response]", loop: Any | None = None
+        self,
+        request: Request,
+        future: "asyncio.Future[Response] | Future[Response]",
+        loop: Any | None = None,
+        lane: Lane = Lane.INTERACTIVE,
     ) -> None:
         count = len(request.inputs)
         self.request = request
         self.future = future
         self.loop = loop
+        self.lane = lane
+        self.announced = 0
         self.remaining = count
         self.queued_tokens = self.queued_items = self.total_tokens = 0
         self.cancelled = False
@@ -74,21 +86,23 @@ class Job:
             self.total_tokens += len(item.input_ids)
             self.truncated[item.index] = item.truncated
 
-    def store(self, item: Item, rows: dict[TaskType, Rows], row: int) -> None:
-        """One item's share of a batch; `rows[task]` is the whole batch's."""
+    def store(self, item: Item, rows: Mapping[TaskType, FloatArray]) -> None:
+        """One item's own rows: [·], or [tokens, ·] where a task has a row for each token. They are copied."""
         for task in self.request.tasks:
-            computed, own = rows[task], self.outputs.get(task)
+            row, own = rows[task], self.outputs.get(task)
             if own is None:
-                own = self.outputs[task] = self._room_for(computed)
+                own = self.outputs[task] = self._room_for(row)
             # A copy: a view would keep the arrays of the whole batch until this job is done.
-            own[item.index] = computed[row].copy() if isinstance(own, list) else computed[row]
+            own[item.index] = row.copy() if isinstance(own, list) else row
         self.remaining -= 1
+        if not self.computing_at:  # nothing had to be computed for it
+            self.computing_at = time.perf_counter()
 
-    def _room_for(self, computed: Rows) -> Rows:
+    def _room_for(self, row: FloatArray) -> Rows:
         count = len(self.num_tokens)
-        if isinstance(computed, list):
+        if row.ndim > 1:
             return [_NO_ROWS] * count
-        return np.empty((count, *computed.shape[1:]), dtype=np.float32)
+        return np.empty((count, len(row)), dtype=np.float32)
 
     def timings(self) -> Timings:
         """Seconds by stage, up to now. Tokenising of later parts overlaps with computing in a large request."""

@@ -1,147 +1,157 @@
-"""Which items make the next batch, and on how many cores: pure logic, no time, no threads.
+"""Which items make the next batch, and on how many cores: pure logic, no threads; the time is an argument.
 
-A batch forms when cores are free and not before, so it always holds what is waiting then; there is no timer. The oldest
-item goes first, so nothing starves, and the batch is filled with the items nearest to it in length. While cores are
-free, waiting work is shared out between them: a core a batch where there are items enough, several cores on one batch
-where there are not, since threads that work on one batch wait for each other. Shares shrink with the queue, so that the
-last batches end together.
+A batch forms when cores are free and not before, so it always holds what is waiting then; there is no timer. Within a
+lane the oldest item goes first, so nothing starves, and the batch is filled with the items nearest to it in length.
+While cores are free, waiting work is shared out between them: a core a batch where there are items enough, several
+cores on one batch where there are not, since threads that work on one batch wait for each other. Shares shrink with the
+queue, so that the last batches end together.
+
+The interactive lane overtakes the bulk lane, which keeps a guaranteed share of the tokens: while both wait, bulk work
+is owed its share of every interactive batch, and goes first as soon as a whole step is owed. Since a batch that runs is
+not interrupted, bulk steps are short while interactive work keeps coming, and whole when it has not come for a while.
 """
 
-from bisect import bisect_left, insort
-from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from rtp_llm.core import Item
 from rtp_llm.engine.job import Job
+from rtp_llm.engine.lane import Lane
+from rtp_llm.engine.waiting import LaneQueue, Place
 
 # Below this many tokens a batch is bound by reading the weights, which several cores on one batch do only once.
 _LEAST_TOKENS = 64
+# Bulk steps are this part of the budget while interactive work keeps coming, ...
+_SHORT_STEP = 4
+# ... which is the case until bulk work of so many budgets has gone by without any.
+_CALM_AFTER = 32
+BULK_SHARE = 0.2
 
 
 class Grant(NamedTuple):
-    """A batch and the cores that it may use until `Scheduler.release`."""
+    """A batch and the cores that it may use until `Scheduler.release`.
 
-    items: list[Item]
+    groups      identical items together; one of each group is computed, for all of them
+    num_tokens  what is computed: each group once, each prefix once
+    """
+
+    groups: list[list[Item]]
     num_cores: int
     num_tokens: int
+    lane: Lane
+
+    @property
+    def items(self) -> list[Item]:
+        """One item of each group."""
+        return [group[0] for group in self.groups]
 
 
 class Scheduler:
-    """The queue of one device. Not thread-safe: its owner holds a lock around each call."""
+    """The queue of one device. Not thread-safe: its owner holds a lock around each call.
 
-    def __init__(self, batch_tokens: int, num_cores: int) -> None:
+    bulk_share  of the tokens that are computed while both lanes wait, the part that the bulk lane has for certain
+    """
+
+    def __init__(self, batch_tokens: int, num_cores: int, bulk_share: float = BULK_SHARE) -> None:
         self.batch_tokens = batch_tokens
         self.num_cores = num_cores
         self.free_cores = num_cores
-        self.queued_tokens = 0
-        self.queued_items = 0
-        self._arrivals: deque[Item] = deque()
-        self._by_length: dict[int, deque[Item]] = {}
-        self._lengths: list[int] = []
+        self.bulk_share = bulk_share
+        self.lanes = {lane: LaneQueue() for lane in Lane}
+        self._owed = 0.0
+        self._calm_tokens = _CALM_AFTER * batch_tokens
 
-    def add(self, items: Iterable[Item]) -> None:
+    @property
+    def queued_tokens(self) -> int:
+        return sum(queue.tokens for queue in self.lanes.values())
+
+    @property
+    def queued_items(self) -> int:
+        return sum(queue.items for queue in self.lanes.values())
+
+    def add(self, lane: Lane, items: Iterable[Item]) -> None:
         """Queue items of one job; their `owner` counts its own queued tokens."""
-        for item in items:
-            length = item.num_own_tokens
-            item.queued = True
-            self._count(item, 1)
-            self._arrivals.append(item)
-            bucket = self._by_length.get(length)
-            if bucket is None:
-                bucket = self._by_length[length] = deque()
-                insort(self._lengths, length)
-            bucket.append(item)
+        if lane is Lane.INTERACTIVE:
+            self._calm_tokens = 0
+        self.lanes[lane].add(items)
 
     def drop(self, job: Job) -> None:
-        """Forget the waiting items of a job that is `done`; they are skipped when their turn comes."""
-        self.queued_tokens -= job.queued_tokens
-        self.queued_items -= job.queued_items
-        job.queued_tokens = job.queued_items = 0
+        """Forget the waiting items of a job that is `done`."""
+        self.lanes[job.lane].drop(job)
 
-    def next_batch(self) -> Grant | None:
-        """The next batch, or None when nothing waits or no core is free."""
-        oldest = self._oldest()
-        if oldest is None or self.free_cores == 0:
+    def take_expired(self) -> list[Job]:
+        """Jobs that were passed over because their deadline has come; the caller fails them."""
+        expired = [job for queue in self.lanes.values() for job in queue.expired]
+        if expired:
+            for queue in self.lanes.values():
+                queue.expired = []
+        return expired
+
+    def next_batch(self, now: float = 0.0) -> Grant | None:
+        """The next batch, or None when nothing waits or no core is free; `now` as in Request.deadline."""
+        if self.free_cores == 0:
             return None
+        chosen = self._choose(now)
+        if chosen is None:
+            return None
+        lane, oldest = chosen
+        queue = self.lanes[lane]
         # NOTE: shares for all cores, the busy ones too: they will be free soon, and the last batches end together.
-        shares = max(min(self.num_cores, self.queued_items, self.queued_tokens // _LEAST_TOKENS), 1)
-        num_cores = max(self.free_cores // shares, 1)
-        items, num_tokens = self._fill(oldest, -(-self.queued_tokens // shares))
+        num_cores = max(self.free_cores // self._shares(self.queued_items, self.queued_tokens), 1)
+        share = -(-queue.tokens // self._shares(queue.items, queue.tokens))
+        groups, num_tokens = self._fill(queue, oldest, min(share, self._step(lane)), now)
+        self._settle(lane, num_tokens)
         self.free_cores -= num_cores
-        return Grant(items, num_cores, num_tokens)
+        return Grant(groups, num_cores, num_tokens, lane)
 
     def release(self, grant: Grant) -> None:
         """The batch is done; its cores are free again."""
         self.free_cores += grant.num_cores
 
-    def _oldest(self) -> Item | None:
-        while self._arrivals:
-            item = self._arrivals[0]
-            if item.queued and not item.owner.done:
-                return item
-            self._arrivals.popleft()
-        # Whatever is left in the buckets belongs to jobs that are done.
-        self._by_length.clear()
-        self._lengths.clear()
-        return None
+    def _shares(self, num_items: int, num_tokens: int) -> int:
+        return max(min(self.num_cores, num_items, num_tokens // _LEAST_TOKENS), 1)
 
-    def _fill(self, oldest: Item, share: int) -> tuple[list[Item], int]:
-        """The oldest item, then those nearest to it in length while they fit the share and the budget.
+    def _choose(self, now: float) -> tuple[Lane, Place] | None:
+        """The lane whose turn it is, and its oldest place."""
+        urgent, bulk = (self.lanes[lane].oldest(now) for lane in (Lane.INTERACTIVE, Lane.BULK))
+        if urgent is None or bulk is None:
+            self._owed = 0.0
+        if bulk is None:
+            return None if urgent is None else (Lane.INTERACTIVE, urgent)
+        step = max(min(self.lanes[Lane.BULK].tokens, self._step(Lane.BULK)), bulk.num_own_tokens)
+        if urgent is None or self._owed >= step * (1 - self.bulk_share):
+            return Lane.BULK, bulk
+        return Lane.INTERACTIVE, urgent
+
+    def _settle(self, lane: Lane, num_tokens: int) -> None:
+        """Note who had how much: over time, bulk work that waits gets its share of the tokens."""
+        if lane is Lane.BULK:
+            self._owed = max(self._owed - num_tokens * (1 - self.bulk_share), 0.0)
+            self._calm_tokens += num_tokens
+        else:
+            self._owed += num_tokens * self.bulk_share
+
+    def _step(self, lane: Lane) -> int:
+        """The token budget of a step of this lane."""
+        is_calm = self._calm_tokens >= _CALM_AFTER * self.batch_tokens
+        return self.batch_tokens if lane is Lane.INTERACTIVE or is_calm else -(-self.batch_tokens // _SHORT_STEP)
+
+    def _fill(self, queue: LaneQueue, oldest: Place, budget: int, now: float) -> tuple[list[list[Item]], int]:
+        """The oldest place, then those nearest to it in length while they fit the budget.
 
         A prefix is computed once, for all of its items; the last one taken may exceed the budget.
         """
-        self._take(oldest)
-        items, own_tokens, prefixes = [oldest], oldest.num_own_tokens, {oldest.prefix}
-        prefix_tokens = oldest.num_tokens - own_tokens
+        first = oldest.items[0]
+        groups, own_tokens, prefixes = [queue.take(oldest)], oldest.num_own_tokens, {first.prefix}
+        prefix_tokens = first.num_tokens - own_tokens
         while True:
-            room = min(share, self.batch_tokens - prefix_tokens) - own_tokens
-            item = self._nearest(oldest.num_own_tokens, room)
-            if item is None:
-                return items, own_tokens + prefix_tokens
-            self._take(item)
-            items.append(item)
-            own_tokens += item.num_own_tokens
+            room = min(budget, self.batch_tokens - prefix_tokens) - own_tokens
+            place = queue.nearest(oldest.num_own_tokens, room, now)
+            if place is None:
+                return groups, own_tokens + prefix_tokens
+            item = place.items[0]
+            groups.append(queue.take(place))
+            own_tokens += place.num_own_tokens
             if item.prefix not in prefixes:
                 prefixes.add(item.prefix)
                 prefix_tokens += item.num_tokens - item.num_own_tokens
-
-    def _take(self, item: Item) -> None:
-        item.queued = False
-        self._count(item, -1)
-
-    def _count(self, item: Item, sign: int) -> None:
-        """Every queued item is counted here and at its job."""
-        for counter in (self, item.owner):
-            counter.queued_tokens += sign * item.num_own_tokens
-            counter.queued_items += sign
-
-    def _nearest(self, length: int, room: int) -> Item | None:
-        """A waiting item of at most `room` own tokens, as near as can be to `length`."""
-        while True:
-            place = bisect_left(self._lengths, length)
-            above = self._lengths[place] if place < len(self._lengths) else None
-            below = self._lengths[place - 1] if place else None
-            if above is not None and above > room:
-                above = None
-            if below is not None and below > room:
-                fitting = bisect_left(self._lengths, room + 1)
-                below = self._lengths[fitting - 1] if fitting else None
-            if above is None and below is None:
-                return None
-            nearest = above if below is None or (above is not None and above - length <= length - below) else below
-            assert nearest is not None
-            item = self._pop(nearest)
-            if item is not None:
-                return item
-
-    def _pop(self, length: int) -> Item | None:
-        """First live item of this length; an emptied bucket is removed."""
-        bucket = self._by_length[length]
-        while bucket:
-            item = bucket.popleft()
-            if item.queued and not item.owner.done:
-                return item
-        del self._by_length[length]
-        self._lengths.pop(bisect_left(self._lengths, length))
-        return None

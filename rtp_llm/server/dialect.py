@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -17,6 +18,7 @@ from rtp_llm.server.admission import Admission
 from rtp_llm.server.body import decode, read_body
 from rtp_llm.server.errors import ClientLeft, Headers
 from rtp_llm.server.exchange import Exchange
+from rtp_llm.server.scheduling import scheduled
 
 Body = TypeVar("Body")
 Result = TypeVar("Result")
@@ -112,13 +114,16 @@ class InferenceRoutes:
         info = self._engine.info()
         request = dialect.to_request(body, info, self._config, exchange.request_id)
         self._admission.check_size(request, len(received))
+        request = scheduled(request, exchange.headers, seconds)
         await self._admission.enter()
         try:
             response = await _unless_client_leaves(self._engine.run(request), exchange.receive, seconds)
+            began = time.perf_counter()
             pieces = dialect.render(body, response, info)
             content = await (asyncio.to_thread(b"".join, pieces) if dialect.render_on_thread else _join(pieces))
         finally:
             self._admission.leave()
+        self._engine.metrics.observe_encode(time.perf_counter() - began)
         await exchange.respond(200, content, _headers(response))
 
 

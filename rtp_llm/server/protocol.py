@@ -17,6 +17,8 @@ _HEAD = (
 )
 # At shutdown a body that is still on its way gets so many seconds; work that is under way gets shutdown_timeout.
 _BODY_GRACE = 1.0
+# Seconds in which what a client has sent before it could know that the server ends is still taken.
+_LAST_CALL = 0.5
 
 
 class Protocol(HttpToolsProtocol):
@@ -26,12 +28,24 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._in_head = True
         self._head_bytes = 0
+        self._ends_soon = False
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._set_alarm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_alarm()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._in_head and not self.transport.is_closing():
             # NOTE: the parser joins the parts of a header anew for each one: without end, it costs quadratic time.
             self._head_bytes += len(data)
+            if self._alarm is None:
+                self._set_alarm()
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(HeadTooLarge(f"the request line and headers are over {MAX_HEAD_BYTES} bytes"))
 
@@ -41,10 +55,38 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._stop_alarm()
         super().on_headers_complete()
+        if self._ends_soon:
+            self.cycle.keep_alive = False
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _end_if_idle(self) -> None:
+        if self._is_idle():
+            self.transport.close()
+        elif self._awaits_body():
+            self.loop.call_later(_BODY_GRACE, self._end_half_sent)
+
+    def _set_alarm(self) -> None:
+        """A head that comes drop by drop is given up as an idle connection is; uvicorn itself waits for ever."""
+        self._alarm = self.loop.call_later(self.config.timeout_keep_alive, self.transport.close)
+
+    def _stop_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     def shutdown(self) -> None:
-        """Stopping: the answer under way is the last of this connection, and half a body gets none for long."""
+        """Stopping: the answer under way is the last of this connection, and half a body gets none for long.
+
+        On an idle connection a request may be on its way: it is answered, as the last one.
+        """
+        if self._is_idle():
+            self._ends_soon = True
+            self.loop.call_later(_LAST_CALL, self._end_if_idle)
+            return
         super().shutdown()
         if self._awaits_body():
             asyncio.get_running_loop().call_later(_BODY_GRACE, self._end_half_sent)

@@ -1,6 +1,7 @@
 """The engine with a fake runtime: order, batching, failures, cancellation, shutdown."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from rtp_llm.core import Params, Request, Response, TaskType
 from rtp_llm.engine.engine import Engine
-from rtp_llm.errors import EngineFailure, InvalidRequest, NotReady, Overloaded, UnsupportedTask
+from rtp_llm.errors import DeadlineExceeded, EngineFailure, InvalidRequest, NotReady, Overloaded, UnsupportedTask
 from tests.engine.fakes import FakeRuntime, FakeTask, make_engine
 
 
@@ -41,7 +42,7 @@ def test_rows_come_in_the_request_order(engine: Engine) -> None:
 
 
 def test_a_large_request_is_split_and_joined(engine: Engine, runtime: FakeRuntime) -> None:
-    texts = ["x" * (1 + i % 50) for i in range(500)]
+    texts = [chr(33 + i // 50) * (1 + i % 50) for i in range(500)]
     assert lengths(engine.run_sync(ask(*texts))) == [len(text) for text in texts]
     assert len(runtime.batches) > 100
 
@@ -49,7 +50,7 @@ def test_a_large_request_is_split_and_joined(engine: Engine, runtime: FakeRuntim
 def test_small_requests_share_a_batch(engine: Engine, runtime: FakeRuntime) -> None:
     async def many() -> list[Response]:
         runtime.gate.clear()
-        tasks = [asyncio.ensure_future(engine.run(ask("abc"))) for _ in range(12)]
+        tasks = [asyncio.ensure_future(engine.run(ask("ab" + chr(65 + i)))) for i in range(12)]
         await asyncio.sleep(0.05)
         runtime.gate.set()
         return await asyncio.gather(*tasks)
@@ -97,7 +98,7 @@ def test_only_the_bad_item_fails(engine: Engine, runtime: FakeRuntime, bad: list
 def test_a_cancelled_request_frees_its_rows(engine: Engine, runtime: FakeRuntime) -> None:
     async def leave() -> None:
         runtime.gate.clear()
-        busy = [asyncio.ensure_future(engine.run(ask("a"))) for _ in range(2)]
+        busy = [asyncio.ensure_future(engine.run(ask(letter))) for letter in "ab"]
         await asyncio.sleep(0.05)
         gone = asyncio.ensure_future(engine.run(ask("zzz")))
         await asyncio.sleep(0.01)
@@ -117,7 +118,7 @@ def test_a_full_queue_is_429_with_a_time(runtime: FakeRuntime) -> None:
 
     async def flood() -> list[Any]:
         runtime.gate.clear()
-        tasks = [asyncio.ensure_future(engine.run(ask("abc"))) for _ in range(8)]
+        tasks = [asyncio.ensure_future(engine.run(ask("ab" + chr(65 + i)))) for i in range(8)]
         await asyncio.sleep(0.05)
         runtime.gate.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
@@ -210,3 +211,94 @@ def test_a_task_that_cannot_finish_fails_its_request_alone(engine: Engine, monke
 def test_the_answer_has_the_ids_that_were_read(engine: Engine) -> None:
     response = engine.run_sync(ask("ab", [7, 8, 9]))
     assert [ids.tolist() for ids in response.input_ids] == [[97, 98], [7, 8, 9]]
+
+
+def test_identical_inputs_are_computed_once(engine: Engine, runtime: FakeRuntime) -> None:
+    async def together() -> list[Response]:
+        runtime.gate.clear()
+        busy = [asyncio.ensure_future(engine.run(ask(letter))) for letter in "xy"]
+        await asyncio.sleep(0.05)
+        asked = [asyncio.ensure_future(engine.run(ask("abc", dimensions=n))) for n in (1, 2, 3)]
+        await asyncio.sleep(0.05)
+        runtime.gate.set()
+        return (await asyncio.gather(*busy, *asked))[2:]
+
+    first, *others = (response.outputs[TaskType.DENSE] for response in asyncio.run(together()))
+    engine.close()  # the step is counted after its answers have gone
+    assert sum(runtime.batches) == 3 and "duplicate_inputs_total 2.0" in engine.metrics.render().decode()
+    assert [len(rows[0]) for rows in others] == [2, 3] and all(rows[0, 0] == first[0, 0] for rows in others)
+    assert not np.shares_memory(*others)
+
+
+@pytest.mark.parametrize("bad", [[], [5], [0, 6, 7], range(8)])
+def test_a_failed_batch_is_halved_until_what_fails_is_alone(engine: Engine, runtime: FakeRuntime, bad: Any) -> None:
+    inputs = [[13, n] if n in bad else [1, n] for n in range(8)]
+    requests = [ask(value) for value in inputs]
+    outcomes: list[Any] = []
+    runtime.gate.clear()
+
+    async def together() -> None:
+        busy = [asyncio.ensure_future(engine.run(ask(letter))) for letter in "xy"]
+        await asyncio.sleep(0.03)
+        tasks = [asyncio.ensure_future(engine.run(request)) for request in requests]
+        await asyncio.sleep(0.03)
+        runtime.gate.set()
+        outcomes.extend(await asyncio.gather(*tasks, return_exceptions=True))
+        await asyncio.gather(*busy)
+
+    asyncio.run(together())
+    assert [place for place, outcome in enumerate(outcomes) if isinstance(outcome, EngineFailure)] == list(bad)
+
+
+def test_what_comes_too_late_is_not_computed(engine: Engine, runtime: FakeRuntime) -> None:
+    with pytest.raises(DeadlineExceeded):
+        engine.run_sync(Request(inputs=["late"], deadline=time.monotonic()))
+
+    async def wait() -> list[Any]:
+        runtime.gate.clear()
+        busy = [asyncio.ensure_future(engine.run(ask(letter))) for letter in "xy"]
+        await asyncio.sleep(0.05)
+        deadline = time.monotonic() + 0.02
+        late = [
+            asyncio.ensure_future(engine.run(Request(inputs=inputs, deadline=deadline)))
+            for inputs in (["abc"], ["d" * 50, "e" * 50])
+        ]
+        await asyncio.sleep(0.05)
+        runtime.gate.set()
+        return (await asyncio.gather(*busy, *late, return_exceptions=True))[2:]
+
+    assert [type(outcome) for outcome in asyncio.run(wait())] == [DeadlineExceeded, DeadlineExceeded]
+    assert sum(runtime.batches) == 2 and "expired_requests_total" in engine.metrics.render().decode()
+    assert lengths(engine.run_sync(ask("ok"))) == [2]
+
+
+def test_the_lane_says_who_goes_first(engine: Engine, runtime: FakeRuntime) -> None:
+    order: list[str] = []
+
+    async def ask_in(priority: Any, text: str) -> None:
+        await engine.run(Request(inputs=[text], priority=priority))
+        order.append(priority)
+
+    async def together() -> None:
+        runtime.gate.clear()
+        busy = [asyncio.ensure_future(engine.run(ask(letter))) for letter in "xy"]
+        await asyncio.sleep(0.03)
+        tasks = [asyncio.ensure_future(ask_in("bulk", letter * 50)) for letter in "abcdef"]
+        await asyncio.sleep(0.03)
+        tasks.append(asyncio.ensure_future(ask_in("interactive", "g")))
+        await asyncio.sleep(0.03)
+        runtime.seconds = 0.01
+        runtime.gate.set()
+        await asyncio.gather(*busy, *tasks)
+
+    asyncio.run(together())
+    assert order.index("interactive") <= 1
+
+
+def test_no_request_is_counted_when_all_is_answered(engine: Engine) -> None:
+    engine.run_sync(ask("abc", *["x" * 30 + chr(65 + i) for i in range(20)]))
+    with pytest.raises(EngineFailure):
+        engine.run_sync(ask("break", "x" * 100))
+    text = engine.metrics.render().decode()
+    for name in ("requests_in_flight", "queued_tokens", "queued_inputs"):
+        assert f'rtp_llm_{name}{{lane="bulk"}} 0.0' in text and f'rtp_llm_{name}{{lane="interactive"}} 0.0' in text

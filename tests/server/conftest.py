@@ -14,6 +14,7 @@ import uvicorn
 from rtp_llm.config import ServerConfig
 from rtp_llm.server import create_app
 from rtp_llm.server.app import listen
+from rtp_llm.server.dialect import EngineLike
 from rtp_llm.server.protocol import Protocol
 from tests.server.fake_engine import FakeEngine
 
@@ -35,10 +36,17 @@ class Address:
 
 
 @contextmanager
-def running_server(engine: FakeEngine, config: ServerConfig = CONFIG) -> Iterator[Address]:
+def running_server(engine: EngineLike, config: ServerConfig = CONFIG) -> Iterator[Address]:
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(
-        uvicorn.Config(create_app(engine, config), log_config=None, lifespan="off", ws="none", http=Protocol)
+        uvicorn.Config(
+            create_app(engine, config),
+            log_config=None,
+            lifespan="off",
+            ws="none",
+            http=Protocol,
+            timeout_keep_alive=config.timeout_keep_alive,
+        )
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -14,7 +14,7 @@ BODY = b'{"input":"a"}'
 
 
 def left(engine: FakeEngine) -> float:
-    labels = {"route": "/v1/embeddings", "status": "499"}
+    labels = {"route": "/v1/embeddings", "status": "499", "model": ""}
     return engine.metrics.registry.get_sample_value("rtp_llm_requests_total", labels) or 0
 
 

@@ -135,7 +135,7 @@ def test_pages_allow_nothing_from_elsewhere(client: httpx.Client, path: str) -> 
 
 def test_metrics(client: httpx.Client, engine: FakeEngine) -> None:
     def count(route: str, status: int) -> float:
-        labels = {"route": route, "status": str(status)}
+        labels = {"route": route, "status": str(status), "model": ""}
         return engine.metrics.registry.get_sample_value("rtp_llm_requests_total", labels) or 0
 
     before = [count(ROUTE, 200), count(ROUTE, 400), count("unmatched", 404), count("/v1/models/{model:path}", 404)]
@@ -147,7 +147,7 @@ def test_metrics(client: httpx.Client, engine: FakeEngine) -> None:
     assert after == [value + 1 for value in before]
     answer = client.get("/metrics")
     assert answer.headers["content-type"] == CONTENT_TYPE
-    assert 'rtp_llm_requests_total{route="/v1/embeddings",status="200"}' in answer.text
+    assert 'rtp_llm_requests_total{model="",route="/v1/embeddings",status="200"}' in answer.text
     assert "nowhere" not in answer.text
 
 

@@ -220,7 +220,7 @@ def test_request_timeout(loop: Loop, config: ServerConfig, stubs: Stubs) -> None
 
 def test_metrics(fake: Client, stubs: Stubs, engine: FakeEngine) -> None:
     def count(status: int) -> float:
-        labels = {"route": "/tei.v1.Embed/Embed", "status": str(status)}
+        labels = {"route": "/tei.v1.Embed/Embed", "status": str(status), "model": ""}
         return engine.metrics.registry.get_sample_value("rtp_llm_requests_total", labels) or 0
 
     before = count(200), count(400)

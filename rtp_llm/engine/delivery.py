@@ -1,0 +1,75 @@
+"""From a job's rows to its answer, and from the answer to whoever waits for it."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+
+from rtp_llm.core import Response, TaskType
+from rtp_llm.engine.job import Job
+from rtp_llm.errors import EngineFailure, RtpError
+from rtp_llm.observability import Metrics
+from rtp_llm.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+
+class Delivery:
+    """Finishes jobs and wakes their waiters, in the thread that computed the last row."""
+
+    def __init__(self, tasks: Mapping[TaskType, Task], metrics: Metrics) -> None:
+        self._tasks = tasks
+        self._metrics = metrics
+
+    def deliver(self, jobs: Iterable[Job]) -> None:
+        """Hand finished or failed jobs to their waiters, with one wake-up per event loop."""
+        for _, group in groupby(sorted(jobs, key=lambda job: id(job.loop)), key=lambda job: id(job.loop)):
+            _send([(job, self._outcome(job)) for job in group])
+
+    def give_up(self, job: Job, error: RtpError) -> None:
+        """Tell a waiter that there will be no answer, whatever became of the job."""
+        _send([(job, error)])
+
+    def _outcome(self, job: Job) -> Response | Exception:
+        if job.error is not None:
+            return job.error
+        params = job.request.params
+        try:
+            outputs = {
+                task: self._tasks[task].finish(rows, params, job.input_ids) for task, rows in job.outputs.items()
+            }
+        except Exception as error:  # the border: an answer that cannot be finished must not end the batch thread
+            if isinstance(error, RtpError):
+                return error
+            logger.exception("request %s: finishing the answer failed", job.request.request_id)
+            return EngineFailure(f"finishing the answer failed: {type(error).__name__}")
+        response = Response(
+            outputs=outputs,
+            num_tokens=job.num_tokens,
+            truncated=job.truncated,
+            input_ids=job.input_ids,
+            timings=job.timings(),
+        )
+        self._metrics.observe_response(response)
+        return response
+
+
+def _send(settled: list[tuple[Job, Response | Exception]]) -> None:
+    """To waiters of one event loop, or of none."""
+    loop = settled[0][0].loop
+    if loop is None:
+        _settle(settled)
+        return
+    try:
+        loop.call_soon_threadsafe(_settle, settled)
+    except RuntimeError:
+        logger.debug("an event loop closed before %d of its answers", len(settled))
+
+
+def _settle(settled: list[tuple[Job, Response | Exception]]) -> None:
+    for job, outcome in settled:
+        if job.future.done():
+            continue
+        if isinstance(outcome, Exception):
+            job.future.set_exception(outcome)
+        else:
+            job.future.set_result(outcome)

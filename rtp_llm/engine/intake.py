@@ -1,0 +1,59 @@
+"""What is known of a request before anything is computed: whether it can be served, and its tokens."""
+
+import time
+from collections.abc import Mapping
+
+from rtp_llm.config import EngineConfig
+from rtp_llm.core import Item, Request, TaskType
+from rtp_llm.engine.job import Job
+from rtp_llm.engine.tokenizer import TokenizerPool
+from rtp_llm.errors import DeadlineExceeded, EngineFailure, InvalidRequest, RequestTooLarge, UnsupportedTask
+from rtp_llm.tasks import Task
+
+
+class Intake:
+    """Checks requests and tokenises them."""
+
+    def __init__(self, config: EngineConfig, tasks: Mapping[TaskType, Task], tokenizer: TokenizerPool) -> None:
+        self._max_tokens = config.max_request_tokens
+        self._tasks = tasks
+        self._tokenizer = tokenizer
+
+    def check(self, request: Request) -> None:
+        """InvalidRequest for what this model cannot serve, DeadlineExceeded for what comes too late."""
+        for task in request.tasks:
+            if task not in self._tasks:
+                offered = ", ".join(t.value for t in self._tasks)
+                raise UnsupportedTask(f"this model offers {offered}, not {task.value}")
+            self._tasks[task].check(request.params)
+        if not request.inputs:
+            raise InvalidRequest("input is empty; give at least one text", param="input")
+        self.check_deadline(request)
+
+    def check_deadline(self, request: Request) -> None:
+        """DeadlineExceeded once the request's deadline has come."""
+        if request.deadline <= time.monotonic():
+            raise expired()
+
+    def encode(self, job: Job, start: int, stop: int) -> list[Item]:
+        """Some of the job's inputs as its items; RequestTooLarge as soon as its tokens are over the limit."""
+        request = job.request
+        inputs, rerank = request.inputs[start:stop], TaskType.RERANK in request.tasks
+        try:
+            items = self._tokenizer.encode(inputs, request.params, start, rerank=rerank)
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic inside the tokenizers library is no Exception
+            raise EngineFailure(f"tokenising failed: {type(error).__name__}") from error
+        job.accept(items)
+        if job.total_tokens > self._max_tokens:
+            raise RequestTooLarge(
+                f"the request has over {self._max_tokens} tokens (max_request_tokens): send fewer inputs at a time",
+                param="input",
+            )
+        return items
+
+
+def expired() -> DeadlineExceeded:
+    """What a request is told whose deadline has come."""
+    return DeadlineExceeded("the request's deadline passed before it was computed; allow more time, or send less")

@@ -1,0 +1,64 @@
+"""Computing one batch, so that whatever goes wrong with an item is that item's own affair."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from rtp_llm.core import FloatArray, Item, Rows, TaskType
+from rtp_llm.errors import EngineFailure, RtpError
+from rtp_llm.observability import Metrics
+from rtp_llm.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+# One item's rows by task: [·], or [tokens, ·] where the task has a row for each token.
+ItemRows: TypeAlias = Mapping[TaskType, FloatArray]
+
+
+class Outcome(NamedTuple):
+    """What became of identical items: views of the batch's rows, or the error that they caused."""
+
+    items: list[Item]
+    rows: ItemRows
+    error: Exception | None = None
+
+
+def compute(
+    runtime: Runtime, groups: Sequence[list[Item]], num_cores: int, metrics: Metrics | None = None
+) -> list[Outcome]:
+    """Run one item of each group; where the batch fails, its halves, so that only what fails alone is an error.
+
+    Rows with NaN or infinity are an error of their item.
+    """
+    try:
+        rows = runtime.run([group[0] for group in groups], num_cores)
+    except Exception as error:  # the border: a batch may fail in any way and must not end the thread
+        if metrics is not None:
+            metrics.observe_failed_batch()
+        if len(groups) == 1:
+            return [Outcome(groups[0], {}, error)]
+        logger.warning("a batch of %d inputs failed (%s); running its halves", len(groups), error)
+        middle = len(groups) // 2
+        return [
+            outcome
+            for half in (groups[:middle], groups[middle:])
+            for outcome in compute(runtime, half, num_cores, metrics)
+        ]
+    return [_outcome(group, rows, place) for place, group in enumerate(groups)]
+
+
+def _outcome(group: list[Item], rows: Mapping[TaskType, Rows], place: int) -> Outcome:
+    own = {task: rows[task][place] for task in group[0].tasks}
+    if all(np.isfinite(row).all() for row in own.values()):
+        return Outcome(group, own)
+    return Outcome(group, {}, EngineFailure("the model returned NaN or infinity"))
+
+
+def item_failure(item: Item, error: Exception) -> EngineFailure:
+    """What the request of an item that failed is told; the whole error is logged."""
+    id_, length = item.owner.request.request_id, len(item.input_ids)
+    logger.error("request %s: input %d of %d tokens failed", id_, item.index, length, exc_info=error)
+    message = error.message if isinstance(error, RtpError) else type(error).__name__
+    return EngineFailure(f"computing input {item.index} failed: {message}")

@@ -1,0 +1,158 @@
+"""What waits in one lane, found by age and by length; identical inputs wait, and are computed, as one."""
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from rtp_llm.core import Item, TaskType
+from rtp_llm.engine.job import Job
+
+# All that an item's rows depend on.
+Key: TypeAlias = tuple[bytes, bytes | None, int, bytes, tuple[TaskType, ...]]
+
+
+def key_of(item: Item) -> Key:
+    """Items of the same key have the same rows, bit for bit."""
+    types = item.token_type_ids
+    return (
+        item.input_ids.tobytes(),
+        None if types is None else types.tobytes(),
+        item.prompt_length,
+        item.prefix,
+        item.tasks,
+    )
+
+
+class Place:
+    """A place in the queue, of one item or of several that are identical; `open` until it is taken or given up."""
+
+    __slots__ = ("items", "key", "num_own_tokens", "open")
+
+    def __init__(self, item: Item, key: Key) -> None:
+        self.items = [item]
+        self.key = key
+        self.num_own_tokens = item.num_own_tokens
+        self.open = True
+
+
+class LaneQueue:
+    """The places of one lane. `tokens` and `items` count what waits, identical ones too; so do the jobs' counters.
+
+    expired  jobs whose deadline was found to have passed; nothing of them waits any more
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.items = 0
+        self.expired: list[Job] = []
+        self._arrivals: deque[Place] = deque()
+        self._by_length: dict[int, deque[Place]] = {}
+        self._lengths: list[int] = []
+        self._by_key: dict[Key, Place] = {}
+
+    def add(self, items: Iterable[Item]) -> None:
+        """Queue items; one that is identical to a waiting one shares its place."""
+        for item in items:
+            item.queued = True
+            self._count(item, 1)
+            key = key_of(item)
+            place = self._by_key.get(key)
+            if place is not None:
+                place.items.append(item)
+                continue
+            place = self._by_key[key] = Place(item, key)
+            self._arrivals.append(place)
+            length = place.num_own_tokens
+            bucket = self._by_length.get(length)
+            if bucket is None:
+                bucket = self._by_length[length] = deque()
+                insort(self._lengths, length)
+            bucket.append(place)
+
+    def drop(self, job: Job) -> None:
+        """Forget the waiting items of a job that is `done`; they are skipped when their turn comes."""
+        self.tokens -= job.queued_tokens
+        self.items -= job.queued_items
+        job.queued_tokens = job.queued_items = 0
+
+    def oldest(self, now: float) -> Place | None:
+        """The place that has waited longest; None when nothing waits."""
+        while self._arrivals:
+            place = self._arrivals[0]
+            if place.open and self._is_wanted(place, now):
+                return place
+            self._arrivals.popleft()
+        # Whatever is left elsewhere belongs to jobs that are done.
+        self._by_length.clear()
+        self._lengths.clear()
+        self._by_key.clear()
+        return None
+
+    def take(self, place: Place) -> list[Item]:
+        """The items of a place, which wait no longer."""
+        self._close(place)
+        for item in place.items:
+            item.queued = False
+            self._count(item, -1)
+        return place.items
+
+    def nearest(self, length: int, room: int, now: float) -> Place | None:
+        """A place of at most `room` own tokens, as near as can be to `length`; the caller takes it."""
+        while True:
+            at = bisect_left(self._lengths, length)
+            above = self._lengths[at] if at < len(self._lengths) else None
+            below = self._lengths[at - 1] if at else None
+            if above is not None and above > room:
+                above = None
+            if below is not None and below > room:
+                fitting = bisect_left(self._lengths, room + 1)
+                below = self._lengths[fitting - 1] if fitting else None
+            if above is None and below is None:
+                return None
+            nearest = above if below is None or (above is not None and above - length <= length - below) else below
+            assert nearest is not None
+            place = self._pop(nearest, now)
+            if place is not None:
+                return place
+
+    def _pop(self, length: int, now: float) -> Place | None:
+        """First wanted place of this length; an emptied bucket is removed."""
+        bucket = self._by_length[length]
+        while bucket:
+            place = bucket.popleft()
+            if place.open and self._is_wanted(place, now):
+                return place
+        del self._by_length[length]
+        self._lengths.pop(bisect_left(self._lengths, length))
+        return None
+
+    def _is_wanted(self, place: Place, now: float) -> bool:
+        """Whether anybody still waits for it; those who do not are taken off, and a deserted place is closed."""
+        kept = []
+        for item in place.items:
+            job: Job = item.owner
+            if job.done:
+                continue
+            if job.request.deadline <= now:
+                if job not in self.expired:
+                    self.expired.append(job)
+                    self.drop(job)
+                continue
+            kept.append(item)
+        place.items = kept
+        if not kept:
+            self._close(place)
+        return bool(kept)
+
+    def _close(self, place: Place) -> None:
+        place.open = False
+        del self._by_key[place.key]
+
+    def _count(self, item: Item, sign: int) -> None:
+        """Every queued item is counted here and at its job."""
+        tokens, job = sign * item.num_own_tokens, item.owner
+        self.tokens += tokens
+        self.items += sign
+        job.queued_tokens += tokens
+        job.queued_items += sign

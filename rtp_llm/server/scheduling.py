@@ -1,0 +1,30 @@
+"""What a caller's headers say of when its request is computed, in any dialect."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from rtp_llm.core import Request
+from rtp_llm.errors import InvalidRequest
+
+PRIORITY_HEADER = b"x-priority"
+_PRIORITIES = ("auto", "interactive", "bulk")
+
+
+def scheduled(request: Request, headers: Mapping[bytes, bytes], seconds: float = math.inf) -> Request:
+    """The request with its priority, by X-Priority, and the deadline that is `seconds` from now.
+
+    InvalidRequest for a priority that does not exist.
+    """
+    changes: dict[str, Any] = {}
+    given = headers.get(PRIORITY_HEADER)
+    if given is not None:
+        priority = given.decode("latin-1").lower()
+        if priority not in _PRIORITIES:
+            raise InvalidRequest(f"X-Priority: {priority!r:.60} is not one of {', '.join(_PRIORITIES)}")
+        changes["priority"] = priority
+    if math.isfinite(seconds):
+        changes["deadline"] = time.monotonic() + seconds
+    return replace(request, **changes) if changes else request

@@ -1,0 +1,97 @@
+"""Admission by lane, and how honest its Retry-After is: pure logic, no clock."""
+
+import math
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from rtp_llm.config import EngineConfig
+from rtp_llm.core import Request
+from rtp_llm.engine.gate import Gate
+from rtp_llm.engine.job import Job
+from rtp_llm.engine.lane import Lane, estimate_tokens, lane_of
+from rtp_llm.errors import Overloaded
+
+
+def make_gate(cores: int = 1, **options: Any) -> Gate:
+    return Gate(EngineConfig(checkpoint_path="x", **options), cores)
+
+
+def queued(interactive: int = 0, bulk: int = 0) -> dict[Lane, int]:
+    return {Lane.INTERACTIVE: interactive, Lane.BULK: bulk}
+
+
+@pytest.mark.parametrize(
+    ("request_", "lane"),
+    [
+        (Request(inputs=["a query"]), Lane.INTERACTIVE),
+        (Request(inputs=["x" * 390]), Lane.INTERACTIVE),
+        (Request(inputs=["x" * 410]), Lane.BULK),
+        (Request(inputs=["a"] * 60), Lane.BULK),
+        (Request(inputs=[[1] * 101]), Lane.BULK),
+        (Request(inputs=[("x" * 200, "y" * 200)]), Lane.BULK),
+        (Request(inputs=["a query"], priority="bulk"), Lane.BULK),
+        (Request(inputs=["a"] * 60, priority="interactive"), Lane.INTERACTIVE),
+    ],
+)
+def test_lane(request_: Request, lane: Lane) -> None:
+    assert lane_of(request_, batch_tokens=100) is lane
+
+
+def test_an_estimate_does_not_look_at_what_cannot_matter() -> None:
+    class Endless(list[str]):
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            while True:
+                yield "text"
+
+    assert estimate_tokens(Endless(), enough=50) == 51
+
+
+def test_each_lane_is_full_for_itself() -> None:
+    gate = make_gate(max_queued_tokens=100, max_bulk_requests=3)
+    gate.check(Lane.INTERACTIVE, queued(bulk=1000), 5000)
+    gate.check(Lane.BULK, queued(interactive=1000), 2)
+    with pytest.raises(Overloaded, match=r"100 tokens are waiting in the interactive lane, max_queued_tokens is 100"):
+        gate.check(Lane.INTERACTIVE, queued(interactive=100), 1)
+    with pytest.raises(Overloaded, match=r"3 bulk requests are in flight.*max_bulk_requests"):
+        gate.check(Lane.BULK, queued(), 3)
+
+
+def test_what_is_not_tokenised_yet_counts() -> None:
+    gate, job = make_gate(max_queued_tokens=100), Job(Request(inputs=["x"]), Future(), lane=Lane.BULK)
+    gate.announce(job, 120)
+    with pytest.raises(Overloaded):
+        gate.check(Lane.BULK, queued(), 1)
+    gate.announce(job, -90)
+    gate.check(Lane.BULK, queued(bulk=69), 1)
+    gate.announce(job, -90)
+    assert gate.announced == queued() and job.announced == 0
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("small", [0, 50])
+def test_the_drain_rate_is_the_devices(cores: int, small: int) -> None:
+    """Batches of 1000 tokens in 0.25 core seconds; small ones, which are slower by token, hardly change the rate."""
+    gate = make_gate(cores)
+    assert gate.tokens_per_second == 0
+    for _ in range(20):
+        gate.observe(1000, 0.25, 1)
+    for _ in range(small // 10):
+        gate.observe(10, 0.005 / cores, cores)
+    assert gate.tokens_per_second == pytest.approx(4000 * cores, rel=0.05)
+    assert gate.seconds_until_empty(Lane.BULK, queued(bulk=8000)) == pytest.approx(2 / cores, rel=0.05)
+
+
+def test_lanes_share_while_both_wait() -> None:
+    gate = make_gate(bulk_share=20)
+    gate.observe(1000, 1.0, 1)
+    assert gate.seconds_until_empty(Lane.INTERACTIVE, queued(800, 10_000)) == pytest.approx(1.0)
+    assert gate.seconds_until_empty(Lane.BULK, queued(800, 200)) == pytest.approx(1.0)
+    assert gate.seconds_until_empty(Lane.BULK, queued(100, 2000)) == pytest.approx(2.1)
+
+
+def test_retry_after_before_anything_is_known() -> None:
+    with pytest.raises(Overloaded) as refusal:
+        make_gate(max_queued_tokens=1).check(Lane.BULK, queued(bulk=9), 1)
+    assert refusal.value.retry_after == 1.0 and math.isfinite(refusal.value.retry_after)

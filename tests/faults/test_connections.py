@@ -1,0 +1,123 @@
+"""Clients that behave badly on the wire: the server answers or lets go of them, and everybody else is served."""
+
+import contextlib
+import resource
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from tests.faults.conftest import Faulty
+from tests.server.conftest import CONFIG, running_server, wait_until
+from tests.server.fake_engine import FakeEngine
+
+pytestmark = pytest.mark.faults
+
+BODY = b'{"input":"a"}'
+REQUEST = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(1 << 16):
+            received += part
+    return received
+
+
+def test_a_thousand_idle_connections(server: Faulty) -> None:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit < 2100:
+        pytest.skip(f"{limit} open files are allowed; client and server need one a connection each")
+    with contextlib.ExitStack() as stack:
+        for _ in range(1000):
+            stack.enter_context(connect(server.port))
+        assert server.works()
+        began = time.monotonic()
+        assert server.ask("hello").status_code == 200 and time.monotonic() - began < 5
+    assert server.works()
+
+
+@pytest.mark.parametrize("first", [b"", b"POST /v1/emb", REQUEST + b"GET /hea"], ids=["nothing", "half a head", "next"])
+def test_a_head_that_never_ends_is_given_up(first: bytes) -> None:
+    config = replace(CONFIG, timeout_keep_alive=1)
+    with running_server(FakeEngine(), config) as address, connect(address.port) as connection:
+        connection.sendall(first)
+        began = time.monotonic()
+        received = read_all(connection)
+        assert 0.5 < time.monotonic() - began < 5
+        assert received.startswith(b"HTTP/1.1 200") == first.startswith(REQUEST)
+
+
+def test_a_head_drop_by_drop_is_given_up() -> None:
+    with running_server(FakeEngine(), replace(CONFIG, timeout_keep_alive=1)) as address:
+        with connect(address.port) as connection, contextlib.suppress(ConnectionError):
+            began = time.monotonic()
+            for byte in REQUEST * 20:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.02)
+                assert time.monotonic() - began < 5
+
+
+def test_a_slow_head_that_ends_is_served(server: Faulty) -> None:
+    with connect(server.port) as connection:
+        for start in range(0, len(REQUEST), 7):
+            connection.sendall(REQUEST[start : start + 7])
+            time.sleep(0.002)
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("when", ["at once", "while it is computed"])
+def test_a_client_that_closes_its_half(server: Faulty, when: str) -> None:
+    """It is taken for one that left: no answer is owed, nothing hangs, the next one is served."""
+    if when == "while it is computed":
+        server.runtime.gate.clear()
+    with connect(server.port) as connection:
+        connection.sendall(REQUEST)
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(5)
+        read_all(connection)
+    server.runtime.gate.set()
+    assert server.works()
+
+
+def test_clients_that_do_not_read_hold_up_nobody(server: Faulty) -> None:
+    """Their answers fill the socket's buffers and stay there; the others' come."""
+    text = b'{"input":[' + b",".join(b'"%d"' % n for n in range(150)) + b"]}"
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(text)
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            connection = stack.enter_context(connect(server.port))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(0.5)
+            with contextlib.suppress(TimeoutError):
+                for _ in range(40):
+                    connection.sendall(head + text)
+        assert server.works()
+    assert server.works()
+
+
+def test_many_clients_that_leave(server: Faulty) -> None:
+    """All of them leave the queue; none of their work is computed."""
+    server.runtime.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        stays = pool.submit(server.ask, "stays")
+        wait_until(lambda: server.runtime.busy == 1)
+        computed = len(server.runtime.batches)
+        for n in range(20):
+            with connect(server.port) as connection:
+                body = b'{"input":"%d"}' % n
+                head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+                connection.sendall(head + body)
+                time.sleep(0.01)
+        values = server.engine.metrics.registry.get_sample_value
+        wait_until(lambda: values("rtp_llm_requests_in_flight", {"lane": "interactive"}) == 1)
+        server.runtime.gate.set()
+        assert stays.result().status_code == 200
+    assert server.works() and len(server.runtime.batches) - computed <= 2
