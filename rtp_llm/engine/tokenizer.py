@@ -18,6 +18,8 @@ import numpy as np
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import Input, Int32Array, Item, Params
 from rtp_llm.engine import tokenizer_files as files
+from rtp_llm.engine.tokenizer_cuts import find_cuts
+from rtp_llm.engine.truncation import longest_first, only_second
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
 from rtp_llm.model_config import ModelConfig, sequence_limit
 
@@ -92,7 +94,7 @@ class Tokenizer:
                 "refused", folder, num_ids, self.vocab_size,
             )  # fmt: skip
         self._has_types = files.has_token_types(config)
-        self._places = files.cut_places(self._tokenizer)
+        self._cuts = find_cuts(self._tokenizer)
         self._prompt_lengths: dict[tuple[str, bool], int] = {}
 
     @classmethod
@@ -280,27 +282,24 @@ class Tokenizer:
         """The texts encoded whole, or enough of a long one that all the tokens it will keep are there."""
         if not texts:
             return []
-        special = params.add_special_tokens
-        if self._places is None or self._side(params) == "left":
-            return self._run(texts, special)
-        tried = {index: self._shortened(text) for index, text in texts.items()}
+        side, special = self._side(params), params.add_special_tokens
+        tried = {index: self._shortened(text, side) for index, text in texts.items()}
         encodings = self._run(tried, special)
         for place, (index, text) in enumerate(texts.items()):
             if tried[index] is not text and not self._suffices(encodings[place], text, tried[index]):
                 (encodings[place],) = self._run({index: text}, special)
         return encodings
 
-    def _shortened(self, text: Text) -> Text:
-        """The text up to a place far enough on where it may be cut; the text itself where it is short or has none."""
+    def _shortened(self, text: Text, side: Side) -> Text:
+        """The part to try: some characters for each token, up to a safe place; the text itself where it is short."""
         if isinstance(text, tuple):
-            first, second = self._shortened(text[0]), self._shortened(text[1])
+            first, second = self._shortened(text[0], side), self._shortened(text[1], side)
             # Which of two long texts is the longer decides where an odd token goes, so one at most is shortened.
             return text if (first is text[0]) == (second is text[1]) else (str(first), str(second))
-        limit = self.max_seq_len * _CHARACTERS_PER_TOKEN
-        if len(text) <= 2 * limit or self._places is None:
+        enough = self.max_seq_len * _CHARACTERS_PER_TOKEN
+        if len(text) <= 2 * enough or self._cuts is None:
             return text
-        places = [place.start() for place in self._places.finditer(text, 0, limit)]
-        return text[: places[-1]] if places else text
+        return self._cuts.tail(text, enough) if side == "left" else self._cuts.head(text, enough)
 
     def _suffices(self, encoding: Encoding, text: Text, tried: Text) -> bool:
         """Whether what was shortened still has more tokens than can be kept, and its partner no more than that."""
@@ -320,29 +319,6 @@ class Tokenizer:
                 for part in (text,) if isinstance(text, str) else text:
                     _check_unicode(part, f"input {index}")
             raise
-
-
-def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many of a pair's tokens stay: the longer loses first. Source: tokenizers, utils/truncation.rs."""
-    if first + second <= room:
-        return first, second
-    short, long = sorted((first, second))
-    long = short if short > room else max(short, room - short)
-    if short + long > room:
-        short, long = room // 2, room // 2 + room % 2
-    # A tie counts as the first being the shorter.
-    kept = (short, long) if first <= second else (long, short)
-    return min(first, kept[0]), min(second, kept[1])
-
-
-def only_second(first: int, second: int, room: int, limit: int) -> tuple[int, int]:
-    """How many of a pair's tokens stay: three quarters of `limit` of the first, then what fits of the second.
-
-    Source: FlagEmbedding, inference/reranker/encoder_only/base.py. Where a tiny limit leaves the second nothing, the
-    first is cut to the room.
-    """
-    first = min(first, limit * 3 // 4, room)
-    return first, min(second, room - first)
 
 
 def _check_unicode(text: str, what: str) -> None:

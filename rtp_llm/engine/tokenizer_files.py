@@ -1,7 +1,5 @@
 """A folder's tokenizer files -> one `tokenizers.Tokenizer`, and the facts of its configuration that matter."""
 
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,9 +30,6 @@ _UNTYPED_CLASSES = (
     "RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer", "DistilBertTokenizer", "MPNetTokenizer",
     "BartTokenizer", "LongformerTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer", "LlamaTokenizer",
 )  # fmt: skip
-_INDEPENDENT_NORMALIZERS = frozenset(
-    ("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Precompiled", "StripAccents")
-)
 
 
 def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
@@ -265,24 +260,3 @@ def has_token_types(config: Mapping[str, Any]) -> bool:
     """Whether transformers would hand this tokenizer's token_type_ids to the model."""
     names = config.get("model_input_names")
     return "token_type_ids" in names if isinstance(names, list) else config["tokenizer_class"] not in _UNTYPED_CLASSES
-
-
-def cut_places(tokenizer: tokenizers.Tokenizer) -> re.Pattern[str] | None:
-    """Characters before which the tokens are the same whatever follows; None where that is not certain of any."""
-    if any(" " in token.content for token in tokenizer.get_added_tokens_decoder().values()):
-        return None
-    normalizer, pre_tokenizer = _steps(tokenizer.normalizer), _steps(tokenizer.pre_tokenizer)
-    if not pre_tokenizer or not all(step["type"] in _INDEPENDENT_NORMALIZERS for step in normalizer):
-        return None
-    first = pre_tokenizer[0]
-    if any(step["type"] == "BertNormalizer" and step.get("handle_chinese_chars") for step in normalizer):
-        return re.compile("[ \u4e00-\u9fff]")  # BERT makes a word of each of these ideographs
-    by_word = first["type"] in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
-    by_regex = first["type"] == "ByteLevel" and bool(first.get("use_regex", True))
-    return re.compile(" ") if by_word or by_regex else None
-
-
-def _steps(part: Any) -> list[dict[str, Any]]:
-    """A normalizer's or pre-tokenizer's serialised steps, in order."""
-    state = {} if part is None else json.loads(part.__getstate__())
-    return state.get("normalizers") or state.get("pretokenizers") or ([state] if state else [])

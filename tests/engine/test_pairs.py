@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from rtp_llm.core import Params
-from rtp_llm.engine.tokenizer import Tokenizer, only_second
+from rtp_llm.engine.tokenizer import Tokenizer
+from rtp_llm.engine.truncation import only_second
 from rtp_llm.errors import InvalidRequest
 from tests.conftest import WORDS
 

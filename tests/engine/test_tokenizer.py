@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtp_llm.core import Input, Item, Params
-from rtp_llm.engine.tokenizer import Side, Tokenizer, TokenizerPool, longest_first
+from rtp_llm.engine.tokenizer import Side, Tokenizer, TokenizerPool
+from rtp_llm.engine.truncation import longest_first
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
 from tests.conftest import WORDS
 from tests.engine.tokenizer_folders import append_end_of_text, set_keys
