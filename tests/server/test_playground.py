@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.server.conftest import Address
+from tests.server.conftest import CONFIG, Address, running_server
 from tests.server.fake_engine import FakeEngine
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -85,6 +86,18 @@ def test_failure_is_shown(page: Any, address: Address, engine: FakeEngine) -> No
     assert "its log tells why" in page.inner_text("#error")
     assert not page.is_visible("#result")
     assert fits(page)
+
+
+def test_asks_for_the_key(browser: Any, engine: FakeEngine) -> None:
+    with running_server(engine, replace(CONFIG, api_key=("the-key",))) as guarded:
+        page = browser.new_page()
+        page.goto(guarded.url)
+        page.get_by_label("API key").fill("the-key")
+        assert "Authorization: Bearer YOUR_KEY" in page.inner_text("#curl")
+        page.get_by_role("button", name="Compare").click()
+        page.wait_for_selector("#heat td")
+        assert page.inner_text("#model") == "fake/model" and fits(page)
+        page.close()
 
 
 def test_no_text_is_explained(page: Any, address: Address) -> None:
