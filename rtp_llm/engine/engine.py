@@ -77,9 +77,17 @@ class Engine:
         if reason is not None:
             raise NotReady(reason)
 
-    def tokens(self, text: str) -> list[Token]:
+    def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[Token]:
         """The tokens of a text as the model would read it, without prompt or limit."""
-        return self._tokenizer.tokenizer.tokens(text)
+        return self._tokenizer.tokenizer.tokens(text, add_special_tokens=add_special_tokens)
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids; InvalidRequest for an id that is out of the vocabulary."""
+        return self._tokenizer.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def prompt(self, name: str) -> str:
+        """The text of the prompt called `name`, one of the model's."""
+        return self._tokenizer.tokenizer.prompts[name]
 
     async def run(self, request: Request) -> Response:
         """Answer one request; cancelling the coroutine drops what is still queued of it."""

@@ -37,8 +37,9 @@ class RerankTemplate:
             if isinstance(value, list):
                 (items[index],) = self._tokenizer.encode([value], params, index)
             elif isinstance(value, tuple) and len(value) == 2:
+                document = self._shortened(value[1], params.max_tokens_per_doc)
                 texts[index] = (
-                    f"<Instruct>: {params.instruction or INSTRUCTION}\n<Query>: {value[0]}\n<Document>: {value[1]}"
+                    f"<Instruct>: {params.instruction or INSTRUCTION}\n<Query>: {value[0]}\n<Document>: {document}"
                 )
             else:
                 raise InvalidRequest(f"input {index} is a single text; a reranker reads pairs of query and document")
@@ -48,6 +49,13 @@ class RerankTemplate:
             body.input_ids = np.concatenate([self._prefix, body.input_ids, self._suffix])
             items[index] = body
         return [items[index] for index in range(start, start + len(inputs))]
+
+    def _shortened(self, document: str, max_tokens: int | None) -> str:
+        """The document's first `max_tokens` tokens, as text."""
+        if max_tokens is None:
+            return document
+        tokens = self._tokenizer.tokens(document, add_special_tokens=False)
+        return document if len(tokens) <= max_tokens else document[: tokens[max_tokens - 1].stop]
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> Int32Array:
