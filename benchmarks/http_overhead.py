@@ -33,7 +33,7 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, Response, TaskType
 from rtp_llm.observability import Metrics
 from rtp_llm.server import serve
-from rtp_llm.server.dialect import Token
+from rtp_llm.server.service import Token
 
 _SENTENCE = "The quick brown fox jumps over the lazy dog near the bank of the river"
 _ANSWER = b"x" * 2200
@@ -97,8 +97,14 @@ class NoEngine:
     def check_health(self) -> None:
         pass
 
-    def tokens(self, text: str) -> list[Token]:
+    def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[Token]:
         return []
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        return ""
+
+    def prompt(self, name: str) -> str:
+        return ""
 
     async def run(self, request: Request) -> Response:
         await asyncio.sleep(0)

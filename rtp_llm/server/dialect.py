@@ -1,125 +1,52 @@
-"""The hot path: bytes of one dialect -> Request -> the engine -> bytes. Plain ASGI, no framework in between."""
+"""The hot path: bytes of one dialect -> Request -> the engine -> bytes. Plain ASGI, no framework in between.
+
+A path leads to a Route: a Dialect, which runs the model; a Lookup, which asks the tokenizer alone; or a Choice between
+several, which share a path and are told apart by their bodies.
+"""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
-from starlette.types import Receive
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, Response
-from rtp_llm.errors import Overloaded, RequestTooLarge
-from rtp_llm.observability import Metrics
-from rtp_llm.server.body import decode, read_body
-from rtp_llm.server.errors import ClientLeft, Headers
-from rtp_llm.server.exchange import Exchange
+from rtp_llm.errors import RequestTooLarge
+from rtp_llm.server.body import decode
+from rtp_llm.server.errors import ErrorForm, Headers, openai_form
+from rtp_llm.server.exchange import JSON, Exchange
+from rtp_llm.server.service import EngineLike, Service
 
 Body = TypeVar("Body")
-Result = TypeVar("Result")
 
-# NOTE: a timer costs a request 1.9 us, a task that watches from the start 4.6 us, running the work in a task of its own
-# 12.4 us; most answers are ready before the timer fires.
-_WATCH_AFTER = 0.1
+_LOOKUP_CHARACTERS = 2000  # what a lookup may take on the event loop, which has others to serve
+_keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class Token(Protocol):
-    """One token of a text and the characters it covers, start:stop; a special token covers none."""
+class Route(Protocol):
+    """What a path leads to."""
 
     @property
-    def id(self) -> int: ...
+    def error_form(self) -> ErrorForm: ...
+
+    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> "Answerer":
+        """The dialect that this body is in."""
+
+
+class Answerer(Route, Protocol):
+    """A dialect that answers."""
 
     @property
-    def text(self) -> str: ...
+    def content_type(self) -> bytes: ...
 
-    @property
-    def start(self) -> int | None: ...
-
-    @property
-    def stop(self) -> int | None: ...
+    async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
+        """A body's answer; every failure leaves as an exception."""
 
 
-class EngineLike(Protocol):
-    """All that the server knows of an engine."""
-
-    metrics: Metrics
-
-    def info(self) -> ModelInfo:
-        """The loaded model; NotReady before there is one."""
-
-    def check_health(self) -> None:
-        """Raise NotReady, with the reason, while requests cannot be answered."""
-
-    async def run(self, request: Request) -> Response:
-        """Answer one request; cancelling the coroutine drops what still waits of it."""
-
-    def tokens(self, text: str) -> Sequence[Token]:
-        """The tokens of a text as the model would read it, without prompt or limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dialect(Generic[Body]):
-    """One wire form of a task.
-
-    decoder     bytes -> the dialect's own body type
-    to_request  what the body asks for; InvalidRequest where this model or these limits cannot serve it
-    render      the answer in pieces; the event loop serves others between two of them
-    render_on_thread  for a `render` that computes: it is run beside the event loop
-    """
-
-    decoder: msgspec.json.Decoder[Body]
-    to_request: Callable[[Body, ModelInfo, ServerConfig, str], Request]
-    render: Callable[[Body, Response, ModelInfo], Iterator[bytes]]
-    render_on_thread: bool = False
-
-
-def check_count(count: int, config: ServerConfig, param: str) -> None:
-    """RequestTooLarge for more inputs than a request may have."""
-    limit = config.max_client_batch_size
-    if count > limit:
-        message = f"{count} inputs are over the limit of {limit} (max_client_batch_size): send fewer at a time"
-        raise RequestTooLarge(message, param=param)
-
-
-class InferenceRoutes:
-    """Answers in any dialect, with one limit on what is in flight."""
-
-    def __init__(self, engine: EngineLike, config: ServerConfig) -> None:
-        self._engine = engine
-        self._config = config
-        self._in_flight = 0
-
-    async def _read(self, exchange: Exchange) -> bytes:
-        return await read_body(exchange, self._config.max_body_bytes, self._config.body_timeout)
-
-    async def answer(self, dialect: Dialect[Any], exchange: Exchange) -> None:
-        """Read, run, respond; every failure leaves as an exception."""
-        body = decode(dialect.decoder, await self._read(exchange))
-        info = self._engine.info()
-        request = dialect.to_request(body, info, self._config, exchange.request_id)
-        limit = self._config.concurrency_limit
-        if self._in_flight >= limit:
-            raise Overloaded(f"{limit} requests are in flight, the most allowed (concurrency_limit): try again shortly")
-        self._in_flight += 1
-        try:
-            response = await _unless_client_leaves(self._engine.run(request), exchange.receive)
-            pieces = dialect.render(body, response, info)
-            content = await (asyncio.to_thread(b"".join, pieces) if dialect.render_on_thread else _join(pieces))
-        finally:
-            self._in_flight -= 1
-        await exchange.respond(200, content, _headers(response))
-
-
-async def _join(pieces: Iterator[bytes]) -> bytes:
-    parts = [next(pieces)]
-    for piece in pieces:
-        parts.append(piece)
-        await asyncio.sleep(0)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _headers(response: Response) -> Headers:
+def answer_headers(request: Request, response: Response) -> Headers:
+    """RTP-LLM's usage and the browser's timings."""
     tokens, timings = response.total_tokens, response.timings
     stages = (
         f"tokenize;dur={timings.tokenize * 1e3:.3f}, queue;dur={timings.queue * 1e3:.3f}, "
@@ -131,43 +58,115 @@ def _headers(response: Response) -> Headers:
     ]
 
 
-async def _unless_client_leaves(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
-    """The result of `work`; ClientLeft, with `work` cancelled, when the connection closes first."""
-    watch = _ClientWatch(receive)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if watch.client_left:
-            raise ClientLeft from None
-        raise
-    finally:
-        watch.stop()
+@dataclass(frozen=True, slots=True)
+class Dialect(Generic[Body]):
+    """One wire form of a task.
+
+    decoder     bytes -> the dialect's own body type
+    to_request  what the body asks for; InvalidRequest where this model or these limits cannot serve it
+    render      the answer in pieces; the event loop serves others between two of them
+    render_on_thread  for a `render` that computes: it is run beside the event loop
+    error_form  how its clients are told of failures
+    headers     of an answer
+    by_accept   other forms of the answer, by the value of the request's Accept
+    """
+
+    decoder: msgspec.json.Decoder[Body]
+    to_request: Callable[[Body, ModelInfo, ServerConfig, str], Request]
+    render: Callable[[Body, Response, ModelInfo], Iterator[bytes]]
+    render_on_thread: bool = False
+    error_form: ErrorForm = openai_form
+    headers: Callable[[Request, Response], Headers] = answer_headers
+    content_type: bytes = JSON
+    by_accept: "Mapping[bytes, Dialect[Body]]" = field(default_factory=dict)
+
+    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+        """Itself, or what the client would rather accept."""
+        if self.by_accept:
+            return self.by_accept.get(exchange.headers.get(b"accept", b""), self)
+        return self
+
+    async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
+        """Decode, run, render."""
+        body = decode(self.decoder, content)
+        info = service.engine.info()
+        request = self.to_request(body, info, service.config, exchange.request_id)
+        return await service.admit(self._run(body, request, service.engine, info), exchange.receive)
+
+    async def _run(self, body: Body, request: Request, engine: EngineLike, info: ModelInfo) -> tuple[bytes, Headers]:
+        response = await engine.run(request)
+        pieces = self.render(body, response, info)
+        rendered = await (asyncio.to_thread(b"".join, pieces) if self.render_on_thread else _join(pieces))
+        return rendered, self.headers(request, response)
 
 
-class _ClientWatch:
-    """Cancels the task that made it when the client leaves."""
+@dataclass(frozen=True, slots=True)
+class Lookup(Generic[Body]):
+    """One wire form of a question to the tokenizer; long ones are answered on a thread."""
 
-    __slots__ = ("_owner", "_receive", "_timer", "_watcher", "client_left")
+    decoder: msgspec.json.Decoder[Body]
+    render: Callable[[Body, EngineLike, ServerConfig], bytes]
+    error_form: ErrorForm = openai_form
+    content_type: bytes = JSON
 
-    def __init__(self, receive: Receive) -> None:
-        loop = asyncio.get_running_loop()
-        self.client_left = False
-        self._receive = receive
-        self._owner = asyncio.current_task()
-        self._watcher: asyncio.Task[None] | None = None
-        self._timer = loop.call_later(_WATCH_AFTER, self._start)
+    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+        """Itself."""
+        return self
 
-    def stop(self) -> None:
-        self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
+    async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
+        """Decode and look up."""
+        body = decode(self.decoder, content)
+        if len(content) <= _LOOKUP_CHARACTERS:
+            return self.render(body, service.engine, service.config), []
+        work = asyncio.to_thread(self.render, body, service.engine, service.config)
+        return await service.admit(work, exchange.receive), []
 
-    def _start(self) -> None:
-        self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        assert self._owner is not None
-        self.client_left = True
-        self._owner.cancel()
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Dialects that share a path: the first whose key the body has, else `otherwise`."""
+
+    by_key: Mapping[str, Route]
+    otherwise: Route
+
+    @property
+    def error_form(self) -> ErrorForm:
+        """For what fails before the body is read."""
+        return self.otherwise.error_form
+
+    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+        """By the body's keys; what cannot be read is left to the last dialect to refuse."""
+        try:
+            found = _keys.decode(content)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            found = {}
+        route = next((route for key, route in self.by_key.items() if key in found), self.otherwise)
+        return route.choose(content, exchange, engine)
+
+
+@dataclass(frozen=True, slots=True)
+class ByModel:
+    """Dialects that share path and keys: what the loaded model does decides."""
+
+    pick: Callable[[ModelInfo], Route]
+    error_form: ErrorForm
+
+    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+        """By the model."""
+        return self.pick(engine.info()).choose(content, exchange, engine)
+
+
+def check_count(count: int, config: ServerConfig, param: str) -> None:
+    """RequestTooLarge for more inputs than a request may have."""
+    limit = config.max_client_batch_size
+    if count > limit:
+        message = f"{count} inputs are over the limit of {limit} (max_client_batch_size): send fewer at a time"
+        raise RequestTooLarge(message, param=param)
+
+
+async def _join(pieces: Iterator[bytes]) -> bytes:
+    parts = [next(pieces)]
+    for piece in pieces:
+        parts.append(piece)
+        await asyncio.sleep(0)
+    return parts[0] if len(parts) == 1 else b"".join(parts)

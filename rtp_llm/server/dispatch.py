@@ -4,7 +4,6 @@ POST routes that run the model are dispatched here, by path; everything else goe
 """
 
 import asyncio
-from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
@@ -16,16 +15,19 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.errors import InvalidRequest, NotReady
 from rtp_llm.observability import CONTENT_TYPE
 from rtp_llm.server import classifier, embeddings, openai, pages, reranker, rtp, similarity, tokenize
-from rtp_llm.server.dialect import Dialect, EngineLike, InferenceRoutes
-from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_body, error_headers
+from rtp_llm.server import dialect as dialects
+from rtp_llm.server.body import read_body
+from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_headers
 from rtp_llm.server.exchange import Exchange
+from rtp_llm.server.service import EngineLike, Service
 
-# Every path that runs the model.
-DIALECTS: dict[str, Dialect[Any]] = {
+# Every path that is answered by POST, from a body.
+DIALECTS: dict[str, dialects.Route] = {
     **{path: embeddings.dialect(kind) for path, kind in embeddings.PATHS.items()},
     similarity.PATH: similarity.SIMILARITY,
     reranker.PATH: reranker.RERANKER,
     classifier.PATH: classifier.CLASSIFIER,
+    **tokenize.ROUTES,
 }
 
 _CLIENT_LEFT = 499  # nginx's word for it; only the metrics see it
@@ -36,9 +38,9 @@ class Dispatcher:
 
     def __init__(self, engine: EngineLike, config: ServerConfig) -> None:
         self._engine = engine
-        self._inference = InferenceRoutes(engine, config)
+        self._service = Service(engine, config)
         own = [*pages.routes(), Route("/metrics", self._metrics)]
-        parts = (openai.routes(engine), rtp.routes(engine), tokenize.routes(engine, config), own)
+        parts = (openai.routes(engine), rtp.routes(engine), own)
         self.routes = [route for part in parts for route in part]
         self._router = Router(self.routes, redirect_slashes=False)
 
@@ -63,12 +65,21 @@ class Dispatcher:
         dialect = DIALECTS.get(path)
         if dialect is not None and exchange.method == "POST":
             exchange.route = path
-            await self._inference.answer(dialect, exchange)
+            await self._answer(dialect, exchange)
         elif exchange.method == "OPTIONS":
             exchange.route = "preflight"
             await exchange.respond_to_options()
         else:
             await self._route(exchange, path)
+
+    async def _answer(self, route: dialects.Route, exchange: Exchange) -> None:
+        exchange.error_form = route.error_form
+        config = self._service.config
+        content = await read_body(exchange, config.max_body_bytes, config.body_timeout)
+        chosen = route.choose(content, exchange, self._engine)
+        exchange.error_form = chosen.error_form
+        body, headers = await chosen.answer(content, self._service, exchange)
+        await exchange.respond(200, body, headers, chosen.content_type)
 
     async def _route(self, exchange: Exchange, path: str) -> None:
         scope = {**exchange.scope, "path": path, "app": self}
@@ -97,4 +108,5 @@ class Dispatcher:
 async def _respond_error(exchange: Exchange, error: Exception) -> None:
     shown = as_rtp_error(error, exchange.method, exchange.path, exchange.request_id)
     if exchange.status == 0:
-        await exchange.respond(shown.status, error_body(shown), error_headers(shown))
+        status, body = exchange.error_form(shown)
+        await exchange.respond(status, body, error_headers(shown))

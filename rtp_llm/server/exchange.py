@@ -6,7 +6,7 @@ import re
 
 from starlette.types import Message, Receive, Scope, Send
 
-from rtp_llm.server.errors import Headers
+from rtp_llm.server.errors import ErrorForm, Headers, openai_form
 
 JSON = b"application/json"
 _SANE_ID = re.compile(rb"[\w.:/+=@-]{1,128}").fullmatch
@@ -19,10 +19,22 @@ _ALL_METHODS = b"GET, HEAD, POST, OPTIONS"
 class Exchange:
     """A request's headers, its channels, and what has been sent of its answer.
 
-    `status` is 0 until the answer starts; `route` is the path's template, for the metrics.
+    `status` is 0 until the answer starts; `route` is the path's template, for the metrics; `error_form` is how a
+    failure is told.
     """
 
-    __slots__ = ("_send", "headers", "method", "path", "receive", "request_id", "route", "scope", "status")
+    __slots__ = (
+        "_send",
+        "error_form",
+        "headers",
+        "method",
+        "path",
+        "receive",
+        "request_id",
+        "route",
+        "scope",
+        "status",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -33,6 +45,7 @@ class Exchange:
         self._send = send
         self.status = 0
         self.route = "unmatched"
+        self.error_form: ErrorForm = openai_form
         given = self.headers.get(b"x-request-id")
         self.request_id = given.decode("latin-1") if given and _SANE_ID(given) else f"{_PREFIX}-{next(_numbers):x}"
 

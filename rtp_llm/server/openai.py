@@ -19,7 +19,8 @@ from starlette.routing import Route
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import EngineFailure, InvalidRequest, UnknownModel
-from rtp_llm.server.dialect import EngineLike, check_count
+from rtp_llm.server.dialect import check_count
+from rtp_llm.server.service import EngineLike
 
 MODEL_PATHS = ("/v1/models", "/models")
 _ROWS_A_PIECE = 64  # about 0.7 ms of float rendering at 384 dimensions

@@ -15,7 +15,7 @@ _TYPES = (
     openai.EmbeddingsBody, openai.EmbeddingsAnswer, openai.ModelList, openai.ModelEntry, embeddings.KindsAnswer,
     similarity.SimilarityBody, similarity.SimilarityAnswer, reranker.RerankerBody, reranker.RerankerAnswer,
     classifier.ClassifierBody, classifier.ClassifierAnswer, tokenize.TokenizeBody, tokenize.TokenizeAnswer,
-    tokenize.EncodeAnswer, ErrorAnswer,
+    tokenize.EncodeAnswer, tokenize.DetokenizeBody, tokenize.DetokenizeAnswer, ErrorAnswer,
 )  # fmt: skip
 _FAILURES = {
     "400": "The body cannot be served as it is; `param` names the place",
@@ -93,6 +93,8 @@ def _rtp() -> list[Operation]:
         (tokenize.TOKENIZE, "tokens", "Token ids of a text", tokenize.TokenizeBody, tokenize.TokenizeAnswer, prompt),
         (tokenize.ENCODE, "tokens", "Token ids and tokens of a text", tokenize.TokenizeBody, tokenize.EncodeAnswer,
          prompt),
+        (tokenize.DETOKENIZE, "tokens", "The text of token ids", tokenize.DetokenizeBody, tokenize.DetokenizeAnswer,
+         {"tokens": [101, 1037, 4937, 102]}),
     ]  # fmt: skip
     return [
         _inference(path, _id("post", path), tag, summary, body, _json(_ref(answer)), example)

@@ -5,7 +5,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.errors import HeadTooLarge, error_body
+from rtp_llm.server.errors import HeadTooLarge, openai_form
 
 MAX_HEAD_BYTES = 64 << 10
 _REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
@@ -40,7 +40,7 @@ class Protocol(HttpToolsProtocol):
         self._refuse(InvalidRequest("this is not an HTTP/1.1 request that can be read"))
 
     def _refuse(self, error: InvalidRequest) -> None:
-        body = error_body(error)
+        _, body = openai_form(error)
         head = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(head % (error.status, _REASONS[error.status], len(body)) + body)
         self.transport.close()

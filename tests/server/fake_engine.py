@@ -65,10 +65,16 @@ class FakeEngine:
         if self.not_ready:
             raise NotReady(self.not_ready)
 
-    def tokens(self, text: str) -> list[FakeToken]:
+    def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[FakeToken]:
         """A token a letter, between two special ones."""
         letters = [FakeToken(ord(letter), letter, i, i + 1) for i, letter in enumerate(text)]
-        return [FakeToken(1, "[CLS]"), *letters, FakeToken(2, "[SEP]")]
+        return [FakeToken(1, "[CLS]"), *letters, FakeToken(2, "[SEP]")] if add_special_tokens else letters
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        return "".join(map(chr, ids))
+
+    def prompt(self, name: str) -> str:
+        return f"{name}: "
 
     async def run(self, request: Request) -> Response:
         self.requests.append(request)
