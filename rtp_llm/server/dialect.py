@@ -149,7 +149,7 @@ class ByModel:
     """Dialects that share path and keys: what the loaded model does decides."""
 
     pick: Callable[[ModelInfo], Route]
-    error_form: ErrorForm
+    error_form: ErrorForm = openai_form
 
     def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
         """By the model."""

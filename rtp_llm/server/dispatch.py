@@ -12,14 +12,36 @@ from starlette.routing import Match, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from rtp_llm.config import ServerConfig
+from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.errors import InvalidRequest, NotReady
 from rtp_llm.observability import CONTENT_TYPE
-from rtp_llm.server import classifier, embeddings, openai, pages, reranker, rtp, similarity, tokenize
+from rtp_llm.server import (
+    classifier,
+    cohere,
+    embeddings,
+    openai,
+    pages,
+    rerank,
+    reranker,
+    rtp,
+    similarity,
+    tei,
+    tokenize,
+    vllm,
+)
 from rtp_llm.server import dialect as dialects
 from rtp_llm.server.body import read_body
 from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_headers
 from rtp_llm.server.exchange import Exchange
 from rtp_llm.server.service import EngineLike, Service
+
+_EMBEDDINGS = embeddings.dialect(None)
+
+
+def _rtp_input(info: ModelInfo) -> dialects.Route:
+    """What POST / does with `input`, as in the original: the server's task decides."""
+    return classifier.CLASSIFIER if TaskType.CLASSIFY in info.tasks else _EMBEDDINGS
+
 
 # Every path that is answered by POST, from a body.
 DIALECTS: dict[str, dialects.Route] = {
@@ -27,7 +49,21 @@ DIALECTS: dict[str, dialects.Route] = {
     similarity.PATH: similarity.SIMILARITY,
     reranker.PATH: reranker.RERANKER,
     classifier.PATH: classifier.CLASSIFIER,
+    **tei.ROUTES,
     **tokenize.ROUTES,
+    tokenize.TOKENIZE: dialects.Choice({"inputs": tei.TOKENIZE}, tokenize.ROUTES[tokenize.TOKENIZE]),
+    **rerank.ROUTES,
+    **cohere.ROUTES,
+    **vllm.ROUTES,
+    "/rerank": dialects.Choice({"texts": tei.RERANK}, rerank.RERANK),
+    "/": dialects.Choice(
+        {
+            "input": dialects.ByModel(_rtp_input),
+            "documents": reranker.RERANKER,
+            "left": similarity.SIMILARITY,
+        },
+        tei.by_model,
+    ),
 }
 
 _CLIENT_LEFT = 499  # nginx's word for it; only the metrics see it
@@ -40,7 +76,7 @@ class Dispatcher:
         self._engine = engine
         self._service = Service(engine, config)
         own = [*pages.routes(), Route("/metrics", self._metrics)]
-        parts = (openai.routes(engine), rtp.routes(engine), own)
+        parts = (openai.routes(engine), rtp.routes(engine), tei.get_routes(engine, config), vllm.get_routes(), own)
         self.routes = [route for part in parts for route in part]
         self._router = Router(self.routes, redirect_slashes=False)
 

@@ -40,6 +40,19 @@ class ErrorAnswer(msgspec.Struct, kw_only=True):
     error: ErrorObject
 
 
+class TeiError(msgspec.Struct, kw_only=True):
+    """text-embeddings-inference's form."""
+
+    error: str
+    error_type: str
+
+
+class MessageError(msgspec.Struct, kw_only=True):
+    """Cohere's form."""
+
+    message: str
+
+
 class UnknownPath(InvalidRequest):
     """No route has this path."""
 

@@ -19,8 +19,7 @@ _ALL_METHODS = b"GET, HEAD, POST, OPTIONS"
 class Exchange:
     """A request's headers, its channels, and what has been sent of its answer.
 
-    `status` is 0 until the answer starts; `route` is the path's template, for the metrics; `error_form` is how a
-    failure is told.
+    `status` is 0 until the answer starts; `route` is the path's template, for metrics; `error_form` tells failures.
     """
 
     __slots__ = (
