@@ -75,6 +75,7 @@ class Dispatcher:
     def __init__(self, engine: EngineLike, config: ServerConfig) -> None:
         self._engine = engine
         self._service = Service(engine, config)
+        self._max_body_bytes, self._body_timeout = config.max_body_bytes, config.body_timeout
         own = [*pages.routes(), Route("/metrics", self._metrics)]
         parts = (openai.routes(engine), rtp.routes(engine), tei.get_routes(engine, config), vllm.get_routes(), own)
         self.routes = [route for part in parts for route in part]
@@ -98,24 +99,20 @@ class Dispatcher:
 
     async def _dispatch(self, exchange: Exchange) -> None:
         path = exchange.path.rstrip("/") or "/"
-        dialect = DIALECTS.get(path)
-        if dialect is not None and exchange.method == "POST":
-            exchange.route = path
-            await self._answer(dialect, exchange)
+        route = DIALECTS.get(path)
+        if route is not None and exchange.method == "POST":
+            exchange.route, exchange.error_form = path, route.error_form
+            content = await read_body(exchange, self._max_body_bytes, self._body_timeout)
+            chosen = route.choose(content, exchange, self._engine)
+            if chosen is not route:
+                exchange.error_form = chosen.error_form
+            body, headers = await chosen.answer(content, self._service, exchange)
+            await exchange.respond(200, body, headers, chosen.content_type)
         elif exchange.method == "OPTIONS":
             exchange.route = "preflight"
             await exchange.respond_to_options()
         else:
             await self._route(exchange, path)
-
-    async def _answer(self, route: dialects.Route, exchange: Exchange) -> None:
-        exchange.error_form = route.error_form
-        config = self._service.config
-        content = await read_body(exchange, config.max_body_bytes, config.body_timeout)
-        chosen = route.choose(content, exchange, self._engine)
-        exchange.error_form = chosen.error_form
-        body, headers = await chosen.answer(content, self._service, exchange)
-        await exchange.respond(200, body, headers, chosen.content_type)
 
     async def _route(self, exchange: Exchange, path: str) -> None:
         scope = {**exchange.scope, "path": path, "app": self}

@@ -98,18 +98,18 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
     @property
     def vector_type(self) -> str:
         """The type of the numbers, by whichever name it was asked for."""
-        if self.output_dtype is not None:
-            return self.output_dtype
         named = self.embedding_types or self.embedding_type
-        if not named:
-            return "float"
+        if self.output_dtype is not None or not named:
+            return self.output_dtype or "float"
         kind = named if isinstance(named, str) else named[0]
         return "float" if kind == "base64" else kind
 
     @property
     def encoding(self) -> str | None:
         """base64 or float, by whichever name it was asked for."""
-        return "base64" if self.embedding_type in ("base64", ["base64"]) else self.encoding_format
+        if self.embedding_type is not None and self.embedding_type in ("base64", ["base64"]):
+            return "base64"
+        return self.encoding_format
 
 
 class Embedding(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -260,6 +260,8 @@ def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
 
 
 def _prompt_name(body: EmbeddingsBody, info: ModelInfo) -> str | None:
+    if body.input_type is None and body.task is None:
+        return None
     if body.input_type is not None:
         return prompt_for(body.input_type, info, "input_type")
     return prompt_for(body.task, info, "task")
@@ -270,14 +272,16 @@ def _normalize(body: EmbeddingsBody) -> bool | None:
     normalize = body.normalize if body.normalize is not None else body.normalized
     if body.late_chunking:
         raise InvalidRequest("late_chunking is not served; leave it out, or send the chunks", param="late_chunking")
+    kind = body.vector_type
+    if kind == "float" and not body.embedding_types and not body.embedding_type and not body.late_chunking:
+        return normalize
     for param in ("embedding_types", "embedding_type"):
         named = getattr(body, param)
         if isinstance(named, list) and len(named) > 1:
             raise InvalidRequest(f"{param}: one type a request is served here; /v2/embed gives several", param=param)
-    kind = body.vector_type
     if kind == "float":
         return normalize
-    check_type(kind, normalize, next(p for p in _TYPE_PARAMS if getattr(body, p)))
+    check_type(kind, normalize, next(param for param in _TYPE_PARAMS if getattr(body, param)))
     return True if kind in SCALED else normalize
 
 

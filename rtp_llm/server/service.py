@@ -67,20 +67,19 @@ class Service:
         self.config = config
         self._in_flight = 0
 
-    async def admit(self, work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
-        """The result of `work`; Overloaded when too much is in flight, ClientLeft when nobody waits for it any more."""
+    def enter(self) -> None:
+        """Count a request in; Overloaded when too much is in flight. `leave` must follow."""
         limit = self.config.concurrency_limit
         if self._in_flight >= limit:
-            work.close()
             raise Overloaded(f"{limit} requests are in flight, the most allowed (concurrency_limit): try again shortly")
         self._in_flight += 1
-        try:
-            return await _unless_client_leaves(work, receive)
-        finally:
-            self._in_flight -= 1
+
+    def leave(self) -> None:
+        """Count a request out."""
+        self._in_flight -= 1
 
 
-async def _unless_client_leaves(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
+async def unless_client_leaves(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
     """The result of `work`; ClientLeft, with `work` cancelled, when the connection closes first."""
     watch = _ClientWatch(receive)
     try:

@@ -46,7 +46,7 @@ def converted(rows: FloatArray, kind: str) -> NDArray[Any]:
 def encoder(kind: str, encoding_format: str | None) -> Callable[[FloatArray], bytes]:
     """One vector -> its JSON: an array of numbers, or with base64 a string."""
     encode = as_base64 if encoding_format == "base64" else as_numbers
-    if kind in ("float", "float32"):
+    if kind == "float" or kind == "float32":
         return encode
     return lambda row: encode(converted(row, kind))
 
