@@ -89,7 +89,8 @@ def _ids(length: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
     return np.random.default_rng(length).integers(5, 20000, length)
 
 
-def _make(family: str, length: int, threads: int) -> dict[str, Any]:
+def make_checkpoint(family: str, *_: int) -> dict[str, Any]:
+    """Random weights, once."""
     if not (_folder(family) / "model.safetensors").exists():
         import torch
         import transformers
@@ -115,7 +116,7 @@ def _theirs(family: str, length: int, threads: int) -> dict[str, Any]:
             return model(input_ids=torch.from_numpy(_ids(length))[None], **options).last_hidden_state[0].numpy()
 
     np.savez(_folder(family) / "reference.npz", **{str(n): compute(n) for n in _PARITY_LENGTHS})
-    return {"theirs_tokens_per_second": length / _best_seconds(lambda: compute(length))}
+    return {"theirs_tokens_per_second": length / best_seconds(lambda: compute(length))}
 
 
 def _ours(family: str, length: int, threads: int) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def _ours(family: str, length: int, threads: int) -> dict[str, Any]:
         np.abs(ours - reference[str(n)]).max()
         for n, ours in zip(_PARITY_LENGTHS, compute(_PARITY_LENGTHS), strict=True)
     ]
-    speed = length / _best_seconds(lambda: compute([length]))
+    speed = length / best_seconds(lambda: compute([length]))
     tables = sum(np.prod(info.shape) for name, info in source.tensors.items() if "embed" in name)
     weights = sum(info.num_elements for info in source.tensors.values()) - float(tables)
     return {
@@ -154,7 +155,7 @@ def _ours(family: str, length: int, threads: int) -> dict[str, Any]:
     }
 
 
-def _best_seconds(compute: Callable[[], Any]) -> float:
+def best_seconds(compute: Callable[[], Any]) -> float:
     """The quickest of three after one that warms up."""
     seconds = []
     for _ in range(4):
@@ -168,7 +169,11 @@ def _megabytes(key: str) -> float:
     return int(Path("/proc/self/status").read_text().split(key)[1].split()[0]) / 1024
 
 
-_STAGES: dict[str, Callable[[str, int, int], dict[str, Any]]] = {"make": _make, "theirs": _theirs, "ours": _ours}
+_STAGES: dict[str, Callable[[str, int, int], dict[str, Any]]] = {
+    "make": make_checkpoint,
+    "theirs": _theirs,
+    "ours": _ours,
+}
 
 if __name__ == "__main__":
     main()

@@ -18,6 +18,7 @@ TASKS = {
     "auto": "auto", "dense_embedding": "DENSE_EMBEDDING", "sparse_embedding": "SPARSE_EMBEDDING",
     "colbert_embedding": "COLBERT_EMBEDDING", "all_embedding": "ALL_EMBEDDING", "bge_m3": "BGE_M3",
     "reranker": "RERANKER", "seq_classification": "SEQ_CLASSIFICATION", "classifier": "SEQ_CLASSIFICATION",
+    "custom": "CUSTOM",
 }  # fmt: skip
 POOLINGS = ("auto", "cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
@@ -32,13 +33,17 @@ def option(
     maximum: float | None = None,
     env: str | None = None,
     aliases: tuple[str, ...] = (),
+    secret: bool = False,
 ) -> Any:
-    """A dataclass field that knows everything about one option; `choices` as a mapping also normalises the value."""
+    """A dataclass field that knows everything about one option; `choices` as a mapping also normalises the value.
+
+    A field of type tuple[str, ...] is given several times, or with commas; a `secret` stays out of `repr`.
+    """
     metadata = {
         "help": help, "group": group, "choices": choices, "minimum": minimum, "maximum": maximum, "env": env,
         "aliases": aliases,
     }  # fmt: skip
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 def checked(spec: Field[Any], value: Any) -> Any:
@@ -78,6 +83,14 @@ class EngineConfig:
         group="model",
         choices=POOLINGS,
     )
+    custom_module: str = option(
+        "",
+        help="FILE.py:Class, post-processing of your own, for task_type CUSTOM (docs/custom_postprocessing.md)",
+        group="model",
+    )
+    trust_remote_code: bool = option(
+        False, help="run the Python modules that modules.json names in the checkpoint's own folder", group="model"
+    )
     max_seq_len: int = option(0, help="tokens kept of one input; 0: the checkpoint's limit", group="model", minimum=0)
     json_model_override_args: str = option(
         "", help='a JSON object over config.json, e.g. {"rope_scaling": {"type": "yarn", "factor": 4.0}}', group="model"
@@ -91,7 +104,7 @@ class EngineConfig:
         env="RTP_LLM_HUB",
     )
     revision: str = option("", help="branch, tag or commit of the hub id", group="hub", env="RTP_LLM_REVISION")
-    hf_token: str = option("", help="token for private repositories", group="hub")
+    hf_token: str = option("", help="token for private repositories", group="hub", secret=True)
     hf_endpoint: str = option("", help="address of another hub", group="hub")
     hf_hub_offline: bool = option(False, help="use only what is already in the cache", group="hub")
     download_dir: str = option("", help="cache folder; empty: the hub library's own", group="hub")
@@ -131,8 +144,17 @@ class EngineConfig:
         group="batching",
         minimum=0,
     )
+    prefix_cache_mb: int = option(
+        256,
+        help="memory for what causal models computed of instructions and queries that many inputs begin with; 0: none",
+        group="batching",
+        minimum=0,
+    )
     max_queued_tokens: int = option(4_000_000, help="tokens that may wait; over it 429", group="batching", minimum=1)
     max_client_batch_size: int = option(2048, help="inputs of one request", group="batching", minimum=1)
+    max_request_tokens: int = option(
+        2_000_000, help="tokens of one request, all inputs together; over it 413", group="batching", minimum=1
+    )
     tokenizer_threads: int = option(2, help="threads that tokenise", group="batching", minimum=1)
 
     def __post_init__(self) -> None:
@@ -153,7 +175,18 @@ class ServerConfig(EngineConfig):
     )
     concurrency_limit: int = option(1024, help="requests in flight; over it 429", group="server", minimum=1)
     max_body_bytes: int = option(32 << 20, help="largest request body; over it 413", group="server", minimum=1024)
+    max_input_characters: int = option(
+        2_000_000, help="characters of one text, before it is tokenised; over it 413", group="server", minimum=1
+    )
     body_timeout: int = option(30, help="seconds that a request's body may take to arrive", group="server", minimum=1)
+    request_timeout: int = option(
+        600,
+        help="seconds that a request may wait and be computed; over it 504; a caller may set less by the header "
+        "X-Request-Timeout; 0: no limit",
+        group="server",
+        minimum=0,
+        env="RTP_LLM_REQUEST_TIMEOUT",
+    )
     timeout_keep_alive: int = option(75, help="seconds an idle connection is kept", group="server", minimum=1)
     shutdown_timeout: int = option(
         30, help="seconds that running requests get at shutdown; -1: 600", group="server", minimum=-1
@@ -163,6 +196,48 @@ class ServerConfig(EngineConfig):
         help="least severe message to log",
         group="server",
         choices={"debug": "debug", "info": "info", "warning": "warning", "warn": "warning", "error": "error"},
+    )
+
+    grpc_port: int = option(
+        0,
+        help="port of TEI's gRPC API, package tei.v1; 0: off",
+        group="server",
+        minimum=0,
+        maximum=65535,
+        env="RTP_LLM_GRPC_PORT",
+    )
+
+    api_key: tuple[str, ...] = option(
+        (),
+        help="key that callers must send, as Authorization: Bearer KEY; repeat it, or separate by commas, for several; "
+        "other users of this machine can read a command line, so prefer api_key_file",
+        group="safety",
+        env="RTP_LLM_API_KEY",
+        secret=True,
+    )
+    api_key_file: str = option(
+        "",
+        help="file of more such keys, one a line, # for comments; read again when it changes, or on SIGHUP",
+        group="safety",
+        env="RTP_LLM_API_KEY_FILE",
+    )
+    cors_origins: tuple[str, ...] = option(
+        ("*",),
+        help="web origins whose pages may call this server, e.g. https://app.example; *: any; none: no page",
+        group="safety",
+        env="RTP_LLM_CORS_ORIGINS",
+    )
+    ssl_certfile: str = option(
+        "",
+        help="certificate chain (PEM): HTTPS, and gRPC over TLS, instead of plain text",
+        group="safety",
+        env="RTP_LLM_SSL_CERTFILE",
+    )
+    ssl_keyfile: str = option(
+        "",
+        help="private key (PEM) of ssl_certfile; empty: it stands in the same file",
+        group="safety",
+        env="RTP_LLM_SSL_KEYFILE",
     )
 
     @property

@@ -1,6 +1,7 @@
 """The nouns that travel through every floor: a Request becomes Items, Items become Batches, rows become a Response."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, TypeAlias
@@ -15,6 +16,9 @@ Input: TypeAlias = str | tuple[str, str] | list[int]
 Rows: TypeAlias = FloatArray | list[FloatArray]
 # What a caller gets of one task; see Response.
 Output: TypeAlias = Any
+_ID_BYTES = 4
+# Which of a sequence's last hidden states a task reads.
+Reads: TypeAlias = Literal["all", "first", "last"]
 
 
 class TaskType(str, Enum):
@@ -26,6 +30,7 @@ class TaskType(str, Enum):
     TOKENS = "tokens"
     RERANK = "rerank"
     CLASSIFY = "classify"
+    CUSTOM = "custom"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +59,7 @@ class Params:
     prompt              text put before each input; None: `prompt_name`, else the checkpoint's default prompt
     prompt_name         a key of the checkpoint's prompts
     add_special_tokens  False: [CLS] and [SEP] are left out
+    extra               whatever a custom module wants to know of a request; no other task looks at it
     """
 
     dimensions: int | None = None
@@ -68,6 +74,7 @@ class Params:
     prompt: str | None = None
     prompt_name: str | None = None
     add_special_tokens: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +89,10 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One tokenised sequence of a request, to be answered by `tasks`: `index` is its place among the inputs."""
+    """One tokenised sequence of a request, to be answered by `tasks`: `index` is its place among the inputs.
+
+    prefix  leading token ids that other items have too, as bytes; they are part of `input_ids`
+    """
 
     input_ids: Int32Array
     index: int
@@ -92,10 +102,29 @@ class Item:
     tasks: tuple[TaskType, ...] = ()
     owner: Any = None
     queued: bool = False
+    prefix: bytes = b""
 
     @property
     def num_tokens(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def num_own_tokens(self) -> int:
+        """Tokens that are not part of the prefix."""
+        return len(self.input_ids) - len(self.prefix) // _ID_BYTES
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptPrefix:
+    """Keys and values of some tokens, left from an earlier batch: a tensor [num_tokens, ·] for each layer."""
+
+    token_ids: bytes
+    layers: Sequence[Any]
+    num_bytes: int
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) // _ID_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +135,10 @@ class Batch:
     cu_seqlens                               [B + 1], sequence i is rows cu_seqlens[i]:cu_seqlens[i + 1]
     prompt_lens                              [B], leading tokens of each sequence that belong to its prompt
     max_seqlen                               the longest sequence
+    prefix_of                                [B], the earlier sequence whose tokens stand before this one's; -1: none;
+                                             below that, -2 - k: the tokens of kept[k]
+    wanted                                   [R], the rows whose last hidden states are wanted, one of each of the last
+                                             R sequences; None: all
     """
 
     input_ids: Int32Array
@@ -114,6 +147,9 @@ class Batch:
     cu_seqlens: Int32Array
     prompt_lens: Int32Array
     max_seqlen: int
+    prefix_of: Int32Array | None = None
+    wanted: Int32Array | None = None
+    kept: tuple[KeptPrefix, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -123,26 +159,85 @@ class Batch:
     def num_seqs(self) -> int:
         return len(self.cu_seqlens) - 1
 
+    def of_wanted(self) -> "Batch":
+        """What a model returns for this batch: where some rows are wanted, a sequence of one token each."""
+        if self.wanted is None:
+            return self
+        num_rows = len(self.wanted)
+        return Batch(
+            input_ids=self.input_ids[self.wanted],
+            position_ids=self.position_ids[self.wanted],
+            token_type_ids=self.token_type_ids[self.wanted],
+            cu_seqlens=np.arange(num_rows + 1, dtype=np.int32),
+            prompt_lens=np.zeros(num_rows, np.int32),
+            max_seqlen=1,
+        )
 
-def pack(items: Sequence[Item]) -> Batch:
-    """Lay the items' tokens end to end; positions count from 0 in each sequence."""
-    lengths = np.array([len(item.input_ids) for item in items], dtype=np.int32)
-    cu_seqlens = np.zeros(len(items) + 1, dtype=np.int32)
+
+def pack(items: Sequence[Item], reads: Reads = "all", prefixes: "Prefixes | None" = None) -> Batch:
+    """Lay the items' tokens end to end; positions count from 0 in each sequence.
+
+    reads     the tasks' word: the wanted rows are each item's first, its last, or all
+    prefixes  what the items begin with, see `Prefixes`; its new ones become the first sequences
+    """
+    prefixes = prefixes or Prefixes((), (), np.full(len(items), -1, np.int32), [0] * len(items))
+    new, skipped = prefixes.new, prefixes.skipped
+    sequences = [*new, *(item.input_ids[skip:] for item, skip in zip(items, skipped, strict=True))]
+    lengths = np.array([len(ids) for ids in sequences], dtype=np.int32)
+    cu_seqlens = np.zeros(len(sequences) + 1, dtype=np.int32)
     np.cumsum(lengths, out=cu_seqlens[1:])
-    num_tokens = int(cu_seqlens[-1])
+    num_tokens, first = int(cu_seqlens[-1]), len(new)
     token_type_ids = np.zeros(num_tokens, dtype=np.int32)
-    for item, start in zip(items, cu_seqlens.tolist(), strict=False):
+    for item, skip, start in zip(items, skipped, cu_seqlens[first:].tolist(), strict=False):
         if item.token_type_ids is not None:
-            token_type_ids[start : start + len(item.token_type_ids)] = item.token_type_ids
-    starts = np.repeat(cu_seqlens[:-1], lengths)
+            types = item.token_type_ids[skip:]
+            token_type_ids[start : start + len(types)] = types
+    starts = cu_seqlens[:-1] - np.array([0] * first + skipped, dtype=np.int32)
+    wanted = {"all": None, "first": cu_seqlens[first:-1], "last": cu_seqlens[first + 1 :] - np.int32(1)}
     return Batch(
-        input_ids=np.concatenate([item.input_ids for item in items], dtype=np.int32),
-        position_ids=np.arange(num_tokens, dtype=np.int32) - starts,
+        input_ids=np.concatenate(sequences, dtype=np.int32),
+        position_ids=np.arange(num_tokens, dtype=np.int32) - np.repeat(starts, lengths),
         token_type_ids=token_type_ids,
         cu_seqlens=cu_seqlens,
-        prompt_lens=np.array([item.prompt_length for item in items], dtype=np.int32),
+        prompt_lens=np.array([0] * first + [item.prompt_length for item in items], dtype=np.int32),
         max_seqlen=int(lengths.max()),
+        prefix_of=np.r_[np.full(first, -1, np.int32), prefixes.of_items] if any(skipped) else None,
+        wanted=wanted[reads],
+        kept=prefixes.kept,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Prefixes:
+    """The tokens that items begin with and need not bring themselves: of a causal model whose last rows are read.
+
+    new       token ids of those to compute with this batch
+    kept      those that are there
+    of_items  [items] as `Batch.prefix_of`
+    skipped   for each item, how many of its own tokens that saves
+    """
+
+    new: Sequence[Int32Array]
+    kept: tuple[KeptPrefix, ...]
+    of_items: Int32Array
+    skipped: list[int]
+
+    @classmethod
+    def find(cls, items: Sequence[Item], kept: Mapping[bytes, KeptPrefix], *, least: int = 2) -> "Prefixes":
+        """Prefixes that are in `kept`, or that at least `least` of the items have."""
+        keys = [item.prefix or item.input_ids[: item.prompt_length].tobytes() for item in items]
+        # An item has at least one token of its own.
+        keys = [key if len(key) < item.input_ids.nbytes else b"" for key, item in zip(keys, items, strict=True)]
+        counts = Counter(key for key in keys if key)
+        there = [key for key in counts if key in kept]
+        new = [key for key, count in counts.items() if key not in kept and count >= least]
+        places = {key: place for place, key in enumerate(new)} | {key: -2 - place for place, key in enumerate(there)}
+        return cls(
+            new=[np.frombuffer(key, np.int32) for key in new],
+            kept=tuple(kept[key] for key in there),
+            of_items=np.array([places.get(key, -1) for key in keys], np.int32),
+            skipped=[len(key) // _ID_BYTES if key in places else 0 for key in keys],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +259,7 @@ class Response:
     colbert, tokens  list of fp32 [tokens, dim]: colbert without the first token, tokens with all of `input_ids`
     rerank           fp32 [inputs]
     classify         fp32 [inputs, labels]
+    custom           what the module made of all inputs together: None, bool, int, float, str, arrays, lists and dicts
 
     `num_tokens` and `input_ids` are what the model really read: after truncation, special tokens included.
     """

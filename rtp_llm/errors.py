@@ -4,11 +4,13 @@ RtpError
 ├── InvalidRequest        400   the body cannot be served as it is
 │   ├── UnsupportedTask   400   this checkpoint does not do that
 │   └── UnknownModel      404   no model of that name
+├── Unauthorized          401   no API key, or a wrong one
 ├── RequestTooLarge       413   over a size limit
 ├── Overloaded            429   the queue is full; come back after `retry_after`
 ├── DeadlineExceeded      504   the work expired before it was done
 ├── NotReady              503   starting, draining, or dead
 ├── EngineFailure         500   our own fault, on an input that was in order
+├── CustomModuleError     500   the fault of a user's module; the message names its file and line
 └── ConfigError           exit  a flag or a checkpoint that cannot be started with
     └── CheckpointError   exit  a folder or file of the checkpoint is missing, malformed or unsafe
 """
@@ -49,6 +51,14 @@ class UnknownModel(InvalidRequest):
     code = "model_not_found"
 
 
+class Unauthorized(RtpError):
+    """The server wants an API key, and this request has none that it knows."""
+
+    status = 401
+    kind = "authentication_error"
+    code = "invalid_api_key"
+
+
 class RequestTooLarge(InvalidRequest):
     """A body, a batch or a text is over a limit."""
 
@@ -87,6 +97,12 @@ class EngineFailure(RtpError):
     """The computation failed on an input that was in order."""
 
     code = "engine_failure"
+
+
+class CustomModuleError(RtpError):
+    """A module that the operator supplied failed on a request; the message names its file and line."""
+
+    code = "custom_module_error"
 
 
 class ConfigError(RtpError):

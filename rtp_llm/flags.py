@@ -3,44 +3,89 @@
 import argparse
 import difflib
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from rtp_llm.config import IGNORED, ServerConfig, checked
+from rtp_llm.config import IGNORED, EngineConfig, ServerConfig, checked
 from rtp_llm.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+Config = TypeVar("Config", bound=EngineConfig)
+
 _TRUE, _FALSE = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off")
-_GROUPS = ("model", "hub", "compute", "batching", "server")
+_GROUPS = ("model", "hub", "compute", "batching", "server", "safety")
+_FLAG_NAME = re.compile(r"[\w-]+")
+_EPILOG = (
+    "Flags may be written in any case, with _ or -; every option can also be set by the environment variable in\n"
+    "brackets. Options of the original RTP-LLM that have no meaning here are accepted and logged (docs/flags.md)."
+)
 
 
 def parse_args(argv: Sequence[str], environ: Mapping[str, str], prog: str = "rtp_llm.start_server") -> ServerConfig:
     """The configuration that `argv` and `environ` ask for; prints and exits with status 2 where they are wrong."""
-    parser = _Parser(prog=prog, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter, epilog=_EPILOG)
-    _add_options(parser)
+    config, _ = parse_command(CommandParser(prog, "Serve a checkpoint over HTTP."), argv, environ, ServerConfig)
+    return config
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A command's parser: it takes arguments of its own, then those of a configuration, by `parse_command`.
+
+    The checkpoint is its first positional argument; unless `needs_checkpoint`, a flag or the environment may name it.
+    """
+
+    def __init__(self, prog: str, description: str, *, needs_checkpoint: bool = False) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=_EPILOG,
+        )
+        self.needs_checkpoint = needs_checkpoint
+        otherwise = "" if needs_checkpoint else "; or --checkpoint_path, or CHECKPOINT_PATH in the environment"
+        self.add_argument(
+            "positional_checkpoint",
+            nargs=None if needs_checkpoint else "?",
+            metavar="CHECKPOINT",
+            help="folder, or hub id such as BAAI/bge-small-en-v1.5" + otherwise,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in two lines and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n(--help lists all options)\n")
+
+
+def parse_command(
+    parser: CommandParser, argv: Sequence[str], environ: Mapping[str, str], kind: type[Config]
+) -> tuple[Config, argparse.Namespace]:
+    """The configuration of that kind, and the command's own arguments; exits with status 2 where they are wrong."""
+    specs = [spec for spec in fields(kind) if not (parser.needs_checkpoint and spec.name == "checkpoint_path")]
+    _add_options(parser, specs)
     tokens = _drop_ignored([_canonical(token) for token in argv], environ)
-    namespace, unknown = parser.parse_known_args(tokens)
+    namespace, unknown = parser.parse_known_intermixed_args(tokens)
     if unknown:
-        parser.error(_unknown_message(unknown[0]))
+        parser.error(_unknown_message(unknown[0], parser))
     given = vars(namespace)
-    positional = given.pop("positional_checkpoint", None)
+    values = {spec.name: _joined(given.pop(spec.name)) for spec in specs if spec.name in given}
+    positional = given.pop("positional_checkpoint")
     if positional:
-        given.setdefault("checkpoint_path", positional)
+        values.setdefault("checkpoint_path", positional)
     try:
-        values = {**_from_environment(environ), **given}
+        values = {**_from_environment(environ, kind), **values}
         if "checkpoint_path" not in values:
             raise ConfigError("checkpoint_path is missing: give --checkpoint_path FOLDER or set CHECKPOINT_PATH")
-        return ServerConfig(**values)
+        return kind(**values), namespace
     except ConfigError as error:
         parser.error(error.message)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n(--help lists all options)\n")
+def _joined(value: Any) -> Any:
+    """The values of an option that was given several times as one; any other as it is."""
+    return tuple(one for part in value for one in part) if isinstance(value, list) else value
 
 
 def environment_name(spec: Field[Any]) -> str:
@@ -71,16 +116,16 @@ def flags_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-_EPILOG = (
-    "Flags may be written in any case, with _ or -; every option can also be set by the environment variable in\n"
-    "brackets. Options of the original RTP-LLM that have no meaning here are accepted and logged (docs/flags.md)."
-)
-
-
 def _flag_row(spec: Field[Any]) -> str:
-    default = "required" if spec.default is MISSING else f"`{spec.default}`" if spec.default != "" else ""
+    default = "required" if spec.default is MISSING else f"`{text}`" if (text := _default(spec)) else ""
     names = " ".join(f"`--{name}`" for name in (spec.name, *spec.metadata["aliases"]))
     return f"| {names} | `{environment_name(spec)}` | {default} | {_help(spec)} |"
+
+
+def _default(spec: Field[Any]) -> str:
+    """The default as one would write it; empty where there is none."""
+    default = "" if spec.default is MISSING else spec.default
+    return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
 def _help(spec: Field[Any]) -> str:
@@ -89,21 +134,22 @@ def _help(spec: Field[Any]) -> str:
     return str(spec.metadata["help"]) + (f" ({', '.join(values)})" if values else "")
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("positional_checkpoint", nargs="?", metavar="CHECKPOINT", help="the same as --checkpoint_path")
-    groups = {name: parser.add_argument_group(name) for name in _GROUPS}
-    for spec in fields(ServerConfig):
-        default = "" if spec.default in (MISSING, "") else f" (default: {spec.default})"
+def _add_options(parser: CommandParser, specs: Sequence[Field[Any]]) -> None:
+    named = dict.fromkeys(spec.metadata["group"] for spec in specs)
+    groups = {name: parser.add_argument_group(name) for name in named}
+    for spec in specs:
+        default = f" (default: {text})" if (text := _default(spec)) else ""
         is_bool = spec.type is bool
+        extra: dict[str, Any] = {"nargs": "?", "const": True} if is_bool else {}
         groups[spec.metadata["group"]].add_argument(
             *(f"--{name}" for name in (spec.name, *spec.metadata["aliases"])),
             dest=spec.name,
             type=_converter(spec),
-            nargs="?" if is_bool else None,
-            const=True if is_bool else None,
+            action="append" if spec.type == tuple[str, ...] else "store",
             default=argparse.SUPPRESS,
             metavar="BOOL" if is_bool else "N" if spec.type is int else "VALUE",
             help=f"{_help(spec)}{default} [{environment_name(spec)}]".replace("%", "%%"),
+            **extra,
         )
 
 
@@ -127,20 +173,25 @@ def _typed(spec: Field[Any], text: str) -> Any:
             return int(text)
         except ValueError:
             raise ConfigError(f"{spec.name}: {text!r} is not a whole number") from None
+    if spec.type == tuple[str, ...]:
+        values = tuple(filter(None, map(str.strip, text.split(","))))
+        if not values:
+            raise ConfigError(f"{spec.name}: the value is empty; leave the option out instead")
+        return values
     return text
 
 
 def _canonical(token: str) -> str:
     """`--TASK-Type=x` -> `--task_type=x`; anything that is not a flag stays as it is."""
-    if not token.startswith("--") or token == "--":
-        return token
     name, equals, value = token[2:].partition("=")
+    if not token.startswith("--") or not _FLAG_NAME.fullmatch(name):
+        return token
     return f"--{name.lower().replace('-', '_')}{equals}{value}"
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+def _from_environment(environ: Mapping[str, str], kind: type[EngineConfig]) -> dict[str, Any]:
     values = {}
-    for spec in fields(ServerConfig):
+    for spec in fields(kind):
         text = environ.get(environment_name(spec), "")
         if text:
             try:
@@ -171,11 +222,11 @@ def _drop_ignored(tokens: Sequence[str], environ: Mapping[str, str]) -> list[str
     return left
 
 
-def _unknown_message(token: str) -> str:
+def _unknown_message(token: str, parser: CommandParser) -> str:
     if not token.startswith("-"):
         return f"unexpected argument {token!r}"
     name = token.lstrip("-").partition("=")[0]
-    known = [n for spec in fields(ServerConfig) for n in (spec.name, *spec.metadata["aliases"])] + list(IGNORED)
+    known = [flag.lstrip("-") for action in parser._actions for flag in action.option_strings] + list(IGNORED)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"unknown option --{name}" + (f"; did you mean --{near[0]}?" if near else "")
 

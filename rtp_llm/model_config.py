@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rtp_llm.checkpoint import inside, read_json, read_json_list
+from rtp_llm import config_files
+from rtp_llm.checkpoint import find, inside, read_json, read_json_list
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
@@ -21,6 +22,7 @@ _TASKS_BY_FLAG = {
     "SEQ_CLASSIFICATION": (TaskType.CLASSIFY,),
     "BGE_M3": (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT, TaskType.TOKENS),
     "ALL_EMBEDDING": (TaskType.TOKENS,),
+    "CUSTOM": (TaskType.CUSTOM,),
 }
 # BGE-M3's heads, beside the encoder.
 SPARSE_HEAD, COLBERT_HEAD = "sparse_linear.pt", "colbert_linear.pt"
@@ -33,10 +35,18 @@ _TRANSFORMER_CONFIGS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One entry of modules.json after the transformer: `kind` is the class name, `folder` holds its files."""
+    """One entry of modules.json after the transformer.
+
+    kind    the class name
+    folder  holds its files
+    code    dotted path of a class that is not sentence-transformers' own, so that running it needs trust; None: it is
+    kwargs  what the class wants to know of each request, by name
+    """
 
     kind: str
     folder: Path
+    code: str | None = None
+    kwargs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,19 +103,25 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     """Read the folder's JSON files; CheckpointError names the file and what is wrong with it."""
     modules = _read_modules(folder)
     transformer_folder = modules[0].folder if modules else folder
-    hf = {**read_json(transformer_folder, "config.json"), **_overrides(config)}
-    transformer = _first_json(transformer_folder, _TRANSFORMER_CONFIGS)
-    sentence = _first_json(folder, ("config_sentence_transformers.json",))
-    prompts = sentence.get("prompts") or {}
+    transformer_path, transformer = _first_json(transformer_folder, _TRANSFORMER_CONFIGS)
+    is_reranker = any(module.kind == "LogitScore" for module in modules or ())
+    config_files.check_transformer(transformer_path, transformer, is_reranker=is_reranker)
+    hf = {
+        **_read_hf(transformer_folder),
+        **config_files.model_settings(transformer_path, transformer),
+        **_overrides(config),
+    }
+    sentence_path, sentence = _first_json(folder, ("config_sentence_transformers.json",))
+    config_files.check(sentence_path, sentence, config_files.SENTENCE)
     return ModelConfig(
         folder=folder,
         transformer_folder=transformer_folder,
         hf=hf,
         model_type=str(hf.get("model_type", "")) if config.model_type == "auto" else config.model_type,
         modules=modules[1:] if modules else None,
-        max_seq_length=transformer.get("max_seq_length"),
+        max_seq_length=config_files.text_limit(transformer_path, transformer),
         do_lower_case=bool(transformer.get("do_lower_case", False)),
-        prompts=prompts,
+        prompts=sentence.get("prompts") or {},
         default_prompt_name=sentence.get("default_prompt_name"),
         score_activation=sentence.get("activation_fn") or _score_activation(hf),
         labels=_labels(transformer_folder, hf),
@@ -115,6 +131,11 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
 
 def sequence_limit(config: EngineConfig, model_config: ModelConfig, max_positions: int, model_max_length: int) -> int:
     """Tokens kept of one input: the flag, else sentence-transformers' file, else what model and tokenizer allow."""
+    if max_positions < 1:
+        raise CheckpointError(
+            f"{model_config.transformer_folder / 'config.json'}: max_position_embeddings leaves {max_positions} "
+            "positions beside pad_token_id"
+        )
     if config.max_seq_len > max_positions:
         raise ConfigError(
             f"max_seq_len: {config.max_seq_len} is more than the {max_positions} positions this model was made for",
@@ -134,29 +155,43 @@ def _overrides(config: EngineConfig) -> dict[str, Any]:
         raise ConfigError(f"json_model_override_args: {text!r} is not JSON: {error}") from None
     if not isinstance(overrides, dict):
         raise ConfigError(f"json_model_override_args: {text!r} is not a JSON object", param="json_model_override_args")
+    config_files.check_model("json_model_override_args", overrides)
     return overrides
+
+
+def _read_hf(folder: Path) -> dict[str, Any]:
+    hf = read_json(folder, "config.json")
+    config_files.check_model(folder / "config.json", hf)
+    return hf
 
 
 def _read_modules(folder: Path) -> tuple[Module, ...] | None:
     """modules.json in order, the transformer first; None without the file."""
-    if not (folder / "modules.json").exists():
+    path = find(folder, "modules.json")
+    if path is None:
         return None
     entries = read_json_list(folder, "modules.json")
     modules = []
-    for entry in sorted(entries, key=lambda entry: entry.get("idx", 0)):
-        kind = str(entry.get("type", "")).rpartition(".")[2]
-        modules.append(Module(kind, inside(folder, entry.get("path", ""))))
+    for place, entry in enumerate(entries):
+        config_files.check(f"{path}: module {place}", entry, config_files.MODULE)
+    for entry in sorted(entries, key=lambda entry: entry.get("idx") or 0):
+        dotted = str(entry.get("type", ""))
+        package, _, kind = dotted.rpartition(".")
+        code = dotted if package and not dotted.startswith("sentence_transformers.") else None
+        kwargs = tuple(map(str, entry.get("kwargs") or ()))
+        modules.append(Module(kind, inside(folder, entry.get("path", "")), code, kwargs))
     if not modules or modules[0].kind != "Transformer":
         found = modules[0].kind if modules else "nothing"
-        raise CheckpointError(f"{folder / 'modules.json'}: the first module is {found}, expected Transformer")
+        raise CheckpointError(f"{path}: the first module is {found}; only Transformer is served there")
     return tuple(modules)
 
 
-def _first_json(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
+def _first_json(folder: Path, names: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
+    """The first of the files that is there, and its path; {} where none is."""
     for name in names:
-        if (folder / name).exists():
-            return read_json(folder, name)
-    return {}
+        if find(folder, name) is not None:
+            return folder / name, read_json(folder, name)
+    return folder / names[0], {}
 
 
 def _score_activation(hf: Mapping[str, Any]) -> str | None:
@@ -169,7 +204,7 @@ def _labels(folder: Path, hf: Mapping[str, Any]) -> tuple[str, ...]:
     """id2label in the order of its numbers; transformers' own names, LABEL_0 and so on, where it is absent."""
     names = hf.get("id2label")
     if names is None:
-        return tuple(f"LABEL_{i}" for i in range(hf.get("num_labels", 2)))
+        return tuple(f"LABEL_{i}" for i in range(hf.get("num_labels") or 2))
     if not isinstance(names, dict) or {str(key) for key in names} != {str(i) for i in range(len(names))}:
         raise CheckpointError(
             f"{folder / 'config.json'}: id2label must name the outputs 0, 1, 2, …; it is {names!r:.200}"
@@ -188,17 +223,22 @@ def _names(config: EngineConfig, folder: Path) -> str:
 
 
 def _has_m3_heads(folder: Path) -> bool:
-    return (folder / SPARSE_HEAD).is_file() and (folder / COLBERT_HEAD).is_file()
+    return find(folder, SPARSE_HEAD) is not None and find(folder, COLBERT_HEAD) is not None
 
 
 def _choose_tasks(
     config: EngineConfig, hf: Mapping[str, Any], folder: Path, modules: tuple[Module, ...]
 ) -> tuple[TaskType, ...]:
-    """The flag; else what the folder holds: BGE-M3's heads, a language model that reranks, a chain with a pooling,
-    a classification head, an encoder.
+    """A custom module, beside what the flag names; the flag; else what the folder holds: BGE-M3's heads, a language
+    model that reranks, a chain with a pooling, a classification head, an encoder.
 
     A head with one label is a reranker, whose logits the classifier's route gives as well.
     """
+    if config.task_type == "CUSTOM" and not config.custom_module:
+        raise ConfigError("task_type CUSTOM needs --custom_module FILE.py:Class", param="custom_module")
+    if config.custom_module:
+        named = () if config.task_type == "auto" else _TASKS_BY_FLAG[config.task_type]
+        return (TaskType.CUSTOM, *(task for task in named if task is not TaskType.CUSTOM))
     if config.task_type != "auto":
         return _TASKS_BY_FLAG[config.task_type]
     if config.embedding_model == 1:

@@ -1,19 +1,22 @@
 """The library: a model without a server, on the same engine."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
 from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 
-from rtp_llm.config import ServerConfig
+from rtp_llm import arguments
 from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, SparseVector, TaskType
 from rtp_llm.engine.loading import load_engine
 from rtp_llm.similarity import hybrid, hybrid_weights, similarity
 
 # Inputs of one request: large enough that batches are full, small enough that a progress bar moves.
 _SLICE = 256
+_NO_EMBEDDINGS = (TaskType.RERANK, TaskType.CLASSIFY, TaskType.CUSTOM)
+_KINDS = ("dense", "sparse", "colbert", "hybrid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,9 @@ class Model:
     (2, 384)
     """
 
-    def __init__(self, checkpoint_path: str, **options: Any) -> None:
+    def __init__(self, checkpoint_path: str | PathLike[str], **options: Any) -> None:
         """`options` are the fields of EngineConfig (docs/flags.md), e.g. `num_threads=4`."""
-        config = ServerConfig(checkpoint_path=checkpoint_path, **options)
+        config = arguments.options(checkpoint_path, options)
         self._engine = load_engine(config, config.model_name)
 
     @property
@@ -45,61 +48,80 @@ class Model:
 
     def embed(
         self,
-        inputs: Input | Sequence[Input],
+        inputs: Input | Iterable[Input],
         *,
         dimensions: int | None = None,
         normalize: bool | None = None,
         prompt: str | None = None,
         prompt_name: str | None = None,
         truncate: bool = True,
+        extra: Mapping[str, Any] | None = None,
         progress: bool = False,
     ) -> FloatArray:
-        """Texts, pairs or lists of token ids -> fp32 [n, dim]; one str -> [dim]. See core.Params for the options."""
-        params = Params(
-            dimensions=dimensions, normalize=normalize, prompt=prompt, prompt_name=prompt_name, truncate=truncate
+        """Texts, pairs or lists of token ids -> fp32 [n, dim]; one str -> [dim]. See core.Params for the options.
+
+        Any iterable will do: an array or a column of strings, a generator. InvalidRequest says what is not readable.
+        """
+        params = arguments.params(
+            dimensions=dimensions,
+            normalize=normalize,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            truncate=truncate,
+            extra=extra or {},
         )
         rows = self._run(inputs, (TaskType.DENSE,), params, progress)[TaskType.DENSE]
         matrix = np.stack(rows) if rows else np.zeros((0, dimensions or self.info.dimension), np.float32)
         return matrix[0] if isinstance(inputs, str) else matrix
 
-    def embed_sparse(self, inputs: Sequence[Input], *, progress: bool = False, **params: Any) -> list[SparseVector]:
+    def embed_sparse(self, inputs: Iterable[Input], *, progress: bool = False, **params: Any) -> list[SparseVector]:
         """-> lexical weights by token id, as BGE-M3 gives them. `params`: fields of core.Params, e.g. return_tokens."""
-        return self._run(inputs, (TaskType.SPARSE,), Params(**params), progress)[TaskType.SPARSE]
+        return self._run(inputs, (TaskType.SPARSE,), arguments.params(**params), progress)[TaskType.SPARSE]
 
-    def embed_colbert(self, inputs: Sequence[Input], *, progress: bool = False, **params: Any) -> list[FloatArray]:
+    def embed_colbert(self, inputs: Iterable[Input], *, progress: bool = False, **params: Any) -> list[FloatArray]:
         """-> fp32 [tokens - 1, dim] an input. `params`: fields of core.Params."""
-        return self._run(inputs, (TaskType.COLBERT,), Params(**params), progress)[TaskType.COLBERT]
+        return self._run(inputs, (TaskType.COLBERT,), arguments.params(**params), progress)[TaskType.COLBERT]
 
-    def embed_all(self, inputs: Sequence[Input], *, progress: bool = False, **params: Any) -> dict[str, list[Any]]:
+    def embed_all(self, inputs: Iterable[Input], *, progress: bool = False, **params: Any) -> dict[str, list[Any]]:
         """-> every kind of embedding that the checkpoint offers (dense, sparse, colbert), from one forward.
 
         The tokens' hidden states are there where they are all that the checkpoint was loaded for.
         """
         kinds = (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT)
         tasks = tuple(task for task in self.info.tasks if task in kinds) or (TaskType.TOKENS,)
-        return {task.value: rows for task, rows in self._run(inputs, tasks, Params(**params), progress).items()}
+        return {
+            task.value: rows for task, rows in self._run(inputs, tasks, arguments.params(**params), progress).items()
+        }
 
     def rerank(
-        self, query: str, documents: Sequence[str], *, top_k: int | None = None, progress: bool = False, **params: Any
+        self, query: str, documents: Iterable[str], *, top_k: int | None = None, progress: bool = False, **params: Any
     ) -> list[Ranked]:
         """The documents, best first; scores as the checkpoint's CrossEncoder gives them, or as `activation` says."""
+        query, documents = arguments.text(query, "query"), arguments.texts(documents, "documents")
+        top_k = arguments.count(top_k, "top_k")
         pairs = [(query, document) for document in documents]
-        scores = self._run(pairs, (TaskType.RERANK,), Params(**params), progress)[TaskType.RERANK]
+        scores = self._run(pairs, (TaskType.RERANK,), arguments.params(**params), progress)[TaskType.RERANK]
         order = sorted(range(len(pairs)), key=lambda index: -scores[index])
         return [Ranked(index, float(scores[index]), documents[index]) for index in order[:top_k]]
 
-    def classify(self, inputs: Sequence[Input], *, progress: bool = False, **params: Any) -> FloatArray:
+    def classify(self, inputs: Iterable[Input], *, progress: bool = False, **params: Any) -> FloatArray:
         """Texts or pairs -> fp32 [n, labels]: scores as transformers' pipeline gives them, or as `activation` says.
 
         `info.labels` names the columns.
         """
-        rows = self._run(inputs, (TaskType.CLASSIFY,), Params(**params), progress)[TaskType.CLASSIFY]
+        rows = self._run(inputs, (TaskType.CLASSIFY,), arguments.params(**params), progress)[TaskType.CLASSIFY]
         return np.stack(rows) if rows else np.zeros((0, len(self.info.labels)), np.float32)
+
+    def custom(self, inputs: Input | Iterable[Input], *, params: Params | None = None, **extra: Any) -> Any:
+        """What the class of `custom_module` makes of all inputs together; `extra` is the request's own: top_k=3."""
+        wanted = replace(params or Params(), extra=extra)
+        request = Request(inputs=arguments.inputs(inputs), tasks=(TaskType.CUSTOM,), params=wanted)
+        return self._engine.run_sync(request).outputs[TaskType.CUSTOM]
 
     def similarity(
         self,
-        left: Sequence[Input],
-        right: Sequence[Input],
+        left: Iterable[Input],
+        right: Iterable[Input],
         *,
         kind: Literal["dense", "sparse", "colbert", "hybrid"] = "dense",
         weights: Sequence[float] | None = None,
@@ -107,13 +129,13 @@ class Model:
     ) -> FloatArray:
         """-> fp32 [left, right]; hybrid: the mean of dense, sparse and colbert by `weights`, 1 each if absent."""
         if kind == "hybrid":
-            chosen = hybrid_weights(weights, self.info.tasks)
+            chosen = hybrid_weights(arguments.numbers(weights, "weights"), self.info.tasks)
         else:
-            chosen = {TaskType(kind): 1.0}
-        left, right = _listed(left), _listed(right)
+            chosen = {TaskType(arguments.choice(kind, _KINDS, "kind")): 1.0}
+        left, right = arguments.inputs(left, "left"), arguments.inputs(right, "right")
         if not left or not right:
             return np.zeros((len(left), len(right)), np.float32)
-        outputs = self._run([*left, *right], tuple(chosen), Params(**params), progress=False)
+        outputs = self._run([*left, *right], tuple(chosen), arguments.params(**params), progress=False)
         scores = {}
         for task, rows in outputs.items():
             output: Any = np.stack(rows) if task is TaskType.DENSE else rows
@@ -133,11 +155,11 @@ class Model:
         self.close()
 
     def _run(
-        self, inputs: Input | Sequence[Input], tasks: tuple[TaskType, ...], params: Params, progress: bool
+        self, inputs: Input | Iterable[Input], tasks: tuple[TaskType, ...], params: Params, progress: bool
     ) -> dict[TaskType, list[Any]]:
         """Per task, an output for each input."""
         outputs: dict[TaskType, list[Any]] = {task: [] for task in tasks}
-        for response in self._responses(_listed(inputs), tasks, params, progress):
+        for response in self._responses(arguments.inputs(inputs), tasks, params, progress):
             for task, rows in response.outputs.items():
                 outputs[task] += list(rows)
         return outputs
@@ -156,8 +178,3 @@ class Model:
             for response in self._engine.run_many(requests):
                 bar.update(len(response.num_tokens))
                 yield response
-
-
-def _listed(inputs: Any) -> Any:
-    """A single text stands for a list of one."""
-    return [inputs] if isinstance(inputs, str) else inputs

@@ -14,6 +14,7 @@ logger = logging.getLogger("rtp_llm")
 
 _FIRST_CALLS = {
     TaskType.RERANK: ("/v1/reranker", '{"query": "hello", "documents": ["hello world", "good night"]}'),
+    TaskType.CUSTOM: ("/v1/custom", '{"input": ["hello", "hello world"], "extra": {}}'),
     TaskType.CLASSIFY: ("/v1/classifier", '{"input": ["hello"], "labels": true}'),
 }
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -28,18 +29,17 @@ def main(argv: Sequence[str] | None = None, prog: str = "rtp_llm.start_server") 
         serve(config)
     except RtpError as error:
         logger.error("%s", error.message)
-        is_bad_value = isinstance(error, ConfigError) and error.param not in (None, "start_port")
+        is_bad_value = isinstance(error, ConfigError) and error.param not in (None, "start_port", "grpc_port")
         sys.exit(2 if is_bad_value else 1)
 
 
 def serve(config: ServerConfig) -> None:
-    """Load the engine and answer HTTP until told to stop."""
+    """Load the engine and answer HTTP, and gRPC, until told to stop."""
     from rtp_llm.engine.loading import load_engine
-    from rtp_llm.server.app import listen
+    from rtp_llm.server.app import check
     from rtp_llm.server.app import serve as serve_http
 
-    # A port that is taken is worth knowing before a large model is loaded.
-    listen(config.host, config.start_port).close()
+    check(config)
     engine = load_engine(config, config.model_name)
     try:
         serve_http(engine, config, on_ready=lambda: _announce(engine.info(), config))
@@ -50,7 +50,7 @@ def serve(config: ServerConfig) -> None:
 def _announce(info: ModelInfo, config: ServerConfig) -> None:
     """The summary line, the address and a first call to try."""
     host = "localhost" if config.host in ("0.0.0.0", "::", "127.0.0.1") else config.host
-    url = f"http://{host}:{config.start_port}"
+    url = f"{'https' if config.ssl_certfile else 'http'}://{host}:{config.start_port}"
     logger.info(
         "%s: %s, task %s, %s ops (%s), %d threads, %d dimensions, inputs up to %d tokens, steps up to %d tokens",
         info.name,
@@ -64,6 +64,8 @@ def _announce(info: ModelInfo, config: ServerConfig) -> None:
         info.max_batch_tokens,
     )
     logger.info("ready on %s (a page to try it, /docs, /metrics)", url)
+    if config.grpc_port:
+        logger.info("gRPC (tei.v1) on %s:%d", host, config.grpc_port)
     path, body = _FIRST_CALLS.get(info.tasks[0], ("/v1/embeddings", '{"input": ["hello", "world"]}'))
     logger.info("try: curl %s%s -H 'Content-Type: application/json' -d '%s'", url, path, body)
 

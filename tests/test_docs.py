@@ -33,6 +33,7 @@ def server(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 @pytest.mark.filterwarnings("ignore:.*unclosed|.*socket:pytest.PytestUnraisableExceptionWarning")
 def test_examples_run(language: str, code: str, server: Running, minilm: Path, tmp_path: Path) -> None:
     code = code.replace("http://localhost:8088", server.url).replace("/models/all-MiniLM-L6-v2", str(minilm))
+    code = code.replace('"examples/', f'"{ROOT}/examples/')
     if language == "bash":
         command = f'set -euo pipefail; curl() {{ command curl --fail-with-body -sS "$@"; }}\n{code}'
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)

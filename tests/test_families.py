@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rtp_llm import Model
-from tests.engine.test_tokenizer import append_end_of_text, set_keys
+from tests.engine.tokenizer_folders import append_end_of_text, set_keys
 from tests.models.oracle import add_noise
 
 torch = pytest.importorskip("torch")

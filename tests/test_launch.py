@@ -121,7 +121,7 @@ def test_rtp_llm_embed(tiny_bert: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--help"], 0, "rtp-llm {serve,embed}"),
+        (["--help"], 0, "rtp-llm {serve,embed,rerank,classify,verify}"),
         ([], 0, "usage"),
         (["--version"], 0, "rtp-llm "),
         (["sevre"], 2, "unknown command 'sevre'"),

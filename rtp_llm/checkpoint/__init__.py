@@ -1,11 +1,11 @@
 """Checkpoints: find the folder, read its files as untrusted input, give fp32 arrays.
 
 `resolve` turns a path or a hub id into a folder, `open_tensors` lists a folder's weights without reading them, `bind`
-fits them to a model's declared parameters, strictly. Nothing in a checkpoint is executed and no file outside its
-folder is opened; whatever is missing, malformed or unsafe is a CheckpointError that names the file.
+fits them to a model's declared parameters, strictly. Nothing in a checkpoint is executed and no name in its files
+leads out of its folder; whatever is missing, malformed or unsafe is a CheckpointError that names the file.
 """
 
-from rtp_llm.checkpoint.folder import inside, read_json, read_json_list
+from rtp_llm.checkpoint.folder import find, inside, read_json, read_json_list
 from rtp_llm.checkpoint.hub import resolve
 from rtp_llm.checkpoint.shards import open_file, open_tensors
 from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
@@ -17,6 +17,7 @@ __all__ = [
     "TensorSource",
     "Weights",
     "bind",
+    "find",
     "inside",
     "open_file",
     "open_tensors",

@@ -1,7 +1,8 @@
 """Paths and JSON files inside a checkpoint's folder."""
 
 import json
-from collections.abc import Iterator
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +13,33 @@ _MAX_JSON_BYTES = 64 << 20
 
 
 def inside(folder: Path, relative: str) -> Path:
-    """`folder / relative`, which may not exist; CheckpointError where that would leave the folder.
+    """`folder / relative`, which may not exist; CheckpointError where the name itself leads out of the folder.
 
-    Absolute paths, `..` and links out of the folder are refused. A hub cache's own links are followed: a snapshot's
-    files are links into the `blobs` folder of the same repository or of the same cache.
+    Names stand in files that anyone may have written. Links were made by whoever made the folder, and are followed
+    wherever they lead: hub caches and object stores are full of them.
     """
     parts = relative.replace("\\", "/").split("/")
     if Path(relative).is_absolute() or parts[0].endswith(":") or ".." in parts or "\0" in relative:
         raise CheckpointError(
             f"{folder}: the path {relative!r} leads out of the folder; it must be relative, without .."
         )
-    path = folder / relative
+    return folder / relative
+
+
+def find(folder: Path, name: str) -> Path | None:
+    """The file `folder / name`, or None; CheckpointError where something else than a readable file has that name."""
+    path = inside(folder, name)
     try:
-        target = path.resolve()
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    if not any(target.is_relative_to(root) for root in _allowed(folder)):
-        raise CheckpointError(f"{path} is a link to {target}, outside the checkpoint; put the file itself there")
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise CheckpointError(f"{path} is a link to {os.readlink(path)}, which does not exist") from None
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{path} is a {'folder' if stat.S_ISDIR(mode) else 'device'}; a file is needed there")
     return path
-
-
-def _allowed(folder: Path) -> Iterator[Path]:
-    yield folder.resolve()
-    absolute = folder.absolute()
-    for parent in (absolute, *absolute.parents):
-        if parent.parent.name == "snapshots":
-            repository = parent.parent.parent
-            yield parent.resolve()
-            yield (repository / "blobs").resolve()
-            yield (repository.parent / "blobs").resolve()
 
 
 def read_json(folder: Path, name: str, *, required: bool = True) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def read_json(folder: Path, name: str, *, required: bool = True) -> dict[str, An
 
     CheckpointError where it is absent, too large, not JSON, or not an object.
     """
-    if not required and not inside(folder, name).is_file():
+    if not required and find(folder, name) is None:
         return {}
     value = _read(folder, name)
     if not isinstance(value, dict):
@@ -58,7 +57,7 @@ def read_json(folder: Path, name: str, *, required: bool = True) -> dict[str, An
 
 def read_json_list(folder: Path, name: str, *, required: bool = True) -> list[dict[str, Any]]:
     """The list of objects in `folder/name`, as modules.json is one; otherwise like `read_json`."""
-    if not required and not inside(folder, name).is_file():
+    if not required and find(folder, name) is None:
         return []
     value = _read(folder, name)
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
@@ -67,9 +66,11 @@ def read_json_list(folder: Path, name: str, *, required: bool = True) -> list[di
 
 
 def _read(folder: Path, name: str) -> Any:
-    path = inside(folder, name)
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing" + (f"; {folder} is not a folder" if not folder.is_dir() else ""))
+    path = find(folder, name)
+    if path is None:
+        raise CheckpointError(
+            f"{folder / name} is missing" + (f"; {folder} is not a folder" if not folder.is_dir() else "")
+        )
     try:
         size = path.stat().st_size
         if size > _MAX_JSON_BYTES:

@@ -47,8 +47,9 @@ def resolve(config: EngineConfig, progress: bool = True) -> Path:
     return _from_modelscope(config) if config.hub == "modelscope" else _from_huggingface(config, progress)
 
 
-def wanted_files(names: Sequence[str]) -> list[str]:
+def wanted_files(names: Sequence[str], *, with_code: bool = False) -> list[str]:
     """Of a repository's files those that are read: a folder's pickled weights only where it has no safetensors."""
+    suffixes = (".json", ".txt", ".model", ".safetensors", *((".py",) if with_code else ()))
     paths = [
         path
         for path in map(PurePosixPath, names)
@@ -58,7 +59,7 @@ def wanted_files(names: Sequence[str]) -> list[str]:
     wanted = []
     for path in paths:
         pickled = path.name.startswith("pytorch_model") and path.suffix == ".bin" and path.parent not in safe
-        if path.suffix in (".json", ".txt", ".model", ".safetensors") or path.name in _HEADS or pickled:
+        if path.suffix in suffixes or path.name in _HEADS or pickled:
             wanted.append(str(path))
     return wanted
 
@@ -87,7 +88,7 @@ def _list(config: EngineConfig) -> list[str]:
     api = HfApi(endpoint=config.hf_endpoint or None, token=config.hf_token or None)
     model = api.model_info(name, revision=config.revision or None)
     names = [file.rfilename for file in model.siblings or ()]
-    wanted = wanted_files(names)
+    wanted = wanted_files(names, with_code=config.trust_remote_code)
     if not any(path.endswith((".safetensors", ".bin")) for path in wanted):
         found = ", ".join(sorted(names)[:10]) or "no file at all"
         raise CheckpointError(f"{name} has no safetensors or pytorch_model.bin ({found}); other formats are not read")
@@ -240,7 +241,7 @@ def _from_modelscope(config: EngineConfig) -> Path:
         snapshot_download = importlib.import_module("modelscope").snapshot_download
     except ImportError:
         raise CheckpointError("hub modelscope needs its library: pip install rtp-llm[modelscope]") from None
-    name, patterns = config.checkpoint_path, list(_ALWAYS)
+    name, patterns = config.checkpoint_path, [*_ALWAYS, *(("*.py",) if config.trust_remote_code else ())]
     logger.info("%s: looking it up on modelscope", name)
     try:
         for allowed in (patterns, [*patterns, _PICKLES]):

@@ -47,6 +47,9 @@ class SafetensorsFile:
         step = math.prod(info.shape[1:]) * np.dtype(DTYPES[info.dtype]).itemsize
         return self._file.read(info.dtype, info.shape[1:], self._offsets[name] + row * step)
 
+    def file(self, name: str) -> Path:
+        return self.path
+
     def close(self) -> None:
         self._file.release()
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from rtp_llm.checkpoint.folder import inside, read_json
+from rtp_llm.checkpoint.folder import find, read_json
 from rtp_llm.checkpoint.safetensors_file import SafetensorsFile
 from rtp_llm.checkpoint.tensors import TensorSource
 from rtp_llm.checkpoint.torch_pickle import TorchFile
@@ -19,10 +19,10 @@ _FORMATS: tuple[tuple[str, Callable[[Path], TensorSource]], ...] = (
 def open_tensors(folder: Path) -> TensorSource:
     """The weights of a checkpoint's or a module's folder: safetensors before torch's pickle, whole or sharded."""
     for name, opener in _FORMATS:
-        path = inside(folder, name)
-        if path.is_file():
+        path = find(folder, name)
+        if path is not None:
             return opener(path)
-        if inside(folder, f"{name}.index.json").is_file():
+        if find(folder, f"{name}.index.json") is not None:
             return _open_shards(folder, f"{name}.index.json")
     raise CheckpointError(
         f"{folder}: no model.safetensors, pytorch_model.bin or index of one{_found(folder)}; other formats are not read"
@@ -31,7 +31,7 @@ def open_tensors(folder: Path) -> TensorSource:
 
 def open_file(path: Path) -> TensorSource:
     """One file of weights: safetensors by its suffix, everything else as torch.save writes it."""
-    if not path.is_file():
+    if find(path.parent, path.name) is None:
         raise CheckpointError(f"{path} is missing")
     return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
 
@@ -52,8 +52,10 @@ class Shards:
         self._owner = {name: source for source in sources.values() for name in source.tensors}
         self._sources = tuple(sources.values())
         self.tensors = {name: source.tensors[name] for name, source in self._owner.items()}
-        if len(self._owner) < sum(len(source.tensors) for source in self._sources):
-            raise CheckpointError(f"{path}: a tensor is in more than one shard")
+        for name, owner in self._owner.items():
+            other = next((source for source in self._sources if source is not owner and name in source.tensors), None)
+            if other is not None:
+                raise CheckpointError(f"{path}: tensor {name!r} is in both {other.path.name} and {owner.path.name}")
 
     def read(self, name: str) -> FloatArray:
         return self._owner[name].read(name)
@@ -61,21 +63,24 @@ class Shards:
     def read_row(self, name: str, row: int) -> FloatArray:
         return self._owner[name].read_row(name, row)
 
+    def file(self, name: str) -> Path:
+        return self._owner[name].file(name)
+
     def close(self) -> None:
         for source in self._sources:
             source.close()
 
 
 def _open_shards(folder: Path, index_name: str) -> Shards:
-    index = inside(folder, index_name)
+    index = folder / index_name
     weight_map = read_json(folder, index_name).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(f"{index}: no weight_map from tensor to file")
     sources: dict[str, TensorSource] = {}
     for shard in sorted(set(weight_map.values())):
-        path = inside(folder, shard)
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing, but {index_name} names it; download it again")
+        path = find(folder, shard)
+        if path is None:
+            raise CheckpointError(f"{folder / shard} is missing, but {index_name} names it; download it again")
         sources[shard] = open_file(path)
     for name, shard in weight_map.items():
         if name not in sources[shard].tensors:

@@ -49,6 +49,9 @@ class TensorSource(Protocol):
     def read_row(self, name: str, row: int) -> FloatArray:
         """`read(name)[row]`, without reading the rest."""
 
+    def file(self, name: str) -> Path:
+        """Where the tensor is."""
+
     def close(self) -> None:
         """Let the file's pages go; arrays that still view them stay valid and read them again when touched."""
 

@@ -92,6 +92,9 @@ class TorchFile:
         dtype, start = tensor.storage.dtype, self._offsets[tensor.storage.key][0]
         return self._file.read(dtype, shape, start + offset * np.dtype(DTYPES[dtype]).itemsize, strides)
 
+    def file(self, name: str) -> Path:
+        return self.path
+
     def close(self) -> None:
         self._file.release()
 

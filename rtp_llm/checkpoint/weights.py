@@ -36,14 +36,29 @@ class Weights(Mapping[str, FloatArray]):
         names = self._parameters[name]
         self._source.close()
         if len(names) == 1:
-            return self._source.read(names[0])
+            return self._read(names[0])
         shapes = [self._source.tensors[source].shape for source in names]
         fused = np.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.float32)
         row = 0
         for source, shape in zip(names, shapes, strict=True):
-            fused[row : row + shape[0]] = self._source.read(source)
+            fused[row : row + shape[0]] = self._read(source)
             row += shape[0]
         return fused
+
+    def _read(self, source: str) -> FloatArray:
+        """A tensor all of whose numbers are finite in fp32; CheckpointError counts those that are not."""
+        values = self._source.read(source)
+        # A sum is not finite where an element is not, and costs a fifth of looking at each; it may also overflow.
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = values.sum()
+        if not np.isfinite(total):
+            wrong = values.size - int(np.count_nonzero(np.isfinite(values)))
+            if wrong:
+                raise CheckpointError(
+                    f"{self._source.file(source)}: {wrong:,} of the {values.size:,} numbers of tensor {source!r} are "
+                    "NaN or infinite; download it again, or ask its authors"
+                )
+        return values
 
     def __contains__(self, name: object) -> bool:
         return name in self._parameters

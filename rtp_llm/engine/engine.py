@@ -15,7 +15,15 @@ from rtp_llm.core import Item, ModelInfo, Request, Response, Rows, TaskType
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.scheduler import Grant, Scheduler
 from rtp_llm.engine.tokenizer import Token, TokenizerPool
-from rtp_llm.errors import EngineFailure, InvalidRequest, NotReady, Overloaded, RtpError, UnsupportedTask
+from rtp_llm.errors import (
+    EngineFailure,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    RequestTooLarge,
+    RtpError,
+    UnsupportedTask,
+)
 from rtp_llm.observability import Metrics
 from rtp_llm.runtime import Runtime
 
@@ -66,7 +74,15 @@ class Engine:
     def warm_up(self) -> None:
         """Answer a canary through the whole path; from then on the engine is ready."""
         longest = min(_CANARY_TOKENS, self._info.max_seq_len)
-        self.run_sync(Request(inputs=[[0], [0] * longest], tasks=self._info.tasks))
+        request = Request(inputs=[[0], [0] * longest], tasks=self._info.tasks)
+        if TaskType.CUSTOM in request.tasks:
+            # A user's own code may need what only a real request has: everything but that is tried.
+            items = self._encode(request, 0, len(request.inputs))
+            for item in items:
+                item.tasks = request.tasks
+            self._checked_run(items, self._runtime.num_cores)
+        else:
+            self.run_sync(request)
         self._not_ready = None
 
     def check_health(self) -> None:
@@ -128,8 +144,8 @@ class Engine:
         job = Job(request, future, loop)
         if self._tokenizer.is_small(request.inputs):
             items = self._encode(request, 0, len(request.inputs))
+            self._accept(job, items)
             self._jobs.add(job)
-            job.accept(items)
             self._enqueue(items)
             if loop is not None:
                 self._wake_after_this_round(loop)
@@ -182,14 +198,23 @@ class Engine:
                 if job.done:
                     return
                 items = self._encode(job.request, start, start + _TOKENIZE_CHUNK)
-                job.accept(items)
+                self._accept(job, items)
                 self._enqueue(items)
                 self._wake()
         except Exception as error:  # the border: whatever a tokeniser raises belongs to this request alone
             if not isinstance(error, RtpError):
-                logger.exception("tokenising failed")
+                logger.exception("request %s: tokenising failed", job.request.request_id)
                 error = EngineFailure(f"tokenising failed: {type(error).__name__}")
             self._fail(job, error)
+
+    def _accept(self, job: Job, items: list[Item]) -> None:
+        """RequestTooLarge as soon as the job's tokens are over the limit."""
+        job.accept(items)
+        limit = self.config.max_request_tokens
+        if job.total_tokens > limit:
+            raise RequestTooLarge(
+                f"the request has over {limit} tokens (max_request_tokens): send fewer inputs at a time", param="input"
+            )
 
     def _enqueue(self, items: list[Item]) -> None:
         with self._changed:
@@ -311,8 +336,9 @@ class Engine:
         return finished
 
     def _fail_item(self, item: Item, error: Exception) -> list[Job]:
-        logger.error("input %d of %d tokens failed", item.index, len(item.input_ids), exc_info=error)
         job: Job = item.owner
+        id_, length = job.request.request_id, len(item.input_ids)
+        logger.error("request %s: input %d of %d tokens failed", id_, item.index, length, exc_info=error)
         with self._changed:
             if job.done:
                 return []
@@ -343,7 +369,7 @@ class Engine:
         except Exception as error:  # the border: an answer that cannot be finished must not end the batch thread
             if isinstance(error, RtpError):
                 return error
-            logger.exception("finishing an answer failed")
+            logger.exception("request %s: finishing the answer failed", job.request.request_id)
             return EngineFailure(f"finishing the answer failed: {type(error).__name__}")
         response = Response(
             outputs=outputs,

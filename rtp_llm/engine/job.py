@@ -36,6 +36,7 @@ class Job:
         "request",
         "started_at",
         "tokenized_at",
+        "total_tokens",
         "truncated",
     )
 
@@ -47,7 +48,7 @@ class Job:
         self.future = future
         self.loop = loop
         self.remaining = count
-        self.queued_tokens = self.queued_items = 0
+        self.queued_tokens = self.queued_items = self.total_tokens = 0
         self.cancelled = False
         self.error: Exception | None = None
         self.outputs: dict[TaskType, Rows] = {}
@@ -70,6 +71,7 @@ class Job:
             item.tasks = self.request.tasks
             self.input_ids[item.index] = item.input_ids
             self.num_tokens[item.index] = len(item.input_ids)
+            self.total_tokens += len(item.input_ids)
             self.truncated[item.index] = item.truncated
 
     def store(self, item: Item, rows: dict[TaskType, Rows], row: int) -> None:

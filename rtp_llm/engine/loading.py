@@ -9,6 +9,7 @@ from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.tokenizer import Tokenizer, TokenizerPool
+from rtp_llm.errors import CheckpointError, ConfigError, RtpError
 from rtp_llm.model_config import read_model_config
 from rtp_llm.observability import Metrics
 from rtp_llm.runtime import load_runtime
@@ -19,6 +20,21 @@ logger = logging.getLogger(__name__)
 
 def load_engine(config: EngineConfig, name: str) -> Engine:
     """From configuration to a ready engine; CheckpointError or ConfigError say what stands in the way."""
+    try:
+        return _load(config, name)
+    except RtpError:
+        raise
+    except MemoryError as error:
+        raise ConfigError(f"{config.checkpoint_path}: there is not enough memory to load it") from error
+    except Exception as error:  # the border: what no reader foresaw is still one line
+        logger.debug("loading %s failed", config.checkpoint_path, exc_info=True)
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(
+            f"{config.checkpoint_path:.200} cannot be loaded: {problem:.300} (--log_level debug shows where)"
+        ) from error
+
+
+def _load(config: EngineConfig, name: str) -> Engine:
     started = time.perf_counter()
     folder = resolve(config)
     model_config = read_model_config(folder, config)
@@ -32,6 +48,9 @@ def load_engine(config: EngineConfig, name: str) -> Engine:
         causal=model.causal,
         ops=runtime.ops,
         vocabulary=tokenizer,
+        num_layers=len(model.layers),
+        custom_module=config.custom_module,
+        trust_remote_code=config.trust_remote_code,
     )
     runtime.tasks = load_tasks(source)
     info = ModelInfo(

@@ -4,7 +4,8 @@ Source: the model card's transformers example. Prefix and suffix are tokenised a
 between them, with instruction, query and document, loses its end to fit the limit.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,24 +31,24 @@ class RerankTemplate:
         self._bodies = tokenizer.narrowed(len(self._prefix) + len(self._suffix))
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
-        """An Item per input, in order; InvalidRequest for a text without its pair."""
+        """An Item per input, in order, that knows what it shares with others; InvalidRequest for a text alone."""
         items = {}
-        texts = {}
+        pairs: dict[int, tuple[str, str]] = {}
         for index, value in enumerate(inputs, start):
             if isinstance(value, list):
                 (items[index],) = self._tokenizer.encode([value], params, index)
             elif isinstance(value, tuple) and len(value) == 2:
-                document = self._shortened(value[1], params.max_tokens_per_doc)
-                texts[index] = (
-                    f"<Instruct>: {params.instruction or INSTRUCTION}\n<Query>: {value[0]}\n<Document>: {document}"
-                )
+                pairs[index] = (value[0], self._shortened(value[1], params.max_tokens_per_doc))
             else:
                 raise InvalidRequest(f"input {index} is a single text; a reranker reads pairs of query and document")
-        bodies = self._bodies.encode(list(texts.values()), replace(params, prompt=""))
-        for index, body in zip(texts, bodies, strict=True):
+        questions = {query: _question(query, params) for query, _ in pairs.values()}
+        texts = [f"{questions[query]} {document}" for query, document in pairs.values()]
+        bodies = self._bodies.encode(texts, replace(params, prompt=""))
+        for index, body in zip(pairs, bodies, strict=True):
             body.index = index
             body.input_ids = np.concatenate([self._prefix, body.input_ids, self._suffix])
             items[index] = body
+        self._share({index: query for index, (query, _) in pairs.items()}, questions, items)
         return [items[index] for index in range(start, start + len(inputs))]
 
     def _shortened(self, document: str, max_tokens: int | None) -> str:
@@ -56,6 +57,29 @@ class RerankTemplate:
             return document
         tokens = self._tokenizer.tokens(document, add_special_tokens=False)
         return document if len(tokens) <= max_tokens else document[: tokens[max_tokens - 1].stop]
+
+    def _share(self, queries: Mapping[int, str], questions: Mapping[str, str], items: Mapping[int, Item]) -> None:
+        """All up to the document is the same for the documents of a query, wherever the tokenizer joins the two."""
+        heads = {
+            query: np.concatenate([self._prefix, _ids(self._tokenizer, questions[query])])
+            for query, count in Counter(queries.values()).items()
+            if count > 1
+        }
+        for index, query in queries.items():
+            if query in heads:
+                ids = items[index].input_ids
+                items[index].prefix = ids[: _common(ids, heads[query])].tobytes()
+
+
+def _question(query: str, params: Params) -> str:
+    return f"<Instruct>: {params.instruction or INSTRUCTION}\n<Query>: {query}\n<Document>:"
+
+
+def _common(left: Int32Array, right: Int32Array) -> int:
+    """How many leading ids are the same."""
+    length = min(len(left), len(right))
+    differ = np.flatnonzero(left[:length] != right[:length])
+    return int(differ[0]) if len(differ) else length
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> Int32Array:

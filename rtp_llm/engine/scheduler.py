@@ -43,7 +43,7 @@ class Scheduler:
     def add(self, items: Iterable[Item]) -> None:
         """Queue items of one job; their `owner` counts its own queued tokens."""
         for item in items:
-            length = len(item.input_ids)
+            length = item.num_own_tokens
             item.queued = True
             self._count(item, 1)
             self._arrivals.append(item)
@@ -67,7 +67,7 @@ class Scheduler:
         # NOTE: shares for all cores, the busy ones too: they will be free soon, and the last batches end together.
         shares = max(min(self.num_cores, self.queued_items, self.queued_tokens // _LEAST_TOKENS), 1)
         num_cores = max(self.free_cores // shares, 1)
-        items, num_tokens = self._fill(oldest, min(-(-self.queued_tokens // shares), self.batch_tokens))
+        items, num_tokens = self._fill(oldest, -(-self.queued_tokens // shares))
         self.free_cores -= num_cores
         return Grant(items, num_cores, num_tokens)
 
@@ -86,15 +86,25 @@ class Scheduler:
         self._lengths.clear()
         return None
 
-    def _fill(self, oldest: Item, budget: int) -> tuple[list[Item], int]:
-        """The oldest item, then those nearest to it in length while they fit the budget."""
+    def _fill(self, oldest: Item, share: int) -> tuple[list[Item], int]:
+        """The oldest item, then those nearest to it in length while they fit the share and the budget.
+
+        A prefix is computed once, for all of its items; the last one taken may exceed the budget.
+        """
         self._take(oldest)
-        items, num_tokens = [oldest], len(oldest.input_ids)
-        while (item := self._nearest(len(oldest.input_ids), budget - num_tokens)) is not None:
+        items, own_tokens, prefixes = [oldest], oldest.num_own_tokens, {oldest.prefix}
+        prefix_tokens = oldest.num_tokens - own_tokens
+        while True:
+            room = min(share, self.batch_tokens - prefix_tokens) - own_tokens
+            item = self._nearest(oldest.num_own_tokens, room)
+            if item is None:
+                return items, own_tokens + prefix_tokens
             self._take(item)
             items.append(item)
-            num_tokens += len(item.input_ids)
-        return items, num_tokens
+            own_tokens += item.num_own_tokens
+            if item.prefix not in prefixes:
+                prefixes.add(item.prefix)
+                prefix_tokens += item.num_tokens - item.num_own_tokens
 
     def _take(self, item: Item) -> None:
         item.queued = False
@@ -103,11 +113,11 @@ class Scheduler:
     def _count(self, item: Item, sign: int) -> None:
         """Every queued item is counted here and at its job."""
         for counter in (self, item.owner):
-            counter.queued_tokens += sign * len(item.input_ids)
+            counter.queued_tokens += sign * item.num_own_tokens
             counter.queued_items += sign
 
     def _nearest(self, length: int, room: int) -> Item | None:
-        """A waiting item of at most `room` tokens, as near as can be to `length`."""
+        """A waiting item of at most `room` own tokens, as near as can be to `length`."""
         while True:
             place = bisect_left(self._lengths, length)
             above = self._lengths[place] if place < len(self._lengths) else None

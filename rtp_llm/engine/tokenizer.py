@@ -5,6 +5,7 @@ and cut here, by transformers' rules, instead of setting a truncation on the sha
 """
 
 import copy
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from rtp_llm.core import Input, Int32Array, Item, Params
 from rtp_llm.engine import tokenizer_files as files
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
 from rtp_llm.model_config import ModelConfig, sequence_limit
+
+logger = logging.getLogger(__name__)
 
 Side: TypeAlias = Literal["left", "right"]
 Text: TypeAlias = "str | tuple[str, str]"
@@ -83,6 +86,11 @@ class Tokenizer:
         num_ids = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         self.vocab_size = num_ids if vocab_size is None else vocab_size
         self._may_exceed = num_ids > self.vocab_size
+        if self._may_exceed:
+            logger.warning(
+                "%s: the tokenizer has %d ids and the model's table %d rows; a text that needs one of the others is "
+                "refused", folder, num_ids, self.vocab_size,
+            )  # fmt: skip
         self._has_types = files.has_token_types(config)
         self._places = files.cut_places(self._tokenizer)
         self._prompt_lengths: dict[tuple[str, bool], int] = {}

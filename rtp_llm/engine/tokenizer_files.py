@@ -9,12 +9,18 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from rtp_llm.checkpoint import inside, read_json
+from rtp_llm import config_files
+from rtp_llm.checkpoint import find, inside, read_json
 from rtp_llm.errors import CheckpointError
 
 NO_LIMIT = 1 << 30
 _BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 _ROBERTA = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "sep": "</s>", "pad": "<pad>", "cls": "<s>", "mask": "<mask>"}
+_QWEN = {"eos": "<|endoftext|>", "pad": "<|endoftext|>"}
+# transformers, models/qwen2/tokenization_qwen2.py: PRETOKENIZE_REGEX
+_QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _ENDS = ("bos", "eos")
 _CLASSES = {
     "bert": "BertTokenizer", "distilbert": "DistilBertTokenizer", "electra": "ElectraTokenizer",
@@ -34,22 +40,22 @@ _INDEPENDENT_NORMALIZERS = frozenset(
 def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """The tokenizer, which neither cuts nor pads, and tokenizer_config.json with its `tokenizer_class` filled in."""
     config = read_json(folder, "tokenizer_config.json", required=False)
+    config_files.check(folder / "tokenizer_config.json", config, config_files.TOKENIZER)
     if not config.get("tokenizer_class"):
         model_type = read_json(folder, "config.json", required=False).get("model_type")
         config["tokenizer_class"] = _CLASSES.get(str(model_type), "")
     config["tokenizer_class"] = str(config["tokenizer_class"]).removesuffix("Fast")
-    special = {**read_json(folder, "special_tokens_map.json", required=False), **config}
-    config["special_tokens"] = {
-        key.removesuffix("_token"): token["content"] if isinstance(token, dict) else token
-        for key, token in special.items()
-        if key.endswith("_token") and isinstance(token, (str, dict))
-    }
-    if inside(folder, "tokenizer.json").is_file():
-        return _from_json(inside(folder, "tokenizer.json"), config), config
-    if inside(folder, "vocab.txt").is_file():
-        return _bert(inside(folder, "vocab.txt"), config), config
-    if inside(folder, "vocab.json").is_file() and inside(folder, "merges.txt").is_file():
-        return _roberta(folder, config), config
+    special = read_json(folder, "special_tokens_map.json", required=False)
+    config_files.check(folder / "special_tokens_map.json", special, config_files.TOKENIZER)
+    config["special_tokens"], config["token_flags"] = _special_tokens({**special, **config})
+    whole, vocab = find(folder, "tokenizer.json"), find(folder, "vocab.txt")
+    if whole is not None:
+        return _from_json(whole, config), config
+    if vocab is not None:
+        return _bert(vocab, config), config
+    if find(folder, "vocab.json") is not None and find(folder, "merges.txt") is not None:
+        byte_level = _qwen if config["tokenizer_class"] == "Qwen2Tokenizer" else _roberta
+        return byte_level(folder, config), config
     pieces = next(folder.glob("*.model"), None)
     if pieces is not None:
         raise CheckpointError(f"{folder}: {pieces.name} alone is not read, a tokenizer.json is needed; {_WAY_OUT}")
@@ -57,6 +63,18 @@ def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
 
 
 _WAY_OUT = "write a tokenizer.json with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+
+
+def _special_tokens(config: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Role -> token, and token -> the flags (`lstrip` and so on) that a file declares for it."""
+    tokens = {key: token for key, token in config.items() if key.endswith("_token") and isinstance(token, (str, dict))}
+    decoder = config.get("added_tokens_decoder")
+    declared = [*tokens.values(), *(decoder.values() if isinstance(decoder, dict) else ())]
+    contents = {
+        key.removesuffix("_token"): token["content"] if isinstance(token, dict) else token
+        for key, token in tokens.items()
+    }
+    return contents, {token["content"]: token for token in declared if isinstance(token, dict) and "content" in token}
 
 
 def _from_json(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -96,9 +114,9 @@ def _add_ends(tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any]) -> Non
 def _bert_normalizer(config: Mapping[str, Any]) -> normalizers.BertNormalizer:
     return normalizers.BertNormalizer(
         clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        handle_chinese_chars=config.get("tokenize_chinese_chars") is not False,
         strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
+        lowercase=config.get("do_lower_case") is not False,
     )
 
 
@@ -114,7 +132,7 @@ def _bert(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     tokenizer.normalizer = _bert_normalizer(config)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    _add_special(tokenizer, vocab, special)
+    _add_special(tokenizer, vocab, special, config)
     cls, sep = special["cls"], special["sep"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",
@@ -131,20 +149,74 @@ def _roberta(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     path = inside(folder, "vocab.json")
     vocab = read_json(folder, "vocab.json")
     special = _required(path, vocab, {**_ROBERTA, **config["special_tokens"]}, ("cls", "sep"))
-    try:
-        bpe = models.BPE.from_file(str(path), str(inside(folder, "merges.txt")))
-    except Exception as error:  # the border to the tokenizers library, which raises nothing narrower
-        raise CheckpointError(f"{folder}: vocab.json or merges.txt: {error}; download them again") from error
-    tokenizer = tokenizers.Tokenizer(bpe)
+    tokenizer = tokenizers.Tokenizer(_bpe(folder))
     prefix_space = bool(config.get("add_prefix_space", False))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
-    _add_special(tokenizer, vocab, special)
+    _add_declared(tokenizer, folder, _declared_tokens(folder, config))
+    _add_special(tokenizer, vocab, special, config)
     cls, sep = special["cls"], special["sep"]
     tokenizer.post_processor = processors.RobertaProcessing(
         (sep, vocab[sep]), (cls, vocab[cls]), config.get("trim_offsets", True), prefix_space
     )
     return tokenizer
+
+
+def _qwen(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """Byte-level BPE of vocab.json and merges.txt, under transformers' Qwen2Tokenizer's settings."""
+    config["special_tokens"] = {**_QWEN, **config["special_tokens"]}
+    tokenizer = tokenizers.Tokenizer(_bpe(folder))
+    tokenizer.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(tokenizers.Regex(_QWEN_WORDS), "isolated")
+    prefix_space = bool(config.get("add_prefix_space", False))
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, in_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    # A folder that declares no token beside its vocabulary has this one all the same, with the next id.
+    end = {tokenizer.get_vocab_size(): AddedToken(_QWEN["eos"], normalized=False, special=True)}
+    _add_declared(tokenizer, folder, _declared_tokens(folder, config) or end)
+    _add_ends(tokenizer, config)
+    return tokenizer
+
+
+def _bpe(folder: Path) -> models.BPE:
+    try:
+        return models.BPE.from_file(str(inside(folder, "vocab.json")), str(inside(folder, "merges.txt")))
+    except Exception as error:  # the border to the tokenizers library, which raises nothing narrower
+        raise CheckpointError(f"{folder}: vocab.json or merges.txt: {error}; download them again") from error
+
+
+def _declared_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
+    """Id -> token beside the vocabulary: added_tokens_decoder of tokenizer_config.json, else added_tokens.json."""
+    decoder = config.get("added_tokens_decoder")
+    special = {*config["special_tokens"].values(), *(config.get("additional_special_tokens") or ())}
+    try:
+        if decoder is not None:
+            return {int(token_id): _added_token(token) for token_id, token in decoder.items()}
+        return {
+            int(token_id): AddedToken(content, normalized=content not in special, special=content in special)
+            for content, token_id in read_json(folder, "added_tokens.json", required=False).items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: added tokens of tokenizer_config.json or added_tokens.json: {error!r}"
+        ) from None
+
+
+def _added_token(token: Mapping[str, Any]) -> AddedToken:
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    return AddedToken(token["content"], **{flag: token[flag] for flag in flags if flag in token})
+
+
+def _add_declared(tokenizer: tokenizers.Tokenizer, folder: Path, declared: Mapping[int, AddedToken]) -> None:
+    """Add tokens under their own ids; CheckpointError where the library would give one another."""
+    for token_id, token in sorted(declared.items()):
+        tokenizer.add_tokens([token])
+        if tokenizer.token_to_id(token.content) != token_id:
+            raise CheckpointError(
+                f"{folder}: token {token.content!r} is declared with id {token_id}, but comes to stand at "
+                f"{tokenizer.token_to_id(token.content)}; is vocab.json another model's?"
+            )
 
 
 def _required(
@@ -156,9 +228,15 @@ def _required(
     return special
 
 
-def _add_special(tokenizer: tokenizers.Tokenizer, vocab: Mapping[str, Any], special: Mapping[str, str]) -> None:
+def _add_special(
+    tokenizer: tokenizers.Tokenizer, vocab: Mapping[str, Any], special: Mapping[str, str], config: Mapping[str, Any]
+) -> None:
     known = dict.fromkeys(token for token in special.values() if token in vocab)
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in known])
+    plain = {"normalized": False}
+    flags = config["token_flags"]
+    tokenizer.add_special_tokens(
+        [_added_token({**flags.get(token, plain), "content": token, "special": True}) for token in known]
+    )
 
 
 def add_lowercase(tokenizer: tokenizers.Tokenizer) -> None:

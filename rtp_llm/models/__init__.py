@@ -1,15 +1,19 @@
 """Architectures: a model takes a packed batch to hidden states and knows nothing of tasks."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from rtp_llm.checkpoint import TensorSource
 from rtp_llm.core import Batch
-from rtp_llm.errors import ConfigError
+from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.ops import Ops, Tensor
 
+# Gets a layer's number, from 0, and the hidden states [T, hidden_size] that go into it, once for each layer.
+OnLayer: TypeAlias = Callable[[int, Tensor], None]
+# Gets a layer's number and its queries, keys and values as `Ops.attention` reads them [T, ·].
+OnKeys: TypeAlias = Callable[[int, Tensor], None]
 # model_type (the original's and Hugging Face's names) -> (module, class).
 MODELS: dict[str, tuple[str, str]] = {
     "bert": ("rtp_llm.models.bert", "Bert"),
@@ -33,20 +37,33 @@ _ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
 class Model(Protocol):
     """What a task and the runtime need of an architecture.
 
-    max_positions  the longest sequence it can read, in tokens
-    causal         a token sees those before it only, so that the last one stands for all
+    max_positions    the longest sequence it can read, in tokens
+    causal           a token sees those before it only, so that the last one stands for all
+    shares_prefixes  what it computes for a sequence's first tokens serves every sequence that begins with them
+    kv_size          of a model that does, columns at the end of what `on_keys` gets that are keys and values
+    layers           in their order
     """
 
     hidden_size: int
     vocab_size: int
     max_positions: int
     causal: bool
+    shares_prefixes: bool
+    kv_size: int
+    layers: Sequence[Any]
 
     def prepare(self, batch: Batch) -> Batch:
         """The packed batch with positions as this architecture counts them; on the host, before `Ops.upload`."""
 
-    def __call__(self, ops: Ops, batch: Batch) -> Tensor:
-        """Packed batch -> hidden_states [T, hidden_size], after the last layer's norm."""
+    def __call__(
+        self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
+    ) -> Tensor:
+        """Packed batch -> hidden_states [T, hidden_size], after the last layer's norm.
+
+        Of a batch with `wanted` rows: [R, hidden_size]. The last layer computes no others; these have the same bits.
+        What `on_layer` is called with and the result are transformers' `output_hidden_states`, in order. `on_keys` is
+        for a model that shares prefixes.
+        """
 
 
 def find_model_type(flag: str, hf: Mapping[str, Any]) -> str:
@@ -61,7 +78,8 @@ def find_model_type(flag: str, hf: Mapping[str, Any]) -> str:
         name = ARCHITECTURES.get(match[1] if match else "", named)
         origin = "config.json has no model_type, and its architecture is"
     if name not in MODELS:
-        raise ConfigError(f"{origin} {name!r}, which is not one of {', '.join(MODELS)}", param="model_type")
+        problem = f"{origin} {name!r}, which is not one of {', '.join(MODELS)}"
+        raise CheckpointError(problem) if flag == "auto" else ConfigError(problem, param="model_type")
     return name
 
 

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
-from rtp_llm.core import Batch
+from rtp_llm.core import Batch, Int32Array
 from rtp_llm.errors import CheckpointError
+from rtp_llm.models import OnKeys, OnLayer
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
 # Hugging Face's name of the activation -> ours.
@@ -100,6 +101,8 @@ class Bert:
     """The encoder up to its last hidden states; heads and poolers belong to the tasks."""
 
     causal = False
+    shares_prefixes = False
+    kv_size = 0
     prefix: ClassVar[str] = "bert."
 
     def __init__(self, config: BertConfig, weights: Weights, ops: Ops) -> None:
@@ -124,19 +127,26 @@ class Bert:
         """Positions count from 0, as `pack` left them."""
         return batch
 
-    def __call__(self, ops: Ops, batch: Batch) -> Tensor:
-        """Packed batch -> hidden_states [T, hidden_size]."""
+    def __call__(
+        self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
+    ) -> Tensor:
+        """Packed batch -> hidden_states [T, hidden_size], or of the wanted rows; `on_keys` is not called."""
         lookups = (
             (self.word, batch.input_ids),
             (self.token_type, batch.token_type_ids),
             (self.position, batch.position_ids),
         )
         hidden_states = ops.embed(lookups, self.embedding_norm)
-        for layer in self.layers:
-            hidden_states = self._run_layer(ops, layer, hidden_states, batch)
+        for number, layer in enumerate(self.layers):
+            if on_layer is not None:
+                on_layer(number, hidden_states)
+            wanted = batch.wanted if layer is self.layers[-1] else None
+            hidden_states = self._run_layer(ops, layer, hidden_states, batch, wanted)
         return hidden_states
 
-    def _run_layer(self, ops: Ops, layer: _Layer, hidden_states: Tensor, batch: Batch) -> Tensor:
+    def _run_layer(
+        self, ops: Ops, layer: _Layer, hidden_states: Tensor, batch: Batch, wanted: Int32Array | None
+    ) -> Tensor:
         config = self.config
         context = ops.attention(
             ops.linear(hidden_states, layer.qkv, layer.qkv_bias),
@@ -145,7 +155,9 @@ class Bert:
             num_kv_heads=config.num_attention_heads,
             head_dim=config.head_dim,
             scale=config.head_dim**-0.5,
+            rows=wanted,
         )
+        hidden_states = hidden_states if wanted is None else ops.rows(hidden_states, wanted)
         attended = ops.norm(
             ops.linear(context, layer.out, layer.out_bias, residual=hidden_states), layer.attention_norm
         )

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
+from rtp_llm.models import OnKeys, OnLayer
 from rtp_llm.models.rope import LongBatch, Rope, with_rows
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
@@ -135,6 +136,9 @@ class Qwen2:
         self.vocab_size = config.vocab_size
         self.max_positions = config.rope.max_positions
         self.causal = config.causal
+        # With dynamic NTK the angles of the first tokens depend on the length of the whole.
+        self.shares_prefixes = config.causal and config.rope.rope_type != "dynamic"
+        self.kv_size = 2 * config.num_key_value_heads * config.head_dim
         self.word = ops.table(weights["word"])
         # A dynamic rope's longer sequences have rows of their own.
         positions = config.rope.trained_positions if config.rope.rope_type == "dynamic" else self.max_positions
@@ -155,32 +159,54 @@ class Qwen2:
             return with_rows(batch, rope)
         return batch
 
-    def __call__(self, ops: Ops, batch: Batch) -> Tensor:
-        """Packed batch -> hidden_states [T, hidden_size]."""
+    def __call__(
+        self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
+    ) -> Tensor:
+        """Packed batch -> hidden_states [T, hidden_size], or of the wanted rows."""
         if isinstance(batch, LongBatch):
             cos_sin = ops.vector(batch.cos_sin)
         else:
             cos_sin = ops.embed([(self.cos_sin, batch.position_ids)])
         hidden_states = ops.embed([(self.word, batch.input_ids)])
-        for layer, window in zip(self.layers, self.config.windows, strict=True):
-            hidden_states = self._run_layer(ops, layer, window, hidden_states, cos_sin, batch)
+        for number, layer in enumerate(self.layers):
+            if on_layer is not None:
+                on_layer(number, hidden_states)
+            qkv = self._qkv(ops, layer, hidden_states, cos_sin)
+            if on_keys is not None:
+                on_keys(number, qkv)
+            hidden_states = self._run_layer(ops, number, hidden_states, qkv, batch)
         return ops.norm(hidden_states, self.norm)
 
-    def _run_layer(
-        self, ops: Ops, layer: _Layer, window: int | None, hidden_states: Tensor, cos_sin: Tensor, batch: Batch
-    ) -> Tensor:
+    def _qkv(self, ops: Ops, layer: _Layer, hidden_states: Tensor, cos_sin: Tensor) -> Tensor:
+        qkv = ops.linear(ops.norm(hidden_states, layer.input_norm), layer.qkv, layer.qkv_bias)
+        return ops.rotary(qkv, cos_sin, **self._heads, q_norm=layer.q_norm, k_norm=layer.k_norm)
+
+    def _run_layer(self, ops: Ops, number: int, hidden_states: Tensor, qkv: Tensor, batch: Batch) -> Tensor:
+        config, layer = self.config, self.layers[number]
+        wanted = batch.wanted if layer is self.layers[-1] else None
+        context = ops.attention(
+            qkv,
+            batch,
+            **self._heads,
+            scale=config.head_dim**-0.5,
+            causal=config.causal,
+            window=config.windows[number],
+            rows=wanted,
+            kept=[prefix.layers[number] for prefix in batch.kept],
+        )
+        hidden_states = hidden_states if wanted is None else ops.rows(hidden_states, wanted)
+        attended = ops.linear(context, layer.out, layer.out_bias, residual=hidden_states)
+        wide = ops.gated(ops.linear(ops.norm(attended, layer.mlp_norm), layer.gate_up), config.activation)
+        return ops.linear(wide, layer.down, residual=attended)
+
+    @property
+    def _heads(self) -> dict[str, int]:
         config = self.config
-        heads = {
+        return {
             "num_heads": config.num_attention_heads,
             "num_kv_heads": config.num_key_value_heads,
             "head_dim": config.head_dim,
         }
-        qkv = ops.linear(ops.norm(hidden_states, layer.input_norm), layer.qkv, layer.qkv_bias)
-        qkv = ops.rotary(qkv, cos_sin, **heads, q_norm=layer.q_norm, k_norm=layer.k_norm)
-        context = ops.attention(qkv, batch, **heads, scale=config.head_dim**-0.5, causal=config.causal, window=window)
-        attended = ops.linear(context, layer.out, layer.out_bias, residual=hidden_states)
-        wide = ops.gated(ops.linear(ops.norm(attended, layer.mlp_norm), layer.gate_up), config.activation)
-        return ops.linear(wide, layer.down, residual=attended)
 
 
 class Qwen2Embedding(Qwen2):

@@ -134,7 +134,7 @@ def _attention_factor(parameters: Mapping[str, Any], factor: float) -> float:
     return scale(mscale) / scale(mscale_all_dim) if mscale and mscale_all_dim else scale(1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LongBatch(Batch):
     """A batch with a sequence whose angles depend on its length: `cos_sin` [T, head_dim] has every token's row."""
 

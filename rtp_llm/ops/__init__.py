@@ -95,12 +95,18 @@ class Ops(Protocol):
         scale: float,
         causal: bool = False,
         window: int | None = None,
+        rows: Int32Array | None = None,
+        kept: Sequence[Tensor] = (),
     ) -> Tensor:
         """softmax(scale * q @ k.T) @ v within each sequence -> [T, num_heads * head_dim].
 
         `qkv` is [T, (num_heads + 2 * num_kv_heads) * head_dim]: all query heads, then key heads, then value heads.
         Query head h reads key head h // (num_heads // num_kv_heads). `causal`: position i sees j <= i. `window`: only
         j with |i - j| < window. Equals torch scaled_dot_product_attention on each sequence alone.
+
+        A sequence with a `batch.prefix_of` goes on where that one ends and sees its keys too; it must be causal. `kept`
+        has this layer's tensors of `batch.kept`, [tokens, 2 * num_kv_heads * head_dim]: key heads, then value heads.
+        `rows` [R], as `batch.wanted`: only these rows -> [R, num_heads * head_dim], with the bits they have among all.
         """
 
     def rotary(
@@ -131,6 +137,9 @@ class Ops(Protocol):
         1..length. `skip_prompt` (include_prompt false) masks each sequence's first `prompt_lens` rows; a sequence that
         is all prompt yields zeros (cls: its first row).
         """
+
+    def rows(self, x: Tensor, index: Int32Array) -> Tensor:
+        """x[index], index [R] -> [R, H]."""
 
     def concat(self, tensors: Sequence[Tensor]) -> Tensor:
         """[B, H1], [B, H2], … -> [B, H1 + H2 + …]."""

@@ -18,7 +18,7 @@ from rtp_llm.core import FloatArray
 from rtp_llm.errors import ConfigError
 
 INSTRUCTION_SETS = ("avx512", "avx2", "generic")  # the fastest first
-ABI_VERSION = 3
+ABI_VERSION = 5
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpu_supports_avx2": (c_int, ()),

@@ -11,15 +11,15 @@ number of threads. Weights are packed once; the activations not fused in C++ run
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from rtp_llm.core import Batch, FloatArray, Int32Array, Item, pack
+from rtp_llm.core import Batch, FloatArray, Int32Array
 from rtp_llm.errors import ConfigError, InvalidRequest
-from rtp_llm.ops import Norm, Ops, PoolMode
+from rtp_llm.ops import Norm, PoolMode
 from rtp_llm.ops.native_library import Library, PackedWeight, Table, load, measure_peak, usable
 from rtp_llm.ops.native_stream import (
     ATTENTION,
@@ -31,10 +31,12 @@ from rtp_llm.ops.native_stream import (
     NORMALIZE,
     POOL,
     ROTARY,
+    TAKE_ROWS,
     Stream,
     Tensor,
 )
 from rtp_llm.ops.numpy_ops import ACTIVATION, NumpyOps
+from rtp_llm.ops.self_check import failing_ops
 
 __all__ = ["NativeOps", "measure_peak"]
 
@@ -164,16 +166,22 @@ class NativeOps:
         scale: float,
         causal: bool = False,
         window: int | None = None,
+        rows: Int32Array | None = None,
+        kept: Sequence[Tensor] = (),
     ) -> Tensor:
         num_tokens, size = qkv.shape[0], num_heads * head_dim
         assert qkv.shape[1] == size + 2 * num_kv_heads * head_dim, f"qkv is {qkv.shape}"
         assert num_heads % num_kv_heads == 0 and scale > 0 and (window is None or window > 0)
-        cu_seqlens, _ = self._check(batch, num_tokens)
-        y = self._new(num_tokens, size)
-        if num_tokens:
+        cu_seqlens, _, prefix_of = self._check(batch, num_tokens)
+        assert causal or not prefix_of, "a prefix does not see what comes after it"
+        wanted, num_wanted = (0, 0) if rows is None else (self._wanted(rows), len(rows))
+        num_rows = num_tokens if rows is None else num_wanted
+        y = self._new(num_rows, size)
+        if num_rows:
             self._record(ATTENTION(
-                y.reference, num_tokens * size, self._operand(qkv), cu_seqlens, batch.num_seqs,
-                batch.max_seqlen, num_heads, num_kv_heads, head_dim, scale, causal, window or 0,
+                y.reference, num_rows * size, self._operand(qkv), cu_seqlens, prefix_of, wanted, num_wanted,
+                *self._kept(batch, kept, 2 * num_kv_heads * head_dim), batch.num_seqs, batch.max_seqlen, num_heads,
+                num_kv_heads, head_dim, scale, causal, window or 0,
             ))  # fmt: skip
         return y
 
@@ -213,12 +221,24 @@ class NativeOps:
 
     def pool(self, x: Tensor, batch: Batch, mode: PoolMode, *, skip_prompt: bool = False) -> Tensor:
         num_tokens, size = x.shape
-        cu_seqlens, prompt_lens = self._check(batch, num_tokens)
+        cu_seqlens, prompt_lens, _ = self._check(batch, num_tokens)
         y = self._new(batch.num_seqs, size)
         self._record(POOL(
             y.reference, batch.num_seqs * size, self._operand(x), cu_seqlens, prompt_lens if skip_prompt else 0,
             batch.num_seqs, size, _POOL_MODES[mode],
         ))  # fmt: skip
+        return y
+
+    def rows(self, x: Tensor, index: Int32Array) -> Tensor:
+        index = _int32(index)
+        _check_ids(index, x.shape[0])
+        num_rows, size = len(index), x.shape[1]
+        y = self._new(num_rows, size)
+        if num_rows:
+            self._stream.kept.append(index)
+            self._record(TAKE_ROWS(
+                y.reference, num_rows * size, self._operand(x), index.ctypes.data, num_rows, size
+            ))  # fmt: skip
         return y
 
     def concat(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -263,18 +283,36 @@ class NativeOps:
         assert norm.weight.shape == (size,) and (norm.bias is None or norm.bias.shape == (size,))
         return self._operand(norm.weight), self._operand(norm.bias), norm.eps, norm.kind == "layer"
 
-    def _check(self, batch: Batch, num_tokens: int) -> tuple[int, int]:
-        """Addresses of cu_seqlens and prompt_lens, which are kept, once they are known to fit `num_tokens` rows."""
+    def _check(self, batch: Batch, num_tokens: int) -> tuple[int, int, int]:
+        """Addresses of cu_seqlens, prompt_lens and prefix_of, which are kept, once they are known to fit the rows."""
         if batch is not self._checked:
             cu_seqlens, prompt_lens = _int32(batch.cu_seqlens), _int32(batch.prompt_lens)
             lengths = cu_seqlens[1:] - cu_seqlens[:-1]
             assert cu_seqlens[0] == 0 and lengths.min() >= 0 and lengths.max() <= batch.max_seqlen
             assert len(prompt_lens) == batch.num_seqs and prompt_lens.min() >= 0
-            self._checked, self._offsets = batch, (cu_seqlens, prompt_lens)
-            self._addresses = cu_seqlens.ctypes.data, prompt_lens.ctypes.data
+            self._checked, self._offsets = batch, (cu_seqlens, prompt_lens, _checked_prefixes(batch))
+            addresses = (0 if array is None else array.ctypes.data for array in self._offsets)
+            self._addresses = next(addresses), next(addresses), next(addresses)
         assert self._offsets[0][-1] == num_tokens, f"a batch of {self._offsets[0][-1]} tokens for {num_tokens} rows"
         self._stream.kept.append(self._offsets)
         return self._addresses
+
+    def _kept(self, batch: Batch, kept: Sequence[Tensor], size: int) -> tuple[int, int]:
+        """Addresses of the kept tensors' addresses and of their lengths."""
+        assert [x.shape for x in kept] == [(prefix.num_tokens, size) for prefix in batch.kept]
+        if not kept:
+            return 0, 0
+        assert all(x.host is not None for x in kept), "what is kept is on the host"
+        arrays = np.array([x.reference for x in kept]), np.array([x.shape[0] for x in kept])
+        self._stream.kept += (*kept, *arrays)
+        return arrays[0].ctypes.data, arrays[1].ctypes.data
+
+    def _wanted(self, rows: Int32Array) -> int:
+        """The address of one row of each of the last sequences of the batch, which was checked."""
+        rows, ends = _int32(rows), self._offsets[0][-len(rows) - 1 :]
+        assert len(ends) == len(rows) + 1 and (rows >= ends[:-1]).all() and (rows < ends[1:]).all(), rows
+        self._stream.kept.append(rows)
+        return rows.ctypes.data
 
 
 class _ThroughNumpy:
@@ -297,6 +335,16 @@ class _ThroughNumpy:
         if isinstance(value, (list, tuple)):
             return [self._to_host(item) for item in value]
         return value
+
+
+def _checked_prefixes(batch: Batch) -> Int32Array | None:
+    if batch.prefix_of is None:
+        return None
+    prefix_of = _int32(batch.prefix_of)
+    assert len(prefix_of) == batch.num_seqs and prefix_of.min() >= -1 - len(batch.kept)
+    # An earlier sequence, which has no prefix itself, or one that is kept.
+    assert (prefix_of < np.arange(batch.num_seqs)).all() and (prefix_of[prefix_of[prefix_of >= 0]] == -1).all()
+    return prefix_of
 
 
 def _int32(values: Int32Array) -> Int32Array:
@@ -324,7 +372,7 @@ def checked_library(instruction_set: str) -> tuple[Library, frozenset[str]]:
     names = (usable() or ("generic",)) if instruction_set == "auto" else (instruction_set,)
     broken: dict[str, frozenset[str]] = {}
     for name in names:
-        broken[name] = failing_ops(load(name))
+        broken[name] = failing_ops(object.__new__(NativeOps)._bind(1, load(name), frozenset()))
         if not broken[name]:
             break
     if any(broken.values()):
@@ -333,47 +381,3 @@ def checked_library(instruction_set: str) -> tuple[Library, frozenset[str]]:
     if "linear" in broken[name]:
         raise ConfigError(f"the native kernels for {name} give wrong products on this machine; use --backend numpy")
     return load(name), broken[name]
-
-
-def failing_ops(library: Library) -> frozenset[str]:
-    """The ops whose kernels differ from NumpyOps on small odd shapes."""
-    native, reference = object.__new__(NativeOps)._bind(1, library, frozenset()), NumpyOps()
-    return frozenset(
-        name
-        for name, run in _self_checks().items()
-        if not np.allclose(native.to_numpy(run(native)), run(reference), rtol=1e-4, atol=1e-5)
-    )
-
-
-def _self_checks() -> dict[str, Callable[[Ops], Any]]:
-    rng = np.random.default_rng(0)
-    lengths, heads, head_dim, size = (3, 1, 37), 3, 24, 3 * 24
-    batch = pack([Item(input_ids=rng.integers(0, 9, n, dtype=np.int32), index=i) for i, n in enumerate(lengths)])
-
-    def normal(*shape: int) -> FloatArray:
-        return rng.standard_normal(shape, dtype=np.float32)
-
-    x, qkv, table, square = normal(41, size), normal(41, 3 * size), normal(50, size), normal(size, size)
-    weight, bias = normal(size), normal(size)
-    return {
-        "embed": lambda ops: ops.embed([(ops.table(table), batch.input_ids), (ops.table(table), batch.position_ids)]),
-        "norm": lambda ops: ops.norm(ops.vector(x), Norm(ops.vector(weight), ops.vector(bias), 1e-5)),
-        "linear": lambda ops: ops.linear(
-            ops.vector(x), ops.matrix(square), ops.vector(bias), "gelu", residual=ops.vector(x)
-        ),
-        "attention": lambda ops: ops.attention(
-            ops.vector(qkv), batch, num_heads=heads, num_kv_heads=heads, head_dim=head_dim, scale=0.2
-        ),
-        "rotary": lambda ops: ops.rotary(
-            ops.vector(qkv),
-            ops.vector(x[:, :head_dim]),
-            num_heads=heads,
-            num_kv_heads=heads,
-            head_dim=head_dim,
-            q_norm=Norm(ops.vector(weight[:head_dim]), None, 1e-5, "rms"),
-        ),
-        "gated": lambda ops: ops.gated(ops.vector(x), "silu"),
-        "pool": lambda ops: ops.pool(ops.vector(x), batch, "mean"),
-        "concat": lambda ops: ops.concat([ops.vector(x), ops.vector(x)]),
-        "l2_normalize": lambda ops: ops.l2_normalize(ops.vector(x)),
-    }

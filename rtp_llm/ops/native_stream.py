@@ -25,14 +25,15 @@ FREE = _command(1, "")
 LINEAR = _command(2, "9q")  # x, weight, bias, residual, rows, N, K, activation, weight is bf16
 NORM = _command(3, "5qdq")  # x, rows, size, weight, bias, eps, centered
 EMBED = _command(4, "4q4q4q2qdq")  # rows, size, lookups, bf16 tables, tables, ids, weight, bias, eps, centered
-ATTENTION = _command(
-    5, "7qd2q"
-)  # qkv, cu_seqlens, num_seqs, max_seqlen, heads, kv_heads, head_dim, scale, causal, window
+# qkv, cu_seqlens, prefix_of, wanted, num_wanted, kept, their lengths, num_seqs, max_seqlen, heads, kv_heads, head_dim,
+# scale, causal, window
+ATTENTION = _command(5, "12qd2q")
 ROTARY = _command(6, "5q2qdq2qdq")  # cos_sin, rows, heads, kv_heads, head_dim, norm of queries, norm of keys
 GATED = _command(7, "4q")  # x, rows, size, activation
 POOL = _command(8, "6q")  # x, cu_seqlens, prompt_lens, num_seqs, size, mode
 COPY_COLUMNS = _command(9, "5q")  # first column, x, rows, size, stride
 NORMALIZE = _command(10, "3q")  # x, rows, size
+TAKE_ROWS = _command(11, "4q")  # x, index, rows, size
 
 
 class Stream:

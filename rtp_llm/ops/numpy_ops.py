@@ -130,20 +130,24 @@ class NumpyOps:
         scale: float,
         causal: bool = False,
         window: int | None = None,
+        rows: Int32Array | None = None,
+        kept: Sequence[FloatArray] = (),
     ) -> FloatArray:
-        num_tokens = qkv.shape[0]
-        q, k, v = np.split(qkv.reshape(num_tokens, -1, head_dim), [num_heads, num_heads + num_kv_heads], axis=1)
-        out = np.empty((num_tokens, num_heads, head_dim), dtype=np.float32)
-        for start, end in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
-            hidden = _hidden_pairs(end - start, causal, window)
-            for head in range(num_heads):
-                kv_head = head // (num_heads // num_kv_heads)
-                scores = (q[start:end, head] @ k[start:end, kv_head].T).astype(np.float64) * scale
-                scores[hidden] = -np.inf
-                weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-                weights /= weights.sum(axis=-1, keepdims=True)
-                out[start:end, head] = weights.astype(np.float32) @ v[start:end, kv_head]
-        return out.reshape(num_tokens, num_heads * head_dim)
+        heads = qkv.reshape(len(qkv), -1, head_dim).transpose(1, 0, 2)
+        q = heads[:num_heads]
+        first = 0 if rows is None else batch.num_seqs - len(rows)
+        out = []
+        for i in range(first, batch.num_seqs):
+            start, end = batch.cu_seqlens[i : i + 2]
+            before = _prefix(heads[num_heads:], batch, i, kept)
+            seen = np.concatenate([before, heads[num_heads:, start:end]], axis=1)
+            keys, values = np.split(seen, 2)
+            for row in range(start, end) if rows is None else rows[i - first, None]:
+                low, high = visible_keys(before.shape[1] + row - start, seen.shape[1], causal, window)
+                # NOTE: one row and the keys it sees at a time: others would change the order of BLAS's sums.
+                query = q[:, row].reshape(num_kv_heads, -1, head_dim)
+                out.append(_attend(query, keys[:, low:high], values[:, low:high], scale))
+        return np.stack(out) if out else np.zeros((0, num_heads * head_dim), np.float32)
 
     def rotary(
         self,
@@ -174,6 +178,9 @@ class NumpyOps:
             rows.append(_pool_one(x[start:end].astype(np.float64), mode, skipped))
         return np.stack(rows).astype(np.float32)
 
+    def rows(self, x: FloatArray, index: Int32Array) -> FloatArray:
+        return x[index]
+
     def concat(self, tensors: Sequence[FloatArray]) -> FloatArray:
         return np.concatenate(tensors, axis=-1)
 
@@ -193,11 +200,29 @@ def _rotate(x: FloatArray, cos: FloatArray, sin: FloatArray) -> FloatArray:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def _hidden_pairs(seqlen: int, causal: bool, window: int | None) -> NDArray[np.bool_]:
-    """[seqlen, seqlen]: True where query i may not see key j."""
-    distance = np.arange(seqlen)[:, None] - np.arange(seqlen)[None, :]
-    hidden = distance < 0 if causal else np.zeros((seqlen, seqlen), dtype=np.bool_)
-    return hidden if window is None else hidden | (np.abs(distance) >= window)
+def _prefix(heads: FloatArray, batch: Batch, seq: int, kept: Sequence[FloatArray]) -> FloatArray:
+    """Key and value heads [2 * kv_heads, tokens, D] of the tokens that stand before sequence `seq`."""
+    prefix = -1 if batch.prefix_of is None else int(batch.prefix_of[seq])
+    if prefix < -1:
+        tensor = kept[-2 - prefix]
+        return tensor.reshape(len(tensor), len(heads), -1).transpose(1, 0, 2)
+    if prefix == -1:
+        return heads[:, :0]
+    return heads[:, batch.cu_seqlens[prefix] : batch.cu_seqlens[prefix + 1]]
+
+
+def visible_keys(position: int, seqlen: int, causal: bool, window: int | None) -> tuple[int, int]:
+    """The keys that the query at `position` sees: from the first to before the second."""
+    reach = seqlen if window is None else window
+    return max(0, position - reach + 1), min(seqlen, position + (1 if causal else reach))
+
+
+def _attend(query: FloatArray, keys: FloatArray, values: FloatArray, scale: float) -> FloatArray:
+    """One row: [kv_heads, group, D], [kv_heads, S, D], [kv_heads, S, D] -> [kv_heads * group * D]."""
+    scores = (query @ keys.transpose(0, 2, 1)).astype(np.float64) * scale
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return (weights.astype(np.float32) @ values).reshape(-1)
 
 
 def _pool_one(x: NDArray[np.float64], mode: PoolMode, skipped: int) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,10 @@ class TorchOps:
         return self._put(rows).to(self.dtype)
 
     def upload(self, batch: Batch) -> Any:
-        """The same fields as torch tensors; `max_seqlen` stays a number."""
-        names = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "prompt_lens")
-        moved: dict[str, Any] = {name: self._put(getattr(batch, name)) for name in names}
+        """The same fields as torch tensors; `max_seqlen` stays a number, `prefix_of` on the host."""
+        names = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "prompt_lens", "wanted")
+        arrays = {name: getattr(batch, name) for name in names}
+        moved: dict[str, Any] = {name: self._put(array) for name, array in arrays.items() if array is not None}
         return replace(batch, **moved)
 
     def to_numpy(self, x: torch.Tensor) -> FloatArray:
@@ -93,22 +95,35 @@ class TorchOps:
         scale: float,
         causal: bool = False,
         window: int | None = None,
+        rows: Any | None = None,
+        kept: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
         heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim).transpose(0, 1)
-        q, k, v = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads])
+        q, kv = heads[:num_heads], heads[num_heads:]
+        before = [x.view(len(x), 2 * num_kv_heads, head_dim).transpose(0, 1) for x in kept]
+        spans = list(pairwise(batch.cu_seqlens.tolist()))
+        prefix_of = [-1] * len(spans) if batch.prefix_of is None else batch.prefix_of.tolist()
+        first = 0 if rows is None else len(spans) - len(rows)
+        wanted = spans if rows is None else [(-1, -1)] * first + [(row, row + 1) for row in rows.tolist()]
         outputs = []
-        for start, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
+        for (start, end), prefix, (low, high) in list(zip(spans, prefix_of, wanted, strict=True))[first:]:
+            own = kv[:, start:end]
+            if prefix != -1:
+                own = torch.cat([kv[:, slice(*spans[prefix])] if prefix >= 0 else before[-2 - prefix], own], dim=1)
+            keys, values = own.chunk(2)
+            skipped = keys.shape[1] - (end - start)
+            visible = self._visible(skipped + low - start, skipped + high - start, keys.shape[1], causal, window)
             outputs.append(
                 F.scaled_dot_product_attention(
-                    q[None, :, start:end],
-                    k[None, :, start:end],
-                    v[None, :, start:end],
-                    attn_mask=self._visible(end - start, causal, window),
+                    q[None, :, low:high],
+                    keys[None],
+                    values[None],
+                    attn_mask=visible,
                     scale=scale,
                     enable_gqa=num_heads != num_kv_heads,
                 )[0]
             )
-        return torch.cat(outputs, dim=1).transpose(0, 1).reshape(qkv.shape[0], num_heads * head_dim)
+        return torch.cat(outputs, dim=1).transpose(0, 1).reshape(-1, num_heads * head_dim)
 
     def rotary(
         self,
@@ -153,6 +168,9 @@ class TorchOps:
         summed = out.index_add(0, segment, x32 * weights[:, None])
         return summed / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)[:, None]
 
+    def rows(self, x: torch.Tensor, index: Any) -> torch.Tensor:
+        return x[index]
+
     def concat(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.cat(list(tensors), dim=-1)
 
@@ -162,12 +180,12 @@ class TorchOps:
     def _put(self, array: Any) -> torch.Tensor:
         return torch.from_numpy(np.array(array)).to(self.device)
 
-    def _visible(self, seqlen: int, causal: bool, window: int | None) -> torch.Tensor | None:
-        """[seqlen, seqlen]: True where query i may see key j; None when all is visible."""
+    def _visible(self, low: int, high: int, seqlen: int, causal: bool, window: int | None) -> torch.Tensor | None:
+        """[high - low, seqlen]: True where the query at position low + i may see key j; None when all is visible."""
         if not causal and window is None:
             return None
-        positions = torch.arange(seqlen, device=self.device)
-        distance = positions[:, None] - positions[None, :]
+        queries, keys = torch.arange(low, high, device=self.device), torch.arange(seqlen, device=self.device)
+        distance = queries[:, None] - keys[None, :]
         visible = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
         return visible if window is None else visible & (distance.abs() < window)
 

@@ -45,7 +45,13 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig) -> Runtime:
     model = load_model(model_type, model_config.hf, source, ops)
     source.close()
     num_cores = available_cores(config) if ops.name == "native" else 1
-    return CpuRuntime(model_type=model_type, model=model, ops=ops, num_cores=num_cores)
+    return CpuRuntime(
+        model_type=model_type,
+        model=model,
+        ops=ops,
+        num_cores=num_cores,
+        prefix_cache_bytes=config.prefix_cache_mb << 20,
+    )
 
 
 def available_cores(config: EngineConfig) -> int:

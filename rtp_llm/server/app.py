@@ -1,10 +1,11 @@
-"""The HTTP server: the application, one socket, uvicorn on uvloop and httptools, an orderly end."""
+"""The server: the application, one socket, uvicorn on uvloop and httptools, gRPC beside it, an orderly end."""
 
+import asyncio
 import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -12,19 +13,45 @@ from starlette.types import ASGIApp
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError
+from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.dispatch import Dispatcher
 from rtp_llm.server.protocol import Protocol
 from rtp_llm.server.service import EngineLike
+from rtp_llm.server.tls import check_certificate
 
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _UNLIMITED = 600  # seconds that shutdown_timeout=-1 stands for, as in the original
+_EVERYWHERE = ("0.0.0.0", "::", "")
 
 
 def create_app(engine: EngineLike, config: ServerConfig) -> ASGIApp:
     """The HTTP face of `engine`; `config` gives the limits."""
     return Dispatcher(engine, config)
+
+
+def check(config: ServerConfig) -> None:
+    """ConfigError for what would keep `serve` from starting: worth knowing before a large model is loaded."""
+    listen(config.host, config.start_port).close()
+    if config.grpc_port:
+        check_grpc()
+        listen(config.host, config.grpc_port, "grpc_port").close()
+    check_certificate(config)
+    if KeyRing(config).is_open and config.host in _EVERYWHERE:
+        logger.warning(
+            "listening on all interfaces without an API key: whoever reaches this machine can use the server; "
+            "--api_key_file FILE asks for keys, --host 127.0.0.1 serves this machine alone"
+        )
+
+
+def check_grpc() -> None:
+    """ConfigError where the libraries of gRPC are not installed."""
+    try:
+        import rtp_llm.server.grpc  # noqa: F401
+    except ImportError as error:
+        message = f"grpc_port: gRPC needs more libraries ({error}): pip install 'rtp-llm[grpc]'"
+        raise ConfigError(message, param="grpc_port") from None
 
 
 def serve(engine: EngineLike, config: ServerConfig, on_ready: Callable[[], None] | None = None) -> None:
@@ -33,8 +60,9 @@ def serve(engine: EngineLike, config: ServerConfig, on_ready: Callable[[], None]
     `on_ready` is called once, when the socket accepts connections. ConfigError: the address cannot be listened on.
     """
     listener = listen(config.host, config.start_port)
+    app = Dispatcher(engine, config)
     options = uvicorn.Config(
-        create_app(engine, config),
+        app,
         http=Protocol,
         ws="none",
         lifespan="off",
@@ -44,44 +72,75 @@ def serve(engine: EngineLike, config: ServerConfig, on_ready: Callable[[], None]
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=config.timeout_keep_alive,
-        timeout_graceful_shutdown=_UNLIMITED if config.shutdown_timeout < 0 else config.shutdown_timeout,
+        timeout_graceful_shutdown=_seconds_to_end(config),
+        ssl_certfile=config.ssl_certfile or None,
+        ssl_keyfile=config.ssl_keyfile or None,
     )
-    server = _Server(options, on_ready)
-    with listener, _signals_end_here():
+    server = _Server(options, app, config, on_ready)
+    with listener, _signals_end_here(app.keys.reload):
         server.run(sockets=[listener])
 
 
-def listen(host: str, port: int) -> socket.socket:
+def _seconds_to_end(config: ServerConfig) -> int:
+    return _UNLIMITED if config.shutdown_timeout < 0 else config.shutdown_timeout
+
+
+def listen(host: str, port: int, param: str = "start_port") -> socket.socket:
     """A listening socket; ConfigError says in one line why there is none."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        message = f"cannot listen on {host}:{port}: {reason}; choose another with --host or --start_port"
-        raise ConfigError(message, param="start_port") from error
+        message = f"cannot listen on {host}:{port}: {reason}; choose another with --host or --{param}"
+        raise ConfigError(message, param=param) from error
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None] | None) -> None:
-        super().__init__(config)
+    """uvicorn, with gRPC on the same event loop."""
+
+    def __init__(
+        self, options: uvicorn.Config, app: Dispatcher, config: ServerConfig, on_ready: Callable[[], None] | None
+    ) -> None:
+        super().__init__(options)
         self._on_ready = on_ready
+        self._end_grpc: Callable[[], Awaitable[None]] | None = None
+        self._app = app
+        self._settings = config
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._settings.grpc_port:
+            self._end_grpc = await self._start_grpc(self._settings)
         await super().startup(sockets)
         for listener in sockets or []:
             logger.debug("listening on http://%s:%d", *listener.getsockname()[:2])
         if self._on_ready is not None:
             self._on_ready()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ends = [super().shutdown(sockets)] + ([self._end_grpc()] if self._end_grpc else [])
+        await asyncio.gather(*ends)
+
+    async def _start_grpc(self, config: ServerConfig) -> Callable[[], Awaitable[None]]:
+        from rtp_llm.server.grpc import GrpcServer
+
+        server = GrpcServer(self._app.engine, config, self._app.admission, self._app.keys)
+        await server.start(config.grpc_port)
+        return lambda: server.stop(_seconds_to_end(config))
+
 
 @contextmanager
-def _signals_end_here() -> Iterator[None]:
-    """uvicorn raises the signal that stopped it once more at its end; the caller still has an engine to close."""
+def _signals_end_here(reload: Callable[[], None]) -> Iterator[None]:
+    """SIGHUP reads the keys again; the signals that stop uvicorn are its own affair.
+
+    uvicorn raises the signal that stopped it once more at its end; the caller still has an engine to close.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+    if hasattr(signal, "SIGHUP"):
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda number, frame: reload())
     try:
         yield
     finally:

@@ -70,9 +70,12 @@ def decode(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
+        # A key that is not UTF-8 is to msgspec one that it does not know.
+        _check_utf8(body)
         raise _unexpected(decoder, str(error)) from None
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the body is not valid UTF-8 (byte {_bad_byte(body, error)})") from None
+    except UnicodeDecodeError:
+        _check_utf8(body)
+        raise InvalidRequest("the body is not valid UTF-8") from None
     except RecursionError:
         raise InvalidRequest("the body's JSON is nested too deeply") from None
     except msgspec.DecodeError as error:
@@ -110,13 +113,12 @@ def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _bad_byte(body: bytes, error: UnicodeDecodeError) -> int:
-    """msgspec counts from the start of the string; the body as a whole gives the place that a caller can look up."""
+def _check_utf8(body: bytes) -> None:
+    """InvalidRequest with the first byte of the body that is not UTF-8; msgspec counts from the start of its string."""
     try:
         body.decode()
-    except UnicodeDecodeError as whole:
-        return whole.start
-    return error.start
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the body is not valid UTF-8 (byte {error.start})") from None
 
 
 def _malformed(body: bytes, reason: str) -> str:

@@ -91,16 +91,17 @@ class Dialect(Generic[Body]):
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         """Decode, run, render."""
         body = decode(self.decoder, content)
-        info = service.engine.info()
+        info, admission = service.engine.info(), service.admission
         request = self.to_request(body, info, service.config, exchange.request_id)
-        # NOTE: `enter` and `leave` by hand, not a context manager, saves a request 1 us.
-        service.enter()
+        admission.check_size(request, len(content))
+        seconds = admission.seconds(exchange.headers)
+        await admission.enter()
         try:
-            response = await unless_client_leaves(service.engine.run(request), exchange.receive)
+            response = await unless_client_leaves(service.engine.run(request), exchange.receive, seconds)
             pieces = self.render(body, response, info)
             rendered = await (asyncio.to_thread(b"".join, pieces) if self.render_on_thread else _join(pieces))
         finally:
-            service.leave()
+            admission.leave()
         return rendered, self.headers(request, response)
 
 
@@ -109,7 +110,7 @@ class Lookup(Generic[Body]):
     """One wire form of a question to the tokenizer; long ones are answered on a thread."""
 
     decoder: msgspec.json.Decoder[Body]
-    render: Callable[[Body, EngineLike, ServerConfig], bytes]
+    render: Callable[[Body, Service], bytes]
     error_form: ErrorForm = openai_form
     content_type: bytes = JSON
 
@@ -121,13 +122,14 @@ class Lookup(Generic[Body]):
         """Decode and look up."""
         body = decode(self.decoder, content)
         if len(content) <= _LOOKUP_CHARACTERS:
-            return self.render(body, service.engine, service.config), []
-        service.enter()
+            return self.render(body, service), []
+        seconds = service.admission.seconds(exchange.headers)
+        await service.admission.enter()
         try:
-            work = asyncio.to_thread(self.render, body, service.engine, service.config)
-            return await unless_client_leaves(work, exchange.receive), []
+            work = asyncio.to_thread(self.render, body, service)
+            return await unless_client_leaves(work, exchange.receive, seconds), []
         finally:
-            service.leave()
+            service.admission.leave()
 
 
 @dataclass(frozen=True, slots=True)

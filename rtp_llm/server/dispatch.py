@@ -18,6 +18,7 @@ from rtp_llm.observability import CONTENT_TYPE
 from rtp_llm.server import (
     classifier,
     cohere,
+    custom,
     embeddings,
     openai,
     pages,
@@ -30,7 +31,10 @@ from rtp_llm.server import (
     vllm,
 )
 from rtp_llm.server import dialect as dialects
+from rtp_llm.server.admission import Admission
+from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.body import read_body
+from rtp_llm.server.cors import Cors
 from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_headers
 from rtp_llm.server.exchange import Exchange
 from rtp_llm.server.service import EngineLike, Service
@@ -49,6 +53,7 @@ DIALECTS: dict[str, dialects.Route] = {
     similarity.PATH: similarity.SIMILARITY,
     reranker.PATH: reranker.RERANKER,
     classifier.PATH: classifier.CLASSIFIER,
+    custom.PATH: custom.CUSTOM,
     **tei.ROUTES,
     **tokenize.ROUTES,
     tokenize.TOKENIZE: dialects.Choice({"inputs": tei.TOKENIZE}, tokenize.ROUTES[tokenize.TOKENIZE]),
@@ -73,8 +78,11 @@ class Dispatcher:
     """An ASGI callable that gives every request an id, an answer and a place in the metrics."""
 
     def __init__(self, engine: EngineLike, config: ServerConfig) -> None:
-        self._engine = engine
-        self._service = Service(engine, config)
+        self.engine = engine
+        self.admission = Admission(config)
+        self.keys = KeyRing(config)
+        self._cors = Cors(config.cors_origins)
+        self._service = Service(engine, config, self.admission)
         self._max_body_bytes, self._body_timeout = config.max_body_bytes, config.body_timeout
         own = [*pages.routes(), Route("/metrics", self._metrics)]
         parts = (openai.routes(engine), rtp.routes(engine), tei.get_routes(engine, config), vllm.get_routes(), own)
@@ -85,7 +93,7 @@ class Dispatcher:
         if scope["type"] != "http":
             await self._router(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, self._cors)
         try:
             await self._dispatch(exchange)
         except ClientLeft:
@@ -95,15 +103,19 @@ class Dispatcher:
             await _respond_error(exchange, NotReady("the server is shutting down: try another one, or later"))
         except Exception as error:
             await _respond_error(exchange, error)
-        self._engine.metrics.observe_http(exchange.route, exchange.status)
+        self.engine.metrics.observe_http(exchange.route, exchange.status)
 
     async def _dispatch(self, exchange: Exchange) -> None:
         path = exchange.path.rstrip("/") or "/"
-        route = DIALECTS.get(path)
-        if route is not None and exchange.method == "POST":
-            exchange.route, exchange.error_form = path, route.error_form
+        route = DIALECTS.get(path) if exchange.method == "POST" else None
+        if route is not None:
+            exchange.error_form = route.error_form
+        if exchange.method != "OPTIONS":
+            self.keys.check(exchange.method, path, exchange.headers)
+        if route is not None:
+            exchange.route = path
             content = await read_body(exchange, self._max_body_bytes, self._body_timeout)
-            chosen = route.choose(content, exchange, self._engine)
+            chosen = route.choose(content, exchange, self.engine)
             if chosen is not route:
                 exchange.error_form = chosen.error_form
             body, headers = await chosen.answer(content, self._service, exchange)
@@ -135,7 +147,7 @@ class Dispatcher:
         return MethodNotAllowed(f"{path[:200]} does not take {method}; it takes {allow}", allow=allow)
 
     async def _metrics(self, _: HttpRequest) -> HttpResponse:
-        return HttpResponse(self._engine.metrics.render(), headers={"content-type": CONTENT_TYPE})
+        return HttpResponse(self.engine.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
 
 async def _respond_error(exchange: Exchange, error: Exception) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import msgspec
 import orjson
 
-from rtp_llm.errors import EngineFailure, InvalidRequest, NotReady, Overloaded, RtpError
+from rtp_llm.errors import EngineFailure, InvalidRequest, NotReady, Overloaded, RtpError, Unauthorized
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,8 @@ def error_headers(error: RtpError) -> Headers:
         return [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after)))]
     if isinstance(error, NotReady):
         return [(b"retry-after", b"1")]
+    if isinstance(error, Unauthorized):
+        return [(b"www-authenticate", b'Bearer realm="rtp-llm"')]
     if isinstance(error, MethodNotAllowed):
         return [(b"allow", error.allow.encode("latin-1"))]
     if error.status == 413:

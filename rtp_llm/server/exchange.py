@@ -6,14 +6,18 @@ import re
 
 from starlette.types import Message, Receive, Scope, Send
 
+from rtp_llm.server.cors import Cors
 from rtp_llm.server.errors import ErrorForm, Headers, openai_form
 
 JSON = b"application/json"
 _SANE_ID = re.compile(rb"[\w.:/+=@-]{1,128}").fullmatch
 _PREFIX = os.urandom(4).hex()
 _numbers = itertools.count(1)
-_CORS: Headers = [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", b"*")]
-_ALL_METHODS = b"GET, HEAD, POST, OPTIONS"
+
+
+def choose_id(given: bytes | None = None) -> str:
+    """The caller's own name for its request where it is a sane one, else a new one."""
+    return given.decode("latin-1") if given and _SANE_ID(given) else f"{_PREFIX}-{next(_numbers):x}"
 
 
 class Exchange:
@@ -23,6 +27,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_cors",
         "_send",
         "error_form",
         "headers",
@@ -35,7 +40,8 @@ class Exchange:
         "status",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, cors: Cors | None = None) -> None:
+        self._cors = cors or Cors()
         self.scope = scope
         self.method: str = scope["method"]
         self.path: str = scope["path"]
@@ -45,8 +51,7 @@ class Exchange:
         self.status = 0
         self.route = "unmatched"
         self.error_form: ErrorForm = openai_form
-        given = self.headers.get(b"x-request-id")
-        self.request_id = given.decode("latin-1") if given and _SANE_ID(given) else f"{_PREFIX}-{next(_numbers):x}"
+        self.request_id = choose_id(self.headers.get(b"x-request-id"))
 
     async def send(self, message: Message) -> None:
         """The ASGI channel, with the common headers added at the start of an answer."""
@@ -63,17 +68,10 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": body})
 
     def _common(self) -> Headers:
-        own = (b"x-request-id", self.request_id.encode("latin-1"))
-        return [own, *_CORS] if b"origin" in self.headers else [own]
+        return [(b"x-request-id", self.request_id.encode("latin-1")), *self._cors.headers(self.headers)]
 
     async def respond_to_options(self) -> None:
-        """Let any page call any route, as the original does; a preflight is told so without asking the router."""
-        wanted = self.headers.get(b"access-control-request-headers", b"*")
-        headers = [
-            (b"access-control-allow-methods", _ALL_METHODS),
-            (b"access-control-allow-headers", wanted),
-            (b"access-control-max-age", b"86400"),
-            (b"allow", _ALL_METHODS),
-        ]
+        """Answer a preflight without asking the router."""
+        headers = self._cors.preflight(self.headers)
         await self.send({"type": "http.response.start", "status": 204, "headers": headers})
         await self.send({"type": "http.response.body", "body": b""})

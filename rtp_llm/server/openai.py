@@ -93,6 +93,9 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
         Literal["map", "arrays"] | None, Meta(description="sparse: {id: weight}, or indices and values; null: map")
     ] = None
     extra_configs: ExtraConfigs | None = None
+    extra: Annotated[
+        dict[str, Any] | None, Meta(description="what a custom module wants to know; nothing else looks at it")
+    ] = None
     user: Annotated[Any, Meta(description="ignored")] = None
 
     @property
@@ -256,6 +259,7 @@ def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
         prompt=body.prompt or None,
         prompt_name=body.prompt_name or _prompt_name(body, info),
         add_special_tokens=body.extra_configs is None or _add_special_tokens(body.extra_configs.tokenizer_config),
+        extra=body.extra or {},
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from rtp_llm.core import TaskType
-from rtp_llm.server import classifier, embeddings, openai, reranker, rtp, similarity, tei, tokenize, vllm
+from rtp_llm.server import classifier, custom, embeddings, openai, reranker, rtp, similarity, tei, tokenize, vllm
 from rtp_llm.server.errors import ErrorAnswer, MessageError, TeiError
 from rtp_llm.server.openapi_dialects import ROWS, Row, schema_of, types_of
 from rtp_llm.server.tei.routes import TeiInfo
@@ -16,7 +16,8 @@ _REF = "#/components/schemas/{name}"
 _TYPES = (
     openai.EmbeddingsBody, openai.EmbeddingsAnswer, openai.ModelList, openai.ModelEntry, embeddings.KindsAnswer,
     similarity.SimilarityBody, similarity.SimilarityAnswer, reranker.RerankerBody, reranker.RerankerAnswer,
-    classifier.ClassifierBody, classifier.ClassifierAnswer, tokenize.TokenizeBody, tokenize.EncodeAnswer, ErrorAnswer,
+    classifier.ClassifierBody, classifier.ClassifierAnswer, custom.CustomBody, custom.CustomAnswer,
+    tokenize.TokenizeBody, tokenize.EncodeAnswer, ErrorAnswer,
     TeiError, MessageError, TeiInfo, vllm.VersionAnswer,
     *(type_ for row in ROWS for type_ in types_of([*row.bodies, row.answer])),
 )  # fmt: skip
@@ -96,6 +97,8 @@ def _rtp() -> list[Operation]:
         (reranker.PATH, "scores", "Score documents for a query", reranker.RerankerBody, reranker.RerankerAnswer, pair),
         (classifier.PATH, "scores", "Classify texts and pairs", classifier.ClassifierBody, classifier.ClassifierAnswer,
          {"input": ["a text", ["a question", "an answer"]]}),
+        (custom.PATH, "custom", "What the operator's own module makes of the inputs", custom.CustomBody,
+         custom.CustomAnswer, {"input": ["a query", "a document", "another"], "extra": {"top_k": 1}}),
         (tokenize.ENCODE, "tokens", "Token ids and tokens of a text", tokenize.TokenizeBody, tokenize.EncodeAnswer,
          prompt),
     ]  # fmt: skip

@@ -1,14 +1,22 @@
 """The wire below the application: uvicorn's parser, with a limit on request heads and this server's error form."""
 
+import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from rtp_llm.errors import InvalidRequest
+from rtp_llm.errors import InvalidRequest, NotReady, RtpError
 from rtp_llm.server.errors import HeadTooLarge, openai_form
+from rtp_llm.server.exchange import choose_id
 
 MAX_HEAD_BYTES = 64 << 10
-_REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
+_REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable"}
+_HEAD = (
+    b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
+    b"connection: close\r\n\r\n"
+)
+# At shutdown a body that is still on its way gets so many seconds; work that is under way gets shutdown_timeout.
+_BODY_GRACE = 1.0
 
 
 class Protocol(HttpToolsProtocol):
@@ -35,12 +43,25 @@ class Protocol(HttpToolsProtocol):
         self._in_head = False
         super().on_headers_complete()
 
+    def shutdown(self) -> None:
+        """Stopping: the answer under way is the last of this connection, and half a body gets none for long."""
+        super().shutdown()
+        if self._awaits_body():
+            asyncio.get_running_loop().call_later(_BODY_GRACE, self._end_half_sent)
+
+    def _awaits_body(self) -> bool:
+        return self.cycle is not None and self.cycle.more_body and not self.cycle.response_started
+
+    def _end_half_sent(self) -> None:
+        if self._awaits_body() and not self.transport.is_closing():
+            self._refuse(NotReady("the server is shutting down and the request's body did not arrive: try another one"))
+
     def send_400_response(self, msg: str) -> None:
         """What cannot be parsed as HTTP at all."""
         self._refuse(InvalidRequest("this is not an HTTP/1.1 request that can be read"))
 
-    def _refuse(self, error: InvalidRequest) -> None:
+    def _refuse(self, error: RtpError) -> None:
         _, body = openai_form(error)
-        head = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        self.transport.write(head % (error.status, _REASONS[error.status], len(body)) + body)
+        head = _HEAD % (error.status, _REASONS[error.status], len(body), choose_id().encode())
+        self.transport.write(head + body)
         self.transport.close()

@@ -1,15 +1,18 @@
 """What every route shares of the server: the engine, the limits, and an eye on clients that leave."""
 
 import asyncio
+import math
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from starlette.types import Receive
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, Response
-from rtp_llm.errors import Overloaded
+from rtp_llm.errors import DeadlineExceeded
 from rtp_llm.observability import Metrics
+from rtp_llm.server.admission import Admission
 from rtp_llm.server.errors import ClientLeft
 
 Result = TypeVar("Result")
@@ -27,6 +30,9 @@ class Token(Protocol):
 
     @property
     def text(self) -> str: ...
+
+    @property
+    def special(self) -> bool: ...
 
     @property
     def start(self) -> int | None: ...
@@ -59,51 +65,46 @@ class EngineLike(Protocol):
         """The text of the prompt called `name`, one of the model's."""
 
 
+@dataclass(frozen=True, slots=True)
 class Service:
-    """An engine behind one limit on what is in flight."""
+    """What answers, and within which limits."""
 
-    def __init__(self, engine: EngineLike, config: ServerConfig) -> None:
-        self.engine = engine
-        self.config = config
-        self._in_flight = 0
-
-    def enter(self) -> None:
-        """Count a request in; Overloaded when too much is in flight. `leave` must follow."""
-        limit = self.config.concurrency_limit
-        if self._in_flight >= limit:
-            raise Overloaded(f"{limit} requests are in flight, the most allowed (concurrency_limit): try again shortly")
-        self._in_flight += 1
-
-    def leave(self) -> None:
-        """Count a request out."""
-        self._in_flight -= 1
+    engine: EngineLike
+    config: ServerConfig
+    admission: Admission
 
 
-async def unless_client_leaves(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
-    """The result of `work`; ClientLeft, with `work` cancelled, when the connection closes first."""
-    watch = _ClientWatch(receive)
+async def unless_client_leaves(work: Coroutine[Any, Any, Result], receive: Receive, seconds: float) -> Result:
+    """The result of `work`; ClientLeft, with `work` cancelled, when the connection closes first.
+
+    DeadlineExceeded, with `work` cancelled, when it takes longer than `seconds`.
+    """
+    watch = _Watch(receive, seconds)
     try:
         return await work
     except asyncio.CancelledError:
         if watch.client_left:
             raise ClientLeft from None
+        if watch.expired:
+            raise DeadlineExceeded(f"the answer was not ready after {seconds:g} seconds") from None
         raise
     finally:
         watch.stop()
 
 
-class _ClientWatch:
-    """Cancels the task that made it when the client leaves."""
+class _Watch:
+    """Cancels the task that made it when the client leaves, or when `seconds` are over."""
 
-    __slots__ = ("_owner", "_receive", "_timer", "_watcher", "client_left")
+    __slots__ = ("_deadline", "_owner", "_receive", "_timer", "_watcher", "client_left", "expired")
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        self.client_left = False
+        self.client_left = self.expired = False
         self._receive = receive
         self._owner = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
-        self._timer = loop.call_later(_WATCH_AFTER, self._start)
+        self._deadline = loop.time() + seconds
+        self._timer = loop.call_later(_WATCH_AFTER, self._start) if seconds > _WATCH_AFTER else self._set_alarm()
 
     def stop(self) -> None:
         self._timer.cancel()
@@ -112,6 +113,16 @@ class _ClientWatch:
 
     def _start(self) -> None:
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        if math.isfinite(self._deadline):
+            self._timer = self._set_alarm()
+
+    def _set_alarm(self) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_at(self._deadline, self._expire)
+
+    def _expire(self) -> None:
+        assert self._owner is not None
+        self.expired = True
+        self._owner.cancel()
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

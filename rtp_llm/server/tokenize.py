@@ -3,15 +3,15 @@
 RTP-LLM's and vLLM's /tokenize both send `prompt`; one answer has the fields of both.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 import orjson
 from msgspec import Meta
 
-from rtp_llm.config import ServerConfig
 from rtp_llm.server.dialect import Lookup, Route
-from rtp_llm.server.service import EngineLike
+from rtp_llm.server.service import Service, Token
 
 TOKENIZE, ENCODE, DETOKENIZE = "/tokenize", "/tokenizer/encode", "/detokenize"
 
@@ -58,21 +58,26 @@ class DetokenizeAnswer(msgspec.Struct, kw_only=True):
     prompt: str
 
 
-def _tokenize(body: TokenizeBody, engine: EngineLike, config: ServerConfig) -> bytes:
-    tokens = engine.tokens(body.prompt, add_special_tokens=body.add_special_tokens is not False)
+def _tokens(body: TokenizeBody, service: Service) -> Sequence[Token]:
+    service.admission.check_text(body.prompt, "prompt")
+    return service.engine.tokens(body.prompt, add_special_tokens=body.add_special_tokens is not False)
+
+
+def _tokenize(body: TokenizeBody, service: Service) -> bytes:
+    tokens = _tokens(body, service)
     ids = [token.id for token in tokens]
     answer = {
         "token_ids": ids,
         "tokens": ids,
         "count": len(ids),
-        "max_model_len": engine.info().max_seq_len,
+        "max_model_len": service.engine.info().max_seq_len,
         "token_strs": [token.text for token in tokens] if body.return_token_strs else None,
     }
     return orjson.dumps(answer)
 
 
-def _encode(body: TokenizeBody, engine: EngineLike, config: ServerConfig) -> bytes:
-    tokens = engine.tokens(body.prompt, add_special_tokens=body.add_special_tokens is not False)
+def _encode(body: TokenizeBody, service: Service) -> bytes:
+    tokens = _tokens(body, service)
     answer: dict[str, Any] = {"token_ids": [token.id for token in tokens], "error": ""}
     if body.return_offsets_mapping:
         answer["offset_mapping"] = [(token.start or 0, token.stop or 0) for token in tokens]
@@ -82,8 +87,8 @@ def _encode(body: TokenizeBody, engine: EngineLike, config: ServerConfig) -> byt
     return orjson.dumps(answer)
 
 
-def _detokenize(body: DetokenizeBody, engine: EngineLike, config: ServerConfig) -> bytes:
-    return orjson.dumps({"prompt": engine.decode(body.tokens, skip_special_tokens=False)})
+def _detokenize(body: DetokenizeBody, service: Service) -> bytes:
+    return orjson.dumps({"prompt": service.engine.decode(body.tokens, skip_special_tokens=False)})
 
 
 _decoder = msgspec.json.Decoder(TokenizeBody)

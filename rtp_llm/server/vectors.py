@@ -38,7 +38,7 @@ def converted(rows: FloatArray, kind: str) -> NDArray[Any]:
     if kind in SCALED:
         scale = 127 * np.sqrt(rows.shape[-1]) / _RANGE
         levels = np.clip(np.rint(rows * np.float32(max(scale, 127))), -127, 127)
-        return levels.astype(np.int8) if kind == "int8" else (levels + 128).astype(np.uint8)
+        return np.asarray(levels, np.int8) if kind == "int8" else np.asarray(levels + 128, np.uint8)
     packed = np.packbits(rows > 0, axis=-1)
     return packed if kind == "ubinary" else np.asarray((packed ^ np.uint8(128)).view(np.int8))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
 
-from rtp_llm.core import Batch, Int32Array, Output, Params, Rows, TaskType
+from rtp_llm.core import Batch, Int32Array, Output, Params, Reads, Rows, TaskType
 from rtp_llm.model_config import ModelConfig
 from rtp_llm.ops import Ops, Tensor
 
@@ -17,7 +17,10 @@ TASKS: dict[TaskType, tuple[str, str]] = {
     TaskType.TOKENS: ("rtp_llm.tasks.token_vectors", "Tokens"),
     TaskType.RERANK: ("rtp_llm.tasks.rerank", "Rerank"),
     TaskType.CLASSIFY: ("rtp_llm.tasks.classify", "Classify"),
+    TaskType.CUSTOM: ("rtp_llm.tasks.custom", "Custom"),
 }
+# Dense embeddings where modules.json names code that comes with the checkpoint.
+SHIPPED = ("rtp_llm.tasks.shipped", "Shipped")
 
 
 class Vocabulary(Protocol):
@@ -43,8 +46,11 @@ class Vocabulary(Protocol):
 class TaskSource:
     """What a task is made from.
 
-    pooling  the flag, for a checkpoint that does not say
-    causal   whether the model's last token stands for all
+    pooling            the flag, for a checkpoint that does not say
+    causal             whether the model's last token stands for all
+    num_layers         of the model
+    custom_module      the flag: FILE.py:Class
+    trust_remote_code  the flag: whether code that comes with the checkpoint may run
     """
 
     model_config: ModelConfig
@@ -53,6 +59,9 @@ class TaskSource:
     causal: bool
     ops: Ops
     vocabulary: Vocabulary
+    num_layers: int = 0
+    custom_module: str = ""
+    trust_remote_code: bool = False
 
 
 class Task(Protocol):
@@ -60,10 +69,12 @@ class Task(Protocol):
 
     dimension  columns of a finished row
     per_token  whether the first step leaves a row for each token instead of one for each sequence
+    reads      the hidden states that it reads; of "first" or "last", it may be given sequences of that one row
     """
 
     dimension: int
     per_token: bool
+    reads: Reads
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         """[T, H] -> [B, ·], or [T, ·] where `per_token`: the same for every request of the batch."""
@@ -75,10 +86,32 @@ class Task(Protocol):
         """One request's rows and the tokens they were made from -> its answer, by its own parameters."""
 
 
+def hidden_layers(task: Task) -> tuple[int, ...]:
+    """The layers that a task reads by its attribute of this name, where it has one; () is the last layer alone.
+
+    Numbers are those of transformers' `output_hidden_states`: 0 is what goes into the first layer, n comes out of layer
+    n. Such a task reads "all" and gets them side by side, [T, len * H].
+    """
+    layers: tuple[int, ...] = getattr(task, "hidden_layers", ())
+    return layers
+
+
 def load_tasks(source: TaskSource) -> Mapping[TaskType, Task]:
     """Every task of the checkpoint; CheckpointError where a head that a task needs is not there."""
-    tasks = {}
-    for task_type in source.model_config.tasks:
-        module, name = TASKS[task_type]
-        tasks[task_type] = getattr(import_module(module), name).load(source)
+    tasks = {task_type: load_task(task_type, source) for task_type in source.model_config.tasks}
+    if TaskType.CUSTOM in tasks:
+        from rtp_llm.tasks.custom import vectors_of
+
+        vectors = vectors_of(tasks[TaskType.CUSTOM])
+        if vectors is not None:
+            tasks.setdefault(TaskType.DENSE, vectors)
     return tasks
+
+
+def load_task(task_type: TaskType, source: TaskSource) -> Task:
+    """One task; that of a chain with modules of the checkpoint's own runs them."""
+    module, name = TASKS[task_type]
+    if task_type is TaskType.DENSE and any(entry.code for entry in source.model_config.modules or ()):
+        module, name = SHIPPED
+    task: Task = getattr(import_module(module), name).load(source)
+    return task

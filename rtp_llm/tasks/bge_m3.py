@@ -1,6 +1,6 @@
 """BGE-M3's linear heads, each in a file of its own. Source: FlagEmbedding, finetune/embedder/encoder_only/m3."""
 
-from rtp_llm.checkpoint import Parameter, bind, inside, open_file
+from rtp_llm.checkpoint import Parameter, bind, find, open_file
 from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
 from rtp_llm.ops import Ops, Tensor, Weight
@@ -23,16 +23,21 @@ class TokenLinear:
 
 def load_linear(source: TaskSource, name: str, activation: str | None = None) -> TokenLinear:
     """`name`, with `weight` [N, H] and `bias` [N]; CheckpointError where it is missing or does not fit the model."""
-    path = inside(source.model_config.folder, name)
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: it holds the head of the task that was asked for with --task_type")
+    folder = source.model_config.folder
+    path = find(folder, name)
+    if path is None:
+        raise CheckpointError(
+            f"{folder / name} is missing: it holds the head of the task that was asked for with --task_type"
+        )
     tensors = open_file(path)
-    shape = tensors.tensors["weight"].shape if "weight" in tensors.tensors else (0,)
+    (dimension,) = tensors.tensors["weight"].shape[:1] or (0,) if "weight" in tensors.tensors else (0,)
     needed = {
-        "weight": Parameter(("weight",), (shape[0], source.hidden_size)),
-        "bias": Parameter(("bias",), (shape[0],)),
+        "weight": Parameter(("weight",), (dimension, source.hidden_size)),
+        "bias": Parameter(("bias",), (dimension,)),
     }
     weights = bind(tensors, needed)
-    linear = TokenLinear(source.ops.matrix(weights["weight"]), source.ops.vector(weights["bias"]), shape[0], activation)
+    linear = TokenLinear(
+        source.ops.matrix(weights["weight"]), source.ops.vector(weights["bias"]), dimension, activation
+    )
     tensors.close()
     return linear

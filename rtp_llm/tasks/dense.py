@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rtp_llm import config_files
 from rtp_llm.checkpoint import Parameter, bind, open_tensors, read_json
-from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Rows
+from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows
 from rtp_llm.errors import CheckpointError
 from rtp_llm.model_config import Module
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight
@@ -29,18 +30,25 @@ _POOL_KEYS: dict[str, PoolMode] = {
 }
 
 
-class _Stage(Protocol):
+class Stage(Protocol):
     """A module after the pooling: [B, N] -> [B, M]."""
 
     def __call__(self, ops: Ops, x: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Pooling:
+class PoolingModes:
     """One or more pooling modes, concatenated."""
 
     modes: tuple[PoolMode, ...]
     include_prompt: bool = True
+
+    @property
+    def reads(self) -> Reads:
+        """The first row is another one where prompts are skipped."""
+        if self.modes == ("cls",) and self.include_prompt:
+            return "first"
+        return "last" if self.modes == ("lasttoken",) else "all"
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         pooled = [ops.pool(hidden_states, batch, mode, skip_prompt=not self.include_prompt) for mode in self.modes]
@@ -71,7 +79,7 @@ class _LayerNorm:
 
 
 @dataclass(frozen=True, slots=True)
-class _Normalize:
+class Normalize:
     def __call__(self, ops: Ops, x: Tensor) -> Tensor:
         return ops.l2_normalize(x)
 
@@ -81,12 +89,13 @@ class Dense:
 
     per_token = False
 
-    def __init__(self, pooling: _Pooling, stages: Sequence[_Stage], dimension: int) -> None:
+    def __init__(self, pooling: PoolingModes, stages: Sequence[Stage], dimension: int) -> None:
         stages = list(stages)
-        self.normalizes = bool(stages) and isinstance(stages[-1], _Normalize)
-        while stages and isinstance(stages[-1], _Normalize):
+        self.normalizes = bool(stages) and isinstance(stages[-1], Normalize)
+        while stages and isinstance(stages[-1], Normalize):
             stages.pop()
         self.pooling = pooling
+        self.reads = pooling.reads
         self.stages = stages
         self.dimension = dimension
 
@@ -103,15 +112,18 @@ class Dense:
             is_m3 = model_config.is_bge_m3
             default = "cls" if is_m3 else "mean"
             mode: Any = default if source.pooling == "auto" else source.pooling
-            return cls(_Pooling((mode,)), [_Normalize()] if is_m3 else [], hidden_size)
+            return cls(PoolingModes((mode,)), [Normalize()] if is_m3 else [], hidden_size)
         chain = [module for module in model_config.modules if module.kind != "Dropout"]
         if not chain or chain[0].kind != "Pooling":
-            raise CheckpointError(f"{model_config.folder / 'modules.json'}: the second module is not Pooling")
-        first = _load_pooling(chain[0])
+            found = chain[0].kind if chain else "missing"
+            raise CheckpointError(
+                f"{model_config.folder / 'modules.json'}: the second module is {found}; only Pooling is served there"
+            )
+        first = load_pooling(chain[0])
         dimension = hidden_size * len(first.modes)
-        stages: list[_Stage] = []
+        stages: list[Stage] = []
         for module in chain[1:]:
-            stage, dimension = _load_stage(module, dimension, source.ops)
+            stage, dimension = load_stage(module, dimension, source.ops)
             stages.append(stage)
         return cls(first, stages, dimension)
 
@@ -132,8 +144,12 @@ class Dense:
         return slice_and_normalize(rows, params, normalizes=self.normalizes)
 
 
-def _load_pooling(module: Module) -> _Pooling:
+def load_pooling(module: Module) -> PoolingModes:
+    """The pooling that the module's config.json asks for."""
     settings = read_json(module.folder, "config.json")
+    path = module.folder / "config.json"
+    config_files.check(path, settings, config_files.POOLING)
+    config_files.log_unknown(path, settings, {*config_files.POOLING, *_POOL_KEYS})
     named = settings.get("pooling_mode")
     if named is not None:
         modes = (named,) if isinstance(named, str) else tuple(named)
@@ -142,21 +158,21 @@ def _load_pooling(module: Module) -> _Pooling:
     for mode in modes:
         if mode not in _POOL_KEYS.values():
             known = ", ".join(_POOL_KEYS.values())
-            raise CheckpointError(f"{module.folder / 'config.json'}: pooling_mode {mode!r} is not one of {known}")
-    return _Pooling(modes, bool(settings.get("include_prompt", True)))
+            raise CheckpointError(f"{path}: pooling_mode {mode!r} is not one of {known}")
+    return PoolingModes(modes or ("mean",), settings.get("include_prompt") is not False)
 
 
-def _load_stage(module: Module, dimension: int, ops: Ops) -> tuple[_Stage, int]:
+def load_stage(module: Module, dimension: int, ops: Ops) -> tuple[Stage, int]:
     """One module and the columns it leaves."""
     if module.kind == "Normalize":
-        return _Normalize(), dimension
+        _check_names(module, read_json(module.folder, "config.json", required=False))
+        return Normalize(), dimension
     if module.kind == "LayerNorm":
         return _load_layer_norm(module, dimension, ops), dimension
     if module.kind == "Dense":
         return _load_linear(module, dimension, ops)
-    raise CheckpointError(
-        f"modules.json: {module.kind} is not one of Pooling, Dense, LayerNorm, Normalize, Dropout, which are served"
-    )
+    served = "Pooling, Dense, LayerNorm, Normalize, Dropout"
+    raise CheckpointError(f"{module.folder.parent / 'modules.json'}: {module.kind} is not served; {served} are")
 
 
 def _load_layer_norm(module: Module, dimension: int, ops: Ops) -> _LayerNorm:
@@ -188,12 +204,20 @@ def _load_linear(module: Module, dimension: int, ops: Ops) -> tuple[_Linear, int
 
 def _check_linear(module: Module, settings: Mapping[str, Any], dimension: int) -> None:
     path = module.folder / "config.json"
+    config_files.check(path, settings, config_files.DENSE)
+    config_files.log_unknown(path, settings, config_files.DENSE)
     if settings.get("in_features") != dimension:
         raise CheckpointError(f"{path}: in_features {settings.get('in_features')!r}, but {dimension} columns come in")
-    if not isinstance(settings.get("out_features"), int):
+    if "out_features" not in settings:
         raise CheckpointError(f"{path}: out_features is missing")
+    _check_names(module, settings)
+
+
+def _check_names(module: Module, settings: Mapping[str, Any]) -> None:
+    """The module reads and writes the sentence's vector, not another feature."""
     for key in ("module_input_name", "module_output_name"):
         if settings.get(key) not in (None, "sentence_embedding"):
+            path = module.folder / "config.json"
             raise CheckpointError(f"{path}: {key} {settings[key]!r}; only 'sentence_embedding' is supported")
 
 

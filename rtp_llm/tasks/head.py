@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rtp_llm.checkpoint import Parameter, TensorSource, bind, open_tensors
-from rtp_llm.core import Batch
+from rtp_llm.core import Batch, Reads
 from rtp_llm.errors import CheckpointError
 from rtp_llm.ops import Ops, PoolMode, Tensor, Weight
 from rtp_llm.tasks import TaskSource
@@ -52,6 +52,11 @@ class Head:
     last: Linear
     num_labels: int
 
+    @property
+    def reads(self) -> Reads:
+        """The rows it is given to read."""
+        return "first" if self.mode == "cls" else "last"
+
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         """[T, H] -> [B, num_labels]."""
         x = ops.pool(hidden_states, batch, self.mode)
@@ -66,7 +71,7 @@ def load_head(source: TaskSource) -> Head:
     tensors = open_tensors(config.transformer_folder)
     shapes = {_stripped(name): info.shape for name, info in tensors.tensors.items()}
     layout = _find_layout(shapes, source.causal, tensors)
-    num_labels = shapes[f"{layout.last}.weight"][0]
+    (num_labels,) = shapes[f"{layout.last}.weight"][:1] or (0,)
     if num_labels != len(config.labels):
         raise CheckpointError(
             f"{tensors.path}: {layout.last}.weight has {num_labels} rows, but config.json names {len(config.labels)} "

@@ -19,6 +19,7 @@ class Rerank:
 
     def __init__(self, head: Head, activation: str | None) -> None:
         self.head = head
+        self.reads = head.reads
         self.activation = activation
 
     @classmethod

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Rows, SparseVector
+from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows, SparseVector
 from rtp_llm.errors import CheckpointError
 from rtp_llm.model_config import SPARSE_HEAD
 from rtp_llm.ops import Ops, Tensor
@@ -19,6 +19,7 @@ class Sparse:
     """A SparseVector an input."""
 
     per_token = True
+    reads: Reads = "all"
 
     def __init__(self, linear: TokenLinear, vocabulary: Vocabulary) -> None:
         self.linear = linear

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Rows
+from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows
 from rtp_llm.model_config import COLBERT_HEAD
 from rtp_llm.ops import Ops, Tensor
 from rtp_llm.tasks import TaskSource
@@ -14,6 +14,7 @@ class Tokens:
     """The last hidden state of every token, special ones included; normalised unless the request says otherwise."""
 
     per_token = True
+    reads: Reads = "all"
 
     def __init__(self, dimension: int) -> None:
         self.dimension = dimension

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rtp_llm.checkpoint import inside, read_json, read_json_list
+from rtp_llm.checkpoint import find, inside, read_json, read_json_list
 from rtp_llm.errors import CheckpointError
 
 
@@ -21,39 +21,45 @@ def test_outside(tmp_path: Path, relative: str) -> None:
         inside(tmp_path, relative)
 
 
-def test_links(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
+def test_links_are_followed(tmp_path: Path) -> None:
+    store, folder = tmp_path / "store", tmp_path / "model"
+    (store / "1_Pooling").mkdir(parents=True)
     folder.mkdir()
-    (folder / "config.json").touch()
-    (folder / "same.json").symlink_to("config.json")
-    (folder / "out.json").symlink_to("/etc/passwd")
-    (folder / "module").symlink_to(tmp_path)
-    (folder / "loop").symlink_to("loop")
+    (store / "blob").write_text("{}")
+    (store / "1_Pooling" / "config.json").write_text("{}")
+    (folder / "config.json").symlink_to(store / "blob")
+    (folder / "1_Pooling").symlink_to(store / "1_Pooling")
     (tmp_path / "link").symlink_to(folder)
-    assert inside(folder, "same.json").is_file()
-    assert inside(tmp_path / "link", "config.json").is_file()
-    for name in ("out.json", "module/x"):
-        with pytest.raises(CheckpointError, match="is a link to .*, outside the checkpoint; put the file itself there"):
-            inside(folder, name)
+    for root in (folder, tmp_path / "link"):
+        assert read_json(root, "config.json") == {} == read_json(root / "1_Pooling", "config.json")
 
 
-def test_links_of_a_hub_cache(tmp_path: Path) -> None:
+def test_a_snapshot_of_a_hub_cache(tmp_path: Path) -> None:
     repository = tmp_path / "models--org--model"
     snapshot = repository / "snapshots" / "0123"
-    (snapshot / "1_Pooling").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
     (repository / "blobs").mkdir()
     (repository / "blobs" / "abc").write_text("{}")
-    (repository / "secret").touch()
-    (tmp_path / "blobs").mkdir()
-    (tmp_path / "blobs" / "shared").touch()
     (snapshot / "config.json").symlink_to("../../blobs/abc")
-    (snapshot / "1_Pooling" / "config.json").symlink_to("../../../blobs/abc")
-    (snapshot / "weights").symlink_to("../../../blobs/shared")
-    (snapshot / "bad").symlink_to("../../secret")
-    assert read_json(snapshot, "config.json") == {} == read_json(snapshot / "1_Pooling", "config.json")
-    assert inside(snapshot, "weights").is_file()
-    with pytest.raises(CheckpointError, match="outside the checkpoint"):
-        inside(snapshot, "bad")
+    assert read_json(snapshot, "config.json") == {}
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "broken.json").symlink_to("nowhere")
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    assert find(tmp_path, "absent.json") is None and find(tmp_path / "absent", "a.json") is None
+    expected = {
+        "folder.json": r"folder\.json is a folder; a file is needed there",
+        "pipe.json": r"pipe\.json is a device; a file is needed there",
+        "broken.json": r"broken\.json is a link to nowhere, which does not exist",
+        "loop.json": r"loop\.json cannot be read: Too many levels of symbolic links",
+        "n" * 300: "cannot be read: File name too long",
+    }
+    for name, message in expected.items():
+        with pytest.raises(CheckpointError, match=message):
+            find(tmp_path, name)
 
 
 def test_json(tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ class Source:
     def read_row(self, name: str, row: int) -> FloatArray:
         return np.asarray(self.read(name)[row])
 
+    def file(self, name: str) -> Path:
+        return self.path
+
     def close(self) -> None:
         self.closed = True
 

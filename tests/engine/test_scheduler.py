@@ -128,3 +128,15 @@ def test_every_item_once_within_budget_and_no_idle_core(
         seen += grant.items
         running.append(grant)
     assert sorted(map(id, seen)) == sorted(map(id, expected)) and scheduler.queued_tokens == 0
+
+
+def test_a_prefix_counts_once_a_batch() -> None:
+    scheduler = Scheduler(40, 1)
+    job, items = make_job(30, 25, 25, 25)
+    for item in items[1:]:
+        item.prefix = item.input_ids[:20].tobytes()
+    scheduler.add(items[1:])
+    assert scheduler.queued_tokens == 15
+    grant = scheduler.next_batch()
+    assert lengths(grant) == [25, 25, 25] and grant is not None and grant.num_tokens == 35
+    assert (scheduler.queued_tokens, job.queued_tokens) == (0, 0)

@@ -1,18 +1,13 @@
-"""Tokenizer against transformers' AutoTokenizer on real tokenizers; its own rules on limits, prompts, ids, threads."""
+"""Tokenizer's own rules on limits, prompts, ids, files, threads. Its ids are compared in test_token_equality."""
 
-import csv
-import gzip
 import json
-import random
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,77 +15,11 @@ from hypothesis import strategies as st
 from rtp_llm.core import Input, Item, Params
 from rtp_llm.engine.tokenizer import Side, Tokenizer, TokenizerPool, longest_first
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
-from tests.conftest import ASSETS, WORDS
+from tests.conftest import WORDS
+from tests.engine.tokenizer_folders import append_end_of_text, set_keys
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-NASTY = [
-    "", " ", "\n\t\r", "\0", "a\0b", "  two  spaces ", "tab\tand\nnewline", "é e\u0301 \u0301", "ﬁ ﬂ Ⅷ ①", "İ ı ſ Σς",
-    "straße", "你好，世界。", "漢字かな交じり文", "한국어 텍스트", "שלום עולם", "مرحبا بالعالم", "\u202ertl\u202c",
-    "\U0001f469\u200d\U0001f467 \U0001f44d\U0001f3fd \U0001f1e9\U0001f1ea", "\ufeffbom", "zero\u200bwidth\u200d",
-    "\u2028\u2029", "\U0010ffff", "[CLS] [SEP] [MASK] [PAD] [UNK]", "<s></s><mask><pad>", "x <mask> y", "[SEP][SEP]",
-    "<|endoftext|><|im_start|>", "don't can't I'm we'll", "a" * 300, "https://x.y/z?a=1&b=2#c", "1234567890 3.14 1,000",
-    "!!!???...", "\uff26\uff35\uff2c\uff2c", "²³¹", "ÀÉÎ", "A\u00a0B", "CamelCaseWord", "snake_case-kebab",
-]  # fmt: skip
-FAMILIES = {
-    "minilm": "bert", "bert-base-uncased": "bert", "bert-base-chinese": "bert", "roberta-base": "roberta",
-    "roberta-files": "roberta", "xlm-roberta": "xlm-roberta", "qwen3": "qwen3", "qwen2-eos": "qwen2",
-}  # fmt: skip
-SOURCES = {"roberta-files": "roberta-base", "qwen2-eos": "qwen2"}
 LIMIT = 32
-
-
-@pytest.fixture(scope="session")
-def texts() -> list[str]:
-    """Real sentences and paragraphs of four languages, and what breaks tokenizers."""
-    if not ASSETS.is_dir():
-        return NASTY
-    with gzip.open(ASSETS / "data/stsbenchmark.tsv.gz", "rt", encoding="utf-8") as file:
-        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    sentences = [row[-1] for row in rows]
-    for language in ("en", "zh", "de", "es"):
-        articles = json.loads((ASSETS / f"data/xquad/xquad.{language}.json").read_text())["data"]
-        sentences += [paragraph["context"] for article in articles for paragraph in article["paragraphs"]]
-    return NASTY + random.Random(0).sample(sentences, 2000 - len(NASTY))
-
-
-@pytest.fixture(scope="session", params=FAMILIES)
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A folder with a real tokenizer, and transformers' tokenizer of it."""
-    transformers = pytest.importorskip("transformers")
-    name = request.param
-    if name == "minilm":
-        folder: Path = request.getfixturevalue("minilm")
-        return folder, transformers.AutoTokenizer.from_pretrained(folder)
-    source = request.getfixturevalue("assets") / "tokenizers" / SOURCES.get(name, name)
-    folder = tmp_path_factory.mktemp(name)
-    for file in source.iterdir():
-        if name != "roberta-files" or file.name != "tokenizer.json":
-            shutil.copy(file, folder / file.name)
-    (folder / "config.json").write_text(json.dumps({"model_type": FAMILIES[name]}))
-    if name == "qwen2-eos":
-        set_keys(folder / "tokenizer_config.json", add_eos_token=True)
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    if name == "qwen2-eos":
-        theirs.add_eos_token = True  # transformers 5 does not read the key where there is a tokenizer.json
-    return folder, theirs
-
-
-def set_keys(path: Path, **values: Any) -> None:
-    path.chmod(0o644)
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
-def append_end_of_text(path: Path) -> None:
-    """The post-processor of Qwen3-Embedding."""
-    token = "<|endoftext|>"
-    first = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": token, "type_id": 0}}]
-    second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": token, "type_id": 1}}]
-    template = {
-        "type": "TemplateProcessing", "single": first, "pair": first + second,
-        "special_tokens": {token: {"id": token, "ids": [151643], "tokens": [token]}},
-    }  # fmt: skip
-    byte_level = json.loads(path.read_text())["post_processor"]
-    set_keys(path, post_processor={"type": "Sequence", "processors": [byte_level, template]})
 
 
 @pytest.fixture(scope="session")
@@ -104,77 +33,8 @@ def ids(items: Sequence[Item]) -> list[list[int]]:
     return [item.input_ids.tolist() for item in items]
 
 
-@cache
-def load(folder: Path, limit: int = LIMIT) -> Tokenizer:
-    """A real tokenizer, which takes a second, once."""
-    return Tokenizer(folder, max_seq_len=limit)
-
-
 def encode(folder: Path, inputs: Sequence[Input], params: Params | None = None, **settings: Any) -> list[Item]:
     return Tokenizer(folder, **{"max_seq_len": LIMIT, **settings}).encode(inputs, params or Params())
-
-
-def pairs_of(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    return zip(texts, [*texts[7:], *texts[:7]], strict=True)
-
-
-def not_empty(theirs: Any, texts: Sequence[Any]) -> list[Any]:
-    return [text for text in texts if theirs(*([text] if isinstance(text, str) else text))["input_ids"]]
-
-
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_ids_equal_transformers(family: tuple[Path, Any], texts: list[str], side: Any) -> None:
-    folder, theirs = family
-    theirs.truncation_side = side
-    texts = not_empty(theirs, texts if side == "right" else texts[:500])
-    expected = theirs(texts, truncation=True, max_length=LIMIT)["input_ids"]
-    assert ids(load(folder).encode(texts, Params(truncation_side=side))) == expected
-
-
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_pairs_equal_transformers(family: tuple[Path, Any], texts: list[str], side: Any) -> None:
-    folder, theirs = family
-    theirs.truncation_side = side
-    pairs = not_empty(theirs, [*pairs_of(texts[:400])])
-    expected = theirs(*map(list, zip(*pairs, strict=True)), truncation=True, max_length=LIMIT)
-    items = load(folder).encode(pairs, Params(truncation_side=side))
-    assert ids(items) == expected["input_ids"]
-    types = [np.zeros(item.num_tokens) if item.token_type_ids is None else item.token_type_ids for item in items]
-    assert [row.tolist() for row in types] == expected.get("token_type_ids", [[0] * item.num_tokens for item in items])
-
-
-def test_without_special_tokens_equals_transformers(family: tuple[Path, Any], texts: list[str]) -> None:
-    folder, theirs = family
-    theirs.truncation_side = "right"
-    kept = [text for text in texts[:500] if theirs(text, add_special_tokens=False)["input_ids"]]
-    expected = theirs(kept, truncation=True, max_length=LIMIT, add_special_tokens=False)["input_ids"]
-    assert ids(load(folder).encode(kept, Params(add_special_tokens=False))) == expected
-
-
-def test_long_texts_equal_transformers(family: tuple[Path, Any], texts: list[str]) -> None:
-    folder, theirs = family
-    theirs.truncation_side = "right"
-    long = [
-        " ".join(texts)[:1_000_000],
-        "x" * 200_000,
-        "word " * 100_000,
-        "\u0301 " * 50_000 + "the end",
-        "，。" * 20_000,
-    ]
-    expected = theirs(long, truncation=True, max_length=LIMIT)["input_ids"]
-    assert ids(load(folder).encode(long, Params())) == expected
-
-
-@pytest.mark.parametrize("limit", [LIMIT, LIMIT + 1])
-def test_long_pairs_equal_transformers(family: tuple[Path, Any], limit: int) -> None:
-    folder, theirs = family
-    theirs.truncation_side = "right"
-    # transformers keeps every combination of the cut-off parts of a pair: two long texts must not be too long.
-    long, longer, mute = "word " * 250, "and " * 300, "\u0301 " * 1200 + "the end"
-    short = "a short one"
-    pairs = [(long, short), (short, long), (long, longer), (longer, long), (mute, longer), (short, mute), (mute, mute)]
-    expected = theirs(*map(list, zip(*pairs, strict=True)), truncation=True, max_length=limit)["input_ids"]
-    assert ids(load(folder, limit).encode(pairs, Params())) == expected
 
 
 def test_a_megabyte(tiny: Path) -> None:
@@ -198,15 +58,6 @@ def test_qwen_ends_with_its_end_of_text_even_when_cut(source: str, flag: bool, a
         assert short.input_ids.tolist() == [64, 151643]
         assert long.num_tokens == pair.num_tokens == LIMIT and long.truncated
         assert long.input_ids[-1] == pair.input_ids[-1] == 151643 and 151643 not in long.input_ids[:-1]
-
-
-def test_offsets_and_decode(family: tuple[Path, Any]) -> None:
-    folder, theirs = family
-    tokenizer = load(folder)
-    tokens = tokenizer.tokens("the weather is lovely")
-    assert [token.id for token in tokens] == theirs("the weather is lovely")["input_ids"]
-    assert all((token.start is None) == token.special for token in tokens)
-    assert tokenizer.decode([token.id for token in tokens]).strip() == "the weather is lovely"
 
 
 def test_sentence_transformers_settings(tiny_bert: Path) -> None:

@@ -15,8 +15,9 @@ from rtp_llm.core import Batch, FloatArray
 from rtp_llm.errors import ConfigError, InvalidRequest
 from rtp_llm.ops import ACTIVATIONS, Norm, native_library, native_ops
 from rtp_llm.ops.native_library import WeightMemory, load, measure_peak, usable
-from rtp_llm.ops.native_ops import NativeOps, checked_library, failing_ops
+from rtp_llm.ops.native_ops import NativeOps, checked_library
 from rtp_llm.ops.numpy_ops import NumpyOps
+from rtp_llm.ops.self_check import failing_ops
 from tests.ops.data import assert_as_exact, batch_of, encoder, normal
 from tests.ops.test_numpy_ops import EXPECTED_POOL, sdpa, tensors
 
@@ -245,7 +246,7 @@ def test_a_forked_process_computes(ops: NativeOps) -> None:
 
 
 def test_the_kernels_pass_their_self_check(instruction_set: str) -> None:
-    assert failing_ops(load(instruction_set)) == frozenset()
+    assert failing_ops(NativeOps(instruction_set=instruction_set)) == frozenset()
 
 
 @pytest.mark.usefixtures("fresh_checks")
@@ -255,7 +256,7 @@ def test_a_failed_self_check_drops_to_the_next_instruction_set(
     if len(usable()) < 2:
         pytest.skip("one instruction set only")
     broken = {usable()[0]: frozenset({"linear"})}
-    monkeypatch.setattr(native_ops, "failing_ops", lambda library: broken.get(library.instruction_set, frozenset()))
+    monkeypatch.setattr(native_ops, "failing_ops", lambda ops: broken.get(ops.instruction_set, frozenset()))
     with caplog.at_level(logging.WARNING):
         assert NativeOps().instruction_set == usable()[1]
     assert f"{usable()[0]}: linear" in caplog.text and len(caplog.records) == 1
@@ -269,7 +270,7 @@ def test_an_op_that_failed_its_self_check_goes_through_numpy(
     batch = batch_of([5, 30])
     expected = encoder(NativeOps(instruction_set=instruction_set), batch)
     checked_library.cache_clear()
-    monkeypatch.setattr(native_ops, "failing_ops", lambda library: frozenset({op}))
+    monkeypatch.setattr(native_ops, "failing_ops", lambda ops: frozenset({op}))
     ops = NativeOps(instruction_set=instruction_set).fork()
     assert isinstance(getattr(ops, op), native_ops._ThroughNumpy)
     np.testing.assert_allclose(encoder(ops, batch), expected, atol=1e-6)
@@ -279,7 +280,7 @@ def test_an_op_that_failed_its_self_check_goes_through_numpy(
 def test_wrong_products_everywhere_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     if not usable():
         pytest.skip("nothing was built")
-    monkeypatch.setattr(native_ops, "failing_ops", lambda library: frozenset({"linear"}))
+    monkeypatch.setattr(native_ops, "failing_ops", lambda ops: frozenset({"linear"}))
     with pytest.raises(ConfigError, match="--backend numpy"):
         NativeOps()
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rtp_llm.core import Batch, Int32Array, Item, Params, Rows, TaskType
+from rtp_llm.core import Batch, Int32Array, Item, Params, Reads, Rows, TaskType
 from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.runtime.cpu import CpuRuntime
 
@@ -14,6 +14,7 @@ class CountingTask:
     """Sums each sequence, or gives every token as it is; counts its calls."""
 
     dimension = 1
+    reads: Reads = "all"
 
     def __init__(self, per_token: bool) -> None:
         self.per_token = per_token
@@ -32,6 +33,8 @@ class CountingTask:
 
 class EchoModel:
     """The ids themselves as hidden states [T, 1]."""
+
+    shares_prefixes = False
 
     def prepare(self, batch: Batch) -> Batch:
         return batch
@@ -67,3 +70,27 @@ def test_a_mixed_batch_is_one_forward_with_each_task_once() -> None:
     assert [task.calls for task in tasks.values()] == [1, 1]
     assert np.array_equal(rows[TaskType.DENSE], [[3], [3], [9]])
     assert [part.tolist() for part in rows[TaskType.TOKENS]] == [[[1], [2]], [[3]], [[4], [5]]]
+
+
+class LayeredModel(EchoModel):
+    """Adds 10 in each of two layers."""
+
+    layers = (10, 10)
+
+    def __call__(self, ops: Any, batch: Batch, on_layer: Any = None) -> Any:
+        hidden_states = super().__call__(ops, batch)
+        for number, step in enumerate(self.layers):
+            on_layer(number, hidden_states)
+            hidden_states = hidden_states + step
+        return hidden_states
+
+
+def test_layers_that_a_task_reads_stand_side_by_side() -> None:
+    anything: Any = LayeredModel()
+    runtime = CpuRuntime(model_type="fake", model=anything, ops=NumpyOps(), num_cores=1)
+    layered: Any = CountingTask(True)
+    layered.hidden_layers = (2, 0)
+    runtime.tasks = {TaskType.DENSE: CountingTask(False), TaskType.TOKENS: layered}
+    rows = runtime.run([item(1, 2, tasks=(TaskType.TOKENS, TaskType.DENSE)), item(3, tasks=(TaskType.TOKENS,))], 1)
+    assert [part.tolist() for part in rows[TaskType.TOKENS]] == [[[21, 1], [22, 2]], [[23, 3]]]
+    assert np.array_equal(rows[TaskType.DENSE], [[43], [23]])

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
@@ -82,3 +83,18 @@ def _connection(address: Address) -> Iterator[httpx.Client]:
 @pytest.fixture
 def client(_connection: httpx.Client, engine: FakeEngine) -> httpx.Client:
     return _connection
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """For localhost: the certificate chain, its private key, the authority that signed it."""
+    trustme = pytest.importorskip("trustme", reason="trustme is not installed: pip install trustme")
+    folder = tmp_path_factory.mktemp("certificate")
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    chain, key, signer = folder / "chain.pem", folder / "key.pem", folder / "authority.pem"
+    for blob in issued.cert_chain_pems:
+        blob.write_to_path(chain, append=True)
+    issued.private_key_pem.write_to_path(key)
+    authority.cert_pem.write_to_path(signer)
+    return chain, key, signer

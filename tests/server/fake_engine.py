@@ -26,6 +26,7 @@ class FakeToken(NamedTuple):
     text: str
     start: int | None = None
     stop: int | None = None
+    special: bool = False
 
 
 class FakeEngine:
@@ -68,10 +69,13 @@ class FakeEngine:
     def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[FakeToken]:
         """A token a letter, between two special ones."""
         letters = [FakeToken(ord(letter), letter, i, i + 1) for i, letter in enumerate(text)]
-        return [FakeToken(1, "[CLS]"), *letters, FakeToken(2, "[SEP]")] if add_special_tokens else letters
+        if not add_special_tokens:
+            return letters
+        return [FakeToken(1, "[CLS]", special=True), *letters, FakeToken(2, "[SEP]", special=True)]
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
-        return "".join(map(chr, ids))
+        """What `tokens` made the ids of."""
+        return "".join(chr(token_id) for token_id in ids if not (skip_special_tokens and token_id in (1, 2)))
 
     def prompt(self, name: str) -> str:
         return f"{name}: "

@@ -24,6 +24,7 @@ BODIES: list[tuple[str, bytes, int, str, str | None]] = [
     ("raw newline in a string", b'{"input":"a\nb"}', 400, "not valid JSON", None),
     ("byte order mark", b'\xef\xbb\xbf{"input":"a"}', 400, "byte 0", None),
     ("invalid UTF-8", b'{"input":"a\xff"}', 400, "not valid UTF-8 (byte 11)", None),
+    ("invalid UTF-8 in a key", b'{"inp\xffut":"a"}', 400, "not valid UTF-8 (byte 5)", None),
     ("latin-1", '{"input":"é"}'.encode("latin-1"), 400, "not valid UTF-8", None),
     ("encoded surrogate", b'{"input":"\xed\xa0\x80"}', 400, "not valid UTF-8", None),
     ("UTF-16", '{"input":"a"}'.encode("utf-16"), 400, "not valid JSON", None),

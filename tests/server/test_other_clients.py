@@ -48,7 +48,7 @@ def vectors(served: Served, **params: Any) -> Any:
     return served.model.embed(TEXTS, **params)
 
 
-def best(served: Served, count: int = 3) -> list[tuple[int, float]]:
+def best(served: Served, count: int = 3) -> list[tuple[int, Any]]:
     """Places and scores, as every client should show them."""
     entries = served.model.rerank(QUERY, DOCUMENTS, activation="sigmoid")[:count]
     return [(entry.index, pytest.approx(entry.score, abs=1e-6)) for entry in entries]

@@ -45,3 +45,17 @@ def test_a_body_that_does_not_arrive() -> None:
     with running_server(FakeEngine(), config) as address:
         answer = exchange_raw(address.port, b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
     assert b"408" in answer.split(b"\r\n")[0] and b"body_timeout" in answer
+
+
+def test_half_a_body_does_not_hold_up_the_end() -> None:
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(running_server(FakeEngine()))
+        with socket.create_connection(("127.0.0.1", address.port), timeout=20) as connection:
+            connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+            with socket.create_connection(("127.0.0.1", address.port), timeout=20) as later:
+                # One loop reads both connections: an answer here means that the half over there has been seen.
+                later.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+                later.recv(65536)
+            stack.close()
+            answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 503 Service Unavailable") and b"shutting down" in answer

@@ -87,7 +87,9 @@ def test_all_three_equal_flag_embedding(shape: str, colbert_dim: int | None, bac
         assert vectors.shape == expected.shape and np.abs(vectors - expected).max() <= 1e-5
     same = [np.array_equal(a, b) for a, b in zip(ours["colbert"], alone[2], strict=True)]
     same += [as_dict(a) == as_dict(b) for a, b in zip(ours["sparse"], alone[1], strict=True)]
-    assert all(same) and np.array_equal(np.stack(ours["dense"]), alone[0])
+    # Dense alone needs one row of the last layer; torch sums in another order for another number of rows.
+    assert all(same) and np.abs(alone[0] - np.stack(ours["dense"])).max() <= (1e-6 if backend == "torch" else 0)
+    assert np.abs(alone[0] - np.stack(dense)).max() <= 1e-5
 
 
 @pytest.mark.parametrize("backend", ["numpy", "native"])

@@ -146,7 +146,7 @@ def test_without_modules_json_mean_or_the_flag(mode: str, tmp_path: Path) -> Non
     ("file", "old", "new", "message"),
     [
         ("modules.json", '"1_Pooling"', '"../1_Pooling"', "1_Pooling"),
-        ("modules.json", "Normalize", "Quantize", "Quantize is not one of Pooling"),
+        ("modules.json", "Normalize", "Quantize", "Quantize is not served; Pooling, Dense"),
         ("1_Pooling/config.json", '"mean"', '"median"', "'median' is not one of cls"),
         ("2_Dense/config.json", "torch.nn.modules.activation.Tanh", "os.system", "'os.system' is not a torch.nn class"),
         ("2_Dense/config.json", '"in_features": 32', '"in_features": 31', "in_features 31, but 32 columns come in"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import Params, TaskType
+from rtp_llm.core import Input, Params, Prefixes, TaskType, pack
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
 from rtp_llm.model_config import read_model_config
 from tests.backends import BACKENDS
@@ -110,6 +110,46 @@ def test_max_tokens_per_doc(assets: Path, tmp_path: Path) -> None:
         (cut,) = model.rerank("panda", ["one two three four five"], max_tokens_per_doc=3)
         (whole,) = model.rerank("panda", ["one two three"])
     assert cut.score == whole.score
+
+
+def test_the_documents_of_a_query_share_what_stands_before_them(assets: Path, tmp_path: Path) -> None:
+    save(tmp_path, assets)
+    documents = ["a panda", "", ": a colon", "the bear " * 100, "巴黎"]
+    pairs: list[Input] = [*(("panda", document) for document in documents), ("alone", "a"), [1, 2, 3]]
+    with loaded(tmp_path, "native", task_type="reranker", max_seq_len=LIMIT) as model:
+        pool = model._engine._tokenizer
+        items = pool.encode(pairs, Params(), rerank=True)
+        ids = pool.encode([("panda", "")], Params(), rerank=True)[0].input_ids
+    prefixes = [np.frombuffer(item.prefix, np.int32).tolist() for item in items]
+    assert len(prefixes[0]) == len(ids) - 10 and prefixes[0] == ids[: len(prefixes[0])].tolist()
+    assert prefixes[:5] == [prefixes[0]] * 5 and prefixes[5:] == [[], []]
+    assert pack(items[:5], "last", Prefixes.find(items[:5], {})).num_seqs == 6
+
+
+@pytest.mark.parametrize("backend", ["native", "numpy"])
+def test_what_is_kept_of_a_query_changes_no_bit(backend: str, assets: Path, tmp_path: Path) -> None:
+    save(tmp_path, assets, num_hidden_layers=3)
+    documents = [f"document {i} " + "of a panda " * (i % 5) for i in range(12)]
+    scores: dict[int, Any] = {}
+    computed: dict[int, list[int]] = {}
+    for megabytes in (0, 1):
+        options = {"max_context_batch_size": 1, "max_seq_len": LIMIT, "num_threads": 1, "prefix_cache_mb": megabytes}
+        with loaded(tmp_path, backend, task_type="reranker", **options) as model:
+            runtime: Any = model._engine._runtime
+            tokens = computed.setdefault(megabytes, [])
+            prepare = runtime.model.prepare
+            runtime.model.prepare = lambda batch, tokens=tokens, prepare=prepare: (
+                tokens.append(batch.num_tokens) or prepare(batch)
+            )
+            twice = [model.rerank("panda", documents) for _ in range(2)]
+            assert [entry.score for entry in twice[0]] == [entry.score for entry in twice[1]]
+            scores[megabytes] = sorted((entry.index, entry.score) for entry in twice[0])
+            assert (runtime._prefixes.num_bytes > 0) == (megabytes > 0)
+    assert scores[0] == scores[1]
+    # Kept: the prefix is computed once for both requests; else once a batch, of which each has several.
+    prefix = (sum(computed[0]) - sum(computed[1])) // (len(computed[0]) - 1)
+    assert len(computed[0]) > 2 and prefix > 60
+    assert sum(computed[0]) - sum(computed[1]) == (len(computed[0]) - 1) * prefix
 
 
 def test_conversion_to_sequence_classification(assets: Path, tmp_path: Path) -> None:

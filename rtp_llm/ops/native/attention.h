@@ -1,7 +1,9 @@
 // softmax(scale q k^T) v, sequence by sequence, straight from the packed q, k, v.
 //
 // One task is one (sequence, key head) or a run of its query rows. K^T and V of the head are packed into panels in
-// thread-local scratch; kRows query rows at a time then have their scores, softmax and output computed in cache.
+// thread-local scratch; kRows query rows at a time then have their scores, softmax and output computed in cache. The
+// keys of a sequence with a prefix are those of the prefix, then its own. A row's bits depend on the keys that it sees:
+// others of its tile weigh nothing.
 #pragma once
 #include "gemm.h"
 
@@ -10,7 +12,10 @@ namespace {
 struct Attention {
   float* out;
   const float* qkv;
-  const int32_t* cu_seqlens;
+  const int32_t *cu_seqlens, *prefix_of, *wanted;  // prefix_of null: none; wanted null: all rows
+  int64_t num_wanted;  // one row of each of the last sequences
+  const float* const* kept;  // of each kept prefix [tokens][2][kv_heads][head_dim], and its tokens
+  const int64_t* kept_lens;
   int64_t num_seqs, max_seqlen, heads, kv_heads, head_dim;
   float scale;
   bool causal;
@@ -19,6 +24,7 @@ struct Attention {
 
   // Enough tasks for every thread; parts are whole tiles, so that a row is computed in the same tile for any plan.
   int64_t plan(int threads) {
+    if (wanted != nullptr) return num_wanted * kv_heads;
     const int64_t pairs = num_seqs * kv_heads, tiles = ceil_div(max_seqlen, kRows);
     parts = threads == 1 ? 1 : std::clamp<int64_t>(ceil_div(4 * threads, pairs), 1, std::max<int64_t>(1, tiles / 4));
     part_rows = ceil_div(tiles, parts) * kRows;
@@ -26,28 +32,46 @@ struct Attention {
   }
 
   void run(int64_t task) const {
-    const int64_t pair = task / parts, seq = pair / kv_heads, kv_head = pair % kv_heads;
-    const int64_t start = cu_seqlens[seq], length = cu_seqlens[seq + 1] - start;
-    const int64_t first = task % parts * part_rows, last = std::min(length, first + part_rows);
+    const int64_t pair = task / parts, kv_head = pair % kv_heads;
+    const int64_t seq = pair / kv_heads + (wanted != nullptr ? num_seqs - num_wanted : 0);
+    const int64_t start = cu_seqlens[seq], own = cu_seqlens[seq + 1] - start;
+    int64_t first = task % parts * part_rows, last = std::min(own, first + part_rows), result = start + first;
+    if (wanted != nullptr) {
+      result = pair / kv_heads;
+      first = wanted[result] - start;
+      last = first + 1;
+    }
     if (first >= last) return;
+    const Rows before = prefix_rows(seq);
+    const int64_t length = before.count + own;
     const int64_t padded = ceil_div(length, kPanel) * kPanel, depth = ceil_div(head_dim, kPanel) * kPanel;
     float* keys = thread_scratch().reserve(padded * head_dim + length * depth + kRows * padded);
     float* values = keys + padded * head_dim;
-    const float* source = qkv + start * row_size() + (heads + kv_head) * head_dim;
-    pack_keys(source, length, keys);
-    pack_values(source + kv_heads * head_dim, length, values);
-    Head head{keys, values, values + length * depth, padded, start, length};
+    for (const auto& [rows, first_key] : {std::pair{before, int64_t(0)}, {own_rows(start, own), before.count}}) {
+      const float* source = rows.start + kv_head * head_dim;
+      pack_keys({source, rows.count, rows.stride}, first_key, keys);
+      pack_values({source + kv_heads * head_dim, rows.count, rows.stride}, values + first_key * kPanel, length);
+    }
+    Head head{keys, values, values + length * depth, padded, length};
     const int64_t group = heads / kv_heads;
     for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h)
-      for (int64_t row = first; row < last; row += kRows)
-        attend(head, h, row, int(std::min<int64_t>(kRows, last - row)));
+      for (int64_t row = first; row < last; row += kRows) {
+        const float* q = qkv + (start + row) * row_size() + h * head_dim;
+        float* y = out + (result + row - first) * heads * head_dim + h * head_dim;
+        attend(head, before.count + row, int(std::min<int64_t>(kRows, last - row)), q, y);
+      }
   }
 
  private:
   struct Head {
     const float *keys, *values;  // [padded / kPanel][head_dim][kPanel], [depth / kPanel][length][kPanel]
     float* scores;               // [kRows][padded]
-    int64_t padded, start, length;
+    int64_t padded, length;
+  };
+
+  struct Rows {
+    const float* start;  // of the key heads; the value heads stand behind them
+    int64_t count, stride;
   };
 
   struct Keys {
@@ -62,24 +86,37 @@ struct Attention {
   };
 
   int64_t row_size() const { return (heads + 2 * kv_heads) * head_dim; }
+  Rows own_rows(int64_t row, int64_t count) const {
+    return {qkv + row * row_size() + heads * head_dim, count, row_size()};
+  }
+
+  // What stands before a sequence: rows of this batch, or of an earlier one.
+  Rows prefix_rows(int64_t seq) const {
+    const int64_t prefix = prefix_of != nullptr ? prefix_of[seq] : -1;
+    if (prefix == -1) return {qkv, 0, 0};
+    if (prefix < -1) return {kept[-2 - prefix], kept_lens[-2 - prefix], 2 * kv_heads * head_dim};
+    return own_rows(cu_seqlens[prefix], cu_seqlens[prefix + 1] - cu_seqlens[prefix]);
+  }
 
   // Lanes past the last key keep what they had: their scores are never read.
-  void pack_keys(const float* source, int64_t length, float* keys) const {
-    for (int64_t j = 0; j < length; j += kPanel, keys += head_dim * kPanel) {
-      const int64_t lanes = std::min<int64_t>(kPanel, length - j);
-      const float* rows = source + j * row_size();
+  void pack_keys(Rows from, int64_t first, float* keys) const {
+    for (int64_t j = 0, lanes; j < from.count; j += lanes) {
+      const int64_t start = (first + j) % kPanel;
+      lanes = std::min<int64_t>(kPanel - start, from.count - j);
+      const float* rows = from.start + j * from.stride;
+      float* panel = keys + (first + j) / kPanel * head_dim * kPanel + start;
       int64_t lane = 0;
 #if defined(__SSE2__)
-      for (; lane + 4 <= lanes && head_dim % 4 == 0; lane += 4) transpose_four(rows + lane * row_size(), keys + lane);
+      for (; lane + 4 <= lanes && head_dim % 4 == 0; lane += 4)
+        transpose_four(rows + lane * from.stride, from.stride, panel + lane);
 #endif
       for (; lane < lanes; ++lane)
-        for (int64_t d = 0; d < head_dim; ++d) keys[d * kPanel + lane] = rows[lane * row_size() + d];
+        for (int64_t d = 0; d < head_dim; ++d) panel[d * kPanel + lane] = rows[lane * from.stride + d];
     }
   }
 
 #if defined(__SSE2__)
-  void transpose_four(const float* rows, float* keys) const {
-    const int64_t size = row_size();
+  void transpose_four(const float* rows, int64_t size, float* keys) const {
     for (int64_t d = 0; d < head_dim; d += 4, rows += 4, keys += 4 * kPanel) {
       __m128 a = _mm_loadu_ps(rows), b = _mm_loadu_ps(rows + size);
       __m128 c = _mm_loadu_ps(rows + 2 * size), e = _mm_loadu_ps(rows + 3 * size);
@@ -92,13 +129,13 @@ struct Attention {
   }
 #endif
 
-  void pack_values(const float* source, int64_t length, float* values) const {
-    for (int64_t d = 0; d < head_dim; d += kPanel) {
+  void pack_values(Rows from, float* values, int64_t length) const {
+    for (int64_t d = 0; d < head_dim; d += kPanel, values += length * kPanel) {
       const int64_t cols = std::min<int64_t>(kPanel, head_dim - d), left = std::min<int64_t>(kWidth, cols);
-      for (int64_t j = 0; j < length; ++j, values += kPanel) {
-        const float* row = source + j * row_size() + d;
-        store(values, load_lanes(row, left));
-        store(values + kWidth, load_lanes(row + left, cols - left));
+      for (int64_t j = 0; j < from.count; ++j) {
+        const float* row = from.start + j * from.stride + d;
+        store(values + j * kPanel, load_lanes(row, left));
+        store(values + j * kPanel + kWidth, load_lanes(row + left, cols - left));
       }
     }
   }
@@ -110,9 +147,9 @@ struct Attention {
     return window > 0 ? std::min(length, row + window) : length;
   }
 
-  void attend(const Head& head, int64_t h, int64_t row, int rows) const {
+  // Queries at the places `row` and after of a sequence -> y.
+  void attend(const Head& head, int64_t row, int rows, const float* q, float* y) const {
     const int64_t from = first_key(row) / kPanel * kPanel, to = last_key(row + rows - 1, head.length);
-    const float* q = qkv + (head.start + row) * row_size() + h * head_dim;
     for (int64_t j = from; j < to; j += kPanel) {
       const int64_t cols = to - j <= kWidth ? kWidth : kPanel;
       multiply(rows, cols, head_dim, q, row_size(), head.keys + j * head_dim, head.scores + j, head.padded, false);
@@ -124,7 +161,6 @@ struct Attention {
       shifts[r] = highest(head.scores + r * head.padded, visible(row + r, head.length), keys) * factor();
     for (int r = 0; r < rows; ++r)
       inverse[r] = 1.0f / weigh(head.scores + r * head.padded, visible(row + r, head.length), keys, shifts[r]);
-    float* y = out + (head.start + row) * heads * head_dim + h * head_dim;
     for (int64_t d = 0; d < head_dim; d += kPanel) {
       const float* v = head.values + d * head.length + from * kPanel;
       const int64_t cols = std::min<int64_t>(kPanel, head_dim - d);

@@ -8,7 +8,7 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int rtp_abi_version() { return 3; }
+EXPORT int rtp_abi_version() { return 5; }
 
 EXPORT int rtp_cpu_supports_avx2() {
 #if defined(__x86_64__)

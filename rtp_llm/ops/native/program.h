@@ -6,7 +6,8 @@
 namespace {
 
 enum Opcode : int64_t {
-  kReset = 0, kFree, kLinear, kNorm, kEmbed, kAttention, kRotary, kGated, kPool, kCopyColumns, kNormalize
+  kReset = 0, kFree, kLinear, kNorm, kEmbed, kAttention, kRotary, kGated, kPool, kCopyColumns, kNormalize,
+  kTakeRows
 };
 
 class Program {
@@ -57,12 +58,14 @@ class Program {
       case kNorm: return NormRows{y, floats(), number(), number(), norm()};
       case kEmbed: return embed(y);
       case kAttention:
-        return Attention{y, floats(), integers(), number(), number(), number(), number(), number(), real(),
-                         number() != 0, number()};
+        return Attention{y, floats(), integers(), integers(), integers(), number(),
+                         word<const float* const*>(), word<const int64_t*>(), number(), number(), number(), number(),
+                         number(), real(), number() != 0, number()};
       case kRotary: return Rotary{y, floats(), number(), number(), number(), number(), norm(), norm()};
       case kGated: return Gated{y, floats(), number(), number(), int(number())};
       case kPool: return Pool{y, floats(), integers(), integers(), number(), number(), int(number())};
       case kCopyColumns: return CopyColumns{y + number(), floats(), number(), number(), number()};
+      case kTakeRows: return TakeRows{y, floats(), integers(), number(), number()};
       default: return Normalize{y, floats(), number(), number()};
     }
   }

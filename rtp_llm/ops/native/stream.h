@@ -21,7 +21,8 @@ inline void relax() {
 #endif
 }
 
-using Command = std::variant<Linear, NormRows, Embed, Attention, Rotary, Gated, Pool, CopyColumns, Normalize>;
+using Command =
+    std::variant<Linear, NormRows, Embed, Attention, Rotary, Gated, Pool, CopyColumns, Normalize, TakeRows>;
 
 class Stream {
  public:

@@ -15,6 +15,7 @@ from rtp_llm.errors import (
     Overloaded,
     RequestTooLarge,
     RtpError,
+    Unauthorized,
     UnsupportedTask,
 )
 from rtp_llm.server.dialect import answer_headers, check_count
@@ -46,6 +47,8 @@ def _status(error: RtpError) -> tuple[int, str]:
         return 400, "Empty"
     if isinstance(error, UnsupportedTask | EngineFailure):
         return 424, "Backend"
+    if isinstance(error, Unauthorized):
+        return error.status, "Unauthorized"
     if isinstance(error, Overloaded):
         return 429, "Overloaded"
     if isinstance(error, NotReady):

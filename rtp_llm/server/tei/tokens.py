@@ -7,10 +7,9 @@ import msgspec
 import orjson
 from msgspec import Meta
 
-from rtp_llm.config import ServerConfig
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.dialect import Lookup
-from rtp_llm.server.service import EngineLike
+from rtp_llm.server.service import EngineLike, Service
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import PromptName
 
@@ -40,9 +39,12 @@ class DecodeBody(msgspec.Struct, kw_only=True):
     skip_special_tokens: Annotated[bool | None, Meta(description="null: true")] = None
 
 
-def _tokenize(body: TokensBody, engine: EngineLike, config: ServerConfig) -> bytes:
+def _tokenize(body: TokensBody, service: Service) -> bytes:
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    frame.check_inputs(texts, config)
+    engine = service.engine
+    frame.check_inputs(texts, service.config)
+    for place, text in enumerate(texts):
+        service.admission.check_text(text, f"inputs[{place}]")
     frame.check_prompt_name(body.prompt_name, engine.info())
     prompt = engine.prompt(body.prompt_name) if body.prompt_name else ""
     special = body.add_special_tokens is not False
@@ -53,7 +55,7 @@ def _tokens(text: str, engine: EngineLike, add_special_tokens: bool) -> list[dic
     places = range(len(text) + 1) if text.isascii() else list(accumulate((len(c.encode()) for c in text), initial=0))
     tokens = []
     for token in engine.tokens(text, add_special_tokens=add_special_tokens):
-        if token.start is None or token.stop is None:
+        if token.special or token.start is None or token.stop is None:
             tokens.append({"id": token.id, "text": token.text, "special": True, "start": None, "stop": None})
             continue
         start, stop = places[token.start], places[token.stop]
@@ -62,12 +64,12 @@ def _tokens(text: str, engine: EngineLike, add_special_tokens: bool) -> list[dic
     return tokens
 
 
-def _decode(body: DecodeBody, engine: EngineLike, config: ServerConfig) -> bytes:
-    frame.check_inputs(body.ids, config, "ids")
+def _decode(body: DecodeBody, service: Service) -> bytes:
+    frame.check_inputs(body.ids, service.config, "ids")
     given: Any = body.ids if isinstance(body.ids[0], list) else [body.ids]
     skip = body.skip_special_tokens is not False
     return orjson.dumps(
-        [engine.decode(_sequence(ids, place), skip_special_tokens=skip) for place, ids in enumerate(given)]
+        [service.engine.decode(_sequence(ids, place), skip_special_tokens=skip) for place, ids in enumerate(given)]
     )
 
 

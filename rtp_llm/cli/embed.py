@@ -1,0 +1,107 @@
+"""`rtp-llm embed CHECKPOINT TEXTS VECTORS`: lines of text to vectors."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rtp_llm.cli.terminal import LINES_HELP, STDIN, failures_reported, json_line, load, progress, read_lines
+from rtp_llm.config import EngineConfig
+from rtp_llm.core import SparseVector, TaskType
+from rtp_llm.errors import ConfigError, UnsupportedTask
+from rtp_llm.flags import CommandParser, parse_command
+
+if TYPE_CHECKING:
+    from rtp_llm.offline import Model
+
+_KINDS = ("dense", "sparse", "colbert", "tokens")
+_DESCRIPTION = "Embed a text a line: to an .npy matrix, fp32 [lines, dim], or to JSON lines in the order of the texts."
+# Texts that are computed before their JSON is written: what is held does not grow with the file.
+_SLICE = 256
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, embed, write."""
+    parser = CommandParser("rtp-llm embed", _DESCRIPTION, needs_checkpoint=True)
+    parser.add_argument("texts", metavar="TEXTS", help=LINES_HELP)
+    parser.add_argument(
+        "vectors",
+        metavar="VECTORS",
+        help=".npy: a matrix; any other name: JSON lines; -: JSON lines on standard output",
+    )
+    parser.add_argument(
+        "--output", default="dense", help=f"kinds of embedding, by commas: {', '.join(_KINDS)} (default: dense)"
+    )
+    parser.add_argument("--dimensions", type=int, help="leading dimensions to keep, normalised again")
+    parser.add_argument("--prompt_name", help="one of the checkpoint's prompts, put before each text")
+    parser.add_argument("--prompt", help="a prompt of your own, put before each text")
+    config, arguments = parse_command(parser, argv, os.environ, EngineConfig)
+    options = {name: getattr(arguments, name) for name in ("dimensions", "prompt_name", "prompt")}
+    with failures_reported(parser.prog):
+        lines, kinds = read_lines(arguments.texts), _kinds(arguments.output)
+        write = _write_matrix if arguments.vectors.endswith(".npy") else _write_json_lines
+        write(arguments.vectors, config, lines, kinds, options)
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(dict.fromkeys(kind.strip().lower() for kind in text.split(",")))
+    wrong = next((kind for kind in kinds if kind not in _KINDS), None)
+    if wrong is not None:
+        raise ConfigError(f"output: {wrong!r} is not one of {', '.join(_KINDS)}", param="output")
+    return kinds
+
+
+def _write_matrix(
+    path: str, config: EngineConfig, lines: list[str], kinds: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    if kinds != ("dense",):
+        raise ConfigError("output: an .npy file holds dense vectors; name it .jsonl for other kinds", param="output")
+    # Opened before the model is loaded: a file that cannot be written is worth knowing early.
+    with Path(path).open("wb") as file, load(config) as model:
+        np.save(file, model.embed(lines, progress=progress(), **options))
+
+
+def _write_json_lines(
+    path: str, config: EngineConfig, lines: list[str], kinds: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    target = nullcontext(sys.stdout) if path == STDIN else Path(path).open("w", encoding="utf-8")
+    with target as file, load(config) as model:
+        missing = [kind for kind in kinds if kind not in model.info.tasks]
+        if missing:
+            offered = ", ".join(task.value for task in model.info.tasks)
+            raise UnsupportedTask(f"this model offers {offered}, not {missing[0]}", param="output")
+        for row in _rows(model, lines, kinds, options):
+            file.write(json_line(row))
+
+
+def _rows(
+    model: "Model", lines: list[str], kinds: tuple[str, ...], options: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """An object a text: its place, and each kind that was asked for."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(lines), unit="text", disable=not progress()) as bar:
+        for start in range(0, len(lines), _SLICE):
+            part = lines[start : start + _SLICE]
+            outputs = _embedded(model, part, kinds, options)
+            for place in range(len(part)):
+                yield {"index": start + place, **{kind: _plain(outputs[kind][place]) for kind in kinds}}
+            bar.update(len(part))
+
+
+def _embedded(model: "Model", texts: list[str], kinds: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """Each kind's outputs; several come from one forward, with whatever else the checkpoint offers."""
+    if kinds == (TaskType.DENSE.value,):
+        return {kinds[0]: model.embed(texts, **options)}
+    return model.embed_all(texts, return_tokens=True, **options)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SparseVector):
+        return {"indices": value.indices, "values": value.values, "tokens": value.tokens}
+    # orjson reads no array that is a view with gaps.
+    return np.ascontiguousarray(value)

@@ -1,0 +1,80 @@
+"""What the commands share: files of lines in, lines out, and failures as one line with the right exit status."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from rtp_llm.config import EngineConfig
+from rtp_llm.errors import InvalidRequest, RtpError
+
+if TYPE_CHECKING:
+    from rtp_llm.offline import Model
+
+STDIN = "-"
+LINES_HELP = f"UTF-8 file with one text a line; {STDIN} is standard input"
+# What a shell reports of a program that SIGPIPE or SIGINT has ended.
+_BROKEN_PIPE, _INTERRUPTED = 141, 130
+
+
+@contextmanager
+def failures_reported(prog: str) -> Iterator[None]:
+    """Whatever a user may see becomes one line on standard error: status 2 for a bad value, else 1.
+
+    A reader that has gone away (`| head`) ends the command silently, as it would end `cat`.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still buffered has nowhere to go; the interpreter would complain of it while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_BROKEN_PIPE)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    except RtpError as error:
+        _fail(prog, error.message, 2 if error.param not in (None, "input") else 1)
+    except OSError as error:
+        _fail(prog, f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+
+
+def _fail(prog: str, message: str, status: int) -> None:
+    sys.stderr.write(f"{prog}: {message}\n")
+    sys.exit(status)
+
+
+def load(config: EngineConfig) -> "Model":
+    """The library's model under a command's configuration."""
+    from rtp_llm.offline import Model
+
+    return Model(**asdict(config))
+
+
+def read_lines(path: str) -> list[str]:
+    """The texts of a file, or of standard input; OSError, or InvalidRequest that names the line that is not UTF-8."""
+    content = sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        name = "standard input" if path == STDIN else path
+        number = content.count(b"\n", 0, error.start) + 1
+        raise InvalidRequest(
+            f"{name}: line {number} is not UTF-8 (byte 0x{content[error.start]:02x}); convert the file, e.g. with iconv"
+        ) from None
+    # Not splitlines(), which also ends lines at form feeds and Unicode's separators.
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def json_line(value: Mapping[str, Any]) -> str:
+    """A line of JSON; fp32 arrays in the shortest form that gives the same numbers back."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE).decode()
+
+
+def progress() -> bool:
+    """Whether somebody watches who would like a bar."""
+    return sys.stderr.isatty()

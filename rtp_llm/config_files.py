@@ -1,0 +1,206 @@
+"""What the JSON files of a checkpoint may say: the kind of each value that is read, and settings that are not served.
+
+A value of another kind is an error that names file, key and value before any weight is read. Of sentence-transformers'
+settings, those that would change numbers and are not served are refused by name; an unknown key is logged.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rtp_llm.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+class Kind(NamedTuple):
+    """What a key may hold: `words` for messages; null where it stands for absence."""
+
+    words: str
+    fits: Callable[[Any], bool]
+    nullable: bool = True
+
+
+def _whole(least: int, most: int, *, nullable: bool = True) -> Kind:
+    words = f"a whole number from {least} to {most:,}"
+    return Kind(words, lambda value: type(value) is int and least <= value <= most, nullable)
+
+
+def _all(kind: Kind, keys: str) -> dict[str, Kind]:
+    """`keys` are words."""
+    return dict.fromkeys(keys.split(), kind)
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
+# Generous: the largest models that exist stay below by a factor of four or more.
+_SIZE, _LAYERS, _POSITIONS = 1 << 20, 4096, 1 << 22
+_VOCABULARY = (1 << 31) - 1
+_FLAG = Kind("true or false", lambda value: type(value) is bool)
+_TEXT = Kind("a string", lambda value: isinstance(value, str))
+_TEXTS = Kind(
+    "a list of strings", lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value)
+)
+_OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+_POSITIVE = Kind("a positive number", _is_positive)
+
+MODEL: dict[str, Kind] = {
+    **_all(_whole(1, _SIZE, nullable=False), "hidden_size num_attention_heads intermediate_size"),
+    **_all(_whole(1, _SIZE), "num_key_value_heads head_dim num_labels type_vocab_size"),
+    **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings"),
+    **_all(_POSITIVE._replace(nullable=False), "layer_norm_eps rms_norm_eps"),
+    **_all(_POSITIVE, "rope_theta partial_rotary_factor"),
+    **_all(_FLAG, "is_causal attention_bias use_sliding_window tie_word_embeddings"),
+    **_all(_TEXT, "model_type hidden_act position_embedding_type"),
+    **_all(_TEXTS, "architectures layer_types"),
+    **_all(_OBJECT, "id2label rope_scaling rope_parameters sentence_transformers"),
+    "vocab_size": _whole(1, _VOCABULARY, nullable=False),
+    "num_hidden_layers": _whole(1, _LAYERS, nullable=False),
+    "max_window_layers": _whole(0, _LAYERS),
+    "sliding_window": _whole(0, _VOCABULARY),
+    "pad_token_id": _whole(-1, _VOCABULARY),
+    "sbert_ce_default_activation_function": _TEXT,
+}
+ROPE: dict[str, Kind] = {
+    **_all(_TEXT, "rope_type type"),
+    **_all(_POSITIVE, "factor rope_theta beta_fast beta_slow mscale mscale_all_dim attention_factor"),
+    "original_max_position_embeddings": _whole(1, _POSITIONS),
+    "partial_rotary_factor": _POSITIVE,
+    "truncate": _FLAG,
+}
+_PROMPTS = Kind(
+    "an object of strings",
+    lambda value: isinstance(value, dict) and all(text is None or isinstance(text, str) for text in value.values()),
+)
+# config_sentence_transformers.json
+SENTENCE: dict[str, Kind] = {"prompts": _PROMPTS, "default_prompt_name": _TEXT, "activation_fn": _TEXT}
+# sentence_bert_config.json
+TRANSFORMER: dict[str, Kind] = {
+    "max_seq_length": _whole(1, _VOCABULARY),
+    "do_lower_case": _FLAG,
+    **_all(_TEXT, "transformer_task module_output_name"),
+    **_all(_OBJECT, "modality_config processing_kwargs"),
+    **_all(_OBJECT, "config_args config_kwargs tokenizer_args processor_kwargs"),
+}
+MODULE: dict[str, Kind] = {
+    "idx": _whole(0, 1 << 16),
+    **_all(_TEXT._replace(nullable=False), "path type"),
+}
+POOLING: dict[str, Kind] = {
+    "pooling_mode": Kind("a string or a list of strings", lambda value: _TEXT.fits(value) or _TEXTS.fits(value)),
+    "include_prompt": _FLAG,
+    **_all(_whole(1, _SIZE), "embedding_dimension word_embedding_dimension"),
+}
+DENSE: dict[str, Kind] = {
+    **_all(_whole(1, _SIZE, nullable=False), "in_features out_features"),
+    **_all(_FLAG, "bias use_residual"),
+    **_all(_TEXT, "activation_function module_input_name module_output_name"),
+}
+TOKENIZER: dict[str, Kind] = {
+    **_all(_FLAG, "do_lower_case strip_accents tokenize_chinese_chars add_prefix_space trim_offsets"),
+    **_all(_TEXT, "tokenizer_class truncation_side"),
+    **{
+        f"{role}_token": Kind(
+            "a string, or an object with its content",
+            lambda value: isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str)),
+        )
+        for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    },
+    "model_input_names": _TEXTS,
+    "model_max_length": Kind("a number", lambda value: type(value) in (int, float)),
+}
+# Settings of sentence_bert_config.json by which a text's vector stays what it is.
+_HARMLESS = frozenset(("__version__", "model_args", "model_kwargs", "unpad_inputs"))
+# Arguments of from_pretrained that say where files are, or how a batch is padded.
+_LOADING = frozenset(
+    "cache_dir code_revision force_download local_files_only padding_side revision subfolder token trust_remote_code "
+    "use_auth_token use_fast".split()
+)
+_PADDING = frozenset(("padding", "pad_to_multiple_of", "return_tensors", "return_attention_mask"))
+_TASKS = ("feature-extraction", "sequence-classification", "text-generation")
+_OUTPUTS = ("last_hidden_state", "logits")
+
+
+def check(where: Path | str, values: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
+    """CheckpointError for the first of `kinds` that `values` has and that is of another kind."""
+    for key, kind in kinds.items():
+        value = values.get(key)
+        if key not in values or (value is None and kind.nullable) or kind.fits(value):
+            continue
+        shown = "null" if value is None else f"{value!r:.100}"
+        raise CheckpointError(f"{where}: {key} is {shown}; {kind.words} is needed")
+
+
+def check_model(where: Path | str, values: Mapping[str, Any]) -> None:
+    """`check` of config.json, or of what stands over it, with its rope parameters."""
+    check(where, values, MODEL)
+    for key in ("rope_scaling", "rope_parameters"):
+        check(f"{where}: {key}", values.get(key) or {}, ROPE)
+
+
+def log_unknown(where: Path, values: Mapping[str, Any], known: Iterable[str]) -> None:
+    """A line for keys that nobody here has heard of: a newer sentence-transformers may mean something by them."""
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        logger.warning("%s: %s not known here and not heeded", where, ", ".join(unknown))
+
+
+def check_transformer(where: Path, settings: Mapping[str, Any], *, is_reranker: bool) -> None:
+    """sentence_bert_config.json: kinds, and what is not served of it; a reranker's prompt is not taken from there."""
+    check(where, settings, TRANSFORMER)
+    log_unknown(where, settings, {*TRANSFORMER, *_HARMLESS})
+    task = settings.get("transformer_task")
+    if task is not None and task not in _TASKS:
+        raise CheckpointError(f"{where}: transformer_task {task!r} is not served; {', '.join(_TASKS)} are")
+    _check_modalities(where, settings.get("modality_config") or {}, is_reranker)
+    processing: Mapping[str, Any] = settings.get("processing_kwargs") or {}
+    for key in ("common", "text"):
+        values = processing.get(key) or {}
+        changing = sorted(set(values) - _PADDING) if isinstance(values, dict) else [repr(values)]
+        if changing:
+            raise CheckpointError(
+                f"{where}: processing_kwargs: {key}: {', '.join(changing)} is not served; "
+                "say it in tokenizer_config.json, or as max_seq_length"
+            )
+
+
+def _check_modalities(where: Path, modalities: Mapping[str, Any], is_reranker: bool) -> None:
+    """Texts must reach the model as they are: neither through a chat template nor to another of its outputs."""
+    if not modalities or is_reranker:
+        return
+    if "message" in modalities:
+        raise CheckpointError(
+            f"{where}: modality_config has 'message', which puts every text through the tokenizer's chat template; "
+            "that is not served. Without this key texts are read as they are, if that is what the model was trained on"
+        )
+    text = modalities.get("text")
+    if not isinstance(text, dict) or text.get("method") != "forward" or text.get("method_output_name") not in _OUTPUTS:
+        raise CheckpointError(
+            f"{where}: modality_config: text is {text!r:.100}; only the method forward and its last_hidden_state "
+            "or logits are served"
+        )
+
+
+def model_settings(where: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What sentence_bert_config.json puts over config.json, as transformers' AutoConfig would take it."""
+    changes = {**(settings.get("config_args") or {}), **(settings.get("config_kwargs") or {})}
+    changes = {key: value for key, value in changes.items() if key not in _LOADING}
+    check_model(where, changes)
+    return changes
+
+
+def text_limit(where: Path, settings: Mapping[str, Any]) -> int | None:
+    """Tokens of one input by sentence_bert_config.json; None where it does not say."""
+    changes = {**(settings.get("tokenizer_args") or {}), **(settings.get("processor_kwargs") or {})}
+    limit = changes.pop("model_max_length", None)
+    changing = sorted(set(changes) - _LOADING)
+    if changing:
+        raise CheckpointError(
+            f"{where}: processor_kwargs: {', '.join(changing)} is not served; say it in tokenizer_config.json"
+        )
+    check(where, {"model_max_length": limit}, {"model_max_length": TRANSFORMER["max_seq_length"]})
+    return limit or settings.get("max_seq_length")

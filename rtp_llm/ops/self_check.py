@@ -1,0 +1,55 @@
+"""Does a backend compute what NumpyOps computes, on this machine, with this compiler and these drivers?"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from rtp_llm.core import FloatArray, Item, pack
+from rtp_llm.ops import Norm, Ops
+from rtp_llm.ops.numpy_ops import NumpyOps
+
+
+def failing_ops(ops: Ops) -> frozenset[str]:
+    """The ops that differ from NumpyOps on small odd shapes."""
+    reference = NumpyOps()
+    return frozenset(
+        name
+        for name, run in _self_checks().items()
+        if not np.allclose(ops.to_numpy(run(ops)), run(reference), rtol=1e-4, atol=1e-5)
+    )
+
+
+def _self_checks() -> dict[str, Callable[[Ops], Any]]:
+    rng = np.random.default_rng(0)
+    lengths, heads, head_dim, size = (3, 1, 37), 3, 24, 3 * 24
+    batch = pack([Item(input_ids=rng.integers(0, 9, n, dtype=np.int32), index=i) for i, n in enumerate(lengths)])
+
+    def normal(*shape: int) -> FloatArray:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    x, qkv, table, square = normal(41, size), normal(41, 3 * size), normal(50, size), normal(size, size)
+    weight, bias = normal(size), normal(size)
+    return {
+        "embed": lambda ops: ops.embed([(ops.table(table), batch.input_ids), (ops.table(table), batch.position_ids)]),
+        "norm": lambda ops: ops.norm(ops.vector(x), Norm(ops.vector(weight), ops.vector(bias), 1e-5)),
+        "linear": lambda ops: ops.linear(
+            ops.vector(x), ops.matrix(square), ops.vector(bias), "gelu", residual=ops.vector(x)
+        ),
+        "attention": lambda ops: ops.attention(
+            ops.vector(qkv), batch, num_heads=heads, num_kv_heads=heads, head_dim=head_dim, scale=0.2
+        ),
+        "rotary": lambda ops: ops.rotary(
+            ops.vector(qkv),
+            ops.vector(x[:, :head_dim]),
+            num_heads=heads,
+            num_kv_heads=heads,
+            head_dim=head_dim,
+            q_norm=Norm(ops.vector(weight[:head_dim]), None, 1e-5, "rms"),
+        ),
+        "gated": lambda ops: ops.gated(ops.vector(x), "silu"),
+        "pool": lambda ops: ops.pool(ops.vector(x), batch, "mean"),
+        "rows": lambda ops: ops.rows(ops.vector(x), batch.cu_seqlens[:-1]),
+        "concat": lambda ops: ops.concat([ops.vector(x), ops.vector(x)]),
+        "l2_normalize": lambda ops: ops.l2_normalize(ops.vector(x)),
+    }

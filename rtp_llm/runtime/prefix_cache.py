@@ -1,0 +1,50 @@
+"""Keys and values of the tokens that items begin with: an instruction, the query before a reranker's documents."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from rtp_llm.core import FloatArray, Item, KeptPrefix, Prefixes
+from rtp_llm.ops import Ops
+
+
+class PrefixCache:
+    """The ones used last, in at most `max_bytes`. Safe to use from several threads.
+
+    Whether a prefix is kept changes what is computed, never a bit of a result.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.num_bytes = 0
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[bytes, KeptPrefix] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, items: Sequence[Item]) -> Prefixes:
+        """What these items need not bring; where there is a cache, what one item begins with may serve the next."""
+        with self._lock:
+            prefixes = Prefixes.find(items, self._entries, least=1 if self._max_bytes else 2)
+            for prefix in prefixes.kept:
+                self._entries.move_to_end(prefix.token_ids)
+        return prefixes
+
+    def add(self, ops: Ops, prefixes: Prefixes, layers: Sequence[FloatArray]) -> None:
+        """Keep the new ones; `layers` has each layer's keys and values [tokens, ·], prefix after prefix."""
+        start = 0
+        for ids in prefixes.new:
+            end = start + len(ids)
+            num_bytes = sum(layer[start:end].nbytes for layer in layers)
+            if num_bytes <= self._max_bytes:
+                # Copies: a slice would keep the memory of its neighbours.
+                tensors = [ops.vector(layer[start:end].copy()) for layer in layers]
+                self._put(KeptPrefix(ids.tobytes(), tensors, num_bytes))
+            start = end
+
+    def _put(self, prefix: KeptPrefix) -> None:
+        with self._lock:
+            if prefix.token_ids in self._entries:
+                return
+            self._entries[prefix.token_ids] = prefix
+            self.num_bytes += prefix.num_bytes
+            while self.num_bytes > self._max_bytes:
+                self.num_bytes -= self._entries.popitem(last=False)[1].num_bytes

@@ -1,0 +1,67 @@
+"""What may come in: the size of a request, how many are in flight over all protocols, and how long one may take."""
+
+import asyncio
+import math
+from collections.abc import Mapping
+
+from rtp_llm.config import ServerConfig
+from rtp_llm.core import Request
+from rtp_llm.errors import InvalidRequest, Overloaded, RequestTooLarge
+
+TIMEOUT_HEADER = b"x-request-timeout"
+
+
+class Admission:
+    """The limits that HTTP and gRPC share."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._permits = asyncio.Semaphore(config.concurrency_limit)
+
+    async def enter(self) -> None:
+        """Take a place among those in flight; Overloaded when there is none."""
+        if self._permits.locked():
+            limit = self._config.concurrency_limit
+            raise Overloaded(f"{limit} requests are in flight, the most allowed (concurrency_limit): try again shortly")
+        await self._permits.acquire()
+
+    async def wait(self) -> None:
+        """Take a place, as soon as there is one."""
+        await self._permits.acquire()
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self._permits.release()
+
+    def check_size(self, request: Request, num_bytes: int) -> None:
+        """RequestTooLarge for a text that would take too long to tokenise; the request came as `num_bytes`."""
+        if num_bytes <= self._config.max_input_characters:
+            return
+        for index, value in enumerate(request.inputs):
+            for text in value if isinstance(value, tuple) else (value,):
+                self.check_text(text, f"input[{index}]")
+
+    def check_text(self, text: str | list[int], param: str) -> None:
+        """RequestTooLarge for a text over the limit."""
+        limit = self._config.max_input_characters
+        if len(text) > limit and isinstance(text, str):
+            message = f"{param} has {len(text)} characters, the limit is {limit} (max_input_characters): split it"
+            raise RequestTooLarge(message, param=param)
+
+    def seconds(self, headers: Mapping[bytes, bytes]) -> float:
+        """How long the request may take: what its header asks for, at most `request_timeout`; inf: as long as it may.
+
+        InvalidRequest for a header that is no number.
+        """
+        limit = self._config.request_timeout or math.inf
+        given = headers.get(TIMEOUT_HEADER)
+        if given is None:
+            return limit
+        try:
+            seconds = float(given)
+        except ValueError:
+            seconds = math.nan
+        if math.isnan(seconds):
+            shown = given.decode("latin-1")
+            raise InvalidRequest(f"X-Request-Timeout: {shown!r:.100} is not a number of seconds")
+        return min(seconds, limit)

@@ -1,0 +1,314 @@
+"""One RPC: bytes -> message -> the engine -> message, with the border at which every failure becomes a status."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from rtp_llm.config import ServerConfig
+from rtp_llm.core import Request, Response, TaskType, Timings
+from rtp_llm.errors import (
+    DeadlineExceeded,
+    EngineFailure,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    RtpError,
+    UnsupportedTask,
+)
+from rtp_llm.server.admission import Admission
+from rtp_llm.server.errors import as_rtp_error
+from rtp_llm.server.exchange import choose_id
+from rtp_llm.server.grpc import tei
+from rtp_llm.server.grpc.proto import Message, message
+from rtp_llm.server.service import EngineLike
+
+# The context of an RPC; grpcio has no types.
+Context: TypeAlias = Any
+Result = TypeVar("Result")
+# Answers one message, in the RPC of this id.
+Answer: TypeAlias = Callable[[bytes, str], Awaitable[Result]]
+UnaryHandler: TypeAlias = Callable[[bytes, Context], Awaitable[Message]]
+StreamHandler: TypeAlias = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
+
+# Messages of a stream that are worked on at a time: some batches full, and a bound on what waits in memory.
+WINDOW = 64
+_LONGEST_WAIT = 5.0  # seconds between two tries of a stream that the queue has no room for
+_MAX_DETAILS = 400  # characters: trailers have 8 KiB in all, and a character may take 12 bytes of them
+_SMALL_BYTES = 2000  # longer texts are tokenised beside the event loop
+_RANK_BYTES = 64  # what a stream's rank takes in memory, about
+_OK, _CLIENT_LEFT = 200, 499  # the metrics speak of HTTP's statuses
+_CODES = {
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+class Scored(NamedTuple):
+    """One message of RerankStream with its answer."""
+
+    body: Message
+    request: Request
+    response: Response
+
+
+class Calls:
+    """Makes the handlers of RPCs; each RPC gets an id, a status and a place in the metrics."""
+
+    def __init__(self, engine: EngineLike, config: ServerConfig, admission: Admission) -> None:
+        self._engine = engine
+        self._config = config
+        self._admission = admission
+        self.leaving = asyncio.Event()
+        self._running: set[asyncio.Task[Any]] = set()
+        self._over = False
+
+    def end(self) -> None:
+        """Cut off what still runs: the time for shutting down is over."""
+        self._over = True
+        for task in self._running:
+            task.cancel()
+
+    def unary(self, path: str, answer: Answer[Message]) -> UnaryHandler:
+        """One message, one answer."""
+
+        async def handle(received: bytes, context: Context) -> Message:
+            async with self.border(path, context) as request_id:
+                reply = await answer(received, request_id)
+                await context.send_initial_metadata(self._headers(reply, request_id))
+                return reply
+
+        return handle
+
+    def stream(self, path: str, answer: Answer[Message]) -> StreamHandler:
+        """A stream of messages, each answered, in order."""
+
+        async def handle(received: AsyncIterator[bytes], context: Context) -> None:
+            async with self.border(path, context) as request_id:
+                await context.send_initial_metadata([("x-request-id", request_id)])
+                async with aclosing(self._in_order(received, answer, request_id)) as replies:
+                    async for reply in replies:
+                        await context.write(reply)
+
+        return handle
+
+    def ranking(self, path: str) -> Callable[[AsyncIterator[bytes], Context], Awaitable[Message]]:
+        """RerankStream: a stream of pairs, one answer to all."""
+
+        async def handle(received: AsyncIterator[bytes], context: Context) -> Message:
+            async with self.border(path, context) as request_id:
+                reply = await self._rank(received, request_id)
+                await context.send_initial_metadata(self._headers(reply, request_id))
+                return reply
+
+        return handle
+
+    def inference(self, call: tei.Inference, body_type: str, *, patient: bool) -> Answer[Message]:
+        """Runs the model for a message; where there is no room, a `patient` call waits and another fails."""
+
+        async def answer(received: bytes, request_id: str) -> Message:
+            body, info = _parse(body_type, received), self._engine.info()
+            request = replace(call.to_request(body, info, self._config), request_id=request_id)
+            response = await self._run(request, len(received), patient=patient)
+            reply = call.render(body, response, info)
+            _fill(reply.metadata, _characters(request), response.total_tokens, response.timings)
+            return reply
+
+        return answer
+
+    def direct(self, call: Callable[[Message, EngineLike], Message], body_type: str) -> Answer[Message]:
+        """Answers a message without running the model."""
+
+        async def answer(received: bytes, request_id: str) -> Message:
+            body = _parse(body_type, received)
+            if len(received) <= _SMALL_BYTES:
+                return call(body, self._engine)
+            if body_type == "EncodeRequest":
+                self._admission.check_text(body.inputs, "inputs")
+            return await asyncio.to_thread(call, body, self._engine)
+
+        return answer
+
+    @asynccontextmanager
+    async def border(self, path: str, context: Context) -> AsyncIterator[str]:
+        """Around an RPC: gives its id; whatever is raised inside leaves as a status, without internals."""
+        given = dict(context.invocation_metadata() or ()).get("x-request-id")
+        request_id, status = choose_id(given.encode() if isinstance(given, str) else None), _CLIENT_LEFT
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        try:
+            yield request_id
+            status = _OK
+        except asyncio.CancelledError:
+            if not self._over:
+                raise
+            status = NotReady.status
+            error = NotReady("the server is shutting down: try another one, or later")
+            await _abort(context, _code(error), error, request_id)
+        except Exception as error:
+            shown = as_rtp_error(error, "gRPC", path, request_id)
+            status = shown.status
+            await _abort(context, _code(error), shown, request_id)
+        finally:
+            self._running.discard(task)
+            self._engine.metrics.observe_http(path, status)
+
+    async def _run(self, request: Request, num_bytes: int, *, patient: bool) -> Response:
+        self._admission.check_size(request, num_bytes)
+        await (self._admission.wait() if patient else self._admission.enter())
+        try:
+            while True:
+                try:
+                    return await self._run_in_time(request)
+                except Overloaded as error:
+                    if not patient:
+                        raise
+                    await asyncio.sleep(min(error.retry_after, _LONGEST_WAIT))
+        finally:
+            self._admission.leave()
+
+    async def _run_in_time(self, request: Request) -> Response:
+        seconds = self._config.request_timeout
+        try:
+            return await asyncio.wait_for(self._engine.run(request), seconds or None)
+        except asyncio.TimeoutError:
+            raise DeadlineExceeded(f"the answer was not ready after {seconds} seconds (request_timeout)") from None
+
+    async def _in_order(
+        self, received: AsyncIterator[bytes], answer: Answer[Result], request_id: str
+    ) -> AsyncGenerator[Result, None]:
+        """The answers in the order of the messages; at most WINDOW of them are worked on or wait to be sent.
+
+        NotReady, after the answers to what has come in, when the server is about to end.
+        """
+        answers: asyncio.Queue[asyncio.Future[Result] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(WINDOW)
+        running: set[asyncio.Future[Result]] = set()
+
+        async def read() -> None:
+            async for content in received:
+                await room.acquire()
+                task = asyncio.ensure_future(answer(content, request_id))
+                running.add(task)
+                answers.put_nowait(task)
+
+        reader, leaver = asyncio.ensure_future(read()), asyncio.ensure_future(self.leaving.wait())
+        leaver.add_done_callback(lambda _: reader.cancel())
+        reader.add_done_callback(lambda _: answers.put_nowait(None))
+        try:
+            while (task := await answers.get()) is not None:
+                yield await task
+                running.discard(task)
+                room.release()
+            if reader.cancelled():
+                raise NotReady("the server is shutting down: send what was not answered to another one, or later")
+            reader.result()
+        finally:
+            tasks: list[asyncio.Future[Any]] = [reader, leaver, *running]
+            for left in tasks:
+                left.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _rank(self, received: AsyncIterator[bytes], request_id: str) -> Message:
+        async def score(content: bytes, request_id: str) -> Scored:
+            body = _parse("RerankStreamRequest", content)
+            request = replace(tei.RERANK_ONE(body, self._engine.info(), self._config), request_id=request_id)
+            return Scored(body, request, await self._run(request, len(content), patient=True))
+
+        scores: list[float] = []
+        texts: list[str | None] = []
+        timings: list[Timings] = []
+        characters = tokens = kept_bytes = 0
+        async with aclosing(self._in_order(received, score, request_id)) as pairs:
+            async for body, request, response in pairs:
+                scores.append(response.outputs[TaskType.RERANK][0])
+                texts.append(body.text if body.return_text else None)
+                timings.append(response.timings)
+                characters += _characters(request)
+                tokens += response.total_tokens
+                kept_bytes += _RANK_BYTES + len(texts[-1] or "")
+                if kept_bytes > self._config.max_body_bytes:
+                    raise InvalidRequest(f"the stream is too long after {len(scores)} texts (max_body_bytes): split it")
+        if not scores:
+            raise InvalidRequest("the stream is empty: send at least one text")
+        reply = tei.ranks(np.array(scores, np.float32), texts)
+        _fill(reply.metadata, characters, tokens, _mean(timings))
+        return reply
+
+    def _headers(self, reply: Message, request_id: str) -> list[tuple[str, str]]:
+        """The original's headers, whole milliseconds, beside the request's id."""
+        headers = [("x-request-id", request_id)]
+        if not hasattr(reply, "metadata"):
+            return headers
+        metadata = reply.metadata
+        milliseconds = {
+            "x-compute-time": metadata.total_time_ns,
+            "x-total-time": metadata.total_time_ns,
+            "x-tokenization-time": metadata.tokenization_time_ns,
+            "x-queue-time": metadata.queue_time_ns,
+            "x-inference-time": metadata.inference_time_ns,
+        }
+        return [
+            *headers,
+            ("x-compute-type", self._engine.info().backend),
+            ("x-compute-characters", str(metadata.compute_chars)),
+            ("x-compute-tokens", str(metadata.compute_tokens)),
+            *((name, str(nanoseconds // 1_000_000)) for name, nanoseconds in milliseconds.items()),
+        ]
+
+
+async def _abort(context: Context, code: Any, error: RtpError, request_id: str) -> None:
+    """End the RPC; the caller learns of the error what every user may."""
+    trailers = [("x-request-id", request_id)]
+    if isinstance(error, Overloaded):
+        # gRPC's own word for Retry-After, which clients with a retry policy obey.
+        trailers.append(("grpc-retry-pushback-ms", str(round(error.retry_after * 1e3))))
+    await context.abort(code, error.message[:_MAX_DETAILS], tuple(trailers))
+
+
+def _parse(body_type: str, received: bytes) -> Message:
+    try:
+        return message(body_type).FromString(received)
+    except DecodeError:
+        raise InvalidRequest(f"the message is not a {body_type} of tei.v1, or a text of it is not UTF-8") from None
+
+
+def _code(error: Exception) -> Any:
+    """The status, as the original gives it: what the model cannot do, or failed on, is a failed precondition."""
+    if isinstance(error, (UnsupportedTask, EngineFailure)):
+        return grpc.StatusCode.FAILED_PRECONDITION
+    status = getattr(error, "status", None)
+    if isinstance(error, InvalidRequest):
+        return grpc.StatusCode.INVALID_ARGUMENT
+    return _CODES.get(status, grpc.StatusCode.INTERNAL) if isinstance(status, int) else grpc.StatusCode.INTERNAL
+
+
+def _characters(request: Request) -> int:
+    """Characters of all texts."""
+    return sum(len(text) for value in request.inputs for text in (value if isinstance(value, tuple) else (value,)))
+
+
+def _fill(metadata: Message, characters: int, tokens: int, timings: Timings) -> None:
+    metadata.compute_chars, metadata.compute_tokens = characters, tokens
+    metadata.total_time_ns = _nanoseconds(timings.total)
+    metadata.tokenization_time_ns = _nanoseconds(timings.tokenize)
+    metadata.queue_time_ns = _nanoseconds(timings.queue)
+    metadata.inference_time_ns = _nanoseconds(timings.compute)
+
+
+def _nanoseconds(seconds: float) -> int:
+    return max(round(seconds * 1e9), 0)
+
+
+def _mean(timings: list[Timings]) -> Timings:
+    rows = [(timing.tokenize, timing.queue, timing.compute, timing.total) for timing in timings]
+    tokenize, queue, compute, total = np.mean(rows, axis=0).tolist()
+    return Timings(tokenize=tokenize, queue=queue, compute=compute, total=total)

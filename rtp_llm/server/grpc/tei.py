@@ -1,0 +1,225 @@
+"""tei.v1's messages <-> what the engine knows. Every call but Info, Tokenize and Decode ends in `engine.run`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
+import numpy as np
+
+from rtp_llm import __version__
+from rtp_llm.config import ServerConfig
+from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.errors import InvalidRequest
+from rtp_llm.server.dialect import check_count
+from rtp_llm.server.grpc.proto import Message, message
+from rtp_llm.server.service import EngineLike
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """A call that runs the model.
+
+    to_request  what the message asks for; InvalidRequest where this model or these limits cannot serve it
+    render      the answer, without its metadata
+    """
+
+    to_request: Callable[[Message, ModelInfo, ServerConfig], Request]
+    render: Callable[[Message, Response, ModelInfo], Message]
+
+
+def _embed(body: Message, info: ModelInfo, config: ServerConfig) -> Request:
+    # In proto3 a number that is absent and one that is 0 differ only where the field is optional.
+    params = Params(
+        normalize=body.normalize if body.HasField("normalize") else True,
+        dimensions=body.dimensions if body.HasField("dimensions") else None,
+        truncate=body.truncate,
+        truncation_side=_side(body),
+        prompt_name=_prompt_name(body, info),
+    )
+    return Request(inputs=[_text(body.inputs)], tasks=(TaskType.DENSE,), params=params)
+
+
+def _embed_tokens(task: TaskType) -> Callable[[Message, ModelInfo, ServerConfig], Request]:
+    def to_request(body: Message, info: ModelInfo, config: ServerConfig) -> Request:
+        params = Params(
+            normalize=False,
+            truncate=body.truncate,
+            truncation_side=_side(body),
+            prompt_name=_prompt_name(body, info),
+        )
+        return Request(inputs=[_text(body.inputs)], tasks=(task,), params=params)
+
+    return to_request
+
+
+def _predict(body: Message, info: ModelInfo, config: ServerConfig) -> Request:
+    return _scores([_text(body.inputs)], _label_task(info), body, info)
+
+
+def _predict_pair(body: Message, info: ModelInfo, config: ServerConfig) -> Request:
+    if len(body.inputs) != 2:
+        raise InvalidRequest(f"inputs: a pair is two texts, there are {len(body.inputs)}", param="inputs")
+    return _scores([_pair(*body.inputs)], _label_task(info), body, info)
+
+
+def _rerank(body: Message, info: ModelInfo, config: ServerConfig) -> Request:
+    if not body.texts:
+        raise InvalidRequest("texts is empty: give at least one text", param="texts")
+    check_count(len(body.texts), config, "texts")
+    pairs: list[Input] = [_pair(body.query, text) for text in body.texts]
+    return _scores(pairs, TaskType.RERANK, body, info)
+
+
+def _rerank_one(body: Message, info: ModelInfo, config: ServerConfig) -> Request:
+    """One message of RerankStream."""
+    return _scores([_pair(body.query, body.text)], TaskType.RERANK, body, info)
+
+
+def _scores(inputs: list[Input], task: TaskType, body: Message, info: ModelInfo) -> Request:
+    activation: Literal["none", "sigmoid"] | None = "none" if body.raw_scores else None
+    if activation is None and task is TaskType.RERANK and not info.scores_are_probabilities:
+        activation = "sigmoid"  # whatever the checkpoint's own is: these scores lie between 0 and 1
+    params = Params(activation=activation, truncate=body.truncate, truncation_side=_side(body))
+    return Request(inputs=inputs, tasks=(task,), params=params)
+
+
+def _label_task(info: ModelInfo) -> TaskType:
+    """A reranker is a classifier of one label."""
+    return (
+        TaskType.RERANK if TaskType.CLASSIFY not in info.tasks and TaskType.RERANK in info.tasks else TaskType.CLASSIFY
+    )
+
+
+def _render_vector(body: Message, response: Response, info: ModelInfo) -> Message:
+    return _floats("EmbedResponse", response.outputs[TaskType.DENSE][0])
+
+
+def _render_sparse(body: Message, response: Response, info: ModelInfo) -> Message:
+    (vector,) = response.outputs[TaskType.SPARSE]
+    value = message("SparseValue")
+    weights = zip(vector.indices.tolist(), vector.values.tolist(), strict=True)
+    return message("EmbedSparseResponse")(sparse_embeddings=[value(index=i, value=weight) for i, weight in weights])
+
+
+def _render_tokens(body: Message, response: Response, info: ModelInfo) -> Message:
+    (rows,) = response.outputs[TaskType.TOKENS]
+    return message("EmbedAllResponse")(token_embeddings=[_floats("TokenEmbedding", row) for row in rows])
+
+
+def _render_labels(body: Message, response: Response, info: ModelInfo) -> Message:
+    """Best first."""
+    ((_, rows),) = response.outputs.items()
+    scores = np.atleast_1d(rows[0])
+    names = info.labels or tuple(f"LABEL_{i}" for i in range(len(scores)))
+    prediction = message("Prediction")
+    order = np.argsort(-scores, kind="stable").tolist()
+    return message("PredictResponse")(predictions=[prediction(score=scores[i], label=names[i]) for i in order])
+
+
+def _render_ranks(body: Message, response: Response, info: ModelInfo) -> Message:
+    return ranks(response.outputs[TaskType.RERANK], list(body.texts) if body.return_text else None)
+
+
+def ranks(scores: FloatArray, texts: list[str] | list[str | None] | None) -> Message:
+    """Scores [n] -> RerankResponse, best first; of equal scores the last one, as the original's order has it."""
+    rank = message("Rank")
+    order = np.argsort(scores, kind="stable")[::-1].tolist()
+    return message("RerankResponse")(
+        ranks=[rank(index=i, score=scores[i], text=texts[i] if texts else None) for i in order]
+    )
+
+
+# service/method -> the call; METHODStream is the same for each message of a stream.
+INFERENCES: dict[str, Inference] = {
+    "Embed/Embed": Inference(_embed, _render_vector),
+    "Embed/EmbedSparse": Inference(_embed_tokens(TaskType.SPARSE), _render_sparse),
+    "Embed/EmbedAll": Inference(_embed_tokens(TaskType.TOKENS), _render_tokens),
+    "Predict/Predict": Inference(_predict, _render_labels),
+    "Predict/PredictPair": Inference(_predict_pair, _render_labels),
+    "Rerank/Rerank": Inference(_rerank, _render_ranks),
+}
+# Its messages are ranked together, so it has no rendering of one.
+RERANK_ONE = _rerank_one
+
+
+def tokenize(body: Message, engine: EngineLike) -> Message:
+    """EncodeRequest -> EncodeResponse; offsets in bytes."""
+    name = _prompt_name(body, engine.info())
+    text = (engine.prompt(name) if name else "") + _text(body.inputs)
+    # starts[i] is the byte at which character i starts.
+    starts = [0, *accumulate(len(letter.encode()) for letter in text)]
+    simple = message("SimpleToken")
+    tokens = []
+    for token in engine.tokens(text, add_special_tokens=body.add_special_tokens):
+        start, stop = token.start, token.stop
+        if token.special or start is None or stop is None:
+            tokens.append(simple(id=token.id, text=token.text, special=True))
+        else:
+            tokens.append(simple(id=token.id, text=text[start:stop], start=starts[start], stop=starts[stop]))
+    return message("EncodeResponse")(tokens=tokens)
+
+
+def decode(body: Message, engine: EngineLike) -> Message:
+    """DecodeRequest -> DecodeResponse."""
+    if not body.ids:
+        raise InvalidRequest("ids is empty: give at least one token id", param="ids")
+    return message("DecodeResponse")(text=engine.decode(list(body.ids), skip_special_tokens=body.skip_special_tokens))
+
+
+def describe(engine: EngineLike, config: ServerConfig) -> Message:
+    """InfoResponse."""
+    info = engine.info()
+    rank, classify = TaskType.RERANK in info.tasks, TaskType.CLASSIFY in info.tasks
+    kind = "MODEL_TYPE_RERANKER" if rank else "MODEL_TYPE_CLASSIFIER" if classify else "MODEL_TYPE_EMBEDDING"
+    return message("InfoResponse")(
+        version=__version__,
+        model_id=info.name,
+        model_dtype=info.dtype.replace("fp", "float"),
+        model_type=kind,
+        max_concurrent_requests=config.concurrency_limit,
+        max_input_length=info.max_seq_len,
+        max_batch_tokens=info.max_batch_tokens,
+        max_client_batch_size=config.max_client_batch_size,
+        tokenization_workers=config.tokenizer_threads,
+    )
+
+
+def _text(text: str) -> str:
+    if not text:
+        # A client that does not set the field sends the same bytes as one that sets it to "".
+        raise InvalidRequest("inputs is empty: give some text", param="inputs")
+    return text
+
+
+def _pair(first: str, second: str) -> Input:
+    if not first and not second:
+        raise InvalidRequest("both texts of a pair are empty: give some text")
+    return first, second
+
+
+def _side(body: Message) -> Literal["left", "right"]:
+    return "left" if body.truncation_direction == 1 else "right"
+
+
+def _prompt_name(body: Message, info: ModelInfo) -> str | None:
+    name: str | None = body.prompt_name if body.HasField("prompt_name") else None
+    if name is not None and name not in info.prompts:
+        known = ", ".join(info.prompts) or "none"
+        raise InvalidRequest(f"prompt_name: {name!r:.100} is not one of {known}", param="prompt_name")
+    return name
+
+
+def _floats(name: str, row: FloatArray) -> Message:
+    """A message whose field 1 is `row`, by its wire form: no Python object is made per number."""
+    numbers = np.ascontiguousarray(row, dtype="<f4").tobytes()
+    return message(name).FromString(b"\x0a" + _varint(len(numbers)) + numbers)
+
+
+def _varint(number: int) -> bytes:
+    digits = bytearray()
+    while number > 0x7F:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)

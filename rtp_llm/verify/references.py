@@ -1,0 +1,121 @@
+"""The authors' code for each task: which library it is in, and how it is loaded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from rtp_llm.config import EngineConfig
+from rtp_llm.core import TaskType
+from rtp_llm.model_config import ModelConfig
+from rtp_llm.verify.outcome import Answer, Sample
+
+# import name -> the name to install.
+_DISTRIBUTIONS = {
+    "torch": "torch", "transformers": "transformers", "sentence_transformers": "sentence-transformers",
+    "FlagEmbedding": "FlagEmbedding",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Original:
+    """What a reference is loaded from.
+
+    folder       the checkpoint as the flags change it
+    max_seq_len  our limit; a library that has one of its own keeps that, unless the flag is given
+    """
+
+    folder: Path
+    model_config: ModelConfig
+    config: EngineConfig
+    max_seq_len: int
+    trust_remote_code: bool
+
+    @property
+    def transformer_folder(self) -> Path:
+        """The part with config.json, weights and tokenizer."""
+        return self.folder / self.model_config.transformer_folder.relative_to(self.model_config.folder)
+
+
+class Reference(Protocol):
+    """A loaded model of the authors' code, in fp32 on the CPU."""
+
+    def answer(self, sample: Sample) -> Answer:
+        """The tasks' values of one sample, alone in its batch; raises whatever the library raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Tasks that one reference answers: its class, the libraries that it needs, and what it is called.
+
+    `otherwise` is what serves where this one is not installed or does not load.
+    """
+
+    tasks: tuple[TaskType, ...]
+    module: str
+    class_name: str
+    libraries: tuple[str, ...]
+    title: str
+    otherwise: "Plan | None" = None
+
+    @property
+    def missing(self) -> str | None:
+        """A library that is not installed, by the name to install; None: all are here."""
+        return next((_DISTRIBUTIONS[name] for name in self.libraries if find_spec(name) is None), None)
+
+    @property
+    def description(self) -> str:
+        """The title with the libraries' versions."""
+        versions = [f"{_DISTRIBUTIONS[name]} {metadata.version(_DISTRIBUTIONS[name])}" for name in self.libraries]
+        return f"{self.title} ({', '.join(versions)}; fp32)"
+
+    def load(self, original: Original) -> Reference:
+        """The reference; raises whatever the library raises."""
+        factory: Callable[[Original], Any] = getattr(import_module(self.module), self.class_name)
+        reference: Reference = factory(original)
+        return reference
+
+
+_HF = ("transformers", "torch")
+_ST = ("sentence_transformers", "transformers", "torch")
+
+
+def make_plans(model_config: ModelConfig, tasks: tuple[TaskType, ...]) -> list[Plan]:
+    """A plan for each task that has authors' code; some for several."""
+    plans = []
+    lexical = tuple(task for task in tasks if task in (TaskType.SPARSE, TaskType.COLBERT))
+    is_plain_m3 = model_config.is_bge_m3 and model_config.modules is None
+    if TaskType.DENSE in tasks and not is_plain_m3:
+        title = "sentence-transformers' SentenceTransformer"
+        plans.append(Plan((TaskType.DENSE,), "rtp_llm.verify.sbert", "DenseReference", _ST, title))
+    m3_tasks = (TaskType.DENSE, *lexical) if TaskType.DENSE in tasks and is_plain_m3 else lexical
+    if m3_tasks:
+        plans.append(_m3_plan(m3_tasks))
+    if TaskType.TOKENS in tasks:
+        title = "transformers' AutoModel, normalised"
+        plans.append(Plan((TaskType.TOKENS,), "rtp_llm.verify.huggingface", "TokensReference", _HF, title))
+    if TaskType.RERANK in tasks:
+        plans.append(_rerank_plan(model_config))
+    if TaskType.CLASSIFY in tasks:
+        title = "transformers' AutoModelForSequenceClassification and its pipeline"
+        plans.append(Plan((TaskType.CLASSIFY,), "rtp_llm.verify.huggingface", "ClassifyReference", _HF, title))
+    return plans
+
+
+def _m3_plan(tasks: tuple[TaskType, ...]) -> Plan:
+    """FlagEmbedding where it is installed and works with the transformers beside it, else its formulas."""
+    module, title = "rtp_llm.verify.bge_m3", "FlagEmbedding's formulas on transformers' AutoModel"
+    formulas = Plan(tasks, module, "FormulaReference", _HF, title)
+    if find_spec("FlagEmbedding") is None:
+        return formulas
+    return Plan(tasks, module, "FlagReference", ("FlagEmbedding", *_HF), "FlagEmbedding's BGEM3FlagModel", formulas)
+
+
+def _rerank_plan(model_config: ModelConfig) -> Plan:
+    if model_config.is_qwen3_reranker:
+        title = "Qwen3-Reranker's model card on transformers"
+        return Plan((TaskType.RERANK,), "rtp_llm.verify.qwen3_reranker", "Qwen3Reference", _HF, title)
+    title = "sentence-transformers' CrossEncoder"
+    return Plan((TaskType.RERANK,), "rtp_llm.verify.sbert", "CrossEncoderReference", _ST, title)

@@ -1,0 +1,96 @@
+"""sentence-transformers as a reference: SentenceTransformer for dense embeddings, CrossEncoder for rerankers."""
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from rtp_llm.core import TaskType
+from rtp_llm.verify.huggingface import add_ends
+from rtp_llm.verify.outcome import Answer, Sample
+from rtp_llm.verify.references import Original
+
+
+class DenseReference:
+    """`encode`, with the checkpoint's own prompts and limit."""
+
+    def __init__(self, original: Original) -> None:
+        self._model = _sentence_transformer(original)
+        self._model.float().eval()
+        add_ends(self._model.tokenizer, original)
+        if original.config.max_seq_len:
+            self._model.max_seq_length = original.config.max_seq_len
+        self._ids = InputIds(self._model)
+
+    def answer(self, sample: Sample) -> Answer:
+        """The vector of one text."""
+        (vector,) = self._model.encode([sample.input], prompt_name=sample.prompt_name, show_progress_bar=False)
+        return Answer({TaskType.DENSE: {"dense": np.asarray(vector, np.float32)}}, self._ids.last)
+
+
+class CrossEncoderReference:
+    """`predict`, once as it is and once without activation."""
+
+    def __init__(self, original: Original) -> None:
+        from sentence_transformers import CrossEncoder
+
+        limit = original.config.max_seq_len
+        self._model: Any = CrossEncoder(str(original.folder), **_options(original), max_length=limit or None)
+        self._model.float().eval()
+        self._ids = InputIds(self._model)
+
+    def answer(self, sample: Sample) -> Answer:
+        """The score of one pair."""
+        from torch.nn import Identity
+
+        score = self._model.predict([sample.input], show_progress_bar=False)
+        logit = self._model.predict([sample.input], show_progress_bar=False, activation_fn=Identity())
+        values = {"score": np.asarray(score, np.float32), "logit": np.asarray(logit, np.float32)}
+        return Answer({TaskType.RERANK: values}, self._ids.last)
+
+
+class InputIds:
+    """The ids that a module's transformer has read last, whatever tokenised them."""
+
+    def __init__(self, module: Any) -> None:
+        from transformers import PreTrainedModel
+
+        self.last: list[int] = []
+        transformer: Any = next(part for part in module.modules() if isinstance(part, PreTrainedModel))
+        # The table of embeddings, since not every version of the library calls the transformer as a module.
+        transformer.get_input_embeddings().register_forward_pre_hook(self._keep)
+
+    def _keep(self, module: Any, arguments: tuple[Any, ...]) -> None:
+        self.last = arguments[0].reshape(-1).tolist()
+
+
+def _options(original: Original) -> dict[str, Any]:
+    import torch
+
+    return {
+        "device": "cpu",
+        "local_files_only": True,
+        "trust_remote_code": original.trust_remote_code,
+        "model_kwargs": {"dtype": torch.float32},
+    }
+
+
+def _sentence_transformer(original: Original) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    if original.model_config.modules is not None:
+        return SentenceTransformer(str(original.folder), **_options(original))
+    # By name, since the library's newer versions know this module at run time only.
+    parts: Any = import_module("sentence_transformers.models")
+    options = {"local_files_only": True, "trust_remote_code": original.trust_remote_code}
+    transformer = parts.Transformer(
+        str(original.folder),
+        model_args={**_options(original)["model_kwargs"], **options},
+        config_args=options,
+        tokenizer_args=options,
+    )
+    # From 5.4 on, the library takes a tokenizer with a chat template for a sign that chats are to be embedded.
+    getattr(transformer, "modality_config", {}).pop("message", None)
+    mode = "mean" if original.config.pooling == "auto" else original.config.pooling
+    pooling = parts.Pooling(transformer.get_word_embedding_dimension(), mode)
+    return SentenceTransformer(modules=[transformer, pooling], device="cpu")

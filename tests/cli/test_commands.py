@@ -1,0 +1,198 @@
+"""The subcommands: what they print, and one line with the right exit status for what goes wrong."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from rtp_llm.cli import COMMANDS, main
+from tests.real_server import ROOT
+from tests.tasks.checkpoints import save, save_m3
+from tests.verify.test_verify import HEAD, spoil
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+FAST = ("--backend", "numpy", "--Num-Threads=1")
+
+
+class Done(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+class Shell:
+    """Commands in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch = monkeypatch
+        self.capsys = capsys
+
+    def __call__(self, *arguments: Any, stdin: bytes = b"") -> Done:
+        self.monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        status: Any = 0
+        try:
+            main([*map(str, arguments)])
+        except SystemExit as left:
+            status = left.code or 0
+        return Done(status, *self.capsys.readouterr())
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def m3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    save_m3(folder := tmp_path_factory.mktemp("m3"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    save(folder := tmp_path_factory.mktemp("reranker"), HEAD, num_labels=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    save(folder := tmp_path_factory.mktemp("classifier"), HEAD, id2label={0: "bad", 1: "good", 2: "so-so"})
+    return folder
+
+
+def test_embed_to_json_lines(shell: Shell, m3: Path) -> None:
+    done = shell("embed", m3, "-", "-", "--output", "dense,sparse,colbert", *FAST, stdin=b"the\n\nso today\r\n")
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert done.status == 0 and [row["index"] for row in rows] == [0, 1, 2]
+    assert len(rows[0]["dense"]) == 32 and [len(row["colbert"]) for row in rows] == [2, 1, 3]
+    assert all(len(row["sparse"]["tokens"]) == len(row["sparse"]["values"]) for row in rows)
+    alone = shell("embed", m3, "-", "-", *FAST, stdin=b"so today")
+    assert json.loads(alone.out)["dense"] == rows[2]["dense"]
+
+
+@pytest.mark.parametrize(
+    ("content", "shape"), [(b"", (0, 8)), (b"\n", (1, 8)), ("\ufeffso\nsunny\x0cthe".encode(), (2, 8))]
+)
+def test_embed_to_a_matrix(content: bytes, shape: tuple[int, int], shell: Shell, m3: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts").write_bytes(content)
+    done = shell("embed", m3, tmp_path / "texts", tmp_path / "out.npy", "--dimensions", 8, *FAST)
+    assert done.status == 0, done.err
+    assert np.load(tmp_path / "out.npy").shape == shape
+
+
+def test_rerank(shell: Shell, reranker: Path, tmp_path: Path) -> None:
+    (tmp_path / "documents").write_text("the weather\nis\tlovely\nso sunny\n")
+    done = shell("rerank", reranker, "the query", "--top-k", 2, tmp_path / "documents", *FAST)
+    lines = [line.split("\t", 2) for line in done.out.splitlines()]
+    assert [line[0] for line in lines] == ["1", "2"] and float(lines[0][1]) >= float(lines[1][1])
+    read = shell("rerank", reranker, "the query", "--json", *FAST, stdin=b"the weather\nis\tlovely\nso sunny")
+    rows = [json.loads(line) for line in read.out.splitlines()]
+    assert [row["document"] for row in rows][:2] == [line[2] for line in lines]
+    assert sorted(row["index"] for row in rows) == [0, 1, 2]
+    assert shell("rerank", reranker, "the query", *FAST) == (0, "", "")
+
+
+def test_classify(shell: Shell, classifier: Path) -> None:
+    done = shell("classify", classifier, *FAST, stdin=b"the weather\nso sunny\n")
+    lines = [line.split("\t") for line in done.out.splitlines()]
+    assert [line[2] for line in lines] == ["the weather", "so sunny"]
+    assert all(line[0] in ("bad", "good", "so-so") and 0 < float(line[1]) < 1 for line in lines)
+    pairs = shell("classify", classifier, "--pairs", "--json", *FAST, stdin=b"the\tweather\n")
+    labels = json.loads(pairs.out)["labels"]
+    assert [entry["score"] for entry in labels] == sorted((entry["score"] for entry in labels), reverse=True)
+    assert sum(entry["score"] for entry in labels) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["embed", "{m3}", "/no/file", "-"], 1, "rtp-llm embed: /no/file: No such file or directory"),
+        (["embed", "{m3}", "-", "/no/folder/x.npy"], 1, "/no/folder/x.npy: No such file"),
+        (["embed", "{m3}", "-", "x.npy", "--output", "sparse"], 2, "an .npy file holds dense vectors"),
+        (["embed", "{m3}", "-", "-", "--output", "dens"], 2, "'dens' is not one of dense, sparse"),
+        (["embed", "{m3}", "-", "-", "--output", "tokens"], 2, "this model offers dense, sparse, colbert, not tokens"),
+        (["embed", "{m3}", "-", "-", "--dimensions", "99"], 2, "dimensions: 99 is not between 1 and 32"),
+        (["embed", "{m3}", "-", "-", "--prompt_name", "x"], 2, "prompt_name 'x' is not a prompt"),
+        (["embed", "{m3}", "-"], 2, "the following arguments are required: VECTORS"),
+        (["embed", "/no/model", "-", "-"], 1, "/no/model"),
+        (["embed", "{m3}", "-", "-", "--max_seq_len", "9999"], 2, "64 positions"),
+        (["rerank", "{m3}", "query"], 1, "this model offers dense, sparse, colbert, not rerank"),
+        (["rerank", "{m3}", "query", "--topk", "1"], 2, "did you mean --top_k?"),
+        (["rerank", "{m3}", "query", "--top_k", "0"], 2, "top_k: 0 is below the least allowed, 1"),
+        (["rerank", "{m3}", "query", "-", "--port", "1"], 2, "unknown option --port"),
+        (["classify", "{m3}", "--pairs"], 1, "line 1 has no tab"),
+        (["verify"], 2, "checkpoint_path is missing"),
+        (["verify", "{m3}", "--bound", "0"], 2, "bound: 0 is not above 0"),
+        (["verify", "/no/model"], 1, "/no/model"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    arguments: list[str], status: int, message: str, shell: Shell, m3: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = shell(*(argument.format(m3=m3) for argument in arguments), stdin=b"the weather")
+    assert done.status == status and message in done.err, done
+    assert len(done.err.splitlines()) <= 2 and not done.out
+
+
+def test_bytes_that_are_not_utf8(shell: Shell, m3: Path) -> None:
+    done = shell("embed", m3, "-", "-", stdin=b"the\nso \xff\n")
+    assert done.status == 1 and "standard input: line 2 is not UTF-8 (byte 0xff)" in done.err
+
+
+def test_a_reader_that_leaves_ends_the_command_silently(m3: Path) -> None:
+    command = [sys.executable, "-m", "rtp_llm", "embed", str(m3), "-", "-", *FAST]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        _, err = process.communicate(b"the weather\n" * 2000, timeout=60)
+    assert process.returncode == 141 and err == b""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_the_engines_options(command: str, shell: Shell) -> None:
+    done = shell(command, "--help")
+    assert done.status == 0 and "--num_threads" in done.out and "CHECKPOINT" in done.out
+
+
+def test_the_query_may_look_like_a_flag(shell: Shell, reranker: Path) -> None:
+    done = shell("rerank", reranker, "--What is lovely?", "--JSON", *FAST, stdin=b"the\n")
+    assert done.status == 0 and json.loads(done.out)["rank"] == 1
+
+
+def test_verify_prints_a_table_and_its_verdict_is_the_status(shell: Shell, tiny_bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts").write_text("the weather\nso sunny\n")
+    options = ("--texts", tmp_path / "texts", *FAST)
+    good = shell("verify", tiny_bert, *options)
+    assert good.status == 0 and good.out.splitlines()[-1].startswith("EQUAL: 2 answers from the same tokens")
+    spoilt = spoil(tiny_bert, "encoder.layer.1.output.dense.weight", tmp_path / "spoilt")
+    bad = shell("verify", spoilt, "--reference", tiny_bert, *options)
+    assert bad.status == 1 and "DIFFERS: 2 of 2 answers, most dense of" in bad.out
+    assert shell("verify", spoilt, "--reference", tiny_bert, "--bound", 10, *options).status == 0
+    report = json.loads(shell("verify", spoilt, "--reference", tiny_bert, "--json", *options).out)
+    assert report["verdict"] == "differs" and len(report["rows"]) == 2
+    assert max(row["max_abs"] for row in report["rows"]) > 1e-3
+
+
+def test_verify_of_no_texts_and_of_a_torn_file(shell: Shell, reranker: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts").write_text("")
+    assert "is empty; give at least one text" in shell("verify", reranker, "--texts", tmp_path / "texts").err
+    (tmp_path / "texts").write_text("a single text\n")
+    done = shell("verify", reranker, "--texts", tmp_path / "texts", *FAST)
+    assert done.status == 1 and "line 1 has no tab" in done.err
+    save(tmp_path / "torn")
+    weights = tmp_path / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    shell("--version")
+    done = shell("verify", tmp_path / "torn", *FAST)
+    assert done.status == 1 and "model.safetensors" in done.err and len(done.err.splitlines()) == 1

@@ -1,0 +1,75 @@
+"""Folders with real tokenizers, in the layouts that checkpoints have them."""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BYTE_LEVEL_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`files` of the source folder, or all; `settings` go into tokenizer_config.json."""
+
+    source: str
+    model_type: str
+    files: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    ends: bool = False
+
+
+LAYOUTS = {
+    "bert-base-uncased": Layout("bert-base-uncased", "bert"),
+    "bert-base-chinese": Layout("bert-base-chinese", "bert"),
+    "roberta-base": Layout("roberta-base", "roberta"),
+    "roberta-files": Layout("roberta-base", "roberta", BYTE_LEVEL_FILES),
+    "xlm-roberta": Layout("xlm-roberta", "xlm-roberta"),
+    "qwen2-eos": Layout("qwen2", "qwen2", ("tokenizer.json", "tokenizer_config.json"), {"add_eos_token": True}),
+    "qwen2-files": Layout("qwen2", "qwen2", BYTE_LEVEL_FILES, {"add_eos_token": True}),
+    "qwen3-embedding": Layout("qwen3", "qwen3", ends=True),
+}
+
+
+def make(name: str, assets: Path, folder: Path) -> Path:
+    """The folder of one of LAYOUTS, with a config.json that names its architecture."""
+    layout = LAYOUTS[name]
+    for file in (assets / "tokenizers" / layout.source).iterdir():
+        if not layout.files or file.name in layout.files:
+            shutil.copy(file, folder / file.name)
+    (folder / "config.json").write_text(json.dumps({"model_type": layout.model_type}))
+    if layout.settings:
+        set_keys(folder / "tokenizer_config.json", **layout.settings)
+    if layout.ends:
+        append_end_of_text(folder / "tokenizer.json")
+    return folder
+
+
+def theirs(folder: Path) -> Any:
+    """transformers' tokenizer of a folder, under all of tokenizer_config.json."""
+    import transformers
+
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    if settings.exists() and json.loads(settings.read_text()).get("add_eos_token"):
+        tokenizer.add_eos_token = True  # transformers 5 does not read the key where there is a tokenizer.json
+    return tokenizer
+
+
+def set_keys(path: Path, **values: Any) -> None:
+    path.chmod(0o644)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def append_end_of_text(path: Path) -> None:
+    """The post-processor of Qwen3-Embedding."""
+    token = "<|endoftext|>"
+    first = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": token, "type_id": 0}}]
+    second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": token, "type_id": 1}}]
+    template = {
+        "type": "TemplateProcessing", "single": first, "pair": first + second,
+        "special_tokens": {token: {"id": token, "ids": [151643], "tokens": [token]}},
+    }  # fmt: skip
+    byte_level = json.loads(path.read_text())["post_processor"]
+    set_keys(path, post_processor={"type": "Sequence", "processors": [byte_level, template]})

@@ -1,0 +1,165 @@
+"""What a request may take: characters, time; and TLS, addresses and paths that stay inside."""
+
+import logging
+import signal
+import ssl
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from rtp_llm.config import ServerConfig
+from rtp_llm.errors import ConfigError
+from rtp_llm.server.app import check, listen
+from rtp_llm.server.tls import check_certificate
+from tests.engine.fakes import FakeRuntime, make_engine
+from tests.real_server import free_port
+from tests.server.conftest import CONFIG, running_server, wait_until
+from tests.server.fake_engine import FakeEngine
+from tests.server.process import process
+from tests.server.test_auth import ask
+
+ROUTE = "/v1/embeddings"
+LOCAL = replace(CONFIG, host="127.0.0.1", start_port=0)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (ROUTE, {"input": ["a", "b" * 11]}, "input[1]"),
+        ("/v1/reranker", {"query": "a" * 11, "documents": ["b"]}, "input[0]"),
+        ("/v1/reranker", {"query": "a", "documents": ["b", "c" * 11]}, "input[1]"),
+        ("/tokenize", {"prompt": "a" * 11}, "prompt"),
+    ],
+)
+def test_characters(path: str, body: dict[str, Any], param: str) -> None:
+    answer = ask(replace(CONFIG, max_input_characters=10), "POST", path, json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (413, param)
+    assert "11 characters, the limit is 10 (max_input_characters)" in answer.json()["error"]["message"]
+
+
+def test_characters_at_the_limit() -> None:
+    config = replace(CONFIG, max_input_characters=10)
+    assert ask(config, "POST", ROUTE, json={"input": ["a" * 10] * 20}).status_code == 200
+    assert ask(config, "POST", ROUTE, json={"input": [1] * 20}).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["0.05", "0.3", "0", "-1"])
+def test_a_callers_deadline(client: httpx.Client, engine: FakeEngine, header: str) -> None:
+    engine.delay = 60
+    answer = client.post(ROUTE, json={"input": "a"}, headers={"x-request-timeout": header})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert engine.running == 0
+    engine.delay = 0
+    assert client.post(ROUTE, json={"input": "a"}, headers={"x-request-timeout": "5"}).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["soon", "", "nan", "1s"])
+def test_a_deadline_that_is_no_number(client: httpx.Client, header: str) -> None:
+    answer = client.post(ROUTE, json={"input": "a"}, headers={"x-request-timeout": header})
+    assert (answer.status_code, "X-Request-Timeout" in answer.text) == (400, True)
+
+
+def test_request_timeout_wins_over_a_longer_deadline() -> None:
+    engine = FakeEngine()
+    engine.delay = 60
+    with running_server(engine, replace(CONFIG, request_timeout=1)) as address:
+        headers = {"x-request-timeout": "inf"}
+        answer = httpx.post(f"{address.url}{ROUTE}", json={"input": "a"}, headers=headers, trust_env=False, timeout=20)
+    assert (answer.status_code, engine.cancelled) == (504, 1)
+
+
+def test_expired_work_is_never_computed() -> None:
+    runtime = FakeRuntime(num_cores=1)
+    engine: Any = make_engine(runtime)
+    runtime.gate.clear()
+    with running_server(engine) as address, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(httpx.post, f"{address.url}{ROUTE}", json={"input": "a"}, trust_env=False, timeout=20)
+        wait_until(lambda: engine._scheduler.free_cores == 0)
+        headers = {"x-request-timeout": "0.05"}
+        late = httpx.post(f"{address.url}{ROUTE}", json={"input": "b"}, headers=headers, trust_env=False)
+        runtime.gate.set()
+        assert (late.status_code, first.result().status_code) == (504, 200)
+    engine.close()
+    assert runtime.batches == [1]
+
+
+@pytest.mark.parametrize("error", [OSError(2, "No such file", "/srv/secret/model.bin"), KeyError("/srv/secret")])
+def test_no_path_and_no_traceback_leaves(
+    client: httpx.Client, engine: FakeEngine, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    engine.error = error
+    answer = client.post(ROUTE, json={"input": "a"}, headers={"x-request-id": "look-me-up"})
+    assert answer.status_code == 500
+    shown = answer.text + str(answer.headers)
+    assert not any(word in shown for word in ("secret", "Traceback", "OSError", "KeyError", ".py", "/srv"))
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "look-me-up" in record.getMessage()
+
+
+def test_https(certificate: tuple[Path, Path, Path]) -> None:
+    chain, key, authority = certificate
+    port = free_port()
+    with process(start_port=port, ssl_certfile=str(chain), ssl_keyfile=str(key)) as child:
+        context = ssl.create_default_context(cafile=str(authority))
+        with httpx.Client(verify=context, trust_env=False, timeout=10) as client:
+            assert client.post(f"https://localhost:{port}{ROUTE}", json={"input": "a"}).status_code == 200
+            with pytest.raises(httpx.TransportError):
+                client.get(f"http://localhost:{port}/health")
+        child.send_signal(signal.SIGTERM)
+        assert child.communicate(timeout=20) == ("ended\n", "")
+
+
+def test_certificates_that_cannot_be_served_with(certificate: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    chain, key, authority = map(str, certificate)
+    empty = tmp_path / "empty.pem"
+    empty.touch()
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"ssl_keyfile": key}, "without ssl_certfile"),
+        ({"ssl_certfile": "/nowhere.pem"}, "ssl_certfile: there is no file '/nowhere.pem'"),
+        ({"ssl_certfile": chain, "ssl_keyfile": "/nowhere.pem"}, "ssl_keyfile: there is no file"),
+        ({"ssl_certfile": chain}, "cannot be used"),
+        ({"ssl_certfile": authority, "ssl_keyfile": key}, "cannot be used .*MISMATCH"),
+        ({"ssl_certfile": str(empty)}, "cannot be used"),
+    ]
+    for options, message in cases:
+        with pytest.raises(ConfigError, match=message):
+            check_certificate(ServerConfig(checkpoint_path="fake", **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "warns"), [({}, True), ({"api_key": ("k",)}, False), ({"host": "127.0.0.1"}, False)]
+)
+def test_an_open_server_is_told_of(options: dict[str, Any], warns: bool, caplog: pytest.LogCaptureFixture) -> None:
+    check(ServerConfig(checkpoint_path="fake", start_port=0, **options))
+    assert ("without an API key" in caplog.text) == warns
+
+
+def test_what_cannot_start_is_known_before_loading(tmp_path: Path) -> None:
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}.*--grpc_port"):
+            check(replace(LOCAL, grpc_port=port))
+    with pytest.raises(ConfigError, match="api_key_file"):
+        check(replace(LOCAL, api_key_file=str(tmp_path / "none")))
+
+
+def test_sighup_does_not_end_the_server_and_reads_the_keys(tmp_path: Path) -> None:
+    keys, port = tmp_path / "keys", free_port()
+    keys.write_text("k1\n")
+
+    def status(key: str) -> int:
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.get(f"http://127.0.0.1:{port}/v1/models", headers=headers, trust_env=False).status_code
+
+    with process(start_port=port, api_key_file=str(keys)) as child:
+        assert (status("k1"), status("k2")) == (200, 401)
+        keys.write_text("k2\n")
+        child.send_signal(signal.SIGHUP)
+        wait_until(lambda: status("k2") == 200)
+        assert status("k1") == 401
+        child.send_signal(signal.SIGTERM)
+        assert child.communicate(timeout=20)[0] == "ended\n"
