@@ -20,12 +20,19 @@ def options(checkpoint_path: Any, values: Mapping[str, Any]) -> ServerConfig:
     given = {"checkpoint_path": checkpoint_path, **values}
     given = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in given.items()}
     for spec in fields(ServerConfig):
-        value = given.get(spec.name)
-        assert isinstance(spec.type, type)
-        if spec.name in given and type(value) is not spec.type and (type(value), spec.type) != (int, float):
-            problem = f"{spec.name}: {value!r:.100} is {_kind(value)}; {spec.type.__name__} is needed"
-            raise ConfigError(problem, param=spec.name)
+        if spec.name in given:
+            given[spec.name] = _option(spec.name, spec.type, given[spec.name])
     return ServerConfig(**given)
+
+
+def _option(name: str, wanted: Any, value: Any) -> Any:
+    """`value` as a field of type `wanted`: a whole number is a float too, any sequence of texts a tuple."""
+    if wanted == tuple[str, ...] and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+        return tuple(value)
+    if type(value) is not wanted and (type(value), wanted) != (int, float):
+        kind = "a sequence of texts" if wanted == tuple[str, ...] else wanted.__name__
+        raise ConfigError(f"{name}: {value!r:.100} is {_kind(value)}; {kind} is needed", param=name)
+    return value
 
 
 def inputs(values: Any, name: str = "inputs") -> list[Input]:

@@ -12,7 +12,7 @@ import pytest
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
-from rtp_llm.errors import RtpError
+from rtp_llm.errors import CheckpointError
 from rtp_llm.verify import Options, Report, Verdict, verify
 from rtp_llm.verify import published as published_module
 from rtp_llm.verify import references as references_module
@@ -201,10 +201,8 @@ def test_weights_that_are_not_numbers_cannot_be_loaded(tiny_bert: Path, tmp_path
     tensors = safetensors.load_file(folder / "model.safetensors")
     tensors["encoder.layer.0.output.dense.weight"][0, 0] = np.nan
     safetensors.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(RtpError, match="NaN"):
+    with pytest.raises(CheckpointError, match="encoder.layer.0.output.dense.weight' are NaN"):
         run(folder)
-    report = run(folder, warm_up=False)
-    assert report.verdict is Verdict.DIFFERS and "NaN" in as_text(report)
 
 
 @pytest.mark.parametrize("library", ["transformers", "sentence_transformers"])
