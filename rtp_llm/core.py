@@ -57,6 +57,7 @@ class Params:
     truncate            False: an input over the limit is an error
     truncation          how a pair over the limit is cut: the longer side first, as sentence-transformers does; or only
                         the second, after cutting the first to three quarters of the limit, as FlagEmbedding does
+    max_tokens_per_doc  the second text of a pair is cut to so many tokens, before the pair is cut to the limit
     truncation_side     which end an over-long input loses; None: the checkpoint's, right where it does not say
     prompt              text put before each input; None: `prompt_name`, else the checkpoint's default prompt
     prompt_name         a key of the checkpoint's prompts
@@ -71,6 +72,7 @@ class Params:
     return_tokens: bool = False
     truncate: bool = True
     truncation: Literal["longest_first", "only_second"] = "longest_first"
+    max_tokens_per_doc: int | None = None
     truncation_side: Literal["left", "right"] | None = None
     prompt: str | None = None
     prompt_name: str | None = None
@@ -286,6 +288,7 @@ class Response:
 class ModelInfo:
     """What a server tells of the model it has loaded.
 
+    pooling                   how dense embeddings are pooled, in sentence-transformers' words; empty: there are none
     scores_are_probabilities  of a reranker that is a language model: P(yes), where a cross-encoder has a logit
     """
 
@@ -302,5 +305,6 @@ class ModelInfo:
     max_batch_tokens: int
     prompts: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    pooling: str = ""
     scores_are_probabilities: bool = False
     created: int = 0

@@ -12,13 +12,15 @@ from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
 
+# Tokens come with the dense vectors: they take no head of their own.
+_DENSE = (TaskType.DENSE, TaskType.TOKENS)
 _TASKS_BY_FLAG = {
-    "DENSE_EMBEDDING": (TaskType.DENSE,),
+    "DENSE_EMBEDDING": _DENSE,
     "SPARSE_EMBEDDING": (TaskType.SPARSE,),
     "COLBERT_EMBEDDING": (TaskType.COLBERT,),
     "RERANKER": (TaskType.RERANK,),
     "SEQ_CLASSIFICATION": (TaskType.CLASSIFY,),
-    "BGE_M3": (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT),
+    "BGE_M3": (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT, TaskType.TOKENS),
     "ALL_EMBEDDING": (TaskType.TOKENS,),
     "CUSTOM": (TaskType.CUSTOM,),
 }
@@ -240,7 +242,7 @@ def _choose_tasks(
     if config.task_type != "auto":
         return _TASKS_BY_FLAG[config.task_type]
     if config.embedding_model == 1:
-        return (TaskType.DENSE,)
+        return _DENSE
     if _has_m3_heads(folder):
         return _TASKS_BY_FLAG["BGE_M3"]
     kinds, architecture = [module.kind for module in modules], _architecture(hf)
@@ -249,5 +251,5 @@ def _choose_tasks(
     if "LogitScore" in kinds or named_reranker:
         return (TaskType.RERANK,)
     if "SequenceClassification" not in architecture or "Pooling" in kinds:
-        return (TaskType.DENSE,)
+        return _DENSE
     return (TaskType.RERANK, TaskType.CLASSIFY) if len(_labels(folder, hf)) == 1 else (TaskType.CLASSIFY,)

@@ -83,8 +83,12 @@ class Model:
         return self._run(inputs, (TaskType.COLBERT,), arguments.params(**params), progress)[TaskType.COLBERT]
 
     def embed_all(self, inputs: Iterable[Input], *, progress: bool = False, **params: Any) -> dict[str, list[Any]]:
-        """-> every kind of embedding that the checkpoint offers (dense, sparse, colbert, tokens), from one forward."""
-        tasks = tuple(task for task in self.info.tasks if task not in _NO_EMBEDDINGS)
+        """-> every kind of embedding that the checkpoint offers (dense, sparse, colbert), from one forward.
+
+        The tokens' hidden states are there where they are all that the checkpoint was loaded for.
+        """
+        kinds = (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT)
+        tasks = tuple(task for task in self.info.tasks if task in kinds) or (TaskType.TOKENS,)
         return {
             task.value: rows for task, rows in self._run(inputs, tasks, arguments.params(**params), progress).items()
         }

@@ -68,6 +68,7 @@ def _load(config: EngineConfig, name: str) -> Engine:
         prompts=tuple(tokenizer.prompts),
         scores_are_probabilities=model_config.is_qwen3_reranker,
         labels=model_config.labels if TaskType.CLASSIFY in runtime.tasks else (),
+        pooling=getattr(runtime.tasks.get(TaskType.DENSE), "pooling_name", ""),
         created=int(time.time()),
     )
     template = RerankTemplate(tokenizer) if model_config.is_qwen3_reranker else None

@@ -38,7 +38,7 @@ class RerankTemplate:
             if isinstance(value, list):
                 (items[index],) = self._tokenizer.encode([value], params, index)
             elif isinstance(value, tuple) and len(value) == 2:
-                pairs[index] = value
+                pairs[index] = (value[0], self._shortened(value[1], params.max_tokens_per_doc))
             else:
                 raise InvalidRequest(f"input {index} is a single text; a reranker reads pairs of query and document")
         questions = {query: _question(query, params) for query, _ in pairs.values()}
@@ -50,6 +50,13 @@ class RerankTemplate:
             items[index] = body
         self._share({index: query for index, (query, _) in pairs.items()}, questions, items)
         return [items[index] for index in range(start, start + len(inputs))]
+
+    def _shortened(self, document: str, max_tokens: int | None) -> str:
+        """The document's first `max_tokens` tokens, as text."""
+        if max_tokens is None:
+            return document
+        tokens = self._tokenizer.tokens(document, add_special_tokens=False)
+        return document if len(tokens) <= max_tokens else document[: tokens[max_tokens - 1].stop]
 
     def _share(self, queries: Mapping[int, str], questions: Mapping[str, str], items: Mapping[int, Item]) -> None:
         """All up to the document is the same for the documents of a query, wherever the tokenizer joins the two."""

@@ -216,10 +216,11 @@ class Tokenizer:
         types = encoding.type_ids if is_pair and self._has_types else None
         length = len(ids)
         truncation = params.truncation if is_pair else "longest_first"
-        if length > self.max_seq_len or truncation == "only_second":
-            ids, types = self._cut(encoding, self._side(params), types, truncation)
+        most = params.max_tokens_per_doc if is_pair else None
+        if length > self.max_seq_len or truncation == "only_second" or most is not None:
+            ids, types = self._cut(encoding, self._side(params), types, truncation, most)
         truncated = len(ids) < length
-        if truncated:
+        if truncated and (most is None or len(ids) == self.max_seq_len):
             self._check_may_truncate(length, index, params)
         elif not ids:
             raise InvalidRequest(f"input {index} has no tokens; send some text, or leave add_special_tokens true")
@@ -243,17 +244,23 @@ class Tokenizer:
             )
 
     def _cut(
-        self, encoding: Encoding, side: Side, types: list[int] | None = None, truncation: str = "longest_first"
+        self,
+        encoding: Encoding,
+        side: Side,
+        types: list[int] | None = None,
+        truncation: str = "longest_first",
+        max_tokens_per_doc: int | None = None,
     ) -> tuple[list[int], list[int] | None]:
         """ids and types without the tokens over the limit, which are never the template's special ones."""
         ids = encoding.ids
         sequence_ids = encoding.sequence_ids
         lengths = sequence_ids.count(0), sequence_ids.count(1)
+        wanted = lengths[0], lengths[1] if max_tokens_per_doc is None else min(lengths[1], max_tokens_per_doc)
         room = self.max_seq_len - sequence_ids.count(None)
         if truncation == "only_second":
-            kept = only_second(*lengths, room, self.max_seq_len)
+            kept = only_second(*wanted, room, self.max_seq_len)
         else:
-            kept = longest_first(*lengths, room)
+            kept = longest_first(*wanted, room)
         for sequence in (1, 0):
             if kept[sequence] < lengths[sequence]:
                 start = sequence_ids.index(sequence)

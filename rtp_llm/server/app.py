@@ -14,9 +14,9 @@ from starlette.types import ASGIApp
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError
 from rtp_llm.server.auth import KeyRing
-from rtp_llm.server.dialect import EngineLike
 from rtp_llm.server.dispatch import Dispatcher
 from rtp_llm.server.protocol import Protocol
+from rtp_llm.server.service import EngineLike
 from rtp_llm.server.tls import check_certificate
 
 logger = logging.getLogger(__name__)

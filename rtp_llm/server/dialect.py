@@ -1,74 +1,65 @@
-"""The hot path: bytes of one dialect -> Request -> the engine -> bytes. Plain ASGI, no framework in between."""
+"""The hot path: bytes of one dialect -> Request -> the engine -> bytes. Plain ASGI, no framework in between.
+
+A path leads to a Route: a Dialect, which runs the model; a Lookup, which asks the tokenizer alone; or a Choice between
+several, which share a path and are told apart by their bodies.
+"""
 
 import asyncio
-import math
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
-from starlette.types import Receive
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, Response
-from rtp_llm.errors import DeadlineExceeded, RequestTooLarge
-from rtp_llm.observability import Metrics
-from rtp_llm.server.admission import Admission
-from rtp_llm.server.body import decode, read_body
-from rtp_llm.server.errors import ClientLeft, Headers
-from rtp_llm.server.exchange import Exchange
+from rtp_llm.errors import RequestTooLarge
+from rtp_llm.server.body import decode
+from rtp_llm.server.errors import ErrorForm, Headers, openai_form
+from rtp_llm.server.exchange import JSON, Exchange
 from rtp_llm.server.scheduling import scheduled
+from rtp_llm.server.service import EngineLike, Service, unless_client_leaves
 
 Body = TypeVar("Body")
-Result = TypeVar("Result")
 
-# NOTE: a timer costs a request 1.9 us, a task that watches from the start 4.6 us, running the work in a task of its own
-# 12.4 us; most answers are ready before the timer fires.
-_WATCH_AFTER = 0.1
+_LOOKUP_CHARACTERS = 2000  # what a lookup may take on the event loop, which has others to serve
+_keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class Token(Protocol):
-    """One token of a text and the characters it covers, start:stop; a special token covers none."""
+class Route(Protocol):
+    """What a path leads to."""
 
     @property
-    def id(self) -> int: ...
+    def error_form(self) -> ErrorForm: ...
+
+    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> "Answerer":
+        """The dialect that this body is in."""
+
+
+class Answerer(Route, Protocol):
+    """A dialect that answers."""
 
     @property
-    def text(self) -> str: ...
+    def content_type(self) -> bytes: ...
 
-    @property
-    def special(self) -> bool: ...
-
-    @property
-    def start(self) -> int | None: ...
-
-    @property
-    def stop(self) -> int | None: ...
+    async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
+        """A body's answer; every failure leaves as an exception."""
 
 
-class EngineLike(Protocol):
-    """All that the server knows of an engine."""
-
-    metrics: Metrics
-
-    def info(self) -> ModelInfo:
-        """The loaded model; NotReady before there is one."""
-
-    def check_health(self) -> None:
-        """Raise NotReady, with the reason, while requests cannot be answered."""
-
-    async def run(self, request: Request) -> Response:
-        """Answer one request; cancelling the coroutine drops what still waits of it."""
-
-    def tokens(self, text: str, *, add_special_tokens: bool = True) -> Sequence[Token]:
-        """The tokens of a text as the model would read it, without prompt or limit."""
-
-    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids; InvalidRequest for an id that is out of the vocabulary."""
-
-    def prompt(self, name: str) -> str:
-        """The text of the prompt called `name`, one of the model's."""
+def answer_headers(request: Request, response: Response) -> Headers:
+    """RTP-LLM's usage and the browser's timings."""
+    tokens, timings = response.total_tokens, response.timings
+    stages = b"tokenize;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f, total;dur=%.3f" % (
+        timings.tokenize * 1e3,
+        timings.queue * 1e3,
+        timings.compute * 1e3,
+        timings.total * 1e3,
+    )
+    return [
+        (b"usage", b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens)),
+        (b"server-timing", stages),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +70,105 @@ class Dialect(Generic[Body]):
     to_request  what the body asks for; InvalidRequest where this model or these limits cannot serve it
     render      the answer in pieces; the event loop serves others between two of them
     render_on_thread  for a `render` that computes: it is run beside the event loop
+    error_form  how its clients are told of failures
+    headers     of an answer
+    by_accept   other forms of the answer, by the value of the request's Accept
     """
 
     decoder: msgspec.json.Decoder[Body]
     to_request: Callable[[Body, ModelInfo, ServerConfig, str], Request]
     render: Callable[[Body, Response, ModelInfo], Iterator[bytes]]
     render_on_thread: bool = False
+    error_form: ErrorForm = openai_form
+    headers: Callable[[Request, Response], Headers] = answer_headers
+    content_type: bytes = JSON
+    by_accept: "Mapping[bytes, Dialect[Body]]" = field(default_factory=dict)
+
+    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+        """Itself, or what the client would rather accept."""
+        if self.by_accept:
+            return self.by_accept.get(exchange.headers.get(b"accept", b""), self)
+        return self
+
+    async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
+        """Decode, run, render."""
+        body = decode(self.decoder, content)
+        info, admission = service.engine.info(), service.admission
+        request = self.to_request(body, info, service.config, exchange.request_id)
+        admission.check_size(request, len(content))
+        seconds = admission.seconds(exchange.headers)
+        request = scheduled(request, exchange.headers, seconds)
+        await admission.enter()
+        try:
+            response = await unless_client_leaves(service.engine.run(request), exchange.receive, seconds)
+            began = time.perf_counter()
+            pieces = self.render(body, response, info)
+            rendered = await (asyncio.to_thread(b"".join, pieces) if self.render_on_thread else _join(pieces))
+        finally:
+            admission.leave()
+        service.engine.metrics.observe_encode(time.perf_counter() - began)
+        return rendered, self.headers(request, response)
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup(Generic[Body]):
+    """One wire form of a question to the tokenizer; long ones are answered on a thread."""
+
+    decoder: msgspec.json.Decoder[Body]
+    render: Callable[[Body, Service], bytes]
+    error_form: ErrorForm = openai_form
+    content_type: bytes = JSON
+
+    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+        """Itself."""
+        return self
+
+    async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
+        """Decode and look up."""
+        body = decode(self.decoder, content)
+        if len(content) <= _LOOKUP_CHARACTERS:
+            return self.render(body, service), []
+        seconds = service.admission.seconds(exchange.headers)
+        await service.admission.enter()
+        try:
+            work = asyncio.to_thread(self.render, body, service)
+            return await unless_client_leaves(work, exchange.receive, seconds), []
+        finally:
+            service.admission.leave()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Dialects that share a path: the first whose key the body has, else `otherwise`."""
+
+    by_key: Mapping[str, Route]
+    otherwise: Route
+
+    @property
+    def error_form(self) -> ErrorForm:
+        """For what fails before the body is read."""
+        return self.otherwise.error_form
+
+    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+        """By the body's keys; what cannot be read is left to the last dialect to refuse."""
+        try:
+            found = _keys.decode(content)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            found = {}
+        route = next((route for key, route in self.by_key.items() if key in found), self.otherwise)
+        return route.choose(content, exchange, engine)
+
+
+@dataclass(frozen=True, slots=True)
+class ByModel:
+    """Dialects that share path and keys: what the loaded model does decides."""
+
+    pick: Callable[[ModelInfo], Route]
+    error_form: ErrorForm = openai_form
+
+    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+        """By the model."""
+        return self.pick(engine.info()).choose(content, exchange, engine)
 
 
 def check_count(count: int, config: ServerConfig, param: str) -> None:
@@ -95,111 +179,9 @@ def check_count(count: int, config: ServerConfig, param: str) -> None:
         raise RequestTooLarge(message, param=param)
 
 
-class InferenceRoutes:
-    """Answers in any dialect, within the limits of `admission`."""
-
-    def __init__(self, engine: EngineLike, config: ServerConfig, admission: Admission) -> None:
-        self._engine = engine
-        self._config = config
-        self._admission = admission
-
-    async def _read(self, exchange: Exchange) -> bytes:
-        return await read_body(exchange, self._config.max_body_bytes, self._config.body_timeout)
-
-    async def answer(self, dialect: Dialect[Any], exchange: Exchange) -> None:
-        """Read, run, respond; every failure leaves as an exception."""
-        seconds = self._admission.seconds(exchange.headers)
-        received = await self._read(exchange)
-        body = decode(dialect.decoder, received)
-        info = self._engine.info()
-        request = dialect.to_request(body, info, self._config, exchange.request_id)
-        self._admission.check_size(request, len(received))
-        request = scheduled(request, exchange.headers, seconds)
-        await self._admission.enter()
-        try:
-            response = await _unless_client_leaves(self._engine.run(request), exchange.receive, seconds)
-            began = time.perf_counter()
-            pieces = dialect.render(body, response, info)
-            content = await (asyncio.to_thread(b"".join, pieces) if dialect.render_on_thread else _join(pieces))
-        finally:
-            self._admission.leave()
-        self._engine.metrics.observe_encode(time.perf_counter() - began)
-        await exchange.respond(200, content, _headers(response))
-
-
 async def _join(pieces: Iterator[bytes]) -> bytes:
     parts = [next(pieces)]
     for piece in pieces:
         parts.append(piece)
         await asyncio.sleep(0)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _headers(response: Response) -> Headers:
-    tokens, timings = response.total_tokens, response.timings
-    stages = (
-        f"tokenize;dur={timings.tokenize * 1e3:.3f}, queue;dur={timings.queue * 1e3:.3f}, "
-        f"compute;dur={timings.compute * 1e3:.3f}, total;dur={timings.total * 1e3:.3f}"
-    )
-    return [
-        (b"usage", b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens)),
-        (b"server-timing", stages.encode()),
-    ]
-
-
-async def _unless_client_leaves(work: Coroutine[Any, Any, Result], receive: Receive, seconds: float) -> Result:
-    """The result of `work`; ClientLeft, with `work` cancelled, when the connection closes first.
-
-    DeadlineExceeded, with `work` cancelled, when it takes longer than `seconds`.
-    """
-    watch = _Watch(receive, seconds)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if watch.client_left:
-            raise ClientLeft from None
-        if watch.expired:
-            raise DeadlineExceeded(f"the answer was not ready after {seconds:g} seconds") from None
-        raise
-    finally:
-        watch.stop()
-
-
-class _Watch:
-    """Cancels the task that made it when the client leaves, or when `seconds` are over."""
-
-    __slots__ = ("_deadline", "_owner", "_receive", "_timer", "_watcher", "client_left", "expired")
-
-    def __init__(self, receive: Receive, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        self.client_left = self.expired = False
-        self._receive = receive
-        self._owner = asyncio.current_task()
-        self._watcher: asyncio.Task[None] | None = None
-        self._deadline = loop.time() + seconds
-        self._timer = loop.call_later(_WATCH_AFTER, self._start) if seconds > _WATCH_AFTER else self._set_alarm()
-
-    def stop(self) -> None:
-        self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
-
-    def _start(self) -> None:
-        self._watcher = asyncio.get_running_loop().create_task(self._watch())
-        if math.isfinite(self._deadline):
-            self._timer = self._set_alarm()
-
-    def _set_alarm(self) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_at(self._deadline, self._expire)
-
-    def _expire(self) -> None:
-        assert self._owner is not None
-        self.expired = True
-        self._owner.cancel()
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        assert self._owner is not None
-        self.client_left = True
-        self._owner.cancel()

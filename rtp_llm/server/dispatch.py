@@ -4,7 +4,6 @@ POST routes that run the model are dispatched here, by path; everything else goe
 """
 
 import asyncio
-from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
@@ -13,23 +12,63 @@ from starlette.routing import Match, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from rtp_llm.config import ServerConfig
+from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.errors import InvalidRequest, NotReady
 from rtp_llm.observability import CONTENT_TYPE
-from rtp_llm.server import classifier, custom, embeddings, openai, pages, reranker, rtp, similarity, tokenize
+from rtp_llm.server import (
+    classifier,
+    cohere,
+    custom,
+    embeddings,
+    openai,
+    pages,
+    rerank,
+    reranker,
+    rtp,
+    similarity,
+    tei,
+    tokenize,
+    vllm,
+)
+from rtp_llm.server import dialect as dialects
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.auth import KeyRing
+from rtp_llm.server.body import read_body
 from rtp_llm.server.cors import Cors
-from rtp_llm.server.dialect import Dialect, EngineLike, InferenceRoutes
-from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_body, error_headers
+from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_headers
 from rtp_llm.server.exchange import Exchange
+from rtp_llm.server.service import EngineLike, Service
 
-# Every path that runs the model.
-DIALECTS: dict[str, Dialect[Any]] = {
+_EMBEDDINGS = embeddings.dialect(None)
+
+
+def _rtp_input(info: ModelInfo) -> dialects.Route:
+    """What POST / does with `input`, as in the original: the server's task decides."""
+    return classifier.CLASSIFIER if TaskType.CLASSIFY in info.tasks else _EMBEDDINGS
+
+
+# Every path that is answered by POST, from a body.
+DIALECTS: dict[str, dialects.Route] = {
     **{path: embeddings.dialect(kind) for path, kind in embeddings.PATHS.items()},
     similarity.PATH: similarity.SIMILARITY,
     reranker.PATH: reranker.RERANKER,
     classifier.PATH: classifier.CLASSIFIER,
     custom.PATH: custom.CUSTOM,
+    **tei.ROUTES,
+    **tokenize.ROUTES,
+    tokenize.TOKENIZE: dialects.Choice({"inputs": tei.TOKENIZE}, tokenize.ROUTES[tokenize.TOKENIZE]),
+    **rerank.ROUTES,
+    **cohere.ROUTES,
+    **vllm.ROUTES,
+    "/rerank": dialects.Choice({"texts": tei.RERANK}, rerank.RERANK),
+    "/": dialects.Choice(
+        {
+            "input": dialects.ByModel(_rtp_input),
+            "documents": reranker.RERANKER,
+            "left": similarity.SIMILARITY,
+        },
+        tei.by_model,
+    ),
 }
 
 _CLIENT_LEFT = 499  # nginx's word for it; only the metrics see it
@@ -43,9 +82,10 @@ class Dispatcher:
         self.admission = Admission(config)
         self.keys = KeyRing(config)
         self._cors = Cors(config.cors_origins)
-        self._inference = InferenceRoutes(engine, config, self.admission)
+        self._service = Service(engine, config, self.admission)
+        self._max_body_bytes, self._body_timeout = config.max_body_bytes, config.body_timeout
         own = [*pages.routes(), Route("/metrics", self._metrics)]
-        parts = (openai.routes(engine), rtp.routes(engine), tokenize.routes(engine, config, self.admission), own)
+        parts = (openai.routes(engine), rtp.routes(engine), tei.get_routes(engine, config), vllm.get_routes(), own)
         self.routes = [route for part in parts for route in part]
         self._router = Router(self.routes, redirect_slashes=False)
 
@@ -67,12 +107,19 @@ class Dispatcher:
 
     async def _dispatch(self, exchange: Exchange) -> None:
         path = exchange.path.rstrip("/") or "/"
+        route = DIALECTS.get(path) if exchange.method == "POST" else None
+        if route is not None:
+            exchange.error_form = route.error_form
         if exchange.method != "OPTIONS":
             self.keys.check(exchange.method, path, exchange.headers)
-        dialect = DIALECTS.get(path)
-        if dialect is not None and exchange.method == "POST":
+        if route is not None:
             exchange.route = path
-            await self._inference.answer(dialect, exchange)
+            content = await read_body(exchange, self._max_body_bytes, self._body_timeout)
+            chosen = route.choose(content, exchange, self.engine)
+            if chosen is not route:
+                exchange.error_form = chosen.error_form
+            body, headers = await chosen.answer(content, self._service, exchange)
+            await exchange.respond(200, body, headers, chosen.content_type)
         elif exchange.method == "OPTIONS":
             exchange.route = "preflight"
             await exchange.respond_to_options()
@@ -106,4 +153,5 @@ class Dispatcher:
 async def _respond_error(exchange: Exchange, error: Exception) -> None:
     shown = as_rtp_error(error, exchange.method, exchange.path, exchange.request_id)
     if exchange.status == 0:
-        await exchange.respond(shown.status, error_body(shown), error_headers(shown))
+        status, body = exchange.error_form(shown)
+        await exchange.respond(status, body, error_headers(shown))

@@ -3,7 +3,7 @@
 POST /v1/embeddings (the kind that the checkpoint offers first), /v1/embeddings/{dense,sparse,colbert}.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -16,8 +16,10 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, ModelInfo, Request, Response, SparseVector, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server import openai
-from rtp_llm.server.dialect import Dialect
+from rtp_llm.server.dialect import Dialect, answer_headers
+from rtp_llm.server.errors import Headers, shared_form
 from rtp_llm.server.openai import EmbeddingsBody
+from rtp_llm.server.vectors import encoder, npy_file, raw_bytes
 
 PATHS: dict[str, TaskType | None] = {
     "/v1/embeddings": None,
@@ -32,6 +34,9 @@ _OBJECTS = {TaskType.SPARSE: "sparse_embedding", TaskType.COLBERT: "colbert_embe
 _KEYS = {TaskType.DENSE: "embedding", TaskType.TOKENS: "token_embeddings", **_OBJECTS}
 _VECTORS_A_PART = 64
 _PIECE_BYTES = 256 << 10  # some milliseconds of rendering
+_decoder = msgspec.json.Decoder(EmbeddingsBody)
+# What Accept may ask for instead of JSON.
+_BINARY_FORMS = {b"application/octet-stream": raw_bytes, b"application/x-npy": npy_file}
 _VECTOR = {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]}
 _VECTORS = {"type": "array", "items": _VECTOR}
 _ARRAYS = {
@@ -84,7 +89,45 @@ def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
         params = replace(request.params, return_tokens=bool(body.return_decoded))
         return replace(request, tasks=tasks, params=params)
 
-    return Dialect(msgspec.json.Decoder(EmbeddingsBody), to_request, render)
+    def to_dense_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
+        request = to_request(body, info, config, request_id)
+        if request.tasks != (TaskType.DENSE,):
+            raise InvalidRequest("Accept: raw bytes and .npy hold dense vectors; ask for application/json")
+        return request
+
+    by_accept = {
+        content_type: Dialect(
+            _decoder,
+            to_dense_request,
+            _binary_render(write),
+            render_on_thread=True,
+            error_form=shared_form,
+            headers=_binary_headers,
+            content_type=content_type,
+        )
+        for content_type, write in _BINARY_FORMS.items()
+    }
+    return Dialect(_decoder, to_request, render, error_form=shared_form, by_accept=by_accept)
+
+
+def _binary_render(
+    write: Callable[[FloatArray, str], Iterator[bytes]],
+) -> Callable[[EmbeddingsBody, Response, ModelInfo], Iterator[bytes]]:
+    def render(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
+        rows = response.outputs[TaskType.DENSE]
+        for index, row in enumerate(rows):
+            openai.finite(row, index)
+        return write(rows, body.vector_type)
+
+    return render
+
+
+def _binary_headers(request: Request, response: Response) -> Headers:
+    """What JSON would say beside the vectors: how many of what size, and the places of those that were cut."""
+    shape = b"%d,%d" % response.outputs[TaskType.DENSE].shape
+    cut = ",".join(str(index) for index, was_cut in enumerate(response.truncated) if was_cut)
+    own = [(b"x-embedding-shape", shape), (b"x-truncated", cut.encode())]
+    return [*answer_headers(request, response), *own]
 
 
 def _tasks(body: EmbeddingsBody, info: ModelInfo, kind: TaskType | None) -> tuple[TaskType, ...]:
@@ -167,5 +210,5 @@ def _matrix(rows: FloatArray, body: EmbeddingsBody) -> Iterator[bytes]:
 
 def _vectors(rows: FloatArray, body: EmbeddingsBody) -> bytes:
     """Vectors with commas between."""
-    encode = openai.as_base64 if body.encoding_format == "base64" else openai.as_floats
+    encode = encoder(body.vector_type, body.encoding)
     return b",".join(encode(row) for row in np.ascontiguousarray(rows, dtype="<f4"))

@@ -11,6 +11,7 @@ RtpError (rtp_llm.errors)
 
 import logging
 import math
+from collections.abc import Callable
 
 import msgspec
 import orjson
@@ -20,6 +21,8 @@ from rtp_llm.errors import EngineFailure, InvalidRequest, NotReady, Overloaded, 
 logger = logging.getLogger(__name__)
 
 Headers = list[tuple[bytes, bytes]]
+# An error as one dialect tells it: status and body.
+ErrorForm = Callable[[RtpError], tuple[int, bytes]]
 
 
 class ErrorObject(msgspec.Struct, kw_only=True):
@@ -35,6 +38,19 @@ class ErrorAnswer(msgspec.Struct, kw_only=True):
     """The body of every answer whose status is not 2xx."""
 
     error: ErrorObject
+
+
+class TeiError(msgspec.Struct, kw_only=True):
+    """text-embeddings-inference's form."""
+
+    error: str
+    error_type: str
+
+
+class MessageError(msgspec.Struct, kw_only=True):
+    """Cohere's form."""
+
+    message: str
 
 
 class UnknownPath(InvalidRequest):
@@ -88,10 +104,20 @@ def as_rtp_error(error: Exception, method: str, path: str, request_id: str) -> R
     return EngineFailure(f"the server failed on this request; its log tells why under {request_id}")
 
 
-def error_body(error: RtpError) -> bytes:
-    """OpenAI's form: {"error": {"message", "type", "param", "code"}}."""
-    fields = {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
-    return orjson.dumps({"error": fields})
+def error_fields(error: RtpError) -> dict[str, str | None]:
+    """OpenAI's error object."""
+    return {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
+
+
+def openai_form(error: RtpError) -> tuple[int, bytes]:
+    """OpenAI's and vLLM's: {"error": {"message", "type", "param", "code"}}."""
+    return error.status, orjson.dumps({"error": error_fields(error)})
+
+
+def shared_form(error: RtpError) -> tuple[int, bytes]:
+    """Of paths that several clients share: OpenAI's, with Cohere's `message` and Voyage's `detail` beside it."""
+    told = {"error": error_fields(error), "message": error.message, "detail": error.message}
+    return error.status, orjson.dumps(told)
 
 
 def error_headers(error: RtpError) -> Headers:

@@ -7,7 +7,7 @@ import re
 from starlette.types import Message, Receive, Scope, Send
 
 from rtp_llm.server.cors import Cors
-from rtp_llm.server.errors import Headers
+from rtp_llm.server.errors import ErrorForm, Headers, openai_form
 
 JSON = b"application/json"
 _SANE_ID = re.compile(rb"[\w.:/+=@-]{1,128}").fullmatch
@@ -23,10 +23,22 @@ def choose_id(given: bytes | None = None) -> str:
 class Exchange:
     """A request's headers, its channels, and what has been sent of its answer.
 
-    `status` is 0 until the answer starts; `route` is the path's template, for the metrics.
+    `status` is 0 until the answer starts; `route` is the path's template, for metrics; `error_form` tells failures.
     """
 
-    __slots__ = ("_cors", "_send", "headers", "method", "path", "receive", "request_id", "route", "scope", "status")
+    __slots__ = (
+        "_cors",
+        "_send",
+        "error_form",
+        "headers",
+        "method",
+        "path",
+        "receive",
+        "request_id",
+        "route",
+        "scope",
+        "status",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, cors: Cors | None = None) -> None:
         self._cors = cors or Cors()
@@ -38,6 +50,7 @@ class Exchange:
         self._send = send
         self.status = 0
         self.route = "unmatched"
+        self.error_form: ErrorForm = openai_form
         self.request_id = choose_id(self.headers.get(b"x-request-id"))
 
     async def send(self, message: Message) -> None:

@@ -3,7 +3,6 @@
 The embeddings' paths are in rtp_llm/server/embeddings.py; here are GET /v1/models, /v1/models/{id}.
 """
 
-import binascii
 import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
@@ -19,9 +18,13 @@ from starlette.routing import Route
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import EngineFailure, InvalidRequest, UnknownModel
-from rtp_llm.server.dialect import EngineLike, check_count
+from rtp_llm.server.dialect import check_count
+from rtp_llm.server.prompts import prompt_for
+from rtp_llm.server.service import EngineLike
+from rtp_llm.server.vectors import SCALED, VectorType, check_type, encoder
 
 MODEL_PATHS = ("/v1/models", "/models")
+_TYPE_PARAMS = ("output_dtype", "embedding_types", "embedding_type")
 _ROWS_A_PIECE = 64  # about 0.7 ms of float rendering at 384 dimensions
 
 
@@ -64,6 +67,21 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
     normalize: Annotated[
         bool | None, Meta(description="true: L2-normalise; false: do not; null: as the checkpoint says")
     ] = None
+    input_type: Annotated[
+        str | None, Meta(description="what the inputs are for: query, document, …; puts the checkpoint's prompt before")
+    ] = None
+    task: Annotated[str | None, Meta(description="Jina's input_type")] = None
+    output_dtype: Annotated[
+        VectorType | None, Meta(description="type of the numbers; int8 and uint8 are of unit vectors; null: float")
+    ] = None
+    embedding_types: Annotated[list[str] | None, Meta(description="one output_dtype, in a list")] = None
+    embedding_type: Annotated[
+        str | list[str] | None, Meta(description="Jina's output_dtype; base64 stands for encoding_format")
+    ] = None
+    output_dimension: Annotated[int | None, Meta(description="Voyage's dimensions")] = None
+    truncation: Annotated[bool | None, Meta(description="Voyage's truncate")] = None
+    normalized: Annotated[bool | None, Meta(description="Jina's normalize")] = None
+    late_chunking: Annotated[bool | None, Meta(description="Jina's; not served: true is an error")] = None
     output: Annotated[
         list[str] | None,
         Meta(description="any of dense, sparse, colbert, tokens, all from one forward; null: by the path"),
@@ -80,13 +98,29 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
     ] = None
     user: Annotated[Any, Meta(description="ignored")] = None
 
+    @property
+    def vector_type(self) -> str:
+        """The type of the numbers, by whichever name it was asked for."""
+        named = self.embedding_types or self.embedding_type
+        if self.output_dtype is not None or not named:
+            return self.output_dtype or "float"
+        kind = named if isinstance(named, str) else named[0]
+        return "float" if kind == "base64" else kind
+
+    @property
+    def encoding(self) -> str | None:
+        """base64 or float, by whichever name it was asked for."""
+        if self.embedding_type is not None and self.embedding_type in ("base64", ["base64"]):
+            return "base64"
+        return self.encoding_format
+
 
 class Embedding(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One input's vector; `truncated` is there only when the input was cut at the limit."""
 
     object: Literal["embedding"]
     index: int
-    embedding: list[float] | str
+    embedding: list[float | int] | str
     truncated: bool = False
 
 
@@ -162,10 +196,11 @@ def find_model(info: ModelInfo, name: str) -> ModelEntry:
 
 def to_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     """What the body asks of the engine."""
-    return Request(inputs=_inputs(body.input, info, config), params=_params(body, info), request_id=request_id)
+    return Request(inputs=inputs_of(body.input, info, config), params=_params(body, info), request_id=request_id)
 
 
-def _inputs(given: str | list[str | int | list[int]], info: ModelInfo, config: ServerConfig) -> Sequence[Input]:
+def inputs_of(given: str | list[str | int | list[int]], info: ModelInfo, config: ServerConfig) -> Sequence[Input]:
+    """A text, texts, a sequence of token ids or several -> the inputs; InvalidRequest names the place that is wrong."""
     if isinstance(given, str):
         return (given,)
     kinds = set(map(type, given))
@@ -177,7 +212,7 @@ def _inputs(given: str | list[str | int | list[int]], info: ModelInfo, config: S
     check_count(len(items), config, "input")
     if str not in kinds:
         for index, ids in enumerate(items):
-            _check_ids(ids, "input" if int in kinds else f"input[{index}]", info.vocab_size)
+            check_ids(ids, "input" if int in kinds else f"input[{index}]", info.vocab_size)
     return items
 
 
@@ -189,7 +224,8 @@ def _mixed(given: Sequence[str | int | list[int]]) -> InvalidRequest:
     return InvalidRequest(message, param=f"input[{index}]")
 
 
-def _check_ids(ids: Sequence[int], place: str, vocab_size: int) -> None:
+def check_ids(ids: Sequence[int], place: str, vocab_size: int) -> None:
+    """InvalidRequest for ids that cannot be of this model's tokenizer; `place` names them."""
     if not ids:
         raise InvalidRequest(f"{place} is an empty list of token ids", param=place)
     wrong = max(ids) if max(ids) >= vocab_size else min(ids)
@@ -202,24 +238,55 @@ def _check_ids(ids: Sequence[int], place: str, vocab_size: int) -> None:
         )
 
 
-def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
-    dimensions = body.dimensions
+def check_dimensions(dimensions: int | None, info: ModelInfo) -> None:
+    """InvalidRequest unless `dimensions` lies between 1 and the model's own."""
     if dimensions is not None and not 1 <= dimensions <= info.dimension:
         message = f"dimensions: {dimensions} is not between 1 and {info.dimension}, the model's own"
         raise InvalidRequest(message, param="dimensions")
+
+
+def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
+    dimensions = body.dimensions if body.dimensions is not None else body.output_dimension
+    check_dimensions(dimensions, info)
     if body.prompt_name and body.prompt_name not in info.prompts:
         known = ", ".join(info.prompts) or "none"
         raise InvalidRequest(f"prompt_name: {body.prompt_name!r} is not one of {known}", param="prompt_name")
     return Params(
         dimensions=None if dimensions == info.dimension else dimensions,
-        normalize=body.normalize,
-        truncate=body.truncate is not False,
+        normalize=_normalize(body),
+        truncate=body.truncate is not False and body.truncation is not False,
         truncation_side=body.truncation_side,
         prompt=body.prompt or None,
-        prompt_name=body.prompt_name or None,
+        prompt_name=body.prompt_name or _prompt_name(body, info),
         add_special_tokens=body.extra_configs is None or _add_special_tokens(body.extra_configs.tokenizer_config),
         extra=body.extra or {},
     )
+
+
+def _prompt_name(body: EmbeddingsBody, info: ModelInfo) -> str | None:
+    if body.input_type is None and body.task is None:
+        return None
+    if body.input_type is not None:
+        return prompt_for(body.input_type, info, "input_type")
+    return prompt_for(body.task, info, "task")
+
+
+def _normalize(body: EmbeddingsBody) -> bool | None:
+    """What of `normalize` is wanted, with the checks of all that hangs on it."""
+    normalize = body.normalize if body.normalize is not None else body.normalized
+    if body.late_chunking:
+        raise InvalidRequest("late_chunking is not served; leave it out, or send the chunks", param="late_chunking")
+    kind = body.vector_type
+    if kind == "float" and not body.embedding_types and not body.embedding_type and not body.late_chunking:
+        return normalize
+    for param in ("embedding_types", "embedding_type"):
+        named = getattr(body, param)
+        if isinstance(named, list) and len(named) > 1:
+            raise InvalidRequest(f"{param}: one type a request is served here; /v2/embed gives several", param=param)
+    if kind == "float":
+        return normalize
+    check_type(kind, normalize, next(param for param in _TYPE_PARAMS if getattr(body, param)))
+    return True if kind in SCALED else normalize
 
 
 def _add_special_tokens(tokenizer_config: dict[str, Any] | None) -> bool:
@@ -239,7 +306,7 @@ def _add_special_tokens(tokenizer_config: dict[str, Any] | None) -> bool:
 def render(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
     """The answer; no Python object is made per number. EngineFailure when a vector holds NaN or Inf."""
     matrix = np.ascontiguousarray(response.outputs[TaskType.DENSE], dtype="<f4")  # [inputs, dim]
-    encode = as_base64 if body.encoding_format == "base64" else as_floats
+    encode = encoder(body.vector_type, body.encoding)
     truncated, tokens = response.truncated, response.total_tokens
     opening = b'{"object":"list","data":['
     closing = b'],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
@@ -250,24 +317,14 @@ def render(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterato
     for start in range(0, len(matrix), _ROWS_A_PIECE):
         rows = [
             b'{"object":"embedding","index":%d,"embedding":%b%b'
-            % (index, encode(_finite(row, index)), b',"truncated":true}' if truncated[index] else b"}")
+            % (index, encode(finite(row, index)), b',"truncated":true}' if truncated[index] else b"}")
             for index, row in enumerate(matrix[start : start + _ROWS_A_PIECE], start)
         ]
         yield opening + b",".join(rows) + (closing if start + _ROWS_A_PIECE >= len(matrix) else b"")
         opening = b","
 
 
-def as_base64(row: FloatArray) -> bytes:
-    """A JSON string: the row, which is little-endian and contiguous, in base64."""
-    return b'"%b"' % binascii.b2a_base64(row.data, newline=False)
-
-
-def as_floats(row: FloatArray) -> bytes:
-    """A JSON array, each number in the shortest form that gives the same float32 back."""
-    return orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _finite(row: FloatArray, index: int) -> FloatArray:
+def finite(row: FloatArray, index: int) -> FloatArray:
     """`row`; JSON has no NaN: it would leave as null, and a client would store it."""
     # NOTE: the dot product costs a request 4 us less than isfinite; it may overflow on numbers that are in order.
     if not math.isfinite(np.vdot(row, row)) and not np.isfinite(row).all():

@@ -6,8 +6,10 @@ from typing import Any
 import msgspec
 
 from rtp_llm.core import TaskType
-from rtp_llm.server import classifier, custom, embeddings, openai, reranker, rtp, similarity, tokenize
-from rtp_llm.server.errors import ErrorAnswer
+from rtp_llm.server import classifier, custom, embeddings, openai, reranker, rtp, similarity, tei, tokenize, vllm
+from rtp_llm.server.errors import ErrorAnswer, MessageError, TeiError
+from rtp_llm.server.openapi_dialects import ROWS, Row, schema_of, types_of
+from rtp_llm.server.tei.routes import TeiInfo
 
 API_VERSION = "1"
 _REF = "#/components/schemas/{name}"
@@ -15,13 +17,17 @@ _TYPES = (
     openai.EmbeddingsBody, openai.EmbeddingsAnswer, openai.ModelList, openai.ModelEntry, embeddings.KindsAnswer,
     similarity.SimilarityBody, similarity.SimilarityAnswer, reranker.RerankerBody, reranker.RerankerAnswer,
     classifier.ClassifierBody, classifier.ClassifierAnswer, custom.CustomBody, custom.CustomAnswer,
-    tokenize.TokenizeBody, tokenize.TokenizeAnswer, tokenize.EncodeAnswer, ErrorAnswer,
+    tokenize.TokenizeBody, tokenize.EncodeAnswer, ErrorAnswer,
+    TeiError, MessageError, TeiInfo, vllm.VersionAnswer,
+    *(type_ for row in ROWS for type_ in types_of([*row.bodies, row.answer])),
 )  # fmt: skip
 _FAILURES = {
     "400": "The body cannot be served as it is; `param` names the place",
     "404": "No model, or no route, of that name",
     "413": "A body, or a batch, over the limit",
     "415": "A compressed body",
+    "422": "The body does not validate",
+    "424": "The model does not do this, or failed",
     "429": "Too much in flight or in the queue: come back after `Retry-After` seconds",
     "500": "The server's own fault; its log tells more under the answer's `x-request-id`",
     "503": "Starting, draining or dead",
@@ -43,11 +49,12 @@ class Operation:
     parameter: str | None = None
     headers: dict[str, str] | None = None
     failures: tuple[str, ...] = ("500",)
+    error: type = ErrorAnswer
 
 
 def document() -> dict[str, Any]:
     """The whole description, as JSON would hold it."""
-    _, schemas = msgspec.json.schema_components(_TYPES, ref_template=_REF)
+    _, schemas = msgspec.json.schema_components(dict.fromkeys(_TYPES), ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for operation in _operations():
         paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
@@ -64,7 +71,7 @@ def document() -> dict[str, Any]:
 
 
 def _operations() -> list[Operation]:
-    return [*_embeddings(), *_rtp(), *_models(), *_probes(), *_descriptions()]
+    return [*_embeddings(), *_rtp(), *_dialects(), *_models(), *_probes(), *_descriptions()]
 
 
 def _embeddings() -> list[Operation]:
@@ -92,7 +99,6 @@ def _rtp() -> list[Operation]:
          {"input": ["a text", ["a question", "an answer"]]}),
         (custom.PATH, "custom", "What the operator's own module makes of the inputs", custom.CustomBody,
          custom.CustomAnswer, {"input": ["a query", "a document", "another"], "extra": {"top_k": 1}}),
-        (tokenize.TOKENIZE, "tokens", "Token ids of a text", tokenize.TokenizeBody, tokenize.TokenizeAnswer, prompt),
         (tokenize.ENCODE, "tokens", "Token ids and tokens of a text", tokenize.TokenizeBody, tokenize.EncodeAnswer,
          prompt),
     ]  # fmt: skip
@@ -100,6 +106,27 @@ def _rtp() -> list[Operation]:
         _inference(path, _id("post", path), tag, summary, body, _json(_ref(answer)), example)
         for path, tag, summary, body, answer, example in rows
     ]
+
+
+def _dialects() -> list[Operation]:
+    return [_dialect(row) for row in ROWS]
+
+
+def _dialect(row: Row) -> Operation:
+    bodies = [_ref(body) for body in row.bodies]
+    schema = bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
+    client = ("400", "413", "422", "424") if row.is_tei else ("400", "413", "415")
+    return Operation(
+        path=row.path,
+        method="post",
+        id=_id("post", row.path) if row.path != "/" else "post_root",
+        tag=row.tag,
+        summary=row.summary,
+        body={"application/json": {"schema": schema, "example": row.example}},
+        answer=_json(schema_of(row.answer, _ref)),
+        failures=(*client, "429", "503") if row.is_tei else (*client, "429", "500", "503"),
+        error=TeiError if row.is_tei else ErrorAnswer,
+    )
 
 
 def _inference(
@@ -167,6 +194,32 @@ def _probes() -> list[Operation]:
     summary = "Prometheus metrics"
     return [
         *operations,
+        Operation(
+            path=tei.INFO_PATH,
+            method="get",
+            id="info",
+            tag="TEI",
+            summary="The served model and the limits",
+            answer=_json(_ref(TeiInfo)),
+            failures=("503",),
+        ),
+        Operation(
+            path=tei.PING_PATH,
+            method="get",
+            id="ping",
+            tag="probes",
+            summary="Whether requests can be answered, for SageMaker",
+            answer={},
+            failures=("503",),
+        ),
+        Operation(
+            path=vllm.VERSION_PATH,
+            method="get",
+            id="version",
+            tag="vLLM",
+            summary="The server's version",
+            answer=_json(_ref(vllm.VersionAnswer)),
+        ),
         Operation(path="/metrics", method="get", id="metrics", tag="probes", summary=summary, answer=exposition),
     ]
 
@@ -195,7 +248,7 @@ def _describe(operation: Operation) -> dict[str, Any]:
         "operationId": operation.id,
         "tags": [operation.tag],
         "summary": operation.summary,
-        "responses": {"200": success} | {status: _failure(status) for status in operation.failures},
+        "responses": {"200": success} | {status: _failure(status, operation.error) for status in operation.failures},
     }
     if operation.body:
         described["requestBody"] = {"required": True, "content": operation.body}
@@ -205,8 +258,8 @@ def _describe(operation: Operation) -> dict[str, Any]:
     return described
 
 
-def _failure(status: str) -> dict[str, Any]:
-    failure: dict[str, Any] = {"description": _FAILURES[status], "content": _json(_ref(ErrorAnswer))}
+def _failure(status: str, error: type) -> dict[str, Any]:
+    failure: dict[str, Any] = {"description": _FAILURES[status], "content": _json(_ref(error))}
     if status in ("429", "503"):
         seconds = {"description": "Seconds to wait", "schema": {"type": "integer", "minimum": 1}}
         failure["headers"] = {"Retry-After": seconds}

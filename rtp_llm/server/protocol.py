@@ -6,7 +6,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rtp_llm.errors import InvalidRequest, NotReady, RtpError
-from rtp_llm.server.errors import HeadTooLarge, error_body
+from rtp_llm.server.errors import HeadTooLarge, openai_form
 from rtp_llm.server.exchange import choose_id
 
 MAX_HEAD_BYTES = 64 << 10
@@ -103,7 +103,7 @@ class Protocol(HttpToolsProtocol):
         self._refuse(InvalidRequest("this is not an HTTP/1.1 request that can be read"))
 
     def _refuse(self, error: RtpError) -> None:
-        body = error_body(error)
+        _, body = openai_form(error)
         head = _HEAD % (error.status, _REASONS[error.status], len(body), choose_id().encode())
         self.transport.write(head + body)
         self.transport.close()

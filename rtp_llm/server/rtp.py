@@ -7,7 +7,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
-from rtp_llm.server.dialect import EngineLike
+from rtp_llm.server.service import EngineLike
 
 # Load balancers and deployment systems of the original ask under these names.
 HEALTH_PATHS = ("/health", "/health_check", "/status", "/GraphService/cm2_status", "/SearchService/cm2_status")

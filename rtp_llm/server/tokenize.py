@@ -1,39 +1,40 @@
-"""RTP-LLM's tokenizer routes: POST /tokenize and /tokenizer/encode, for one `prompt` each."""
+"""Token ids of a text and back, as RTP-LLM's and vLLM's clients ask: /tokenize, /tokenizer/encode and /detokenize.
 
-import asyncio
+RTP-LLM's and vLLM's /tokenize both send `prompt`; one answer has the fields of both.
+"""
+
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 import orjson
 from msgspec import Meta
-from starlette.responses import Response as HttpResponse
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
-from rtp_llm.config import ServerConfig
-from rtp_llm.server.admission import Admission
-from rtp_llm.server.body import decode, read_body
-from rtp_llm.server.dialect import EngineLike
-from rtp_llm.server.exchange import Exchange
+from rtp_llm.server.dialect import Lookup, Route
+from rtp_llm.server.service import Service, Token
 
-TOKENIZE, ENCODE = "/tokenize", "/tokenizer/encode"
-# Longer texts are tokenised on a thread: the event loop has others to serve.
-_SMALL_CHARACTERS = 2000
+TOKENIZE, ENCODE, DETOKENIZE = "/tokenize", "/tokenizer/encode", "/detokenize"
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True):
-    """A text, tokenised as the model reads it: special tokens included, no prompt, no limit."""
+    """A text, tokenised as the model reads it: no prompt, no limit."""
 
     prompt: str
+    add_special_tokens: Annotated[bool | None, Meta(description="false: no [CLS], no [SEP]; null: true")] = None
+    return_token_strs: Annotated[bool | None, Meta(description="/tokenize: the tokens' names too; null: false")] = None
     return_offsets_mapping: Annotated[
         bool | None, Meta(description="/tokenizer/encode: the characters of each token instead of its name")
     ] = None
 
 
 class TokenizeAnswer(msgspec.Struct, kw_only=True):
-    """Answer of /tokenize."""
+    """RTP-LLM reads `token_ids`, vLLM's clients the rest."""
 
     token_ids: list[int]
+    tokens: list[int]
+    count: int
+    max_model_len: int
+    token_strs: list[str] | None
 
 
 class EncodeAnswer(msgspec.Struct, kw_only=True):
@@ -45,39 +46,54 @@ class EncodeAnswer(msgspec.Struct, kw_only=True):
     error: str = ""
 
 
-def routes(engine: EngineLike, config: ServerConfig, admission: Admission) -> list[Route]:
-    """Both routes."""
-    return [Route(path, _Tokenizer(engine, config, admission, path), methods=["POST"]) for path in (TOKENIZE, ENCODE)]
+class DetokenizeBody(msgspec.Struct, kw_only=True):
+    """Ids of the model's own tokenizer."""
+
+    tokens: list[int]
 
 
-class _Tokenizer:
-    """One of the routes, as an ASGI application: it reads its body under the server's own limit."""
+class DetokenizeAnswer(msgspec.Struct, kw_only=True):
+    """Their text, special tokens included."""
 
-    def __init__(self, engine: EngineLike, config: ServerConfig, admission: Admission, path: str) -> None:
-        self._engine = engine
-        self._admission = admission
-        self._config = config
-        self._path = path
-        self._decoder = msgspec.json.Decoder(TokenizeBody)
+    prompt: str
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
-        content = await read_body(exchange, self._config.max_body_bytes, self._config.body_timeout)
-        body = decode(self._decoder, content)
-        self._admission.check_text(body.prompt, "prompt")
-        if len(body.prompt) <= _SMALL_CHARACTERS:
-            answer = self._answer(body)
-        else:
-            answer = await asyncio.to_thread(self._answer, body)
-        await HttpResponse(answer, media_type="application/json")(scope, receive, send)
 
-    def _answer(self, body: TokenizeBody) -> bytes:
-        tokens = self._engine.tokens(body.prompt)
-        ids = [token.id for token in tokens]
-        answer: dict[str, Any] = {"token_ids": ids}
-        if self._path == ENCODE and body.return_offsets_mapping:
-            spans = [(token.start or 0, token.stop or 0) for token in tokens]
-            answer = {"offset_mapping": spans, "token_ids": ids, "tokens": [], "error": ""}
-        elif self._path == ENCODE:
-            answer = {"token_ids": ids, "tokens": [token.text for token in tokens], "error": ""}
-        return orjson.dumps(answer)
+def _tokens(body: TokenizeBody, service: Service) -> Sequence[Token]:
+    service.admission.check_text(body.prompt, "prompt")
+    return service.engine.tokens(body.prompt, add_special_tokens=body.add_special_tokens is not False)
+
+
+def _tokenize(body: TokenizeBody, service: Service) -> bytes:
+    tokens = _tokens(body, service)
+    ids = [token.id for token in tokens]
+    answer = {
+        "token_ids": ids,
+        "tokens": ids,
+        "count": len(ids),
+        "max_model_len": service.engine.info().max_seq_len,
+        "token_strs": [token.text for token in tokens] if body.return_token_strs else None,
+    }
+    return orjson.dumps(answer)
+
+
+def _encode(body: TokenizeBody, service: Service) -> bytes:
+    tokens = _tokens(body, service)
+    answer: dict[str, Any] = {"token_ids": [token.id for token in tokens], "error": ""}
+    if body.return_offsets_mapping:
+        answer["offset_mapping"] = [(token.start or 0, token.stop or 0) for token in tokens]
+        answer["tokens"] = []
+    else:
+        answer["tokens"] = [token.text for token in tokens]
+    return orjson.dumps(answer)
+
+
+def _detokenize(body: DetokenizeBody, service: Service) -> bytes:
+    return orjson.dumps({"prompt": service.engine.decode(body.tokens, skip_special_tokens=False)})
+
+
+_decoder = msgspec.json.Decoder(TokenizeBody)
+ROUTES: dict[str, Route] = {
+    TOKENIZE: Lookup(_decoder, _tokenize),
+    ENCODE: Lookup(_decoder, _encode),
+    DETOKENIZE: Lookup(msgspec.json.Decoder(DetokenizeBody), _detokenize),
+}

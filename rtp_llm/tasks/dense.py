@@ -99,6 +99,11 @@ class Dense:
         self.stages = stages
         self.dimension = dimension
 
+    @property
+    def pooling_name(self) -> str:
+        """The modes in sentence-transformers' words."""
+        return "+".join(self.pooling.modes)
+
     @classmethod
     def load(cls, source: TaskSource) -> "Dense":
         """The chain that the checkpoint describes; the pooling flag is for one without modules.json."""

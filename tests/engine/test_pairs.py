@@ -1,6 +1,7 @@
 """How pairs over the limit are cut in FlagEmbedding's way, and the vocabulary's words."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,3 +58,19 @@ def test_a_single_text_is_cut_as_ever(tokenizer: Tokenizer, text: str) -> None:
 
 def test_pieces_name_each_id_apart(tokenizer: Tokenizer) -> None:
     assert len({tokenizer.piece(token_id) for token_id in range(1000)}) == 1000
+
+
+@pytest.mark.parametrize(("most", "kept"), [(None, 6), (1, 1), (6, 6), (9, 6)])
+@pytest.mark.parametrize("truncation", ["longest_first", "only_second"])
+def test_max_tokens_per_doc(tokenizer: Tokenizer, most: int | None, kept: int, truncation: Any) -> None:
+    params = Params(max_tokens_per_doc=most, truncation=truncation, truncate=False)
+    (item,) = tokenizer.encode([("he drove", "the weather is lovely today !")], params)
+    assert item.token_type_ids is not None and (item.token_type_ids == 1).sum() == kept + 1
+    assert item.truncated == (kept < 6)
+    whole = [token.id for token in tokenizer.tokens(("he drove", "the weather is lovely today !"))]
+    assert item.input_ids.tolist() == [*whole[: 4 + kept], whole[-1]]
+
+
+def test_a_document_cut_to_its_own_limit_still_has_to_fit(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InvalidRequest, match="the limit is 16"):
+        tokenizer.encode([("he", "a b c " * 9)], Params(max_tokens_per_doc=20, truncate=False))

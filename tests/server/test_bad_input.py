@@ -148,7 +148,7 @@ def test_wrong_method(client: httpx.Client, method: str, path: str, allow: str) 
         assert answer.json()["error"]["code"] == "method_not_allowed"
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v2/embed", "/%ff", "/v1/embeddings/x", "/" + "x" * 5000])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v3/embed", "/%ff", "/v1/embeddings/x", "/" + "x" * 5000])
 def test_unknown_path(client: httpx.Client, path: str) -> None:
     answer = client.post(path)
     assert answer.status_code == 404

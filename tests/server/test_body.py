@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.body import decode
+from rtp_llm.server.dialect import Choice, Dialect, Route
 from rtp_llm.server.dispatch import DIALECTS
 from rtp_llm.server.openai import EmbeddingsBody
 from tests.server.conftest import CONFIG
@@ -28,10 +29,17 @@ TEXTS = st.text(st.characters(codec="utf-8"))
 INPUTS = TEXTS | st.lists(TEXTS, min_size=1) | st.lists(st.integers(0, 99), min_size=1)
 
 
+def dialects(route: Route) -> list[Dialect[Any]]:
+    """Every dialect that runs the model and that `route` may lead to."""
+    if isinstance(route, Choice):
+        return [dialect for part in (*route.by_key.values(), route.otherwise) for dialect in dialects(part)]
+    return [route] if isinstance(route, Dialect) else []
+
+
 def serve(body: bytes) -> list[Any]:
     """The inputs that would reach the engine; none for a body that is refused."""
     with suppress(InvalidRequest):
-        dialect = DIALECTS["/v1/embeddings"]
+        dialect = dialects(DIALECTS["/v1/embeddings"])[-1]
         request = dialect.to_request(decode(dialect.decoder, body), FakeEngine().info(), CONFIG, "id")
         return list(request.inputs)
     return []
@@ -49,18 +57,18 @@ def test_any_values(body: dict[str, Any]) -> None:
     serve(json.dumps(body).encode())
 
 
-BODIES = {path: dialect.decoder.type for path, dialect in DIALECTS.items() if path.count("/") > 1}
+ALL = [(path, dialect) for path, route in sorted(DIALECTS.items()) for dialect in dialects(route)]
 
 
 @unhurried
 @given(st.data())
 def test_any_values_on_any_path(data: st.DataObject) -> None:
-    path = data.draw(st.sampled_from(sorted(BODIES)))
+    _, dialect = data.draw(st.sampled_from(ALL))
     valid = {"query": "a", "documents": ["b"], "left": ["a"], "right": ["b"], "input": ["a"], "kind": "hybrid"}
-    fields = st.sampled_from(BODIES[path].__struct_fields__)
+    valid |= {"inputs": ["a", "b"], "texts": ["b"], "text_1": "a", "text_2": ["b"]}
+    fields = st.sampled_from(dialect.decoder.type.__struct_fields__)
     body = {**valid, **data.draw(st.dictionaries(fields, VALUES, max_size=3))}
     with suppress(InvalidRequest):
-        dialect = DIALECTS[path]
         decoded = decode(dialect.decoder, json.dumps(body).encode())
         assert dialect.to_request(decoded, FakeEngine().info(), CONFIG, "id").inputs
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.server.client_table import shows
 from tests.server.conftest import Address
 from tests.server.fake_engine import DIMENSION, FakeEngine, vector_of
 
@@ -20,6 +21,7 @@ def sdk(address: Address, engine: FakeEngine) -> Iterator[Any]:
         yield client
 
 
+@shows("openai", "OpenAI.embeddings.create (float, base64, default)", "/v1/embeddings")
 @pytest.mark.parametrize("encoding_format", ["float", "base64", None])
 def test_openai(sdk: Any, encoding_format: str | None) -> None:
     form = {"encoding_format": encoding_format} if encoding_format else {}
@@ -48,11 +50,13 @@ def test_openai_errors(sdk: Any, engine: FakeEngine) -> None:
     assert missing.value.code == "model_not_found"
 
 
+@shows("openai", "OpenAI.models.list, .retrieve", "/v1/models")
 def test_openai_models(sdk: Any) -> None:
     assert [model.id for model in sdk.models.list()] == ["fake/model"]
     assert sdk.models.retrieve("fake/model").owned_by == "rtp-llm"
 
 
+@shows("langchain-openai", "OpenAIEmbeddings(check_embedding_ctx_length=False)", "/v1/embeddings")
 def test_langchain_with_texts(address: Address, engine: FakeEngine) -> None:
     embeddings = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed").OpenAIEmbeddings
     client = embeddings(
@@ -82,6 +86,8 @@ def test_langchain_default_sends_foreign_ids(
     assert not engine.requests
 
 
+@shows("llama-index-embeddings-openai", "OpenAIEmbedding", "/v1/embeddings")
+@shows("llama-index-embeddings-openai-like", "OpenAILikeEmbedding", "/v1/embeddings")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:llama_index")
 @pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
 @pytest.mark.parametrize(

@@ -115,7 +115,6 @@ def test_one_kind_by_output_keeps_its_name(m3: Served) -> None:
         ({"output": ["dense", "lexical"]}, "'lexical' is not one of dense, sparse, colbert, tokens", "output[1]"),
         ({"output": "dense"}, "expected array | null, got str", "output"),
         ({"output": [["dense"]]}, "expected str, got array", "output[0]"),
-        ({"output": ["tokens"]}, "this model offers dense, sparse, colbert, not tokens", None),
         ({"sparse_format": "csr"}, "'map', 'arrays'", "sparse_format"),
         ({"return_decoded": "yes"}, "got str", "return_decoded"),
         ({"dimensions": 33}, "33 is not between 1 and 32", "dimensions"),

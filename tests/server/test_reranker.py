@@ -160,7 +160,12 @@ def test_what_a_classifier_does_not_do(path: str, classifier: Served) -> None:
 def test_tokenize(classifier: Served) -> None:
     words = ["[CLS]", "so", "sunny", "[SEP]"]
     ids = [VOCAB.index(word) for word in words]
-    assert classifier.post("/tokenize", prompt="so sunny") == {"token_ids": ids}
+    answer = classifier.post("/tokenize", prompt="so sunny")
+    assert answer == {"token_ids": ids, "tokens": ids, "count": 4, "max_model_len": LIMIT, "token_strs": None}
+    bare = classifier.post("/tokenize", prompt="so sunny", add_special_tokens=False, return_token_strs=True, model="m")
+    assert (bare["tokens"], bare["token_strs"]) == (ids[1:3], ["so", "sunny"])
+    assert classifier.post("/detokenize", tokens=ids, model="m") == {"prompt": "[CLS] so sunny [SEP]"}
+    assert "out of this model's vocabulary" in classifier.refuse("/detokenize", tokens=[10_000])["message"]
     assert classifier.post("/tokenizer/encode", prompt="so sunny") == {"token_ids": ids, "tokens": words, "error": ""}
     assert classifier.post("/tokenizer/encode", prompt="so sunny", return_offsets_mapping=True) == {
         "offset_mapping": [[0, 0], [0, 2], [3, 8], [0, 0]],

@@ -103,6 +103,15 @@ def test_instruction_and_batch(assets: Path, tmp_path: Path) -> None:
     assert np.abs(np.array(alone) - expected).max() <= 1e-5
 
 
+def test_max_tokens_per_doc(assets: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "reranker"
+    save(folder, assets)
+    with loaded(folder, max_seq_len=LIMIT) as model:
+        (cut,) = model.rerank("panda", ["one two three four five"], max_tokens_per_doc=3)
+        (whole,) = model.rerank("panda", ["one two three"])
+    assert cut.score == whole.score
+
+
 def test_the_documents_of_a_query_share_what_stands_before_them(assets: Path, tmp_path: Path) -> None:
     save(tmp_path, assets)
     documents = ["a panda", "", ": a colon", "the bear " * 100, "巴黎"]
@@ -231,4 +240,4 @@ def test_known_by_its_name_alone(place: str, task: TaskType, tmp_path: Path) -> 
     folder = tmp_path / place
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}')
-    assert read_model_config(folder, EngineConfig(checkpoint_path=str(folder))).tasks == (task,)
+    assert read_model_config(folder, EngineConfig(checkpoint_path=str(folder))).tasks[0] == task

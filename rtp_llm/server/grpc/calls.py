@@ -22,11 +22,11 @@ from rtp_llm.errors import (
     UnsupportedTask,
 )
 from rtp_llm.server.admission import Admission
-from rtp_llm.server.dialect import EngineLike
 from rtp_llm.server.errors import as_rtp_error
 from rtp_llm.server.exchange import choose_id
 from rtp_llm.server.grpc import tei
 from rtp_llm.server.grpc.proto import Message, message
+from rtp_llm.server.service import EngineLike
 
 # The context of an RPC; grpcio has no types.
 Context: TypeAlias = Any

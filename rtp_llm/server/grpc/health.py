@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rtp_llm.core import TaskType
 from rtp_llm.errors import NotReady
-from rtp_llm.server.dialect import EngineLike
+from rtp_llm.server.service import EngineLike
 
 _LOOK_AGAIN = 1.0  # seconds between two looks of a Watch
 # What a service needs one of; the others serve any model.

@@ -12,11 +12,11 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError, Unauthorized
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.auth import KeyRing
-from rtp_llm.server.dialect import EngineLike
 from rtp_llm.server.grpc import tei
 from rtp_llm.server.grpc.calls import Answer, Calls, Context
 from rtp_llm.server.grpc.health import Health
 from rtp_llm.server.grpc.proto import Message, pool, services
+from rtp_llm.server.service import EngineLike
 from rtp_llm.server.tls import read_certificate
 
 _STREAM = "Stream"

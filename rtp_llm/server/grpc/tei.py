@@ -11,8 +11,9 @@ from rtp_llm import __version__
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.dialect import EngineLike, check_count
+from rtp_llm.server.dialect import check_count
 from rtp_llm.server.grpc.proto import Message, message
+from rtp_llm.server.service import EngineLike
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,186 @@
+"""Reranking as Cohere's, Jina's, Voyage's, vLLM's and Infinity's clients ask for it, in one answer that all can read.
+
+POST /rerank, /v1/rerank, /v2/rerank. A body with Voyage's own `top_k` or `truncation` gets Voyage's `data` as well.
+TEI's form of /rerank is in rtp_llm/server/tei.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Annotated, Any
+from uuid import uuid4
+
+import msgspec
+import numpy as np
+import orjson
+from msgspec import UNSET, Meta, UnsetType
+
+from rtp_llm.config import ServerConfig
+from rtp_llm.core import ModelInfo, Params, Request, Response
+from rtp_llm.errors import InvalidRequest
+from rtp_llm.server import cohere
+from rtp_llm.server.dialect import Dialect, check_count
+from rtp_llm.server.errors import shared_form
+from rtp_llm.server.scoring import scores_of, scoring_request
+
+PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
+
+
+class ContentPart(msgspec.Struct, kw_only=True):
+    """vLLM's part of a document; only text is served."""
+
+    type: str
+    text: str | None = None
+
+
+class DocumentObject(msgspec.Struct, kw_only=True):
+    """A document as an object: `text`, or vLLM's `content`."""
+
+    text: str | None = None
+    content: str | list[ContentPart] | None = None
+
+
+class RerankBody(msgspec.Struct, kw_only=True):
+    """What to score. Unknown fields are ignored; null means absent."""
+
+    query: str
+    documents: list[str | DocumentObject]
+    top_n: Annotated[
+        int | None, Meta(description="results to return, the best; null, 0 or more than there are: all")
+    ] = None
+    top_k: Annotated[int | None | UnsetType, Meta(description="Voyage's top_n")] = UNSET
+    return_documents: Annotated[bool | None, Meta(description="repeat each document in its result; null: false")] = None
+    max_tokens_per_doc: Annotated[
+        int | None, Meta(description="tokens kept of each document; null or 0: what fits beside the query")
+    ] = None
+    instruction: Annotated[str | None, Meta(description="Qwen3-Reranker: what to look for; null: as its authors")] = (
+        None
+    )
+    raw_scores: Annotated[bool | None, Meta(description="logits instead of scores from 0 to 1; null: false")] = None
+    use_activation: Annotated[bool | None, Meta(description="vLLM's word: false is raw_scores true")] = None
+    truncate: Annotated[bool | None, Meta(description="false: a pair over the limit is an error; null: true")] = None
+    truncation: Annotated[bool | None | UnsetType, Meta(description="Voyage's truncate")] = UNSET
+    model: Annotated[str | None, Meta(description="any name: one model is served, and the answer names it")] = None
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether logits are asked for."""
+        return bool(self.raw_scores) or self.use_activation is False
+
+    @property
+    def is_voyage(self) -> bool:
+        """Whether Voyage's client asks."""
+        return self.top_k is not UNSET or self.truncation is not UNSET
+
+
+class RerankDocument(msgspec.Struct, kw_only=True):
+    """A document of the request."""
+
+    text: str
+
+
+class RerankResult(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One document's score; `index` is its place in the request."""
+
+    index: int
+    relevance_score: float
+    document: RerankDocument | UnsetType = UNSET
+
+
+class RerankUsage(msgspec.Struct, kw_only=True):
+    """Tokens that the model read; the query counts once for each document."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class RerankAnswer(msgspec.Struct, kw_only=True):
+    """Best first; `meta` is Cohere's, `data` Voyage's."""
+
+    id: str
+    object: str
+    model: str
+    results: list[RerankResult]
+    usage: RerankUsage
+    meta: dict[str, Any]
+    data: list[Any] | UnsetType = UNSET
+
+
+def to_request(body: RerankBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
+    """A pair for each document; or a vector for each text, where the model is no reranker."""
+    if not body.documents:
+        raise InvalidRequest("documents is an empty list: give at least one text", param="documents")
+    check_count(len(body.documents), config, "documents")
+    for name in ("top_n", "top_k", "max_tokens_per_doc"):
+        value = getattr(body, name)
+        if isinstance(value, int) and value < 0:
+            raise InvalidRequest(f"{name}: {value} is below 0; leave it out for all", param=name)
+    params = Params(
+        activation="none" if body.is_raw else "sigmoid",
+        instruction=body.instruction or None,
+        truncate=body.truncate is not False and body.truncation is not False,
+        max_tokens_per_doc=body.max_tokens_per_doc or None,
+    )
+    return scoring_request([body.query], _texts(body), info, params, request_id)
+
+
+def _texts(body: RerankBody) -> list[str]:
+    return [
+        document if isinstance(document, str) else _text(document, place)
+        for place, document in enumerate(body.documents)
+    ]
+
+
+def _text(document: DocumentObject, place: int) -> str:
+    """The text of a document that is an object; InvalidRequest where it has none, or has pictures."""
+    if document.text is not None:
+        return document.text
+    if isinstance(document.content, str):
+        return document.content
+    texts = [part.text for part in document.content or () if part.type == "text"]
+    if not texts or None in texts or len(texts) < len(document.content or ()):
+        where = f"documents[{place}]"
+        raise InvalidRequest(f"{where}: an object must have `text`, or `content` of text parts alone", param=where)
+    return "\n".join(text for text in texts if text is not None)
+
+
+def render(body: RerankBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
+    """The results, best first; equal scores keep the request's order."""
+    scores = scores_of(response, 1, max_sim_sum=body.is_raw)
+    most = body.top_n or body.top_k or None
+    order = np.argsort(-scores, kind="stable").tolist()[: most if isinstance(most, int) else None]
+    texts = _texts(body) if body.return_documents else None
+    tokens = response.total_tokens
+    answer: dict[str, Any] = {
+        "id": f"rerank-{uuid4().hex}",
+        "object": "list" if body.is_voyage else "rerank",
+        "model": info.name,
+        "results": [
+            {
+                "index": index,
+                "relevance_score": scores[index],
+                **({"document": {"text": texts[index]}} if texts else {}),
+            }
+            for index in order
+        ],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "meta": {
+            "api_version": {"version": "2"},
+            "billed_units": {"search_units": 1},
+            "tokens": {"input_tokens": tokens, "output_tokens": 0},
+        },
+    }
+    if body.is_voyage:
+        answer["data"] = [
+            {"index": index, "relevance_score": scores[index], **({"document": texts[index]} if texts else {})}
+            for index in order
+        ]
+    yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+RERANK: Dialect[RerankBody] = Dialect(
+    msgspec.json.Decoder(RerankBody), to_request, render, render_on_thread=True, error_form=shared_form
+)
+ROUTES: Mapping[str, Dialect[RerankBody]] = {
+    **dict.fromkeys(PATHS, RERANK),
+    "/v2/rerank": replace(RERANK, error_form=cohere.error_form),
+}

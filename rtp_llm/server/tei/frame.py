@@ -1,0 +1,104 @@
+"""What TEI's routes share: truncation, headers, and errors as {"error", "error_type"} with its statuses."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import orjson
+from msgspec import Meta
+
+from rtp_llm.config import ServerConfig
+from rtp_llm.core import Input, ModelInfo, Params, Request, Response
+from rtp_llm.errors import (
+    EngineFailure,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    RequestTooLarge,
+    RtpError,
+    Unauthorized,
+    UnsupportedTask,
+)
+from rtp_llm.server.dialect import answer_headers, check_count
+from rtp_llm.server.errors import Headers
+
+Direction = Literal["left", "right", "Left", "Right", "LEFT", "RIGHT"]
+Truncate = Annotated[bool | None, Meta(description="false: an input over the limit is an error; null: true")]
+Truncation = Annotated[
+    Direction | None, Meta(description="the end that an over-long input loses; null: the checkpoint's, mostly right")
+]
+PromptName = Annotated[str | None, Meta(description="one of the checkpoint's prompts, put before each input")]
+RawScores = Annotated[bool | None, Meta(description="logits; null: false")]
+
+
+class EmptyInput(InvalidRequest):
+    """Nothing was sent."""
+
+    code = "empty"
+
+
+def error_form(error: RtpError) -> tuple[int, bytes]:
+    """TEI's form: 422 for what does not validate, 424 for what the model does not do, 429, 413 for a body's bytes."""
+    status, kind = _status(error)
+    return status, orjson.dumps({"error": error.message, "error_type": kind})
+
+
+def _status(error: RtpError) -> tuple[int, str]:
+    if isinstance(error, EmptyInput):
+        return 400, "Empty"
+    if isinstance(error, UnsupportedTask | EngineFailure):
+        return 424, "Backend"
+    if isinstance(error, Unauthorized):
+        return error.status, "Unauthorized"
+    if isinstance(error, Overloaded):
+        return 429, "Overloaded"
+    if isinstance(error, NotReady):
+        return 503, "Unhealthy"
+    is_batch = isinstance(error, RequestTooLarge) and error.param is not None
+    return 422 if error.status == 400 or is_batch else error.status, "Validation"
+
+
+def check_inputs(inputs: Sequence[object], config: ServerConfig, param: str = "inputs") -> None:
+    """EmptyInput for none, RequestTooLarge for too many."""
+    if not inputs:
+        raise EmptyInput(f"`{param}` cannot be empty", param=param)
+    check_count(len(inputs), config, param)
+
+
+def truncation(truncate: bool | None, direction: Direction | None) -> Params:
+    """The parameters of what every route may say of over-long inputs."""
+    side: Literal["left", "right"] | None = None
+    if direction is not None:
+        side = "left" if direction.lower() == "left" else "right"
+    return Params(truncate=truncate is not False, truncation_side=side)
+
+
+def check_prompt_name(name: str | None, info: ModelInfo) -> None:
+    """InvalidRequest for a prompt that the checkpoint does not have."""
+    if name is not None and name not in info.prompts:
+        known = ", ".join(info.prompts) or "none"
+        raise InvalidRequest(f"prompt_name: {name!r:.100} is not one of {known}", param="prompt_name")
+
+
+def headers(request: Request, response: Response) -> Headers:
+    """x-compute-* and the times of the stages, in whole milliseconds as TEI has them; Server-Timing is finer."""
+    timings = response.timings
+    stages = {
+        b"x-compute-time": timings.total,
+        b"x-total-time": timings.total,
+        b"x-tokenization-time": timings.tokenize,
+        b"x-queue-time": timings.queue,
+        b"x-inference-time": timings.compute,
+    }
+    return [
+        *answer_headers(request, response),
+        (b"x-compute-type", b"cpu+optimized"),
+        (b"x-compute-characters", b"%d" % sum(map(_characters, request.inputs))),
+        (b"x-compute-tokens", b"%d" % response.total_tokens),
+        *((name, b"%d" % round(seconds * 1e3)) for name, seconds in stages.items()),
+    ]
+
+
+def _characters(value: Input) -> int:
+    if isinstance(value, tuple):
+        return len(value[0]) + len(value[1])
+    return len(value) if isinstance(value, str) else 0

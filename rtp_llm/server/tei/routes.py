@@ -1,0 +1,164 @@
+"""Which of TEI's paths goes where; /, /invocations and /vertex go by the model, GET /info and /ping."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from starlette import routing
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response as HttpResponse
+
+from rtp_llm import __version__
+from rtp_llm.config import ServerConfig
+from rtp_llm.core import ModelInfo, TaskType
+from rtp_llm.server.body import decode
+from rtp_llm.server.dialect import Answerer, Choice, Route
+from rtp_llm.server.errors import ErrorForm, Headers
+from rtp_llm.server.exchange import JSON, Exchange
+from rtp_llm.server.service import EngineLike, Service
+from rtp_llm.server.tei import frame
+from rtp_llm.server.tei.embed import EMBED, EMBED_ALL, EMBED_SPARSE, SIMILARITY
+from rtp_llm.server.tei.scores import PREDICT, RERANK
+from rtp_llm.server.tei.tokens import DECODE
+
+INFO_PATH, PING_PATH = "/info", "/ping"
+_inputs = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class VertexBody(msgspec.Struct, kw_only=True):
+    """Google Vertex AI's form: each instance is a body of any of the other routes."""
+
+    instances: Annotated[list[msgspec.Raw], Meta(extra_json_schema={"items": {"type": "object"}})]
+
+
+class VertexAnswer(msgspec.Struct, kw_only=True):
+    """The answers to the instances, in their order."""
+
+    predictions: list[Any]
+
+
+class TeiInfo(msgspec.Struct, kw_only=True):
+    """What is served. `max_batch_requests` null: a batch is limited by its tokens alone."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    served_model_name: str
+    model_type: dict[str, Any]
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_batch_requests: int | None
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+    sha: str | None
+    docker_label: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """`inputs` of a body for / and /invocations: an object is two sides to compare, else the model decides."""
+
+    error_form: ErrorForm = frame.error_form
+
+    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+        try:
+            given = bytes(_inputs.decode(content).get("inputs", b"")).lstrip()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            given = b""
+        route = SIMILARITY if given.startswith(b"{") else _by_model(engine.info())
+        return route.choose(content, exchange, engine)
+
+
+def _by_model(info: ModelInfo) -> Route:
+    """What TEI's / and /invocations do with `inputs`."""
+    if TaskType.CLASSIFY in info.tasks:
+        return PREDICT
+    if TaskType.RERANK in info.tasks:
+        return RERANK
+    return EMBED_SPARSE if info.tasks[0] is TaskType.SPARSE else EMBED
+
+
+@dataclass(frozen=True, slots=True)
+class _Vertex:
+    """Every instance goes where `by_model` sends it; one that fails fails them all, as in TEI."""
+
+    error_form: ErrorForm = frame.error_form
+    content_type: bytes = JSON
+    decoder: "msgspec.json.Decoder[VertexBody]" = msgspec.json.Decoder(VertexBody)
+
+    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+        return self
+
+    async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
+        instances = decode(self.decoder, content).instances
+        frame.check_inputs(instances, service.config, "instances")
+        answers = []
+        for instance in instances:
+            body = bytes(instance)
+            chosen = by_model.choose(body, exchange, service.engine)
+            answers.append((await chosen.answer(body, service, exchange))[0])
+            await asyncio.sleep(0)
+        return b'{"predictions":[%b]}' % b",".join(answers), []
+
+
+by_model = Choice({"texts": RERANK}, _Inputs())
+VERTEX = _Vertex()
+ROUTES: dict[str, Route] = {
+    "/embed": EMBED,
+    "/embed_all": EMBED_ALL,
+    "/embed_sparse": EMBED_SPARSE,
+    "/similarity": SIMILARITY,
+    "/predict": PREDICT,
+    "/decode": DECODE,
+    "/invocations": by_model,
+    "/vertex": VERTEX,
+}
+
+
+def get_routes(engine: EngineLike, config: ServerConfig) -> list[routing.Route]:
+    """GET /info and /ping."""
+
+    async def info(_: HttpRequest) -> HttpResponse:
+        return HttpResponse(msgspec.json.encode(tei_info(engine.info(), config)), media_type="application/json")
+
+    async def ping(_: HttpRequest) -> HttpResponse:
+        engine.check_health()
+        return HttpResponse(b"")
+
+    return [routing.Route(INFO_PATH, info), routing.Route(PING_PATH, ping)]
+
+
+def tei_info(info: ModelInfo, config: ServerConfig) -> TeiInfo:
+    """`info` in TEI's words."""
+    return TeiInfo(
+        model_id=info.name,
+        model_sha=None,
+        model_dtype="float32",
+        served_model_name=info.name,
+        model_type=_model_type(info),
+        max_concurrent_requests=config.concurrency_limit,
+        max_input_length=info.max_seq_len,
+        max_batch_tokens=info.max_batch_tokens,
+        max_batch_requests=None,
+        max_client_batch_size=config.max_client_batch_size,
+        auto_truncate=True,
+        tokenization_workers=config.tokenizer_threads,
+        version=__version__,
+        sha=None,
+        docker_label=None,
+    )
+
+
+def _model_type(info: ModelInfo) -> dict[str, Any]:
+    if TaskType.RERANK not in info.tasks and TaskType.CLASSIFY not in info.tasks:
+        return {"embedding": {"pooling": info.pooling}}
+    labels = {
+        "id2label": {str(place): label for place, label in enumerate(info.labels)},
+        "label2id": {label: place for place, label in enumerate(info.labels)},
+    }
+    return {"reranker" if TaskType.RERANK in info.tasks else "classifier": labels}

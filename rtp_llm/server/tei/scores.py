@@ -1,0 +1,125 @@
+"""TEI's /predict and /rerank. Equal scores come in the reverse of the request's order, as TEI has them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import orjson
+from msgspec import UNSET, Meta, UnsetType
+
+from rtp_llm.config import ServerConfig
+from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, TaskType
+from rtp_llm.errors import InvalidRequest
+from rtp_llm.server.dialect import Dialect
+from rtp_llm.server.tei import frame
+from rtp_llm.server.tei.frame import RawScores, Truncate, Truncation
+
+
+class PredictBody(msgspec.Struct, kw_only=True):
+    """What to classify: a text; a list of two texts, which is one pair; or a batch: lists of one text or two."""
+
+    inputs: str | list[str | list[str]]
+    truncate: Truncate = None
+    truncation_direction: Truncation = None
+    raw_scores: RawScores = None
+    parameters: Annotated[
+        dict[str, Any] | None | UnsetType,
+        Meta(description="huggingface_hub's client always sends it, and reads a list of lists"),
+    ] = UNSET
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether the answer has a list for each input."""
+        return isinstance(self.inputs, list) and not _is_pair(self.inputs)
+
+
+class Prediction(msgspec.Struct, kw_only=True):
+    """A label and its score."""
+
+    score: float
+    label: str
+
+
+class TextsBody(msgspec.Struct, kw_only=True):
+    """What to score."""
+
+    query: str
+    texts: list[str]
+    truncate: Truncate = None
+    truncation_direction: Truncation = None
+    raw_scores: RawScores = None
+    return_text: Annotated[bool | None, Meta(description="repeat each text; null: false")] = None
+
+
+class Rank(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One text's score; `index` is its place in the request."""
+
+    index: int
+    score: float
+    text: str | UnsetType = UNSET
+
+
+def _is_pair(inputs: list[str | list[str]]) -> bool:
+    return bool(inputs) and isinstance(inputs[0], str)
+
+
+def _predict(body: PredictBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
+    if isinstance(body.inputs, str):
+        inputs: list[Input] = [body.inputs]
+    else:
+        frame.check_inputs(body.inputs, config)
+        given: list[Any] = [body.inputs] if _is_pair(body.inputs) else list(body.inputs)
+        inputs = [_text_or_pair(value, place, body.is_batch) for place, value in enumerate(given)]
+    params = frame.truncation(body.truncate, body.truncation_direction)
+    params = replace(params, activation="none" if body.raw_scores else None)
+    return Request(inputs=inputs, tasks=(TaskType.CLASSIFY,), params=params, request_id=request_id)
+
+
+def _text_or_pair(value: Any, place: int, is_batch: bool) -> Input:
+    where = f"inputs[{place}]" if is_batch else "inputs"
+    if isinstance(value, list) and 1 <= len(value) <= 2 and all(isinstance(text, str) for text in value):
+        return (value[0], value[1]) if len(value) == 2 else str(value[0])
+    message = f"{where}: expected a list of one text or of two; a batch of texts is a list of lists, [[text], [text]]"
+    raise InvalidRequest(message, param=where)
+
+
+def _rerank(body: TextsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
+    frame.check_inputs(body.texts, config, "texts")
+    params = frame.truncation(body.truncate, body.truncation_direction)
+    params = replace(params, activation="none" if body.raw_scores else "sigmoid")
+    pairs = [(body.query, text) for text in body.texts]
+    return Request(inputs=pairs, tasks=(TaskType.RERANK,), params=params, request_id=request_id)
+
+
+def best_first(scores: FloatArray) -> list[int]:
+    """Places, by falling score; of equal ones the last first."""
+    order: list[int] = np.argsort(scores, kind="stable")[::-1].tolist()
+    return order
+
+
+def _render_predictions(body: PredictBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
+    rows = [
+        [{"score": row[place], "label": info.labels[place]} for place in best_first(row)]
+        for row in response.outputs[TaskType.CLASSIFY]
+    ]
+    nested = body.is_batch or body.parameters is not UNSET
+    yield orjson.dumps(rows if nested else rows[0], option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _render_ranks(body: TextsBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
+    scores = response.outputs[TaskType.RERANK]
+    ranks = [
+        {"index": place, **({"text": body.texts[place]} if body.return_text else {}), "score": scores[place]}
+        for place in best_first(scores)
+    ]
+    yield orjson.dumps(ranks, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+PREDICT: Dialect[PredictBody] = Dialect(
+    msgspec.json.Decoder(PredictBody), _predict, _render_predictions, error_form=frame.error_form, headers=frame.headers
+)
+RERANK: Dialect[TextsBody] = Dialect(
+    msgspec.json.Decoder(TextsBody), _rerank, _render_ranks, error_form=frame.error_form, headers=frame.headers
+)

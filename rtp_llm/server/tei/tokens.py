@@ -1,0 +1,84 @@
+"""TEI's /tokenize and /decode; the places of a token are bytes of the text's UTF-8."""
+
+from itertools import accumulate
+from typing import Annotated, Any
+
+import msgspec
+import orjson
+from msgspec import Meta
+
+from rtp_llm.errors import InvalidRequest
+from rtp_llm.server.dialect import Lookup
+from rtp_llm.server.service import EngineLike, Service
+from rtp_llm.server.tei import frame
+from rtp_llm.server.tei.frame import PromptName
+
+
+class TokensBody(msgspec.Struct, kw_only=True):
+    """Of /tokenize."""
+
+    inputs: str | list[str]
+    add_special_tokens: Annotated[bool | None, Meta(description="null: true")] = None
+    prompt_name: PromptName = None
+
+
+class SimpleToken(msgspec.Struct, kw_only=True):
+    """A token and the bytes that it covers; special ones cover none."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class DecodeBody(msgspec.Struct, kw_only=True):
+    """Of /decode."""
+
+    ids: Annotated[list[int | list[int]], Meta(description="one sequence of token ids, or a list of sequences")]
+    skip_special_tokens: Annotated[bool | None, Meta(description="null: true")] = None
+
+
+def _tokenize(body: TokensBody, service: Service) -> bytes:
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    engine = service.engine
+    frame.check_inputs(texts, service.config)
+    for place, text in enumerate(texts):
+        service.admission.check_text(text, f"inputs[{place}]")
+    frame.check_prompt_name(body.prompt_name, engine.info())
+    prompt = engine.prompt(body.prompt_name) if body.prompt_name else ""
+    special = body.add_special_tokens is not False
+    return orjson.dumps([_tokens(prompt + text, engine, special) for text in texts])
+
+
+def _tokens(text: str, engine: EngineLike, add_special_tokens: bool) -> list[dict[str, Any]]:
+    places = range(len(text) + 1) if text.isascii() else list(accumulate((len(c.encode()) for c in text), initial=0))
+    tokens = []
+    for token in engine.tokens(text, add_special_tokens=add_special_tokens):
+        if token.special or token.start is None or token.stop is None:
+            tokens.append({"id": token.id, "text": token.text, "special": True, "start": None, "stop": None})
+            continue
+        start, stop = places[token.start], places[token.stop]
+        covered = text[token.start : token.stop]
+        tokens.append({"id": token.id, "text": covered, "special": False, "start": start, "stop": stop})
+    return tokens
+
+
+def _decode(body: DecodeBody, service: Service) -> bytes:
+    frame.check_inputs(body.ids, service.config, "ids")
+    given: Any = body.ids if isinstance(body.ids[0], list) else [body.ids]
+    skip = body.skip_special_tokens is not False
+    return orjson.dumps(
+        [service.engine.decode(_sequence(ids, place), skip_special_tokens=skip) for place, ids in enumerate(given)]
+    )
+
+
+def _sequence(ids: Any, place: int) -> list[int]:
+    if isinstance(ids, list) and all(isinstance(value, int) for value in ids):
+        return ids
+    message = f"ids[{place}]: expected a list of token ids; send one sequence, or a list of sequences"
+    raise InvalidRequest(message, param=f"ids[{place}]")
+
+
+TOKENIZE: Lookup[TokensBody] = Lookup(msgspec.json.Decoder(TokensBody), _tokenize, error_form=frame.error_form)
+DECODE: Lookup[DecodeBody] = Lookup(msgspec.json.Decoder(DecodeBody), _decode, error_form=frame.error_form)

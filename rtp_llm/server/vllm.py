@@ -1,0 +1,267 @@
+"""vLLM's /score, /classify, /pooling and /version; Infinity's form of /classify.
+
+vLLM's other routes are shared: /rerank, /tokenize, /detokenize, /v1/models and /v1/embeddings.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+import msgspec
+import orjson
+from msgspec import UNSET, Meta, UnsetType
+from starlette import routing
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response as HttpResponse
+
+from rtp_llm import __version__
+from rtp_llm.config import ServerConfig
+from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.errors import InvalidRequest
+from rtp_llm.server import openai
+from rtp_llm.server.dialect import Dialect, Route, check_count
+from rtp_llm.server.scoring import scores_of, scoring_request
+from rtp_llm.server.vectors import encoder
+
+VERSION_PATH = "/version"
+Texts = Annotated[str | list[str] | None, Meta(description="a text or texts")]
+Activation = Annotated[bool | None, Meta(description="false: logits; null: true")]
+# The names under which both sides of a pair may come, in vLLM's order.
+_SIDES = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
+
+
+class ScoreBody(msgspec.Struct, kw_only=True):
+    """Two sides to score: one with each of the others, or as many on both; under any of four pairs of names."""
+
+    queries: Texts = None
+    documents: Texts = None
+    items: Texts = None
+    data_1: Texts = None
+    data_2: Texts = None
+    text_1: Texts = None
+    text_2: Texts = None
+    use_activation: Activation = None
+    instruction: Annotated[str | None, Meta(description="Qwen3-Reranker: what to look for")] = None
+    max_tokens_per_doc: Annotated[int | None, Meta(description="tokens kept of each second text; null or 0: all")] = (
+        None
+    )
+    model: Annotated[str | None, Meta(description="any name: one model is served")] = None
+
+
+class Score(msgspec.Struct, kw_only=True):
+    """One pair's score."""
+
+    index: int
+    score: float
+    object: Literal["score"] = "score"
+
+
+class ScoreAnswer(msgspec.Struct, kw_only=True):
+    """A score per pair, in the request's order."""
+
+    id: str
+    created: int
+    model: str
+    data: list[Score]
+    usage: openai.Usage
+    object: Literal["list"] = "list"
+
+
+class ClassifyBody(msgspec.Struct, kw_only=True):
+    """Texts, or the model's own token ids, to classify. Infinity's clients send `raw_scores`."""
+
+    input: Annotated[str | list[str | int | list[int]], Meta(description="as in /v1/embeddings")]
+    use_activation: Activation = None
+    raw_scores: Annotated[bool | None | UnsetType, Meta(description="Infinity's; true: logits")] = UNSET
+    model: Annotated[str | None, Meta(description="any name: one model is served")] = None
+
+
+class ClassifiedInput(msgspec.Struct, kw_only=True):
+    """The best label of one input, and the scores of all in the checkpoint's order."""
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class ClassifyAnswer(msgspec.Struct, kw_only=True):
+    """An entry per input."""
+
+    id: str
+    created: int
+    model: str
+    data: list[ClassifiedInput]
+    usage: openai.Usage
+    object: Literal["list"] = "list"
+
+
+class InfinityClassifyAnswer(msgspec.Struct, kw_only=True):
+    """Every label of every input with its score, the best first."""
+
+    id: str
+    created: int
+    model: str
+    data: list[list[dict[str, str | float]]]
+    usage: openai.Usage
+    object: Literal["classify"] = "classify"
+
+
+class PoolingBody(msgspec.Struct, kw_only=True):
+    """Texts, or token ids, and what is wanted of them."""
+
+    input: Annotated[str | list[str | int | list[int]], Meta(description="as in /v1/embeddings")]
+    task: Annotated[
+        Literal["embed", "token_embed", "classify"] | None,
+        Meta(description="a vector an input; one a token (colbert's, or the hidden states); scores; null: the first"),
+    ] = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    use_activation: Activation = None
+    model: Annotated[str | None, Meta(description="any name: one model is served")] = None
+
+
+class PooledInput(msgspec.Struct, kw_only=True):
+    """One input's numbers: a vector, or one a token."""
+
+    index: int
+    data: list[float | list[float] | str] | str
+    object: Literal["pooling"] = "pooling"
+
+
+class PoolingAnswer(msgspec.Struct, kw_only=True):
+    """An entry per input."""
+
+    id: str
+    created: int
+    model: str
+    data: list[PooledInput]
+    usage: openai.Usage
+    object: Literal["list"] = "list"
+
+
+class VersionAnswer(msgspec.Struct, kw_only=True):
+    """The server's version."""
+
+    version: str
+
+
+def _answer(kind: str, data: list[Any], response: Response, info: ModelInfo, object_: str = "list") -> bytes:
+    tokens = response.total_tokens
+    answer = {
+        "id": f"{kind}-{uuid4().hex}",
+        "object": object_,
+        "created": info.created,
+        "model": info.name,
+        "data": data,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _sides(body: ScoreBody) -> tuple[list[str], list[str]]:
+    for names in _SIDES:
+        first, second = (getattr(body, name) for name in names)
+        if first is not None and second is not None:
+            firsts, seconds = ([side] if isinstance(side, str) else side for side in (first, second))
+            for name, side in zip(names, (firsts, seconds), strict=True):
+                if not side:
+                    raise InvalidRequest(f"{name} is an empty list: give at least one text", param=name)
+            if len(firsts) not in (1, len(seconds)):
+                message = f"{names[0]} has {len(firsts)} texts and {names[1]} {len(seconds)}: send one, or as many"
+                raise InvalidRequest(message, param=names[0])
+            return firsts, seconds
+    pairs = ", ".join(" and ".join(names) for names in _SIDES)
+    raise InvalidRequest(f"two sides are missing: send {pairs}", param="queries")
+
+
+def _score(body: ScoreBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
+    firsts, seconds = _sides(body)
+    check_count(len(seconds), config, "documents")
+    if body.max_tokens_per_doc is not None and body.max_tokens_per_doc < 0:
+        message = f"max_tokens_per_doc: {body.max_tokens_per_doc} is below 0; leave it out for all"
+        raise InvalidRequest(message, param="max_tokens_per_doc")
+    params = Params(
+        activation="none" if body.use_activation is False else "sigmoid",
+        instruction=body.instruction or None,
+        max_tokens_per_doc=body.max_tokens_per_doc or None,
+    )
+    return scoring_request(firsts, seconds, info, params, request_id)
+
+
+def _render_scores(body: ScoreBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
+    scores = scores_of(response, len(_sides(body)[0]), max_sim_sum=True)
+    data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(scores)]
+    yield _answer("score", data, response, info)
+
+
+def _classify(body: ClassifyBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
+    inputs = openai.inputs_of(body.input, info, config)
+    is_raw = body.use_activation is False or body.raw_scores is True
+    params = Params(activation="none" if is_raw else None)
+    return Request(inputs=inputs, tasks=(TaskType.CLASSIFY,), params=params, request_id=request_id)
+
+
+def _render_classes(body: ClassifyBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
+    rows = response.outputs[TaskType.CLASSIFY]
+    if body.raw_scores is not UNSET:
+        orders = (-rows).argsort(axis=1, kind="stable")
+        named = [
+            [{"label": info.labels[place], "score": row[place]} for place in order]
+            for row, order in zip(rows, orders.tolist(), strict=True)
+        ]
+        yield _answer("infinity", named, response, info, "classify")
+        return
+    data = [
+        {"index": index, "label": info.labels[top], "probs": row, "num_classes": len(row)}
+        for index, (row, top) in enumerate(zip(rows, rows.argmax(axis=1).tolist(), strict=True))
+    ]
+    yield _answer("classify", data, response, info)
+
+
+def _pooling_task(body: PoolingBody, info: ModelInfo) -> TaskType:
+    of_tokens = TaskType.COLBERT if TaskType.COLBERT in info.tasks else TaskType.TOKENS
+    if body.task is not None:
+        return {"embed": TaskType.DENSE, "token_embed": of_tokens, "classify": TaskType.CLASSIFY}[body.task]
+    return next((task for task in (TaskType.CLASSIFY, TaskType.DENSE) if task in info.tasks), of_tokens)
+
+
+def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
+    inputs: list[Input] = list(openai.inputs_of(body.input, info, config))
+    openai.check_dimensions(body.dimensions, info)
+    params = Params(dimensions=body.dimensions, activation="none" if body.use_activation is False else None)
+    request = Request(inputs=inputs, tasks=(_pooling_task(body, info),), params=params, request_id=request_id)
+    if body.use_activation is False:
+        return replace(request, params=replace(params, normalize=False))
+    return request
+
+
+def _render_pooled(body: PoolingBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
+    encode = encoder("float", body.encoding_format)
+    ((_, outputs),) = response.outputs.items()
+    data = []
+    for index, rows in enumerate(outputs):
+        numbers = encode(rows) if rows.ndim == 1 else b"[%b]" % b",".join(map(encode, rows))
+        data.append({"index": index, "object": "pooling", "data": orjson.Fragment(numbers)})
+    yield _answer("pool", data, response, info)
+
+
+_score_dialect: Dialect[ScoreBody] = Dialect(
+    msgspec.json.Decoder(ScoreBody), _score, _render_scores, render_on_thread=True
+)
+ROUTES: dict[str, Route] = {
+    "/score": _score_dialect,
+    "/v1/score": _score_dialect,
+    "/classify": Dialect(msgspec.json.Decoder(ClassifyBody), _classify, _render_classes),
+    "/pooling": Dialect(msgspec.json.Decoder(PoolingBody), _pooling, _render_pooled, render_on_thread=True),
+}
+
+
+def get_routes() -> list[routing.Route]:
+    """GET /version."""
+
+    async def version(_: HttpRequest) -> HttpResponse:
+        return HttpResponse(orjson.dumps({"version": __version__}), media_type="application/json")
+
+    return [routing.Route(VERSION_PATH, version)]

@@ -1,0 +1,203 @@
+"""The clients of other servers, unchanged, against a real server over tiny random checkpoints."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.server import client_table
+from tests.server.client_table import shows
+from tests.server.rtp_clients import Served, serving
+from tests.tasks.checkpoints import save
+
+pytest.importorskip("torch")
+
+HEAD = "BertForSequenceClassification"
+TEXTS = ["so sunny outside", "the weather is lovely today ."]
+QUERY, DOCUMENTS = "so sunny outside", ["the weather", "he drove to stadium", "lovely"]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
+    pytest.mark.filterwarnings("ignore:.*unclosed|.*socket:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    yield from serving(save, tmp_path_factory, "dense")
+
+
+@pytest.fixture(scope="module")
+def reranker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    yield from serving(lambda folder: save(folder, HEAD, num_labels=1), tmp_path_factory, "reranker")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    labels = {0: "joy", 1: "anger", 2: "none"}
+    yield from serving(lambda folder: save(folder, HEAD, id2label=labels), tmp_path_factory, "classifier")
+
+
+def url(served: Served) -> str:
+    return str(served.client.base_url).rstrip("/")
+
+
+def vectors(served: Served, **params: Any) -> Any:
+    return served.model.embed(TEXTS, **params)
+
+
+def best(served: Served, count: int = 3) -> list[tuple[int, Any]]:
+    """Places and scores, as every client should show them."""
+    entries = served.model.rerank(QUERY, DOCUMENTS, activation="sigmoid")[:count]
+    return [(entry.index, pytest.approx(entry.score, abs=1e-6)) for entry in entries]
+
+
+def client(name: str) -> Any:
+    return pytest.importorskip(name, reason=f"{name} is not installed")
+
+
+@shows("cohere", "ClientV2.embed", "/v2/embed")
+def test_cohere_embed(dense: Served) -> None:
+    sdk = client("cohere").ClientV2(api_key="unused", base_url=url(dense))
+    answer = sdk.embed(texts=TEXTS, model="m", input_type="search_query", embedding_types=["float", "ubinary"])
+    np.testing.assert_allclose(answer.embeddings.float_, vectors(dense), atol=1e-6)
+    np.testing.assert_array_equal(answer.embeddings.ubinary, np.packbits(vectors(dense) > 0, axis=-1))
+    assert answer.meta.billed_units.input_tokens == 13
+
+
+@shows("cohere", "ClientV2.rerank", "/v2/rerank")
+def test_cohere_rerank(reranker: Served) -> None:
+    sdk = client("cohere").ClientV2(api_key="unused", base_url=url(reranker))
+    answer = sdk.rerank(model="m", query=QUERY, documents=DOCUMENTS, top_n=2)
+    assert [(result.index, result.relevance_score) for result in answer.results] == best(reranker, 2)
+
+
+@shows("cohere", "Client.embed, Client.rerank", "/v1/embed, /v1/rerank")
+def test_cohere_first_version(dense: Served, reranker: Served) -> None:
+    cohere = client("cohere")
+    answer = cohere.Client(api_key="unused", base_url=url(dense)).embed(texts=TEXTS, model="m")
+    np.testing.assert_allclose(answer.embeddings, vectors(dense), atol=1e-6)
+    documents = [{"text": text} for text in DOCUMENTS]
+    sdk = cohere.Client(api_key="unused", base_url=url(reranker))
+    results = sdk.rerank(model="m", query=QUERY, documents=documents, return_documents=True).results
+    assert [(result.index, result.relevance_score) for result in results] == best(reranker)
+    assert [result.document.text for result in results] == [DOCUMENTS[result.index] for result in results]
+
+
+def test_cohere_errors(dense: Served) -> None:
+    cohere = client("cohere")
+    with pytest.raises(cohere.BadRequestError) as caught:
+        cohere.ClientV2(api_key="unused", base_url=url(dense)).embed(texts=TEXTS, model="m", input_type="poem")
+    assert "'poem' is not one of" in caught.value.body["message"]
+
+
+@shows("voyageai", "Client.embed", "/v1/embeddings")
+def test_voyage_embed(dense: Served) -> None:
+    sdk = client("voyageai").Client(api_key="unused", base_url=f"{url(dense)}/v1", max_retries=0)
+    answer = sdk.embed(TEXTS, model="m", input_type="document", output_dimension=16)
+    np.testing.assert_allclose(answer.embeddings, vectors(dense, dimensions=16), atol=1e-6)
+    assert answer.total_tokens == 13
+    packed = sdk.embed(TEXTS, model="m", output_dtype="binary").embeddings
+    np.testing.assert_array_equal(packed, np.packbits(vectors(dense) > 0, axis=-1).astype(int) - 128)
+
+
+@shows("voyageai", "Client.rerank", "/v1/rerank")
+def test_voyage_rerank(reranker: Served) -> None:
+    sdk = client("voyageai").Client(api_key="unused", base_url=f"{url(reranker)}/v1", max_retries=0)
+    for top_k, count in ((None, 3), (2, 2)):
+        answer = sdk.rerank(QUERY, DOCUMENTS, model="m", top_k=top_k)
+        assert [(result.index, result.relevance_score) for result in answer.results] == best(reranker, count)
+        assert answer.results[0].document == DOCUMENTS[answer.results[0].index]
+
+
+def test_voyage_errors(dense: Served) -> None:
+    sdk = client("voyageai").Client(api_key="unused", base_url=f"{url(dense)}/v1", max_retries=0)
+    with pytest.raises(client("voyageai").error.InvalidRequestError, match="'poem' is not one of"):
+        sdk.embed(TEXTS, model="m", input_type="poem")
+
+
+@shows("huggingface-hub", "InferenceClient.feature_extraction, .sentence_similarity", "/")
+def test_hugging_face_embeddings(dense: Served) -> None:
+    sdk = client("huggingface_hub").InferenceClient(model=url(dense))
+    np.testing.assert_allclose(sdk.feature_extraction(TEXTS[0]), vectors(dense, normalize=True)[:1], atol=1e-6)
+    one, other = vectors(dense, normalize=True)
+    (score,) = sdk.sentence_similarity(TEXTS[0], other_sentences=TEXTS[1:])
+    assert score == pytest.approx(float(one @ other), abs=1e-6)
+
+
+@shows("huggingface-hub", "InferenceClient.text_classification", "/")
+def test_hugging_face_classification(classifier: Served) -> None:
+    sdk = client("huggingface_hub").InferenceClient(model=url(classifier))
+    answer = sdk.text_classification("so sunny")
+    row = classifier.model.classify(["so sunny"])[0]
+    assert [entry.score for entry in answer] == pytest.approx(sorted(row.tolist(), reverse=True), abs=1e-6)
+    assert answer[0].label == ["joy", "anger", "none"][int(row.argmax())]
+
+
+@shows("llama-index-embeddings-text-embeddings-inference", "TextEmbeddingsInference", "/embed")
+def test_llama_index_tei(dense: Served) -> None:
+    module = client("llama_index.embeddings.text_embeddings_inference")
+    embedding = module.TextEmbeddingsInference(model_name="m", base_url=url(dense))
+    np.testing.assert_allclose(embedding.get_text_embedding_batch(TEXTS), vectors(dense, normalize=True), atol=1e-6)
+
+
+def nodes(count: int = 3) -> Any:
+    schema = client("llama_index.core.schema")
+    return [schema.NodeWithScore(node=schema.TextNode(text=text)) for text in DOCUMENTS[:count]]
+
+
+@shows("llama-index-postprocessor-tei-rerank", "TextEmbeddingInference", "/rerank")
+def test_llama_index_tei_rerank(reranker: Served) -> None:
+    module = client("llama_index.postprocessor.tei_rerank")
+    found = module.TextEmbeddingInference(base_url=url(reranker), top_n=2).postprocess_nodes(nodes(), query_str=QUERY)
+    assert [(DOCUMENTS.index(entry.node.text), entry.score) for entry in found] == best(reranker, 2)
+
+
+@shows("llama-index-postprocessor-cohere-rerank", "CohereRerank", "/v2/rerank")
+def test_llama_index_cohere_rerank(reranker: Served) -> None:
+    module = client("llama_index.postprocessor.cohere_rerank")
+    rerank = module.CohereRerank(api_key="unused", model="m", base_url=url(reranker), top_n=2)
+    found = rerank.postprocess_nodes(nodes(), query_str=QUERY)
+    assert [(DOCUMENTS.index(entry.node.text), entry.score) for entry in found] == best(reranker, 2)
+
+
+@shows("langchain-cohere", "CohereRerank, CohereEmbeddings", "/v2/rerank, /v2/embed")
+def test_langchain_cohere(dense: Served, reranker: Served) -> None:
+    module = client("langchain_cohere")
+    rerank = module.CohereRerank(cohere_api_key="unused", base_url=url(reranker), model="m")
+    found = rerank.rerank(DOCUMENTS, QUERY, top_n=2)
+    assert [(entry["index"], entry["relevance_score"]) for entry in found] == best(reranker, 2)
+    embeddings = module.CohereEmbeddings(cohere_api_key="unused", base_url=url(dense), model="m")
+    np.testing.assert_allclose(embeddings.embed_documents(TEXTS), vectors(dense), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def litellm() -> Any:
+    import os
+
+    # It otherwise fetches its price list from the network when it is imported.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    return client("litellm")
+
+
+@shows("litellm", "embedding(hosted_vllm/…, infinity/…)", "/v1/embeddings, /embeddings")
+@pytest.mark.parametrize(("provider", "suffix"), [("hosted_vllm", "/v1"), ("infinity", "")])
+def test_litellm_embedding(provider: str, suffix: str, litellm: Any, dense: Served) -> None:
+    answer = litellm.embedding(f"{provider}/m", TEXTS, api_base=f"{url(dense)}{suffix}", api_key="unused")
+    np.testing.assert_allclose([item["embedding"] for item in answer.data], vectors(dense), atol=1e-6)
+
+
+@shows("litellm", "rerank(hosted_vllm/…, infinity/…, cohere/…)", "/rerank, /v2/rerank")
+@pytest.mark.parametrize("provider", ["hosted_vllm", "infinity", "cohere"])
+def test_litellm_rerank(provider: str, litellm: Any, reranker: Served) -> None:
+    base = f"{url(reranker)}/v2/rerank" if provider == "cohere" else url(reranker)
+    more = {"api_base": base, "api_key": "unused", "return_documents": provider != "infinity"}
+    answer = litellm.rerank(f"{provider}/m", QUERY, DOCUMENTS, top_n=2, **more)
+    assert [(result["index"], result["relevance_score"]) for result in answer.results] == best(reranker, 2)
+
+
+def test_the_page_is_current() -> None:
+    docs = client_table.CONSTRAINTS.parent / "docs" / "clients.md"
+    assert docs.read_text() == client_table.page(), "python -m tests.server.client_table > docs/clients.md"
