@@ -10,7 +10,15 @@ import pytest
 
 from rtp_llm.core import Params, Request, Response, TaskType
 from rtp_llm.engine.engine import Engine
-from rtp_llm.errors import DeadlineExceeded, EngineFailure, InvalidRequest, NotReady, Overloaded, UnsupportedTask
+from rtp_llm.errors import (
+    DeadlineExceeded,
+    EngineFailure,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    RequestTooLarge,
+    UnsupportedTask,
+)
 from tests.engine.fakes import FakeRuntime, FakeTask, make_engine
 
 
@@ -128,6 +136,24 @@ def test_a_full_queue_is_429_with_a_time(runtime: FakeRuntime) -> None:
     refused = [result for result in results if isinstance(result, Overloaded)]
     assert refused and refused[0].retry_after > 0 and "max_queued_tokens is 5" in refused[0].message
     assert all(isinstance(result, Response) for result in results if result not in refused)
+
+
+@pytest.mark.parametrize("text", ["abcde", "a" * 15])
+def test_tokens_of_a_request_are_limited(runtime: FakeRuntime, text: str) -> None:
+    engine = make_engine(runtime, max_request_tokens=2 * len(text))
+    assert engine.run_sync(ask(text, text)).total_tokens == 2 * len(text)
+    with pytest.raises(RequestTooLarge, match=f"over {2 * len(text)} tokens .max_request_tokens"):
+        engine.run_sync(ask(text, text, "b"))
+    assert engine.run_sync(ask("a")).total_tokens == 1
+    engine.close()
+
+
+@pytest.mark.parametrize("text", ["\x0d", "break" * 5])
+def test_the_log_names_the_request_that_failed(engine: Engine, caplog: pytest.LogCaptureFixture, text: str) -> None:
+    inputs = [text, "break"] if "break" in text else [text]
+    with pytest.raises(EngineFailure):
+        engine.run_sync(Request(inputs=inputs, request_id="look-me-up"))
+    assert "request look-me-up: " in caplog.text
 
 
 def test_health(engine: Engine) -> None:
