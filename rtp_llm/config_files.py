@@ -95,6 +95,10 @@ POOLING: dict[str, Kind] = {
     "include_prompt": _FLAG,
     **_all(_whole(1, _SIZE), "embedding_dimension word_embedding_dimension"),
 }
+SPLADE: dict[str, Kind] = {
+    **_all(_TEXT, "pooling_strategy activation_function"),
+    **_all(_whole(1, _VOCABULARY), "embedding_dimension word_embedding_dimension"),
+}
 DENSE: dict[str, Kind] = {
     **_all(_whole(1, _SIZE, nullable=False), "in_features out_features"),
     **_all(_FLAG, "bias use_residual"),
@@ -121,7 +125,7 @@ _LOADING = frozenset(
     "use_auth_token use_fast".split()
 )
 _PADDING = frozenset(("padding", "pad_to_multiple_of", "return_tensors", "return_attention_mask"))
-_TASKS = ("feature-extraction", "sequence-classification", "text-generation")
+_TASKS = ("feature-extraction", "sequence-classification", "text-generation", "fill-mask")
 _OUTPUTS = ("last_hidden_state", "logits")
 
 

@@ -24,6 +24,8 @@ _TASKS_BY_FLAG = {
     "ALL_EMBEDDING": (TaskType.TOKENS,),
     "CUSTOM": (TaskType.CUSTOM,),
 }
+# sentence-transformers' Transformer for fill-mask, before 5.4.
+_MASKED = "MLMTransformer"
 # BGE-M3's heads, beside the encoder.
 SPARSE_HEAD, COLBERT_HEAD = "sparse_linear.pt", "colbert_linear.pt"
 # sentence-transformers once named this file after the architecture.
@@ -84,6 +86,11 @@ class ModelConfig:
         return next((module for module in self.modules or () if module.kind == "LogitScore"), None)
 
     @property
+    def splade(self) -> Module | None:
+        """sentence-transformers' pooling of a masked language model's logits."""
+        return next((module for module in self.modules or () if module.kind == "SpladePooling"), None)
+
+    @property
     def is_language_model(self) -> bool:
         """Whether there is a head over the vocabulary instead of one with labels."""
         return self.logit_score is not None or _architecture(self.hf).endswith("ForCausalLM")
@@ -106,6 +113,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     transformer_path, transformer = _first_json(transformer_folder, _TRANSFORMER_CONFIGS)
     is_reranker = any(module.kind == "LogitScore" for module in modules or ())
     config_files.check_transformer(transformer_path, transformer, is_reranker=is_reranker)
+    _check_splade(transformer_path, transformer, modules or ())
     hf = {
         **_read_hf(transformer_folder),
         **config_files.model_settings(transformer_path, transformer),
@@ -180,10 +188,23 @@ def _read_modules(folder: Path) -> tuple[Module, ...] | None:
         code = dotted if package and not dotted.startswith("sentence_transformers.") else None
         kwargs = tuple(map(str, entry.get("kwargs") or ()))
         modules.append(Module(kind, inside(folder, entry.get("path", "")), code, kwargs))
-    if not modules or modules[0].kind != "Transformer":
+    if not modules or modules[0].kind not in ("Transformer", _MASKED):
         found = modules[0].kind if modules else "nothing"
         raise CheckpointError(f"{path}: the first module is {found}; only Transformer is served there")
     return tuple(modules)
+
+
+def _check_splade(path: Path, transformer: Mapping[str, Any], modules: tuple[Module, ...]) -> None:
+    """A masked language model's logits are for SpladePooling, and nothing else is for it."""
+    is_masked = bool(modules) and modules[0].kind == _MASKED or transformer.get("transformer_task") == "fill-mask"
+    kinds = [module.kind for module in modules[1:]]
+    if is_masked != ("SpladePooling" in kinds) or (is_masked and kinds != ["SpladePooling"]):
+        chain = ", ".join(kinds) or "nothing"
+        task = "fill-mask" if is_masked else "feature-extraction"
+        raise CheckpointError(
+            f"{path}: transformer_task {task} is followed by {chain}; SpladePooling alone goes with fill-mask, and "
+            "nothing else does"
+        )
 
 
 def _first_json(folder: Path, names: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
@@ -248,6 +269,8 @@ def _choose_tasks(
     kinds, architecture = [module.kind for module in modules], _architecture(hf)
     # Nothing in the files of the original Qwen3-Reranker tells it from any other Qwen3, but its name does.
     named_reranker = architecture == "Qwen3ForCausalLM" and not modules and "reranker" in _names(config, folder)
+    if "SpladePooling" in kinds:
+        return (TaskType.SPARSE,)
     if "LogitScore" in kinds or named_reranker:
         return (TaskType.RERANK,)
     if "SequenceClassification" not in architecture or "Pooling" in kinds:

@@ -203,7 +203,7 @@ NOT_SERVED: dict[str, tuple[Change, str]] = {
     },
     **{
         kind: (chain("Transformer", kind), f"modules.json: the second module is {kind}; only Pooling is served")
-        for kind in ("WeightedLayerPooling", "Dense", "Normalize", "LogitScores")
+        for kind in ("WeightedLayerPooling", "Dense", "Normalize", "LSTM")
     },
     **{
         kind: (chain(kind, "Pooling"), f"modules.json: the first module is {kind}; only Transformer is served")

@@ -21,6 +21,8 @@ TASKS: dict[TaskType, tuple[str, str]] = {
 }
 # Dense embeddings where modules.json names code that comes with the checkpoint.
 SHIPPED = ("rtp_llm.tasks.shipped", "Shipped")
+# Sparse embeddings where modules.json has SpladePooling.
+SPLADE = ("rtp_llm.tasks.splade", "Splade")
 
 
 class Vocabulary(Protocol):
@@ -113,5 +115,7 @@ def load_task(task_type: TaskType, source: TaskSource) -> Task:
     module, name = TASKS[task_type]
     if task_type is TaskType.DENSE and any(entry.code for entry in source.model_config.modules or ()):
         module, name = SHIPPED
+    elif task_type is TaskType.SPARSE and source.model_config.splade is not None:
+        module, name = SPLADE
     task: Task = getattr(import_module(module), name).load(source)
     return task

@@ -1,0 +1,119 @@
+"""SPLADE against sentence-transformers' SparseEncoder, on random weights of the real architectures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rtp_llm.core import FloatArray, SparseVector, TaskType
+from rtp_llm.errors import CheckpointError
+from tests.backends import BACKENDS
+from tests.models.oracle import add_noise
+from tests.tasks.checkpoints import LIMIT, SHAPES, TEXTS, VOCAB, loaded, save
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+sentence_transformers = pytest.importorskip("sentence_transformers")
+
+
+def make(folder: Path, head: str = "BertForMaskedLM", activation: str = "relu", **shape: Any) -> Path:
+    """A SparseEncoder saved to disk."""
+    model = save(folder / "plain", head, **shape)
+    with torch.no_grad():
+        bias = model.cls.predictions.bias if head.startswith("Bert") else model.lm_head.bias
+        bias.copy_(torch.randn(len(VOCAB)))
+    model.save_pretrained(folder / "plain")
+    theirs = sentence_transformers.SparseEncoder(str(folder / "plain"), device="cpu")
+    theirs[1].activation_function = activation
+    theirs.save(str(folder / "saved"))
+    return folder / "saved"
+
+
+def expected(folder: Path) -> FloatArray:
+    theirs = sentence_transformers.SparseEncoder(str(folder), device="cpu")
+    rows: FloatArray = theirs.encode(TEXTS, convert_to_sparse_tensor=False).numpy()
+    return rows
+
+
+def dense(vectors: list[SparseVector]) -> FloatArray:
+    rows = np.zeros((len(vectors), len(VOCAB)), np.float32)
+    for row, vector in zip(rows, vectors, strict=True):
+        assert (vector.values > 0).all() and (np.diff(vector.indices) > 0).all()
+        row[vector.indices] = vector.values
+    return rows
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_sparse_encoder(shape: str, backend: str, tmp_path: Path) -> None:
+    folder = make(tmp_path, **SHAPES[shape])
+    rows = expected(folder)
+    assert 0.2 < (rows > 0).mean() < 0.95
+    with loaded(folder, backend) as model:
+        assert model.info.tasks == (TaskType.SPARSE,) and model.info.dimension == len(VOCAB)
+        ours = model.embed_sparse(TEXTS, return_tokens=True)
+        assert np.abs(dense(ours) - rows).max() <= 1e-5
+        assert ours[0].tokens == tuple(VOCAB[i] for i in ours[0].indices)
+        if backend != "torch":
+            again = [model.embed_sparse([text])[0] for text in TEXTS]
+            assert all(np.array_equal(a.values, b.values) for a, b in zip(ours, again, strict=True))
+
+
+def test_two_logarithms_and_an_untied_head(tmp_path: Path) -> None:
+    folder = make(tmp_path, activation="log1p_relu", tie_word_embeddings=False)
+    with loaded(folder) as model:
+        assert np.abs(dense(model.embed_sparse(TEXTS)) - expected(folder)).max() <= 1e-5
+
+
+def test_roberta(tmp_path: Path) -> None:
+    from transformers import BertTokenizer
+
+    config = transformers.RobertaConfig(
+        vocab_size=len(VOCAB), max_position_embeddings=LIMIT + 2, hidden_size=36, num_hidden_layers=2,
+        num_attention_heads=3, intermediate_size=50, type_vocab_size=1, pad_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.RobertaForMaskedLM(config).eval()
+    add_noise(model)
+    model.save_pretrained(tmp_path / "plain")
+    BertTokenizer(vocab={word: i for i, word in enumerate(VOCAB)}, model_max_length=LIMIT).save_pretrained(
+        tmp_path / "plain"
+    )
+    sentence_transformers.SparseEncoder(str(tmp_path / "plain"), device="cpu").save(str(tmp_path / "saved"))
+    with loaded(tmp_path / "saved") as ours:
+        assert np.abs(dense(ours.embed_sparse(TEXTS)) - expected(tmp_path / "saved")).max() <= 1e-5
+
+
+def test_files_of_sentence_transformers_5_0(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["type"] = "sentence_transformers.sparse_encoder.models.MLMTransformer"
+    modules[1]["type"] = "sentence_transformers.sparse_encoder.models.SpladePooling"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 20, "do_lower_case": false}')
+    pooling = {"pooling_strategy": "max", "activation_function": "relu", "word_embedding_dimension": None}
+    (folder / "1_SpladePooling" / "config.json").write_text(json.dumps(pooling))
+    with loaded(folder) as model:
+        assert model.info.max_seq_len == 20
+        assert np.abs(dense(model.embed_sparse(TEXTS)) - expected(folder)).max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("1_SpladePooling/config.json", '"max"', '"sum"', "pooling_strategy 'sum' is not served; 'max' is"),
+        ("1_SpladePooling/config.json", '"relu"', '"elu"', "activation_function 'elu' is not one of relu, log1p_relu"),
+        ("1_SpladePooling/config.json", '"relu"', "5", "activation_function is 5; a string is needed"),
+        ("sentence_bert_config.json", "fill-mask", "feature-extraction", "SpladePooling alone goes with fill-mask"),
+        ("modules.json", "SpladePooling", "Pooling", "fill-mask is followed by Pooling"),
+    ],
+)
+def test_what_is_not_served(file: str, old: str, new: str, message: str, tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+    with pytest.raises(CheckpointError, match=message), loaded(folder):
+        pass
