@@ -34,7 +34,7 @@ class CohereInput(msgspec.Struct, kw_only=True):
     content: list[ContentPart]
 
 
-class EmbedBody(msgspec.Struct, kw_only=True):
+class CohereEmbedBody(msgspec.Struct, kw_only=True):
     """What to embed: `texts`, or `inputs` in parts. Unknown fields are ignored; null means absent."""
 
     texts: list[str] | None = None
@@ -60,7 +60,7 @@ class EmbedBody(msgspec.Struct, kw_only=True):
         return list(dict.fromkeys(self.embedding_types or ["float"]))
 
 
-class EmbedByTypeAnswer(msgspec.Struct, kw_only=True):
+class CohereEmbedAnswer(msgspec.Struct, kw_only=True):
     """A list of vectors by type."""
 
     id: str
@@ -70,7 +70,7 @@ class EmbedByTypeAnswer(msgspec.Struct, kw_only=True):
     response_type: Literal["embeddings_by_type"] = "embeddings_by_type"
 
 
-class EmbedFloatsAnswer(msgspec.Struct, kw_only=True):
+class CohereFloatsAnswer(msgspec.Struct, kw_only=True):
     """Of /v1/embed without `embedding_types`."""
 
     id: str
@@ -85,7 +85,7 @@ def error_form(error: RtpError) -> tuple[int, bytes]:
     return error.status, orjson.dumps({"message": error.message})
 
 
-def _texts(body: EmbedBody) -> list[str]:
+def _texts(body: CohereEmbedBody) -> list[str]:
     """The texts; InvalidRequest where there are none, or something else."""
     if body.images:
         raise InvalidRequest("images: a text model is served; send texts", param="images")
@@ -103,7 +103,7 @@ def _texts(body: EmbedBody) -> list[str]:
     return texts
 
 
-def to_request(body: EmbedBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
+def to_request(body: CohereEmbedBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     """What the body asks of the engine."""
     texts, dimensions = _texts(body), body.output_dimension
     check_count(len(texts), config, "texts")
@@ -121,7 +121,7 @@ def to_request(body: EmbedBody, info: ModelInfo, config: ServerConfig, request_i
     return Request(inputs=texts, params=params, request_id=request_id)
 
 
-def render(body: EmbedBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
+def render(body: CohereEmbedBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
     """Vectors by type."""
     yield b'{"embeddings":{'
     separator = b""
@@ -132,7 +132,7 @@ def render(body: EmbedBody, response: Response, info: ModelInfo) -> Iterator[byt
     yield b"}," + _closing(body, response, "embeddings_by_type")
 
 
-def render_old(body: EmbedBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
+def render_old(body: CohereEmbedBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
     """Vectors alone, unless types were asked for."""
     if body.embedding_types:
         yield from render(body, response, info)
@@ -154,7 +154,7 @@ def _vectors(kind: str, response: Response) -> Iterator[bytes]:
     yield b"]"
 
 
-def _closing(body: EmbedBody, response: Response, response_type: str) -> bytes:
+def _closing(body: CohereEmbedBody, response: Response, response_type: str) -> bytes:
     rest = {
         "id": f"embed-{uuid4().hex}",
         "texts": _texts(body),
@@ -164,8 +164,8 @@ def _closing(body: EmbedBody, response: Response, response_type: str) -> bytes:
     return orjson.dumps(rest)[1:]
 
 
-_decoder = msgspec.json.Decoder(EmbedBody)
-ROUTES: dict[str, Dialect[EmbedBody]] = {
+_decoder = msgspec.json.Decoder(CohereEmbedBody)
+ROUTES: dict[str, Dialect[CohereEmbedBody]] = {
     PATH: Dialect(_decoder, to_request, render, error_form=error_form),
     OLD_PATH: Dialect(_decoder, to_request, render_old, error_form=error_form),
 }

@@ -49,7 +49,7 @@ class Operation:
     parameter: str | None = None
     headers: dict[str, str] | None = None
     failures: tuple[str, ...] = ("500",)
-    error: type = ErrorAnswer
+    errors: tuple[type, ...] = (ErrorAnswer,)
 
 
 def document() -> dict[str, Any]:
@@ -113,19 +113,16 @@ def _dialects() -> list[Operation]:
 
 
 def _dialect(row: Row) -> Operation:
-    bodies = [_ref(body) for body in row.bodies]
-    schema = bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
-    client = ("400", "413", "422", "424") if row.is_tei else ("400", "413", "415")
     return Operation(
         path=row.path,
         method="post",
         id=_id("post", row.path) if row.path != "/" else "post_root",
         tag=row.tag,
         summary=row.summary,
-        body={"application/json": {"schema": schema, "example": row.example}},
+        body={"application/json": {"schema": _any_of(row.bodies), "example": row.example}},
         answer=_json(schema_of(row.answer, _ref)),
-        failures=(*client, "429", "503") if row.is_tei else (*client, "429", "500", "503"),
-        error=TeiError if row.is_tei else ErrorAnswer,
+        failures=row.statuses,
+        errors=row.errors,
     )
 
 
@@ -248,7 +245,7 @@ def _describe(operation: Operation) -> dict[str, Any]:
         "operationId": operation.id,
         "tags": [operation.tag],
         "summary": operation.summary,
-        "responses": {"200": success} | {status: _failure(status, operation.error) for status in operation.failures},
+        "responses": {"200": success} | {status: _failure(status, operation.errors) for status in operation.failures},
     }
     if operation.body:
         described["requestBody"] = {"required": True, "content": operation.body}
@@ -258,12 +255,16 @@ def _describe(operation: Operation) -> dict[str, Any]:
     return described
 
 
-def _failure(status: str, error: type) -> dict[str, Any]:
-    failure: dict[str, Any] = {"description": _FAILURES[status], "content": _json(_ref(error))}
+def _failure(status: str, errors: tuple[type, ...]) -> dict[str, Any]:
+    failure: dict[str, Any] = {"description": _FAILURES[status], "content": _json(_any_of(errors))}
     if status in ("429", "503"):
         seconds = {"description": "Seconds to wait", "schema": {"type": "integer", "minimum": 1}}
         failure["headers"] = {"Retry-After": seconds}
     return failure
+
+
+def _any_of(types: tuple[type, ...]) -> dict[str, Any]:
+    return _ref(types[0]) if len(types) == 1 else {"anyOf": [_ref(type_) for type_ in types]}
 
 
 def _ref(type_: type) -> dict[str, Any]:

@@ -25,18 +25,11 @@ from rtp_llm.server.scoring import scores_of, scoring_request
 PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 
 
-class ContentPart(msgspec.Struct, kw_only=True):
-    """vLLM's part of a document; only text is served."""
-
-    type: str
-    text: str | None = None
-
-
 class DocumentObject(msgspec.Struct, kw_only=True):
     """A document as an object: `text`, or vLLM's `content`."""
 
     text: str | None = None
-    content: str | list[ContentPart] | None = None
+    content: str | list[cohere.ContentPart] | None = None
 
 
 class RerankBody(msgspec.Struct, kw_only=True):

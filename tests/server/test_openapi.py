@@ -1,5 +1,7 @@
 """The description is valid, complete, and agrees with what the server answers."""
 
+import json
+import re
 from typing import Any
 
 import httpx
@@ -24,6 +26,12 @@ def test_every_route_is_described() -> None:
         (route.path.replace(":path", ""), m.lower()) for route in routes for m in route.methods or () if m != "HEAD"
     }
     assert described == served | {(path, "post") for path in DIALECTS}
+
+
+def test_every_reference_leads_somewhere() -> None:
+    described = document()
+    names = set(re.findall(r"#/components/schemas/([^\"]+)", json.dumps(described)))
+    assert names <= set(described["components"]["schemas"])
 
 
 def test_operation_ids_differ() -> None:
