@@ -195,7 +195,7 @@ class Tokenizer:
         length = self._prompt_lengths.get(key)
         if length is None:
             (encoding,) = self._run({0: prompt}, add_special_tokens)
-            ids, _ = self._cut(encoding, self.truncation_side)
+            ids, _ = self._cut(encoding, Params())
             length = len(ids) - int(bool(ids) and ids[-1] in self._never_text)
             if len(self._prompt_lengths) >= _MAX_CACHED_PROMPTS:
                 self._prompt_lengths.clear()
@@ -215,10 +215,9 @@ class Tokenizer:
         ids = encoding.ids
         types = encoding.type_ids if is_pair and self._has_types else None
         length = len(ids)
-        truncation = params.truncation if is_pair else "longest_first"
         most = params.max_tokens_per_doc if is_pair else None
-        if length > self.max_seq_len or truncation == "only_second" or most is not None:
-            ids, types = self._cut(encoding, self._side(params), types, truncation, most)
+        if length > self.max_seq_len or most is not None or (is_pair and params.truncation == "only_second"):
+            ids, types = self._cut(encoding, params, is_pair=is_pair, types=types)
         truncated = len(ids) < length
         if truncated and (most is None or len(ids) == self.max_seq_len):
             self._check_may_truncate(length, index, params)
@@ -244,20 +243,16 @@ class Tokenizer:
             )
 
     def _cut(
-        self,
-        encoding: Encoding,
-        side: Side,
-        types: list[int] | None = None,
-        truncation: str = "longest_first",
-        max_tokens_per_doc: int | None = None,
+        self, encoding: Encoding, params: Params, *, is_pair: bool = False, types: list[int] | None = None
     ) -> tuple[list[int], list[int] | None]:
         """ids and types without the tokens over the limit, which are never the template's special ones."""
         ids = encoding.ids
         sequence_ids = encoding.sequence_ids
         lengths = sequence_ids.count(0), sequence_ids.count(1)
-        wanted = lengths[0], lengths[1] if max_tokens_per_doc is None else min(lengths[1], max_tokens_per_doc)
+        most, side = params.max_tokens_per_doc, self._side(params)
+        wanted = lengths if most is None else (lengths[0], min(lengths[1], most))
         room = self.max_seq_len - sequence_ids.count(None)
-        if truncation == "only_second":
+        if is_pair and params.truncation == "only_second":
             kept = only_second(*wanted, room, self.max_seq_len)
         else:
             kept = longest_first(*wanted, room)
