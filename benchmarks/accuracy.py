@@ -1,7 +1,7 @@
 """What 8 bits change, on real texts: python -m benchmarks.accuracy [--assets ../shared/assets]
 
-Every int8 engine's vectors beside our fp32 ones: cosines, and what the vectors are for. STS-B's test pairs; retrieval of
-Cranfield's abstracts and of XQuAD's paragraphs; the order of the 50 abstracts that fp32 puts first for a query, as a
+Every int8 engine's vectors beside our fp32 ones: cosines, and what the vectors are for. STS-B's test pairs; retrieval
+of Cranfield's abstracts and of XQuAD's paragraphs; the order of the 50 abstracts that fp32 puts first for a query, as a
 reranker would order them; a linear classifier, fitted on fp32 vectors of paragraphs, that names the article of a
 question. Ends with one JSON line.
 """

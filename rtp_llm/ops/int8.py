@@ -16,6 +16,7 @@ from rtp_llm.core import FloatArray
 
 # Products of 255 and 127, and an outlier's, whose sum fits into 32 bits; a wider weight stays fp32.
 MAX_COLUMNS = 65536
+_STEPS = np.float32(254)  # one less than 8 bits have, so that both ends may be rounded outwards
 _OUTLIER = np.float32(128)  # a row may be so many times as wide with its outlier
 _LEAST_WIDTH = np.float32(1e-30)  # a narrower range counts as none: its inverse would not be finite
 
@@ -50,21 +51,18 @@ def quantizes(weight: FloatArray) -> bool:
 
 
 def quantize_rows(x: FloatArray) -> QuantizedRows:
-    """[M, K]: 256 steps over the range of 0 and of all numbers but the outlier, that without which it is narrowest."""
+    """[M, K]: 254 steps over the range of 0 and of all numbers but the outlier, that without which it is narrowest."""
     low, lower, higher, high = np.sort(np.pad(x, ((0, 0), (0, 2))), axis=1)[:, [0, 1, -2, -1], None].swapaxes(0, 1)
     with np.errstate(invalid="ignore"):
         is_high = high - higher >= lower - low
         bottom = np.where(is_high, low, lower)
         width = np.maximum(np.where(is_high, higher, high) - bottom, (high - low) / _OUTLIER)
         some = width > _LEAST_WIDTH
-        inverse = np.divide(np.float32(255), width, out=np.zeros_like(width), where=some)
+        inverse = np.divide(_STEPS, width, out=np.zeros_like(width), where=some)
         zeros = _nearest(-bottom * inverse)
-        whole = _nearest(x * inverse) + zeros
+        values = _nearest(x * inverse) + zeros
         finite = np.where(np.isfinite(x).all(axis=1, keepdims=True), np.float32(0), np.float32(np.nan))
-        scales = np.where(some, width / np.float32(255), np.float32(0)) + finite
-    outlier = np.argmax(x == np.where(is_high, high, low), axis=1)[:, None]
-    values = np.clip(whole, 0, 255)
-    np.put_along_axis(values, outlier, np.take_along_axis(whole, outlier, axis=1), axis=1)
+        scales = np.where(some, width / _STEPS, np.float32(0)) + finite
     return QuantizedRows(values, scales, zeros)
 
 

@@ -43,9 +43,17 @@ def test_an_outlier_does_not_make_the_steps_of_its_row_coarser(size: float) -> N
     x = np.clip(normal(4, 90), -2.5, 2.5)
     x[:, 17] = size
     rows = quantize_rows(x)
-    assert (rows.scales * 255 <= max(5, 1.001 * (abs(size) + 2.5) / 128)).all()
+    assert (rows.scales * 254 <= max(5, 1.001 * (abs(size) + 2.5) / 128)).all()
     assert (np.abs(rows.scales * (rows.values[:, 17:18] - rows.zeros) - size) <= rows.scales).all()
-    assert (np.delete(rows.values, 17, axis=1) <= 255).all() and (rows.values <= 128 * 256).all()
+    assert (np.abs(rows.values) <= 128 * 256).all()
+
+
+def test_only_one_number_of_a_row_takes_more_than_8_bits() -> None:
+    rng = np.random.default_rng(0)
+    low, high = -rng.exponential(1, (5000, 1)), rng.exponential(1, (5000, 1))
+    x = np.hstack([low, high, low, high, 100 * (high - low), rng.uniform(low, high, (5000, 9))]).astype(np.float32)
+    values = np.sort(quantize_rows(x).values, axis=1)
+    assert values.min() >= 0 and 254 <= values[:, -2].max() <= 255 and values[:, -1].min() > 255
 
 
 def test_zero_stays_zero() -> None:

@@ -1,7 +1,7 @@
 // Numbers in 8 bits: rows of activations with a scale and a zero each, columns of weights with a scale each.
 //
-// A row is x ~ scale (q - zero), q in [0, 255] over the row's own range, 0 included: so 0 stays 0, and a row's bits
-// depend on the row alone. One number of each row may lie outside: transformers' rows have outliers, and the range of
+// A row is x ~ scale (q - zero), 254 steps over the row's own range, 0 included: so 0 stays 0, q in [0, 255] wherever
+// the ends are rounded to, and a row's bits depend on the row alone. One number of each row may lie outside: transformers' rows have outliers, and the range of
 // the others is a third as wide. What it has beyond [0, 255] is kept beside the row, and multiplied apart. A weight is
 // w ~ scale q, q in [-127, 127]. ops/int8.py is the definition, bit for bit.
 #pragma once
@@ -40,13 +40,18 @@ struct Quantize {
   }
 
  private:
-  // The two largest numbers of each lane of what was added, or 0; and NaN where it was not finite.
-  struct Largest {
-    Vec first{}, second{};
+  static constexpr float kSteps = 254.0f;
+
+  // The two lowest and the two highest numbers of each lane of what was added, 0 among them.
+  struct Ends {
+    Vec low{}, lower{}, higher{}, high{}, invalid{};
 
     void add(Vec x) {
-      second = larger(second, smaller(first, x));
-      first = larger(first, x);
+      lower = smaller(lower, larger(low, x));
+      low = smaller(low, x);
+      higher = larger(higher, smaller(high, x));
+      high = larger(high, x);
+      invalid += x * 0.0f;  // NaN from infinity and NaN, which minimum and maximum may lose
     }
   };
 
@@ -57,51 +62,48 @@ struct Quantize {
   void quantize(const float* row, char* to, int64_t stride) const {
     const Range range = range_of(row);
     // Narrower than 1e-30, a row counts as zero: its inverse would not be finite.
-    const float inverse = range.width > 1e-30f ? 255.0f / range.width : 0.0f;
-    const float scale = inverse > 0.0f ? range.width / 255.0f : 0.0f;
+    const float inverse = range.width > 1e-30f ? kSteps / range.width : 0.0f;
+    const float scale = inverse > 0.0f ? range.width / kSteps : 0.0f;
     const int32_t zero = nearest(broadcast(-range.bottom * inverse))[0] - kOffset;
     auto* numbers = reinterpret_cast<Quantized*>(to + sizeof(RowHead));
     const int64_t padded = (stride - int64_t(sizeof(RowHead))) / int64_t(sizeof(Quantized));
-    VecInt places = VecInt{} + int32_t(K - 1), place = lane_numbers();
-    for (int64_t k = 0; k < padded; k += kWidth, place += kWidth) {
+    for (int64_t k = 0; k < padded; k += kWidth) {
       const Vec x = load_lanes(row + k, std::clamp<int64_t>(K - k, 0, kWidth));
-      const VecInt q = within(nearest(x * inverse) + zero);
+      const VecInt q = nearest(x * inverse) + zero;
       *reinterpret_cast<QuantizedUnaligned*>(numbers + k) = __builtin_convertvector(q, QuantizedUnaligned);
-      places = (x == range.outlier) & (place < places) ? place : places;
     }
-    const int32_t outlier = least(places);
-    const VecInt whole = nearest(broadcast(row[outlier] * inverse)) + zero;
-    const RowHead head{scale + range.invalid, zero, outlier, (whole - within(whole))[0]};
+    RowHead head{scale + range.invalid, zero, 0, 0};
+    const int32_t whole = nearest(broadcast(range.outlier * inverse))[0] + zero;
+    const int32_t within = std::clamp(whole, -kOffset, 255 - kOffset);
+    if (whole != within) {
+      head.place = int32_t(find(row, range.outlier));
+      head.excess = whole - within;
+      numbers[head.place] = Quantized(within);
+    }
     std::memcpy(to, &head, sizeof head);
   }
 
-  // Of all numbers but the one without which it is narrowest; 128 times as wide with that one, at most.
+  // Of all numbers but the one without which it is narrowest; with that one, 128 times as wide at most.
   Range range_of(const float* row) const {
-    Largest above, below;
-    Vec invalid{};
-    for (int64_t k = 0; k < K; k += kWidth) {
-      const Vec x = load_lanes(row + k, std::min<int64_t>(kWidth, K - k));
-      above.add(x);
-      below.add(-x);
-      invalid += x * 0.0f;  // minimum and maximum may lose a NaN
-    }
-    const Two high = two_largest(above.first, above.second), low = two_largest(below.first, below.second);
+    Ends ends;
+    for (int64_t k = 0; k < K; k += kWidth) ends.add(load_lanes(row + k, std::min<int64_t>(kWidth, K - k)));
+    const Two high = two_largest(ends.high, ends.higher), low = two_largest(-ends.low, -ends.lower);
     const bool is_high = high.first - high.second >= low.first - low.second;
     const float top = is_high ? high.second : high.first, bottom = is_high ? -low.first : -low.second;
     const float width = std::max(top - bottom, (high.first + low.first) / 128.0f);
-    return {bottom, width, is_high ? high.first : -low.first, sum_lanes(invalid)};
+    return {bottom, width, is_high ? high.first : -low.first, sum_lanes(ends.invalid)};
   }
 
-  static VecInt within(VecInt q) {
-    const VecInt least = VecInt{} - kOffset, most = least + 255;
-    q = q < least ? least : q;
-    return q > most ? most : q;
-  }
-
-  static int32_t least(VecInt numbers) {
-    int32_t least = numbers[0];
-    for (int i = 1; i < kWidth; ++i) least = std::min(least, numbers[i]);
-    return least;
+  // Where it is; 0 in a row with NaN.
+  int64_t find(const float* row, float number) const {
+    constexpr int64_t kBlock = 64;
+    for (int64_t start = 0; start < K; start += kBlock) {
+      const int64_t end = std::min(K, start + kBlock);
+      int found = 0;
+      for (int64_t k = start; k < end; ++k) found |= row[k] == number;
+      if (found) return std::find(row + start, row + end, number) - row;
+    }
+    return 0;
   }
 };
 
