@@ -1,7 +1,9 @@
 """Linear layers in 8 bits: what `--quantization int8` means, in plain numpy; the kernels agree bit for bit.
 
 Each row of activations has a scale and a zero of its own, found when it is computed, each row of a weight a scale found
-at load. Products are summed as integers, so no order of summation changes a result, and a row depends on nothing else.
+at load. The range of a row leaves out one number, its outlier, which may take more than 8 bits: in a transformer's rows
+one number is often several times any other, and without it the steps are that much finer. Products are summed as
+integers, so no order of summation changes a result, and a row depends on nothing else.
 """
 
 from dataclasses import dataclass
@@ -12,8 +14,10 @@ from numpy.typing import NDArray
 
 from rtp_llm.core import FloatArray
 
-# Products of 255 and 127 that fit into 32 bits; a wider weight stays fp32.
-MAX_COLUMNS = (2**31 - 1) // (255 * 127)
+# Products of 255 and 127, and an outlier's, whose sum fits into 32 bits; a wider weight stays fp32.
+MAX_COLUMNS = 65536
+_STEPS = np.float32(254)  # one less than 8 bits have, so that both ends may be rounded outwards
+_OUTLIER = np.float32(128)  # a row may be so many times as wide with its outlier
 _LEAST_WIDTH = np.float32(1e-30)  # a narrower range counts as none: its inverse would not be finite
 
 
@@ -21,7 +25,7 @@ _LEAST_WIDTH = np.float32(1e-30)  # a narrower range counts as none: its inverse
 class QuantizedRows:
     """x ~ scales * (values - zeros); a row with NaN or infinity has the scale NaN."""
 
-    values: NDArray[np.uint8]  # [M, K]
+    values: NDArray[np.int32]  # [M, K], in [0, 255] but for one number of each row
     scales: FloatArray  # [M, 1]
     zeros: NDArray[np.int32]  # [M, 1]
 
@@ -37,7 +41,7 @@ class Int8Matrix:
         """x [M, K] in 8 bits, times w.T -> [M, N] in fp32."""
         rows = quantize_rows(x)
         # NOTE: in float64 BLAS multiplies, and sums of integers below 2^53 are exact.
-        sums = (rows.values - rows.zeros.astype(np.float64)) @ self.values.T.astype(np.float64)
+        sums = (rows.values - rows.zeros).astype(np.float64) @ self.values.T.astype(np.float64)
         return sums.astype(np.float32) * (rows.scales * self.scales)
 
 
@@ -47,16 +51,19 @@ def quantizes(weight: FloatArray) -> bool:
 
 
 def quantize_rows(x: FloatArray) -> QuantizedRows:
-    """[M, K]: 256 steps over the row's own range, which includes 0, so that 0 stays 0."""
-    low = np.minimum(x.min(axis=1, keepdims=True, initial=0), 0)
-    width = np.maximum(x.max(axis=1, keepdims=True, initial=0), 0) - low
+    """[M, K]: 254 steps over the range of 0 and of all numbers but the outlier, that without which it is narrowest."""
+    low, lower, higher, high = np.sort(np.pad(x, ((0, 0), (0, 2))), axis=1)[:, [0, 1, -2, -1], None].swapaxes(0, 1)
     with np.errstate(invalid="ignore"):
-        invalid = np.where(np.isfinite(x).all(axis=1, keepdims=True), np.float32(0), np.float32(np.nan))
+        is_high = high - higher >= lower - low
+        bottom = np.where(is_high, low, lower)
+        width = np.maximum(np.where(is_high, higher, high) - bottom, (high - low) / _OUTLIER)
         some = width > _LEAST_WIDTH
-        inverse = np.divide(np.float32(255), width, out=np.zeros_like(width), where=some)
-        zeros = _nearest(-low * inverse)
-        values = np.clip(_nearest(x * inverse) + zeros, 0, 255).astype(np.uint8)
-    return QuantizedRows(values, np.where(some, width / np.float32(255), np.float32(0)) + invalid, zeros)
+        inverse = np.divide(_STEPS, width, out=np.zeros_like(width), where=some)
+        zeros = _nearest(-bottom * inverse)
+        values = _nearest(x * inverse) + zeros
+        finite = np.where(np.isfinite(x).all(axis=1, keepdims=True), np.float32(0), np.float32(np.nan))
+        scales = np.where(some, width / _STEPS, np.float32(0)) + finite
+    return QuantizedRows(values, scales, zeros)
 
 
 def quantize_weight(weight: FloatArray) -> Int8Matrix:

@@ -38,6 +38,24 @@ def test_rows_are_within_half_a_step(columns: int) -> None:
     assert (error <= rows.scales * 1.001).all() and error.mean() <= 0.3 * rows.scales.mean()
 
 
+@pytest.mark.parametrize("size", [-300, -20, 20, 300, 1e6])
+def test_an_outlier_does_not_make_the_steps_of_its_row_coarser(size: float) -> None:
+    x = np.clip(normal(4, 90), -2.5, 2.5)
+    x[:, 17] = size
+    rows = quantize_rows(x)
+    assert (rows.scales * 254 <= max(5, 1.001 * (abs(size) + 2.5) / 128)).all()
+    assert (np.abs(rows.scales * (rows.values[:, 17:18] - rows.zeros) - size) <= rows.scales).all()
+    assert (np.abs(rows.values) <= 128 * 256).all()
+
+
+def test_only_one_number_of_a_row_takes_more_than_8_bits() -> None:
+    rng = np.random.default_rng(0)
+    low, high = -rng.exponential(1, (5000, 1)), rng.exponential(1, (5000, 1))
+    x = np.hstack([low, high, low, high, 100 * (high - low), rng.uniform(low, high, (5000, 9))]).astype(np.float32)
+    values = np.sort(quantize_rows(x).values, axis=1)
+    assert values.min() >= 0 and 254 <= values[:, -2].max() <= 255 and values[:, -1].min() > 255
+
+
 def test_zero_stays_zero() -> None:
     x = normal(5, 40)
     x[:, ::3] = 0
@@ -57,6 +75,17 @@ def test_weights_are_within_half_a_step() -> None:
 def test_kernels_equal_the_reference(ops: NativeOps, m: int, n: int, k: int) -> None:
     x, weight = normal(m, k), normal(n, k)
     np.testing.assert_array_equal(linear(ops, x, weight), linear(numpy_ops, x, weight))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3, 65, 68])
+@pytest.mark.parametrize("outlier", [-1e4, -7, 12, 500])
+def test_kernels_multiply_outliers_whole(ops: NativeOps, outlier: float, place: int) -> None:
+    x, weight = normal(30, 69), normal(47, 69)
+    x[::2, place] = outlier
+    x[5, :] = outlier
+    y = linear(ops, x, weight)
+    np.testing.assert_array_equal(y, linear(numpy_ops, x, weight))
+    np.testing.assert_allclose(np.delete(y, 5, axis=0), np.delete(x @ weight.T, 5, axis=0), atol=1 + abs(outlier) / 60)
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-25, 1e30])

@@ -76,6 +76,12 @@ inline VecInt dot(VecInt sums, VecInt row, VecInt column) {
 #endif
 }
 
+// The number at `place` of each lane's group.
+inline VecInt number_of(VecInt groups, int place) {
+  constexpr int kBits = 32 / kGroup;
+  return (groups << ((kGroup - 1 - place) * kBits)) >> (32 - kBits);
+}
+
 // To the nearest integer, ties to even; lanes without one (NaN, too large) hold any number.
 inline VecInt nearest(Vec x) {
 #if defined(__AVX512F__)

@@ -1,7 +1,8 @@
 // y = activation(x w^T + bias) + residual, on quantised rows and an int8 weight.
 //
 // The products are summed as integers, so their order is free; what follows is in fp32, by one code for all tiles. With
-// q of a row and of a column, sum((q - zero) w) = sum(q w) - zero sum(w), where sum(w) was computed at load.
+// q of a row and w of a column, sum((q - zero) w) = sum(q w) - zero sum(w), where sum(w) was computed at load; and the
+// row's one number that may lie outside [0, 255] adds its excess times its w.
 #pragma once
 #include "int8.h"
 
@@ -83,11 +84,14 @@ struct LinearInt8 {
     int64_t stride;
     const float* column_scales;
     const int32_t* column_sums;
+    const int8_t* panel;
 
     Vec operator()(int64_t row, int64_t column, int64_t) const {
       RowHead head;
       std::memcpy(&head, rows + row * stride, sizeof head);
-      const VecInt exact = load(sums + row * kPanel + column) - head.zero * load(column_sums + column);
+      VecInt exact = load(sums + row * kPanel + column) - head.zero * load(column_sums + column);
+      const int8_t* group = panel + (head.place / kGroup * kPanel + column) * kGroup;
+      if (head.excess != 0) exact += head.excess * number_of(columns_of(group), head.place % kGroup);
       return __builtin_convertvector(exact, Vec) * (head.scale * load(column_scales + column));
     }
   };
@@ -106,7 +110,7 @@ struct LinearInt8 {
       for (int r = 0; r < rows; ++r)
         for (int j = 0; j < kPanel; j += 16) __builtin_prefetch(y + (m + r) * N + n + j, 1);
       multiply(rows, cols, x_rows, stride, w, sums);
-      const Dequantized product{sums, x_rows, stride, packed.scales(memory) + n, packed.sums(memory) + n};
+      const Dequantized product{sums, x_rows, stride, packed.scales(memory) + n, packed.sums(memory) + n, w};
       epilogue.finish(product, rows, cols, m, n);
       m += rows;
     }

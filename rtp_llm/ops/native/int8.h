@@ -1,18 +1,21 @@
 // Numbers in 8 bits: rows of activations with a scale and a zero each, columns of weights with a scale each.
 //
-// A row is x ~ scale (q - zero), q in [0, 255] over the row's own range, zero included: so 0 stays 0, and a row's bits
-// depend on the row alone. A weight is w ~ scale q, q in [-127, 127]. ops/int8.py is the definition, bit for bit.
+// A row is x ~ scale (q - zero), 254 steps over the row's own range, 0 included: so 0 stays 0, q in [0, 255] wherever
+// the ends are rounded to, and a row's bits depend on the row alone. One number of each row may lie outside: transformers' rows have outliers, and the range of
+// the others is a third as wide. What it has beyond [0, 255] is kept beside the row, and multiplied apart. A weight is
+// w ~ scale q, q in [-127, 127]. ops/int8.py is the definition, bit for bit.
 #pragma once
 #include "dot.h"
 #include "gemm.h"
 
 namespace {
 
-// A quantised row of K numbers: this head, then the numbers, filled up with zeros to whole cache lines. With the head's
-// line, rows of K = 4096 do not all fall into the same cache sets.
+// A quantised row of K numbers: this head, then the numbers, filled up to whole cache lines. With the head's line, rows
+// of K = 4096 do not all fall into the same cache sets.
 struct alignas(64) RowHead {
   float scale;
   int32_t zero;
+  int32_t place, excess;  // of the number that may lie outside: where it is, and what it has beyond [0, 255]
 };
 
 inline int64_t quantized_row_bytes(int64_t K) {
@@ -37,48 +40,70 @@ struct Quantize {
   }
 
  private:
-  struct Range {
-    Vec low{}, high{}, invalid{};
+  static constexpr float kSteps = 254.0f;
+
+  // The two lowest and the two highest numbers of each lane of what was added, 0 among them.
+  struct Ends {
+    Vec low{}, lower{}, higher{}, high{}, invalid{};
 
     void add(Vec x) {
+      lower = smaller(lower, larger(low, x));
       low = smaller(low, x);
+      higher = larger(higher, smaller(high, x));
       high = larger(high, x);
       invalid += x * 0.0f;  // NaN from infinity and NaN, which minimum and maximum may lose
     }
   };
 
+  struct Range {
+    float bottom, width, outlier, invalid;
+  };
+
   void quantize(const float* row, char* to, int64_t stride) const {
     const Range range = range_of(row);
-    const float low = -max_lanes(-range.low), width = max_lanes(range.high) - low;
-    // Below 1e-30 a row counts as zero: its inverse would not be finite.
-    const float inverse = width > 1e-30f ? 255.0f / width : 0.0f;
-    const int32_t zero = nearest(broadcast(-low * inverse))[0] - kOffset;
-    const RowHead head{inverse > 0.0f ? width / 255.0f + sum_lanes(range.invalid) : sum_lanes(range.invalid), zero};
-    std::memcpy(to, &head, sizeof head);
-    auto* numbers = reinterpret_cast<Quantized*>(to + sizeof head);
-    const int64_t padded = (stride - int64_t(sizeof head)) / int64_t(sizeof(Quantized));
+    // Narrower than 1e-30, a row counts as zero: its inverse would not be finite.
+    const float inverse = range.width > 1e-30f ? kSteps / range.width : 0.0f;
+    const float scale = inverse > 0.0f ? range.width / kSteps : 0.0f;
+    const int32_t zero = nearest(broadcast(-range.bottom * inverse))[0] - kOffset;
+    auto* numbers = reinterpret_cast<Quantized*>(to + sizeof(RowHead));
+    const int64_t padded = (stride - int64_t(sizeof(RowHead))) / int64_t(sizeof(Quantized));
     for (int64_t k = 0; k < padded; k += kWidth) {
-      const int64_t lanes = std::clamp<int64_t>(K - k, 0, kWidth);
-      *reinterpret_cast<QuantizedUnaligned*>(numbers + k) = rounded(load_lanes(row + k, lanes) * inverse, zero);
+      const Vec x = load_lanes(row + k, std::clamp<int64_t>(K - k, 0, kWidth));
+      const VecInt q = nearest(x * inverse) + zero;
+      *reinterpret_cast<QuantizedUnaligned*>(numbers + k) = __builtin_convertvector(q, QuantizedUnaligned);
     }
+    RowHead head{scale + range.invalid, zero, 0, 0};
+    const int32_t whole = nearest(broadcast(range.outlier * inverse))[0] + zero;
+    const int32_t within = std::clamp(whole, -kOffset, 255 - kOffset);
+    if (whole != within) {
+      head.place = int32_t(find(row, range.outlier));
+      head.excess = whole - within;
+      numbers[head.place] = Quantized(within);
+    }
+    std::memcpy(to, &head, sizeof head);
   }
 
+  // Of all numbers but the one without which it is narrowest; with that one, 128 times as wide at most.
   Range range_of(const float* row) const {
-    Range even, odd;
-    int64_t k = 0;
-    for (; k + 2 * kWidth <= K; k += 2 * kWidth) {
-      even.add(load(row + k));
-      odd.add(load(row + k + kWidth));
-    }
-    for (; k < K; k += kWidth) even.add(load_lanes(row + k, std::min<int64_t>(kWidth, K - k)));
-    return {smaller(even.low, odd.low), larger(even.high, odd.high), even.invalid + odd.invalid};
+    Ends ends;
+    for (int64_t k = 0; k < K; k += kWidth) ends.add(load_lanes(row + k, std::min<int64_t>(kWidth, K - k)));
+    const Two high = two_largest(ends.high, ends.higher), low = two_largest(-ends.low, -ends.lower);
+    const bool is_high = high.first - high.second >= low.first - low.second;
+    const float top = is_high ? high.second : high.first, bottom = is_high ? -low.first : -low.second;
+    const float width = std::max(top - bottom, (high.first + low.first) / 128.0f);
+    return {bottom, width, is_high ? high.first : -low.first, sum_lanes(ends.invalid)};
   }
 
-  static QuantizedUnaligned rounded(Vec x, int32_t zero) {
-    VecInt q = nearest(x) + zero;
-    q = q < -kOffset ? VecInt{} - kOffset : q;
-    q = q > 255 - kOffset ? VecInt{} + (255 - kOffset) : q;
-    return __builtin_convertvector(q, QuantizedUnaligned);
+  // Where it is; 0 in a row with NaN.
+  int64_t find(const float* row, float number) const {
+    constexpr int64_t kBlock = 64;
+    for (int64_t start = 0; start < K; start += kBlock) {
+      const int64_t end = std::min(K, start + kBlock);
+      int found = 0;
+      for (int64_t k = start; k < end; ++k) found |= row[k] == number;
+      if (found) return std::find(row + start, row + end, number) - row;
+    }
+    return 0;
   }
 };
 

@@ -1,5 +1,6 @@
 // Vectors of fp32 as wide as the target has them, and the few functions that the kernels share.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -114,6 +115,27 @@ inline float sum_lanes(Vec x) {
 }
 inline float max_lanes(Vec x) {
   return reduce(x, [](auto a, auto b) { return a > b ? a : b; });
+}
+
+struct Two {
+  float first, second;
+};
+
+// The two largest of all lanes, given the two largest of each.
+template <int N = kWidth>
+inline Two two_largest(typename Lanes<N>::Type first, typename Lanes<N>::Type second) {
+  if constexpr (N == 4) {
+    Two two{first[0], second[0]};
+    for (int i = 1; i < 4; ++i)
+      two = {std::max(two.first, first[i]), std::max(std::max(two.second, second[i]), std::min(two.first, first[i]))};
+    return two;
+  } else {
+    Lanes<N / 2> a, b;
+    std::memcpy(&a, &first, sizeof first);
+    std::memcpy(&b, &second, sizeof second);
+    const auto smaller = a.low < a.high ? a.low : a.high, rest = b.low > b.high ? b.low : b.high;
+    return two_largest<N / 2>(a.low > a.high ? a.low : a.high, smaller > rest ? smaller : rest);
+  }
 }
 
 inline VecInt lane_numbers() {
