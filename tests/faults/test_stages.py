@@ -86,8 +86,9 @@ def test_a_thread_that_dies(server: Faulty, monkeypatch: pytest.MonkeyPatch, whe
         began = time.monotonic()
         hold.set()
         statuses = [future.result().status_code for future in waiting]
-        assert time.monotonic() - began < 1 and told and told[0] - began < 1
-    assert set(statuses) <= {200, 500, 503} and 503 in statuses
+        wait_until(lambda: bool(told), 1.0)
+        assert time.monotonic() - began < 1
+    assert set(statuses) <= {200, 500, 503} and set(statuses) != {200}
     assert server.client.get("/health").status_code == 503 and server.ask("x").status_code == 503
     with pytest.raises(NotReady, match="a batch thread has died"):
         server.engine.check_health()
