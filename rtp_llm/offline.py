@@ -16,6 +16,7 @@ from rtp_llm.similarity import hybrid, hybrid_weights, similarity
 # Inputs of one request: large enough that batches are full, small enough that a progress bar moves.
 _SLICE = 256
 _NO_EMBEDDINGS = (TaskType.RERANK, TaskType.CLASSIFY, TaskType.CUSTOM)
+_DEFAULT_KINDS = (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT)
 _KINDS = ("dense", "sparse", "colbert", "hybrid")
 
 
@@ -82,13 +83,18 @@ class Model:
         """-> fp32 [tokens - 1, dim] an input. `params`: fields of core.Params."""
         return self._run(inputs, (TaskType.COLBERT,), arguments.params(**params), progress)[TaskType.COLBERT]
 
-    def embed_all(self, inputs: Iterable[Input], *, progress: bool = False, **params: Any) -> dict[str, list[Any]]:
-        """-> every kind of embedding that the checkpoint offers (dense, sparse, colbert), from one forward.
+    def embed_all(
+        self, inputs: Iterable[Input], *, kinds: Iterable[str] | None = None, progress: bool = False, **params: Any
+    ) -> dict[str, list[Any]]:
+        """-> the `kinds` asked for, else all that the checkpoint offers (dense, sparse, colbert), from one forward.
 
-        The tokens' hidden states are there where they are all that the checkpoint was loaded for.
+        `tokens`, the tokens' hidden states, come where they are asked for, or all that the checkpoint was loaded for.
         """
-        kinds = (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT)
-        tasks = tuple(task for task in self.info.tasks if task in kinds) or (TaskType.TOKENS,)
+        if kinds is None:
+            tasks = tuple(task for task in self.info.tasks if task in _DEFAULT_KINDS) or (TaskType.TOKENS,)
+        else:
+            names = [kind.value for kind in (*_DEFAULT_KINDS, TaskType.TOKENS)]
+            tasks = tuple(TaskType(arguments.choice(kind, names, "kinds")) for kind in arguments.texts(kinds, "kinds"))
         return {
             task.value: rows for task, rows in self._run(inputs, tasks, arguments.params(**params), progress).items()
         }

@@ -73,7 +73,7 @@ def test_backends_agree(int8: Model, minilm: Path, passages: list[str], backend:
         options = {"instruction_set": usable_or_skip(backend)}
     texts = ["one", "two words", passages[0]]
     with Model(str(minilm), quantization="int8", **options) as other:
-        # NOTE: a number between two steps falls to either where fp32 differs in its last place, and layers multiply that.
+        # NOTE: a number between two steps falls to either where fp32 differs in its last place; layers multiply that.
         assert cosines(other.embed(texts), int8.embed(texts)).min() >= 0.997
 
 

@@ -94,10 +94,10 @@ def _rows(
 
 
 def _embedded(model: "Model", texts: list[str], kinds: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
-    """Each kind's outputs; several come from one forward, with whatever else the checkpoint offers."""
+    """Each kind's outputs; several come from one forward."""
     if kinds == (TaskType.DENSE.value,):
         return {kinds[0]: model.embed(texts, **options)}
-    return model.embed_all(texts, return_tokens=True, **options)
+    return model.embed_all(texts, kinds=kinds, return_tokens=True, **options)
 
 
 def _plain(value: Any) -> Any:

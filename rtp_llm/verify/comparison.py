@@ -127,6 +127,8 @@ def _ask_ours(
 
 def _without_reference(info: ModelInfo, works: Sequence[_Work]) -> list[str]:
     planned = {task for work in works for task in work.plan.tasks}
+    if TaskType.DENSE in planned:
+        planned.add(TaskType.TOKENS)
     return [f"{task.value}: no other implementation is known" for task in info.tasks if task not in planned]
 
 

@@ -93,7 +93,8 @@ def make_plans(model_config: ModelConfig, tasks: tuple[TaskType, ...]) -> list[P
     m3_tasks = (TaskType.DENSE, *lexical) if TaskType.DENSE in tasks and is_plain_m3 else lexical
     if m3_tasks:
         plans.append(_m3_plan(m3_tasks))
-    if TaskType.TOKENS in tasks:
+    # Beside dense vectors, tokens are what these were made of.
+    if TaskType.TOKENS in tasks and TaskType.DENSE not in tasks:
         title = "transformers' AutoModel, normalised"
         plans.append(Plan((TaskType.TOKENS,), "rtp_llm.verify.huggingface", "TokensReference", _HF, title))
     if TaskType.RERANK in tasks:

@@ -101,7 +101,7 @@ def test_parameters_reach_it(checkpoint: Path, tmp_path: Path) -> None:
 def test_the_checkpoints_own_tasks_stand_beside_it(checkpoint: Path, tmp_path: Path) -> None:
     flag = write(tmp_path, "return request.embeddings", init="self.reads = 'embeddings'")
     with loaded(checkpoint, custom_module=flag, task_type="DENSE_EMBEDDING", pooling="max") as model:
-        assert model.info.tasks == (TaskType.CUSTOM, TaskType.DENSE)
+        assert model.info.tasks == (TaskType.CUSTOM, TaskType.DENSE, TaskType.TOKENS)
         assert np.array_equal(model.custom(TEXTS), model.embed(TEXTS))
 
 
