@@ -327,7 +327,7 @@ class Engine:
         for group in grant.groups:
             for item in group:
                 if not item.owner.computing_at:
-                    item.owner.computing_at = now
+                    item.owner.computing_at, item.owner.batch_rows = now, len(grant.groups)
         return grant, late
 
     def _process(self, grant: Grant) -> None:

@@ -4,6 +4,8 @@ POST routes that run the model are dispatched here, by path; everything else goe
 """
 
 import asyncio
+import time
+from collections.abc import Sequence
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
@@ -14,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.errors import InvalidRequest, NotReady
-from rtp_llm.observability import CONTENT_TYPE
+from rtp_llm.observability import CONTENT_TYPE, Observer
 from rtp_llm.server import (
     classifier,
     cohere,
@@ -77,16 +79,25 @@ _CLIENT_LEFT = 499  # nginx's word for it; only the metrics see it
 class Dispatcher:
     """An ASGI callable that gives every request an id, an answer and a place in the metrics."""
 
-    def __init__(self, engine: EngineLike, config: ServerConfig) -> None:
+    def __init__(self, engine: EngineLike, config: ServerConfig, observers: Sequence[Observer] = ()) -> None:
         self.engine = engine
         self.admission = Admission(config)
         self.keys = KeyRing(config)
         self._cors = Cors(config.cors_origins)
+        self._observers = observers
         self._service = Service(engine, config, self.admission)
         self._max_body_bytes, self._body_timeout = config.max_body_bytes, config.body_timeout
         own = [*pages.routes(), Route("/metrics", self._metrics)]
-        parts = (openai.routes(engine), rtp.routes(engine), tei.get_routes(engine, config), vllm.get_routes(), own)
+        probes = rtp.routes(self.check_health)
+        parts = (
+            openai.routes(engine),
+            probes,
+            tei.get_routes(engine, config, self.check_health),
+            vllm.get_routes(),
+            own,
+        )
         self.routes = [route for part in parts for route in part]
+        engine.metrics.watch_health(self._is_ready)
         self._router = Router(self.routes, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,7 +114,24 @@ class Dispatcher:
             await _respond_error(exchange, NotReady("the server is shutting down: try another one, or later"))
         except Exception as error:
             await _respond_error(exchange, error)
-        self.engine.metrics.observe_http(exchange.route, exchange.status)
+        self.engine.metrics.observe_http(exchange.route, exchange.status, time.perf_counter() - exchange.started_at)
+        if self._observers:
+            seen = exchange.seen()
+            for observer in self._observers:
+                observer.observe(seen)
+
+    def check_health(self) -> None:
+        """Raise NotReady, with the reason, when no more requests should be sent here."""
+        if self.admission.draining:
+            raise NotReady("the server is about to shut down: try another one")
+        self.engine.check_health()
+
+    def _is_ready(self) -> bool:
+        try:
+            self.check_health()
+        except NotReady:
+            return False
+        return True
 
     async def _dispatch(self, exchange: Exchange) -> None:
         path = exchange.path.rstrip("/") or "/"

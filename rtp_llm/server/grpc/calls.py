@@ -1,7 +1,8 @@
 """One RPC: bytes -> message -> the engine -> message, with the border at which every failure becomes a status."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -21,6 +22,7 @@ from rtp_llm.errors import (
     RtpError,
     UnsupportedTask,
 )
+from rtp_llm.observability import Observer, Seen
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.errors import as_rtp_error
 from rtp_llm.server.exchange import choose_id
@@ -62,10 +64,13 @@ class Scored(NamedTuple):
 class Calls:
     """Makes the handlers of RPCs; each RPC gets an id, a status and a place in the metrics."""
 
-    def __init__(self, engine: EngineLike, config: ServerConfig, admission: Admission) -> None:
+    def __init__(
+        self, engine: EngineLike, config: ServerConfig, admission: Admission, observers: Sequence[Observer] = ()
+    ) -> None:
         self._engine = engine
         self._config = config
         self._admission = admission
+        self._observers = observers
         self.leaving = asyncio.Event()
         self._running: set[asyncio.Task[Any]] = set()
         self._over = False
@@ -139,8 +144,9 @@ class Calls:
     @asynccontextmanager
     async def border(self, path: str, context: Context) -> AsyncIterator[str]:
         """Around an RPC: gives its id; whatever is raised inside leaves as a status, without internals."""
-        given = dict(context.invocation_metadata() or ()).get("x-request-id")
-        request_id, status = choose_id(given.encode() if isinstance(given, str) else None), _CLIENT_LEFT
+        headers = as_headers(context.invocation_metadata() or ())
+        request_id, status = choose_id(headers.get(b"x-request-id")), _CLIENT_LEFT
+        started_at = time.perf_counter()
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
@@ -159,7 +165,19 @@ class Calls:
             await _abort(context, _code(error), shown, request_id)
         finally:
             self._running.discard(task)
-            self._engine.metrics.observe_http(path, status)
+            seconds = time.perf_counter() - started_at
+            self._engine.metrics.observe_http(path, status, seconds)
+            seen = Seen(
+                request_id=request_id,
+                method="gRPC",
+                route=path,
+                status=status,
+                started_at=started_at,
+                seconds=seconds,
+                headers=headers,
+            )
+            for observer in self._observers:
+                observer.observe(seen)
 
     async def _run(self, request: Request, num_bytes: int, *, patient: bool) -> Response:
         self._admission.check_size(request, num_bytes)
@@ -289,6 +307,15 @@ def _code(error: Exception) -> Any:
     if isinstance(error, InvalidRequest):
         return grpc.StatusCode.INVALID_ARGUMENT
     return _CODES.get(status, grpc.StatusCode.INTERNAL) if isinstance(status, int) else grpc.StatusCode.INTERNAL
+
+
+def as_headers(metadata: Iterable[tuple[str, str | bytes]]) -> dict[bytes, bytes]:
+    """An RPC's metadata, as HTTP has its headers."""
+    return {_bytes(name): _bytes(value) for name, value in metadata}
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode("latin-1", "replace")
 
 
 def _characters(request: Request) -> int:

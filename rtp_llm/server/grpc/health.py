@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rtp_llm.core import TaskType
 from rtp_llm.errors import NotReady
+from rtp_llm.server.admission import Admission
 from rtp_llm.server.service import EngineLike
 
 _LOOK_AGAIN = 1.0  # seconds between two looks of a Watch
@@ -23,8 +24,9 @@ _NEEDED = {
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """The server's health under the name "", and that of each of `services`; `leaving` ends what watches."""
 
-    def __init__(self, engine: EngineLike, services: set[str], leaving: asyncio.Event) -> None:
+    def __init__(self, engine: EngineLike, admission: Admission, services: set[str], leaving: asyncio.Event) -> None:
         self._engine = engine
+        self._admission = admission
         self._services = services
         self._leaving = leaving
 
@@ -57,7 +59,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         try:
             self._engine.check_health()
             needed = _NEEDED.get(service)
-            serves = not self._leaving.is_set() and (not needed or bool(needed & set(self._engine.info().tasks)))
+            leaves = self._admission.draining or self._leaving.is_set()
+            serves = not leaves and (not needed or bool(needed & set(self._engine.info().tasks)))
         except NotReady:
             serves = False
         return int(statuses.SERVING if serves else statuses.NOT_SERVING)

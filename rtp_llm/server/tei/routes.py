@@ -1,6 +1,7 @@
 """Which of TEI's paths goes where; /, /invocations and /vertex go by the model, GET /info and /ping."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -120,14 +121,14 @@ ROUTES: dict[str, Route] = {
 }
 
 
-def get_routes(engine: EngineLike, config: ServerConfig) -> list[routing.Route]:
+def get_routes(engine: EngineLike, config: ServerConfig, check_health: Callable[[], None]) -> list[routing.Route]:
     """GET /info and /ping."""
 
     async def info(_: HttpRequest) -> HttpResponse:
         return HttpResponse(msgspec.json.encode(tei_info(engine.info(), config)), media_type="application/json")
 
     async def ping(_: HttpRequest) -> HttpResponse:
-        engine.check_health()
+        check_health()
         return HttpResponse(b"")
 
     return [routing.Route(INFO_PATH, info), routing.Route(PING_PATH, ping)]
