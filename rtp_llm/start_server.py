@@ -31,6 +31,8 @@ _CLOSING = 30.0  # seconds for the step that is being computed
 def main(argv: Sequence[str] | None = None, prog: str = "rtp_llm.start_server") -> None:
     """Parse, load, serve until SIGTERM or SIGINT; exits 2 for a wrong option, 1 where starting fails."""
     output = set_up()
+    for library in ("httpx", "httpx2"):  # which log each call to the hub
+        logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger().setLevel(logging.INFO)
     config = parse_args(sys.argv[1:] if argv is None else argv, os.environ, prog)
     logging.getLogger().setLevel(config.log_level.upper())

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-# What may wait to be written. A reader that has stopped reading costs so much memory, and then lines.
+# What may wait, or be half written. A reader that has stopped reading costs so much memory, and then lines.
 MAX_WAITING_BYTES = 4 << 20
 _PATIENCE = 2.0  # seconds that the end of the process waits for what is still to be written
 
@@ -55,13 +55,13 @@ class LogOutput(logging.Handler):
                 self._changed.wait_for(lambda: bool(self._waiting))
                 lines = list(self._waiting)
                 self._waiting.clear()
-                self._waiting_bytes = 0
                 self._writing = True
             try:
                 self._write(lines)
             finally:
                 with self._changed:
                     self._writing = False
+                    self._waiting_bytes -= sum(map(len, lines))
                     self._changed.notify_all()
 
     def _write(self, lines: list[bytes]) -> None:

@@ -1,12 +1,11 @@
 """The log: one line a record, as text or as JSON, and at most one line a request."""
 
+import json
 import logging
 import zlib
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
-
-import orjson
 
 from rtp_llm.core import Input
 from rtp_llm.observability.log_output import LogOutput
@@ -42,7 +41,8 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=repr).decode()
+        # NOTE: not orjson, which refuses the half of a surrogate pair that an exception may show.
+        return json.dumps(line, default=repr)
 
 
 class RequestLog:
@@ -89,7 +89,7 @@ def _arguments(fields: dict[str, Any]) -> tuple[object, ...]:
     times = dict(fields["milliseconds"])
     total = times.pop("total")
     told = ", ".join(f"{name} {value}" for name, value in times.items()) or "no model run"
-    texts = f": {orjson.dumps(fields['texts']).decode()}" if "texts" in fields else ""
+    texts = f": {json.dumps(fields['texts'], ensure_ascii=False)}" if "texts" in fields else ""
     counts = (fields["inputs"], fields["tokens"])
     return (fields["method"], fields["route"], fields["status"], total, told, *counts, fields["request_id"], texts)
 
