@@ -59,7 +59,7 @@ def serve(config: ServerConfig, output: LogOutput) -> None:
     tracer = Tracer(config.traces_endpoint, config.otlp_protocol) if config.traces_endpoint else None
     engine = load_engine(config, config.model_name)
     # As a supervisor would end it: whoever waits is answered, and what follows exits with status 1.
-    engine.on_failure = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    engine.device.on_failure = lambda: os.kill(os.getpid(), signal.SIGTERM)
     output.on_lost = engine.metrics.observe_lost_lines
     observers: list[Observer] = [tracer] if tracer else []
     if config.log_requests:
@@ -72,8 +72,8 @@ def serve(config: ServerConfig, output: LogOutput) -> None:
         engine.close(timeout=_CLOSING if ended_in_order else 0)
         if tracer is not None and ended_in_order:
             tracer.close()
-    if engine.failure is not None:
-        raise EngineFailure(f"{engine.failure}: the server has ended, for whoever watches it to start it again")
+    if engine.device.failure is not None:
+        raise EngineFailure(f"{engine.device.failure}: the server has ended, for whoever watches it to start it again")
 
 
 def _announce(info: ModelInfo, config: ServerConfig) -> None:

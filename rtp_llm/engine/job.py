@@ -24,6 +24,7 @@ class Job:
 
     announced   tokens that are expected of inputs which have not been tokenised yet
     batch_rows  sequences of the step that computes the first of its items
+    model       the number of its model among those of the device
     """
 
     __slots__ = (
@@ -36,6 +37,7 @@ class Job:
         "input_ids",
         "lane",
         "loop",
+        "model",
         "num_tokens",
         "outputs",
         "queued_items",
@@ -54,12 +56,14 @@ class Job:
         future: "asyncio.Future[Response] | Future[Response]",
         loop: Any | None = None,
         lane: Lane = Lane.INTERACTIVE,
+        model: int = 0,
     ) -> None:
         count = len(request.inputs)
         self.request = request
         self.future = future
         self.loop = loop
         self.lane = lane
+        self.model = model
         self.announced = 0
         self.batch_rows = 0
         self.remaining = count

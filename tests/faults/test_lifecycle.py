@@ -163,7 +163,7 @@ def test_a_home_that_cannot_be_written_to(home: str, tiny_bert: Path, tmp_path: 
         assert post(port).status_code == 200
     repository = Repository({"main": {"config.json": b"{}", "model.safetensors": b"x" * 1000}})
     with serve({"org/model": repository}) as hub:
-        line = starts_badly(["org/model", "--hf_endpoint", hub.endpoint], **environ)
+        line = starts_badly(["org/model", "--hf_endpoint", hub.endpoint], None, **environ)
     assert "ERROR rtp_llm: org/model cannot be written to" in line and "set download_dir" in line
 
 

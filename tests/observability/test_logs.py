@@ -95,7 +95,12 @@ def output_to(descriptor: int) -> Iterator[tuple[LogOutput, logging.Logger, list
 
 def test_all_is_written_in_order(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file, output_to(file.fileno()) as (output, logger, lost):
-        threads = [threading.Thread(target=lambda: [logger.info("line") for _ in range(500)]) for _ in range(4)]
+
+        def write_lines() -> None:
+            for _ in range(500):
+                logger.info("line")
+
+        threads = [threading.Thread(target=write_lines) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
