@@ -79,7 +79,11 @@ class RequestLog:
             fields["trace_id"] = seen.trace_id
         if self._with_texts:
             fields["texts"] = _beginnings([value for one in seen.answered for value in one.request.inputs])
-        self._logger.info(_LINE, *_arguments(fields), extra={"fields": fields})
+        # NOTE: made by hand, since `info` looks for the line of code it is called from, which costs 8 us.
+        own, told = self._logger.name, {"fields": fields}
+        self._logger.handle(
+            self._logger.makeRecord(own, logging.INFO, "", 0, _LINE, _arguments(fields), None, extra=told)
+        )
 
 
 _LINE = "%s %s %d in %s ms (%s), %d inputs, %d tokens, request %s%s"
