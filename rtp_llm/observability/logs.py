@@ -9,7 +9,7 @@ from typing import Any
 
 from rtp_llm.core import Input
 from rtp_llm.observability.log_output import LogOutput
-from rtp_llm.observability.seen import Seen, stages
+from rtp_llm.observability.seen import STAGES, Seen, stages
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _REQUESTS = "rtp_llm.requests"
@@ -62,8 +62,8 @@ class RequestLog:
         """Write the request's line if it has one."""
         if seen.status < _FAILED and zlib.crc32(seen.request_id.encode()) >= self._least:
             return
-        times = stages(seen.answered) if seen.answered else {}
-        milliseconds = {name: round(seconds * 1e3, 3) for name, seconds in times.items() if name != "total"}
+        times = zip(STAGES[:-1], stages(seen.answered), strict=False) if seen.answered else ()
+        milliseconds = {name: round(seconds * 1e3, 3) for name, seconds in times}
         fields: dict[str, Any] = {
             "request_id": seen.request_id,
             "method": seen.method,

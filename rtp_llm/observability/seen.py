@@ -10,6 +10,9 @@ from rtp_llm.core import Request, Response
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}").match
 
 
+STAGES = ("tokenize", "queue", "compute", "encode", "total")
+
+
 class Answered(NamedTuple):
     """What the engine was asked and answered; `encode` is the seconds that writing the answer took."""
 
@@ -71,19 +74,26 @@ class Observer(Protocol):
         """A request has ended."""
 
 
-def stages(answered: Sequence[Answered]) -> dict[str, float]:
-    """Seconds by stage, of all answers together."""
-    timings = [one.response.timings for one in answered]
-    encode = sum(one.encode for one in answered)
-    return {
-        "tokenize": sum(timing.tokenize for timing in timings),
-        "queue": sum(timing.queue for timing in timings),
-        "compute": sum(timing.compute for timing in timings),
-        "encode": encode,
-        "total": sum(timing.total for timing in timings) + encode,
-    }
+def stages(answered: Sequence[Answered]) -> tuple[float, float, float, float, float]:
+    """Seconds of the STAGES, of all answers together; the last is their sum and what lies between."""
+    tokenize = queue = compute = encode = total = 0.0
+    for one in answered:
+        timings = one.response.timings
+        tokenize += timings.tokenize
+        queue += timings.queue
+        compute += timings.compute
+        encode += one.encode
+        total += timings.total + one.encode
+    return tokenize, queue, compute, encode, total
 
 
 def server_timing(answered: Sequence[Answered]) -> bytes:
     """The value of the header Server-Timing, in milliseconds."""
-    return ", ".join([f"{name};dur={seconds * 1e3:.3f}" for name, seconds in stages(answered).items()]).encode()
+    tokenize, queue, compute, encode, total = stages(answered)
+    return b"tokenize;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f, encode;dur=%.3f, total;dur=%.3f" % (
+        tokenize * 1e3,
+        queue * 1e3,
+        compute * 1e3,
+        encode * 1e3,
+        total * 1e3,
+    )
