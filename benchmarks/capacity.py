@@ -26,7 +26,9 @@ from rtp_llm.engine.scheduler import Scheduler
 
 # Rows and tokens of the steps that are measured, from a short query to a full step of long texts.
 _SHAPES = ((1, 4), (1, 16), (1, 64), (1, 256), (1, 512), (4, 16), (16, 16), (64, 16), (8, 64), (16, 64), (4, 256))
-_SECONDS_A_SHAPE = 0.8
+_ROUNDS = 5
+_SECONDS_A_ROUND = 0.3
+_QUIET = 0.25  # a fit that is further off says that other work disturbed it
 _NUM_REQUESTS = 4000  # of a simulated run: p99 is then known to about a tenth of itself
 _LOADS = (0.25, 0.5, 0.75, 0.9)
 _STEPS = 8  # halvings of the interval in which the answer lies
@@ -36,15 +38,20 @@ def measure(engine: Engine) -> list[tuple[int, int, float]]:
     """(rows, tokens of each, seconds) of a step on one core, while the other cores compute the same."""
     longest, budget = engine.info().max_seq_len, engine.info().max_batch_tokens
     shapes = [(rows, length) for rows, length in _SHAPES if length <= longest and rows * length <= budget]
-    return [(rows, length, _seconds(engine, rows, length)) for rows, length in shapes]
+    # A shape's rounds lie apart, so that what else the machine did for a while does not pass for the shape's cost.
+    taken: dict[tuple[int, int], list[float]] = {shape: [] for shape in shapes}
+    for _ in range(_ROUNDS):
+        for shape in shapes:
+            taken[shape] += _seconds(engine, *shape)
+    return [(*shape, float(np.quantile(seconds, 0.25))) for shape, seconds in taken.items()]
 
 
-def _seconds(engine: Engine, rows: int, length: int) -> float:
-    """The median over all cores."""
+def _seconds(engine: Engine, rows: int, length: int) -> list[float]:
+    """Of each step that one of the cores has computed in a round."""
     ids = np.random.default_rng(0).integers(0, engine.info().vocab_size, (rows, length), dtype=np.int32)
     items = [Item(row, index, tasks=engine.info().tasks[:1]) for index, row in enumerate(ids)]
     taken: list[float] = []
-    until = time.perf_counter() + _SECONDS_A_SHAPE
+    until = time.perf_counter() + _SECONDS_A_ROUND
 
     def work() -> None:
         while (began := time.perf_counter()) < until:
@@ -56,7 +63,7 @@ def _seconds(engine: Engine, rows: int, length: int) -> float:
         thread.start()
     for thread in threads:
         thread.join()
-    return float(np.median(taken))
+    return taken
 
 
 def fit(measured: Sequence[tuple[int, int, float]]) -> tuple[Costs, float]:
@@ -125,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     a, b, c = costs.fixed * 1e3, costs.per_token * 1e6, costs.per_square * 1e9
     print(f"a step: {a:.2f} ms + {b:.1f} us a token + {c:.1f} ns a square of a length (fitted within {error:.0%})")
     print(f"{info.num_threads} cores\n")
+    if error > _QUIET:
+        print("NOTE: the costs do not fit well: something else ran on this machine; run it again\n")
     tokens = (arguments.least_tokens, min(arguments.most_tokens, info.max_seq_len))
     traffic = Traffic(arguments.texts, tokens, info.max_batch_tokens, info.num_threads, costs)
     answer = traffic.rate_within(arguments.p99_ms / 1e3)

@@ -13,6 +13,7 @@ from rtp_llm.observability.seen import STAGES, Seen, stages
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _REQUESTS = "rtp_llm.requests"
+_LINE = "%s %s %d in %s ms (%s), %d inputs, %d tokens, request %s%s"
 _FAILED = 500  # a request that failed by the server's fault is logged whatever the share
 _MAX_TEXTS, _MAX_CHARACTERS = 8, 200  # what a line shows of the inputs, where it may
 _ALL = 1 << 32  # one more than crc32 gives
@@ -84,9 +85,6 @@ class RequestLog:
         self._logger.handle(
             self._logger.makeRecord(own, logging.INFO, "", 0, _LINE, _arguments(fields), None, extra=told)
         )
-
-
-_LINE = "%s %s %d in %s ms (%s), %d inputs, %d tokens, request %s%s"
 
 
 def _arguments(fields: dict[str, Any]) -> tuple[object, ...]:
