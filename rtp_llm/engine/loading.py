@@ -17,6 +17,7 @@ from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.tokenizer import Tokenizer, TokenizerPool
 from rtp_llm.errors import CheckpointError, ConfigError, RtpError
 from rtp_llm.model_config import read_model_config
+from rtp_llm.models import Model
 from rtp_llm.observability import Metrics
 from rtp_llm.runtime import load_runtime
 from rtp_llm.served_models import ServedModel
@@ -50,8 +51,11 @@ def load_engine(
 
     `beside` is another model's, whose device this one is to share.
     """
+    started = time.perf_counter()
     try:
-        return _load(config, name, aliases, beside)
+        engine = _load(config, name, aliases, beside)
+        if config.warm_up:
+            engine.warm_up()
     except RtpError:
         raise
     except MemoryError as error:
@@ -62,10 +66,14 @@ def load_engine(
         raise CheckpointError(
             f"{config.checkpoint_path:.200} cannot be loaded: {problem:.300} (--log_level debug shows where)"
         ) from error
+    seconds, info = time.perf_counter() - started, engine.info()
+    megabytes = info.weight_bytes / 1e6, info.memory_bytes / 1e6
+    logger.info("loaded %s in %.2f s: weights of %.1f MB, memory grew by %.1f MB", name, seconds, *megabytes)
+    return engine
 
 
 def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Engine | None) -> Engine:
-    started, memory = time.perf_counter(), _resident_bytes()
+    memory = _resident_bytes()
     folder = resolve(config)
     model_config = read_model_config(folder, config)
     runtime = load_runtime(config, model_config, beside.runtime if beside else None)
@@ -106,12 +114,14 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
     )
     template = RerankTemplate(tokenizer) if model_config.is_qwen3_reranker else None
     pool = TokenizerPool(tokenizer, config.tokenizer_threads, template)
-    engine = Engine(config, runtime, pool, info, Metrics(), beside.device if beside else None)
-    if config.warm_up:
-        engine.warm_up()
-    seconds, megabytes = time.perf_counter() - started, (info.weight_bytes / 1e6, info.memory_bytes / 1e6)
-    logger.info("loaded %s in %.2f s: weights of %.1f MB, memory grew by %.1f MB", name, seconds, *megabytes)
-    return engine
+    device = beside.device if beside else None
+    cost = _matrix_size(model) / _matrix_size(beside.runtime.model) if beside else 1.0
+    return Engine(config, runtime, pool, info, Metrics(), device, cost)
+
+
+def _matrix_size(model: Model) -> int:
+    """What a token costs grows with it: the layers' matrices have some multiple of so many weights."""
+    return len(model.layers) * model.hidden_size**2
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -333,20 +333,22 @@ def test_models_share_the_device_and_never_a_batch(
     assert sorted(map(id, seen)) == sorted(map(id, expected)) and scheduler.queued_tokens == 0
 
 
+@pytest.mark.parametrize("costs", [(1.0, 1.0), (30.0, 4.0), (0.1, 0.2)])
 @pytest.mark.parametrize("share", [0.1, 0.5])
-def test_bulk_work_keeps_its_share_over_all_models(share: float) -> None:
-    """The bulk work of two models waits beside the interactive work of a third."""
+def test_bulk_work_keeps_its_share_over_all_models(share: float, costs: tuple[float, float]) -> None:
+    """The bulk work of two models waits beside the interactive work of a third, whose tokens cost something else."""
     scheduler = Scheduler(64, 1, bulk_share=share)
-    models = [scheduler.add_model(64), scheduler.add_model(1024)]
-    for model in models:
-        job, items = make_job(*[16] * 3000, lane=Lane.BULK)
+    models = [scheduler.add_model(64, costs[0]), scheduler.add_model(1024, costs[1])]
+    for model in models * 100:
+        job, items = make_job(*[16] * 60, lane=Lane.BULK)
         job.model = model
         scheduler.add(Lane.BULK, items, model)
-    tokens = dict.fromkeys(Lane, 0)
-    while tokens[Lane.BULK] < 6000:
+    work, tokens = dict.fromkeys(Lane, 0.0), dict.fromkeys([0, *models], 0)
+    while min(tokens[model] for model in models) < 15_000:
         scheduler.add(Lane.INTERACTIVE, make_job(*[8] * 8)[1])
         grant = scheduler.next_batch()
         assert grant is not None
-        tokens[grant.lane] += grant.num_tokens
+        work[grant.lane] += grant.num_tokens * (1.0, *costs)[grant.model]
+        tokens[grant.model] += grant.num_tokens
         scheduler.release(grant)
-    assert tokens[Lane.BULK] / sum(tokens.values()) == pytest.approx(share, rel=0.1)
+    assert work[Lane.BULK] / sum(work.values()) == pytest.approx(share, rel=0.1)

@@ -108,7 +108,7 @@ class FakeEngine:
         outputs: dict[TaskType, Any] = {
             TaskType.DENSE: np.stack(rows),
             TaskType.RERANK: np.arange(count, dtype=np.float32) / (1 + count),
-            TaskType.CLASSIFY: np.tile(np.float32([0.25, 0.75]), (count, 1)),
+            TaskType.CLASSIFY: np.tile(np.array([0.25, 0.75], np.float32), (count, 1)),
         }
         return Response(
             outputs={task: outputs[task] for task in request.tasks},
