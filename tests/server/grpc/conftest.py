@@ -86,12 +86,12 @@ def loop() -> Iterator[Loop]:
 
 
 @contextmanager
-def serving(loop: Loop, engine: EngineLike, config: ServerConfig) -> Iterator[str]:
+def serving(loop: Loop, engine: EngineLike, config: ServerConfig, *more: EngineLike) -> Iterator[str]:
     """A gRPC server -> its address."""
     from rtp_llm.server.grpc import GrpcServer
 
     async def start() -> tuple[Any, int]:
-        server = GrpcServer(Catalog([engine]), config, Admission(config), KeyRing(config))
+        server = GrpcServer(Catalog([engine, *more]), config, Admission(config), KeyRing(config))
         return server, await server.start(0)
 
     server, port = loop.run(start())
