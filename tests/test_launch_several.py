@@ -1,6 +1,8 @@
 """One process with three real checkpoints: an embedder, a reranker and a classifier, by name and without."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,10 @@ import numpy as np
 import pytest
 
 from rtp_llm import Model
+from rtp_llm.config import ServerConfig
+from rtp_llm.engine.loading import load_engines
+from rtp_llm.errors import CheckpointError
+from rtp_llm.served_models import ServedModel
 from tests.real_server import Running, free_port, running
 from tests.test_launch import embed, fails
 
@@ -95,6 +101,24 @@ def test_classify(server: Running, folders: dict[str, Path]) -> None:
     assert answer["data"] == named["data"] and answer["model"] == "moods"
 
 
+def test_together_they_answer_as_alone(server: Running) -> None:
+    """Bit for bit: batches of three models take turns on the same streams."""
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/embeddings", {"input": ["hello world", "the weather is lovely " * 20]}),
+        ("/rerank", PAIR),
+        ("/classify", {"input": ["the weather", "he drove to stadium"]}),
+    ]
+
+    def ask(number: int) -> Any:
+        path, body = bodies[number % 3]
+        answer = httpx.post(f"{server.url}{path}", json=body, timeout=60).raise_for_status().json()
+        return answer.get("data") or answer["results"]
+
+    alone = [ask(number) for number in range(3)]
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(ask, range(24))) == alone * 8
+
+
 def test_an_unknown_name(server: Running) -> None:
     answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": "a", "model": "gpt-4"})
     assert answer.status_code == 404 and "serves 'mini', 'ranker', 'moods'" in answer.json()["error"]["message"]
@@ -120,3 +144,22 @@ def test_metrics(server: Running) -> None:
 def test_what_cannot_start(tiny_bert: Path, tmp_path: Path, arguments: list[str], status: int, message: str) -> None:
     actual, log = fails([text.format(tiny=tiny_bert) for text in arguments], tmp_path)
     assert actual == status and message in log and "Traceback" not in log
+
+
+def test_models_share_device_and_streams(tiny_bert: Path) -> None:
+    configs = [ServerConfig(checkpoint_path=str(tiny_bert), served_model_name=name, num_threads=2) for name in "ab"]
+    first, second = load_engines([ServedModel(config, (f"{config.model_name}2",)) for config in configs])
+    try:
+        assert first.device is second.device and first.runtime.num_cores == second.runtime.num_cores
+        assert vars(first.runtime)["streams"] is vars(second.runtime)["streams"]
+        assert second.info().aliases == ("b2",) and second.info().weight_bytes == first.info().weight_bytes > 10_000
+    finally:
+        first.close()
+
+
+def test_one_that_does_not_load_ends_the_others(tiny_bert: Path) -> None:
+    paths = {"a": str(tiny_bert), "b": "/no/where"}
+    models = [ServedModel(ServerConfig(checkpoint_path=path, served_model_name=name)) for name, path in paths.items()]
+    with pytest.raises(CheckpointError, match="model b: checkpoint_path: there is no folder"):
+        load_engines(models)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batch-")]

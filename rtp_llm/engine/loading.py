@@ -40,6 +40,7 @@ def load_engines(models: Sequence[ServedModel]) -> list[Engine]:
                 engines[0].close()
             if len(models) > 1:
                 error.message = f"model {model.name}: {error.message}"
+                error.args = (error.message,)
             raise
     return engines
 

@@ -333,8 +333,8 @@ def test_models_share_the_device_and_never_a_batch(
     assert sorted(map(id, seen)) == sorted(map(id, expected)) and scheduler.queued_tokens == 0
 
 
-@pytest.mark.parametrize("costs", [(1.0, 1.0), (30.0, 4.0), (0.1, 0.2)])
-@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize("costs", [(1.0, 1.0), (4.0, 2.0), (0.5, 0.25)])
+@pytest.mark.parametrize("share", [0.2, 0.5])
 def test_bulk_work_keeps_its_share_over_all_models(share: float, costs: tuple[float, float]) -> None:
     """The bulk work of two models waits beside the interactive work of a third, whose tokens cost something else."""
     scheduler = Scheduler(64, 1, bulk_share=share)
@@ -344,7 +344,7 @@ def test_bulk_work_keeps_its_share_over_all_models(share: float, costs: tuple[fl
         job.model = model
         scheduler.add(Lane.BULK, items, model)
     work, tokens = dict.fromkeys(Lane, 0.0), dict.fromkeys([0, *models], 0)
-    while min(tokens[model] for model in models) < 15_000:
+    while min(tokens[model] for model in models) < 8000:
         scheduler.add(Lane.INTERACTIVE, make_job(*[8] * 8)[1])
         grant = scheduler.next_batch()
         assert grant is not None
