@@ -1,10 +1,12 @@
 """Prometheus metrics, in one registry, observed in one place each."""
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from rtp_llm.core import ModelInfo, Response
 
@@ -37,6 +39,30 @@ class Described(NamedTuple):
     kind: str
     labels: Sequence[str]
     help: str
+
+
+class _Joined(Collector):
+    """The families of several registries, each once; every sample of ours says by `model` whose it is."""
+
+    def __init__(self, metrics: "Sequence[Metrics]") -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for place, one in enumerate(self._metrics):
+            for family in one.registry.collect():
+                is_ours = family.name.startswith("rtp_llm_")
+                if place and not is_ours:
+                    continue  # of the process, which is the same
+                joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                own = {"model": one.model_name} if is_ours else {}
+                joined.samples += [sample._replace(labels={**own, **sample.labels}) for sample in family.samples]
+        yield from families.values()
+
+
+def render(metrics: "Sequence[Metrics]") -> bytes:
+    """The metrics of several models in one exposition, of `CONTENT_TYPE`."""
+    return generate_latest(_Joined(metrics))
 
 
 class Metrics:
@@ -177,6 +203,11 @@ class Metrics:
     def render(self) -> bytes:
         """The exposition text, of `CONTENT_TYPE`."""
         return generate_latest(self.registry)
+
+    @property
+    def model_name(self) -> str:
+        """The model whose metrics these are."""
+        return self._model_name
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         self._describe(f"{name}_total", "counter", labels, help)

@@ -9,7 +9,8 @@ _HEAD = """\
 
 Generated from `rtp_llm/observability/metrics.py` by `make fix`. `GET /metrics` has them in Prometheus' text format,
 beside the standard `process_*` ones: resident memory, processor seconds, open files, start time. Counters end in
-`_total`; a histogram has `_bucket`, `_sum` and `_count`. Times are seconds, memory is bytes.
+`_total`; a histogram has `_bucket`, `_sum` and `_count`. Times are seconds, memory is bytes. Each has the label `model`
+too.
 
 | metric | kind | labels | meaning |
 |---|---|---|---|

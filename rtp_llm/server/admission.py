@@ -12,11 +12,10 @@ TIMEOUT_HEADER = b"x-request-timeout"
 
 
 class Admission:
-    """The limits that HTTP and gRPC share; `draining` once the server is about to end, and should get no more."""
+    """The limits that HTTP and gRPC share."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self.draining = False
         self._permits = asyncio.Semaphore(config.concurrency_limit)
 
     async def enter(self) -> None:

@@ -29,9 +29,9 @@ _UNLIMITED = 600  # seconds that shutdown_timeout=-1 stands for, as in the origi
 _EVERYWHERE = ("0.0.0.0", "::", "")
 
 
-def create_app(engine: EngineLike, config: ServerConfig) -> ASGIApp:
-    """The HTTP face of `engine`; `config` gives the limits."""
-    return Dispatcher(engine, config)
+def create_app(engines: EngineLike | Sequence[EngineLike], config: ServerConfig) -> ASGIApp:
+    """The HTTP face of an engine, or of several; `config` gives the limits."""
+    return Dispatcher(engines, config)
 
 
 def check(config: ServerConfig) -> None:
@@ -58,7 +58,7 @@ def check_grpc() -> None:
 
 
 def serve(
-    engine: EngineLike,
+    engines: EngineLike | Sequence[EngineLike],
     config: ServerConfig,
     on_ready: Callable[[], None] | None = None,
     observers: Sequence[Observer] = (),
@@ -72,7 +72,7 @@ def serve(
     ConfigError: the address cannot be listened on.
     """
     listener = listen(config.host, config.start_port)
-    app = Dispatcher(engine, config, observers)
+    app = Dispatcher(engines, config, observers)
     options = uvicorn.Config(
         app,
         http=Protocol,
@@ -148,7 +148,7 @@ class _Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         """Serve on, for whoever has not heard yet; each answer is its connection's last, so that none is left idle."""
-        self._app.admission.draining = True
+        self._app.catalog.draining = True
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         loop = asyncio.get_running_loop()
         end = loop.time() + self._settings.drain_seconds
@@ -160,7 +160,7 @@ class _Server(uvicorn.Server):
     async def _start_grpc(self, config: ServerConfig) -> Callable[[], Awaitable[None]]:
         from rtp_llm.server.grpc import GrpcServer
 
-        server = GrpcServer(self._app.engine, config, self._app.admission, self._app.keys, self._observers)
+        server = GrpcServer(self._app.catalog, config, self._app.admission, self._app.keys, self._observers)
         await server.start(config.grpc_port)
         return lambda: server.stop(0 if self.force_exit else _seconds_to_end(config))
 

@@ -7,7 +7,7 @@ import time
 
 from starlette.types import Message, Receive, Scope, Send
 
-from rtp_llm.observability import Answered, Seen, server_timing
+from rtp_llm.observability import Answered, Metrics, Seen, server_timing
 from rtp_llm.server.cors import Cors
 from rtp_llm.server.errors import ErrorForm, Headers, openai_form
 
@@ -25,7 +25,8 @@ def choose_id(given: bytes | None = None) -> str:
 class Exchange:
     """A request's headers, its channels, and what has been sent of its answer.
 
-    `status` is 0 until the answer starts; `route` is the path's template, for metrics; `error_form` tells failures;
+    `status` is 0 until the answer starts; `route` is the path's template, and `metrics` are those of the model that was
+    asked, once it is known; `error_form` tells failures;
     `answered` is what the engine has answered.
     """
 
@@ -36,6 +37,7 @@ class Exchange:
         "error_form",
         "headers",
         "method",
+        "metrics",
         "path",
         "receive",
         "request_id",
@@ -57,6 +59,7 @@ class Exchange:
         self._send = send
         self.status = 0
         self.route = "unmatched"
+        self.metrics: Metrics | None = None
         self.error_form: ErrorForm = openai_form
         self.request_id = choose_id(self.headers.get(b"x-request-id"))
 

@@ -7,6 +7,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
+from rtp_llm.server.catalog import Catalog
+
 # Load balancers, orchestrators and the original's deployment systems ask under these names.
 HEALTH_PATHS = (
     "/health",
@@ -20,11 +22,11 @@ LIVENESS_PATHS = ("/live", "/liveness", "/frontend_health")
 _METHODS = ["GET", "POST"]
 
 
-def routes(check_health: Callable[[], None]) -> list[Route]:
+def routes(catalog: Catalog) -> list[Route]:
     """Health (503 until requests can be answered, and again when they no longer can) and liveness (always "ok")."""
 
     async def health(_: HttpRequest) -> HttpResponse:
-        check_health()
+        catalog.check_health()
         return _ok()
 
     async def liveness(_: HttpRequest) -> HttpResponse:

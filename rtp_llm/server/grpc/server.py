@@ -13,6 +13,7 @@ from rtp_llm.errors import ConfigError, Unauthorized
 from rtp_llm.observability import Observer
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.auth import KeyRing
+from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.grpc import tei
 from rtp_llm.server.grpc.calls import Answer, Calls, Context, as_headers
 from rtp_llm.server.grpc.health import Health
@@ -31,16 +32,15 @@ class GrpcServer:
 
     def __init__(
         self,
-        engine: EngineLike,
+        catalog: Catalog,
         config: ServerConfig,
         admission: Admission,
         keys: KeyRing,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self._engine = engine
+        self._catalog = catalog
         self._config = config
-        self._admission = admission
-        self._calls = Calls(engine, config, admission, observers)
+        self._calls = Calls(catalog, config, admission, observers)
         options = [
             ("grpc.max_receive_message_length", config.max_body_bytes),
             ("grpc.max_send_message_length", -1),
@@ -80,7 +80,7 @@ class GrpcServer:
             handlers = {method.name: self._handler(service.name, method) for method in service.methods}
             self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(name, handlers)])
         health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        servicer = Health(self._engine, self._admission, {*own, health}, self._calls.leaving)
+        servicer = Health(self._catalog, {*own, health}, self._calls.leaving)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, self._server)
         names = (*own, health, reflection.SERVICE_NAME)
         for file in (health_pb2, reflection_pb2):
