@@ -60,7 +60,7 @@ def test_draining_serves_on_and_says_so() -> None:
             health = get(port, "/health")
             assert health.headers["retry-after"] == "1" and "about to shut down" in health.text
             assert get(port, "/live").status_code == 200
-            assert "rtp_llm_ready 0.0" in get(port, "/metrics").text
+            assert 'rtp_llm_ready{model=""} 0.0' in get(port, "/metrics").text
             for answer in (kept.post("/v1/embeddings", json=BODY), post(port)):
                 assert (answer.status_code, answer.headers["connection"]) == (200, "close")
         assert child.communicate(timeout=20) == ("ended\n", "")
@@ -76,7 +76,7 @@ def test_a_second_signal_stops_at_once(number: signal.Signals, drain_seconds: in
         answers: list[httpx.Response] = []
         thread = threading.Thread(target=lambda: answers.append(post(port)))
         thread.start()
-        wait_until(lambda: "rtp_llm_ready 1.0" in get(port, "/metrics").text)
+        wait_until(lambda: 'rtp_llm_ready{model=""} 1.0' in get(port, "/metrics").text)
         child.send_signal(number)
         time.sleep(0.3)
         assert child.poll() is None
@@ -119,7 +119,7 @@ def test_a_second_signal_does_not_wait_for_a_long_step(tiny_bert: Path, tmp_path
 def test_an_interrupt_before_the_server_is_ready(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom rtp_llm.engine import loading\nfrom rtp_llm.start_server import main\n"
-        "loading.load_engine = lambda *_: (print('loading', flush=True), time.sleep(60))\nmain(sys.argv[1:])\n"
+        "loading.load_engines = lambda *_: (print('loading', flush=True), time.sleep(60))\nmain(sys.argv[1:])\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path), "--port", "0", "--host", "127.0.0.1"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
