@@ -6,9 +6,11 @@ import time
 from rtp_llm.checkpoint import resolve
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import ModelInfo, TaskType
+from rtp_llm.engine.chunker import Chunker
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.rerank_template import RerankTemplate
-from rtp_llm.engine.tokenizer import Tokenizer, TokenizerPool
+from rtp_llm.engine.tokenizer import Tokenizer
+from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import CheckpointError, ConfigError, RtpError
 from rtp_llm.model_config import read_model_config
 from rtp_llm.observability import Metrics
@@ -72,7 +74,7 @@ def _load(config: EngineConfig, name: str) -> Engine:
         created=int(time.time()),
     )
     template = RerankTemplate(tokenizer) if model_config.is_qwen3_reranker else None
-    pool = TokenizerPool(tokenizer, config.tokenizer_threads, template)
+    pool = TokenizerPool(tokenizer, config.tokenizer_threads, template, Chunker(tokenizer))
     engine = Engine(config, runtime, pool, info, Metrics())
     if config.warm_up:
         engine.warm_up()

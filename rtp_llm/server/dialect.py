@@ -6,7 +6,7 @@ several, which share a path and are told apart by their bodies.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -67,6 +67,7 @@ class Dialect(Generic[Body]):
     """One wire form of a task.
 
     decoder     bytes -> the dialect's own body type
+    prepare     what of the body the engine must be asked for first
     to_request  what the body asks for; InvalidRequest where this model or these limits cannot serve it
     render      the answer in pieces; the event loop serves others between two of them
     render_on_thread  for a `render` that computes: it is run beside the event loop
@@ -81,6 +82,7 @@ class Dialect(Generic[Body]):
     render_on_thread: bool = False
     error_form: ErrorForm = openai_form
     headers: Callable[[Request, Response], Headers] = answer_headers
+    prepare: Callable[[Body, EngineLike], Awaitable[Body]] | None = None
     content_type: bytes = JSON
     by_accept: "Mapping[bytes, Dialect[Body]]" = field(default_factory=dict)
 
@@ -94,6 +96,8 @@ class Dialect(Generic[Body]):
         """Decode, run, render."""
         body = decode(self.decoder, content)
         info, admission = service.engine.info(), service.admission
+        if self.prepare is not None:
+            body = await self.prepare(body, service.engine)
         request = self.to_request(body, info, service.config, exchange.request_id)
         admission.check_size(request, len(content))
         seconds = admission.seconds(exchange.headers)

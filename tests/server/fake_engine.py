@@ -2,7 +2,8 @@
 
 import asyncio
 import zlib
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +39,7 @@ class FakeEngine:
 
     def reset(self) -> None:
         self.requests: list[Request] = []
+        self.chats: list[dict[str, Any]] = []
         self.error: Exception | None = None
         self.delay = 0.0
         self.not_ready = ""
@@ -79,6 +81,11 @@ class FakeEngine:
 
     def prompt(self, name: str) -> str:
         return f"{name}: "
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """Roles and contents; what was asked for is in `chats`."""
+        self.chats.append(options)
+        return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
     async def run(self, request: Request) -> Response:
         self.requests.append(request)
