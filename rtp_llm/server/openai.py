@@ -52,7 +52,10 @@ class EmbeddingsBody(ChatBody, kw_only=True):
         Literal["float", "base64"] | None, Meta(description="base64: little-endian float32; null: float")
     ] = None
     dimensions: Annotated[
-        int | None, Meta(description="leading dimensions to keep (Matryoshka), normalised again; 1 to the model's own")
+        int | None,
+        Meta(
+            description="leading dimensions to keep (Matryoshka), normalised again; 1 to the model's own; 0, null: all"
+        ),
     ] = None
     prompt: Annotated[str | None, Meta(description="text put before each input; empty: none of its own")] = None
     prompt_name: Annotated[str | None, Meta(description="one of the checkpoint's prompts")] = None
@@ -262,7 +265,8 @@ def check_dimensions(dimensions: int | None, info: ModelInfo) -> None:
 
 
 def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
-    dimensions = body.dimensions if body.dimensions is not None else body.output_dimension
+    # Infinity's client always sends 0, and means all.
+    dimensions = body.dimensions or body.output_dimension
     check_dimensions(dimensions, info)
     if body.prompt_name and body.prompt_name not in info.prompts:
         known = ", ".join(info.prompts) or "none"

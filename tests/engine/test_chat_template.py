@@ -20,9 +20,10 @@ CHAT = [
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
 
 
-@pytest.fixture(params=["qwen2", "qwen3"])
-def real(request: pytest.FixtureRequest, assets: Path) -> Path:
-    return assets / "tokenizers" / str(request.param)
+@pytest.fixture(scope="module", params=["qwen2", "qwen3"])
+def real(request: pytest.FixtureRequest, assets: Path) -> Any:
+    """transformers' tokenizer; its folder is `name_or_path`."""
+    return transformers.AutoTokenizer.from_pretrained(assets / "tokenizers" / str(request.param))
 
 
 def ours(folder: Path) -> ChatTemplate:
@@ -47,11 +48,11 @@ def written(text: str, **special: str) -> ChatTemplate:
     ],
 )
 @pytest.mark.parametrize("messages", [CHAT, CHAT[1:], CHAT[1:2], CHAT[:2]])
-def test_real_templates(real: Path, messages: list[dict[str, str]], options: dict[str, Any]) -> None:
-    theirs = transformers.AutoTokenizer.from_pretrained(real)
+def test_real_templates(real: Any, messages: list[dict[str, str]], options: dict[str, Any]) -> None:
     arguments = {**options, **options.get("variables", {})}
     arguments.pop("variables", None)
-    assert ours(real).render(messages, **options) == theirs.apply_chat_template(messages, tokenize=False, **arguments)
+    theirs = real.apply_chat_template(messages, tokenize=False, **arguments)
+    assert ours(Path(real.name_or_path)).render(messages, **options) == theirs
 
 
 def test_where_it_stands(tmp_path: Path) -> None:

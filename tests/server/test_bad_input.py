@@ -60,7 +60,7 @@ BODIES: list[tuple[str, bytes, int, str, str | None]] = [
     ("vocabulary size", b'{"input":[[9906]]}', 400, "vocabulary of 100", "input[0]"),
     ("huge id", b'{"input":[100000000000000000000000]}', 400, "token id 1000000", "input"),
     ("endless number", b'{"input":[' + b"9" * 5000 + b"]}", 400, "out of range", "input[0]"),
-    ("dimensions 0", b'{"input":"a","dimensions":0}', 400, "0 is not between 1 and 8", "dimensions"),
+    ("dimensions below 0", b'{"input":"a","dimensions":-1}', 400, "-1 is not between 1 and 8", "dimensions"),
     ("negative dimensions", b'{"input":"a","dimensions":-4}', 400, "-4 is not between", "dimensions"),
     ("too many dimensions", b'{"input":"a","dimensions":9}', 400, "9 is not between 1 and 8", "dimensions"),
     ("dimensions as text", b'{"input":"a","dimensions":"8"}', 400, "got str", "dimensions"),

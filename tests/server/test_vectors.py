@@ -79,6 +79,7 @@ def test_int8_keeps_cosines(dimension: int) -> None:
     ("names", "same"),
     [
         ({"output_dimension": 8}, {"dimensions": 8}),
+        ({"dimensions": 0, "modality": "text"}, {}),
         ({"normalized": True}, {"normalize": True}),
         ({"embedding_type": "base64"}, {"encoding_format": "base64"}),
         ({"embedding_type": "binary"}, {"output_dtype": "binary"}),

@@ -1,7 +1,9 @@
 """One RPC: bytes -> message -> the engine -> message, with the border at which every failure becomes a status."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -26,13 +28,13 @@ from rtp_llm.server.errors import as_rtp_error
 from rtp_llm.server.exchange import choose_id
 from rtp_llm.server.grpc import tei
 from rtp_llm.server.grpc.proto import Message, message
+from rtp_llm.server.scheduling import scheduled
 from rtp_llm.server.service import EngineLike
+from rtp_llm.server.tei.frame import COMPUTE_TYPE
 
 # The context of an RPC; grpcio has no types.
 Context: TypeAlias = Any
 Result = TypeVar("Result")
-# Answers one message, in the RPC of this id.
-Answer: TypeAlias = Callable[[bytes, str], Awaitable[Result]]
 UnaryHandler: TypeAlias = Callable[[bytes, Context], Awaitable[Message]]
 StreamHandler: TypeAlias = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
 
@@ -49,6 +51,18 @@ _CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+
+
+class Caller(NamedTuple):
+    """What an RPC brings beside its messages; `deadline` as time.monotonic() counts, inf where there is none."""
+
+    request_id: str
+    headers: Mapping[bytes, bytes]
+    deadline: float
+
+
+# Answers one message of a caller's.
+Answer: TypeAlias = Callable[[bytes, Caller], Awaitable[Result]]
 
 
 class Scored(NamedTuple):
@@ -80,9 +94,9 @@ class Calls:
         """One message, one answer."""
 
         async def handle(received: bytes, context: Context) -> Message:
-            async with self.border(path, context) as request_id:
-                reply = await answer(received, request_id)
-                await context.send_initial_metadata(self._headers(reply, request_id))
+            async with self.border(path, context) as caller:
+                reply = await answer(received, caller)
+                await context.send_initial_metadata(_headers(reply, caller.request_id))
                 return reply
 
         return handle
@@ -91,9 +105,9 @@ class Calls:
         """A stream of messages, each answered, in order."""
 
         async def handle(received: AsyncIterator[bytes], context: Context) -> None:
-            async with self.border(path, context) as request_id:
-                await context.send_initial_metadata([("x-request-id", request_id)])
-                async with aclosing(self._in_order(received, answer, request_id)) as replies:
+            async with self.border(path, context) as caller:
+                await context.send_initial_metadata([("x-request-id", caller.request_id)])
+                async with aclosing(self._in_order(received, answer, caller)) as replies:
                     async for reply in replies:
                         await context.write(reply)
 
@@ -103,9 +117,9 @@ class Calls:
         """RerankStream: a stream of pairs, one answer to all."""
 
         async def handle(received: AsyncIterator[bytes], context: Context) -> Message:
-            async with self.border(path, context) as request_id:
-                reply = await self._rank(received, request_id)
-                await context.send_initial_metadata(self._headers(reply, request_id))
+            async with self.border(path, context) as caller:
+                reply = await self._rank(received, caller)
+                await context.send_initial_metadata(_headers(reply, caller.request_id))
                 return reply
 
         return handle
@@ -113,10 +127,10 @@ class Calls:
     def inference(self, call: tei.Inference, body_type: str, *, patient: bool) -> Answer[Message]:
         """Runs the model for a message; where there is no room, a `patient` call waits and another fails."""
 
-        async def answer(received: bytes, request_id: str) -> Message:
+        async def answer(received: bytes, caller: Caller) -> Message:
             body, info = _parse(body_type, received), self._engine.info()
-            request = replace(call.to_request(body, info, self._config), request_id=request_id)
-            response = await self._run(request, len(received), patient=patient)
+            request = call.to_request(body, info, self._config)
+            response = await self._run(request, caller, len(received), patient=patient)
             reply = call.render(body, response, info)
             _fill(reply.metadata, _characters(request), response.total_tokens, response.timings)
             return reply
@@ -126,7 +140,7 @@ class Calls:
     def direct(self, call: Callable[[Message, EngineLike], Message], body_type: str) -> Answer[Message]:
         """Answers a message without running the model."""
 
-        async def answer(received: bytes, request_id: str) -> Message:
+        async def answer(received: bytes, caller: Caller) -> Message:
             body = _parse(body_type, received)
             if len(received) <= _SMALL_BYTES:
                 return call(body, self._engine)
@@ -137,15 +151,15 @@ class Calls:
         return answer
 
     @asynccontextmanager
-    async def border(self, path: str, context: Context) -> AsyncIterator[str]:
-        """Around an RPC: gives its id; whatever is raised inside leaves as a status, without internals."""
-        given = dict(context.invocation_metadata() or ()).get("x-request-id")
-        request_id, status = choose_id(given.encode() if isinstance(given, str) else None), _CLIENT_LEFT
+    async def border(self, path: str, context: Context) -> AsyncIterator[Caller]:
+        """Around an RPC: gives its caller; whatever is raised inside leaves as a status, without internals."""
+        caller, status = _caller(context), _CLIENT_LEFT
+        request_id = caller.request_id
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
         try:
-            yield request_id
+            yield caller
             status = _OK
         except asyncio.CancelledError:
             if not self._over:
@@ -161,13 +175,14 @@ class Calls:
             self._running.discard(task)
             self._engine.metrics.observe_http(path, status)
 
-    async def _run(self, request: Request, num_bytes: int, *, patient: bool) -> Response:
+    async def _run(self, request: Request, caller: Caller, num_bytes: int, *, patient: bool) -> Response:
         self._admission.check_size(request, num_bytes)
+        request = replace(request, request_id=caller.request_id)
         await (self._admission.wait() if patient else self._admission.enter())
         try:
             while True:
                 try:
-                    return await self._run_in_time(request)
+                    return await self._run_in_time(request, caller)
                 except Overloaded as error:
                     if not patient:
                         raise
@@ -175,15 +190,18 @@ class Calls:
         finally:
             self._admission.leave()
 
-    async def _run_in_time(self, request: Request) -> Response:
-        seconds = self._config.request_timeout
+    async def _run_in_time(self, request: Request, caller: Caller) -> Response:
+        seconds = min(self._admission.seconds(caller.headers), caller.deadline - time.monotonic())
+        request = scheduled(request, caller.headers, seconds)
         try:
-            return await asyncio.wait_for(self._engine.run(request), seconds or None)
+            return await asyncio.wait_for(self._engine.run(request), seconds if math.isfinite(seconds) else None)
         except asyncio.TimeoutError:
-            raise DeadlineExceeded(f"the answer was not ready after {seconds} seconds (request_timeout)") from None
+            raise DeadlineExceeded(
+                f"the answer was not ready after {seconds:.3g} seconds (the call's own deadline, or request_timeout)"
+            ) from None
 
     async def _in_order(
-        self, received: AsyncIterator[bytes], answer: Answer[Result], request_id: str
+        self, received: AsyncIterator[bytes], answer: Answer[Result], caller: Caller
     ) -> AsyncGenerator[Result, None]:
         """The answers in the order of the messages; at most WINDOW of them are worked on or wait to be sent.
 
@@ -196,7 +214,7 @@ class Calls:
         async def read() -> None:
             async for content in received:
                 await room.acquire()
-                task = asyncio.ensure_future(answer(content, request_id))
+                task = asyncio.ensure_future(answer(content, caller))
                 running.add(task)
                 answers.put_nowait(task)
 
@@ -217,17 +235,17 @@ class Calls:
                 left.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _rank(self, received: AsyncIterator[bytes], request_id: str) -> Message:
-        async def score(content: bytes, request_id: str) -> Scored:
+    async def _rank(self, received: AsyncIterator[bytes], caller: Caller) -> Message:
+        async def score(content: bytes, caller: Caller) -> Scored:
             body = _parse("RerankStreamRequest", content)
-            request = replace(tei.RERANK_ONE(body, self._engine.info(), self._config), request_id=request_id)
-            return Scored(body, request, await self._run(request, len(content), patient=True))
+            request = tei.RERANK_ONE(body, self._engine.info(), self._config)
+            return Scored(body, request, await self._run(request, caller, len(content), patient=True))
 
         scores: list[float] = []
         texts: list[str | None] = []
         timings: list[Timings] = []
         characters = tokens = kept_bytes = 0
-        async with aclosing(self._in_order(received, score, request_id)) as pairs:
+        async with aclosing(self._in_order(received, score, caller)) as pairs:
             async for body, request, response in pairs:
                 scores.append(response.outputs[TaskType.RERANK][0])
                 texts.append(body.text if body.return_text else None)
@@ -243,26 +261,37 @@ class Calls:
         _fill(reply.metadata, characters, tokens, _mean(timings))
         return reply
 
-    def _headers(self, reply: Message, request_id: str) -> list[tuple[str, str]]:
-        """The original's headers, whole milliseconds, beside the request's id."""
-        headers = [("x-request-id", request_id)]
-        if not hasattr(reply, "metadata"):
-            return headers
-        metadata = reply.metadata
-        milliseconds = {
-            "x-compute-time": metadata.total_time_ns,
-            "x-total-time": metadata.total_time_ns,
-            "x-tokenization-time": metadata.tokenization_time_ns,
-            "x-queue-time": metadata.queue_time_ns,
-            "x-inference-time": metadata.inference_time_ns,
-        }
-        return [
-            *headers,
-            ("x-compute-type", self._engine.info().backend),
-            ("x-compute-characters", str(metadata.compute_chars)),
-            ("x-compute-tokens", str(metadata.compute_tokens)),
-            *((name, str(nanoseconds // 1_000_000)) for name, nanoseconds in milliseconds.items()),
-        ]
+
+def _caller(context: Context) -> Caller:
+    headers = {
+        name.encode(): value if isinstance(value, bytes) else value.encode()
+        for name, value in context.invocation_metadata() or ()
+    }
+    left = context.time_remaining()
+    deadline = math.inf if left is None else time.monotonic() + left
+    return Caller(choose_id(headers.get(b"x-request-id")), headers, deadline)
+
+
+def _headers(reply: Message, request_id: str) -> list[tuple[str, str]]:
+    """The original's headers, whole milliseconds, beside the request's id."""
+    headers = [("x-request-id", request_id)]
+    if not hasattr(reply, "metadata"):
+        return headers
+    metadata = reply.metadata
+    milliseconds = {
+        "x-compute-time": metadata.total_time_ns,
+        "x-total-time": metadata.total_time_ns,
+        "x-tokenization-time": metadata.tokenization_time_ns,
+        "x-queue-time": metadata.queue_time_ns,
+        "x-inference-time": metadata.inference_time_ns,
+    }
+    return [
+        *headers,
+        ("x-compute-type", COMPUTE_TYPE),
+        ("x-compute-characters", str(metadata.compute_chars)),
+        ("x-compute-tokens", str(metadata.compute_tokens)),
+        *((name, str(nanoseconds // 1_000_000)) for name, nanoseconds in milliseconds.items()),
+    ]
 
 
 async def _abort(context: Context, code: Any, error: RtpError, request_id: str) -> None:
