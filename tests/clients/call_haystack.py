@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from typing import Any
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
@@ -24,7 +25,7 @@ ranker = CohereRanker(model="m", api_key=key, api_base_url=given["reranker"], to
 candidates = [Document(content=text, meta={"place": place}) for place, text in enumerate(given["documents"])]
 
 
-def vectors(embedder: object) -> list[list[float]]:
+def vectors(embedder: Any) -> list[list[float]]:
     return [document.embedding for document in embedder.run(documents=documents)["documents"]]
 
 

@@ -2,13 +2,14 @@
 
 import json
 import sys
+from typing import Any
 
 from tei_client import GrpcClient, HttpClient
 
 given = json.loads(sys.argv[1])
 
 
-def client(name: str) -> object:
+def client(name: str) -> Any:
     if given["protocol"] == "grpc":
         return GrpcClient(given[name])
     return HttpClient(given[name])

@@ -68,10 +68,11 @@ def test_messages_of_parts(dense: Served) -> None:
 
 def test_messages_elsewhere(dense: Served, classifier: Served) -> None:
     (pooled,) = dense.post("/pooling", messages=CHAT)["data"]
-    np.testing.assert_array_equal(np.float32([pooled["data"]]), rows(dense, TEXT))
+    np.testing.assert_array_equal(np.array([pooled["data"]], np.float32), rows(dense, TEXT))
     answer = classifier.post("/classify", messages=[CHAT])
     ids = [token.id for token in classifier.model._engine.tokens(TEXT, add_special_tokens=False)]
-    np.testing.assert_array_equal(np.float32([answer["data"][0]["probs"]]), classifier.model.classify([ids]))
+    probs = np.array([answer["data"][0]["probs"]], np.float32)
+    np.testing.assert_array_equal(probs, classifier.model.classify([ids]))
 
 
 def test_text_objects(dense: Served) -> None:

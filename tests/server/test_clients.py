@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -59,7 +60,7 @@ def test_openai_async(address: Address, engine: FakeEngine) -> None:
             calls = [client.embeddings.create(model="any", input=text) for text in ("one", "two")]
             return [answer.data[0].embedding for answer in await asyncio.gather(*calls)]
 
-    np.testing.assert_array_equal(np.float32(asyncio.run(embed())), [vector_of("one"), vector_of("two")])
+    np.testing.assert_array_equal(np.array(asyncio.run(embed()), np.float32), [vector_of("one"), vector_of("two")])
 
 
 class Waits:
@@ -98,8 +99,9 @@ def test_cohere_retries(
 ) -> None:
     cohere = pytest.importorskip("cohere", reason="cohere is not installed")
     waits = Waits(engine, error, monkeypatch)
-    client = cohere.ClientV2(api_key="unused", base_url=address.url)
-    assert client.embed(texts=["one"], model="m", input_type="search_query", embedding_types=["float"]).embeddings
+    with httpx.Client() as http:  # which its own leaves open
+        client = cohere.ClientV2(api_key="unused", base_url=address.url, httpx_client=http)
+        assert client.embed(texts=["one"], model="m", input_type="search_query", embedding_types=["float"]).embeddings
     assert waits.seconds == [pytest.approx(seconds, rel=0.25)] and len(engine.requests) == 2
 
 
