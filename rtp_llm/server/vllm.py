@@ -18,12 +18,13 @@ from starlette.responses import Response as HttpResponse
 from rtp_llm import __version__
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
-from rtp_llm.errors import InvalidRequest
+from rtp_llm.errors import InvalidRequest, UnsupportedTask
 from rtp_llm.server import openai
+from rtp_llm.server.catalog import ModelName, one_of
 from rtp_llm.server.chat import ChatBody, rendered
 from rtp_llm.server.cohere import ContentPart, text_of
 from rtp_llm.server.dialect import Dialect, Route, check_count
-from rtp_llm.server.scoring import scores_of, scoring_request
+from rtp_llm.server.scoring import SCORERS, scores_of, scoring_request
 from rtp_llm.server.vectors import encoder
 
 VERSION_PATH = "/version"
@@ -58,7 +59,7 @@ class ScoreBody(msgspec.Struct, kw_only=True):
         None
     )
     truncate_prompt_tokens: KeptTokens = None
-    model: Annotated[str | None, Meta(description="any name: one model is served")] = None
+    model: ModelName = None
 
 
 class Score(msgspec.Struct, kw_only=True):
@@ -86,7 +87,7 @@ class ClassifyBody(ChatBody, kw_only=True):
     truncate_prompt_tokens: KeptTokens = None
     use_activation: Activation = None
     raw_scores: Annotated[bool | None | UnsetType, Meta(description="Infinity's; true: logits")] = UNSET
-    model: Annotated[str | None, Meta(description="any name: one model is served")] = None
+    model: ModelName = None
 
 
 class ClassifiedInput(msgspec.Struct, kw_only=True):
@@ -131,7 +132,7 @@ class PoolingBody(ChatBody, kw_only=True):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     use_activation: Activation = None
-    model: Annotated[str | None, Meta(description="any name: one model is served")] = None
+    model: ModelName = None
 
 
 class PooledInput(msgspec.Struct, kw_only=True):
@@ -257,6 +258,9 @@ def _pooling_task(body: PoolingBody, info: ModelInfo) -> TaskType:
 
 
 def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
+    task = _pooling_task(body, info)
+    if task not in info.tasks:
+        raise UnsupportedTask(f"this model offers {', '.join(t.value for t in info.tasks)}, not {task.value}")
     inputs: list[Input] = list(openai.inputs_of(body.input, info, config))
     openai.check_dimensions(body.dimensions, info)
     params = Params(
@@ -266,7 +270,7 @@ def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_i
         prompt="" if body.messages is not None else None,
         add_special_tokens=body.adds_special_tokens,
     )
-    request = Request(inputs=inputs, tasks=(_pooling_task(body, info),), params=params, request_id=request_id)
+    request = Request(inputs=inputs, tasks=(task,), params=params, request_id=request_id)
     if body.use_activation is False:
         return replace(request, params=replace(params, normalize=False))
     return request
@@ -283,12 +287,14 @@ def _render_pooled(body: PoolingBody, response: Response, info: ModelInfo) -> It
 
 
 _score_dialect: Dialect[ScoreBody] = Dialect(
-    msgspec.json.Decoder(ScoreBody), _score, _render_scores, render_on_thread=True
+    msgspec.json.Decoder(ScoreBody), _score, _render_scores, SCORERS, render_on_thread=True
 )
 ROUTES: dict[str, Route] = {
     "/score": _score_dialect,
     "/v1/score": _score_dialect,
-    "/classify": Dialect(msgspec.json.Decoder(ClassifyBody), _classify, _render_classes, prepare=rendered),
+    "/classify": Dialect(
+        msgspec.json.Decoder(ClassifyBody), _classify, _render_classes, one_of(TaskType.CLASSIFY), prepare=rendered
+    ),
     "/pooling": Dialect(
         msgspec.json.Decoder(PoolingBody), _pooling, _render_pooled, render_on_thread=True, prepare=rendered
     ),
