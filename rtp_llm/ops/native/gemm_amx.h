@@ -31,12 +31,12 @@ static_assert(kPanel == 2 * kTileRows);
 template <int R, int P, class F>
 inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const uint16_t* b, float* c,
                            F&& meanwhile) {
-  constexpr int64_t kRow = kPanel * 4, kLine = 64;
+  constexpr int64_t kRow = kPanel * 4;
   finish_stores();
   zero_sums<R>();
   for (int64_t step = 0; step < steps; ++step) {
-    const auto rows = [&](int plane) { load_rows<R>(a + (step * kPlanes + plane) * kTile, kLine, next); };
-    const auto columns = [&](int plane) { load_columns(b + (step * P + plane) * 2 * kTile, kLine, kTileBytes); };
+    const auto rows = [&](int plane) { load_rows<R>(a + (step * kPlanes + plane) * kTile, kTileLine, next); };
+    const auto columns = [&](int plane) { load_columns(b + (step * P + plane) * 2 * kTile, kTileLine, kTileBytes); };
     columns(0);
     rows(2);
     add_bf16_products<R>();
@@ -53,8 +53,8 @@ inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const
     meanwhile();
   }
   for (int64_t step = 0; step < steps; ++step) {
-    load_columns(b + step * P * 2 * kTile, kLine, kTileBytes);
-    load_rows<R>(a + step * kPlanes * kTile, kLine, next);
+    load_columns(b + step * P * 2 * kTile, kTileLine, kTileBytes);
+    load_rows<R>(a + step * kPlanes * kTile, kTileLine, next);
     add_bf16_products<R>();
   }
   store_sums<R>(c, kRow);
