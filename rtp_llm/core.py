@@ -148,6 +148,7 @@ class Batch:
                                              below that, -2 - k: the tokens of kept[k]
     wanted                                   [R], the rows whose last hidden states are wanted, one of each of the last
                                              R sequences; None: all
+    host                                     of a batch whose arrays are on a device, the same batch on the host
     """
 
     input_ids: Int32Array
@@ -159,6 +160,7 @@ class Batch:
     prefix_of: Int32Array | None = None
     wanted: Int32Array | None = None
     kept: tuple[KeptPrefix, ...] = ()
+    host: "Batch | None" = None
 
     @property
     def num_tokens(self) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 
 from rtp_llm.checkpoint import resolve
 from rtp_llm.config import EngineConfig
@@ -52,7 +53,9 @@ def _load(config: EngineConfig, name: str) -> Engine:
         custom_module=config.custom_module,
         trust_remote_code=config.trust_remote_code,
     )
-    runtime.tasks = load_tasks(source)
+    for replica in runtime.replicas:
+        replica.tasks = load_tasks(replace(source, ops=replica.ops))
+    runtime.start(tokenizer.max_seq_len)
     info = ModelInfo(
         name=name,
         model_type=runtime.model_type,
@@ -63,7 +66,7 @@ def _load(config: EngineConfig, name: str) -> Engine:
         backend=runtime.ops.name,
         instruction_set=runtime.ops.instruction_set,
         num_threads=runtime.num_cores,
-        dtype="int8" if config.quantization == "int8" else "fp32",
+        dtype="int8" if config.quantization == "int8" else runtime.dtype,
         max_batch_tokens=config.max_context_batch_size * tokenizer.max_seq_len or runtime.batch_tokens,
         prompts=tuple(tokenizer.prompts),
         scores_are_probabilities=model_config.is_qwen3_reranker,
