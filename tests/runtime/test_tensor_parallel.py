@@ -69,7 +69,12 @@ def test_two_ranks_are_one_model(two: Any, folder: Path) -> None:
 def test_a_rank_that_ends_is_the_end(two: Any) -> None:
     told: list[DeviceLost] = []
     seen = threading.Event()
-    two.watch(lambda lost: (told.append(lost), seen.set()))
+
+    def on_lost(lost: DeviceLost) -> None:
+        told.append(lost)
+        seen.set()
+
+    two.watch(on_lost)
     (process,) = two._leader._ranks._processes
     os.kill(process.pid, signal.SIGKILL)
     assert seen.wait(20) and "rank 1 has ended with status -9" in str(told[0])
