@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +121,12 @@ def with_model(machine: Machine, hf: Mapping[str, Any], model: Model, ops: Torch
 
 def build(hf: Mapping[str, Any], ops: TorchOps) -> Model:
     """The architecture with random weights."""
-    anything: Any = OnDevice(ops)
-    if hf["model_type"] == "qwen3":
-        config = qwen.QwenConfig.from_hf(hf, qwen3=True)
-        weights: Any = _Shapes(qwen.parameters(config))
-        return qwen.Qwen3(config, weights, anything)
-    encoder = bert.BertConfig.from_hf(hf)
-    weights = _Shapes(bert.parameters(encoder))
-    _, name = MODELS[hf["model_type"]]
-    model: Model = getattr(bert, name)(encoder, weights, anything)
+    module, name = MODELS[hf["model_type"]]
+    config: Any = (
+        qwen.QwenConfig.from_hf(hf, qwen3=True) if hf["model_type"] == "qwen3" else bert.BertConfig.from_hf(hf)
+    )
+    architecture: Any = import_module(module)
+    model: Model = getattr(architecture, name)(config, _Shapes(architecture.parameters(config)), OnDevice(ops))
     return model
 
 
@@ -173,8 +171,9 @@ def peer(machine: Machine, hf: Mapping[str, Any], dtype: str = "") -> Any:
     set_seed(0)
     config = AutoConfig.for_model(**hf)
     wanted = DTYPES[dtype or machine.dtype(hf)]
+    make: Any = AutoModel.from_config
     with torch.device(machine.device):
-        return AutoModel.from_config(config, dtype=wanted, attn_implementation="sdpa").eval()
+        return make(config, dtype=wanted, attn_implementation="sdpa").eval()
 
 
 class StateDict:
@@ -194,7 +193,8 @@ class StateDict:
         return self.read(name)[row]
 
     def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
-        return self.read(name).take(range(start, stop), axis)
+        part: FloatArray = self.read(name).take(range(start, stop), axis)
+        return part
 
     def file(self, name: str) -> Path:
         return self.path
@@ -210,7 +210,7 @@ def items(hf: Mapping[str, Any], mean_length: int, num_tokens: int, seed: int = 
     made: list[Item] = []
     left = num_tokens
     while left > 0 or not made:
-        length = int(min(random.integers(max(mean_length // 2, 1), mean_length * 3 // 2 + 1), longest))
+        length = min(int(random.integers(max(mean_length // 2, 1), mean_length * 3 // 2 + 1)), longest)
         ids = random.integers(2, hf["vocab_size"], length).astype(np.int32)
         made.append(Item(ids, len(made), tasks=(TaskType.DENSE,)))
         left -= length

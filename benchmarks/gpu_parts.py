@@ -14,6 +14,7 @@ from rtp_llm.core import FloatArray, Item, TaskType
 from rtp_llm.models import load_model
 from rtp_llm.ops.torch_ops import DTYPES
 from rtp_llm.runtime.torch import TorchRuntime
+from rtp_llm.runtime.torch_loading import make_ops
 
 Row = dict[str, Any]
 _LENGTHS = (128, 32, 512, 2048, 8192)
@@ -177,12 +178,12 @@ def parity(machine: Machine, deadline: float) -> Iterator[Row]:
         exact = gpu_models.peer(machine, hf, "fp32")
         truth = _vectors(machine, exact, everything)
         dtype = machine.dtype(hf)
-        ops = gpu_models.make_ops("auto", machine.device, dtype)
+        ops = make_ops("auto", machine.device, dtype)
         model = load_model(hf["model_type"], hf, gpu_models.StateDict(exact), ops)
         ours = gpu_models.with_model(machine, hf, model, ops).run(everything, 1)[TaskType.DENSE]
         theirs = _vectors(machine, exact.to(DTYPES[dtype]), everything)
         yield {
-            "what": "parity", "model": name, "dtype": dtype, **_distance("ours", np.stack(ours), truth),
+            "what": "parity", "model": name, "dtype": dtype, **_distance("ours", np.stack(list(ours)), truth),
             **_distance("transformers", theirs, truth),
         }  # fmt: skip
         del exact, model

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from benchmarks import gpu, gpu_models, gpu_parts  # noqa: E402
+from benchmarks import gpu, gpu_models, gpu_parts
 
 MACHINE = gpu_models.Machine("cpu", dry_run=True)
 
