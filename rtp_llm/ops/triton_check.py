@@ -1,0 +1,139 @@
+"""Does each kernel compute what torch computes, on this device, with this compiler? Those that do not are replaced."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from rtp_llm.core import Batch, FloatArray, Item, KeptPrefix, Prefixes, pack
+from rtp_llm.ops import Norm
+from rtp_llm.ops.torch_ops import DTYPES, TorchOps
+from rtp_llm.ops.triton_ops import TritonOps
+
+logger = logging.getLogger(__name__)
+
+# A result's error against fp32 may be this much more than twice that of torch in the same dtype: its own rounding.
+_FLOORS = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+Run = Callable[[TorchOps], Any]
+
+
+def checked_ops(device: str, dtype: str, gelu: Literal["erf", "tanh"] = "erf") -> TritonOps:
+    """TritonOps without the kernels that fail; a warning names each of them. Compiling takes seconds the first time."""
+    failing = failing_ops(TritonOps(device, dtype, gelu=gelu))
+    for name, problem in failing.items():
+        logger.warning("the kernel of %s fails its check on %s, torch computes it: %s", name, device, problem)
+    return TritonOps(device, dtype, replaced=frozenset(failing), gelu=gelu)
+
+
+def failing_ops(ops: TritonOps) -> dict[str, str]:
+    """Of FUSED, those that fail, and how."""
+    failing: dict[str, str] = {}
+    for name, run in _checks(ops.dtype):
+        if name not in failing:
+            problem = _problem(run, ops)
+            if problem or name in ops.replaced:
+                failing[name] = problem or "it cannot be compiled"
+    return failing
+
+
+def _problem(run: Run, ops: TritonOps) -> str:
+    """Why the op is not to be trusted; empty where it is."""
+    device, dtype = str(ops.device), next(name for name, dtype in DTYPES.items() if dtype == ops.dtype)
+    try:
+        ours = ops.to_numpy(run(ops))
+    except Exception as error:  # the border: whatever a compiler or a driver says of it, torch's op serves
+        return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+    exact, theirs = (other.to_numpy(run(other)) for other in (TorchOps(device), TorchOps(device, dtype)))
+    error, allowed = (np.abs(y - exact).max() for y in (ours, theirs))
+    allowed = 2 * allowed + _FLOORS[ops.dtype] * max(1.0, float(np.abs(exact).max()))
+    return "" if error <= allowed else f"its error is {error:.2g}, at most {allowed:.2g} is expected"
+
+
+def _batch(*lengths: int) -> Batch:
+    return pack([Item(np.arange(n, dtype=np.int32) % 9, i, prompt_length=n // 2) for i, n in enumerate(lengths)])
+
+
+def _checks(dtype: torch.dtype) -> Iterator[tuple[str, Run]]:
+    """Each op of FUSED on some odd shapes; the inputs are numbers of the dtype, which no backend rounds."""
+    rng = np.random.default_rng(0)
+    short, long = _batch(3, 1, 37, 64, 5), _batch(150, 3, 65)
+
+    def normal(*shape: int) -> FloatArray:
+        x = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+        return np.asarray(x.to(dtype).float().numpy())
+
+    yield from _row_checks(normal, short)
+    for batch in (short, long):
+        qkv = normal(batch.num_tokens, 9 * 64)
+        yield "attention", _attention(qkv, batch, num_heads=3, num_kv_heads=3, head_dim=64)
+        qkv = normal(batch.num_tokens, 8 * 72)
+        yield "attention", _attention(qkv, batch, num_heads=4, num_kv_heads=2, head_dim=72, causal=True, window=40)
+    yield "attention", _prefixed(normal)
+
+
+def _row_checks(normal: Callable[..., FloatArray], batch: Batch) -> Iterator[tuple[str, Run]]:
+    x, table = normal(batch.num_tokens, 328), normal(150, 328)
+    weight, bias, head = normal(328), normal(328), normal(72)
+
+    def layer_norm(ops: TorchOps) -> Norm:
+        return Norm(ops.vector(weight), ops.vector(bias), 1e-12)
+
+    def embed(ops: TorchOps) -> Any:
+        ids, where = ops.upload(batch), ops.table(table)
+        return ops.embed([(where, ids.input_ids), (where, ids.position_ids), (where, ids.input_ids)], layer_norm(ops))
+
+    yield "embed", embed
+    square = normal(328, 328) / np.float32(18)
+    yield "norm", lambda ops: ops.norm(ops.vector(x), layer_norm(ops))
+    yield (
+        "norm",
+        lambda ops: ops.norm(
+            ops.linear(ops.vector(x), ops.matrix(square), residual=ops.vector(x)),
+            Norm(ops.vector(weight), None, 1e-6, "rms"),
+        ),
+    )
+    for heads, kv_heads, head_dim in ((3, 1, 72), (16, 8, 128)):
+        qkv, angles = normal(23, (heads + 2 * kv_heads) * head_dim), normal(23, head_dim)
+        gain = np.resize(head, head_dim)
+        yield (
+            "rotary",
+            lambda ops, qkv=qkv, angles=angles, gain=gain, shape=(heads, kv_heads, head_dim): ops.rotary(
+                ops.vector(qkv),
+                ops.vector(angles),
+                **dict(zip(("num_heads", "num_kv_heads", "head_dim"), shape, strict=True)),
+                q_norm=Norm(ops.vector(gain), None, 1e-6, "rms"),
+                k_norm=Norm(ops.vector(gain[::-1].copy()), None, 1e-6, "rms"),
+            ),
+        )
+    for activation in ("silu", "gelu", "gelu_tanh"):
+        yield "gated", lambda ops, activation=activation: ops.gated(ops.vector(x), activation)
+    for mode in ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"):
+        yield "pool", lambda ops, mode=mode: ops.pool(ops.vector(x), ops.upload(batch), mode, skip_prompt=True)
+    yield "l2_normalize", lambda ops: ops.l2_normalize(ops.vector(x))
+
+
+def _attention(qkv: FloatArray, batch: Batch, kept: tuple[FloatArray, ...] = (), **shape: Any) -> Run:
+    def run(ops: TorchOps) -> Any:
+        there = ops.upload(batch)
+        tensors = [ops.vector(x) for x in kept]
+        return ops.attention(ops.vector(qkv), there, **shape, scale=0.2, rows=there.wanted, kept=tensors)
+
+    return run
+
+
+def _prefixed(normal: Callable[..., FloatArray]) -> Run:
+    """Wanted rows of causal sequences, two of which begin with tokens that are kept, two with tokens of this batch."""
+    ids = np.arange(300, dtype=np.int32)
+    prefixes = (ids[:33], ids[:33], ids[100:145], ids[100:145], ids[:0])
+    items = [
+        Item(np.concatenate([prefix, ids[200 : 201 + 20 * i]]), i, prefix=prefix.tobytes())
+        for i, prefix in enumerate(prefixes)
+    ]
+    kept = KeptPrefix(prefixes[0].tobytes(), (), 0)
+    batch = pack(items, "last", Prefixes.find(items, {kept.token_ids: kept}))
+    qkv = normal(batch.num_tokens, 8 * 128)
+    return _attention(
+        qkv, batch, (normal(33, 4 * 128),), num_heads=4, num_kv_heads=2, head_dim=128, causal=True
+    )  # fmt: skip
