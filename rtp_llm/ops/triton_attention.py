@@ -19,21 +19,29 @@ _SEQS = tl.constexpr(tiles.PACKED_SEQS)
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """How a kernel is compiled."""
+    """How a kernel is compiled: queries and keys that are multiplied at once, warps, stages of the pipeline."""
 
+    block_m: int
     block_n: int
     num_warps: int
     num_stages: int
 
 
-def config_of(block_m: int, block_d: int, itemsize: int, memory: int, hip: bool = False) -> Config:
-    """For tiles of block_m queries, heads padded to block_d, so many bytes of shared memory."""
-    block_n = 64 if block_d <= 128 and itemsize == 2 else 32
-    num_warps = 8 if block_m == 128 and (block_d > 64 or hip) else 4
+def config_of(rows: int, block_d: int, itemsize: int, memory: int, hip: bool = False) -> Config:
+    """For tiles of so many queries, heads padded to block_d, so many bytes of shared memory.
+
+    Chosen so that what a program holds fits into registers: see tests/ops/test_triton_compiled.py.
+    """
+    # NOTE: from sm_90 on, and only there, there are over 200 KB, and tensor cores that read keys from shared memory.
+    reads_shared = memory > 200 << 10
+    block_m = min(rows, 64) if block_d > 128 else rows
+    small_keys = block_d > 128 or itemsize > 2 or not (reads_shared or hip or (block_d <= 64 and rows == 128))
+    block_n = 32 if small_keys else 64
+    num_warps = 8 if block_d > 128 or (rows == 128 and (block_d > 64 or not reads_shared)) else 4
     stages = 1 if hip else 3 if itemsize == 2 else 2
     while stages > 1 and (block_m + 2 * stages * block_n) * block_d * itemsize > memory:
         stages -= 1
-    return Config(block_n, num_warps, stages)
+    return Config(block_m, block_n, num_warps, stages)
 
 
 @triton.jit
@@ -104,12 +112,12 @@ def attention_kernel(
     out_ptr, qkv_ptr, prefix_ptr, tiles_ptr, cu_seqlens, wanted_ptr, stride, scale,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr, HAS_PREFIX: tl.constexpr, HAS_WANTED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out [rows, heads * D] of qkv [T, stride]; `scale` has log2(e) in it; WINDOW 0: none."""
-    tile = tiles_ptr + (tl.program_id(0) // NUM_HEADS) * _FIELDS
-    head = tl.program_id(0) % NUM_HEADS
-    place, end_place = tl.load(tile), tl.load(tile + 1)
+    """out [rows, heads * D] of qkv [T, stride]; `scale` has log2(e) in it; WINDOW 0: none; PARTS programs a tile."""
+    tile = tiles_ptr + (tl.program_id(0) // (NUM_HEADS * PARTS)) * _FIELDS
+    head = tl.program_id(0) // PARTS % NUM_HEADS
+    place, end_place = tl.load(tile) + tl.program_id(0) % PARTS * BLOCK_M, tl.load(tile + 1)
     first_seq, num_seqs = tl.load(tile + 2), tl.load(tile + 3)
     if place < end_place:
         places = place + tl.arange(0, BLOCK_M)
@@ -206,7 +214,7 @@ def attention(
     tile_list: torch.Tensor,
     cu_seqlens: torch.Tensor,
     *,
-    block_m: int,
+    rows: int,
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
@@ -219,17 +227,19 @@ def attention(
     """qkv [T, (num_heads + 2 * num_kv_heads) * head_dim] -> [T, or rows of `wanted`, num_heads * head_dim].
 
     tile_list  [n * FIELDS] of `tiles`, or of `wanted_tiles` where `wanted` is given
+    rows       queries of a tile
     prefix     [tokens, 2 * num_kv_heads * head_dim]: keys and values of `prefix_sources`, end to end
     """
     num_rows = len(qkv) if wanted is None else len(wanted)
     out = torch.empty(num_rows, num_heads * head_dim, dtype=qkv.dtype, device=qkv.device)
     block_d = max(triton.next_power_of_2(head_dim), 16)
-    config = config_of(block_m, block_d, qkv.element_size(), shared_memory(qkv.device), is_hip())
-    grid = (len(tile_list) // tiles.FIELDS * num_heads,)
+    config = config_of(rows, block_d, qkv.element_size(), shared_memory(qkv.device), is_hip())
+    parts = rows // config.block_m
+    grid = (len(tile_list) // tiles.FIELDS * num_heads * parts,)
     attention_kernel[grid](
         out, qkv, qkv if prefix is None else prefix, tile_list, cu_seqlens, cu_seqlens if wanted is None else wanted,
         qkv.stride(0), scale * 1.4426950408889634, num_heads, num_kv_heads, head_dim, causal, window or 0,
-        prefix is not None, wanted is not None, block_m, config.block_n, block_d,
+        prefix is not None, wanted is not None, parts, config.block_m, config.block_n, block_d,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out

@@ -7,15 +7,29 @@ kernel does not take.
 
 import logging
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from triton.runtime.errors import TritonError
 
-from rtp_llm.core import Batch, Int32Array
-from rtp_llm.ops import Norm, PoolMode, tiles, triton_attention, triton_gated, triton_norm, triton_pool, triton_rotary
-from rtp_llm.ops.torch_ops import TorchOps
+from rtp_llm.core import Batch, FloatArray, Int32Array
+from rtp_llm.errors import ConfigError
+from rtp_llm.ops import (
+    Norm,
+    PoolMode,
+    Quantization,
+    tiles,
+    triton_attention,
+    triton_fp8,
+    triton_gated,
+    triton_norm,
+    triton_pool,
+    triton_rotary,
+)
+from rtp_llm.ops.torch_ops import ACTIVATION, TorchOps
+from rtp_llm.ops.triton_fp8 import Matrix8, Rows8
 from rtp_llm.ops.triton_launch import INTERPRETED, is_hip
 
 logger = logging.getLogger(__name__)
@@ -57,11 +71,18 @@ class Sum:
 
 def plain(x: Any) -> torch.Tensor:
     """A tensor, whatever an op has returned."""
+    if isinstance(x, Rows8):
+        return x.widened()
     return x.value if isinstance(x, Sum) else x
 
 
 class TritonOps(TorchOps):
-    """`replaced` are those of FUSED that are left to torch; `gelu` "tanh" takes that form for every gelu of a layer."""
+    """Layers as kernels, or as torch has them.
+
+    replaced  those of FUSED that are left to torch
+    gelu      "tanh" takes that form for every gelu of a layer
+    rows8     what a weight in 8 bits reads is made in 8 bits by the op before it
+    """
 
     name = "triton"
     graph_safe = True
@@ -73,14 +94,34 @@ class TritonOps(TorchOps):
         *,
         replaced: frozenset[str] = frozenset(),
         gelu: Literal["erf", "tanh"] = "erf",
+        rows8: bool = False,
     ) -> None:
         super().__init__(device, dtype)
+        self.rows8 = rows8
         self.replaced = replaced
         self.gelu = gelu
         # NOTE: tensor cores have no fp32; without them the kernel spills, and torch's own attention is quicker.
         self._attends = "attention" not in replaced and (self.dtype != torch.float32 or INTERPRETED)
         # A graph's attention must not look at the host's numbers.
         self.graph_safe = self._attends
+
+    def fork(self, quantization: Quantization = "none") -> "TritonOps":
+        """With "fp8", of ops with `rows8`: the same, but that `matrix` makes weights in 8 bits."""
+        if quantization == "int8":
+            return cast(TritonOps, super().fork(quantization))
+        if quantization == "fp8" and not self.rows8:
+            raise ConfigError("quantization fp8: these ops have no rows in 8 bits", param="quantization")
+        other = copy(self)
+        other.quantization = quantization
+        return other
+
+    def matrix(self, weight: FloatArray) -> Any:
+        tensor = super().matrix(weight)
+        fits = all(size % triton_fp8.MULTIPLE == 0 for size in tensor.shape)
+        return Matrix8(*triton_fp8.quantize(tensor)) if self.quantization == "fp8" and fits else tensor
+
+    def plain(self, x: Any) -> torch.Tensor:
+        return plain(x)
 
     def arrays(self, batch: Batch, *, fixed: bool = False) -> dict[str, Int32Array]:
         """With the tiles of attention."""
@@ -108,16 +149,16 @@ class TritonOps(TorchOps):
         activation: str | None = None,
         residual: Any | None = None,
     ) -> Any:
-        x, residual = plain(x), None if residual is None else plain(residual)
         y = self._product(x, weight, bias, activation)
         if residual is None:
             return y
+        residual = plain(residual)
         # Rows of a head, in fp32, are not normed next.
         waits = y.dtype != torch.float32 and y.dtype == residual.dtype and "norm" not in self.replaced
         return Sum(y, residual) if waits and y.shape[1] <= triton_norm.MAX_COLUMNS else y + residual
 
     def norm(self, x: Any, norm: Norm) -> torch.Tensor:
-        first, residual = x.parts if isinstance(x, Sum) else (x, None)
+        first, residual = x.parts if isinstance(x, Sum) else (plain(x), None)
         torch_norm = super().norm
 
         def otherwise() -> torch.Tensor:
@@ -126,7 +167,9 @@ class TritonOps(TorchOps):
         def kernel() -> torch.Tensor:
             # Before a layer's RMSNorm the sum is the next residual; after one with LayerNorm nobody needs it.
             stores_sum = residual is not None and norm.kind == "rms"
-            y, total = triton_norm.norm(first, norm, residual, stores_sum=stores_sum)
+            narrow = self.rows8 and first.dim() == 2 and first.dtype == self.dtype
+            function: Any = triton_fp8.norm if narrow else triton_norm.norm
+            y, total = function(first, norm, residual, stores_sum=stores_sum)
             if total is not None:
                 x.added(total)
             return y
@@ -161,7 +204,7 @@ class TritonOps(TorchOps):
             qkv,
             batch.tiles if rows is None else batch.wanted_tiles,
             batch.cu_seqlens,
-            block_m=tiles.WANTED_ROWS if rows is not None else tiles.tile_rows(batch.num_tokens, host.max_seqlen),
+            rows=tiles.WANTED_ROWS if rows is not None else tiles.tile_rows(batch.num_tokens, host.max_seqlen),
             **shape,
             wanted=rows,
             prefix=None if batch.prefix_of is None else _prefix(qkv, host, kept, num_heads * head_dim),
@@ -175,11 +218,13 @@ class TritonOps(TorchOps):
         kernel = partial(triton_rotary.rotary, qkv, cos_sin, **{"q_norm": None, "k_norm": None, **heads})
         return self._fused("rotary", kernel, otherwise)
 
-    def gated(self, x: Any, activation: str) -> torch.Tensor:
+    def gated(self, x: Any, activation: str) -> Any:
         x = plain(x)
         otherwise = partial(super().gated, x, activation)
         if activation not in triton_gated.ACTIVATIONS or not x.is_contiguous():
             return otherwise()
+        if self.rows8 and x.dtype == self.dtype and x.shape[1] <= 2 * triton_norm.MAX_COLUMNS:
+            return self._fused("gated", partial(triton_fp8.rows, x, activation, gated=True), otherwise)
         return self._fused("gated", partial(triton_gated.gated, x, activation), otherwise)
 
     def pool(self, x: Any, batch: Any, mode: PoolMode, *, skip_prompt: bool = False) -> torch.Tensor:
@@ -220,15 +265,26 @@ class TritonOps(TorchOps):
         logger.warning("the kernel of %s cannot be used here, torch computes it: %s", name, problem)
         return otherwise()
 
-    def _product(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None
-    ) -> torch.Tensor:
+    def _product(self, x: Any, weight: Any, bias: torch.Tensor | None, activation: str | None) -> Any:
         """activation(x @ weight.T + bias)."""
+        if isinstance(weight, Matrix8):
+            return self._product8(x, weight, bias, activation)
+        x = plain(x)
         if activation == "gelu" and self.gelu == "tanh" and x.dtype != torch.float32:
             activation = "gelu_tanh"
         if activation == "gelu_tanh" and bias is not None and self._has_epilogue(x, weight):
             return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
         return super().linear(x, weight, bias, activation)
+
+    def _product8(self, x: Any, weight: Matrix8, bias: torch.Tensor | None, activation: str | None) -> Any:
+        """With an activation, the rows that the next layer reads."""
+        rows = x if isinstance(x, Rows8) else triton_fp8.rows(plain(x))
+        y = triton_fp8.product(rows, weight, bias, self.dtype)
+        if activation is None:
+            return y
+        if activation in triton_gated.ACTIVATIONS and y.shape[1] <= triton_norm.MAX_COLUMNS:
+            return triton_fp8.rows(y, activation)
+        return ACTIVATION[activation](y)
 
     def _has_epilogue(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
         """Whether cuBLASLt takes the GELU, in its tanh form, on the product's way out."""
