@@ -1,6 +1,6 @@
 """What the process tells of itself: Prometheus metrics in one registry, observed in one place each."""
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -15,6 +15,13 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 # tokenize to total are the engine's; encode is the server's: writing the answer.
 _STAGES = ("tokenize", "queue", "compute", "total", "encode")
+
+_DEVICE_COUNTS = {
+    "out_of_memory": "Steps that did not fit the device's memory",
+    "largest_step": "Tokens of a step since one did not fit; 0: all have",
+    "graphs": "CUDA graphs that are kept",
+    "graph_replays": "Steps that were computed by a CUDA graph",
+}
 
 
 class Queue(Protocol):
@@ -136,6 +143,12 @@ class Metrics:
         """Publish what the result cache holds."""
         self._gauge("cache_bytes", "Bytes of results that are kept").set_function(lambda: cache.num_bytes)
         self._gauge("cache_entries", "Results that are kept").set_function(lambda: len(cache))
+
+    def watch_device(self, counts: Callable[[], Mapping[str, float]]) -> None:
+        """Publish what the runtime counts, under the names it gives."""
+        for name in counts():
+            gauge = self._gauge(f"device_{name}", _DEVICE_COUNTS.get(name, name))
+            gauge.set_function(lambda name=name: counts()[name])
 
     def describe_model(self, info: ModelInfo) -> None:
         """Publish the loaded model as labels."""

@@ -19,7 +19,7 @@ from rtp_llm.engine.scheduler import Grant, Scheduler
 from rtp_llm.engine.step import Outcome, compute, item_failure
 from rtp_llm.engine.tokenizer import Token, TokenizerPool
 from rtp_llm.engine.waiting import key_of
-from rtp_llm.errors import EngineFailure, NotReady, Overloaded, RtpError
+from rtp_llm.errors import DeviceLost, EngineFailure, NotReady, Overloaded, RtpError
 from rtp_llm.observability import Metrics
 from rtp_llm.runtime import Runtime
 
@@ -51,7 +51,9 @@ class Engine:
         self._runtime = runtime
         self._tokenizer = tokenizer
         self._info = info
-        self._scheduler = Scheduler(info.max_batch_tokens, runtime.num_cores, config.bulk_share / 100)
+        self._scheduler = Scheduler(
+            info.max_batch_tokens, runtime.num_cores, config.bulk_share / 100, runtime.num_devices
+        )
         self._gate = Gate(config, runtime.num_cores)
         self._cache = ResultCache(config.result_cache_mb << 20)
         self._intake = Intake(config, runtime.tasks, tokenizer)
@@ -68,11 +70,13 @@ class Engine:
             metrics.watch_lane(lane.value, queue, self._jobs[lane])
         metrics.watch_drain_rate(lambda: self._gate.tokens_per_second)
         metrics.watch_cache(self._cache)
+        metrics.watch_device(lambda: runtime.counts)
         self._threads = [
             threading.Thread(target=self._work, name=f"batch-{i}", daemon=True) for i in range(runtime.num_cores)
         ]
         for thread in self._threads:
             thread.start()
+        runtime.watch(self._die)
 
     def info(self) -> ModelInfo:
         """What is loaded, and its limits."""
@@ -172,6 +176,7 @@ class Engine:
         for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
         self._end("the server was shut down before this request was done")
+        self._runtime.close()
 
     def _admit(self, request: Request) -> Lane:
         if self._closing or self._ended is not None:
@@ -282,8 +287,13 @@ class Engine:
             self._die(error)
 
     def _die(self, error: BaseException) -> None:
-        logger.critical("a batch thread has died", exc_info=error)
-        first, self.failure = self.failure is None, f"a batch thread has died ({type(error).__name__})"
+        if isinstance(error, DeviceLost):  # its message is all there is to say
+            reason = str(error)
+            logger.critical("%s", reason)
+        else:
+            reason = f"a batch thread has died ({type(error).__name__})"
+            logger.critical("a batch thread has died", exc_info=error)
+        first, self.failure = self.failure is None, self.failure or reason
         self._end(self.failure)
         if first:
             self.on_failure()

@@ -1,7 +1,6 @@
 """The processes of a tensor-parallel model, as rank 0 sees them: started, awaited, watched, ended."""
 
 import json
-import logging
 import select
 import subprocess
 import sys
@@ -12,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rtp_llm.errors import ConfigError, DeviceLost
-
-logger = logging.getLogger(__name__)
 
 # Importing torch and reading a large checkpoint from a slow disk.
 _START_SECONDS = 600
@@ -92,6 +89,5 @@ class Ranks:
                 return
             self._lost = DeviceLost(f"tensor parallel: rank {rank} has ended with status {status}")
             call = self._on_lost
-        logger.critical("%s", self._lost)
         if call is not None:
             call(self._lost)

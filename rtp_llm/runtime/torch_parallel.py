@@ -44,9 +44,13 @@ class Group:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        self._is_nccl = device.type == "cuda"
         dist.init_process_group(
-            backend, init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=_TIMEOUT
+            "nccl" if self._is_nccl else "gloo",
+            init_method=f"file://{rendezvous}",
+            rank=rank,
+            world_size=size,
+            timeout=_TIMEOUT,
         )
         self._announcements = dist.new_group(backend="gloo", timeout=_NO_TIMEOUT)
 
@@ -75,8 +79,10 @@ class Group:
         dist.broadcast(joined, 0, group=self._announcements)
         return Batch(**_split(joined.numpy(), sizes), max_seqlen=max_seqlen)
 
-    def close(self) -> None:
-        dist.destroy_process_group()
+    def close(self, *, lost: bool = False) -> None:
+        """Leave the groups; `lost`: a sum on the devices may wait for ever, and is left to the end of the process."""
+        if not (lost and self._is_nccl):
+            dist.destroy_process_group()
 
 
 def _split(joined: Int32Array, sizes: Sequence[int]) -> dict[str, Any]:
@@ -107,10 +113,10 @@ class Leader:
 
     def close(self) -> None:
         """End the others."""
-        if not self._ranks.lost:
-            with suppress(RuntimeError):  # one that has ended just now
+        with suppress(RuntimeError):  # of one that has ended
+            if not self._ranks.lost:
                 self._group.announce(None)
-                self._group.close()
+            self._group.close(lost=self._ranks.lost)
         self._ranks.close()
 
 

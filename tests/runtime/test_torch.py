@@ -1,4 +1,4 @@
-"""The torch runtime on a stand-in for a GPU: same rows as the CPU's, two batches in flight, memory that ends, graphs."""
+"""The torch runtime on a stand-in for a GPU: the rows of the CPU, two batches in flight, memory that ends, graphs."""
 
 import threading
 from collections.abc import Callable, Sequence
