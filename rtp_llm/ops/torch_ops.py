@@ -86,6 +86,10 @@ class TorchOps:
         }
         return replace(batch, **views, host=batch)
 
+    def plain(self, x: Any) -> torch.Tensor:
+        """What an op has returned, as a tensor of torch's."""
+        return x
+
     def to_numpy(self, x: torch.Tensor) -> FloatArray:
         return np.array(x.float().cpu().numpy())
 

@@ -2,13 +2,16 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from rtp_llm.core import Batch, FloatArray, Item, KeptPrefix, Prefixes, pack
-from rtp_llm.ops import Norm
+from rtp_llm.ops import Norm, triton_fp8
 from rtp_llm.ops.torch_ops import DTYPES, TorchOps
 from rtp_llm.ops.triton_ops import TritonOps
 
@@ -19,16 +22,23 @@ _FLOORS = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 Run = Callable[[TorchOps], Any]
 
 
-def checked_ops(device: str, dtype: str, gelu: Literal["erf", "tanh"] = "erf") -> TritonOps:
+def checked_ops(device: str, dtype: str, *, gelu: str = "erf", rows8: bool = False) -> TritonOps:
     """TritonOps without the kernels that fail; a warning names each of them. Compiling takes seconds the first time."""
-    failing = failing_ops(TritonOps(device, dtype, gelu=gelu))
+    failing = failing_ops(TritonOps(device, dtype, rows8=rows8))
     for name, problem in failing.items():
         logger.warning("the kernel of %s fails its check on %s, torch computes it: %s", name, device, problem)
-    return TritonOps(device, dtype, replaced=frozenset(failing), gelu=gelu)
+    return TritonOps(device, dtype, replaced=frozenset(failing), gelu=gelu, rows8=rows8)
 
 
 def failing_ops(ops: TritonOps) -> dict[str, str]:
     """Of FUSED, those that fail, and how."""
+    with torch.cuda.device(ops.device) if ops.device.type == "cuda" else nullcontext():
+        failing = _failing(ops.in_16_bits())
+        problem = _problem_of_rows8(ops) if ops.rows8 else ""
+    return failing | {"rows8": problem} if problem else failing
+
+
+def _failing(ops: TritonOps) -> dict[str, str]:
     failing: dict[str, str] = {}
     for name, run in _checks(ops.dtype):
         if name not in failing:
@@ -49,6 +59,25 @@ def _problem(run: Run, ops: TritonOps) -> str:
     error, allowed = (np.abs(y - exact).max() for y in (ours, theirs))
     allowed = 2 * allowed + _FLOORS[ops.dtype] * max(1.0, float(np.abs(exact).max()))
     return "" if error <= allowed else f"its error is {error:.2g}, at most {allowed:.2g} is expected"
+
+
+def _problem_of_rows8(ops: TritonOps) -> str:
+    """Rows in 8 bits: a number may fall on the next one of the 8-bit numbers, which is an eighth away at most."""
+    x = ops.vector(np.random.default_rng(0).standard_normal((9, 328), dtype=np.float32))
+    weight = Norm(ops.vector(np.ones(328, np.float32)), None, 1e-6, "rms")
+    try:
+        ours = [
+            triton_fp8.rows(x),
+            triton_fp8.rows(x, "silu", gated=True),
+            triton_fp8.norm(x, weight, x, stores_sum=True)[0],
+        ]
+        widened = [ops.to_numpy(replace(rows, wide=None)) for rows in ours]
+    except Exception as error:  # the border, as above
+        return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+    normed = TorchOps(str(ops.device)).norm((x + x).float(), replace(weight, weight=weight.weight.float()))
+    exact = [x.float(), F.silu(x[:, :164].float()) * x[:, 164:].float(), normed]
+    errors = [np.abs(y - e.cpu().numpy()).max() / e.abs().max().item() for y, e in zip(widened, exact, strict=True)]
+    return "" if max(errors) <= 0.07 else f"its error is {max(errors):.2g} of the largest number"
 
 
 def _batch(*lengths: int) -> Batch:

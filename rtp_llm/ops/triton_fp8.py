@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from rtp_llm.ops import Norm
+from rtp_llm.ops.torch_ops import ACTIVATION
 from rtp_llm.ops.triton_gated import activated
 from rtp_llm.ops.triton_norm import normalized, shape_of
 
@@ -50,6 +51,14 @@ def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     largest = x32.abs().amax(dim=1, keepdim=True)
     scales = torch.where(torch.isfinite(largest), largest.clamp(min=1e-12) / LARGEST, torch.nan)
     return (x32 / scales).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scales
+
+
+def rows_in_torch(x: torch.Tensor, activation: str = "", *, gated: bool = False) -> Rows8:
+    """`rows` without a kernel."""
+    dtype, x = x.dtype, x.float()
+    gate, up = x.chunk(2, dim=1) if gated else (x, None)
+    gate = ACTIVATION[activation](gate) if activation else gate
+    return Rows8(*quantize(gate if up is None else gate * up), None, dtype)
 
 
 def product(x: Rows8, weight: Matrix8, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:

@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import torch
 import triton
+from triton.runtime import driver
 
 # What a program may use on the smallest of the devices that are served (sm_86, sm_89).
 _LEAST_SHARED_MEMORY = 99 << 10
@@ -17,8 +18,8 @@ def is_hip() -> bool:
 
 @lru_cache
 def shared_memory(device: torch.device) -> int:
-    """Bytes that one program may use."""
-    if device.type != "cuda" or is_hip():
-        return 64 << 10 if is_hip() else _LEAST_SHARED_MEMORY
-    properties = torch.cuda.get_device_properties(device)
-    return int(getattr(properties, "shared_memory_per_block_optin", _LEAST_SHARED_MEMORY))
+    """Bytes that one program may use, as Triton counts them."""
+    if device.type != "cuda":
+        return _LEAST_SHARED_MEMORY
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])

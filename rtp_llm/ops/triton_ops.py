@@ -9,10 +9,11 @@ import logging
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
-from triton.runtime.errors import TritonError
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from rtp_llm.core import Batch, FloatArray, Int32Array
 from rtp_llm.errors import ConfigError
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Ops that are kernels here.
-FUSED = ("embed", "norm", "attention", "rotary", "gated", "pool", "l2_normalize")
+FUSED = ("embed", "norm", "attention", "rotary", "gated", "pool", "l2_normalize", "rows8")
 _MAX_HEAD_DIM = 256
 
 
@@ -93,7 +94,7 @@ class TritonOps(TorchOps):
         dtype: str = "fp16",
         *,
         replaced: frozenset[str] = frozenset(),
-        gelu: Literal["erf", "tanh"] = "erf",
+        gelu: str = "erf",
         rows8: bool = False,
     ) -> None:
         super().__init__(device, dtype)
@@ -113,6 +114,12 @@ class TritonOps(TorchOps):
             raise ConfigError("quantization fp8: these ops have no rows in 8 bits", param="quantization")
         other = copy(self)
         other.quantization = quantization
+        return other
+
+    def in_16_bits(self) -> "TritonOps":
+        """The same without rows in 8 bits."""
+        other = copy(self)
+        other.rows8 = False
         return other
 
     def matrix(self, weight: FloatArray) -> Any:
@@ -167,7 +174,7 @@ class TritonOps(TorchOps):
         def kernel() -> torch.Tensor:
             # Before a layer's RMSNorm the sum is the next residual; after one with LayerNorm nobody needs it.
             stores_sum = residual is not None and norm.kind == "rms"
-            narrow = self.rows8 and first.dim() == 2 and first.dtype == self.dtype
+            narrow = self.rows8 and "rows8" not in self.replaced and first.dtype == self.dtype
             function: Any = triton_fp8.norm if narrow else triton_norm.norm
             y, total = function(first, norm, residual, stores_sum=stores_sum)
             if total is not None:
@@ -223,8 +230,8 @@ class TritonOps(TorchOps):
         otherwise = partial(super().gated, x, activation)
         if activation not in triton_gated.ACTIVATIONS or not x.is_contiguous():
             return otherwise()
-        if self.rows8 and x.dtype == self.dtype and x.shape[1] <= 2 * triton_norm.MAX_COLUMNS:
-            return self._fused("gated", partial(triton_fp8.rows, x, activation, gated=True), otherwise)
+        if self.rows8 and x.dtype == self.dtype:
+            return self._rows8(x, activation, gated=True)
         return self._fused("gated", partial(triton_gated.gated, x, activation), otherwise)
 
     def pool(self, x: Any, batch: Any, mode: PoolMode, *, skip_prompt: bool = False) -> torch.Tensor:
@@ -254,7 +261,7 @@ class TritonOps(TorchOps):
             return otherwise()
         try:
             return kernel()
-        except TritonError as error:
+        except (CompilationError, OutOfResources, PTXASError) as error:
             problem = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
         except RuntimeError as error:
             # A pass of the compiler that fails has no type of its own.
@@ -278,13 +285,19 @@ class TritonOps(TorchOps):
 
     def _product8(self, x: Any, weight: Matrix8, bias: torch.Tensor | None, activation: str | None) -> Any:
         """With an activation, the rows that the next layer reads."""
-        rows = x if isinstance(x, Rows8) else triton_fp8.rows(plain(x))
+        rows = x if isinstance(x, Rows8) else self._rows8(plain(x))
         y = triton_fp8.product(rows, weight, bias, self.dtype)
         if activation is None:
             return y
         if activation in triton_gated.ACTIVATIONS and y.shape[1] <= triton_norm.MAX_COLUMNS:
-            return triton_fp8.rows(y, activation)
+            return self._rows8(y, activation)
         return ACTIVATION[activation](y)
+
+    def _rows8(self, x: torch.Tensor, activation: str = "", *, gated: bool = False) -> Rows8:
+        otherwise = partial(triton_fp8.rows_in_torch, x, activation, gated=gated)
+        if not x.is_contiguous() or x.shape[1] > triton_norm.MAX_COLUMNS * (2 if gated else 1):
+            return otherwise()
+        return self._fused("rows8", partial(triton_fp8.rows, x, activation, gated=gated), otherwise)
 
     def _has_epilogue(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
         """Whether cuBLASLt takes the GELU, in its tanh form, on the product's way out."""

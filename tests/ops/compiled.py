@@ -1,6 +1,7 @@
 """Compile every kernel in every configuration for a target that is not there: a table of what ptxas and LLVM say.
 
-python -m tests.ops.compiled [sm_80 sm_89 sm_90 sm_100 gfx942]: one JSON line a kernel. Without TRITON_INTERPRET.
+TRITON_INTERPRET=0 python -m tests.ops.compiled TARGET [KERNEL…]: one JSON line a kernel; targets: sm_80, sm_89, sm_90,
+sm_100, gfx942.
 """
 
 import json
@@ -157,13 +158,13 @@ def _first(text: str, names: tuple[str, ...]) -> str:
 
 
 def main() -> None:
-    for name in sys.argv[1:] or TARGETS:
-        target, memory = TARGETS[name]
-        hip = target.backend == "hip"
-        kernels = [*attention_kernels(memory, hip), *row_kernels()]
-        if name not in ("sm_80", "gfx942"):  # sm_80 has no e4m3, gfx942 another one
-            kernels += fp8_kernels()
-        for kernel in kernels:
+    name, *only = sys.argv[1:]
+    target, memory = TARGETS[name]
+    kernels = [*attention_kernels(memory, target.backend == "hip"), *row_kernels()]
+    if name not in ("sm_80", "gfx942"):  # sm_80 has no e4m3, gfx942 another one
+        kernels += fp8_kernels()
+    for kernel in kernels:
+        if not only or kernel.name in only:
             print(json.dumps({"target": name, "memory": memory, **compiled(kernel, target)}), flush=True)
 
 

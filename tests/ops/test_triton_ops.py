@@ -15,7 +15,8 @@ from tests.ops.test_shared_prefix import items_of, rows_of, shared_pack
 
 torch = pytest.importorskip("torch")
 
-from rtp_llm.ops import triton_check, triton_norm, triton_pool  # noqa: E402
+from rtp_llm.errors import ConfigError  # noqa: E402
+from rtp_llm.ops import triton_check, triton_fp8, triton_norm, triton_pool  # noqa: E402
 from rtp_llm.ops.torch_ops import DTYPES, TorchOps  # noqa: E402
 from rtp_llm.ops.triton_ops import FUSED, Sum, TritonOps  # noqa: E402
 
@@ -37,7 +38,9 @@ def rounded(x: FloatArray, dtype: str) -> FloatArray:
 
 def assert_close(run: Any, dtype: str) -> None:
     """run(ops) -> a tensor: error against NumpyOps at most twice that of torch in the same dtype, and a rounding."""
-    results = [np.asarray(ops.to_numpy(run(ops))) for ops in (TritonOps("cpu", dtype), TorchOps("cpu", dtype))]
+    ours, theirs = TritonOps("cpu", dtype), TorchOps("cpu", dtype)
+    results = [np.asarray(ops.to_numpy(run(ops))) for ops in (ours, theirs)]
+    assert not ours.replaced
     assert_as_exact(*results, np.asarray(run(numpy_ops), np.float64), floor=FLOORS[dtype])
 
 
@@ -59,7 +62,7 @@ def qkv_of(num_tokens: int, heads: Heads, dtype: str) -> FloatArray:
 
 
 VISIBLE: list[dict[str, Any]] = [{}, {"causal": True}, {"window": 9}, {"causal": True, "window": 40}]
-LENGTHS = [[1], [64, 1, 63, 65, 2], [3] * 40, [130, 7, 7]]
+LENGTHS = [[1], [64, 1, 63, 65, 2, *[3] * 40], [130, 7, 7]]
 
 
 @pytest.mark.parametrize("visible", VISIBLE)
@@ -70,9 +73,9 @@ def test_attention(lengths: list[int], visible: dict[str, Any], dtype: str) -> N
 
 
 @pytest.mark.parametrize("heads", [(1, 1, 32), (3, 1, 40), (2, 2, 64), (1, 1, 96), (2, 1, 128), (1, 1, 256), (1, 1, 2)])
-def test_attention_of_any_head_dim(heads: Heads, dtype: str) -> None:
+def test_attention_of_any_head_dim(heads: Heads) -> None:
     batch = batch_of([70, 5, 20])
-    assert_close(attention(qkv_of(batch.num_tokens, heads, dtype), batch, heads, causal=True), dtype)
+    assert_close(attention(qkv_of(batch.num_tokens, heads, "fp16"), batch, heads, causal=True), "fp16")
 
 
 def test_attention_in_large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,14 +87,13 @@ def test_attention_in_large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("reads", ["first", "last"])
 @pytest.mark.parametrize("visible", VISIBLE)
-def test_attention_of_wanted_rows(visible: dict[str, Any], reads: Any, dtype: str) -> None:
-    batch = pack(items_of([1, 33, 100, 2, 64, *[2] * 30], [0] * 35), reads)
-    assert_close(attention(qkv_of(batch.num_tokens, (2, 1, 32), dtype), batch, (2, 1, 32), **visible), dtype)
+def test_attention_of_wanted_rows(visible: dict[str, Any], reads: Any) -> None:
+    batch = pack(items_of([1, 33, 100, 2, 64, *[2] * 20], [0] * 25), reads)
+    assert_close(attention(qkv_of(batch.num_tokens, (2, 1, 32), "fp16"), batch, (2, 1, 32), **visible), "fp16")
 
 
 @pytest.mark.parametrize("wants", [False, True])
-@pytest.mark.parametrize("visible", [{}, {"window": 5}, {"window": 70}])
-@pytest.mark.parametrize("prefix", [1, 33, 64])
+@pytest.mark.parametrize(("prefix", "visible"), [(1, {}), (33, {"window": 5}), (64, {}), (33, {"window": 70})])
 def test_attention_with_a_shared_prefix(prefix: int, visible: dict[str, Any], wants: bool) -> None:
     items, heads = items_of([1, 20, 5, 70], [prefix, prefix, 0, prefix]), (2, 1, 32)
     whole, shared = pack(items, "last"), shared_pack(items)
@@ -103,17 +105,18 @@ def test_attention_with_a_shared_prefix(prefix: int, visible: dict[str, Any], wa
     assert_close(attention(qkv, shared, heads, causal=True, **visible), "fp16")
 
 
-def test_attention_with_kept_prefixes(dtype: str) -> None:
+def test_attention_with_kept_prefixes() -> None:
     ids, heads = np.arange(200, dtype=np.int32), (4, 2, 32)
     prefixes = (ids[:33], ids[50:57], ids[100:145], ids[100:145], ids[:0])
     items = [Item(np.r_[part, ids[180 : 181 + i]], i, prefix=part.tobytes()) for i, part in enumerate(prefixes)]
     kept = {part.tobytes(): KeptPrefix(part.tobytes(), (), 0) for part in prefixes[:2]}
     batch = pack(items, "last", Prefixes.find(items, kept))
     assert batch.prefix_of is not None and batch.prefix_of.tolist() == [-1, -2, -3, 0, 0, -1]
-    qkv, layers = qkv_of(batch.num_tokens, heads, dtype), [rounded(normal(n, 128), dtype) for n in (33, 7)]
-    assert_close(attention(qkv, batch, heads, layers, causal=True), dtype)
+    qkv, layers = qkv_of(batch.num_tokens, heads, "fp32"), [normal(n, 128) for n in (33, 7)]
+    assert_close(attention(qkv, batch, heads, layers, causal=True), "fp32")
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_what_is_not_a_number_stays_in_its_sequence() -> None:
     batch, heads = batch_of([5, 3, 4, 70]), (2, 1, 32)
     qkv = qkv_of(batch.num_tokens, heads, "fp16")
@@ -245,15 +248,18 @@ def test_tanh_for_gelu_is_on_request() -> None:
     assert 0 < (erf - tanh).abs().max() < 2e-3
 
 
-def test_the_check_passes_all_kernels() -> None:
-    assert triton_check.failing_ops(TritonOps("cpu", "fp16")) == {}
+@pytest.mark.slow
+@pytest.mark.parametrize("rows8", [False, True])
+def test_the_check_passes_all_kernels(rows8: bool) -> None:
+    assert triton_check.failing_ops(TritonOps("cpu", "fp16", rows8=rows8)) == {}
 
 
 def test_a_wrong_kernel_is_replaced_by_torch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     right = triton_norm.embed
     monkeypatch.setattr(triton_norm, "embed", lambda *args: right(*args) * 1.1)
     monkeypatch.setattr(triton_pool, "l2_normalize", lambda x: 1 / 0)
-    monkeypatch.setattr("rtp_llm.ops.triton_check._attention", lambda *args, **shape: lambda ops: ops.vector(args[0]))
+    checks = [check for check in triton_check._checks(torch.float16) if check[0] in ("embed", "l2_normalize", "norm")]
+    monkeypatch.setattr(triton_check, "_checks", lambda dtype: checks)
     ops = triton_check.checked_ops("cpu", "fp16")
     assert ops.replaced == {"embed", "l2_normalize"} < set(FUSED)
     assert "the kernel of embed fails its check on cpu" in caplog.text and "ZeroDivisionError" in caplog.text
@@ -272,3 +278,61 @@ def test_a_kernel_that_cannot_be_compiled_is_replaced_where_it_is_met(caplog: py
         patch.setattr("rtp_llm.ops.triton_gated.gated", broken)
         y = ops.gated(ops.vector(normal(3, 8)), "silu")
     assert ops.replaced == {"gated"} and y.shape == (3, 4) and "the kernel of gated" in caplog.text
+
+
+def test_fp8_rows_and_their_product() -> None:
+    """As torch makes them; the product of what was rounded is that in fp32."""
+    x, weight, bias = torch.from_numpy(normal(5, 96)), torch.from_numpy(normal(32, 96)), torch.from_numpy(normal(32))
+    ours, theirs = triton_fp8.rows(x), triton_fp8.rows_in_torch(x)
+    torch.testing.assert_close(ours.scales, theirs.scales)
+    torch.testing.assert_close(ours.widened(), x, rtol=1 / 16, atol=1e-3)
+    matrix = triton_fp8.Matrix8(*triton_fp8.quantize(weight))
+    y = triton_fp8.product(ours, matrix, bias, torch.float32)
+    torch.testing.assert_close(y, ours.widened() @ (matrix.values.float() * matrix.scales).T + bias)
+
+
+@pytest.mark.parametrize("activation", ["", "silu", "gelu"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_fp8_rows_of_what_is_computed(gated: bool, activation: str) -> None:
+    x = torch.from_numpy(3 * normal(5, 144)).half()
+    ours = triton_fp8.rows(x, activation, gated=gated)
+    theirs = triton_fp8.rows_in_torch(x, activation, gated=gated)
+    # A number between two steps may be rounded to either.
+    assert (ours.values.float() == theirs.values.float()).float().mean() > 0.99
+    torch.testing.assert_close(ours.widened(), theirs.widened(), rtol=1 / 8, atol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_fp8_rows_tell_of_what_is_not_a_number(poison: float) -> None:
+    x = normal(3, 32)
+    x[1, 5] = poison
+    for make in (triton_fp8.rows, triton_fp8.rows_in_torch):
+        spoilt = torch.isnan(make(torch.from_numpy(x)).widened()).all(dim=1)
+        assert spoilt.tolist() == [False, True, False]
+
+
+def test_a_layer_in_fp8() -> None:
+    """Norms and gates hand on rows in 8 bits; what reads anything else of them gets the numbers."""
+    ops = TritonOps("cpu", "fp16", rows8=True)
+    x, square = rounded(normal(5, 96), "fp16"), rounded(normal(96, 96) / np.float32(10), "fp16")
+    layer, head = ops.fork("fp8"), ops.matrix(square)
+    norm, narrow = Norm(ops.vector(square[0]), None, 1e-5, "rms"), layer.matrix(square)
+    assert isinstance(narrow, triton_fp8.Matrix8) and isinstance(head, torch.Tensor)
+    normed = ops.norm(ops.linear(ops.vector(x), narrow, residual=ops.vector(x)), norm)
+    gated = ops.gated(ops.linear(normed, narrow), "silu")
+    assert isinstance(normed, triton_fp8.Rows8) and isinstance(gated, triton_fp8.Rows8)
+    exact = NumpyOps()
+    total = exact.linear(x, square, residual=x)
+    expected = exact.linear(exact.norm(total, Norm(square[0], None, 1e-5, "rms")), square)
+    for weight in (narrow, head):
+        ours = ops.to_numpy(ops.linear(normed, weight))
+        cosine = (ours * expected).sum() / np.linalg.norm(ours) / np.linalg.norm(expected)
+        assert cosine > 0.998
+    assert ops.rows(normed, torch.tensor([0, 2])).shape == (2, 96) and not ops.replaced
+
+
+def test_quantizations_that_are_not_there() -> None:
+    for quantization in ("int8", "fp8"):
+        with pytest.raises(ConfigError, match=quantization):
+            TritonOps("cpu", "fp16").fork(quantization)  # type: ignore[arg-type]
