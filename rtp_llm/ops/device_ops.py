@@ -20,7 +20,7 @@ def make_ops(backend: str, device: str, dtype: str, *, gelu: str = "erf", fp8: b
     if fp8:
         _check_fp8(backend, device)
     if backend == "torch" or (backend == "auto" and not device.startswith("cuda")):
-        return TorchOps(device, dtype)
+        return _torch_ops(device, dtype, gelu)
     try:
         from rtp_llm.ops.triton_check import checked_ops
         from rtp_llm.ops.triton_launch import INTERPRETED
@@ -28,10 +28,16 @@ def make_ops(backend: str, device: str, dtype: str, *, gelu: str = "erf", fp8: b
         if backend == "triton" or fp8:
             raise ConfigError("backend triton: pip install triton", param="backend") from None
         logger.info("triton is not installed: torch's own ops compute, with more passes over memory")
-        return TorchOps(device, dtype)
+        return _torch_ops(device, dtype, gelu)
     if not device.startswith("cuda") and not INTERPRETED:
         raise ConfigError(f"backend triton: its kernels run on a GPU, and the device is {device}", param="backend")
     return checked_ops(device, dtype, gelu=gelu, rows8=fp8)
+
+
+def _torch_ops(device: str, dtype: str, gelu: str) -> TorchOps:
+    if gelu != "erf":
+        raise ConfigError(f"gelu {gelu}: torch alone computes the erf form; backend triton has both", param="gelu")
+    return TorchOps(device, dtype)
 
 
 def _check_fp8(backend: str, device: str) -> None:

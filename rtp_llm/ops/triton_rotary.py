@@ -63,7 +63,7 @@ def rotary(
     grid = (len(qkv), triton.cdiv(num_heads + num_kv_heads, _HEADS))
     rotary_kernel[grid](
         qkv, cos_sin, qkv if q_norm is None else q_norm.weight, qkv if k_norm is None else k_norm.weight, qkv.stride(0),
-        0.0 if q_norm is None else q_norm.eps, 0.0 if k_norm is None else k_norm.eps, num_heads, num_kv_heads,
+        1.0 if q_norm is None else q_norm.eps, 1.0 if k_norm is None else k_norm.eps, num_heads, num_kv_heads,
         head_dim // 2, q_norm is not None, k_norm is not None, _HEADS, triton.next_power_of_2(head_dim // 2),
         num_warps=4 if head_dim > 64 else 2,
     )  # fmt: skip

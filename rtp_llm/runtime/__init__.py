@@ -77,6 +77,8 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig) -> Runtime:
         return torch_loading.load(config, model_config, device)  # type: ignore[no-any-return]
     if config.quantization == "fp8":
         raise ConfigError("quantization fp8 needs a GPU; on a CPU there is int8", param="quantization")
+    if config.gelu != "erf":
+        raise ConfigError(f"gelu {config.gelu}: a CPU computes the erf form", param="gelu")
     if config.tp_size * config.dp_size > 1:
         name = "tp_size" if config.tp_size > 1 else "dp_size"
         raise ConfigError(f"{name} {getattr(config, name)}: several devices need --backend torch", param=name)
