@@ -34,7 +34,8 @@ def tiles(batch: Batch, *, fixed: bool = False) -> Int32Array:
     """Tiles [n * FIELDS] of every row. `fixed`: as many as any batch of so many tokens and sequences may need."""
     rows = tile_rows(batch.num_tokens, batch.max_seqlen)
     cu_seqlens, prefixes = batch.cu_seqlens.tolist(), _prefixes(batch)
-    found, seq, num_seqs = [], 0, batch.num_seqs
+    found: list[tuple[int, ...]] = []
+    seq, num_seqs = 0, batch.num_seqs
     while seq < num_seqs:
         start, end = cu_seqlens[seq], cu_seqlens[seq + 1]
         count = 1 if prefixes[seq][1] else _shared(cu_seqlens, seq, prefixes)
@@ -50,7 +51,8 @@ def wanted_tiles(batch: Batch, *, fixed: bool = False) -> Int32Array:
     """Tiles [n * FIELDS] of the wanted rows, which belong to the last sequences, one each."""
     assert batch.wanted is not None
     cu_seqlens, prefixes, num_rows = batch.cu_seqlens.tolist(), _prefixes(batch), len(batch.wanted)
-    found, row, before = [], 0, batch.num_seqs - num_rows
+    found: list[tuple[int, ...]] = []
+    row, before = 0, batch.num_seqs - num_rows
     while row < num_rows:
         seq = before + row
         count = 1 if prefixes[seq][1] else min(_shared(cu_seqlens, seq, prefixes), WANTED_ROWS)
