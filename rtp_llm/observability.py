@@ -1,6 +1,7 @@
 """What the process tells of itself: Prometheus metrics in one registry, observed in one place each."""
 
 from collections.abc import Callable, Mapping, Sized
+from functools import partial
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -22,6 +23,10 @@ _DEVICE_COUNTS = {
     "graphs": "CUDA graphs that are kept",
     "graph_replays": "Steps that were computed by a CUDA graph",
 }
+
+
+def _count(counts: Callable[[], Mapping[str, float]], name: str) -> float:
+    return counts()[name]
 
 
 class Queue(Protocol):
@@ -148,7 +153,7 @@ class Metrics:
         """Publish what the runtime counts, under the names it gives."""
         for name in counts():
             gauge = self._gauge(f"device_{name}", _DEVICE_COUNTS.get(name, name))
-            gauge.set_function(lambda name=name: counts()[name])
+            gauge.set_function(partial(_count, counts, name))
 
     def describe_model(self, info: ModelInfo) -> None:
         """Publish the loaded model as labels."""

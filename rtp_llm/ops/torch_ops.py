@@ -116,6 +116,10 @@ class TorchOps:
             y = ACTIVATION[activation](y)
         return y if residual is None else y + residual
 
+    def plus(self, x: torch.Tensor, residual: Any) -> Any:
+        """x + residual, as `linear` adds it."""
+        return x + residual
+
     def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         if norm.kind == "layer":
             bias = None if norm.bias is None else norm.bias.to(x.dtype)

@@ -149,7 +149,7 @@ class RankOps:
         y = self._ops.linear(x, weight.weight)
         self._group.add_up(y)
         y = y if bias is None else y + bias
-        return y if residual is None else y + residual
+        return y if residual is None else self._ops.plus(y, residual)
 
 
 def load_rank(

@@ -1,12 +1,15 @@
 """Tensor parallel on the CPU: two gloo processes against one, sharded reads, and a rank that ends."""
 
 import os
+import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -20,6 +23,7 @@ from rtp_llm.runtime.rank_weights import RankSource
 from rtp_llm.tasks.dense import Dense, PoolingModes
 from rtp_llm.tasks.token_vectors import Tokens
 from tests.models.test_qwen import save as save_qwen
+from tests.real_server import free_port, launch, wait_until_ready
 from tests.runtime.test_torch import assert_same, some_items
 
 pytest.importorskip("torch")
@@ -69,7 +73,12 @@ def test_two_ranks_are_one_model(two: Any, folder: Path) -> None:
 def test_a_rank_that_ends_is_the_end(two: Any) -> None:
     told: list[DeviceLost] = []
     seen = threading.Event()
-    two.watch(lambda lost: (told.append(lost), seen.set()))
+
+    def on_lost(lost: DeviceLost) -> None:
+        told.append(lost)
+        seen.set()
+
+    two.watch(on_lost)
     (process,) = two._leader._ranks._processes
     os.kill(process.pid, signal.SIGKILL)
     assert seen.wait(20) and "rank 1 has ended with status -9" in str(told[0])
@@ -109,3 +118,43 @@ def test_two_copies_behind_one_queue(folder: Path) -> None:
     runtime, items = load(folder, dp_size=2), some_items()
     assert (runtime.num_devices, runtime.num_cores, len(runtime.replicas)) == (2, 2, 2)
     assert_same(runtime.run(items, 1), load(folder).run(items, 1))
+
+
+@pytest.mark.slow
+def test_a_server_without_one_of_its_ranks_ends(minilm: Path, tmp_path: Path) -> None:
+    folder, log, port = tmp_path / "model", tmp_path / "log", free_port()
+    save_qwen(folder, "Qwen2", vocab_size=30522)
+    shutil.copy(minilm / "tokenizer.json", folder)
+    options = ["--backend", "torch", "--device", "cpu", "--tp_size", "2", "--start_port", str(port)]
+    process = launch([str(folder), *options], log)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", process, log)
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/embeddings", json={"input": ["a", "b c"]})
+        assert len(answer.json()["data"]) == 2
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (rank,) = [child for child in children if "follower" in Path(f"/proc/{child}/cmdline").read_text()]
+        os.kill(int(rank), signal.SIGKILL)
+        assert process.wait(30) == 1
+    finally:
+        process.kill()
+        process.wait()
+    last = log.read_text().strip().splitlines()[-1]
+    assert "tensor parallel: rank 1 has ended with status -9: the server has ended" in last
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
+def test_ranks_do_not_outlive_a_server_that_is_killed(minilm: Path, tmp_path: Path) -> None:
+    folder, log, port = tmp_path / "model", tmp_path / "log", free_port()
+    save_qwen(folder, "Qwen2", vocab_size=30522)
+    shutil.copy(minilm / "tokenizer.json", folder)
+    options = ["--backend", "torch", "--device", "cpu", "--tp_size", "2", "--start_port", str(port)]
+    process = launch([str(folder), *options], log)
+    wait_until_ready(f"http://127.0.0.1:{port}", process, log)
+    ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
