@@ -10,6 +10,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ class Sizes:
 TINY = Sizes(tokens=96, lengths=(32,), models=("bge-small", "Qwen3-0.6B"), scale=64, seconds=0.0)
 
 
-def normal(ops: TorchOps, dtype: str, *shape: int) -> torch.Tensor:
+def normal(ops: TorchOps, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     """The same numbers of the dtype whatever ops they are for."""
     generator = torch.Generator(ops.device).manual_seed(sum(shape))
     x = torch.randn(shape, generator=generator, device=ops.device)
@@ -85,7 +86,7 @@ def normal(ops: TorchOps, dtype: str, *shape: int) -> torch.Tensor:
 
 def batch_of(num_tokens: int, length: int) -> Batch:
     """Lengths from half to one and a half times `length`, so many tokens in all."""
-    rng, lengths = np.random.default_rng(0), []
+    rng, lengths = np.random.default_rng(0), list[int]()
     while (rest := num_tokens - sum(lengths)) > 0:
         lengths.append(min(rest, int(rng.integers(length // 2, length * 3 // 2, endpoint=True))))
     return pack([Item(np.zeros(n, np.int32), i) for i, n in enumerate(lengths)])
@@ -94,24 +95,31 @@ def batch_of(num_tokens: int, length: int) -> Batch:
 def attention_cases(sizes: Sizes) -> Iterator[Case]:
     for model in sizes.models:
         heads, kv_heads, head_dim, causal, dtype = ATTENTION[model]
+        shape: dict[str, Any] = {
+            "num_heads": heads, "num_kv_heads": kv_heads, "head_dim": head_dim, "scale": head_dim**-0.5,
+            "causal": causal,
+        }  # fmt: skip
         for length in sizes.lengths:
             if length > sizes.tokens or (length > 512 and model.startswith("bge")):
                 continue
             batch = batch_of(sizes.tokens, length)
             pairs = float(np.square(np.diff(batch.cu_seqlens).astype(np.float64)).sum()) / (2 if causal else 1)
+            yield Case(
+                f"attention {model} S={length}",
+                dtype,
+                partial(_attention_inputs, batch, dtype, (heads + 2 * kv_heads) * head_dim),
+                partial(_attention, shape),
+                2.0 * sizes.tokens * (2 * heads + 2 * kv_heads) * head_dim,
+                4 * pairs * heads * head_dim,
+            )
 
-            def inputs(ops: TorchOps, batch=batch, width=(heads + 2 * kv_heads) * head_dim, dtype=dtype) -> Any:  # type: ignore[no-untyped-def]
-                return ops.upload(batch), normal(ops, dtype, batch.num_tokens, width)
 
-            def run(ops: TorchOps, made: Any, shape=(heads, kv_heads, head_dim, causal)) -> Any:  # type: ignore[no-untyped-def]
-                heads, kv_heads, head_dim, causal = shape
-                return ops.attention(
-                    made[1], made[0], num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, scale=head_dim**-0.5,
-                    causal=causal,
-                )  # fmt: skip
+def _attention_inputs(batch: Batch, dtype: str, width: int, ops: TorchOps) -> Any:
+    return ops.upload(batch), normal(ops, dtype, (batch.num_tokens, width))
 
-            num_bytes = 2.0 * sizes.tokens * (2 * heads + 2 * kv_heads) * head_dim
-            yield Case(f"attention {model} S={length}", dtype, inputs, run, num_bytes, 4 * pairs * heads * head_dim)
+
+def _attention(shape: dict[str, Any], ops: TorchOps, made: Any) -> Any:
+    return ops.attention(made[1], made[0], **shape)
 
 
 def row_cases(sizes: Sizes) -> Iterator[Case]:
@@ -120,33 +128,37 @@ def row_cases(sizes: Sizes) -> Iterator[Case]:
         for hidden in sorted({max(size // sizes.scale, 16) for size in hidden_sizes}):
             yield from _norm_cases(dtype, tokens, hidden)
     for size in sorted({size // sizes.scale for size in INTERMEDIATE}):
-        yield Case(
-            f"gated silu {size}", "bf16", lambda ops, size=size: normal(ops, "bf16", tokens, 2 * size),
-            lambda ops, x: ops.gated(x, "silu"), 2.0 * tokens * 3 * size,
-        )  # fmt: skip
+        inputs = partial(normal, dtype="bf16", shape=(tokens, 2 * size))
+        yield Case(f"gated silu {size}", "bf16", inputs, lambda ops, x: ops.gated(x, "silu"), 2.0 * tokens * 3 * size)
     for heads, kv_heads in ((16, 8), (32, 8)):
         width = (heads + 2 * kv_heads) * 128
-        yield Case(
-            f"rotary {heads}+{kv_heads} heads", "bf16",
-            lambda ops, width=width: (normal(ops, "bf16", tokens, width), normal(ops, "bf16", tokens, 128),
-                                      Norm(normal(ops, "bf16", 128), None, 1e-6, "rms")),
-            lambda ops, made, heads=heads, kv_heads=kv_heads: ops.rotary(
-                made[0].clone(), made[1], num_heads=heads, num_kv_heads=kv_heads, head_dim=128, q_norm=made[2],
-                k_norm=made[2],
-            ),
-            # The copy that leaves the input as it was, too.
-            2.0 * tokens * (2 * width + 2 * (heads + kv_heads) * 128 + 128),
-        )  # fmt: skip
+        # The copy that leaves the input as it was is in it.
+        num_bytes = 2.0 * tokens * (2 * width + 2 * (heads + kv_heads) * 128 + 128)
+        yield Case(f"rotary {heads}+{kv_heads} heads", "bf16", partial(_rotary_inputs, tokens, width),
+                   partial(_rotary, heads, kv_heads), num_bytes)  # fmt: skip
+
+
+def _rotary_inputs(tokens: int, width: int, ops: TorchOps) -> Any:
+    x, cos_sin, weight = (normal(ops, "bf16", shape) for shape in ((tokens, width), (tokens, 128), (128,)))
+    return x, cos_sin, Norm(weight, None, 1e-6, "rms")
+
+
+def _rotary(heads: int, kv_heads: int, ops: TorchOps, made: Any) -> Any:
+    x, cos_sin, norm = made
+    return ops.rotary(
+        x.clone(), cos_sin, num_heads=heads, num_kv_heads=kv_heads, head_dim=128, q_norm=norm, k_norm=norm
+    )
 
 
 def _norm_cases(dtype: str, tokens: int, hidden: int) -> Iterator[Case]:
     kind: Any = "layer" if dtype == "fp16" else "rms"
 
     def weights(ops: TorchOps) -> Norm:
-        return Norm(normal(ops, dtype, hidden), normal(ops, dtype, hidden) if kind == "layer" else None, 1e-6, kind)
+        weight = normal(ops, dtype, (hidden,))
+        return Norm(weight, weight if kind == "layer" else None, 1e-6, kind)
 
     def inputs(ops: TorchOps) -> Any:
-        return normal(ops, dtype, tokens, hidden), weights(ops), ops.upload(batch_of(tokens, 128))
+        return normal(ops, dtype, (tokens, hidden)), weights(ops), ops.upload(batch_of(tokens, 128))
 
     def embed(ops: TorchOps, made: Any) -> Any:
         ids = made[2].position_ids
@@ -155,9 +167,8 @@ def _norm_cases(dtype: str, tokens: int, hidden: int) -> Iterator[Case]:
     width = 2.0 * tokens * hidden
     yield Case(f"{kind} norm {hidden}", dtype, inputs, lambda ops, made: ops.norm(made[0], made[1]), 2 * width)
     yield Case(f"embed + {kind} norm {hidden}", dtype, inputs, embed, 4 * width)
-    for mode in ("mean", "max"):
-        yield Case(f"pool {mode} {hidden}", dtype, inputs,
-                   lambda ops, made, mode=mode: ops.pool(made[0], made[2], mode), width)  # fmt: skip
+    yield Case(f"pool mean {hidden}", dtype, inputs, lambda ops, made: ops.pool(made[0], made[2], "mean"), width)
+    yield Case(f"pool max {hidden}", dtype, inputs, lambda ops, made: ops.pool(made[0], made[2], "max"), width)
     yield Case(f"l2_normalize {hidden}", dtype, inputs, lambda ops, made: ops.l2_normalize(made[0]), 3 * width)
 
 
@@ -166,13 +177,14 @@ def measure(case: Case, device: str, seconds: float) -> Row:
     ours, theirs, exact = TritonOps(device, case.dtype), TorchOps(device, case.dtype), TorchOps(device, "fp32")
     made = case.inputs(ours)
     truth = case.run(exact, case.inputs(exact)).float()
-    errors = [(case.run(ops, made).float() - truth).abs().max().item() for ops in (ours, theirs)]
-    allowed = 2 * errors[1] + FLOORS[case.dtype] * max(1.0, truth.abs().max().item())
+    error, torch_error = ((case.run(ops, made).float() - truth).abs().max().item() for ops in (ours, theirs))
+    allowed = 2 * torch_error + FLOORS[case.dtype] * max(1.0, truth.abs().max().item())
     del truth
-    times = [milliseconds(lambda ops=ops: case.run(ops, made), device, seconds) for ops in (ours, theirs)]
+    spent, torch_spent = (milliseconds(partial(case.run, ops, made), device, seconds) for ops in (ours, theirs))
     amount, unit = (case.flops * 1e-9, "TFLOP/s") if case.flops else (case.num_bytes * 1e-6, "GB/s")
-    ok = errors[0] <= allowed and not ours.replaced
-    return Row(case.name, case.dtype, *errors, ok, *times, round(amount / times[0], 1), unit)
+    ok = error <= allowed and not ours.replaced
+    rate = round(amount / spent, 1)
+    return Row(case.name, case.dtype, error, torch_error, ok, spent, torch_spent, rate, unit)
 
 
 def milliseconds(function: Callable[[], object], device: str, seconds: float) -> float:
@@ -188,25 +200,25 @@ def milliseconds(function: Callable[[], object], device: str, seconds: float) ->
 
 def fp8_rows(device: str, sizes: Sizes) -> list[Row]:
     """Products with rows in 8 bits beside those in bf16, the quantisation of the rows included and not."""
-    rows, tokens = [], sizes.tokens
+    rows, tokens, ops = list[Row](), sizes.tokens, TorchOps(device, "bf16")
     for n, k in ((3072, 768), (4096, 1024), (6144, 4096), (12288, 4096)):
         n, k = n // sizes.scale // 16 * 16 or 16, k // sizes.scale // 16 * 16 or 16
-        ops = TorchOps(device, "bf16")
-        x, weight = normal(ops, "bf16", tokens, k), normal(ops, "bf16", n, k) / k**0.5
+        x, weight = normal(ops, "bf16", (tokens, k)), normal(ops, "bf16", (n, k)) / k**0.5
         matrix, narrow = triton_fp8.Matrix8(*triton_fp8.quantize(weight)), triton_fp8.rows(x)
         truth = x.float() @ weight.float().T
-        plain = milliseconds(lambda x=x, weight=weight: x @ weight.T, device, sizes.seconds)
-        for name, call in (
-            ("product", lambda narrow=narrow, matrix=matrix: triton_fp8.product(narrow, matrix, None, torch.bfloat16)),
-            ("rows and product", lambda x=x, matrix=matrix: triton_fp8.product(
-                triton_fp8.rows(x), matrix, None, torch.bfloat16)),
-        ):  # fmt: skip
+        plain = milliseconds(partial(torch.matmul, x, weight.T), device, sizes.seconds)
+        product = partial(triton_fp8.product, narrow, matrix, None, torch.bfloat16)
+        for name, call in (("product", product), ("rows and product", partial(_quantized_product, x, matrix))):
             error = ((call().float() - truth).norm() / truth.norm()).item()
             spent = milliseconds(call, device, sizes.seconds)
             rate = round(2e-9 * tokens * n * k / spent, 1)
             bound = 0.05  # of the norm: e4m3 has 4 bits, and sums of many products average their errors
             rows.append(Row(f"fp8 {name} {n} x {k}", "fp8", error, 0.0, error <= bound, spent, plain, rate, "TFLOP/s"))
     return rows
+
+
+def _quantized_product(x: torch.Tensor, matrix: triton_fp8.Matrix8) -> torch.Tensor:
+    return triton_fp8.product(triton_fp8.rows(x), matrix, None, torch.bfloat16)
 
 
 def run(device: str, sizes: Sizes, deadline: float = float("inf")) -> list[Row]:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from rtp_llm.core import Batch, FloatArray, Item, KeptPrefix, Prefixes, pack
-from rtp_llm.ops import Norm, triton_fp8
+from rtp_llm.ops import Norm, PoolMode, triton_fp8
 from rtp_llm.ops.torch_ops import DTYPES, TorchOps
 from rtp_llm.ops.triton_ops import TritonOps
 
@@ -56,9 +57,9 @@ def _problem(run: Run, ops: TritonOps) -> str:
     except Exception as error:  # the border: whatever a compiler or a driver says of it, torch's op serves
         return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
     exact, theirs = (other.to_numpy(run(other)) for other in (TorchOps(device), TorchOps(device, dtype)))
-    error, allowed = (np.abs(y - exact).max() for y in (ours, theirs))
-    allowed = 2 * allowed + _FLOORS[ops.dtype] * max(1.0, float(np.abs(exact).max()))
-    return "" if error <= allowed else f"its error is {error:.2g}, at most {allowed:.2g} is expected"
+    found, torchs = (float(np.abs(y - exact).max()) for y in (ours, theirs))
+    allowed = 2 * torchs + _FLOORS[ops.dtype] * max(1.0, float(np.abs(exact).max()))
+    return "" if found <= allowed else f"its error is {found:.2g}, at most {allowed:.2g} is expected"
 
 
 def _problem_of_rows8(ops: TritonOps) -> str:
@@ -125,22 +126,27 @@ def _row_checks(normal: Callable[..., FloatArray], batch: Batch) -> Iterator[tup
     )
     for heads, kv_heads, head_dim in ((3, 1, 72), (16, 8, 128)):
         qkv, angles = normal(23, (heads + 2 * kv_heads) * head_dim), normal(23, head_dim)
-        gain = np.resize(head, head_dim)
-        yield (
-            "rotary",
-            lambda ops, qkv=qkv, angles=angles, gain=gain, shape=(heads, kv_heads, head_dim): ops.rotary(
-                ops.vector(qkv),
-                ops.vector(angles),
-                **dict(zip(("num_heads", "num_kv_heads", "head_dim"), shape, strict=True)),
-                q_norm=Norm(ops.vector(gain), None, 1e-6, "rms"),
-                k_norm=Norm(ops.vector(gain[::-1].copy()), None, 1e-6, "rms"),
-            ),
-        )
+        gain = np.resize(head, head_dim).astype(np.float32)
+        yield "rotary", partial(_rotary, qkv, angles, gain, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim)
     for activation in ("silu", "gelu", "gelu_tanh"):
-        yield "gated", lambda ops, activation=activation: ops.gated(ops.vector(x), activation)
-    for mode in ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"):
-        yield "pool", lambda ops, mode=mode: ops.pool(ops.vector(x), ops.upload(batch), mode, skip_prompt=True)
+        yield "gated", partial(_gated, x, activation)
+    modes: tuple[PoolMode, ...] = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+    for mode in modes:
+        yield "pool", partial(_pool, x, batch, mode)
     yield "l2_normalize", lambda ops: ops.l2_normalize(ops.vector(x))
+
+
+def _rotary(qkv: FloatArray, angles: FloatArray, gain: FloatArray, ops: TorchOps, **heads: int) -> Any:
+    q_norm, k_norm = (Norm(ops.vector(weight), None, 1e-6, "rms") for weight in (gain, gain[::-1].copy()))
+    return ops.rotary(ops.vector(qkv), ops.vector(angles), **heads, q_norm=q_norm, k_norm=k_norm)
+
+
+def _gated(x: FloatArray, activation: str, ops: TorchOps) -> Any:
+    return ops.gated(ops.vector(x), activation)
+
+
+def _pool(x: FloatArray, batch: Batch, mode: PoolMode, ops: TorchOps) -> Any:
+    return ops.pool(ops.vector(x), ops.upload(batch), mode, skip_prompt=True)
 
 
 def _attention(qkv: FloatArray, batch: Batch, kept: tuple[FloatArray, ...] = (), **shape: Any) -> Run:

@@ -66,4 +66,5 @@ def _batch(model: Model) -> Batch:
 
 def _cosines(a: FloatArray, b: FloatArray) -> FloatArray:
     products = (a * b).sum(axis=1)
-    return products / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    cosines: FloatArray = products / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return cosines

@@ -32,7 +32,11 @@ def save(folder: Path, family: str) -> None:
         save_qwen(folder, family)
 
 
-@pytest.mark.parametrize("family", ["Bert", "Qwen2", "Qwen3"])
+# Interpreted, a BERT takes ten seconds.
+BERT = pytest.param("Bert", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("family", [BERT, "Qwen2", "Qwen3"])
 def test_hidden_states(family: str, tmp_path: Path) -> None:
     save(tmp_path, family)
     items, ops, exact = make_items(LENGTHS), TritonOps("cpu", "fp16"), NumpyOps()
@@ -53,7 +57,7 @@ def test_wanted_rows_behind_a_shared_prefix(tmp_path: Path) -> None:
     assert ours.shape == (3, 64) and np.abs(ours - expected).max() <= 2e-2 and not ops.replaced
 
 
-@pytest.mark.parametrize("family", ["Bert", "Qwen3"])
+@pytest.mark.parametrize("family", [BERT, "Qwen3"])
 def test_the_arrays_of_a_bucket_fit_any_batch(family: str, tmp_path: Path) -> None:
     """As a CUDA graph has them: nothing is read on the host, and all arrays have the bucket's lengths."""
     save(tmp_path, family)

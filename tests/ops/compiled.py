@@ -71,7 +71,7 @@ def attention_kernels(memory: int, hip: bool) -> Iterator[Kernel]:
 
 def row_kernels() -> Iterator[Kernel]:
     for size in (384, 1024, 4096, triton_norm.MAX_COLUMNS):
-        shape = triton_norm.shape_of(size)
+        shape: dict[str, Any] = triton_norm.shape_of(size)
         options = {"num_warps": shape.pop("num_warps")}
         for rms in (False, True):
             constants = {"size": size, "RMS": rms, "HAS_BIAS": not rms, **shape}
@@ -93,18 +93,17 @@ def row_kernels() -> Iterator[Kernel]:
 
 
 def fp8_kernels() -> Iterator[Kernel]:
+    types = {"values_ptr": "*fp8e4nv"}
     for size in (1024, 4096, 12288):
-        shape = triton_norm.shape_of(size)
+        shape: dict[str, Any] = triton_norm.shape_of(size)
         options = {"num_warps": shape.pop("num_warps")}
-        types = {"values_ptr": "*fp8e4nv"}
+        shape["size"] = size
         for rms in (False, True):
-            yield Kernel(f"norm fp8 {size}", triton_fp8.norm_kernel, "bf16", {
-                "size": size, "RMS": rms, "HAS_BIAS": not rms, "HAS_RESIDUAL": True, "STORES_SUM": rms, **shape},
-                options, types)  # fmt: skip
-        yield Kernel(f"gated fp8 {size}", triton_fp8.rows_kernel, "bf16", {
-            "size": size, "ACTIVATION": "silu", "GATED": True, **shape}, options, types)  # fmt: skip
-        yield Kernel(f"gelu fp8 {size}", triton_fp8.rows_kernel, "bf16", {
-            "size": size, "ACTIVATION": "gelu", "GATED": False, **shape}, options, types)  # fmt: skip
+            constants = {**shape, "RMS": rms, "HAS_BIAS": not rms, "HAS_RESIDUAL": True, "STORES_SUM": rms}
+            yield Kernel(f"norm fp8 {size}", triton_fp8.norm_kernel, "bf16", constants, options, types)
+        for gated, activation in ((True, "silu"), (False, "gelu"), (False, "")):
+            constants = {**shape, "ACTIVATION": activation, "GATED": gated}
+            yield Kernel(f"rows fp8 {activation} {size}", triton_fp8.rows_kernel, "bf16", constants, options, types)
 
 
 def compiled(kernel: Kernel, target: GPUTarget) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def test_a_gpu_has_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_triton_a_gpu_has_torch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     monkeypatch.setitem(sys.modules, "rtp_llm.ops.triton_check", None)
-    monkeypatch.setattr(device_ops, "TorchOps", lambda device, dtype: (device, dtype))
-    assert device_ops.make_ops("auto", "cuda", "fp16") == ("cuda", "fp16")
+    ops = device_ops.make_ops("auto", "cuda", "fp16")
+    assert (ops.name, str(ops.device), ops.dtype) == ("torch", "cuda", torch.float16)
     assert "triton is not installed" in caplog.text
     with pytest.raises(ConfigError, match="pip install triton"):
         device_ops.make_ops("triton", "cuda", "fp16")
@@ -52,9 +52,10 @@ def test_fp8_needs_a_device_that_has_it(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    monkeypatch.setattr(triton_check, "checked_ops", lambda *args, **options: options["rows8"])
+    monkeypatch.setattr(triton_check, "checked_ops", lambda *args, **options: options)
     if right:
-        assert device_ops.make_ops("auto", "cuda", "bf16", fp8=True) is True
+        made: Any = device_ops.make_ops("auto", "cuda", "bf16", fp8=True)
+        assert made["rows8"]
     else:
         with pytest.raises(ConfigError, match="a GPU has no e4m3"):
             device_ops.make_ops("auto", "cuda", "bf16", fp8=True)

@@ -39,9 +39,9 @@ def rounded(x: FloatArray, dtype: str) -> FloatArray:
 def assert_close(run: Any, dtype: str) -> None:
     """run(ops) -> a tensor: error against NumpyOps at most twice that of torch in the same dtype, and a rounding."""
     ours, theirs = TritonOps("cpu", dtype), TorchOps("cpu", dtype)
-    results = [np.asarray(ops.to_numpy(run(ops))) for ops in (ours, theirs)]
+    y, reference = (np.asarray(ops.to_numpy(run(ops))) for ops in (ours, theirs))
     assert not ours.replaced
-    assert_as_exact(*results, np.asarray(run(numpy_ops), np.float64), floor=FLOORS[dtype])
+    assert_as_exact(y, reference, np.asarray(run(numpy_ops), np.float64), floor=FLOORS[dtype])
 
 
 def attention(qkv: FloatArray, batch: Batch, heads: Heads, kept: Any = (), **visible: Any) -> Any:
@@ -334,6 +334,7 @@ def test_a_layer_in_fp8() -> None:
 
 
 def test_quantizations_that_are_not_there() -> None:
-    for quantization in ("int8", "fp8"):
+    quantizations: tuple[Any, ...] = ("int8", "fp8")
+    for quantization in quantizations:
         with pytest.raises(ConfigError, match=quantization):
-            TritonOps("cpu", "fp16").fork(quantization)  # type: ignore[arg-type]
+            TritonOps("cpu", "fp16").fork(quantization)
