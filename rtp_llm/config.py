@@ -111,9 +111,10 @@ class EngineConfig:
 
     backend: str = option(
         "auto",
-        help="implementation of the ops; auto: torch where there is a GPU, else native, numpy where it was not built",
+        help="implementation of the ops; auto: where there is a GPU triton, or torch where that is not installed, else "
+        "native, or numpy where it was not built",
         group="compute",
-        choices=("auto", "native", "numpy", "torch"),
+        choices=("auto", "native", "numpy", "torch", "triton"),
         env="RTP_LLM_BACKEND",
     )
     device: str = option(
@@ -133,9 +134,16 @@ class EngineConfig:
     num_threads: int = option(0, help="cores to compute on; 0: all this process may use", group="compute", minimum=0)
     quantization: str = option(
         "none",
-        help="int8: the model's linear layers in 8 bits on a CPU, a third of the time (docs/numerics.md)",
+        help="int8: the model's linear layers in 8 bits on a CPU, a third of the time (docs/numerics.md); fp8: on a "
+        "GPU, where the model stays close enough to itself (docs/gpu.md)",
         group="compute",
-        choices={"none": "none", "": "none", "int8": "int8"},
+        choices={"none": "none", "": "none", "int8": "int8", "fp8": "fp8"},
+    )
+    gelu: str = option(
+        "erf",
+        help="tanh: the other form of GELU, which a GPU computes on a product's way out; another model by about 1e-3",
+        group="compute",
+        choices=("erf", "tanh"),
     )
     instruction_set: str = option(
         "auto",

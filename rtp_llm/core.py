@@ -149,6 +149,8 @@ class Batch:
     wanted                                   [R], the rows whose last hidden states are wanted, one of each of the last
                                              R sequences; None: all
     host                                     of a batch whose arrays are on a device, the same batch on the host
+    tiles, wanted_tiles                      of a batch on a device, the work of attention as the backend's kernel
+                                             takes it: for all rows, and for the wanted ones
     """
 
     input_ids: Int32Array
@@ -161,6 +163,8 @@ class Batch:
     wanted: Int32Array | None = None
     kept: tuple[KeptPrefix, ...] = ()
     host: "Batch | None" = None
+    tiles: Int32Array | None = None
+    wanted_tiles: Int32Array | None = None
 
     @property
     def num_tokens(self) -> int:

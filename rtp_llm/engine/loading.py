@@ -66,7 +66,7 @@ def _load(config: EngineConfig, name: str) -> Engine:
         backend=runtime.ops.name,
         instruction_set=runtime.ops.instruction_set,
         num_threads=runtime.num_cores,
-        dtype="int8" if config.quantization == "int8" else runtime.dtype,
+        dtype=runtime.dtype if config.quantization == "none" else config.quantization,
         max_batch_tokens=config.max_context_batch_size * tokenizer.max_seq_len or runtime.batch_tokens,
         prompts=tuple(tokenizer.prompts),
         scores_are_probabilities=model_config.is_qwen3_reranker,

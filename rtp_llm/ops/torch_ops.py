@@ -86,6 +86,10 @@ class TorchOps:
         }
         return replace(batch, **views, host=batch)
 
+    def plain(self, x: Any) -> torch.Tensor:
+        """What an op has returned, as a tensor of torch's."""
+        return x
+
     def to_numpy(self, x: torch.Tensor) -> FloatArray:
         return np.array(x.float().cpu().numpy())
 
@@ -104,8 +108,10 @@ class TorchOps:
         activation: str | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        # Pooled rows arrive in fp32 whatever the dtype of the layers.
-        y = F.linear(x.to(weight.dtype), weight, bias)
+        # Pooled rows arrive in fp32 whatever the dtype of the layers, and stay so: heads compute in fp32.
+        if x.dtype != weight.dtype:
+            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        y = F.linear(x, weight, bias)
         if activation is not None:
             y = ACTIVATION[activation](y)
         return y if residual is None else y + residual

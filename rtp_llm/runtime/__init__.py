@@ -75,6 +75,10 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig) -> Runtime:
     if device is not None:
         torch_loading = _import_torch_loading()
         return torch_loading.load(config, model_config, device)  # type: ignore[no-any-return]
+    if config.quantization == "fp8":
+        raise ConfigError("quantization fp8 needs a GPU; on a CPU there is int8", param="quantization")
+    if config.gelu != "erf":
+        raise ConfigError(f"gelu {config.gelu}: a CPU computes the erf form", param="gelu")
     if config.tp_size * config.dp_size > 1:
         name = "tp_size" if config.tp_size > 1 else "dp_size"
         raise ConfigError(f"{name} {getattr(config, name)}: several devices need --backend torch", param=name)
@@ -129,6 +133,10 @@ def choose_dtype(config: EngineConfig, model_type: str, hf: Mapping[str, Any], d
         if config.act_type in ("fp16", "bf16"):
             logger.info("act_type %s: a CPU computes in fp32, which is at least as exact", config.act_type)
         return "fp32"
+    if config.quantization == "fp8":
+        if config.act_type in ("fp32", "fp16"):
+            logger.info("act_type %s: with fp8 activations are bf16, as torch's product gives them", config.act_type)
+        return "bf16"
     if config.act_type != "auto":
         return config.act_type
     is_bf16 = str(hf.get("dtype", hf.get("torch_dtype"))) == "bfloat16"

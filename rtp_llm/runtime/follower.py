@@ -33,15 +33,15 @@ def main() -> None:
 
 
 def _follow(order: dict[str, Any]) -> None:
+    from rtp_llm.ops.device_ops import make_ops
     from rtp_llm.runtime import torch_parallel
     from rtp_llm.runtime.torch_device import open_device
-    from rtp_llm.runtime.torch_loading import make_ops
 
     device = open_device(order["device"])
     _say("imported")
     rank, size = order["rank"], order["size"]
     group = torch_parallel.Group(rank, size, order["rendezvous"], device.torch_device)
-    ops = make_ops(order["backend"], order["device"], order["dtype"])
+    ops = make_ops(order["backend"], order["device"], order["dtype"], gelu=order["gelu"])
     source = open_tensors(Path(order["folder"]))
     model, ops = torch_parallel.load_rank(order["model_type"], order["hf"], source, ops, group, rank, size)
     source.close()

@@ -208,6 +208,7 @@ class TorchRuntime:
         tensors, kept = forward(self.model, self.ops, step, placed[0], placed[-1], take_keys)
         if step.prefixes is not None and kept:
             self._prefixes.add(step.prefixes, kept, torch.Tensor.clone)
+        tensors = {name: self.ops.plain(tensor) for name, tensor in tensors.items()}
         rows = [tensor.float().reshape(-1) for tensor in tensors.values()]
         shapes = [tuple(tensor.shape) for tensor in tensors.values()]
         return rows[0] if len(rows) == 1 else torch.cat(rows), shapes

@@ -12,6 +12,7 @@ from rtp_llm.config import EngineConfig
 from rtp_llm.errors import ConfigError
 from rtp_llm.model_config import ModelConfig
 from rtp_llm.models import find_model_type, load_model
+from rtp_llm.ops.device_ops import make_ops
 from rtp_llm.ops.torch_ops import TorchOps
 from rtp_llm.runtime import choose_dtype, rank_weights
 from rtp_llm.runtime.data_parallel import DataParallelRuntime
@@ -32,11 +33,6 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def make_ops(backend: str, device: str, dtype: str) -> TorchOps:
-    """The ops of one device."""
-    return TorchOps(device=device, dtype=dtype)
-
-
 def load(config: EngineConfig, model_config: ModelConfig, device: str) -> TorchRuntime | DataParallelRuntime:
     """ConfigError where the devices are not there, or the model cannot be on them as was asked."""
     if config.tp_size > 1 and config.dp_size > 1:
@@ -44,6 +40,8 @@ def load(config: EngineConfig, model_config: ModelConfig, device: str) -> TorchR
     devices = _devices(device, max(config.tp_size, config.dp_size), "tp_size" if config.tp_size > 1 else "dp_size")
     if config.quantization == "int8":
         TorchOps("cpu").fork("int8")
+    if config.tp_size > 1 and config.quantization == "fp8":
+        raise ConfigError("quantization fp8: a model in parts (tp_size) has no weights in 8 bits", param="quantization")
     if config.tp_size > 1:
         return _load_parts(config, model_config, devices)
     replicas = [_load_one(config, model_config, name) for name in devices]
@@ -53,9 +51,15 @@ def load(config: EngineConfig, model_config: ModelConfig, device: str) -> TorchR
 def _load_one(config: EngineConfig, model_config: ModelConfig, name: str) -> TorchRuntime:
     device = _open(name)
     model_type = find_model_type(config.model_type, model_config.hf)
-    ops = make_ops(config.backend, name, choose_dtype(config, model_type, model_config.hf, name))
+    dtype, fp8 = choose_dtype(config, model_type, model_config.hf, name), config.quantization == "fp8"
+    ops = make_ops(config.backend, name, dtype, gelu=config.gelu, fp8=fp8)
     source = open_tensors(model_config.transformer_folder)
-    model = load_model(model_type, model_config.hf, source, ops)
+    if fp8:
+        from rtp_llm.runtime.torch_fp8 import load_fp8
+
+        model = load_fp8(model_type, model_config.hf, source, ops)
+    else:
+        model = load_model(model_type, model_config.hf, source, ops)
     source.close()
     return TorchRuntime(
         model_type=model_type,
@@ -75,7 +79,8 @@ def _load_parts(config: EngineConfig, model_config: ModelConfig, devices: list[s
     rank_weights.check(model_type, hf, size)
     dtype = choose_dtype(config, model_type, hf, devices[0])
     order = {
-        "backend": config.backend, "dtype": dtype, "folder": str(model_config.transformer_folder), "hf": hf,
+        "backend": config.backend, "gelu": config.gelu, "dtype": dtype,
+        "folder": str(model_config.transformer_folder), "hf": hf,
         "model_type": model_type, "size": size,
     }  # fmt: skip
     ranks = Ranks([{**order, "rank": rank, "device": devices[rank]} for rank in range(1, size)])
@@ -83,7 +88,7 @@ def _load_parts(config: EngineConfig, model_config: ModelConfig, devices: list[s
         device = _open(devices[0])
         ranks.wait_for("imported")
         group = Group(0, size, ranks.rendezvous, device.torch_device)
-        ops = make_ops(config.backend, devices[0], dtype)
+        ops = make_ops(config.backend, devices[0], dtype, gelu=config.gelu)
         source = open_tensors(model_config.transformer_folder)
         model, ops = load_rank(model_type, hf, source, ops, group, 0, size)
         source.close()
