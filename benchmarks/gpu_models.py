@@ -13,11 +13,11 @@ import torch
 from rtp_llm.checkpoint import Parameter, TensorInfo
 from rtp_llm.core import FloatArray, Item, TaskType
 from rtp_llm.models import MODELS, Model, bert, qwen
+from rtp_llm.ops.device_ops import make_ops
 from rtp_llm.ops.torch_ops import DTYPES, TorchOps
 from rtp_llm.runtime.token_budget import TokenBudget
 from rtp_llm.runtime.torch import TorchRuntime
 from rtp_llm.runtime.torch_device import open_device
-from rtp_llm.runtime.torch_loading import make_ops
 from rtp_llm.tasks.dense import Dense, PoolingModes
 
 _SCALE = 0.02
@@ -186,15 +186,14 @@ class StateDict:
         self.tensors = {name: TensorInfo("fp32", tuple(tensor.shape)) for name, tensor in self._state.items()}
 
     def read(self, name: str) -> FloatArray:
-        values: FloatArray = self._state[name].float().cpu().numpy()
-        return values
+        values: Any = self._state[name].float().cpu().numpy()
+        return np.asarray(values, np.float32)
 
     def read_row(self, name: str, row: int) -> FloatArray:
-        return self.read(name)[row]
+        return np.asarray(self.read(name)[row], np.float32)
 
     def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
-        part: FloatArray = self.read(name).take(range(start, stop), axis)
-        return part
+        return np.asarray(self.read(name).take(range(start, stop), axis), np.float32)
 
     def file(self, name: str) -> Path:
         return self.path

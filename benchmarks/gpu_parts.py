@@ -12,9 +12,9 @@ from benchmarks import gpu_models
 from benchmarks.gpu_models import Machine, Work
 from rtp_llm.core import FloatArray, Item, TaskType
 from rtp_llm.models import load_model
+from rtp_llm.ops.device_ops import make_ops
 from rtp_llm.ops.torch_ops import DTYPES
 from rtp_llm.runtime.torch import TorchRuntime
-from rtp_llm.runtime.torch_loading import make_ops
 
 Row = dict[str, Any]
 _LENGTHS = (128, 32, 512, 2048, 8192)
