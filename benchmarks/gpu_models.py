@@ -116,6 +116,7 @@ def with_model(machine: Machine, hf: Mapping[str, Any], model: Model, ops: Torch
     )
     mode: Any = "lasttoken" if model.causal else "mean"
     ours.tasks = {TaskType.DENSE: Dense(PoolingModes((mode,)), [], model.hidden_size)}
+    ours.start(model.max_positions)
     return ours
 
 

@@ -69,8 +69,11 @@ class Runtime(Protocol):
         """End what the runtime has started; after the last batch."""
 
 
-def load_runtime(config: EngineConfig, model_config: ModelConfig) -> Runtime:
-    """Choose the backend and load the model; `tasks` are for the caller to fill, when it has the vocabulary."""
+def load_runtime(config: EngineConfig, model_config: ModelConfig, beside: Runtime | None = None) -> Runtime:
+    """Choose the backend and load the model; `tasks` are for the caller to fill, when it has the vocabulary.
+
+    `beside` computes on the same device: its streams, and with them the memory of activations, are shared.
+    """
     device = choose_device(config)
     if device is not None:
         torch_loading = _import_torch_loading()
@@ -82,7 +85,8 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig) -> Runtime:
     if config.tp_size * config.dp_size > 1:
         name = "tp_size" if config.tp_size > 1 else "dp_size"
         raise ConfigError(f"{name} {getattr(config, name)}: several devices need --backend torch", param=name)
-    ops = _load_ops(config)
+    streams = beside.streams if isinstance(beside, CpuRuntime) else None
+    ops = _load_ops(config) if beside is None or streams is None else beside.ops
     model_type = find_model_type(config.model_type, model_config.hf)
     source = open_tensors(model_config.transformer_folder)
     model = load_model(
@@ -96,6 +100,7 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig) -> Runtime:
         ops=ops,
         num_cores=num_cores,
         prefix_cache_bytes=config.prefix_cache_mb << 20,
+        streams=streams,
     )
 
 

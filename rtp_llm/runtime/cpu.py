@@ -18,13 +18,25 @@ BATCH_TOKENS = 1024
 
 
 class CpuRuntime:
-    """`num_cores` streams that share the weights."""
+    """`num_cores` streams that share the weights.
+
+    streams  those of another model on the same cores; a batch holds one while it runs, whoever's it is
+    """
 
     batch_tokens = BATCH_TOKENS
     num_devices = 0
     dtype = "fp32"
 
-    def __init__(self, *, model_type: str, model: Model, ops: Ops, num_cores: int, prefix_cache_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        model_type: str,
+        model: Model,
+        ops: Ops,
+        num_cores: int,
+        prefix_cache_bytes: int = 0,
+        streams: "SimpleQueue[Ops] | None" = None,
+    ) -> None:
         self.model_type = model_type
         self.model = model
         self.tasks: Mapping[TaskType, Task] = {}
@@ -33,9 +45,10 @@ class CpuRuntime:
         self.replicas = (self,)
         self.counts: Mapping[str, float] = {}
         self._prefixes = PrefixCache(prefix_cache_bytes)
-        self._streams: SimpleQueue[Ops] = SimpleQueue()
-        for stream in [ops, *(ops.fork() for _ in range(num_cores - 1))]:
-            self._streams.put(stream)
+        self.streams: SimpleQueue[Ops] = SimpleQueue() if streams is None else streams
+        if streams is None:
+            for stream in [ops, *(ops.fork() for _ in range(num_cores - 1))]:
+                self.streams.put(stream)
 
     def start(self, max_seq_len: int) -> None:
         """There is nothing to find out."""
@@ -50,7 +63,7 @@ class CpuRuntime:
         """Pack, run the model once and each task that some item wants on its hidden states."""
         step = plan(self.model, wanted_tasks(self.tasks, items), items, self._prefixes)
         packed = self.model.prepare(step.batch)
-        ops = self._streams.get()
+        ops = self.streams.get()
         try:
             ops.num_threads = num_cores
             returned = ops.upload(packed.of_wanted())
@@ -63,5 +76,5 @@ class CpuRuntime:
                 self._prefixes.add(step.prefixes, kept, lambda part: ops.vector(part.copy()))
             arrays = {name: ops.to_numpy(tensor) for name, tensor in tensors.items()}
         finally:
-            self._streams.put(ops)
+            self.streams.put(ops)
         return {name: by_item(array, step.tasks[name], packed, len(items)) for name, array in arrays.items()}

@@ -135,6 +135,8 @@ class TorchRuntime:
             "the device is out of memory at %d tokens; steps have up to %d from now on", num_tokens, self._largest_step
         )
         with self._launch:
+            # The other batches in flight end first, so that the next attempt has their memory too.
+            self.device.synchronize()
             self.device.empty_cache()
 
     def _halves(self, items: Sequence[Item], tasks: Mapping[TaskType, Task]) -> dict[TaskType, Rows]:
