@@ -54,7 +54,7 @@ class Device:
     """
 
     def __init__(self, batch_tokens: int, num_cores: int, bulk_share: float = BULK_SHARE, num_devices: int = 0) -> None:
-        """`batch_tokens` is the step's budget of the first tenant, whose tokens cost 1; the rest as `Scheduler` takes it."""
+        """`batch_tokens` is the step's budget of the first tenant, whose tokens cost 1; the rest is `Scheduler`'s."""
         self.scheduler = Scheduler(batch_tokens, num_cores, bulk_share, num_devices)
         self.changed = threading.Condition()
         self.closing = False
