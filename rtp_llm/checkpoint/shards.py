@@ -63,6 +63,9 @@ class Shards:
     def read_row(self, name: str, row: int) -> FloatArray:
         return self._owner[name].read_row(name, row)
 
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
+        return self._owner[name].read_part(name, axis, start, stop)
+
     def file(self, name: str) -> Path:
         return self._owner[name].file(name)
 

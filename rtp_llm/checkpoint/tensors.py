@@ -49,6 +49,9 @@ class TensorSource(Protocol):
     def read_row(self, name: str, row: int) -> FloatArray:
         """`read(name)[row]`, without reading the rest."""
 
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
+        """`read(name)` from `start` to `stop` along an axis, without reading the rest."""
+
     def file(self, name: str) -> Path:
         """Where the tensor is."""
 

@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,9 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
         custom_module=config.custom_module,
         trust_remote_code=config.trust_remote_code,
     )
-    runtime.tasks = load_tasks(source)
+    for replica in runtime.replicas:
+        replica.tasks = load_tasks(replace(source, ops=replica.ops))
+    runtime.start(tokenizer.max_seq_len)
     info = ModelInfo(
         name=name,
         model_type=runtime.model_type,
@@ -105,7 +108,7 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
         backend=runtime.ops.name,
         instruction_set=runtime.ops.instruction_set,
         num_threads=runtime.num_cores,
-        dtype="int8" if config.quantization == "int8" else "fp32",
+        dtype=runtime.dtype if config.quantization == "none" else config.quantization,
         max_batch_tokens=config.max_context_batch_size * tokenizer.max_seq_len or runtime.batch_tokens,
         prompts=tuple(tokenizer.prompts),
         scores_are_probabilities=model_config.is_qwen3_reranker,

@@ -30,6 +30,9 @@ class Source:
     def read_row(self, name: str, row: int) -> FloatArray:
         return np.asarray(self.read(name)[row])
 
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
+        return self.read(name).take(range(start, stop), axis)
+
     def file(self, name: str) -> Path:
         return self.path
 
