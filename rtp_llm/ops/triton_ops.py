@@ -157,12 +157,13 @@ class TritonOps(TorchOps):
         residual: Any | None = None,
     ) -> Any:
         y = self._product(x, weight, bias, activation)
-        if residual is None:
-            return y
+        return y if residual is None else self.plus(y, residual)
+
+    def plus(self, x: torch.Tensor, residual: Any) -> Any:
         residual = plain(residual)
         # Rows of a head, in fp32, are not normed next.
-        waits = y.dtype != torch.float32 and y.dtype == residual.dtype and "norm" not in self.replaced
-        return Sum(y, residual) if waits and y.shape[1] <= triton_norm.MAX_COLUMNS else y + residual
+        waits = x.dtype != torch.float32 and x.dtype == residual.dtype and "norm" not in self.replaced
+        return Sum(x, residual) if waits and x.shape[1] <= triton_norm.MAX_COLUMNS else x + residual
 
     def norm(self, x: Any, norm: Norm) -> torch.Tensor:
         first, residual = x.parts if isinstance(x, Sum) else (plain(x), None)
