@@ -37,7 +37,7 @@ def config_of(rows: int, block_d: int, itemsize: int, memory: int, hip: bool = F
     block_m = min(rows, 64) if block_d > 128 else rows
     small_keys = block_d > 128 or itemsize > 2 or not (reads_shared or hip or (block_d <= 64 and rows == 128))
     block_n = 32 if small_keys else 64
-    num_warps = 8 if block_d > 128 or (rows == 128 and (block_d != 64 or not reads_shared)) else 4
+    num_warps = 8 if block_d > 128 or rows == 128 else 4
     stages = 1 if hip else 3 if itemsize == 2 else 2
     while stages > 1 and (block_m + 2 * stages * block_n) * block_d * itemsize > memory:
         stages -= 1

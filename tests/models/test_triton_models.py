@@ -23,6 +23,8 @@ from rtp_llm.ops.triton_ops import FUSED, TritonOps  # noqa: E402
 from rtp_llm.runtime import torch_fp8  # noqa: E402
 
 LENGTHS = (5, 1, 33, 70, 2)
+# Interpreted, a BERT takes ten seconds.
+BERT = pytest.param("Bert", marks=pytest.mark.slow)
 
 
 def save(folder: Path, family: str) -> None:
@@ -32,11 +34,8 @@ def save(folder: Path, family: str) -> None:
         save_qwen(folder, family)
 
 
-# Interpreted, a BERT takes ten seconds.
-BERT = pytest.param("Bert", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("family", [BERT, "Qwen2", "Qwen3"])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["Bert", "Qwen2", "Qwen3"])
 def test_hidden_states(family: str, tmp_path: Path) -> None:
     save(tmp_path, family)
     items, ops, exact = make_items(LENGTHS), TritonOps("cpu", "fp16"), NumpyOps()
@@ -86,7 +85,7 @@ def load_fp8(folder: Path, ops: TritonOps) -> Any:
     return torch_fp8.load_fp8(str(hf["model_type"]), hf, open_tensors(folder), ops)
 
 
-@pytest.mark.parametrize("family", ["Bert", "Qwen3"])
+@pytest.mark.parametrize("family", [BERT, "Qwen3"])
 def test_fp8_passes_its_gate(family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     save(tmp_path, family)
@@ -97,6 +96,6 @@ def test_fp8_passes_its_gate(family: str, tmp_path: Path, caplog: pytest.LogCapt
 
 def test_fp8_that_is_too_far_off_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_fp8, "LEAST_MEAN", 0.99999)
-    save(tmp_path, "Bert")
+    save(tmp_path, "Qwen3")
     with pytest.raises(ConfigError, match="leave out --quantization"):
         load_fp8(tmp_path, fp8_ops())

@@ -1,6 +1,6 @@
 """The kernels compile for devices that are not here, in every configuration; what they need of them is bounded.
 
-Measured with Triton 3.6: no kernel but attention spills, and attention by less than 100 bytes a thread.
+Measured with Triton 3.6.0: no kernel but attention spills, and attention by less than 100 bytes a thread.
 """
 
 import json
