@@ -125,6 +125,11 @@ _LOADING = frozenset(
     "use_auth_token use_fast".split()
 )
 _PADDING = frozenset(("padding", "pad_to_multiple_of", "return_tensors", "return_attention_mask"))
+# Arguments of apply_chat_template that are no variables of the template.
+_NOT_OF_A_TEMPLATE = frozenset(
+    "chat_template common_kwargs continue_final_message conversation max_length messages padding return_assistant_"
+    "tokens_mask return_dict return_tensors sanitize_control_tokens tokenize tokenizer_kwargs truncation".split()
+)
 _TASKS = ("feature-extraction", "sequence-classification", "text-generation", "fill-mask")
 _OUTPUTS = ("last_hidden_state", "logits")
 
@@ -154,7 +159,7 @@ def log_unknown(where: Path, values: Mapping[str, Any], known: Iterable[str]) ->
 
 
 def check_transformer(where: Path, settings: Mapping[str, Any], *, is_reranker: bool) -> None:
-    """sentence_bert_config.json: kinds, and what is not served of it; a reranker's prompt is not taken from there."""
+    """sentence_bert_config.json: kinds, and what is not served of it; `is_reranker`: a chat template is heeded."""
     check(where, settings, TRANSFORMER)
     log_unknown(where, settings, {*TRANSFORMER, *_HARMLESS})
     task = settings.get("transformer_task")
@@ -170,10 +175,19 @@ def check_transformer(where: Path, settings: Mapping[str, Any], *, is_reranker: 
                 f"{where}: processing_kwargs: {key}: {', '.join(changing)} is not served; "
                 "say it in tokenizer_config.json, or as max_seq_length"
             )
+    options = processing.get("chat_template") or {}
+    unserved = sorted(set(options) & _NOT_OF_A_TEMPLATE) if isinstance(options, dict) else [f"{options!r:.100}"]
+    if unserved:
+        raise CheckpointError(
+            f"{where}: processing_kwargs: chat_template: {', '.join(unserved)} is not served; variables of the "
+            "template are, add_generation_prompt and restore_suffix"
+        )
 
 
 def _check_modalities(where: Path, modalities: Mapping[str, Any], is_reranker: bool) -> None:
-    """Texts must reach the model as they are: neither through a chat template nor to another of its outputs."""
+    """Texts must reach the model as they are, but for a reranker's pairs: neither through a chat template nor to
+    another of its outputs.
+    """
     if not modalities or is_reranker:
         return
     if "message" in modalities:

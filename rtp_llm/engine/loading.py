@@ -6,11 +6,12 @@ import time
 from rtp_llm.checkpoint import resolve
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import ModelInfo, TaskType
+from rtp_llm.engine.chat_rerank import chat_rerank
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.rerank_template import RerankTemplate
-from rtp_llm.engine.tokenizer import Tokenizer, TokenizerPool
+from rtp_llm.engine.tokenizer import Encoder, Tokenizer, TokenizerPool
 from rtp_llm.errors import CheckpointError, ConfigError, RtpError
-from rtp_llm.model_config import read_model_config
+from rtp_llm.model_config import ModelConfig, read_model_config
 from rtp_llm.observability import Metrics
 from rtp_llm.runtime import load_runtime
 from rtp_llm.tasks import TaskSource, load_tasks
@@ -66,15 +67,22 @@ def _load(config: EngineConfig, name: str) -> Engine:
         dtype="int8" if config.quantization == "int8" else "fp32",
         max_batch_tokens=config.max_context_batch_size * tokenizer.max_seq_len or runtime.batch_tokens,
         prompts=tuple(tokenizer.prompts),
-        scores_are_probabilities=model_config.is_qwen3_reranker,
+        scores_are_probabilities=model_config.is_language_reranker or model_config.logit_score is not None,
         labels=model_config.labels if TaskType.CLASSIFY in runtime.tasks else (),
         pooling=getattr(runtime.tasks.get(TaskType.DENSE), "pooling_name", ""),
         created=int(time.time()),
     )
-    template = RerankTemplate(tokenizer) if model_config.is_qwen3_reranker else None
-    pool = TokenizerPool(tokenizer, config.tokenizer_threads, template)
+    pool = TokenizerPool(tokenizer, config.tokenizer_threads, _pair_encoder(tokenizer, model_config))
     engine = Engine(config, runtime, pool, info, Metrics())
     if config.warm_up:
         engine.warm_up()
     logger.info("loaded %s in %.2f s", name, time.perf_counter() - started)
     return engine
+
+
+def _pair_encoder(tokenizer: Tokenizer, model_config: ModelConfig) -> Encoder | None:
+    """How a reranker that is a language model is asked: by its chat template, else as Qwen3-Reranker; None: plainly."""
+    if not model_config.is_language_reranker:
+        return None
+    is_qwen3 = model_config.is_qwen3_reranker
+    return chat_rerank(tokenizer, model_config.chat, or_else=is_qwen3) or RerankTemplate(tokenizer)

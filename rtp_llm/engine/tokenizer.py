@@ -18,6 +18,7 @@ import numpy as np
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import Input, Int32Array, Item, Params
 from rtp_llm.engine import tokenizer_files as files
+from rtp_llm.engine.chat_template import ChatTemplate
 from rtp_llm.engine.tokenizer_cuts import find_cuts
 from rtp_llm.engine.truncation import longest_first, only_second
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
@@ -81,6 +82,7 @@ class Tokenizer:
             raise ConfigError(f"max_seq_len: {max_seq_len} leaves no room beside {num_special} special tokens")
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = files.special_ids(self._tokenizer, config)
+        self.chat_template = ChatTemplate(folder, config, config["special_tokens"])
         self._never_text = {
             *self.special_ids.values(),
             *(token_id for token_id, token in added.items() if token.special),
@@ -173,6 +175,10 @@ class Tokenizer:
         """The text of token ids; InvalidRequest for an id that is out of the vocabulary."""
         checked = self._checked_ids(ids, 0).tolist()
         return str(self._tokenizer.decode(checked, skip_special_tokens=skip_special_tokens))
+
+    def prompt_text(self, params: Params) -> str:
+        """What a request, or the checkpoint where it is silent, puts before each input; InvalidRequest as `encode`."""
+        return self._prompt(params)
 
     def _prompt(self, params: Params) -> str:
         if params.prompt is not None:

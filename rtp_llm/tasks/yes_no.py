@@ -17,10 +17,11 @@ _NAMES = ("lm_head.weight", "model.embed_tokens.weight", "embed_tokens.weight")
 def load_yes_no(source: TaskSource) -> Head:
     """The folded head; ConfigError for a model whose prompt is not known, CheckpointError where a row is missing."""
     config = source.model_config
-    if not config.is_qwen3_reranker:
+    if not config.is_language_reranker and config.logit_score is None:
         raise ConfigError(
             f"task_type: {config.transformer_folder} is a language model of type {config.model_type!r}; of those, "
-            "Qwen3 alone is served as a reranker, since the prompts of others are not known",
+            "Qwen3 alone is served as a reranker without a LogitScore module and a chat template, since the prompts of "
+            "others are not known",
             param="task_type",
         )
     tensors = open_tensors(config.transformer_folder)
