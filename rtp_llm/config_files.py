@@ -48,18 +48,21 @@ _TEXTS = Kind(
 _OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 _POSITIVE = Kind("a positive number", _is_positive)
 
+_PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+
 MODEL: dict[str, Kind] = {
     **_all(_whole(1, _SIZE, nullable=False), "hidden_size num_attention_heads intermediate_size"),
     **_all(_whole(1, _SIZE), "num_key_value_heads head_dim num_labels type_vocab_size"),
     **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings"),
     **_all(_POSITIVE._replace(nullable=False), "layer_norm_eps rms_norm_eps"),
     **_all(_POSITIVE, "rope_theta partial_rotary_factor"),
-    **_all(_FLAG, "is_causal attention_bias use_sliding_window tie_word_embeddings"),
+    **_all(_FLAG, "is_causal is_decoder add_cross_attention attention_bias use_sliding_window tie_word_embeddings"),
     **_all(_TEXT, "model_type hidden_act position_embedding_type"),
     **_all(_TEXTS, "architectures layer_types"),
     **_all(_OBJECT, "id2label rope_scaling rope_parameters sentence_transformers"),
     "vocab_size": _whole(1, _VOCABULARY, nullable=False),
     "num_hidden_layers": _whole(1, _LAYERS, nullable=False),
+    "problem_type": Kind(f"one of {', '.join(_PROBLEMS)}", lambda value: value in _PROBLEMS),
     "max_window_layers": _whole(0, _LAYERS),
     "sliding_window": _whole(0, _VOCABULARY),
     "pad_token_id": _whole(-1, _VOCABULARY),
@@ -147,6 +150,13 @@ def check(where: Path | str, values: Mapping[str, Any], kinds: Mapping[str, Kind
 def check_model(where: Path | str, values: Mapping[str, Any]) -> None:
     """`check` of config.json, or of what stands over it, with its rope parameters."""
     check(where, values, MODEL)
+    quantization = values.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if quantization and method != "compressed-tensors":  # of which the weights' types decide
+        raise CheckpointError(
+            f"{where}: quantization_config ({method or 'of an unknown method'}): quantised weights are not read; use "
+            "the fp32, fp16 or bf16 checkpoint, and --quantization int8 where 8 bits are wanted"
+        )
     for key in ("rope_scaling", "rope_parameters"):
         check(f"{where}: {key}", values.get(key) or {}, ROPE)
 

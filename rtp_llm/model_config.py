@@ -1,6 +1,7 @@
 """A checkpoint folder, read and understood: architecture, sentence-transformers modules, prompts and limits."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from rtp_llm.checkpoint import find, inside, read_json, read_json_list
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
 
 # Tokens come with the dense vectors: they take no head of their own.
 _DENSE = (TaskType.DENSE, TaskType.TOKENS)
@@ -56,7 +59,7 @@ class ChatFormat:
     """How sentence-transformers puts texts through the tokenizer's chat template.
 
     asked           whether modality_config says that it does; None: there is none
-    message_format  of a message's content: `flat`, a string; `structured`, a list of parts; `auto`: as the template asks
+    message_format  of a message's content: `flat`, a string; `structured`, a list of parts; `auto`: the template tells
     options         what the template is given beside the messages
     """
 
@@ -162,13 +165,22 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     )
 
 
-def sequence_limit(config: EngineConfig, model_config: ModelConfig, max_positions: int, model_max_length: int) -> int:
-    """Tokens kept of one input: the flag, else sentence-transformers' file, else what model and tokenizer allow."""
+def sequence_limit(
+    config: EngineConfig, model_config: ModelConfig, max_positions: int, model_max_length: int, *, is_hard: bool = True
+) -> int:
+    """Tokens kept of one input: the flag, else sentence-transformers' file, else what model and tokenizer allow.
+
+    `is_hard`: the model can read no more than `max_positions`; of others, flag and file may ask for more.
+    """
     if max_positions < 1:
         raise CheckpointError(
             f"{model_config.transformer_folder / 'config.json'}: max_position_embeddings leaves {max_positions} "
             "positions beside pad_token_id"
         )
+    asked = config.max_seq_len or model_config.max_seq_length or 0
+    if asked > max_positions and not is_hard:
+        logger.warning("inputs up to %d tokens: more than the %d that the model was made for", asked, max_positions)
+        return asked
     if config.max_seq_len > max_positions:
         raise ConfigError(
             f"max_seq_len: {config.max_seq_len} is more than the {max_positions} positions this model was made for",
@@ -176,7 +188,10 @@ def sequence_limit(config: EngineConfig, model_config: ModelConfig, max_position
         )
     if config.max_seq_len:
         return config.max_seq_len
-    return min(model_config.max_seq_length or model_max_length, max_positions)
+    if asked > max_positions:
+        logger.warning("max_seq_length %d of the checkpoint: the model has %d positions, which is the limit", asked,
+                       max_positions)  # fmt: skip
+    return min(asked or model_max_length, max_positions)
 
 
 def _overrides(config: EngineConfig) -> dict[str, Any]:
@@ -298,6 +313,17 @@ def _has_m3_heads(folder: Path) -> bool:
     return find(folder, SPARSE_HEAD) is not None and find(folder, COLBERT_HEAD) is not None
 
 
+def _check_m3_heads(folder: Path) -> None:
+    """CheckpointError where one of BGE-M3's heads is there alone: without it this would be another model."""
+    there = [name for name in (SPARSE_HEAD, COLBERT_HEAD) if find(folder, name) is not None]
+    if len(there) == 1:
+        absent = COLBERT_HEAD if there == [SPARSE_HEAD] else SPARSE_HEAD
+        raise CheckpointError(
+            f"{folder}: {there[0]} is there, but {absent} is missing; download it, or say with --task_type what to "
+            "serve"
+        )
+
+
 def _choose_tasks(
     config: EngineConfig, hf: Mapping[str, Any], folder: Path, modules: tuple[Module, ...]
 ) -> tuple[TaskType, ...]:
@@ -317,6 +343,7 @@ def _choose_tasks(
         return _DENSE
     if _has_m3_heads(folder):
         return _TASKS_BY_FLAG["BGE_M3"]
+    _check_m3_heads(folder)
     kinds, architecture = [module.kind for module in modules], _architecture(hf)
     # Nothing in the files of the original Qwen3-Reranker tells it from any other Qwen3, but its name does.
     named_reranker = architecture == "Qwen3ForCausalLM" and not modules and "reranker" in _names(config, folder)

@@ -14,7 +14,7 @@ from typing import Any
 from rtp_llm.core import Input, Int32Array, Item, Params
 from rtp_llm.engine.rerank_template import beginning, common_length, plain_ids
 from rtp_llm.engine.tokenizer import Tokenizer
-from rtp_llm.errors import CheckpointError, InvalidRequest, RtpError
+from rtp_llm.errors import CheckpointError, InvalidInput, InvalidRequest, RtpError
 from rtp_llm.model_config import ChatFormat
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class ChatRerank:
             elif isinstance(value, tuple) and len(value) == 2:
                 pairs[index] = (value[0], beginning(self._tokenizer, value[1], params.max_tokens_per_doc))
             else:
-                raise InvalidRequest(f"input {index} is a single text; a reranker reads pairs of query and document")
+                raise InvalidInput(index, " is a single text; a reranker reads pairs of query and document")
         prompt = params.instruction or self._tokenizer.prompt_text(params)
         texts = [self._rendered(query, document, prompt) for query, document in pairs.values()]
         own = replace(params, prompt="", add_special_tokens=False)

@@ -41,7 +41,13 @@ def _load(config: EngineConfig, name: str) -> Engine:
     model_config = read_model_config(folder, config)
     runtime = load_runtime(config, model_config)
     model = runtime.model
-    tokenizer = Tokenizer.load(config, model_config, max_positions=model.max_positions, vocab_size=model.vocab_size)
+    tokenizer = Tokenizer.load(
+        config,
+        model_config,
+        max_positions=model.max_positions,
+        vocab_size=model.vocab_size,
+        is_hard=model.learnt_positions,
+    )
     source = TaskSource(
         model_config=model_config,
         pooling=config.pooling,

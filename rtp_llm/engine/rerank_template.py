@@ -12,7 +12,7 @@ import numpy as np
 
 from rtp_llm.core import Input, Int32Array, Item, Params
 from rtp_llm.engine.tokenizer import Tokenizer
-from rtp_llm.errors import InvalidRequest
+from rtp_llm.errors import InvalidInput
 
 PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -40,7 +40,7 @@ class RerankTemplate:
             elif isinstance(value, tuple) and len(value) == 2:
                 pairs[index] = (value[0], beginning(self._tokenizer, value[1], params.max_tokens_per_doc))
             else:
-                raise InvalidRequest(f"input {index} is a single text; a reranker reads pairs of query and document")
+                raise InvalidInput(index, " is a single text; a reranker reads pairs of query and document")
         questions = {query: _question(query, params) for query, _ in pairs.values()}
         texts = [f"{questions[query]} {document}" for query, document in pairs.values()]
         bodies = self._bodies.encode(texts, replace(params, prompt=""))

@@ -8,13 +8,14 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, Response
-from rtp_llm.errors import RequestTooLarge
+from rtp_llm.errors import InvalidInput, RequestTooLarge
 from rtp_llm.server.body import decode
 from rtp_llm.server.errors import ErrorForm, Headers, openai_form
 from rtp_llm.server.exchange import JSON, Exchange
@@ -72,6 +73,8 @@ class Dialect(Generic[Body]):
     render_on_thread  for a `render` that computes: it is run beside the event loop
     error_form  how its clients are told of failures
     headers     of an answer
+    place       the field by which the input of this number came, where that is not `input`
+    cut         what the body must say so that an input over the limit is cut
     by_accept   other forms of the answer, by the value of the request's Accept
     """
 
@@ -82,6 +85,8 @@ class Dialect(Generic[Body]):
     error_form: ErrorForm = openai_form
     headers: Callable[[Request, Response], Headers] = answer_headers
     content_type: bytes = JSON
+    place: Callable[[Body, ModelInfo, int], str] | None = None
+    cut: str = "truncate to true"
     by_accept: "Mapping[bytes, Dialect[Body]]" = field(default_factory=dict)
 
     def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
@@ -95,7 +100,8 @@ class Dialect(Generic[Body]):
         body = decode(self.decoder, content)
         info, admission = service.engine.info(), service.admission
         request = self.to_request(body, info, service.config, exchange.request_id)
-        admission.check_size(request, len(content))
+        named = None if self.place is None else partial(self.place, body, info)
+        admission.check_size(request, len(content), *([named] if named else []))
         seconds = admission.seconds(exchange.headers)
         request = scheduled(request, exchange.headers, seconds)
         await admission.enter()
@@ -104,6 +110,8 @@ class Dialect(Generic[Body]):
             began = time.perf_counter()
             pieces = self.render(body, response, info)
             rendered = await (asyncio.to_thread(b"".join, pieces) if self.render_on_thread else _join(pieces))
+        except InvalidInput as error:
+            raise error if named is None else error.at(named(error.index), self.cut) from None
         finally:
             admission.leave()
         service.engine.metrics.observe_encode(time.perf_counter() - began)
@@ -157,6 +165,50 @@ class Choice:
             found = {}
         route = next((route for key, route in self.by_key.items() if key in found), self.otherwise)
         return route.choose(content, exchange, engine)
+
+
+@dataclass(frozen=True, slots=True)
+class Quoted:
+    """A route that also takes its body as a JSON string which holds it, as RTP-LLM's POST / does."""
+
+    route: Route
+
+    @property
+    def error_form(self) -> ErrorForm:
+        """The route's."""
+        return self.route.error_form
+
+    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+        """What the route chooses, by what is in the string where the body is one."""
+        if content.lstrip()[:1] != b'"':
+            return self.route.choose(content, exchange, engine)
+        try:
+            inner = msgspec.json.decode(content, type=str).encode()
+        except (msgspec.DecodeError, UnicodeError):
+            return self.route.choose(content, exchange, engine)
+        return _Unquoted(self.route.choose(inner, exchange, engine), inner)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unquoted:
+    """An answerer for the body `inner`, which came within another."""
+
+    answerer: Answerer
+    inner: bytes
+
+    @property
+    def error_form(self) -> ErrorForm:
+        return self.answerer.error_form
+
+    @property
+    def content_type(self) -> bytes:
+        return self.answerer.content_type
+
+    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+        return self
+
+    async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
+        return await self.answerer.answer(self.inner, service, exchange)
 
 
 @dataclass(frozen=True, slots=True)

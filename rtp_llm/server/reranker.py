@@ -91,4 +91,10 @@ def render(body: RerankerBody, response: Response, info: ModelInfo) -> Iterator[
     yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-RERANKER: Dialect[RerankerBody] = Dialect(msgspec.json.Decoder(RerankerBody), to_request, render)
+def _place(body: RerankerBody, info: ModelInfo, index: int) -> str:
+    return f"documents[{index}]"
+
+
+RERANKER: Dialect[RerankerBody] = Dialect(
+    msgspec.json.Decoder(RerankerBody), to_request, render, place=_place, cut="truncation to true"
+)

@@ -25,7 +25,9 @@ PARTS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m['content'][0]['text'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{{ opening or '' }}{% endif %}"
 )
-TAIL = "{% if messages[0].role == 'system' %}<Instruct>: {{ messages[0].content }}\n{% endif %}" + FLAT + "<|im_end|>\n\n"
+TAIL = (
+    "{% if messages[0].role == 'system' %}<Instruct>: {{ messages[0].content }}\n{% endif %}" + FLAT + "<|im_end|>\n\n"
+)
 TEMPLATES = {"flat": FLAT, "parts": PARTS, "tail": TAIL}
 
 
@@ -158,5 +160,5 @@ def test_options_that_are_no_variables(folder: Path) -> None:
 def test_verify_asks_cross_encoder(folder: Path) -> None:
     """A template of its own, not the model card's: what differs from sentence-transformers is not equal."""
     write(folder, FLAT)
-    report = verify(EngineConfig(checkpoint_path=str(folder)), Options(lines=("a panda", "a bear")))
+    report = verify(EngineConfig(checkpoint_path=str(folder)), Options(lines=("panda\ta bear", "panda\ta " * 1)))
     assert report.verdict is Verdict.EQUAL and "CrossEncoder, by the chat template" in report.compared_with[0]

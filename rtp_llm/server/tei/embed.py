@@ -170,4 +170,5 @@ SIMILARITY: Dialect[SentenceSimilarityBody] = Dialect(
     _render_similarity,
     error_form=frame.error_form,
     headers=frame.headers,
+    place=lambda body, info, index: f"inputs.sentences[{index - 1}]" if index else "inputs.source_sentence",
 )

@@ -121,5 +121,10 @@ PREDICT: Dialect[PredictBody] = Dialect(
     msgspec.json.Decoder(PredictBody), _predict, _render_predictions, error_form=frame.error_form, headers=frame.headers
 )
 RERANK: Dialect[TextsBody] = Dialect(
-    msgspec.json.Decoder(TextsBody), _rerank, _render_ranks, error_form=frame.error_form, headers=frame.headers
+    msgspec.json.Decoder(TextsBody),
+    _rerank,
+    _render_ranks,
+    error_form=frame.error_form,
+    headers=frame.headers,
+    place=lambda body, info, index: f"texts[{index}]",
 )
