@@ -67,7 +67,8 @@ class EngineConfig:
     """What an engine needs: the checkpoint, how to compute, how to batch."""
 
     checkpoint_path: str = option(
-        help="folder with config.json, weights and tokenizer, or a hub id such as BAAI/bge-small-en-v1.5",
+        help="folder with config.json, weights and tokenizer, or a hub id such as BAAI/bge-small-en-v1.5; the server "
+        "takes several, as PATH or NAME=PATH (docs/models.md)",
         group="model",
         aliases=("model", "model_id"),
     )
@@ -137,7 +138,7 @@ class EngineConfig:
         "auto",
         help="native kernels to use; auto: the best this CPU has",
         group="compute",
-        choices=("auto", "avx512_vnni", "avx512", "avx2", "generic"),
+        choices=("auto", "amx", "avx512_vnni", "avx512", "avx2", "generic"),
         env="RTP_LLM_INSTRUCTION_SET",
     )
     warm_up: bool = option(
@@ -185,14 +186,22 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig(EngineConfig):
-    """An engine behind HTTP."""
+    """One engine or several behind HTTP."""
 
+    models: str = option(
+        "",
+        help="YAML file of several models, instead of checkpoint_path (docs/models.md)",
+        group="model",
+        env="RTP_LLM_MODELS",
+    )
     host: str = option("0.0.0.0", help="address to listen on", group="server", env="RTP_LLM_HOST")
     start_port: int = option(
         8088, help="port to listen on", group="server", minimum=0, maximum=65535, aliases=("port",)
     )
     served_model_name: str = option(
-        "", help="name in /v1/models and answers; empty: the checkpoint's own", group="server"
+        "",
+        help="name in /v1/models and answers; empty: the checkpoint's own; once for each checkpoint_path",
+        group="server",
     )
     concurrency_limit: int = option(1024, help="requests in flight; over it 429", group="server", minimum=1)
     max_body_bytes: int = option(32 << 20, help="largest request body; over it 413", group="server", minimum=1024)

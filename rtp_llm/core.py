@@ -290,6 +290,9 @@ class ModelInfo:
 
     pooling                   how dense embeddings are pooled, in sentence-transformers' words; empty: there are none
     scores_are_probabilities  of a reranker that is a language model: P(yes), where a cross-encoder has a logit
+    aliases                   other names that callers may ask for it by
+    weight_bytes              of the checkpoint's tensors
+    memory_bytes              by which the process grew while it was loaded; 0 where the system does not tell
     """
 
     name: str
@@ -308,3 +311,6 @@ class ModelInfo:
     pooling: str = ""
     scores_are_probabilities: bool = False
     created: int = 0
+    aliases: tuple[str, ...] = ()
+    weight_bytes: int = 0
+    memory_bytes: int = 0

@@ -1,10 +1,12 @@
 """What the process tells of itself: Prometheus metrics in one registry, observed in one place each."""
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from rtp_llm.core import ModelInfo, Response
 
@@ -28,6 +30,30 @@ class Cache(Sized, Protocol):
     """Results that are kept."""
 
     num_bytes: int
+
+
+class _Joined(Collector):
+    """The families of several registries, each once; every sample of ours says by `model` whose it is."""
+
+    def __init__(self, metrics: "Sequence[Metrics]") -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for place, one in enumerate(self._metrics):
+            for family in one.registry.collect():
+                is_ours = family.name.startswith("rtp_llm_")
+                if place and not is_ours:
+                    continue  # of the process, which is the same
+                joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                own = {"model": one.model_name} if is_ours else {}
+                joined.samples += [sample._replace(labels={**own, **sample.labels}) for sample in family.samples]
+        yield from families.values()
+
+
+def render(metrics: "Sequence[Metrics]") -> bytes:
+    """The metrics of several models in one exposition, of `CONTENT_TYPE`."""
+    return generate_latest(_Joined(metrics))
 
 
 class Metrics:
@@ -145,6 +171,11 @@ class Metrics:
     def render(self) -> bytes:
         """The exposition text, of `CONTENT_TYPE`."""
         return generate_latest(self.registry)
+
+    @property
+    def model_name(self) -> str:
+        """The model whose metrics these are."""
+        return self._model_name
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(f"rtp_llm_{name}", help, labels, registry=self.registry)

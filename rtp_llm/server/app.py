@@ -5,7 +5,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import uvicorn
@@ -26,9 +26,9 @@ _UNLIMITED = 600  # seconds that shutdown_timeout=-1 stands for, as in the origi
 _EVERYWHERE = ("0.0.0.0", "::", "")
 
 
-def create_app(engine: EngineLike, config: ServerConfig) -> ASGIApp:
-    """The HTTP face of `engine`; `config` gives the limits."""
-    return Dispatcher(engine, config)
+def create_app(engines: EngineLike | Sequence[EngineLike], config: ServerConfig) -> ASGIApp:
+    """The HTTP face of an engine, or of several; `config` gives the limits."""
+    return Dispatcher(engines, config)
 
 
 def check(config: ServerConfig) -> None:
@@ -58,13 +58,15 @@ def check_grpc() -> None:
         raise ConfigError(message, param="grpc_port") from None
 
 
-def serve(engine: EngineLike, config: ServerConfig, on_ready: Callable[[], None] | None = None) -> None:
+def serve(
+    engines: EngineLike | Sequence[EngineLike], config: ServerConfig, on_ready: Callable[[], None] | None = None
+) -> None:
     """Serve until SIGINT or SIGTERM, then let running requests end, for at most `config.shutdown_timeout` seconds.
 
     `on_ready` is called once, when the socket accepts connections. ConfigError: the address cannot be listened on.
     """
     listener = listen(config.host, config.start_port)
-    app = Dispatcher(engine, config)
+    app = Dispatcher(engines, config)
     options = uvicorn.Config(
         app,
         http=Protocol,
@@ -129,7 +131,7 @@ class _Server(uvicorn.Server):
     async def _start_grpc(self, config: ServerConfig) -> Callable[[], Awaitable[None]]:
         from rtp_llm.server.grpc import GrpcServer
 
-        server = GrpcServer(self._app.engine, config, self._app.admission, self._app.keys)
+        server = GrpcServer(self._app.catalog, config, self._app.admission, self._app.keys)
         await server.start(config.grpc_port)
         return lambda: server.stop(_seconds_to_end(config))
 

@@ -6,6 +6,7 @@ import re
 
 from starlette.types import Message, Receive, Scope, Send
 
+from rtp_llm.observability import Metrics
 from rtp_llm.server.cors import Cors
 from rtp_llm.server.errors import ErrorForm, Headers, openai_form
 
@@ -23,7 +24,8 @@ def choose_id(given: bytes | None = None) -> str:
 class Exchange:
     """A request's headers, its channels, and what has been sent of its answer.
 
-    `status` is 0 until the answer starts; `route` is the path's template, for metrics; `error_form` tells failures.
+    `status` is 0 until the answer starts; `route` is the path's template, and `metrics` are those of the model that was
+    asked, once it is known; `error_form` tells failures.
     """
 
     __slots__ = (
@@ -32,6 +34,7 @@ class Exchange:
         "error_form",
         "headers",
         "method",
+        "metrics",
         "path",
         "receive",
         "request_id",
@@ -50,6 +53,7 @@ class Exchange:
         self._send = send
         self.status = 0
         self.route = "unmatched"
+        self.metrics: Metrics | None = None
         self.error_form: ErrorForm = openai_form
         self.request_id = choose_id(self.headers.get(b"x-request-id"))
 

@@ -135,6 +135,9 @@ def test_models(client: httpx.Client, route: str) -> None:
                 "dimension": DIMENSION,
                 "max_model_len": 16,
                 "tasks": ["dense"],
+                "aliases": [],
+                "weight_bytes": 0,
+                "memory_bytes": 0,
             }
         ],
     }

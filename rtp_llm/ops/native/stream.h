@@ -11,6 +11,7 @@
 #include "attention.h"
 #include "decoder.h"
 #include "gemm_int8.h"
+#include "linear.h"
 
 namespace {
 
