@@ -165,15 +165,18 @@ class TorchOps:
         segment = torch.repeat_interleave(torch.arange(len(starts), device=x.device), lengths)
         position = torch.arange(len(x), device=x.device) - starts[segment]
         kept = position >= skipped[segment]
-        segment, position, x32 = segment[kept], position[kept], x[kept].float()
-        index = segment[:, None].expand_as(x32)
-        out = torch.zeros(len(starts), x.shape[1], device=x.device)
+        segment, position, x = segment[kept], position[kept], x[kept]
         if mode == "max":
-            return out.scatter_reduce(0, index, x32, "amax", include_self=False)
-        weights = (position + 1).float() if mode == "weightedmean" else torch.ones_like(position, dtype=torch.float32)
-        total = torch.zeros(len(starts), device=x.device).index_add(0, segment, weights).clamp(min=1)
-        summed = out.index_add(0, segment, x32 * weights[:, None])
-        return summed / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)[:, None]
+            index = segment[:, None].expand_as(x)
+            out = torch.zeros(len(starts), x.shape[1], device=x.device)
+            return out.scatter_reduce(0, index, x.float(), "amax", include_self=False)
+        # index_add adds one row after another, whose rounding grows with the length; Apple's GPUs have no float64.
+        wide = torch.float32 if x.device.type == "mps" else torch.float64
+        weights = (position + 1).to(wide) if mode == "weightedmean" else torch.ones_like(position, dtype=wide)
+        total = torch.zeros(len(starts), dtype=wide, device=x.device).index_add(0, segment, weights).clamp(min=1)
+        summed = torch.zeros(len(starts), x.shape[1], dtype=wide, device=x.device)
+        summed = summed.index_add(0, segment, x.to(wide) * weights[:, None])
+        return (summed / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)[:, None]).float()
 
     def rows(self, x: torch.Tensor, index: Any) -> torch.Tensor:
         return x[index]
