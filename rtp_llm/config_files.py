@@ -198,14 +198,14 @@ def _check_modalities(where: Path, modalities: Mapping[str, Any], is_reranker: b
     """Texts must reach the model as they are, but for a reranker's pairs: neither through a chat template nor to
     another of its outputs.
     """
-    if not modalities or is_reranker:
+    if not modalities:
         return
-    if "message" in modalities:
+    if "message" in modalities and not is_reranker:
         raise CheckpointError(
             f"{where}: modality_config has 'message', which puts every text through the tokenizer's chat template; "
             "that is not served. Without this key texts are read as they are, if that is what the model was trained on"
         )
-    text = modalities.get("text")
+    text = modalities.get("text", modalities.get("message"))
     if not isinstance(text, dict) or text.get("method") != "forward" or text.get("method_output_name") not in _OUTPUTS:
         raise CheckpointError(
             f"{where}: modality_config: text is {text!r:.100}; only the method forward and its last_hidden_state "
