@@ -67,6 +67,8 @@ def loading(file: Path, line: int | None = None) -> Iterator[None]:
     """Around a user's code while a server starts: what it raises becomes a ConfigError of one line; see `describe`."""
     try:
         yield
+    except CustomModuleError as error:
+        raise ConfigError(f"{file.parent}/{error.message}") from error
     except (RtpError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the border: a user's code may raise anything, SystemExit included

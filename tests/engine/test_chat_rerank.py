@@ -132,7 +132,7 @@ def test_another_language_model(assets: Path, tmp_path: Path) -> None:
     import transformers
 
     save(tmp_path, assets)
-    shape = {key: value for key, value in SHAPE.items() if key != "head_dim"}
+    shape: dict[str, Any] = {key: value for key, value in SHAPE.items() if key != "head_dim"}
     torch.manual_seed(0)
     transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**shape)).save_pretrained(tmp_path)
     write(tmp_path, FLAT)
