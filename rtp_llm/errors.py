@@ -2,6 +2,7 @@
 
 RtpError
 ├── InvalidRequest        400   the body cannot be served as it is
+│   ├── InvalidInput      400   one of the inputs; a dialect says by which of its fields it came
 │   ├── UnsupportedTask   400   this checkpoint does not do that
 │   └── UnknownModel      404   no model of that name
 ├── Unauthorized          401   no API key, or a wrong one
@@ -38,6 +39,21 @@ class InvalidRequest(RtpError):
 
     status = 400
     kind = "invalid_request_error"
+
+
+class InvalidInput(InvalidRequest):
+    """One input cannot be read: `problem` follows its name, and may have `CUT`, the word for what allows cutting."""
+
+    CUT = "{cut}"
+
+    def __init__(self, index: int, problem: str) -> None:
+        super().__init__(f"input {index}{problem.replace(self.CUT, 'truncate to true')}", param="input")
+        self.index = index
+        self.problem = problem
+
+    def at(self, place: str, cut: str) -> InvalidRequest:
+        """The same under the name that the request's own fields give it."""
+        return InvalidRequest(f"{place}{self.problem.replace(self.CUT, cut)}", param=place)
 
 
 class UnsupportedTask(InvalidRequest):

@@ -11,7 +11,7 @@ import numpy as np
 from rtp_llm import arguments
 from rtp_llm.core import Chunking, FloatArray, Input, ModelInfo, Params, Request, Response, SparseVector, TaskType
 from rtp_llm.engine.loading import load_engine
-from rtp_llm.similarity import hybrid, hybrid_weights, similarity
+from rtp_llm.similarity import check_weights_go_with, hybrid, hybrid_weights, similarity
 
 # Inputs of one request: large enough that batches are full, small enough that a progress bar moves.
 _SLICE = 256
@@ -136,8 +136,10 @@ class Model:
         **params: Any,
     ) -> FloatArray:
         """-> fp32 [left, right]; hybrid: the mean of dense, sparse and colbert by `weights`, 1 each if absent."""
+        weights = arguments.numbers(weights, "weights")
+        check_weights_go_with(kind, weights)
         if kind == "hybrid":
-            chosen = hybrid_weights(arguments.numbers(weights, "weights"), self.info.tasks)
+            chosen = hybrid_weights(weights, self.info.tasks)
         else:
             chosen = {TaskType(arguments.choice(kind, _KINDS, "kind")): 1.0}
         left, right = arguments.inputs(left, "left"), arguments.inputs(right, "right")

@@ -11,6 +11,7 @@ from rtp_llm.core import FloatArray
 from rtp_llm.errors import CheckpointError
 
 _MAX_LISTED = 10
+_FLOATS = ("fp64", "fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Weights(Mapping[str, FloatArray]):
 
     def _read(self, source: str) -> FloatArray:
         """A tensor all of whose numbers are finite in fp32; CheckpointError counts those that are not."""
+        check_floats(self._source, source)
         values = self._source.read(source)
         # A sum is not finite where an element is not, and costs a fifth of looking at each; it may also overflow.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -72,6 +74,16 @@ class Weights(Mapping[str, FloatArray]):
     def close(self) -> None:
         """Let the file's pages go, once everything is packed."""
         self._source.close()
+
+
+def check_floats(source: TensorSource, name: str) -> None:
+    """CheckpointError for a tensor of whole numbers or of 8 bits: of a quantised checkpoint, which needs its scales."""
+    dtype = source.tensors[name].dtype
+    if dtype not in _FLOATS:
+        raise CheckpointError(
+            f"{source.file(name)}: tensor {name!r} is of type {dtype}; quantised weights are not read, use an fp32, "
+            "fp16 or bf16 checkpoint"
+        )
 
 
 def bind(

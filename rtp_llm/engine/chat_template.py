@@ -28,7 +28,7 @@ class ChatTemplate:
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> None:
-        self._source = _read(folder, config)
+        self.source = _read(folder, config)
         self._variables = {f"{role}_token": token for role, token in special_tokens.items()}
         self._template: Any = None
 
@@ -77,13 +77,13 @@ class ChatTemplate:
 
     def _compiled(self) -> Any:
         if self._template is None:
-            if self._source is None:
+            if self.source is None:
                 raise InvalidRequest(
                     "this model has no chat template: send `input` instead of `messages`", param="messages"
                 )
             environment = _environment()
             try:
-                self._template = environment.from_string(self._source)
+                self._template = environment.from_string(self.source)
             except Exception as error:  # the border to jinja2's parser
                 raise _failure("cannot be read", error) from None
         return self._template

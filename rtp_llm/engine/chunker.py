@@ -18,7 +18,7 @@ import numpy as np
 
 from rtp_llm.core import Chunk, FloatArray, Input, Int32Array, Item, Params, Request, TaskType
 from rtp_llm.engine.tokenizer import Framed, Tokenizer
-from rtp_llm.errors import InvalidRequest
+from rtp_llm.errors import InvalidInput, InvalidRequest
 from rtp_llm.ops.numpy_ops import l2_normalize
 from rtp_llm.tasks import Task, chunkings
 
@@ -59,7 +59,7 @@ class Chunker:
 def _single(value: Input, index: int) -> str | list[int]:
     if isinstance(value, (str, list)):
         return value
-    raise InvalidRequest(f"input {index} is a pair of texts; chunking is of single texts")
+    raise InvalidInput(index, " is a pair of texts; chunking is of single texts")
 
 
 def _chunks(framed: Framed, index: int, limit: int) -> list[Item]:
@@ -90,7 +90,7 @@ def _together(tokenizer: Tokenizer, inputs: Sequence[str | list[int]], params: P
     bodies = [first.body, *(one.body for one in tokenizer.framed(inputs[1:], alone, 1))]
     for index, body in enumerate(bodies):
         if not len(body):
-            raise InvalidRequest(f"input {index} has no tokens, and late chunking gives it none: leave it out")
+            raise InvalidInput(index, " has no tokens, and late chunking gives it none: leave it out")
     parts = [len(body) for body in bodies]
     parts[0] += len(first.head)
     parts[-1] += len(first.tail)

@@ -14,13 +14,14 @@ from rtp_llm.checkpoint import open_tensors, resolve
 from rtp_llm.checkpoint.tensors import DTYPES
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import ModelInfo, TaskType
+from rtp_llm.engine.chat_rerank import chat_rerank
 from rtp_llm.engine.chunker import Chunker
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.tokenizer import Tokenizer
-from rtp_llm.engine.tokenizer_pool import TokenizerPool
+from rtp_llm.engine.tokenizer_pool import Encoder, TokenizerPool
 from rtp_llm.errors import CheckpointError, ConfigError, RtpError
-from rtp_llm.model_config import read_model_config
+from rtp_llm.model_config import ModelConfig, read_model_config
 from rtp_llm.models import Model
 from rtp_llm.observability import Metrics
 from rtp_llm.runtime import load_runtime
@@ -83,7 +84,13 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
     model_config = read_model_config(folder, config)
     runtime = load_runtime(config, model_config, beside.runtime if beside else None)
     model = runtime.model
-    tokenizer = Tokenizer.load(config, model_config, max_positions=model.max_positions, vocab_size=model.vocab_size)
+    tokenizer = Tokenizer.load(
+        config,
+        model_config,
+        max_positions=model.max_positions,
+        vocab_size=model.vocab_size,
+        is_hard=model.learnt_positions,
+    )
     source = TaskSource(
         model_config=model_config,
         pooling=config.pooling,
@@ -111,7 +118,7 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
         dtype=runtime.dtype if config.quantization == "none" else config.quantization,
         max_batch_tokens=config.max_context_batch_size * tokenizer.max_seq_len or runtime.batch_tokens,
         prompts=tuple(tokenizer.prompts),
-        scores_are_probabilities=model_config.is_qwen3_reranker,
+        scores_are_probabilities=model_config.is_language_reranker or model_config.logit_score is not None,
         labels=model_config.labels if TaskType.CLASSIFY in runtime.tasks else (),
         pooling=getattr(runtime.tasks.get(TaskType.DENSE), "pooling_name", ""),
         created=int(time.time()),
@@ -119,11 +126,19 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
         weight_bytes=_weight_bytes(model_config.transformer_folder),
         memory_bytes=max(_resident_bytes() - memory, 0),
     )
-    template = RerankTemplate(tokenizer) if model_config.is_qwen3_reranker else None
-    pool = TokenizerPool(tokenizer, config.tokenizer_threads, template, Chunker(tokenizer))
+    reranking = _pair_encoder(tokenizer, model_config)
+    pool = TokenizerPool(tokenizer, config.tokenizer_threads, reranking, Chunker(tokenizer))
     device = beside.device if beside else None
     cost = _matrix_size(model) / _matrix_size(beside.runtime.model) if beside else 1.0
     return Engine(config, runtime, pool, info, Metrics(), device, cost)
+
+
+def _pair_encoder(tokenizer: Tokenizer, model_config: ModelConfig) -> Encoder | None:
+    """How a reranker that is a language model is asked: by its chat template, else as Qwen3-Reranker; None: plainly."""
+    if not model_config.is_language_reranker:
+        return None
+    is_qwen3 = model_config.is_qwen3_reranker
+    return chat_rerank(tokenizer, model_config.chat, or_else=is_qwen3) or RerankTemplate(tokenizer)
 
 
 def _matrix_size(model: Model) -> int:

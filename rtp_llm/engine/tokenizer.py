@@ -19,7 +19,7 @@ from rtp_llm.engine import tokenizer_files as files
 from rtp_llm.engine.chat_template import ChatTemplate
 from rtp_llm.engine.tokenizer_cuts import find_cuts
 from rtp_llm.engine.truncation import longest_first, only_second
-from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
+from rtp_llm.errors import CheckpointError, ConfigError, InvalidInput, InvalidRequest
 from rtp_llm.model_config import ModelConfig, sequence_limit
 
 logger = logging.getLogger(__name__)
@@ -110,15 +110,26 @@ class Tokenizer:
 
     @classmethod
     def load(
-        cls, config: EngineConfig, model_config: ModelConfig, *, max_positions: int, vocab_size: int
+        cls,
+        config: EngineConfig,
+        model_config: ModelConfig,
+        *,
+        max_positions: int,
+        vocab_size: int,
+        is_hard: bool = True,
     ) -> "Tokenizer":
-        """The tokenizer of a checkpoint, for a model of `max_positions` positions and `vocab_size` embedding rows."""
+        """The tokenizer of a checkpoint, for a model of `max_positions` positions and `vocab_size` embedding rows.
+
+        `is_hard`: the model can read no more tokens than that.
+        """
         folder = Path(config.tokenizer_path).expanduser() if config.tokenizer_path else model_config.transformer_folder
         if not folder.is_dir():
             raise CheckpointError(f"tokenizer_path: there is no folder {str(folder.absolute())!r}")
         return cls(
             folder,
-            max_seq_len=sequence_limit(config, model_config, max_positions, files.model_max_length(folder)),
+            max_seq_len=sequence_limit(
+                config, model_config, max_positions, files.model_max_length(folder), is_hard=is_hard
+            ),
             vocab_size=vocab_size,
             do_lower_case=model_config.do_lower_case,
             prompts=model_config.prompts,
@@ -171,7 +182,7 @@ class Tokenizer:
         ids = np.array(encoding.ids, np.int32)
         own = [place for place, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
         if not len(ids):
-            raise InvalidRequest(f"input {index} has no tokens; send some text, or leave add_special_tokens true")
+            raise InvalidInput(index, " has no tokens; send some text, or leave add_special_tokens true")
         self._check_known(encoding.ids, index)
         # Of no text at all, there are special tokens alone; which of them lead makes no difference then.
         first, last = (own[0], own[-1] + 1) if own else (len(ids), len(ids))
@@ -223,9 +234,15 @@ class Tokenizer:
         checked = self._checked_ids(ids, 0).tolist()
         return str(self._tokenizer.decode(checked, skip_special_tokens=skip_special_tokens))
 
+    def prompt_text(self, params: Params) -> str:
+        """What a request, or the checkpoint where it is silent, puts before each input; InvalidRequest as `encode`."""
+        return self._prompt(params)
+
     def _prompt(self, params: Params) -> str:
         if params.prompt is not None:
-            _check_unicode(params.prompt, "prompt")
+            problem = _unicode_problem(params.prompt)
+            if problem:
+                raise InvalidRequest(f"prompt{problem}", param="prompt")
             most = self.max_seq_len * _CHARACTERS_PER_TOKEN
             if len(params.prompt) > most:
                 raise InvalidRequest(f"prompt has {len(params.prompt)} characters, the limit is {most}", param="prompt")
@@ -272,16 +289,17 @@ class Tokenizer:
         if truncated and (most is None or len(ids) == self.max_seq_len):
             self._check_may_truncate(length, index, params)
         elif not ids:
-            raise InvalidRequest(f"input {index} has no tokens; send some text, or leave add_special_tokens true")
+            raise InvalidInput(index, " has no tokens; send some text, or leave add_special_tokens true")
         self._check_known(ids, index)
         token_type_ids = None if types is None else np.array(types, np.int32)
         return Item(np.array(ids, np.int32), index, token_type_ids, prompt_length, truncated)
 
     def _check_known(self, ids: list[int], index: int) -> None:
         if self._may_exceed and max(ids) >= self.vocab_size:
-            raise InvalidRequest(
-                f"input {index} has token {self._tokenizer.id_to_token(max(ids))!r}, id {max(ids)}, which is out of "
-                f"the model's vocabulary of {self.vocab_size}; remove it from the text"
+            raise InvalidInput(
+                index,
+                f" has token {self._tokenizer.id_to_token(max(ids))!r}, id {max(ids)}, which is out of "
+                f"the model's vocabulary of {self.vocab_size}; remove it from the text",
             )
 
     def _side(self, params: Params) -> Side:
@@ -289,10 +307,10 @@ class Tokenizer:
 
     def _check_may_truncate(self, length: int, index: int, params: Params) -> None:
         if not params.truncate:
-            raise InvalidRequest(
-                f"input {index} has at least {length} tokens and the limit is {self.max_seq_len}; "
-                "shorten or split it, or set truncate to true",
-                param="input",
+            raise InvalidInput(
+                index,
+                f" has at least {length} tokens and the limit is {self.max_seq_len}; shorten or split it, or set "
+                + InvalidInput.CUT,
             )
 
     def _cut(
@@ -330,15 +348,16 @@ class Tokenizer:
 
     def _checked_ids(self, ids: list[int], index: int) -> Int32Array:
         if not ids:
-            raise InvalidRequest(f"input {index} is an empty list of token ids; send at least one")
+            raise InvalidInput(index, " is an empty list of token ids; send at least one")
         for token_id in ids:
             if type(token_id) is not int:
-                raise InvalidRequest(f"input {index}: {token_id!r} is not a token id; a list holds whole numbers only")
+                raise InvalidInput(index, f": {token_id!r} is not a token id; a list holds whole numbers only")
         wrong = next((token_id for token_id in (min(ids), max(ids)) if not 0 <= token_id < self.vocab_size), None)
         if wrong is not None:
-            raise InvalidRequest(
-                f"input {index}: token id {wrong} is out of this model's vocabulary of {self.vocab_size}; send text, "
-                "or ids of this model's own tokenizer (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
+            raise InvalidInput(
+                index,
+                f": token id {wrong} is out of this model's vocabulary of {self.vocab_size}; send text, "
+                "or ids of this model's own tokenizer (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)",
             )
         return np.array(ids, np.int32)
 
@@ -381,15 +400,16 @@ class Tokenizer:
         except TypeError:
             for index, text in texts.items():
                 for part in (text,) if isinstance(text, str) else text:
-                    _check_unicode(part, f"input {index}")
+                    problem = _unicode_problem(part)
+                    if problem:
+                        raise InvalidInput(index, problem) from None
             raise
 
 
-def _check_unicode(text: str, what: str) -> None:
-    """InvalidRequest where `text` has a lone surrogate, which no tokenizer can read."""
+def _unicode_problem(text: str) -> str:
+    """Where `text` has a lone surrogate, which no tokenizer can read; empty: nowhere."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"{what} is not valid Unicode: a lone surrogate, {text[error.start]!a}, at character {error.start}"
-        ) from None
+        return f" is not valid Unicode: a lone surrogate, {text[error.start]!a}, at character {error.start}"
+    return ""

@@ -201,21 +201,24 @@ class TorchOps:
         skipped = batch.prompt_lens.long().minimum(ends - starts) if skip_prompt else torch.zeros_like(starts)
         if mode == "cls":
             return x[starts + torch.where(starts + skipped < ends, skipped, 0)].float()
-        # No shape depends on a number that only the device knows: that would wait for it.
+        # No shape depends on a number that only the device knows: that would wait for it. index_add adds one row after
+        # another, whose rounding grows with the length: in float64, which Apple's GPUs do not have.
         row = torch.arange(len(x), device=x.device)
         segment = torch.searchsorted(ends, row, right=True)
         position = row - starts[segment]
-        kept, x32 = position >= skipped[segment], x.float()
-        out = torch.zeros(len(starts), x.shape[1], device=x.device)
+        kept = position >= skipped[segment]
         if mode == "max":
+            out, x32 = torch.zeros(len(starts), x.shape[1], device=x.device), x.float()
             index, x32 = segment[:, None].expand_as(x32), x32.masked_fill(~kept[:, None], -torch.inf)
             pooled = out.scatter_reduce(0, index, x32, "amax", include_self=False)
             return pooled.masked_fill((skipped == ends - starts)[:, None], 0.0)
-        weights = (position + 1).float() if mode == "weightedmean" else torch.ones_like(position, dtype=torch.float32)
-        weights, x32 = weights * kept, x32.masked_fill(~kept[:, None], 0.0)
-        total = torch.zeros(len(starts), device=x.device).index_add(0, segment, weights).clamp(min=1)
-        summed = out.index_add(0, segment, x32 * weights[:, None])
-        return summed / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)[:, None]
+        wide = torch.float32 if x.device.type == "mps" else torch.float64
+        weights = (position + 1).to(wide) if mode == "weightedmean" else torch.ones_like(position, dtype=wide)
+        weights, x = weights * kept, x.to(wide).masked_fill(~kept[:, None], 0.0)
+        total = torch.zeros(len(starts), dtype=wide, device=x.device).index_add(0, segment, weights).clamp(min=1)
+        summed = torch.zeros(len(starts), x.shape[1], dtype=wide, device=x.device)
+        summed = summed.index_add(0, segment, x * weights[:, None])
+        return (summed / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)[:, None]).float()
 
     def rows(self, x: torch.Tensor, index: Any) -> torch.Tensor:
         return x[index]

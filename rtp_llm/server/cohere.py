@@ -111,6 +111,13 @@ def _texts(body: CohereEmbedBody) -> list[str]:
     return texts
 
 
+_CUT = "truncate to END"
+
+
+def _place(body: CohereEmbedBody, info: ModelInfo, index: int) -> str:
+    return f"{'texts' if body.texts else 'inputs'}[{index}]"
+
+
 def to_request(body: CohereEmbedBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     """What the body asks of the engine."""
     texts, dimensions = _texts(body), body.output_dimension
@@ -181,6 +188,6 @@ def _closing(body: CohereEmbedBody, response: Response, response_type: str) -> b
 
 _decoder = msgspec.json.Decoder(CohereEmbedBody)
 ROUTES: dict[str, Dialect[CohereEmbedBody]] = {
-    PATH: Dialect(_decoder, to_request, render, _WANTED, error_form=error_form),
-    OLD_PATH: Dialect(_decoder, to_request, render_old, _WANTED, error_form=error_form),
+    PATH: Dialect(_decoder, to_request, render, _WANTED, error_form=error_form, place=_place, cut=_CUT),
+    OLD_PATH: Dialect(_decoder, to_request, render_old, _WANTED, error_form=error_form, place=_place, cut=_CUT),
 }

@@ -15,7 +15,7 @@ import orjson
 from msgspec import UNSET, Meta, UnsetType
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import ModelInfo, Params, Request, Response
+from rtp_llm.core import ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server import cohere, openai
 from rtp_llm.server.catalog import ModelName
@@ -176,8 +176,21 @@ def render(body: RerankBody, response: Response, info: ModelInfo) -> Iterator[by
     yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def _place(body: RerankBody, info: ModelInfo, index: int) -> str:
+    """A pair by its document; of a model that gives vectors, the query comes first."""
+    if TaskType.RERANK in info.tasks:
+        return f"documents[{index}]"
+    return f"documents[{index - 1}]" if index else "query"
+
+
 RERANK: Dialect[RerankBody] = Dialect(
-    msgspec.json.Decoder(RerankBody), to_request, render, SCORERS, render_on_thread=True, error_form=shared_form
+    msgspec.json.Decoder(RerankBody),
+    to_request,
+    render,
+    SCORERS,
+    render_on_thread=True,
+    error_form=shared_form,
+    place=_place,
 )
 ROUTES: Mapping[str, Dialect[RerankBody]] = {
     **dict.fromkeys(PATHS, RERANK),

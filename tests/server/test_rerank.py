@@ -115,8 +115,8 @@ def test_nulls_are_absent(reranker: Served) -> None:
         ({"top_n": -1}, "top_n: -1 is below 0", "top_n"),
         ({"top_n": 1.5}, "got float", "top_n"),
         ({"max_tokens_per_doc": -1}, "max_tokens_per_doc: -1", "max_tokens_per_doc"),
-        ({"truncate": False, "query": "a " * 90}, "the limit is 64", "input"),
-        ({"truncation": False, "query": "a " * 90}, "the limit is 64", "input"),
+        ({"truncate": False, "query": "a " * 90}, "the limit is 64", "documents[0]"),
+        ({"truncation": False, "query": "a " * 90}, "documents[0] has at least", "documents[0]"),
         ({"documents": ["a"] * 51}, "51 inputs are over the limit of 50", "documents"),
     ],
 )

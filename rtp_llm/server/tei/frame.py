@@ -40,6 +40,11 @@ class EmptyInput(InvalidRequest):
     code = "empty"
 
 
+def place(body: object, info: ModelInfo, index: int) -> str:
+    """The field by which the input of this number came."""
+    return f"inputs[{index}]"
+
+
 def error_form(error: RtpError) -> tuple[int, bytes]:
     """TEI's form: 422 for what does not validate, 424 for what the model does not do, 429, 413 for a body's bytes."""
     status, kind = _status(error)
