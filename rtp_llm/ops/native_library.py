@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rtp_llm.core import FloatArray
+from rtp_llm.core import FloatArray, QuantizedWeight
 from rtp_llm.errors import ConfigError
 
 INSTRUCTION_SETS = ("avx512_vnni", "avx512", "avx2", "generic")  # the fastest first
-ABI_VERSION = 6
+ABI_VERSION = 7
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpu_supports_avx2": (c_int, ()),
@@ -32,6 +32,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pack_weight": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int)),
     "int8_weight_bytes": (c_int64, (c_int64, c_int64)),
     "pack_int8": (None, (c_void_p, c_int64, c_int64, c_void_p)),
+    "pack_quantized": (None, (c_void_p, c_void_p, c_int64, c_int64, c_void_p)),
     "quantized_row_bytes": (c_int64, (c_int64,)),
     "stream_new": (c_void_p, ()),
     "stream_delete": (None, (c_void_p,)),
@@ -135,10 +136,22 @@ class Int8Weight:
 
     def __init__(self, weight: FloatArray, library: Library) -> None:
         weight = np.ascontiguousarray(weight, dtype=np.float32)
-        self.out_features, self.in_features = weight.shape
-        self.memory = library.weights.take(-(-library.int8_weight_bytes(*weight.shape) // 4))
-        self.address: int = self.memory.ctypes.data
+        self._reserve(weight.shape, library)
         library.pack_int8(weight.ctypes.data, *weight.shape, self.address)
+
+    @classmethod
+    def of_quantized(cls, weight: QuantizedWeight, library: Library) -> "Int8Weight":
+        """The same from numbers that are quantised already: another order of the same bytes."""
+        packed = object.__new__(cls)
+        packed._reserve(weight.values.shape, library)
+        values, scales = np.ascontiguousarray(weight.values), np.ascontiguousarray(weight.scales)
+        library.pack_quantized(values.ctypes.data, scales.ctypes.data, *values.shape, packed.address)
+        return packed
+
+    def _reserve(self, shape: tuple[int, ...], library: Library) -> None:
+        self.out_features, self.in_features = shape
+        self.memory = library.weights.take(-(-library.int8_weight_bytes(*shape) // 4))
+        self.address: int = self.memory.ctypes.data
 
 
 class Table:

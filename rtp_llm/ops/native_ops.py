@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from rtp_llm.core import Batch, FloatArray, Int32Array
+from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import ConfigError
 from rtp_llm.ops import Norm, PoolMode, Quantization
-from rtp_llm.ops.int8 import quantizes
+from rtp_llm.ops.int8 import check_quantized, quantizes
 from rtp_llm.ops.native_checks import check_ids, checked_prefixes, int32
 from rtp_llm.ops.native_library import Int8Weight, Library, PackedWeight, Table, load, measure_peak, usable
 from rtp_llm.ops.native_stream import (
@@ -74,7 +74,9 @@ class NativeOps:
     def fork(self, quantization: Quantization = "none") -> "NativeOps":
         return object.__new__(NativeOps)._bind(self.num_threads, self._library, self._broken, quantization)
 
-    def matrix(self, weight: FloatArray) -> PackedWeight | Int8Weight:
+    def matrix(self, weight: FloatArray | QuantizedWeight) -> PackedWeight | Int8Weight:
+        if isinstance(weight, QuantizedWeight):
+            return Int8Weight.of_quantized(check_quantized(weight), self._library)
         if self.quantization == "int8" and quantizes(weight):
             return Int8Weight(weight, self._library)
         return PackedWeight(weight, self._library)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rtp_llm.core import Batch, FloatArray
+from rtp_llm.core import Batch, FloatArray, QuantizedWeight
 from rtp_llm.errors import ConfigError
 from rtp_llm.ops import Norm, PoolMode, Quantization
 
@@ -43,7 +43,9 @@ class TorchOps:
             )
         return self
 
-    def matrix(self, weight: FloatArray) -> torch.Tensor:
+    def matrix(self, weight: FloatArray | QuantizedWeight) -> torch.Tensor:
+        if isinstance(weight, QuantizedWeight):
+            raise ConfigError("the checkpoint's weights are in 8 bits: leave out --backend torch", param="backend")
         return self._put(weight).to(self.dtype)
 
     def vector(self, values: FloatArray) -> torch.Tensor:

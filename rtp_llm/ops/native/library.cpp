@@ -8,7 +8,7 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int rtp_abi_version() { return 6; }
+EXPORT int rtp_abi_version() { return 7; }
 
 EXPORT int rtp_cpu_supports_avx2() {
 #if defined(__x86_64__)
@@ -49,6 +49,9 @@ EXPORT void rtp_pack_weight(const float* w, int64_t N, int64_t K, void* packed, 
 
 EXPORT int64_t rtp_int8_weight_bytes(int64_t N, int64_t K) { return Int8Weight{N, K}.bytes(); }
 EXPORT void rtp_pack_int8(const float* w, int64_t N, int64_t K, void* packed) { Int8Weight{N, K}.pack(w, packed); }
+EXPORT void rtp_pack_quantized(const int8_t* q, const float* scales, int64_t N, int64_t K, void* packed) {
+  Int8Weight{N, K}.pack_quantized(q, scales, packed);
+}
 EXPORT int64_t rtp_quantized_row_bytes(int64_t K) { return quantized_row_bytes(K); }
 
 EXPORT Stream* rtp_stream_new() { return new (std::nothrow) Stream; }
