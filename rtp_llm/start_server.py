@@ -43,13 +43,13 @@ def serve(config: ServerConfig) -> None:
     check(config)
     engine = load_engine(config, config.model_name)
     # As a supervisor would end it: whoever waits is answered, and what follows exits with status 1.
-    engine.on_failure = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    engine.device.on_failure = lambda: os.kill(os.getpid(), signal.SIGTERM)
     try:
         serve_http(engine, config, on_ready=lambda: _announce(engine.info(), config))
     finally:
         engine.close()
-    if engine.failure is not None:
-        raise EngineFailure(f"{engine.failure}: the server has ended, for whoever watches it to start it again")
+    if engine.device.failure is not None:
+        raise EngineFailure(f"{engine.device.failure}: the server has ended, for whoever watches it to start it again")
 
 
 def _announce(info: ModelInfo, config: ServerConfig) -> None:

@@ -79,7 +79,7 @@ def test_backends_agree(int8: Model, minilm: Path, passages: list[str], backend:
 
 def test_linear_layers_take_a_quarter_of_the_memory(fp32: Model, int8: Model) -> None:
     exact, quantized = (
-        sum(weight.memory.nbytes for layer in model._engine._runtime.model.layers for weight in _weights(layer))
+        sum(weight.memory.nbytes for layer in model._engine.runtime.model.layers for weight in _weights(layer))
         for model in (fp32, int8)
     )
     assert 0.25 <= quantized / exact <= 0.27

@@ -1,21 +1,21 @@
-"""The engine: requests in, responses out; it owns the threads and the lock, and knows nothing of HTTP."""
+"""The engine: requests to one model in, responses out; it knows nothing of HTTP."""
 
 import asyncio
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import Item, ModelInfo, Request, Response, TaskType
 from rtp_llm.engine.delivery import Delivery
+from rtp_llm.engine.device import Device
 from rtp_llm.engine.gate import Gate
 from rtp_llm.engine.intake import Intake, expired
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane, estimate_tokens, lane_of
 from rtp_llm.engine.result_cache import ResultCache
-from rtp_llm.engine.scheduler import Grant, Scheduler
+from rtp_llm.engine.scheduler import Grant
 from rtp_llm.engine.step import Outcome, compute, item_failure
 from rtp_llm.engine.tokenizer import Token, TokenizerPool
 from rtp_llm.engine.waiting import key_of
@@ -35,44 +35,39 @@ _OFFLINE_IN_FLIGHT = 8
 class Engine:
     """Admission, tokenising, batching and computing for one model.
 
-    `submit` may be called from any thread. Each of the runtime's cores has a thread that takes batches; the scheduler,
-    the jobs' counters and the result cache are guarded by one condition. When a batch thread dies, all that waits
-    fails, `failure` says why, and `on_failure` is called, once: an engine that has lost a thread is not repaired, since
-    nobody knows what else is broken, but ended, for a supervisor to start anew.
+    It computes on a device of its own, or shares `device` with the engines of other models. `submit` may be called from
+    any thread; the device's lock guards the jobs' counters, the gate and the result cache.
     """
 
     def __init__(
-        self, config: EngineConfig, runtime: Runtime, tokenizer: TokenizerPool, info: ModelInfo, metrics: Metrics
+        self,
+        config: EngineConfig,
+        runtime: Runtime,
+        tokenizer: TokenizerPool,
+        info: ModelInfo,
+        metrics: Metrics,
+        device: Device | None = None,
     ) -> None:
         self.config = config
         self.metrics = metrics
-        self.failure: str | None = None
-        self.on_failure: Callable[[], None] = _nothing
-        self._runtime = runtime
+        self.device = device or Device(info.max_batch_tokens, runtime.num_cores, config.bulk_share / 100)
+        self.runtime = runtime
         self._tokenizer = tokenizer
         self._info = info
-        self._scheduler = Scheduler(info.max_batch_tokens, runtime.num_cores, config.bulk_share / 100)
         self._gate = Gate(config, runtime.num_cores)
         self._cache = ResultCache(config.result_cache_mb << 20)
         self._intake = Intake(config, runtime.tasks, tokenizer)
         self._delivery = Delivery(runtime.tasks, metrics)
-        self._changed = threading.Condition()
         self._jobs: dict[Lane, set[Job]] = {lane: set() for lane in Lane}
-        self._waking: set[asyncio.AbstractEventLoop | None] = set()
-        self._closing = False
-        self._drained = False
         self._not_ready: str | None = "the canary has not run yet"
-        self._ended: str | None = None
+        self._changed = self.device.changed
+        self._number = self.device.attach(self, info.max_batch_tokens)
+        self._queues = self.device.scheduler.models[self._number].lanes
         metrics.describe_model(info)
-        for lane, queue in self._scheduler.lanes.items():
+        for lane, queue in self._queues.items():
             metrics.watch_lane(lane.value, queue, self._jobs[lane])
         metrics.watch_drain_rate(lambda: self._gate.tokens_per_second)
         metrics.watch_cache(self._cache)
-        self._threads = [
-            threading.Thread(target=self._work, name=f"batch-{i}", daemon=True) for i in range(runtime.num_cores)
-        ]
-        for thread in self._threads:
-            thread.start()
 
     def info(self) -> ModelInfo:
         """What is loaded, and its limits."""
@@ -85,16 +80,14 @@ class Engine:
         if TaskType.CUSTOM in request.tasks:
             # A user's own code may need what only a real request has: everything but that is tried.
             items = self._intake.encode(Job(request, Future()), 0, len(request.inputs))
-            self._runtime.run(items, self._runtime.num_cores)
+            self.runtime.run(items, self.runtime.num_cores)
         else:
             self.run_sync(request)
         self._not_ready = None
 
     def check_health(self) -> None:
-        """Raise NotReady unless the canary has passed and every thread lives."""
-        reason = self.failure or self._not_ready
-        if reason is None and not all(thread.is_alive() for thread in self._threads):
-            reason = "a batch thread has died"
+        """Raise NotReady unless the canary has passed and every thread of the device lives."""
+        reason = self.device.failure or self._not_ready or self.device.problem
         if reason is not None:
             raise NotReady(reason)
 
@@ -125,18 +118,18 @@ class Engine:
         """Answer one request; the calling thread computes too, which saves a lone request two thread hops."""
         future: Future[Response] = Future()
         self.submit(request, future)
-        return self._help_until(future)
+        return self.device.help_until(future)
 
     def run_many(self, requests: Iterable[Request]) -> Iterator[Response]:
         """Answer requests in order, a few of them in flight; waits where `run` would refuse."""
         waiting: list[Future[Response]] = []
         for request in requests:
             if len(waiting) == _OFFLINE_IN_FLIGHT:
-                yield self._help_until(waiting.pop(0))
+                yield self.device.help_until(waiting.pop(0))
             waiting.append(Future())
             self.submit(request, waiting[-1])
         for future in waiting:
-            yield self._help_until(future)
+            yield self.device.help_until(future)
 
     def submit(
         self,
@@ -146,13 +139,13 @@ class Engine:
     ) -> Job:
         """Admit a request and start it; raises at once what can be known at once, else `future` gets it."""
         lane = self._admit(request)
-        job = Job(request, future, loop, lane)
+        job = Job(request, future, loop, lane, self._number)
         if self._tokenizer.is_small(request.inputs):
             items = self._intake.encode(job, 0, len(request.inputs))
             self._jobs[lane].add(job)
             self._enqueue(job, items)
             if loop is not None:
-                self._wake_after_this_round(loop)
+                self.device.wake_after_this_round(loop)
         else:
             self._jobs[lane].add(job)
             with self._changed:
@@ -161,30 +154,35 @@ class Engine:
         return job
 
     def close(self, timeout: float = 30.0) -> None:
-        """Stop taking requests, compute what is in, end the threads; what is left after `timeout` seconds fails."""
-        deadline = time.monotonic() + timeout
+        """End the device, for all models that share it: `Device.close`."""
+        self.device.close(timeout)
+
+    def stop_intake(self) -> None:
+        """Take no more requests, and wait until what came in is queued."""
         self._not_ready = "the server is shutting down"
-        self._closing = True
         self._tokenizer.close()
-        with self._changed:
-            self._drained = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join(max(deadline - time.monotonic(), 0.0))
-        self._end("the server was shut down before this request was done")
+
+    def seconds_of_work(self) -> dict[Lane, float]:
+        """What waits for this model, by lane, in seconds of the device."""
+        return self._gate.seconds_of_work(self._queued())
 
     def _admit(self, request: Request) -> Lane:
-        if self._closing or self._ended is not None:
-            raise NotReady(self.failure or "the server is shutting down")
+        if self.device.closing or self.device.ended is not None:
+            raise NotReady(self.device.failure or "the server is shutting down")
         self._intake.check(request)
         lane = lane_of(request, self._info.max_batch_tokens)
-        queued = {name: queue.tokens for name, queue in self._scheduler.lanes.items()}
         try:
-            self._gate.check(lane, queued, len(self._jobs[lane]))
+            self._gate.check(lane, self._queued(), len(self._jobs[lane]), self._work_of_others)
         except Overloaded:
             self.metrics.observe_refused(lane.value)
             raise
         return lane
+
+    def _queued(self) -> dict[Lane, int]:
+        return {lane: queue.tokens for lane, queue in self._queues.items()}
+
+    def _work_of_others(self) -> Mapping[Lane, float]:
+        return self.device.seconds_of_work(besides=self)
 
     def _encode_all(self, job: Job) -> None:
         """Tokenise a large request part by part; runs on a tokeniser thread."""
@@ -194,7 +192,7 @@ class Engine:
                     return
                 self._intake.check_deadline(job.request)
                 self._enqueue(job, self._intake.encode(job, start, start + _TOKENIZE_CHUNK))
-                self._wake()
+                self.device.wake()
         except Exception as error:  # the border: whatever a tokeniser raises belongs to this request alone
             if not isinstance(error, RtpError):
                 logger.exception("request %s: tokenising failed", job.request.request_id)
@@ -210,14 +208,14 @@ class Engine:
             self._gate.announce(job, -sum(item.num_own_tokens for item in items))
             if job.done:
                 return
-            if self._ended is not None:
-                self._mark_failed(job, NotReady(self._ended))
+            if self.device.ended is not None:
+                self._mark_failed(job, NotReady(self.device.ended))
             else:
                 unknown = [item for item in items if not self._recall(job, item)] if self._cache.capacity else items
-                self._scheduler.add(job.lane, unknown)
+                self.device.scheduler.add(job.lane, unknown, self._number)
             is_done = job.done
         if is_done:
-            self._resolve([job])
+            self.resolve([job])
 
     def _recall(self, job: Job, item: Item) -> bool:
         rows = self._cache.get(key_of(item))
@@ -227,22 +225,11 @@ class Engine:
         job.store(item, rows)
         return True
 
-    def _wake_after_this_round(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wake an idle core when the loop has seen to all that arrived with this request, not for its first alone."""
-        if loop not in self._waking:
-            self._waking.add(loop)
-            loop.call_soon(self._wake, loop)
-
-    def _wake(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        with self._changed:
-            self._waking.discard(loop)
-            self._changed.notify()
-
     def _cancel(self, job: Job) -> None:
         with self._changed:
             if not job.done:
                 job.cancelled = True
-                self._scheduler.drop(job)
+                self.device.scheduler.drop(job)
                 self._jobs[job.lane].discard(job)
                 self.metrics.observe_cancelled()
 
@@ -250,13 +237,17 @@ class Engine:
         with self._changed:
             failed = self._mark_failed(job, error)
         if failed:
-            self._resolve([job])
+            self.resolve([job])
 
-    def _end(self, reason: str) -> None:
+    def expire(self, job: Job) -> bool:
+        """Give up a job that is too late; False when it has an outcome. The device's lock is held."""
+        is_open = self._mark_failed(job, expired())
+        if is_open:
+            self.metrics.observe_expired()
+        return is_open
+
+    def end(self, reason: str) -> None:
         """Nothing is computed from now on: whoever waits is told."""
-        with self._changed:
-            self._ended = reason
-            self._changed.notify_all()
         for jobs in self._jobs.values():
             for job in list(jobs):
                 with self._changed:
@@ -270,81 +261,24 @@ class Engine:
         if job.done:
             return False
         job.error = error
-        self._scheduler.drop(job)
+        self.device.scheduler.drop(job)
         return True
 
-    def _work(self) -> None:
-        """A batch thread: take, compute, deliver, until the engine closes and the queue is dry."""
-        try:
-            while (grant := self._wait_for_grant()) is not None:
-                self._process(grant)
-        except BaseException as error:  # whatever ends this thread, nobody may wait for it
-            self._die(error)
-
-    def _die(self, error: BaseException) -> None:
-        logger.critical("a batch thread has died", exc_info=error)
-        first, self.failure = self.failure is None, f"a batch thread has died ({type(error).__name__})"
-        self._end(self.failure)
-        if first:
-            self.on_failure()
-
-    def _help_until(self, future: "Future[Response]") -> Response:
-        """Compute whatever waits while `future` is open; then its result."""
-        while not future.done():
-            grant, late = self._take()
-            self._resolve(late)
-            if grant is None and not late:
-                break
-            if grant is not None:
-                self._process(grant)
-        return future.result()
-
-    def _wait_for_grant(self) -> Grant | None:
-        while self._ended is None:
-            with self._changed:
-                grant, late = self._take()
-                if grant is None and not late:
-                    if self._drained and self._scheduler.queued_tokens == 0:
-                        return None
-                    self._changed.wait()
-            self._resolve(late)
-            if grant is not None:
-                return grant
-        return None
-
-    def _take(self) -> tuple[Grant | None, list[Job]]:
-        """The next batch, if any, and jobs that came too late; another thread is woken when more waits."""
-        with self._changed:
-            grant = self._scheduler.next_batch(time.monotonic())
-            late = [job for job in self._scheduler.take_expired() if self._mark_failed(job, expired())]
-            for _ in late:
-                self.metrics.observe_expired()
-            if grant is None:
-                return None, late
-            if self._scheduler.queued_tokens and self._scheduler.free_cores:
-                self._changed.notify()
-        now = time.perf_counter()
-        for group in grant.groups:
-            for item in group:
-                if not item.owner.computing_at:
-                    item.owner.computing_at = now
-        return grant, late
-
-    def _process(self, grant: Grant) -> None:
+    def process(self, grant: Grant) -> None:
         """Compute a batch, free its cores, hand out what it finished."""
         started = time.perf_counter()
         outcomes = [Outcome(group, {}, EngineFailure("the batch was broken off")) for group in grant.groups]
         try:
-            outcomes = compute(self._runtime, grant.groups, grant.num_cores, self.metrics)
+            outcomes = compute(self.runtime, grant.groups, grant.num_cores, self.metrics)
         finally:  # an interrupt, too, frees the cores and tells those who wait
             seconds = time.perf_counter() - started
             with self._changed:
                 finished = [job for outcome in outcomes for job in self._store(outcome)]
-                self._scheduler.release(grant)
+                self.device.scheduler.release(grant)
                 self._gate.observe(grant.num_tokens, seconds, grant.num_cores)
-                if self._scheduler.queued_tokens:
+                if self.device.scheduler.queued_tokens:
                     self._changed.notify()
-            self._resolve(finished)
+            self.resolve(finished)
         self.metrics.observe_batch(
             lane=grant.lane.value,
             num_tokens=grant.num_tokens,
@@ -372,11 +306,8 @@ class Engine:
             self._cache.put(key_of(outcome.items[0]), outcome.rows)
         return finished
 
-    def _resolve(self, jobs: list[Job]) -> None:
+    def resolve(self, jobs: list[Job]) -> None:
+        """Tell whoever waits for these jobs, all of which have an outcome."""
         self._delivery.deliver(jobs)
         for job in jobs:
             self._jobs[job.lane].discard(job)
-
-
-def _nothing() -> None:
-    """Nobody asked to be told."""

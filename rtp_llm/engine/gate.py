@@ -1,6 +1,6 @@
 """Admission: what may wait in each lane, and how long it will wait. Pure logic, no time, no threads."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.engine.job import Job
@@ -12,7 +12,7 @@ _MEMORY = 0.9
 
 
 class Gate:
-    """Refuses what would wait too long, and measures how fast the device works. Its owner holds a lock around changes.
+    """Refuses what a model has no room for; measures how fast it is computed. Its owner holds a lock around changes.
 
     announced  by lane, the tokens that are expected of inputs which are not tokenised yet
     """
@@ -41,11 +41,20 @@ class Gate:
         self._tokens = _MEMORY * self._tokens + num_tokens
         self._core_seconds = _MEMORY * self._core_seconds + seconds * num_cores
 
-    def check(self, lane: Lane, queued: Mapping[Lane, int], num_requests: int) -> None:
-        """Overloaded where a lane that has `num_requests` in it may take no more; `queued`: tokens by lane."""
+    def check(
+        self,
+        lane: Lane,
+        queued: Mapping[Lane, int],
+        num_requests: int,
+        others: Callable[[], Mapping[Lane, float]] = dict,
+    ) -> None:
+        """Overloaded where a lane that has `num_requests` in it may take no more; `queued`: tokens by lane.
+
+        others  seconds of work, by lane, of the other models on the device
+        """
         waiting = {name: tokens + self.announced[name] for name, tokens in queued.items()}
         if lane is Lane.BULK and num_requests >= self._max_bulk:
-            wait = self.seconds_until_empty(lane, waiting)
+            wait = self.seconds_until_empty(lane, waiting, others())
             raise Overloaded(
                 f"{num_requests} bulk requests are in flight, the most allowed (max_bulk_requests); "
                 f"try again in {wait:.0f} s, or send fewer inputs at a time",
@@ -53,19 +62,27 @@ class Gate:
                 retry_after=wait / num_requests,
             )
         if waiting[lane] >= self._max_tokens:
-            wait = self.seconds_until_empty(lane, waiting)
+            wait = self.seconds_until_empty(lane, waiting, others())
             raise Overloaded(
                 f"{waiting[lane]} tokens are waiting in the {lane.value} lane, max_queued_tokens is "
                 f"{self._max_tokens}; try again in {wait:.0f} s",
                 retry_after=wait,
             )
 
-    def seconds_until_empty(self, lane: Lane, waiting: Mapping[Lane, int]) -> float:
+    def seconds_of_work(self, queued: Mapping[Lane, int]) -> dict[Lane, float]:
+        """What waits and is announced, by lane, in seconds of all cores; 0 before anything is measured."""
+        rate = self.tokens_per_second
+        return {name: (tokens + self.announced[name]) / rate if rate else 0.0 for name, tokens in queued.items()}
+
+    def seconds_until_empty(
+        self, lane: Lane, waiting: Mapping[Lane, int], others: Mapping[Lane, float] | None = None
+    ) -> float:
         """When what waits in a lane will have been computed, if nothing more comes; 1 before anything is measured."""
         rate = self.tokens_per_second
         if not rate:
             return 1.0
-        own, other = waiting[lane], sum(tokens for name, tokens in waiting.items() if name is not lane)
+        seconds = {name: tokens / rate + (others or {}).get(name, 0.0) for name, tokens in waiting.items()}
+        own, other = seconds[lane], sum(work for name, work in seconds.items() if name is not lane)
         # While both lanes wait, each has its share; then the other has all.
         share = self._interactive_share if lane is Lane.INTERACTIVE else 1 - self._interactive_share
-        return min(own / share if share else float("inf"), own + other) / rate
+        return min(own / share if share else float("inf"), own + other)

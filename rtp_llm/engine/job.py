@@ -23,6 +23,7 @@ class Job:
     engine's lock.
 
     announced  tokens that are expected of inputs which have not been tokenised yet
+    model      the number of its model among those of the device
     """
 
     __slots__ = (
@@ -34,6 +35,7 @@ class Job:
         "input_ids",
         "lane",
         "loop",
+        "model",
         "num_tokens",
         "outputs",
         "queued_items",
@@ -52,12 +54,14 @@ class Job:
         future: "asyncio.Future[Response] | Future[Response]",
         loop: Any | None = None,
         lane: Lane = Lane.INTERACTIVE,
+        model: int = 0,
     ) -> None:
         count = len(request.inputs)
         self.request = request
         self.future = future
         self.loop = loop
         self.lane = lane
+        self.model = model
         self.announced = 0
         self.remaining = count
         self.queued_tokens = self.queued_items = self.total_tokens = 0

@@ -9,9 +9,13 @@ queue, so that the last batches end together.
 The interactive lane overtakes the bulk lane, which keeps a guaranteed share of the tokens: while both wait, bulk work
 is owed its share of every interactive batch, and goes first as soon as a whole step is owed. Since a batch that runs is
 not interrupted, bulk steps are short while interactive work keeps coming, and whole when it has not come for a while.
+
+Several models share the device: a batch holds items of one model, and of a lane's models the one whose oldest item has
+waited longest goes first. So an item waits for older ones only, whatever the other models are sent.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import NamedTuple
 
 from rtp_llm.core import Item
@@ -33,12 +37,14 @@ class Grant(NamedTuple):
 
     groups      identical items together; one of each group is computed, for all of them
     num_tokens  what is computed: each group once, each prefix once
+    model       whose items they are, as `Scheduler.add_model` numbers them
     """
 
     groups: list[list[Item]]
     num_cores: int
     num_tokens: int
     lane: Lane
+    model: int = 0
 
     @property
     def items(self) -> list[Item]:
@@ -46,45 +52,60 @@ class Grant(NamedTuple):
         return [group[0] for group in self.groups]
 
 
+class ModelQueue:
+    """What waits for one model, by lane, and the token budget of its steps."""
+
+    def __init__(self, batch_tokens: int, arrivals: Iterator[int]) -> None:
+        self.batch_tokens = batch_tokens
+        self.lanes = {lane: LaneQueue(arrivals) for lane in Lane}
+
+
 class Scheduler:
     """The queue of one device. Not thread-safe: its owner holds a lock around each call.
 
-    bulk_share  of the tokens that are computed while both lanes wait, the part that the bulk lane has for certain
+    batch_tokens  the budget of a step of the first model, number 0; `add_model` is for more
+    bulk_share    of the tokens that are computed while both lanes wait, the part that the bulk lane has for certain
     """
 
     def __init__(self, batch_tokens: int, num_cores: int, bulk_share: float = BULK_SHARE) -> None:
-        self.batch_tokens = batch_tokens
         self.num_cores = num_cores
         self.free_cores = num_cores
         self.bulk_share = bulk_share
-        self.lanes = {lane: LaneQueue() for lane in Lane}
+        self.models: list[ModelQueue] = []
+        self._arrivals = count()
         self._owed = 0.0
-        self._calm_tokens = _CALM_AFTER * batch_tokens
+        self._calm_budgets = float(_CALM_AFTER)
+        self.add_model(batch_tokens)
+
+    def add_model(self, batch_tokens: int) -> int:
+        """Another model with this budget -> its number."""
+        self.models.append(ModelQueue(batch_tokens, self._arrivals))
+        return len(self.models) - 1
 
     @property
     def queued_tokens(self) -> int:
-        return sum(queue.tokens for queue in self.lanes.values())
+        return sum(queue.tokens for model in self.models for queue in model.lanes.values())
 
     @property
     def queued_items(self) -> int:
-        return sum(queue.items for queue in self.lanes.values())
+        return sum(queue.items for model in self.models for queue in model.lanes.values())
 
-    def add(self, lane: Lane, items: Iterable[Item]) -> None:
+    def add(self, lane: Lane, items: Iterable[Item], model: int = 0) -> None:
         """Queue items of one job; their `owner` counts its own queued tokens."""
         if lane is Lane.INTERACTIVE:
-            self._calm_tokens = 0
-        self.lanes[lane].add(items)
+            self._calm_budgets = 0.0
+        self.models[model].lanes[lane].add(items)
 
     def drop(self, job: Job) -> None:
         """Forget the waiting items of a job that is `done`."""
-        self.lanes[job.lane].drop(job)
+        self.models[job.model].lanes[job.lane].drop(job)
 
     def take_expired(self) -> list[Job]:
         """Jobs that were passed over because their deadline has come; the caller fails them."""
-        expired = [job for queue in self.lanes.values() for job in queue.expired]
-        if expired:
-            for queue in self.lanes.values():
-                queue.expired = []
+        late = [queue for model in self.models for queue in model.lanes.values() if queue.expired]
+        expired = [job for queue in late for job in queue.expired]
+        for queue in late:
+            queue.expired = []
         return expired
 
     def next_batch(self, now: float = 0.0) -> Grant | None:
@@ -94,15 +115,17 @@ class Scheduler:
         chosen = self._choose(now)
         if chosen is None:
             return None
-        lane, oldest = chosen
-        queue = self.lanes[lane]
+        lane, number, oldest = chosen
+        model = self.models[number]
+        queue = model.lanes[lane]
         # NOTE: shares for all cores, the busy ones too: they will be free soon, and the last batches end together.
         num_cores = max(self.free_cores // self._shares(self.queued_items, self.queued_tokens), 1)
         share = -(-queue.tokens // self._shares(queue.items, queue.tokens))
-        groups, num_tokens = self._fill(queue, oldest, min(share, self._step(lane)), now)
-        self._settle(lane, num_tokens)
+        budget = min(share, self._step(lane, model.batch_tokens))
+        groups, num_tokens = self._fill(queue, oldest, budget, model.batch_tokens, now)
+        self._settle(lane, num_tokens, model.batch_tokens)
         self.free_cores -= num_cores
-        return Grant(groups, num_cores, num_tokens, lane)
+        return Grant(groups, num_cores, num_tokens, lane, number)
 
     def release(self, grant: Grant) -> None:
         """The batch is done; its cores are free again."""
@@ -111,32 +134,41 @@ class Scheduler:
     def _shares(self, num_items: int, num_tokens: int) -> int:
         return max(min(self.num_cores, num_items, num_tokens // _LEAST_TOKENS), 1)
 
-    def _choose(self, now: float) -> tuple[Lane, Place] | None:
-        """The lane whose turn it is, and its oldest place."""
-        urgent, bulk = (self.lanes[lane].oldest(now) for lane in (Lane.INTERACTIVE, Lane.BULK))
+    def _choose(self, now: float) -> tuple[Lane, int, Place] | None:
+        """The lane whose turn it is, its model whose turn it is, and the oldest place of that."""
+        urgent, bulk = (self._oldest(lane, now) for lane in (Lane.INTERACTIVE, Lane.BULK))
         if urgent is None or bulk is None:
             self._owed = 0.0
         if bulk is None:
-            return None if urgent is None else (Lane.INTERACTIVE, urgent)
-        step = max(min(self.lanes[Lane.BULK].tokens, self._step(Lane.BULK)), bulk.num_own_tokens)
-        if urgent is None or self._owed >= step * (1 - self.bulk_share):
-            return Lane.BULK, bulk
-        return Lane.INTERACTIVE, urgent
+            return None if urgent is None else (Lane.INTERACTIVE, *urgent)
+        model, place = self.models[bulk[0]], bulk[1]
+        step = min(model.lanes[Lane.BULK].tokens, self._step(Lane.BULK, model.batch_tokens))
+        if urgent is None or self._owed >= max(step, place.num_own_tokens) * (1 - self.bulk_share):
+            return Lane.BULK, *bulk
+        return Lane.INTERACTIVE, *urgent
 
-    def _settle(self, lane: Lane, num_tokens: int) -> None:
+    def _oldest(self, lane: Lane, now: float) -> tuple[int, Place] | None:
+        """Of all models' places in a lane, the one that has waited longest."""
+        places = ((number, model.lanes[lane].oldest(now)) for number, model in enumerate(self.models))
+        waiting = [(number, place) for number, place in places if place is not None]
+        return min(waiting, key=lambda found: found[1].arrival) if waiting else None
+
+    def _settle(self, lane: Lane, num_tokens: int, batch_tokens: int) -> None:
         """Note who had how much: over time, bulk work that waits gets its share of the tokens."""
         if lane is Lane.BULK:
             self._owed = max(self._owed - num_tokens * (1 - self.bulk_share), 0.0)
-            self._calm_tokens += num_tokens
+            self._calm_budgets += num_tokens / batch_tokens
         else:
             self._owed += num_tokens * self.bulk_share
 
-    def _step(self, lane: Lane) -> int:
+    def _step(self, lane: Lane, batch_tokens: int) -> int:
         """The token budget of a step of this lane."""
-        is_calm = self._calm_tokens >= _CALM_AFTER * self.batch_tokens
-        return self.batch_tokens if lane is Lane.INTERACTIVE or is_calm else -(-self.batch_tokens // _SHORT_STEP)
+        is_calm = self._calm_budgets >= _CALM_AFTER
+        return batch_tokens if lane is Lane.INTERACTIVE or is_calm else -(-batch_tokens // _SHORT_STEP)
 
-    def _fill(self, queue: LaneQueue, oldest: Place, budget: int, now: float) -> tuple[list[list[Item]], int]:
+    def _fill(
+        self, queue: LaneQueue, oldest: Place, budget: int, batch_tokens: int, now: float
+    ) -> tuple[list[list[Item]], int]:
         """The oldest place, then those nearest to it in length while they fit the budget.
 
         A prefix is computed once, for all of its items; the last one taken may exceed the budget.
@@ -145,7 +177,7 @@ class Scheduler:
         groups, own_tokens, prefixes = [queue.take(oldest)], oldest.num_own_tokens, {first.prefix}
         prefix_tokens = first.num_tokens - own_tokens
         while True:
-            room = min(budget, self.batch_tokens - prefix_tokens) - own_tokens
+            room = min(budget, batch_tokens - prefix_tokens) - own_tokens
             place = queue.nearest(oldest.num_own_tokens, room, now)
             if place is None:
                 return groups, own_tokens + prefix_tokens

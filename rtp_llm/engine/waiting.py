@@ -2,7 +2,8 @@
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import TypeAlias
 
 from rtp_llm.core import Item, TaskType
@@ -25,11 +26,15 @@ def key_of(item: Item) -> Key:
 
 
 class Place:
-    """A place in the queue, of one item or of several that are identical; `open` until it is taken or given up."""
+    """A place in the queue, of one item or of several that are identical; `open` until it is taken or given up.
 
-    __slots__ = ("items", "key", "num_own_tokens", "open")
+    arrival  its number among the places of all queues of a device
+    """
 
-    def __init__(self, item: Item, key: Key) -> None:
+    __slots__ = ("arrival", "items", "key", "num_own_tokens", "open")
+
+    def __init__(self, item: Item, key: Key, arrival: int) -> None:
+        self.arrival = arrival
         self.items = [item]
         self.key = key
         self.num_own_tokens = item.num_own_tokens
@@ -37,15 +42,17 @@ class Place:
 
 
 class LaneQueue:
-    """The places of one lane. `tokens` and `items` count what waits, identical ones too; so do the jobs' counters.
+    """A model's places in a lane. `tokens` and `items` count what waits, identical ones too; so do the jobs' counters.
 
-    expired  jobs whose deadline was found to have passed; nothing of them waits any more
+    expired   jobs whose deadline was found to have passed; nothing of them waits any more
+    arrivals  numbers the places, over all queues that share it
     """
 
-    def __init__(self) -> None:
+    def __init__(self, arrivals: Iterator[int] | None = None) -> None:
         self.tokens = 0
         self.items = 0
         self.expired: list[Job] = []
+        self._numbers = arrivals or count()
         self._arrivals: deque[Place] = deque()
         self._by_length: dict[int, deque[Place]] = {}
         self._lengths: list[int] = []
@@ -61,7 +68,7 @@ class LaneQueue:
             if place is not None:
                 place.items.append(item)
                 continue
-            place = self._by_key[key] = Place(item, key)
+            place = self._by_key[key] = Place(item, key, next(self._numbers))
             self._arrivals.append(place)
             length = place.num_own_tokens
             bucket = self._by_length.get(length)

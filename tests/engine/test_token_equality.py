@@ -56,7 +56,7 @@ def pairs_of(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
 def check(expected: list[list[int]], encode: Any, inputs: Sequence[Any]) -> None:
     """Ours equal theirs, input by input; one without any token, which ours refuses, is left out."""
     kept = [(value, row) for value, row in zip(inputs, expected, strict=True) if row]
-    assert len(kept) > 0.9 * len(inputs)
+    assert len(kept) > 0.8 * len(inputs)  # texts of control characters alone have none
     ours = ids(encode([value for value, _ in kept]))
     wrong = [value for (value, row), got in zip(kept, ours, strict=True) if row != got]
     assert not wrong, f"{len(wrong)} of {len(kept)}: {wrong[:3]!r:.500}"

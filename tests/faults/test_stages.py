@@ -74,7 +74,7 @@ def test_writing_the_answer(server: Faulty, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_thread_that_dies(server: Faulty, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """Within a second whoever waits has an answer, health is 503, and whoever watches the process is told, once."""
     told: list[float] = []
-    server.engine.on_failure = lambda: told.append(time.monotonic())
+    server.engine.device.on_failure = lambda: told.append(time.monotonic())
     hold = threading.Event()
     steps = iter([hold.wait, hold.wait, fails(SystemExit())])
     server.runtime.broken = lambda: next(steps, hold.wait)()

@@ -75,7 +75,8 @@ GUARDED = [
     ("GET", "/v1/models/fake/model"), ("POST", "/"), ("GET", "/nowhere"), ("GET", "/metrics/"),
     ("GET", "/health/../metrics"), ("PUT", "/docs"),
 ]  # fmt: skip
-OPEN = [("GET", path) for path in (*auth.OPEN_PROBES - {"/ping"}, *auth.OPEN_PAGES, "/health/")] + [("POST", "/health")]
+PROBES = sorted(auth.OPEN_PROBES - {"/ping"})  # one order in every process that collects the tests
+OPEN = [("GET", path) for path in (*PROBES, *sorted(auth.OPEN_PAGES), "/health/")] + [("POST", "/health")]
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)

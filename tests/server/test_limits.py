@@ -78,7 +78,7 @@ def test_expired_work_is_never_computed() -> None:
     runtime.gate.clear()
     with running_server(engine) as address, ThreadPoolExecutor(1) as pool:
         first = pool.submit(httpx.post, f"{address.url}{ROUTE}", json={"input": "a"}, trust_env=False, timeout=20)
-        wait_until(lambda: engine._scheduler.free_cores == 0)
+        wait_until(lambda: engine.device.scheduler.free_cores == 0)
         headers = {"x-request-timeout": "0.05"}
         late = httpx.post(f"{address.url}{ROUTE}", json={"input": "b"}, headers=headers, trust_env=False)
         runtime.gate.set()

@@ -135,7 +135,7 @@ def test_what_is_kept_of_a_query_changes_no_bit(backend: str, assets: Path, tmp_
     for megabytes in (0, 1):
         options = {"max_context_batch_size": 1, "max_seq_len": LIMIT, "num_threads": 1, "prefix_cache_mb": megabytes}
         with loaded(tmp_path, backend, task_type="reranker", **options) as model:
-            runtime: Any = model._engine._runtime
+            runtime: Any = model._engine.runtime
             tokens = computed.setdefault(megabytes, [])
             prepare = runtime.model.prepare
             runtime.model.prepare = lambda batch, tokens=tokens, prepare=prepare: (

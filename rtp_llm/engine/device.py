@@ -1,0 +1,179 @@
+"""A device: the cores that models share, the threads that drive them, and the queue of all their work."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Protocol
+
+from rtp_llm.core import Response
+from rtp_llm.engine.job import Job
+from rtp_llm.engine.lane import Lane
+from rtp_llm.engine.scheduler import BULK_SHARE, Grant, Scheduler
+
+logger = logging.getLogger(__name__)
+
+
+class Tenant(Protocol):
+    """A model, as its device knows it."""
+
+    def process(self, grant: Grant) -> None:
+        """Compute a batch of its items, give its cores back, and hand out what it finished."""
+
+    def expire(self, job: Job) -> bool:
+        """Give up a job of its that is too late; False when it has an outcome. The device's lock is held."""
+
+    def resolve(self, jobs: list[Job]) -> None:
+        """Tell whoever waits for these jobs of its, all of which have an outcome."""
+
+    def seconds_of_work(self) -> Mapping[Lane, float]:
+        """What waits for it, by lane, in seconds of the device."""
+
+    def stop_intake(self) -> None:
+        """Take no more requests, and wait until what came in is queued."""
+
+    def end(self, reason: str) -> None:
+        """Fail all that is left."""
+
+
+class Device:
+    """One thread a core takes batches; `changed` guards the scheduler and all that its tenants keep of their jobs.
+
+    When a thread dies, all that waits for any model fails, `failure` says why, and `on_failure` is called, once: a
+    device that has lost a thread is not repaired, since nobody knows what else is broken, but ended, for a supervisor
+    to start anew.
+
+    closing  no more requests are taken
+    ended    why nothing is computed any more; None while it is
+    """
+
+    def __init__(self, batch_tokens: int, num_cores: int, bulk_share: float = BULK_SHARE) -> None:
+        """`batch_tokens` is the step's budget of the first tenant."""
+        self.scheduler = Scheduler(batch_tokens, num_cores, bulk_share)
+        self.changed = threading.Condition()
+        self.closing = False
+        self.ended: str | None = None
+        self.failure: str | None = None
+        self.on_failure: Callable[[], None] = _nothing
+        self._tenants: list[Tenant] = []
+        self._waking: set[asyncio.AbstractEventLoop | None] = set()
+        self._drained = False
+        self._threads = [threading.Thread(target=self._work, name=f"batch-{i}", daemon=True) for i in range(num_cores)]
+        for thread in self._threads:
+            thread.start()
+
+    def attach(self, tenant: Tenant, batch_tokens: int) -> int:
+        """A model that computes here from now on -> its number; `batch_tokens` is the budget of its steps."""
+        with self.changed:
+            self._tenants.append(tenant)
+            return self.scheduler.add_model(batch_tokens) if len(self._tenants) > 1 else 0
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be computed; None while all is well."""
+        if self.failure is None and not all(thread.is_alive() for thread in self._threads):
+            return "a batch thread has died"
+        return self.failure
+
+    def seconds_of_work(self, besides: Tenant) -> dict[Lane, float]:
+        """What waits for the other tenants, by lane, in seconds."""
+        works = [tenant.seconds_of_work() for tenant in self._tenants if tenant is not besides]
+        return {lane: sum(work[lane] for work in works) for lane in Lane}
+
+    def wake_after_this_round(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wake an idle core when the loop has seen to all that arrived with this request, not for its first alone."""
+        if loop not in self._waking:
+            self._waking.add(loop)
+            loop.call_soon(self.wake, loop)
+
+    def wake(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """There is work for an idle core."""
+        with self.changed:
+            self._waking.discard(loop)
+            self.changed.notify()
+
+    def help_until(self, future: "Future[Response]") -> Response:
+        """Compute whatever waits while `future` is open; then its result."""
+        while not future.done():
+            grant, late = self._take()
+            self._resolve(late)
+            if grant is None and not late:
+                break
+            if grant is not None:
+                self._tenants[grant.model].process(grant)
+        return future.result()
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Take no requests, compute what is in, end the threads; what is left after `timeout` seconds fails."""
+        deadline = time.monotonic() + timeout
+        self.closing = True
+        for tenant in self._tenants:
+            tenant.stop_intake()
+        with self.changed:
+            self._drained = True
+            self.changed.notify_all()
+        for thread in self._threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+        self._end("the server was shut down before this request was done")
+
+    def _end(self, reason: str) -> None:
+        """Nothing is computed from now on: whoever waits is told."""
+        with self.changed:
+            self.ended = reason
+            self.changed.notify_all()
+        for tenant in list(self._tenants):
+            tenant.end(reason)
+
+    def _work(self) -> None:
+        """A batch thread: take, compute, deliver, until the device closes and the queue is dry."""
+        try:
+            while (grant := self._wait_for_grant()) is not None:
+                self._tenants[grant.model].process(grant)
+        except BaseException as error:  # whatever ends this thread, nobody may wait for it
+            self._die(error)
+
+    def _die(self, error: BaseException) -> None:
+        logger.critical("a batch thread has died", exc_info=error)
+        first, self.failure = self.failure is None, f"a batch thread has died ({type(error).__name__})"
+        self._end(self.failure)
+        if first:
+            self.on_failure()
+
+    def _wait_for_grant(self) -> Grant | None:
+        while self.ended is None:
+            with self.changed:
+                grant, late = self._take()
+                if grant is None and not late:
+                    if self._drained and self.scheduler.queued_tokens == 0:
+                        return None
+                    self.changed.wait()
+            self._resolve(late)
+            if grant is not None:
+                return grant
+        return None
+
+    def _take(self) -> tuple[Grant | None, list[Job]]:
+        """The next batch, if any, and jobs that came too late; another thread is woken when more waits."""
+        with self.changed:
+            grant = self.scheduler.next_batch(time.monotonic())
+            late = [job for job in self.scheduler.take_expired() if self._tenants[job.model].expire(job)]
+            if grant is None:
+                return None, late
+            if self.scheduler.queued_tokens and self.scheduler.free_cores:
+                self.changed.notify()
+        now = time.perf_counter()
+        for group in grant.groups:
+            for item in group:
+                if not item.owner.computing_at:
+                    item.owner.computing_at = now
+        return grant, late
+
+    def _resolve(self, late: list[Job]) -> None:
+        for number in {job.model for job in late}:
+            self._tenants[number].resolve([job for job in late if job.model == number])
+
+
+def _nothing() -> None:
+    """Nobody asked to be told."""
