@@ -133,6 +133,12 @@ class EngineConfig:
         group="compute",
         choices={"none": "none", "": "none", "int8": "int8"},
     )
+    quantization_check: bool = option(
+        True,
+        help="compare a quantised model with fp32 when it is loaded, on built-in texts, and log the cosines; it takes "
+        "the time and the memory of loading in fp32 as well",
+        group="compute",
+    )
     instruction_set: str = option(
         "auto",
         help="native kernels to use; auto: the best this CPU has",

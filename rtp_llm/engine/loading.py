@@ -6,13 +6,15 @@ import time
 from rtp_llm.checkpoint import resolve
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import ModelInfo, TaskType
+from rtp_llm.engine.calibration import report_likeness
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.tokenizer import Tokenizer, TokenizerPool
 from rtp_llm.errors import CheckpointError, ConfigError, RtpError
-from rtp_llm.model_config import read_model_config
+from rtp_llm.model_config import ModelConfig, read_model_config, stored_quantization
 from rtp_llm.observability import Metrics
-from rtp_llm.runtime import load_runtime
+from rtp_llm.ops.native_library import release_free_memory
+from rtp_llm.runtime import Runtime, load_runtime
 from rtp_llm.tasks import TaskSource, load_tasks
 
 logger = logging.getLogger(__name__)
@@ -41,18 +43,12 @@ def _load(config: EngineConfig, name: str) -> Engine:
     runtime = load_runtime(config, model_config)
     model = runtime.model
     tokenizer = Tokenizer.load(config, model_config, max_positions=model.max_positions, vocab_size=model.vocab_size)
-    source = TaskSource(
-        model_config=model_config,
-        pooling=config.pooling,
-        hidden_size=model.hidden_size,
-        causal=model.causal,
-        ops=runtime.ops,
-        vocabulary=tokenizer,
-        num_layers=len(model.layers),
-        custom_module=config.custom_module,
-        trust_remote_code=config.trust_remote_code,
-    )
-    runtime.tasks = load_tasks(source)
+    runtime.tasks = load_tasks(task_source(config, model_config, runtime, tokenizer))
+    quantization: str = stored_quantization(model_config.hf)
+    if quantization == "none" and config.quantization != "none":
+        quantization = config.quantization
+        if config.quantization_check:
+            report_likeness(config, model_config, runtime, tokenizer)
     info = ModelInfo(
         name=name,
         model_type=runtime.model_type,
@@ -63,7 +59,7 @@ def _load(config: EngineConfig, name: str) -> Engine:
         backend=runtime.ops.name,
         instruction_set=runtime.ops.instruction_set,
         num_threads=runtime.num_cores,
-        dtype="int8" if config.quantization == "int8" else "fp32",
+        dtype="fp32" if quantization == "none" else quantization,
         max_batch_tokens=config.max_context_batch_size * tokenizer.max_seq_len or runtime.batch_tokens,
         prompts=tuple(tokenizer.prompts),
         scores_are_probabilities=model_config.is_qwen3_reranker,
@@ -76,5 +72,21 @@ def _load(config: EngineConfig, name: str) -> Engine:
     engine = Engine(config, runtime, pool, info, Metrics())
     if config.warm_up:
         engine.warm_up()
+    release_free_memory()
     logger.info("loaded %s in %.2f s", name, time.perf_counter() - started)
     return engine
+
+
+def task_source(config: EngineConfig, model_config: ModelConfig, runtime: Runtime, tokenizer: Tokenizer) -> TaskSource:
+    """What the tasks of a loaded model are made from."""
+    return TaskSource(
+        model_config=model_config,
+        pooling=config.pooling,
+        hidden_size=runtime.model.hidden_size,
+        causal=runtime.model.causal,
+        ops=runtime.ops,
+        vocabulary=tokenizer,
+        num_layers=len(runtime.model.layers),
+        custom_module=config.custom_module,
+        trust_remote_code=config.trust_remote_code,
+    )

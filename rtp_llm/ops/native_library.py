@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import functools
 import mmap
+import os
 import platform
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +106,13 @@ def usable() -> tuple[str, ...]:
 def best() -> str:
     """The fastest of the usable instruction sets; `load` says what to do where there is none."""
     return usable()[0] if usable() else "generic"
+
+
+def release_free_memory() -> None:
+    """Give back to the system what the C library keeps of freed memory (loading leaves a good deal); glibc can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def measure_peak(num_threads: int, seconds: float) -> float:

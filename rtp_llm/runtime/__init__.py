@@ -3,13 +3,13 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from rtp_llm.checkpoint import open_tensors
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import Item, Rows, TaskType
 from rtp_llm.errors import ConfigError
-from rtp_llm.model_config import ModelConfig
+from rtp_llm.model_config import ModelConfig, stored_quantization
 from rtp_llm.models import Model, find_model_type, load_model
 from rtp_llm.ops import Ops
 from rtp_llm.runtime.cpu import CpuRuntime
@@ -41,10 +41,11 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig) -> Runtime:
     """Choose the backend and load the model; `tasks` are for the caller to fill, when it has the vocabulary."""
     ops = _load_ops(config)
     model_type = find_model_type(config.model_type, model_config.hf)
+    # What the checkpoint keeps in fp32 beside layers in 8 bits is meant to stay so.
+    is_stored = stored_quantization(model_config.hf) != "none"
+    quantization: Any = "none" if is_stored else config.quantization
     source = open_tensors(model_config.transformer_folder)
-    model = load_model(
-        model_type, model_config.hf, source, ops.fork("int8" if config.quantization == "int8" else "none")
-    )
+    model = load_model(model_type, model_config.hf, source, ops.fork(quantization))
     source.close()
     num_cores = available_cores(config) if ops.name == "native" else 1
     return CpuRuntime(
