@@ -129,9 +129,19 @@ class EngineConfig:
     num_threads: int = option(0, help="cores to compute on; 0: all this process may use", group="compute", minimum=0)
     quantization: str = option(
         "none",
-        help="int8: the model's linear layers in 8 bits on a CPU, a third of the time (docs/numerics.md)",
+        help="of the linear layers, on a CPU: int8 computes in 8 bits, in a third of the time; int8_weights and "
+        "int4_weights keep weights in 8 or 4 bits and compute in fp32, for large models (docs/numerics.md)",
         group="compute",
-        choices={"none": "none", "": "none", "int8": "int8"},
+        choices={
+            "none": "none", "": "none", "int8": "int8", "int8_weights": "int8_weights", "int4_weights": "int4_weights",
+        },
+    )  # fmt: skip
+    weight_dtype: str = option(
+        "auto",
+        help="dtype of weights in a CPU's memory; auto: bf16 where that loses nothing, else fp32; bf16: rounded to it, "
+        "half the memory",
+        group="compute",
+        choices={"auto": "auto", "bf16": "bf16", "bfloat16": "bf16"},
     )
     quantization_check: bool = option(
         True,

@@ -100,7 +100,8 @@ class MappedFile:
         """A read-only view; the caller has checked the range."""
         if math.prod(shape) == 0:
             return np.zeros(tuple(shape), np.int8)
-        return np.ndarray(tuple(shape), np.int8, buffer=self._map, offset=offset)
+        values: Int8Array = np.ndarray(tuple(shape), np.int8, buffer=self._map, offset=offset)
+        return values
 
     def release(self) -> None:
         """Drop the pages that were read; views read them again from the file when touched."""

@@ -19,6 +19,11 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 8
 _MAX_TOKENS = 256
+_WAYS_OUT = {
+    "int8": "`rtp-llm quantize` keeps in fp32 the layers that need it",
+    "int8_weights": "--weight_dtype bf16 is nearer",
+    "int4_weights": "--quantization int8_weights is nearer",
+}
 _STEP = 3  # of the texts, those that are compared whenever a model is loaded
 # What stands for a sequence, by the hidden states that the checkpoint's tasks read.
 _MODES: dict[Reads, PoolMode] = {"all": "mean", "first": "cls", "last": "lasttoken"}
@@ -115,6 +120,6 @@ def report_likeness(config: EngineConfig, model_config: ModelConfig, runtime: Ru
         logger.info("%s: cosine to fp32 over %d texts: %s", config.quantization, len(items), found)
     else:
         logger.warning(
-            "%s: cosine to fp32 over %d texts: %s, where %s are wanted; `rtp-llm quantize` keeps in fp32 the layers "
-            "that need it", config.quantization, len(items), found, BARS,
+            "%s: cosine to fp32 over %d texts: %s, where %s are wanted; %s",
+            config.quantization, len(items), found, BARS, _WAYS_OUT[config.quantization],
         )  # fmt: skip

@@ -16,7 +16,7 @@ from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 
 Tensor: TypeAlias = Any
 Weight: TypeAlias = Any
-Quantization: TypeAlias = Literal["none", "int8"]
+Quantization: TypeAlias = Literal["none", "int8", "int8_weights", "int4_weights", "bf16"]
 PoolMode: TypeAlias = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 # torch.nn activations with the constructor's defaults; `gelu` is the erf form.
@@ -57,8 +57,8 @@ class Ops(Protocol):
     def matrix(self, weight: FloatArray | QuantizedWeight) -> Weight:
         """[N, K] as torch.nn.Linear stores it -> a handle for `linear`, packed as the backend likes it.
 
-        Losslessly, unless this stream has a quantization: then as `rtp_llm.ops.int8` says. What is quantised already
-        stays so, on any stream; ConfigError where the backend cannot compute with it.
+        Losslessly, unless this stream has a quantization: then as `ops/int8.py` or `ops/weight_only.py` says. What
+        is quantised already stays so, on any stream; ConfigError where the backend cannot compute with it.
         """
 
     def vector(self, values: FloatArray) -> Tensor:

@@ -31,6 +31,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "is_bf16": (c_int, (c_void_p, c_int64)),
     "narrow": (None, (c_void_p, c_int64, c_void_p)),
     "pack_weight": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int)),
+    "grouped_weight_bytes": (c_int64, (c_int64, c_int64, c_int)),
+    "pack_grouped": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int)),
     "int8_weight_bytes": (c_int64, (c_int64, c_int64)),
     "pack_int8": (None, (c_void_p, c_int64, c_int64, c_void_p)),
     "pack_quantized": (None, (c_void_p, c_void_p, c_int64, c_int64, c_void_p)),
@@ -160,6 +162,20 @@ class Int8Weight:
         self.out_features, self.in_features = shape
         self.memory = library.weights.take(-(-library.int8_weight_bytes(*shape) // 4))
         self.address: int = self.memory.ctypes.data
+
+
+class GroupedWeight:
+    """A linear layer's weight in groups with a scale each, as `rtp_llm.ops.weight_only` says, in panels of columns."""
+
+    __slots__ = ("address", "bits", "in_features", "memory", "out_features")
+
+    def __init__(self, weight: FloatArray, bits: int, library: Library) -> None:
+        weight = np.ascontiguousarray(weight, dtype=np.float32)
+        self.out_features, self.in_features = weight.shape
+        self.bits = bits
+        self.memory = library.weights.take(-(-library.grouped_weight_bytes(*weight.shape, bits) // 4))
+        self.address: int = self.memory.ctypes.data
+        library.pack_grouped(weight.ctypes.data, *weight.shape, self.address, bits)
 
 
 class Table:

@@ -13,7 +13,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -22,13 +22,23 @@ from rtp_llm.errors import ConfigError
 from rtp_llm.ops import Norm, PoolMode, Quantization
 from rtp_llm.ops.int8 import check_quantized, quantizes
 from rtp_llm.ops.native_checks import check_ids, checked_prefixes, int32
-from rtp_llm.ops.native_library import Int8Weight, Library, PackedWeight, Table, load, measure_peak, usable
+from rtp_llm.ops.native_library import (
+    GroupedWeight,
+    Int8Weight,
+    Library,
+    PackedWeight,
+    Table,
+    load,
+    measure_peak,
+    usable,
+)
 from rtp_llm.ops.native_stream import (
     ATTENTION,
     COPY_COLUMNS,
     EMBED,
     GATED,
     LINEAR,
+    LINEAR_GROUPED,
     LINEAR_INT8,
     NORM,
     NORMALIZE,
@@ -41,11 +51,13 @@ from rtp_llm.ops.native_stream import (
 )
 from rtp_llm.ops.numpy_ops import ACTIVATION, NumpyOps
 from rtp_llm.ops.self_check import failing_ops
+from rtp_llm.ops.weight_only import BITS, to_bf16
 
 __all__ = ["NativeOps", "measure_peak"]
 
 logger = logging.getLogger(__name__)
 
+LinearWeight: TypeAlias = PackedWeight | Int8Weight | GroupedWeight
 _FUSED: dict[str | None, int] = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4, "tanh": 5}
 _POOL_MODES = {"cls": 0, "mean": 1, "max": 2, "mean_sqrt_len_tokens": 3, "weightedmean": 4, "lasttoken": 5}
 
@@ -74,18 +86,20 @@ class NativeOps:
     def fork(self, quantization: Quantization = "none") -> "NativeOps":
         return object.__new__(NativeOps)._bind(self.num_threads, self._library, self._broken, quantization)
 
-    def matrix(self, weight: FloatArray | QuantizedWeight) -> PackedWeight | Int8Weight:
+    def matrix(self, weight: FloatArray | QuantizedWeight) -> LinearWeight:
         if isinstance(weight, QuantizedWeight):
             return Int8Weight.of_quantized(check_quantized(weight), self._library)
         if self.quantization == "int8" and quantizes(weight):
             return Int8Weight(weight, self._library)
-        return PackedWeight(weight, self._library)
+        if self.quantization in BITS:
+            return GroupedWeight(weight, BITS[self.quantization], self._library)
+        return PackedWeight(to_bf16(weight) if self.quantization == "bf16" else weight, self._library)
 
     def vector(self, values: FloatArray) -> Tensor:
         return _hosted(values)
 
     def table(self, rows: FloatArray) -> Table:
-        return Table(rows, self._library)
+        return Table(to_bf16(rows) if self.quantization == "bf16" else rows, self._library)
 
     def upload(self, batch: Batch) -> Batch:
         self._stream.begin()
@@ -134,7 +148,7 @@ class NativeOps:
     def linear(
         self,
         x: Tensor,
-        weight: PackedWeight | Int8Weight,
+        weight: LinearWeight,
         bias: Tensor | None = None,
         activation: str | None = None,
         residual: Tensor | None = None,
@@ -155,6 +169,11 @@ class NativeOps:
                 quantized = self._quantize(x)
                 self._record(LINEAR_INT8(
                     y.reference, num_rows * n, quantized.reference, weight.address, self._operand(bias),
+                    self._operand(residual), *sizes,
+                ))  # fmt: skip
+            elif isinstance(weight, GroupedWeight):
+                self._record(LINEAR_GROUPED(
+                    y.reference, num_rows * n, weight.bits, self._operand(x), weight.address, self._operand(bias),
                     self._operand(residual), *sizes,
                 ))  # fmt: skip
             else:
@@ -377,7 +396,7 @@ def checked_library(instruction_set: str) -> tuple[Library, frozenset[str]]:
     broken: dict[str, frozenset[str]] = {}
     for name in names:
         ops = object.__new__(NativeOps)._bind(1, load(name), frozenset())
-        broken[name] = failing_ops(ops, ops.fork("int8"))
+        broken[name] = failing_ops(ops, *(ops.fork(quantization) for quantization in ("int8", *BITS)))
         if not broken[name]:
             break
     if any(broken.values()):

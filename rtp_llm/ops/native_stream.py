@@ -37,6 +37,8 @@ TAKE_ROWS = _command(11, "4q")  # x, index, rows, size
 QUANTIZE = _command(12, "3q")  # x, rows, K
 LINEAR_INT8 = _command(13, "8q")  # quantised x, weight, bias, residual, rows, N, K, activation
 
+LINEAR_GROUPED = _command(14, "9q")  # bits, x, weight, bias, residual, rows, N, K, activation
+
 
 class Stream:
     """Owns the C++ stream: the program so far, and the host arrays that it will read or write."""

@@ -44,6 +44,8 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig) -> Runtime:
     # What the checkpoint keeps in fp32 beside layers in 8 bits is meant to stay so.
     is_stored = stored_quantization(model_config.hf) != "none"
     quantization: Any = "none" if is_stored else config.quantization
+    if quantization == "none" and config.weight_dtype == "bf16":
+        quantization = "bf16"
     source = open_tensors(model_config.transformer_folder)
     model = load_model(model_type, model_config.hf, source, ops.fork(quantization))
     source.close()

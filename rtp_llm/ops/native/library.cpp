@@ -47,6 +47,14 @@ EXPORT void rtp_pack_weight(const float* w, int64_t N, int64_t K, void* packed, 
   else pack_weight(w, N, K, static_cast<float*>(packed));
 }
 
+EXPORT int64_t rtp_grouped_weight_bytes(int64_t N, int64_t K, int bits) {
+  return bits == 8 ? GroupedWeight<8>{N, K}.bytes() : GroupedWeight<4>{N, K}.bytes();
+}
+EXPORT void rtp_pack_grouped(const float* w, int64_t N, int64_t K, void* packed, int bits) {
+  if (bits == 8) GroupedWeight<8>{N, K}.pack(w, packed);
+  else GroupedWeight<4>{N, K}.pack(w, packed);
+}
+
 EXPORT int64_t rtp_int8_weight_bytes(int64_t N, int64_t K) { return Int8Weight{N, K}.bytes(); }
 EXPORT void rtp_pack_int8(const float* w, int64_t N, int64_t K, void* packed) { Int8Weight{N, K}.pack(w, packed); }
 EXPORT void rtp_pack_quantized(const int8_t* q, const float* scales, int64_t N, int64_t K, void* packed) {
