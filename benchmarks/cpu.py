@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "benchmark": "cpu",
         "checkpoint": setup.label,
         "machine": facts,
+        **report.provenance(),
         "others_cores": others.cores,
         "rounds": arguments.rounds,
         "threads": len(cores),

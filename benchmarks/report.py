@@ -1,9 +1,11 @@
 """What every benchmark prints: the machine, a table, and one JSON line at the end."""
 
+import datetime
 import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,20 @@ def versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    return found
+
+
+def provenance() -> dict[str, str]:
+    """The day, and the commit of this checkout, with a + where files differ from it."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--exclude=*"], capture_output=True, text=True, check=False
+    )
+    return {"date": datetime.date.today().isoformat(), "commit": described.stdout.strip() or "unknown"}
+
+
+def read(path: str) -> dict[str, Any]:
+    """An earlier result; {} where there is none."""
+    found: dict[str, Any] = json.loads(Path(path).read_text()) if path and Path(path).exists() else {}
     return found
 
 
