@@ -17,6 +17,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512",
     ]  # fmt: skip
     TARGETS["avx512_vnni"] = [*TARGETS["avx512"], "-mavx512vnni"]
+    TARGETS["amx"] = [*TARGETS["avx512_vnni"], "-mamx-tile", "-mamx-bf16", "-mamx-int8"]
 FLAGS = [
     "-std=c++17", "-O3", "-g0", "-pthread", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
     "-fno-trapping-math",

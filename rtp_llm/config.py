@@ -153,7 +153,7 @@ class EngineConfig:
         "auto",
         help="native kernels to use; auto: the best this CPU has",
         group="compute",
-        choices=("auto", "avx512_vnni", "avx512", "avx2", "generic"),
+        choices=("auto", "amx", "avx512_vnni", "avx512", "avx2", "generic"),
         env="RTP_LLM_INSTRUCTION_SET",
     )
     warm_up: bool = option(

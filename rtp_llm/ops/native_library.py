@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 from rtp_llm.core import FloatArray, QuantizedWeight
 from rtp_llm.errors import ConfigError
 
-INSTRUCTION_SETS = ("avx512_vnni", "avx512", "avx2", "generic")  # the fastest first
-ABI_VERSION = 7
+INSTRUCTION_SETS = ("amx", "avx512_vnni", "avx512", "avx2", "generic")  # the fastest first
+ABI_VERSION = 8
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpu_supports_avx2": (c_int, ()),
     "cpu_supports_avx512": (c_int, ()),
     "cpu_supports_avx512_vnni": (c_int, ()),
+    "cpu_supports_amx": (c_int, ()),
     "num_cores": (c_int, ()),
     "max_lookups": (c_int, ()),
-    "packed_size": (c_int64, (c_int64, c_int64)),
+    "packed_bytes": (c_int64, (c_int64, c_int64, c_int)),
     "is_bf16": (c_int, (c_void_p, c_int64)),
     "narrow": (None, (c_void_p, c_int64, c_void_p)),
     "pack_weight": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int)),
@@ -97,6 +98,7 @@ def usable() -> tuple[str, ...]:
         return ()
     probe = Library(generic, "generic")
     supported = {
+        "amx": probe.cpu_supports_amx(),
         "avx512_vnni": probe.cpu_supports_avx512_vnni(),
         "avx512": probe.cpu_supports_avx512(),
         "avx2": probe.cpu_supports_avx2(),
@@ -125,7 +127,7 @@ def measure_peak(num_threads: int, seconds: float) -> float:
 
 
 class PackedWeight:
-    """A linear layer's weight in panels of columns: [ceil(N / panel)][K][panel], in bf16 where that loses nothing."""
+    """A linear layer's weight in panels of columns, as the kernels want it, in bf16 where that loses nothing."""
 
     __slots__ = ("address", "in_features", "is_bf16", "memory", "out_features")
 
@@ -133,8 +135,8 @@ class PackedWeight:
         weight = np.ascontiguousarray(weight, dtype=np.float32)
         self.out_features, self.in_features = weight.shape
         self.is_bf16 = bool(library.is_bf16(weight.ctypes.data, weight.size))
-        num_floats = library.packed_size(self.out_features, self.in_features)
-        self.memory = library.weights.take((num_floats + 1) // 2 if self.is_bf16 else num_floats)
+        num_bytes = library.packed_bytes(*weight.shape, self.is_bf16)
+        self.memory = library.weights.take(-(-num_bytes // 4))
         self.address: int = self.memory.ctypes.data
         library.pack_weight(weight.ctypes.data, self.out_features, self.in_features, self.address, self.is_bf16)
 

@@ -137,7 +137,7 @@ inline Scratch& panel_scratch() {
   return scratch;
 }
 
-struct Linear {
+struct LinearVectors {
   float* y;
   const float* x;
   const void* weight;  // fp32 or bf16

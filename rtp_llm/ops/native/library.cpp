@@ -2,13 +2,18 @@
 //
 // rtp_run and rtp_pack_weight do the work, without Python's lock. Shapes and index ranges are checked by the caller.
 #include <chrono>
+#if defined(__linux__) && defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "program.h"
 #include "threads.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int rtp_abi_version() { return 7; }
+EXPORT int rtp_abi_version() { return 8; }
 
 EXPORT int rtp_cpu_supports_avx2() {
 #if defined(__x86_64__)
@@ -35,16 +40,30 @@ EXPORT int rtp_cpu_supports_avx512_vnni() {
 #endif
 }
 
+// Tiles with bf16 and int8 products, where the kernel lets this process use them: it asks, which holds for all threads.
+EXPORT int rtp_cpu_supports_amx() {
+#if defined(__linux__) && defined(__x86_64__)
+  constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24, kInt8 = 1u << 25;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl's, of Linux 5.16
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return 0;
+  constexpr unsigned kAll = kBf16 | kTiles | kInt8;
+  return (edx & kAll) == kAll && rtp_cpu_supports_avx512_vnni() &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return 0;
+#endif
+}
+
 EXPORT int rtp_num_cores() { return available_cores(); }
 
-EXPORT int64_t rtp_packed_size(int64_t N, int64_t K) { return ceil_div(N, kPanel) * kPanel * K; }
 EXPORT int rtp_is_bf16(const float* x, int64_t n) { return is_bf16(x, n); }
 EXPORT void rtp_narrow(const float* x, int64_t n, uint16_t* y) {
   for (int64_t i = 0; i < n; ++i) narrow(x[i], y + i);
 }
+EXPORT int64_t rtp_packed_bytes(int64_t N, int64_t K, int bf16) { return packed_bytes(N, K, bf16 != 0); }
 EXPORT void rtp_pack_weight(const float* w, int64_t N, int64_t K, void* packed, int bf16) {
-  if (bf16) pack_weight(w, N, K, static_cast<uint16_t*>(packed));
-  else pack_weight(w, N, K, static_cast<float*>(packed));
+  pack(w, N, K, packed, bf16 != 0);
 }
 
 EXPORT int64_t rtp_grouped_weight_bytes(int64_t N, int64_t K, int bits) {

@@ -12,6 +12,7 @@
 #include "decoder.h"
 #include "gemm_grouped.h"
 #include "gemm_int8.h"
+#include "linear.h"
 
 namespace {
 
