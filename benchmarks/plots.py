@@ -111,6 +111,7 @@ def growth(run: Mapping[str, Any]) -> Any:
     figure, axes = pyplot.subplots(1, len(panels), figsize=(13, 3.8))
     for axis, (part, x, y, label, title) in zip(axes, panels, strict=True):
         rows = run["parts"].get(part, [])
+        axis.set_visible(bool(rows))
         for name in dict.fromkeys(row["engine"] for row in rows):
             own = [row for row in rows if row["engine"] == name]
             style = "--" if "int8" in name else "-"
@@ -125,7 +126,8 @@ def growth(run: Mapping[str, Any]) -> Any:
         axis.set_xlabel(title)
         axis.set_title(label, loc="left", fontsize=9, fontweight="bold")
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=7, frameon=False)
+        if rows:
+            axis.legend(fontsize=7, frameon=False)
     _finish(figure, f"Growth, {run['machine']['cpu']}")
     return figure
 

@@ -13,7 +13,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from rtp_llm.errors import ConfigError
 from rtp_llm.ops import Norm, PoolMode, Quantization
 from rtp_llm.ops.int8 import check_quantized, quantizes
 from rtp_llm.ops.native_checks import check_ids, checked_prefixes, int32
+from rtp_llm.ops.native_fallback import ThroughNumpy
 from rtp_llm.ops.native_library import (
     GroupedWeight,
     Int8Weight,
@@ -48,6 +49,7 @@ from rtp_llm.ops.native_stream import (
     TAKE_ROWS,
     Stream,
     Tensor,
+    hosted,
 )
 from rtp_llm.ops.numpy_ops import ACTIVATION, NumpyOps
 from rtp_llm.ops.self_check import failing_ops
@@ -80,7 +82,7 @@ class NativeOps:
         self._max_lookups = library.max_lookups()
         self._checked: Batch | None = None
         for op in broken:
-            setattr(self, op, _ThroughNumpy(self, op))
+            setattr(self, op, ThroughNumpy(self.to_numpy, op))
         return self
 
     def fork(self, quantization: Quantization = "none") -> "NativeOps":
@@ -96,7 +98,7 @@ class NativeOps:
         return PackedWeight(to_bf16(weight) if self.quantization == "bf16" else weight, self._library)
 
     def vector(self, values: FloatArray) -> Tensor:
-        return _hosted(values)
+        return hosted(values)
 
     def table(self, rows: FloatArray) -> Table:
         return Table(to_bf16(rows) if self.quantization == "bf16" else rows, self._library)
@@ -156,7 +158,7 @@ class NativeOps:
         if activation is not None and activation not in _FUSED:
             product = self.to_numpy(self.linear(x, weight, bias))
             activated = ACTIVATION[activation](product).astype(np.float32)
-            return _hosted(activated if residual is None else activated + self.to_numpy(residual))
+            return hosted(activated if residual is None else activated + self.to_numpy(residual))
         num_rows, n, k = x.shape[0], weight.out_features, weight.in_features
         assert x.shape == (num_rows, k), f"x is {x.shape}, the weight [{n}, {k}]"
         assert bias is None or bias.shape == (n,), f"bias is {bias.shape}, the weight [{n}, {k}]"
@@ -246,7 +248,7 @@ class NativeOps:
 
     def gated(self, x: Tensor, activation: str) -> Tensor:
         if activation not in _FUSED:
-            return _hosted(NumpyOps().gated(self.to_numpy(x), activation))
+            return hosted(NumpyOps().gated(self.to_numpy(x), activation))
         num_rows, size = x.shape[0], x.shape[1] // 2
         assert x.shape[1] == 2 * size, f"x is {x.shape}"
         y = self._new(num_rows, size)
@@ -305,7 +307,7 @@ class NativeOps:
 
     def _new(self, num_rows: int, size: int) -> Tensor:
         if num_rows == 0:
-            return _hosted(np.empty((0, size), np.float32))
+            return hosted(np.empty((0, size), np.float32))
         return Tensor((num_rows, size), self._stream.slot(), self._stream)
 
     def _record(self, command: bytes) -> None:
@@ -356,33 +358,6 @@ class NativeOps:
         assert len(ends) == len(rows) + 1 and (rows >= ends[:-1]).all() and (rows < ends[1:]).all(), rows
         self._stream.kept.append(rows)
         return rows.ctypes.data
-
-
-class _ThroughNumpy:
-    """Stands for an op whose kernel failed the self-check: the stream is run, numpy computes."""
-
-    def __init__(self, ops: NativeOps, op: str) -> None:
-        self._fetch = ops.to_numpy
-        self._op = getattr(NumpyOps(), op)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        return _hosted(self._op(*map(self._to_host, args), **{k: self._to_host(v) for k, v in kwargs.items()}))
-
-    def _to_host(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self._fetch(value) if value.host is None else value.host
-        if isinstance(value, Table):
-            return value.widened()
-        if isinstance(value, Norm):
-            return replace(value, weight=self._to_host(value.weight), bias=self._to_host(value.bias))
-        if isinstance(value, (list, tuple)):
-            return [self._to_host(item) for item in value]
-        return value
-
-
-def _hosted(values: FloatArray) -> Tensor:
-    host = np.ascontiguousarray(values, dtype=np.float32)
-    return Tensor(host.shape, host.ctypes.data, None, host)
 
 
 @functools.cache

@@ -11,6 +11,8 @@ from functools import partial
 from struct import Struct
 from typing import Any
 
+import numpy as np
+
 from rtp_llm.core import FloatArray
 from rtp_llm.ops.native_library import Library
 
@@ -99,3 +101,9 @@ class Tensor:
         if stream is not None:
             stream.program.append(FREE(self.reference, 0))
             stream.free.append(self.reference)
+
+
+def hosted(values: FloatArray) -> Tensor:
+    """A tensor of a host array."""
+    host = np.ascontiguousarray(values, dtype=np.float32)
+    return Tensor(host.shape, host.ctypes.data, None, host)
