@@ -21,11 +21,11 @@ def options(checkpoint_path: Any, values: Mapping[str, Any]) -> ServerConfig:
     given = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in given.items()}
     for spec in fields(ServerConfig):
         if spec.name in given:
-            given[spec.name] = _option(spec.name, spec.type, given[spec.name])
+            given[spec.name] = option(spec.name, spec.type, given[spec.name])
     return ServerConfig(**given)
 
 
-def _option(name: str, wanted: Any, value: Any) -> Any:
+def option(name: str, wanted: Any, value: Any) -> Any:
     """`value` as a field of type `wanted`: a whole number is a float too, any sequence of texts a tuple."""
     if wanted == tuple[str, ...] and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
         return tuple(value)

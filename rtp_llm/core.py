@@ -260,8 +260,9 @@ class Prefixes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Seconds spent in each stage of one request."""
+    """Seconds spent in each stage of one request, which started at `started_at` as time.perf_counter() counts."""
 
+    started_at: float = 0.0
     tokenize: float = 0.0
     queue: float = 0.0
     compute: float = 0.0
@@ -279,6 +280,7 @@ class Response:
     classify         fp32 [inputs, labels]
     custom           what the module made of all inputs together: None, bool, int, float, str, arrays, lists and dicts
 
+    `batch_rows` are the sequences of the step that computed the first of its inputs, 0 where none was needed.
     `num_tokens` and `input_ids` are what the model really read: after truncation, special tokens included.
     """
 
@@ -287,6 +289,7 @@ class Response:
     truncated: Sequence[bool]
     input_ids: Sequence[Int32Array] = ()
     timings: Timings = field(default_factory=Timings)
+    batch_rows: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -299,6 +302,9 @@ class ModelInfo:
 
     pooling                   how dense embeddings are pooled, in sentence-transformers' words; empty: there are none
     scores_are_probabilities  of a reranker that is a language model: P(yes), where a cross-encoder has a logit
+    aliases                   other names that callers may ask for it by
+    weight_bytes              of the checkpoint's tensors
+    memory_bytes              by which the process grew while it was loaded; 0 where the system does not tell
     """
 
     name: str
@@ -317,3 +323,6 @@ class ModelInfo:
     pooling: str = ""
     scores_are_probabilities: bool = False
     created: int = 0
+    aliases: tuple[str, ...] = ()
+    weight_bytes: int = 0
+    memory_bytes: int = 0

@@ -3,11 +3,12 @@
 import argparse
 import difflib
 import logging
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from rtp_llm.config import IGNORED, EngineConfig, ServerConfig, checked
 from rtp_llm.errors import ConfigError
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=EngineConfig)
 
 _TRUE, _FALSE = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off")
-_GROUPS = ("model", "hub", "compute", "batching", "server", "safety")
+_GROUPS = ("model", "hub", "compute", "batching", "server", "safety", "observability")
 _FLAG_NAME = re.compile(r"[\w-]+")
 _EPILOG = (
     "Flags may be written in any case, with _ or -; every option can also be set by the environment variable in\n"
@@ -27,17 +28,39 @@ _EPILOG = (
 
 def parse_args(argv: Sequence[str], environ: Mapping[str, str], prog: str = "rtp_llm.start_server") -> ServerConfig:
     """The configuration that `argv` and `environ` ask for; prints and exits with status 2 where they are wrong."""
-    config, _ = parse_command(CommandParser(prog, "Serve a checkpoint over HTTP."), argv, environ, ServerConfig)
-    return config
+    return parse_serve(argv, environ, prog)[0]
+
+
+class Repeated(NamedTuple):
+    """What the command line said of several models, in its order."""
+
+    checkpoints: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+def parse_serve(
+    argv: Sequence[str], environ: Mapping[str, str], prog: str = "rtp_llm.start_server"
+) -> tuple[ServerConfig, Repeated]:
+    """As `parse_args`, which knows the first model alone; and what was said of all."""
+    parser = CommandParser(
+        prog, "Serve one checkpoint, or several, over HTTP.", repeated=("checkpoint_path", "served_model_name")
+    )
+    config, namespace = parse_command(parser, argv, environ, ServerConfig)
+    checkpoints = tuple(namespace.repeated.get("checkpoint_path") or filter(None, [config.checkpoint_path]))
+    names = tuple(namespace.repeated.get("served_model_name") or filter(None, [config.served_model_name]))
+    return config, Repeated(checkpoints, names)
 
 
 class CommandParser(argparse.ArgumentParser):
     """A command's parser: it takes arguments of its own, then those of a configuration, by `parse_command`.
 
     The checkpoint is its first positional argument; unless `needs_checkpoint`, a flag or the environment may name it.
+    Options in `repeated` may be given several times; all others mean what was said last.
     """
 
-    def __init__(self, prog: str, description: str, *, needs_checkpoint: bool = False) -> None:
+    def __init__(
+        self, prog: str, description: str, *, needs_checkpoint: bool = False, repeated: Sequence[str] = ()
+    ) -> None:
         super().__init__(
             prog=prog,
             description=description,
@@ -46,6 +69,7 @@ class CommandParser(argparse.ArgumentParser):
             epilog=_EPILOG,
         )
         self.needs_checkpoint = needs_checkpoint
+        self.repeated = repeated
         otherwise = "" if needs_checkpoint else "; or --checkpoint_path, or CHECKPOINT_PATH in the environment"
         self.add_argument(
             "positional_checkpoint",
@@ -70,12 +94,18 @@ def parse_command(
     if unknown:
         parser.error(_unknown_message(unknown[0], parser))
     given = vars(namespace)
+    repeated = given["repeated"] = {name: given.pop(name) for name in parser.repeated if name in given}
     values = {spec.name: _joined(given.pop(spec.name)) for spec in specs if spec.name in given}
     positional = given.pop("positional_checkpoint")
-    if positional:
+    if positional and "checkpoint_path" in parser.repeated:
+        repeated["checkpoint_path"] = [positional, *repeated.get("checkpoint_path", [])]
+    elif positional:
         values.setdefault("checkpoint_path", positional)
+    values |= {name: said[0] for name, said in repeated.items()}
     try:
         values = {**_from_environment(environ, kind), **values}
+        if values.get("models"):
+            values.setdefault("checkpoint_path", "")
         if "checkpoint_path" not in values:
             raise ConfigError("checkpoint_path is missing: give --checkpoint_path FOLDER or set CHECKPOINT_PATH")
         return kind(**values), namespace
@@ -145,9 +175,9 @@ def _add_options(parser: CommandParser, specs: Sequence[Field[Any]]) -> None:
             *(f"--{name}" for name in (spec.name, *spec.metadata["aliases"])),
             dest=spec.name,
             type=_converter(spec),
-            action="append" if spec.type == tuple[str, ...] else "store",
+            action="append" if spec.type == tuple[str, ...] or spec.name in parser.repeated else "store",
             default=argparse.SUPPRESS,
-            metavar="BOOL" if is_bool else "N" if spec.type is int else "VALUE",
+            metavar="BOOL" if is_bool else "N" if spec.type in (int, float) else "VALUE",
             help=f"{_help(spec)}{default} [{environment_name(spec)}]".replace("%", "%%"),
             **extra,
         )
@@ -173,6 +203,14 @@ def _typed(spec: Field[Any], text: str) -> Any:
             return int(text)
         except ValueError:
             raise ConfigError(f"{spec.name}: {text!r} is not a whole number") from None
+    if spec.type is float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ConfigError(f"{spec.name}: {text!r} is not a number")
+        return number
     if spec.type == tuple[str, ...]:
         values = tuple(filter(None, map(str.strip, text.split(","))))
         if not values:

@@ -22,6 +22,7 @@ FLOORS = [  # top to bottom: a file imports its own package or a floor below
     {"model_config"},
     {"config_files"},
     {"ops", "checkpoint"},
+    {"served_models"},
     {"flags"},
     {"arguments"},
     {"config", "custom", "observability", "similarity"},
@@ -38,8 +39,10 @@ DOORS = {  # library -> the only files that may import it
     "uvicorn": {"server/"},
     "grpc": {"server/grpc/"},
     "google": {"server/grpc/"},
-    "prometheus_client": {"observability.py"},
+    "prometheus_client": {"observability/metrics.py"},
+    "opentelemetry": {"observability/tracing.py"},
     "huggingface_hub": {"checkpoint/hub.py"},
+    "yaml": {"served_models.py"},
 }
 
 

@@ -111,8 +111,9 @@ def likeness(left: FloatArray, right: FloatArray) -> Likeness:
 def report_likeness(config: EngineConfig, model_config: ModelConfig, runtime: Runtime, tokenizer: Tokenizer) -> None:
     """Log how near the quantised model is to fp32, on some of the texts; a warning where it is below the bars."""
     items, mode = items_of(tokenizer, texts()[::_STEP]), pool_mode(runtime.tasks.values())
-    runtime.ops.num_threads = runtime.num_cores
-    quantized = rows(runtime.model, runtime.ops, items, mode)
+    ops = runtime.ops.fork()  # a stream of its own: another model may be computing on the runtime's
+    ops.num_threads = runtime.num_cores
+    quantized = rows(runtime.model, ops, items, mode)
     exact = load_runtime(replace(config, quantization="none"), model_config)
     exact.ops.num_threads = exact.num_cores
     found = likeness(quantized, rows(exact.model, exact.ops, items, mode))

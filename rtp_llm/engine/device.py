@@ -50,7 +50,7 @@ class Device:
     """
 
     def __init__(self, batch_tokens: int, num_cores: int, bulk_share: float = BULK_SHARE) -> None:
-        """`batch_tokens` is the step's budget of the first tenant."""
+        """`batch_tokens` is the step's budget of the first tenant, whose tokens cost 1."""
         self.scheduler = Scheduler(batch_tokens, num_cores, bulk_share)
         self.changed = threading.Condition()
         self.closing = False
@@ -64,11 +64,15 @@ class Device:
         for thread in self._threads:
             thread.start()
 
-    def attach(self, tenant: Tenant, batch_tokens: int) -> int:
-        """A model that computes here from now on -> its number; `batch_tokens` is the budget of its steps."""
+    def attach(self, tenant: Tenant, batch_tokens: int, token_cost: float = 1.0) -> int:
+        """A model that computes here from now on -> its number.
+
+        batch_tokens  the budget of its steps
+        token_cost    about what one of its tokens costs beside one of the first tenant's
+        """
         with self.changed:
             self._tenants.append(tenant)
-            return self.scheduler.add_model(batch_tokens) if len(self._tenants) > 1 else 0
+            return self.scheduler.add_model(batch_tokens, token_cost) if len(self._tenants) > 1 else 0
 
     @property
     def problem(self) -> str | None:
@@ -167,7 +171,7 @@ class Device:
         for group in grant.groups:
             for item in group:
                 if not item.owner.computing_at:
-                    item.owner.computing_at = now
+                    item.owner.computing_at, item.owner.batch_rows = now, len(grant.groups)
         return grant, late
 
     def _resolve(self, late: list[Job]) -> None:

@@ -35,8 +35,9 @@ _OFFLINE_IN_FLIGHT = 8
 class Engine:
     """Admission, tokenising, batching and computing for one model.
 
-    It computes on a device of its own, or shares `device` with the engines of other models. `submit` may be called from
-    any thread; the device's lock guards the jobs' counters, the gate and the result cache.
+    It computes on a device of its own, or shares `device` with the engines of other models; `token_cost` is about what
+    one of its tokens costs beside one of the device's first model. `submit` may be called from any thread; the device's
+    lock guards the jobs' counters, the gate and the result cache.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Engine:
         info: ModelInfo,
         metrics: Metrics,
         device: Device | None = None,
+        token_cost: float = 1.0,
     ) -> None:
         self.config = config
         self.metrics = metrics
@@ -61,7 +63,7 @@ class Engine:
         self._jobs: dict[Lane, set[Job]] = {lane: set() for lane in Lane}
         self._not_ready: str | None = "the canary has not run yet"
         self._changed = self.device.changed
-        self._number = self.device.attach(self, info.max_batch_tokens)
+        self._number = self.device.attach(self, info.max_batch_tokens, token_cost)
         self._queues = self.device.scheduler.models[self._number].lanes
         metrics.describe_model(info)
         for lane, queue in self._queues.items():

@@ -1,9 +1,16 @@
-"""`load_engine` puts a checkpoint, a runtime and a tokeniser together."""
+"""`load_engine` puts a checkpoint, a runtime and a tokeniser together; `load_engines` several, on one device."""
 
+import errno
 import logging
+import os
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
-from rtp_llm.checkpoint import resolve
+import numpy as np
+
+from rtp_llm.checkpoint import open_tensors, resolve
+from rtp_llm.checkpoint.tensors import DTYPES
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.engine.calibration import report_likeness
@@ -12,35 +19,68 @@ from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.tokenizer import Tokenizer, TokenizerPool
 from rtp_llm.errors import CheckpointError, ConfigError, RtpError
 from rtp_llm.model_config import ModelConfig, read_model_config, stored_quantization
+from rtp_llm.models import Model
 from rtp_llm.observability import Metrics
 from rtp_llm.ops.native_library import release_free_memory
 from rtp_llm.runtime import Runtime, load_runtime
+from rtp_llm.served_models import ServedModel
 from rtp_llm.tasks import TaskSource, load_tasks
 
 logger = logging.getLogger(__name__)
 
 
-def load_engine(config: EngineConfig, name: str) -> Engine:
-    """From configuration to a ready engine; CheckpointError or ConfigError say what stands in the way."""
+def load_engines(models: Sequence[ServedModel]) -> list[Engine]:
+    """One after another, all on the device of the first; where there are several, errors name theirs."""
+    engines: list[Engine] = []
+    for number, model in enumerate(models, 1):
+        if len(models) > 1:
+            logger.info("loading %s, model %d of %d", model.name, number, len(models))
+        try:
+            beside = engines[0] if engines else None
+            engines.append(load_engine(model.config, model.name, aliases=model.aliases, beside=beside))
+        except RtpError as error:
+            if engines:
+                engines[0].close()
+            if len(models) > 1:
+                error.message = f"model {model.name}: {error.message}"
+                error.args = (error.message,)
+            raise
+    return engines
+
+
+def load_engine(
+    config: EngineConfig, name: str, *, aliases: tuple[str, ...] = (), beside: Engine | None = None
+) -> Engine:
+    """From configuration to a ready engine; CheckpointError or ConfigError say what stands in the way.
+
+    `beside` is another model's, whose device this one is to share.
+    """
+    started = time.perf_counter()
     try:
-        return _load(config, name)
+        engine = _load(config, name, aliases, beside)
+        if config.warm_up:
+            engine.warm_up()
     except RtpError:
         raise
-    except MemoryError as error:
-        raise ConfigError(f"{config.checkpoint_path}: there is not enough memory to load it") from error
     except Exception as error:  # the border: what no reader foresaw is still one line
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            raise ConfigError(f"{config.checkpoint_path}: there is not enough memory to load it") from error
         logger.debug("loading %s failed", config.checkpoint_path, exc_info=True)
         problem = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
             f"{config.checkpoint_path:.200} cannot be loaded: {problem:.300} (--log_level debug shows where)"
         ) from error
+    seconds, info = time.perf_counter() - started, engine.info()
+    megabytes = info.weight_bytes / 1e6, info.memory_bytes / 1e6
+    logger.info("loaded %s in %.2f s: weights of %.1f MB, memory grew by %.1f MB", name, seconds, *megabytes)
+    return engine
 
 
-def _load(config: EngineConfig, name: str) -> Engine:
-    started = time.perf_counter()
+def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Engine | None) -> Engine:
+    memory = _resident_bytes()
     folder = resolve(config)
     model_config = read_model_config(folder, config)
-    runtime = load_runtime(config, model_config)
+    runtime = load_runtime(config, model_config, beside.runtime if beside else None)
     model = runtime.model
     tokenizer = Tokenizer.load(config, model_config, max_positions=model.max_positions, vocab_size=model.vocab_size)
     runtime.tasks = load_tasks(task_source(config, model_config, runtime, tokenizer))
@@ -66,15 +106,36 @@ def _load(config: EngineConfig, name: str) -> Engine:
         labels=model_config.labels if TaskType.CLASSIFY in runtime.tasks else (),
         pooling=getattr(runtime.tasks.get(TaskType.DENSE), "pooling_name", ""),
         created=int(time.time()),
+        aliases=aliases,
+        weight_bytes=_weight_bytes(model_config.transformer_folder),
+        memory_bytes=max(_resident_bytes() - memory, 0),
     )
     template = RerankTemplate(tokenizer) if model_config.is_qwen3_reranker else None
     pool = TokenizerPool(tokenizer, config.tokenizer_threads, template)
-    engine = Engine(config, runtime, pool, info, Metrics())
-    if config.warm_up:
-        engine.warm_up()
     release_free_memory()
-    logger.info("loaded %s in %.2f s", name, time.perf_counter() - started)
-    return engine
+    device = beside.device if beside else None
+    cost = _matrix_size(model) / _matrix_size(beside.runtime.model) if beside else 1.0
+    return Engine(config, runtime, pool, info, Metrics(), device, cost)
+
+
+def _matrix_size(model: Model) -> int:
+    """What a token costs grows with it: the layers' matrices have some multiple of so many weights."""
+    return len(model.layers) * model.hidden_size**2
+
+
+def _weight_bytes(folder: Path) -> int:
+    """Of the checkpoint's tensors, as they stand in its files."""
+    tensors = open_tensors(folder).tensors.values()
+    return sum(info.num_elements * np.dtype(DTYPES[info.dtype]).itemsize for info in tensors)
+
+
+def _resident_bytes() -> int:
+    """Memory of this process; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def task_source(config: EngineConfig, model_config: ModelConfig, runtime: Runtime, tokenizer: Tokenizer) -> TaskSource:

@@ -11,7 +11,8 @@ is owed its share of every interactive batch, and goes first as soon as a whole 
 not interrupted, bulk steps are short while interactive work keeps coming, and whole when it has not come for a while.
 
 Several models share the device: a batch holds items of one model, and of a lane's models the one whose oldest item has
-waited longest goes first. So an item waits for older ones only, whatever the other models are sent.
+waited longest goes first. So an item waits for older ones only, whatever the other models are sent. What lanes are owed
+is counted in work: a large model's token weighs more than a small one's.
 """
 
 from collections.abc import Iterable, Iterator
@@ -53,18 +54,19 @@ class Grant(NamedTuple):
 
 
 class ModelQueue:
-    """What waits for one model, by lane, and the token budget of its steps."""
+    """What waits for one model, by lane, the token budget of its steps, and what a token costs beside other models'."""
 
-    def __init__(self, batch_tokens: int, arrivals: Iterator[int]) -> None:
+    def __init__(self, batch_tokens: int, arrivals: Iterator[int], token_cost: float) -> None:
         self.batch_tokens = batch_tokens
+        self.token_cost = token_cost
         self.lanes = {lane: LaneQueue(arrivals) for lane in Lane}
 
 
 class Scheduler:
     """The queue of one device. Not thread-safe: its owner holds a lock around each call.
 
-    batch_tokens  the budget of a step of the first model, number 0; `add_model` is for more
-    bulk_share    of the tokens that are computed while both lanes wait, the part that the bulk lane has for certain
+    batch_tokens  the budget of a step of the first model, number 0, whose tokens cost 1; `add_model` is for more
+    bulk_share    of the work that is done while both lanes wait, the part that the bulk lane has for certain
     """
 
     def __init__(self, batch_tokens: int, num_cores: int, bulk_share: float = BULK_SHARE) -> None:
@@ -77,9 +79,9 @@ class Scheduler:
         self._calm_budgets = float(_CALM_AFTER)
         self.add_model(batch_tokens)
 
-    def add_model(self, batch_tokens: int) -> int:
-        """Another model with this budget -> its number."""
-        self.models.append(ModelQueue(batch_tokens, self._arrivals))
+    def add_model(self, batch_tokens: int, token_cost: float = 1.0) -> int:
+        """Another model -> its number."""
+        self.models.append(ModelQueue(batch_tokens, self._arrivals, token_cost))
         return len(self.models) - 1
 
     @property
@@ -123,7 +125,7 @@ class Scheduler:
         share = -(-queue.tokens // self._shares(queue.items, queue.tokens))
         budget = min(share, self._step(lane, model.batch_tokens))
         groups, num_tokens = self._fill(queue, oldest, budget, model.batch_tokens, now)
-        self._settle(lane, num_tokens, model.batch_tokens)
+        self._settle(lane, num_tokens, model)
         self.free_cores -= num_cores
         return Grant(groups, num_cores, num_tokens, lane, number)
 
@@ -143,7 +145,8 @@ class Scheduler:
             return None if urgent is None else (Lane.INTERACTIVE, *urgent)
         model, place = self.models[bulk[0]], bulk[1]
         step = min(model.lanes[Lane.BULK].tokens, self._step(Lane.BULK, model.batch_tokens))
-        if urgent is None or self._owed >= max(step, place.num_own_tokens) * (1 - self.bulk_share):
+        work = max(step, place.num_own_tokens) * model.token_cost
+        if urgent is None or self._owed >= work * (1 - self.bulk_share):
             return Lane.BULK, *bulk
         return Lane.INTERACTIVE, *urgent
 
@@ -153,13 +156,14 @@ class Scheduler:
         waiting = [(number, place) for number, place in places if place is not None]
         return min(waiting, key=lambda found: found[1].arrival) if waiting else None
 
-    def _settle(self, lane: Lane, num_tokens: int, batch_tokens: int) -> None:
-        """Note who had how much: over time, bulk work that waits gets its share of the tokens."""
+    def _settle(self, lane: Lane, num_tokens: int, model: ModelQueue) -> None:
+        """Note who had how much: over time, bulk work that waits gets its share."""
+        work = num_tokens * model.token_cost
         if lane is Lane.BULK:
-            self._owed = max(self._owed - num_tokens * (1 - self.bulk_share), 0.0)
-            self._calm_budgets += num_tokens / batch_tokens
+            self._owed = max(self._owed - work * (1 - self.bulk_share), 0.0)
+            self._calm_budgets += num_tokens / model.batch_tokens
         else:
-            self._owed += num_tokens * self.bulk_share
+            self._owed += work * self.bulk_share
 
     def _step(self, lane: Lane, batch_tokens: int) -> int:
         """The token budget of a step of this lane."""

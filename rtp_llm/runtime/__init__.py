@@ -37,9 +37,13 @@ class Runtime(Protocol):
         """Compute one batch for the tasks of its items, in the items' order. Called from several threads at once."""
 
 
-def load_runtime(config: EngineConfig, model_config: ModelConfig) -> Runtime:
-    """Choose the backend and load the model; `tasks` are for the caller to fill, when it has the vocabulary."""
-    ops = _load_ops(config)
+def load_runtime(config: EngineConfig, model_config: ModelConfig, beside: Runtime | None = None) -> Runtime:
+    """Choose the backend and load the model; `tasks` are for the caller to fill, when it has the vocabulary.
+
+    `beside` computes on the same device: its streams, and with them the memory of activations, are shared.
+    """
+    streams = beside.streams if isinstance(beside, CpuRuntime) and config.backend != "torch" else None
+    ops = _load_ops(config) if beside is None or streams is None else beside.ops
     model_type = find_model_type(config.model_type, model_config.hf)
     # What the checkpoint keeps in fp32 beside layers in 8 bits is meant to stay so.
     is_stored = stored_quantization(model_config.hf) != "none"
@@ -56,6 +60,7 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig) -> Runtime:
         ops=ops,
         num_cores=num_cores,
         prefix_cache_bytes=config.prefix_cache_mb << 20,
+        streams=streams,
     )
 
 

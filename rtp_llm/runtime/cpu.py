@@ -16,20 +16,33 @@ BATCH_TOKENS = 1024
 
 
 class CpuRuntime:
-    """`num_cores` streams that share the weights; also what a torch device without its own runtime gets."""
+    """`num_cores` streams that share the weights; also what a torch device without its own runtime gets.
+
+    streams  those of another model on the same cores; a batch holds one while it runs, whoever's it is
+    """
 
     batch_tokens = BATCH_TOKENS
 
-    def __init__(self, *, model_type: str, model: Model, ops: Ops, num_cores: int, prefix_cache_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        model_type: str,
+        model: Model,
+        ops: Ops,
+        num_cores: int,
+        prefix_cache_bytes: int = 0,
+        streams: "SimpleQueue[Ops] | None" = None,
+    ) -> None:
         self.model_type = model_type
         self.model = model
         self.tasks: Mapping[TaskType, Task] = {}
         self.ops = ops
         self.num_cores = num_cores
         self._prefixes = PrefixCache(prefix_cache_bytes)
-        self._streams: SimpleQueue[Ops] = SimpleQueue()
-        for stream in [ops, *(ops.fork() for _ in range(num_cores - 1))]:
-            self._streams.put(stream)
+        self.streams: SimpleQueue[Ops] = SimpleQueue() if streams is None else streams
+        if streams is None:
+            for stream in [ops, *(ops.fork() for _ in range(num_cores - 1))]:
+                self.streams.put(stream)
 
     def run(self, items: Sequence[Item], num_cores: int) -> dict[TaskType, Rows]:
         """Pack, run the model once and each task that some item wants on its hidden states."""
@@ -39,7 +52,7 @@ class CpuRuntime:
         reads = read.pop() if len(read) == 1 else "all"
         prefixes = self._prefixes.find(items) if reads == "last" and self.model.shares_prefixes else None
         packed = self.model.prepare(pack(items, reads, prefixes))
-        ops = self._streams.get()
+        ops = self.streams.get()
         try:
             ops.num_threads = num_cores
             returned = ops.upload(packed.of_wanted())
@@ -48,7 +61,7 @@ class CpuRuntime:
             tensors = {name: task(ops, states[layers[name]], returned) for name, task in tasks.items()}
             arrays = {name: ops.to_numpy(tensor) for name, tensor in tensors.items()}
         finally:
-            self._streams.put(ops)
+            self.streams.put(ops)
         return {name: _by_item(array, packed) if tasks[name].per_token else array for name, array in arrays.items()}
 
     def _hidden_states(

@@ -10,6 +10,7 @@ from msgspec import Meta
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
+from rtp_llm.server.catalog import ModelName, one_of
 from rtp_llm.server.dialect import Dialect, check_count
 
 PATH = "/v1/classifier"
@@ -24,7 +25,7 @@ class ClassifierBody(msgspec.Struct, kw_only=True):
         Meta(description="of the scores; null: none, or with labels what the checkpoint's problem_type asks for"),
     ] = None
     labels: Annotated[bool | None, Meta(description="name the labels beside the scores; null: false")] = None
-    model: Annotated[str | None, Meta(description="any name: one model is served")] = None
+    model: ModelName = None
 
 
 class Classification(msgspec.Struct, kw_only=True):
@@ -67,4 +68,6 @@ def render(body: ClassifierBody, response: Response, info: ModelInfo) -> Iterato
     yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-CLASSIFIER: Dialect[ClassifierBody] = Dialect(msgspec.json.Decoder(ClassifierBody), to_request, render)
+CLASSIFIER: Dialect[ClassifierBody] = Dialect(
+    msgspec.json.Decoder(ClassifierBody), to_request, render, one_of(TaskType.CLASSIFY)
+)

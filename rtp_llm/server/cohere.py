@@ -13,12 +13,14 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest, RtpError
 from rtp_llm.server import openai
+from rtp_llm.server.catalog import ModelName, one_of
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.prompts import prompt_for
 from rtp_llm.server.vectors import SCALED, check_type, encoder
 
 PATH, OLD_PATH = "/v2/embed", "/v1/embed"
 _ROWS_A_PIECE = 64
+_WANTED = one_of(TaskType.DENSE)
 
 
 class ContentPart(msgspec.Struct, kw_only=True):
@@ -40,7 +42,7 @@ class CohereEmbedBody(msgspec.Struct, kw_only=True):
     texts: list[str] | None = None
     inputs: list[CohereInput] | None = None
     images: Annotated[Any, Meta(description="not served: text models have no use for them")] = None
-    model: Annotated[str | None, Meta(description="any name: one model is served")] = None
+    model: ModelName = None
     input_type: Annotated[
         str | None, Meta(description="search_query, search_document, …, or one of the checkpoint's prompts")
     ] = None
@@ -166,6 +168,6 @@ def _closing(body: CohereEmbedBody, response: Response, response_type: str) -> b
 
 _decoder = msgspec.json.Decoder(CohereEmbedBody)
 ROUTES: dict[str, Dialect[CohereEmbedBody]] = {
-    PATH: Dialect(_decoder, to_request, render, error_form=error_form),
-    OLD_PATH: Dialect(_decoder, to_request, render_old, error_form=error_form),
+    PATH: Dialect(_decoder, to_request, render, _WANTED, error_form=error_form),
+    OLD_PATH: Dialect(_decoder, to_request, render_old, _WANTED, error_form=error_form),
 }

@@ -10,6 +10,7 @@ from msgspec import Meta
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import CustomModuleError, InvalidRequest
+from rtp_llm.server.catalog import ModelName, one_of
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.openai import Usage
 
@@ -24,7 +25,7 @@ class CustomBody(msgspec.Struct, kw_only=True):
     prompt: Annotated[str | None, Meta(description="text put before each input; empty: none of its own")] = None
     prompt_name: Annotated[str | None, Meta(description="one of the checkpoint's prompts")] = None
     truncate: Annotated[bool | None, Meta(description="false: an input over the limit is an error")] = None
-    model: Annotated[str | None, Meta(description="any name: one model is served, and the answer names it")] = None
+    model: ModelName = None
 
 
 class CustomAnswer(msgspec.Struct, kw_only=True):
@@ -66,4 +67,6 @@ def render(body: CustomBody, response: Response, info: ModelInfo) -> Iterator[by
         raise CustomModuleError(f"JSON cannot hold what the custom module returned: {error}") from None
 
 
-CUSTOM: Dialect[CustomBody] = Dialect(msgspec.json.Decoder(CustomBody), to_request, render, render_on_thread=True)
+CUSTOM: Dialect[CustomBody] = Dialect(
+    msgspec.json.Decoder(CustomBody), to_request, render, one_of(TaskType.CUSTOM), render_on_thread=True
+)

@@ -15,11 +15,13 @@ import msgspec
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, Response
 from rtp_llm.errors import RequestTooLarge
+from rtp_llm.observability import Answered
 from rtp_llm.server.body import decode
+from rtp_llm.server.catalog import Catalog, Service, Wanted
 from rtp_llm.server.errors import ErrorForm, Headers, openai_form
 from rtp_llm.server.exchange import JSON, Exchange
 from rtp_llm.server.scheduling import scheduled
-from rtp_llm.server.service import EngineLike, Service, unless_client_leaves
+from rtp_llm.server.service import EngineLike, unless_client_leaves
 
 Body = TypeVar("Body")
 
@@ -33,7 +35,7 @@ class Route(Protocol):
     @property
     def error_form(self) -> ErrorForm: ...
 
-    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> "Answerer":
+    def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> "Answerer":
         """The dialect that this body is in."""
 
 
@@ -48,18 +50,9 @@ class Answerer(Route, Protocol):
 
 
 def answer_headers(request: Request, response: Response) -> Headers:
-    """RTP-LLM's usage and the browser's timings."""
-    tokens, timings = response.total_tokens, response.timings
-    stages = b"tokenize;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f, total;dur=%.3f" % (
-        timings.tokenize * 1e3,
-        timings.queue * 1e3,
-        timings.compute * 1e3,
-        timings.total * 1e3,
-    )
-    return [
-        (b"usage", b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens)),
-        (b"server-timing", stages),
-    ]
+    """RTP-LLM's usage; the exchange adds the browser's timings."""
+    tokens = response.total_tokens
+    return [(b"usage", b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +62,7 @@ class Dialect(Generic[Body]):
     decoder     bytes -> the dialect's own body type
     to_request  what the body asks for; InvalidRequest where this model or these limits cannot serve it
     render      the answer in pieces; the event loop serves others between two of them
+    wanted      which models may be asked where the body names none
     render_on_thread  for a `render` that computes: it is run beside the event loop
     error_form  how its clients are told of failures
     headers     of an answer
@@ -78,13 +72,14 @@ class Dialect(Generic[Body]):
     decoder: msgspec.json.Decoder[Body]
     to_request: Callable[[Body, ModelInfo, ServerConfig, str], Request]
     render: Callable[[Body, Response, ModelInfo], Iterator[bytes]]
+    wanted: Wanted = ()
     render_on_thread: bool = False
     error_form: ErrorForm = openai_form
     headers: Callable[[Request, Response], Headers] = answer_headers
     content_type: bytes = JSON
     by_accept: "Mapping[bytes, Dialect[Body]]" = field(default_factory=dict)
 
-    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+    def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         """Itself, or what the client would rather accept."""
         if self.by_accept:
             return self.by_accept.get(exchange.headers.get(b"accept", b""), self)
@@ -93,20 +88,27 @@ class Dialect(Generic[Body]):
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         """Decode, run, render."""
         body = decode(self.decoder, content)
-        info, admission = service.engine.info(), service.admission
-        request = self.to_request(body, info, service.config, exchange.request_id)
+        catalog, config, admission = service.catalog, service.config, service.admission
+        engine, info, request = catalog.choose(
+            catalog.asked(getattr(body, "model", None), exchange.headers),
+            self.wanted,
+            lambda info: self.to_request(body, info, config, exchange.request_id),
+        )
+        exchange.metrics = engine.metrics
         admission.check_size(request, len(content))
         seconds = admission.seconds(exchange.headers)
         request = scheduled(request, exchange.headers, seconds)
         await admission.enter()
         try:
-            response = await unless_client_leaves(service.engine.run(request), exchange.receive, seconds)
+            response = await unless_client_leaves(engine.run(request), exchange.receive, seconds)
             began = time.perf_counter()
             pieces = self.render(body, response, info)
             rendered = await (asyncio.to_thread(b"".join, pieces) if self.render_on_thread else _join(pieces))
         finally:
             admission.leave()
-        service.engine.metrics.observe_encode(time.perf_counter() - began)
+        seconds_to_encode = time.perf_counter() - began
+        engine.metrics.observe_encode(seconds_to_encode)
+        exchange.answered.append(Answered(request, response, info.name, seconds_to_encode))
         return rendered, self.headers(request, response)
 
 
@@ -115,23 +117,25 @@ class Lookup(Generic[Body]):
     """One wire form of a question to the tokenizer; long ones are answered on a thread."""
 
     decoder: msgspec.json.Decoder[Body]
-    render: Callable[[Body, Service], bytes]
+    render: Callable[[Body, EngineLike, Service], bytes]
     error_form: ErrorForm = openai_form
     content_type: bytes = JSON
 
-    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+    def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         """Itself."""
         return self
 
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         """Decode and look up."""
         body = decode(self.decoder, content)
+        engine = service.catalog.asked(getattr(body, "model", None), exchange.headers) or service.catalog.default
+        exchange.metrics = engine.metrics
         if len(content) <= _LOOKUP_CHARACTERS:
-            return self.render(body, service), []
+            return self.render(body, engine, service), []
         seconds = service.admission.seconds(exchange.headers)
         await service.admission.enter()
         try:
-            work = asyncio.to_thread(self.render, body, service)
+            work = asyncio.to_thread(self.render, body, engine, service)
             return await unless_client_leaves(work, exchange.receive, seconds), []
         finally:
             service.admission.leave()
@@ -149,26 +153,27 @@ class Choice:
         """For what fails before the body is read."""
         return self.otherwise.error_form
 
-    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+    def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         """By the body's keys; what cannot be read is left to the last dialect to refuse."""
         try:
             found = _keys.decode(content)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             found = {}
         route = next((route for key, route in self.by_key.items() if key in found), self.otherwise)
-        return route.choose(content, exchange, engine)
+        return route.choose(content, exchange, catalog)
 
 
 @dataclass(frozen=True, slots=True)
 class ByModel:
-    """Dialects that share path and keys: what the loaded model does decides."""
+    """Dialects that share path and keys: what the model does decides."""
 
     pick: Callable[[ModelInfo], Route]
     error_form: ErrorForm = openai_form
 
-    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+    def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         """By the model."""
-        return self.pick(engine.info()).choose(content, exchange, engine)
+        info = catalog.of_body(content, exchange.headers).info()
+        return self.pick(info).choose(content, exchange, catalog)
 
 
 def check_count(count: int, config: ServerConfig, param: str) -> None:

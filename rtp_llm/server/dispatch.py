@@ -4,6 +4,8 @@ POST routes that run the model are dispatched here, by path; everything else goe
 """
 
 import asyncio
+import time
+from collections.abc import Sequence
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
@@ -14,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.errors import InvalidRequest, NotReady
-from rtp_llm.observability import CONTENT_TYPE
+from rtp_llm.observability import CONTENT_TYPE, Observer, render
 from rtp_llm.server import (
     classifier,
     cohere,
@@ -34,10 +36,11 @@ from rtp_llm.server import dialect as dialects
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.body import read_body
+from rtp_llm.server.catalog import Catalog, Service
 from rtp_llm.server.cors import Cors
 from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_headers
 from rtp_llm.server.exchange import Exchange
-from rtp_llm.server.service import EngineLike, Service
+from rtp_llm.server.service import EngineLike
 
 _EMBEDDINGS = embeddings.dialect(None)
 
@@ -77,16 +80,20 @@ _CLIENT_LEFT = 499  # nginx's word for it; only the metrics see it
 class Dispatcher:
     """An ASGI callable that gives every request an id, an answer and a place in the metrics."""
 
-    def __init__(self, engine: EngineLike, config: ServerConfig) -> None:
-        self.engine = engine
+    def __init__(
+        self, engines: EngineLike | Sequence[EngineLike], config: ServerConfig, observers: Sequence[Observer] = ()
+    ) -> None:
+        self.catalog = catalog = Catalog(engines if isinstance(engines, Sequence) else [engines])
         self.admission = Admission(config)
         self.keys = KeyRing(config)
         self._cors = Cors(config.cors_origins)
-        self._service = Service(engine, config, self.admission)
+        self._observers = observers
+        self._service = Service(catalog, config, self.admission)
         self._max_body_bytes, self._body_timeout = config.max_body_bytes, config.body_timeout
         own = [*pages.routes(), Route("/metrics", self._metrics)]
-        parts = (openai.routes(engine), rtp.routes(engine), tei.get_routes(engine, config), vllm.get_routes(), own)
+        parts = (openai.routes(catalog), rtp.routes(catalog), tei.get_routes(catalog, config), vllm.get_routes(), own)
         self.routes = [route for part in parts for route in part]
+        catalog.watch_health()
         self._router = Router(self.routes, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,7 +110,12 @@ class Dispatcher:
             await _respond_error(exchange, NotReady("the server is shutting down: try another one, or later"))
         except Exception as error:
             await _respond_error(exchange, error)
-        self.engine.metrics.observe_http(exchange.route, exchange.status)
+        metrics = exchange.metrics or self.catalog.default.metrics
+        metrics.observe_http(exchange.route, exchange.status, time.perf_counter() - exchange.started_at)
+        if self._observers:
+            seen = exchange.seen()
+            for observer in self._observers:
+                observer.observe(seen)
 
     async def _dispatch(self, exchange: Exchange) -> None:
         path = exchange.path.rstrip("/") or "/"
@@ -115,7 +127,7 @@ class Dispatcher:
         if route is not None:
             exchange.route = path
             content = await read_body(exchange, self._max_body_bytes, self._body_timeout)
-            chosen = route.choose(content, exchange, self.engine)
+            chosen = route.choose(content, exchange, self.catalog)
             if chosen is not route:
                 exchange.error_form = chosen.error_form
             body, headers = await chosen.answer(content, self._service, exchange)
@@ -147,7 +159,7 @@ class Dispatcher:
         return MethodNotAllowed(f"{path[:200]} does not take {method}; it takes {allow}", allow=allow)
 
     async def _metrics(self, _: HttpRequest) -> HttpResponse:
-        return HttpResponse(self.engine.metrics.render(), headers={"content-type": CONTENT_TYPE})
+        return HttpResponse(render(self.catalog.metrics), headers={"content-type": CONTENT_TYPE})
 
 
 async def _respond_error(exchange: Exchange, error: Exception) -> None:

@@ -17,10 +17,10 @@ from starlette.routing import Route
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
-from rtp_llm.errors import EngineFailure, InvalidRequest, UnknownModel
+from rtp_llm.errors import EngineFailure, InvalidRequest
+from rtp_llm.server.catalog import Catalog, ModelName
 from rtp_llm.server.dialect import check_count
 from rtp_llm.server.prompts import prompt_for
-from rtp_llm.server.service import EngineLike
 from rtp_llm.server.vectors import SCALED, VectorType, check_type, encoder
 
 MODEL_PATHS = ("/v1/models", "/models")
@@ -50,7 +50,7 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
         str | list[str | int | list[int]],
         Meta(description="a text, texts, one sequence of the model's own token ids, or several; no mixture"),
     ]
-    model: Annotated[str | None, Meta(description="any name: one model is served, and the answer names it")] = None
+    model: ModelName = None
     encoding_format: Annotated[
         Literal["float", "base64"] | None, Meta(description="base64: little-endian float32; null: float")
     ] = None
@@ -141,32 +141,38 @@ class EmbeddingsAnswer(msgspec.Struct, kw_only=True):
 
 
 class ModelEntry(msgspec.Struct, kw_only=True):
-    """The served model; `dimension`, `max_model_len` and `tasks` are this server's own additions."""
+    """A served model; what is not OpenAI's is this server's own addition.
+
+    `weight_bytes` are the checkpoint's; `memory_bytes`: by which the process grew while it was loaded, 0: not known.
+    """
 
     id: str
     created: int
     dimension: int
     max_model_len: int
     tasks: list[str]
+    aliases: list[str] = []
+    weight_bytes: int = 0
+    memory_bytes: int = 0
     object: Literal["model"] = "model"
     owned_by: str = "rtp-llm"
 
 
 class ModelList(msgspec.Struct, kw_only=True):
-    """Every model that is served: one."""
+    """Every model that is served, the default first."""
 
     data: list[ModelEntry]
     object: Literal["list"] = "list"
 
 
-def routes(engine: EngineLike) -> list[Route]:
+def routes(catalog: Catalog) -> list[Route]:
     """The model listing."""
 
     async def models(_: HttpRequest) -> HttpResponse:
-        return _json(ModelList(data=[model_entry(engine.info())]))
+        return _json(ModelList(data=[model_entry(engine.info()) for engine in catalog.engines]))
 
     async def model(request: HttpRequest) -> HttpResponse:
-        return _json(find_model(engine.info(), request.path_params["model"]))
+        return _json(model_entry(catalog.find(request.path_params["model"]).info()))
 
     listings = [Route(path, models) for path in MODEL_PATHS]
     return listings + [Route(f"{path}/{{model:path}}", model) for path in MODEL_PATHS]
@@ -184,14 +190,10 @@ def model_entry(info: ModelInfo) -> ModelEntry:
         dimension=info.dimension,
         max_model_len=info.max_seq_len,
         tasks=[task.value for task in info.tasks],
+        aliases=list(info.aliases),
+        weight_bytes=info.weight_bytes,
+        memory_bytes=info.memory_bytes,
     )
-
-
-def find_model(info: ModelInfo, name: str) -> ModelEntry:
-    """The entry of the model called `name`; UnknownModel when another one is served."""
-    if name != info.name:
-        raise UnknownModel(f"no model is called {name[:200]!r}; this server serves {info.name!r}", param="model")
-    return model_entry(info)
 
 
 def to_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:

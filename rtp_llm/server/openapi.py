@@ -63,7 +63,9 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "rtp-llm",
             "version": API_VERSION,
-            "description": "Embeddings, rerankers and classifiers over HTTP, as OpenAI's and RTP-LLM's clients ask.",
+            "description": "Embeddings, rerankers and classifiers over HTTP, as OpenAI's and RTP-LLM's clients ask. "
+            "Where several models are served, a request names one by the body's `model`, or by the header X-Model; one "
+            "that names none goes to the first model that can do what it asks.",
         },
         "paths": paths,
         "components": {"schemas": schemas},
@@ -143,7 +145,7 @@ def _inference(
         body={"application/json": {"schema": _ref(body), "example": example}},
         answer=answer,
         headers=None if tag == "tokens" else headers,
-        failures=("400", "413", "415", "429", "500", "503"),
+        failures=("400", "404", "413", "415", "429", "500", "503"),
     )
 
 
@@ -157,7 +159,7 @@ def _models() -> list[Operation]:
                 method="get",
                 id=_id("list", path),
                 tag="models",
-                summary="The served model",
+                summary="The served models",
                 answer=listed,
                 failures=("503",),
             ),
@@ -166,7 +168,7 @@ def _models() -> list[Operation]:
                 method="get",
                 id=_id("get", path),
                 tag="models",
-                summary="The served model, by name",
+                summary="A served model, by name",
                 answer=entry,
                 parameter="model",
                 failures=("404", "503"),
@@ -196,7 +198,7 @@ def _probes() -> list[Operation]:
             method="get",
             id="info",
             tag="TEI",
-            summary="The served model and the limits",
+            summary="The default model and the limits",
             answer=_json(_ref(TeiInfo)),
             failures=("503",),
         ),

@@ -28,7 +28,7 @@ class Row:
     def statuses(self) -> tuple[str, ...]:
         """Of failures."""
         tei = ("422", "424") if TeiError in self.errors else ()
-        return ("400", "413", "415", *tei, "429", "500", "503")
+        return ("400", "404", "413", "415", *tei, "429", "500", "503")
 
 
 def _array(item: Any) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Params, Request, Response
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server import cohere
+from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.errors import shared_form
-from rtp_llm.server.scoring import scores_of, scoring_request
+from rtp_llm.server.scoring import SCORERS, scores_of, scoring_request
 
 PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 
@@ -52,7 +53,7 @@ class RerankBody(msgspec.Struct, kw_only=True):
     use_activation: Annotated[bool | None, Meta(description="vLLM's word: false is raw_scores true")] = None
     truncate: Annotated[bool | None, Meta(description="false: a pair over the limit is an error; null: true")] = None
     truncation: Annotated[bool | None | UnsetType, Meta(description="Voyage's truncate")] = UNSET
-    model: Annotated[str | None, Meta(description="any name: one model is served, and the answer names it")] = None
+    model: ModelName = None
 
     @property
     def is_raw(self) -> bool:
@@ -171,7 +172,7 @@ def render(body: RerankBody, response: Response, info: ModelInfo) -> Iterator[by
 
 
 RERANK: Dialect[RerankBody] = Dialect(
-    msgspec.json.Decoder(RerankBody), to_request, render, render_on_thread=True, error_form=shared_form
+    msgspec.json.Decoder(RerankBody), to_request, render, SCORERS, render_on_thread=True, error_form=shared_form
 )
 ROUTES: Mapping[str, Dialect[RerankBody]] = {
     **dict.fromkeys(PATHS, RERANK),

@@ -11,6 +11,7 @@ from msgspec import Meta
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
+from rtp_llm.server.catalog import ModelName, one_of
 from rtp_llm.server.dialect import Dialect, check_count
 
 PATH = "/v1/reranker"
@@ -40,7 +41,7 @@ class RerankerBody(msgspec.Struct, kw_only=True):
         str | None,
         Meta(description="Qwen3-Reranker: what to look for; null: as its authors; ignored by cross-encoders"),
     ] = None
-    model: Annotated[str | None, Meta(description="any name: one model is served")] = None
+    model: ModelName = None
 
 
 class RerankerResult(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -91,4 +92,6 @@ def render(body: RerankerBody, response: Response, info: ModelInfo) -> Iterator[
     yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-RERANKER: Dialect[RerankerBody] = Dialect(msgspec.json.Decoder(RerankerBody), to_request, render)
+RERANKER: Dialect[RerankerBody] = Dialect(
+    msgspec.json.Decoder(RerankerBody), to_request, render, one_of(TaskType.RERANK)
+)

@@ -7,19 +7,26 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
-from rtp_llm.server.service import EngineLike
+from rtp_llm.server.catalog import Catalog
 
-# Load balancers and deployment systems of the original ask under these names.
-HEALTH_PATHS = ("/health", "/health_check", "/status", "/GraphService/cm2_status", "/SearchService/cm2_status")
-LIVENESS_PATHS = ("/liveness", "/frontend_health")
+# Load balancers, orchestrators and the original's deployment systems ask under these names.
+HEALTH_PATHS = (
+    "/health",
+    "/ready",
+    "/health_check",
+    "/status",
+    "/GraphService/cm2_status",
+    "/SearchService/cm2_status",
+)
+LIVENESS_PATHS = ("/live", "/liveness", "/frontend_health")
 _METHODS = ["GET", "POST"]
 
 
-def routes(engine: EngineLike) -> list[Route]:
+def routes(catalog: Catalog) -> list[Route]:
     """Health (503 until requests can be answered, and again when they no longer can) and liveness (always "ok")."""
 
     async def health(_: HttpRequest) -> HttpResponse:
-        engine.check_health()
+        catalog.check_health()
         return _ok()
 
     async def liveness(_: HttpRequest) -> HttpResponse:

@@ -5,9 +5,12 @@ from dataclasses import replace
 import numpy as np
 
 from rtp_llm.core import FloatArray, ModelInfo, Output, Params, Request, Response, TaskType
+from rtp_llm.server.catalog import Wanted, one_of
 from rtp_llm.similarity import similarity
 
 _BY_VECTORS = (TaskType.COLBERT, TaskType.DENSE)
+# A reranker, wherever it stands among the models; else the first that has vectors.
+SCORERS: Wanted = (*one_of(TaskType.RERANK), *one_of(*_BY_VECTORS))
 
 
 def scoring_request(

@@ -1,18 +1,15 @@
-"""What every route shares of the server: the engine, the limits, and an eye on clients that leave."""
+"""What every route shares of the server: what an engine is, and an eye on clients that leave."""
 
 import asyncio
 import math
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from starlette.types import Receive
 
-from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, Response
 from rtp_llm.errors import DeadlineExceeded
 from rtp_llm.observability import Metrics
-from rtp_llm.server.admission import Admission
 from rtp_llm.server.errors import ClientLeft
 
 Result = TypeVar("Result")
@@ -63,15 +60,6 @@ class EngineLike(Protocol):
 
     def prompt(self, name: str) -> str:
         """The text of the prompt called `name`, one of the model's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """What answers, and within which limits."""
-
-    engine: EngineLike
-    config: ServerConfig
-    admission: Admission
 
 
 async def unless_client_leaves(work: Coroutine[Any, Any, Result], receive: Receive, seconds: float) -> Result:

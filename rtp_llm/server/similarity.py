@@ -13,6 +13,7 @@ from msgspec import Meta
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest, UnsupportedTask
+from rtp_llm.server.catalog import ModelName, one_of
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.embeddings import default_kind
 from rtp_llm.similarity import KINDS, hybrid, hybrid_weights, similarity
@@ -34,7 +35,7 @@ class SimilarityBody(msgspec.Struct, kw_only=True):
         Meta(description="hybrid: of dense, sparse and colbert; their weighted mean is taken; null: 1 each"),
     ] = None
     normalize: Annotated[bool | None, Meta(description="dense and colbert, as in /v1/embeddings")] = None
-    model: Annotated[str | None, Meta(description="any name: one model is served, and the answer names it")] = None
+    model: ModelName = None
     return_response: Annotated[bool | None, Meta(description="ignored, as the original does")] = None
 
 
@@ -90,5 +91,5 @@ def render(body: SimilarityBody, response: Response, info: ModelInfo) -> Iterato
 
 
 SIMILARITY: Dialect[SimilarityBody] = Dialect(
-    msgspec.json.Decoder(SimilarityBody), to_request, render, render_on_thread=True
+    msgspec.json.Decoder(SimilarityBody), to_request, render, one_of(*KINDS), render_on_thread=True
 )

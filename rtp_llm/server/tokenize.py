@@ -10,8 +10,9 @@ import msgspec
 import orjson
 from msgspec import Meta
 
+from rtp_llm.server.catalog import ModelName, Service
 from rtp_llm.server.dialect import Lookup, Route
-from rtp_llm.server.service import Service, Token
+from rtp_llm.server.service import EngineLike, Token
 
 TOKENIZE, ENCODE, DETOKENIZE = "/tokenize", "/tokenizer/encode", "/detokenize"
 
@@ -25,6 +26,7 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
     return_offsets_mapping: Annotated[
         bool | None, Meta(description="/tokenizer/encode: the characters of each token instead of its name")
     ] = None
+    model: ModelName = None
 
 
 class TokenizeAnswer(msgspec.Struct, kw_only=True):
@@ -50,6 +52,7 @@ class DetokenizeBody(msgspec.Struct, kw_only=True):
     """Ids of the model's own tokenizer."""
 
     tokens: list[int]
+    model: ModelName = None
 
 
 class DetokenizeAnswer(msgspec.Struct, kw_only=True):
@@ -58,26 +61,26 @@ class DetokenizeAnswer(msgspec.Struct, kw_only=True):
     prompt: str
 
 
-def _tokens(body: TokenizeBody, service: Service) -> Sequence[Token]:
+def _tokens(body: TokenizeBody, engine: EngineLike, service: Service) -> Sequence[Token]:
     service.admission.check_text(body.prompt, "prompt")
-    return service.engine.tokens(body.prompt, add_special_tokens=body.add_special_tokens is not False)
+    return engine.tokens(body.prompt, add_special_tokens=body.add_special_tokens is not False)
 
 
-def _tokenize(body: TokenizeBody, service: Service) -> bytes:
-    tokens = _tokens(body, service)
+def _tokenize(body: TokenizeBody, engine: EngineLike, service: Service) -> bytes:
+    tokens = _tokens(body, engine, service)
     ids = [token.id for token in tokens]
     answer = {
         "token_ids": ids,
         "tokens": ids,
         "count": len(ids),
-        "max_model_len": service.engine.info().max_seq_len,
+        "max_model_len": engine.info().max_seq_len,
         "token_strs": [token.text for token in tokens] if body.return_token_strs else None,
     }
     return orjson.dumps(answer)
 
 
-def _encode(body: TokenizeBody, service: Service) -> bytes:
-    tokens = _tokens(body, service)
+def _encode(body: TokenizeBody, engine: EngineLike, service: Service) -> bytes:
+    tokens = _tokens(body, engine, service)
     answer: dict[str, Any] = {"token_ids": [token.id for token in tokens], "error": ""}
     if body.return_offsets_mapping:
         answer["offset_mapping"] = [(token.start or 0, token.stop or 0) for token in tokens]
@@ -87,8 +90,8 @@ def _encode(body: TokenizeBody, service: Service) -> bytes:
     return orjson.dumps(answer)
 
 
-def _detokenize(body: DetokenizeBody, service: Service) -> bytes:
-    return orjson.dumps({"prompt": service.engine.decode(body.tokens, skip_special_tokens=False)})
+def _detokenize(body: DetokenizeBody, engine: EngineLike, service: Service) -> bytes:
+    return orjson.dumps({"prompt": engine.decode(body.tokens, skip_special_tokens=False)})
 
 
 _decoder = msgspec.json.Decoder(TokenizeBody)

@@ -18,10 +18,11 @@ from starlette.responses import Response as HttpResponse
 from rtp_llm import __version__
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
-from rtp_llm.errors import InvalidRequest
+from rtp_llm.errors import InvalidRequest, UnsupportedTask
 from rtp_llm.server import openai
+from rtp_llm.server.catalog import ModelName, one_of
 from rtp_llm.server.dialect import Dialect, Route, check_count
-from rtp_llm.server.scoring import scores_of, scoring_request
+from rtp_llm.server.scoring import SCORERS, scores_of, scoring_request
 from rtp_llm.server.vectors import encoder
 
 VERSION_PATH = "/version"
@@ -46,7 +47,7 @@ class ScoreBody(msgspec.Struct, kw_only=True):
     max_tokens_per_doc: Annotated[int | None, Meta(description="tokens kept of each second text; null or 0: all")] = (
         None
     )
-    model: Annotated[str | None, Meta(description="any name: one model is served")] = None
+    model: ModelName = None
 
 
 class Score(msgspec.Struct, kw_only=True):
@@ -74,7 +75,7 @@ class ClassifyBody(msgspec.Struct, kw_only=True):
     input: Annotated[str | list[str | int | list[int]], Meta(description="as in /v1/embeddings")]
     use_activation: Activation = None
     raw_scores: Annotated[bool | None | UnsetType, Meta(description="Infinity's; true: logits")] = UNSET
-    model: Annotated[str | None, Meta(description="any name: one model is served")] = None
+    model: ModelName = None
 
 
 class ClassifiedInput(msgspec.Struct, kw_only=True):
@@ -119,7 +120,7 @@ class PoolingBody(msgspec.Struct, kw_only=True):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     use_activation: Activation = None
-    model: Annotated[str | None, Meta(description="any name: one model is served")] = None
+    model: ModelName = None
 
 
 class PooledInput(msgspec.Struct, kw_only=True):
@@ -228,10 +229,13 @@ def _pooling_task(body: PoolingBody, info: ModelInfo) -> TaskType:
 
 
 def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
+    task = _pooling_task(body, info)
+    if task not in info.tasks:
+        raise UnsupportedTask(f"this model offers {', '.join(t.value for t in info.tasks)}, not {task.value}")
     inputs: list[Input] = list(openai.inputs_of(body.input, info, config))
     openai.check_dimensions(body.dimensions, info)
     params = Params(dimensions=body.dimensions, activation="none" if body.use_activation is False else None)
-    request = Request(inputs=inputs, tasks=(_pooling_task(body, info),), params=params, request_id=request_id)
+    request = Request(inputs=inputs, tasks=(task,), params=params, request_id=request_id)
     if body.use_activation is False:
         return replace(request, params=replace(params, normalize=False))
     return request
@@ -248,12 +252,12 @@ def _render_pooled(body: PoolingBody, response: Response, info: ModelInfo) -> It
 
 
 _score_dialect: Dialect[ScoreBody] = Dialect(
-    msgspec.json.Decoder(ScoreBody), _score, _render_scores, render_on_thread=True
+    msgspec.json.Decoder(ScoreBody), _score, _render_scores, SCORERS, render_on_thread=True
 )
 ROUTES: dict[str, Route] = {
     "/score": _score_dialect,
     "/v1/score": _score_dialect,
-    "/classify": Dialect(msgspec.json.Decoder(ClassifyBody), _classify, _render_classes),
+    "/classify": Dialect(msgspec.json.Decoder(ClassifyBody), _classify, _render_classes, one_of(TaskType.CLASSIFY)),
     "/pooling": Dialect(msgspec.json.Decoder(PoolingBody), _pooling, _render_pooled, render_on_thread=True),
 }
 

@@ -91,8 +91,9 @@ class FakeTokenizer:
             thread.join()
 
 
-def make_engine(runtime: FakeRuntime, **options: Any) -> Engine:
+def make_engine(runtime: FakeRuntime, beside: Engine | None = None, **options: Any) -> Engine:
+    """On the device of `beside`, or on one of its own."""
     config = EngineConfig(checkpoint_path="fake", **options)
     tokenizer: Any = FakeTokenizer()
     anything: Any = runtime
-    return Engine(config, anything, tokenizer, INFO, Metrics())
+    return Engine(config, anything, tokenizer, INFO, Metrics(), beside.device if beside else None)

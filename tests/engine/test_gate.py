@@ -95,3 +95,14 @@ def test_retry_after_before_anything_is_known() -> None:
     with pytest.raises(Overloaded) as refusal:
         make_gate(max_queued_tokens=1).check(Lane.BULK, queued(bulk=9), 1)
     assert refusal.value.retry_after == 1.0 and math.isfinite(refusal.value.retry_after)
+
+
+def test_the_wait_counts_what_other_models_have_to_do() -> None:
+    gate = make_gate(max_queued_tokens=100)
+    gate.observe(1000, 1.0, 1)
+    assert gate.seconds_of_work(queued(500, 2000)) == {Lane.INTERACTIVE: 0.5, Lane.BULK: 2.0}
+    with pytest.raises(Overloaded) as alone:
+        gate.check(Lane.INTERACTIVE, queued(1000), 1)
+    with pytest.raises(Overloaded) as beside:
+        gate.check(Lane.INTERACTIVE, queued(1000), 1, lambda: {Lane.INTERACTIVE: 3.0, Lane.BULK: 0.0})
+    assert [error.value.retry_after for error in (alone, beside)] == pytest.approx([1.0, 4.0])

@@ -287,3 +287,68 @@ def test_nothing_is_lost(jobs: list[tuple[Lane, list[int], float]], kinds: int, 
         assert job.cancelled or job in late or all(id(item) in served for item in items)
         assert job.queued_items == job.queued_tokens == 0
     assert scheduler.queued_tokens == 0 and scheduler.next_batch(now) is None
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    jobs=st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from(Lane), st.lists(st.integers(1, 90), min_size=1, max_size=6)),
+        min_size=1,
+        max_size=16,
+    ),
+    budgets=st.lists(st.integers(8, 128), min_size=3, max_size=3),
+    cores=st.integers(1, 3),
+    random=st.randoms(use_true_random=False),
+)
+def test_models_share_the_device_and_never_a_batch(
+    jobs: list[tuple[int, Lane, list[int]]], budgets: list[int], cores: int, random: Random
+) -> None:
+    """Each batch is one model's, within its own budget, led by what has waited longest in its lane; no core idles."""
+    scheduler = Scheduler(budgets[0], cores)
+    assert [scheduler.add_model(budget) for budget in budgets[1:]] == [1, 2]
+    pending = []
+    for model, lane, sizes in jobs:
+        job, items = make_job(*sizes, lane=lane)
+        job.model = model
+        pending.append((job, items))
+    expected = [item for _, items in pending for item in items]
+    seen, running, arrived = list[Item](), list[Grant](), list[Item]()
+    while len(seen) < len(expected):
+        if pending and (random.random() < 0.5 or not running):
+            job, items = pending.pop(0)
+            scheduler.add(job.lane, items, job.model)
+            arrived += items
+        waiting = [item for item in arrived if item.queued]
+        grant = scheduler.next_batch()
+        if grant is None:
+            assert not waiting or scheduler.free_cores == 0
+            if running:
+                scheduler.release(running.pop(0))
+            continue
+        assert {(item.owner.model, item.owner.lane) for item in grant.items} == {(grant.model, grant.lane)}
+        assert grant.num_tokens <= budgets[grant.model] or len(grant.items) == 1
+        assert grant.items[0] is next(item for item in waiting if item.owner.lane is grant.lane)
+        seen += grant.items
+        running.append(grant)
+    assert sorted(map(id, seen)) == sorted(map(id, expected)) and scheduler.queued_tokens == 0
+
+
+@pytest.mark.parametrize("costs", [(1.0, 1.0), (4.0, 2.0), (0.5, 0.25)])
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_bulk_work_keeps_its_share_over_all_models(share: float, costs: tuple[float, float]) -> None:
+    """The bulk work of two models waits beside the interactive work of a third, whose tokens cost something else."""
+    scheduler = Scheduler(64, 1, bulk_share=share)
+    models = [scheduler.add_model(64, costs[0]), scheduler.add_model(1024, costs[1])]
+    for model in models * 100:
+        job, items = make_job(*[16] * 60, lane=Lane.BULK)
+        job.model = model
+        scheduler.add(Lane.BULK, items, model)
+    work, tokens = dict.fromkeys(Lane, 0.0), dict.fromkeys([0, *models], 0)
+    while min(tokens[model] for model in models) < 8000:
+        scheduler.add(Lane.INTERACTIVE, make_job(*[8] * 8)[1])
+        grant = scheduler.next_batch()
+        assert grant is not None
+        work[grant.lane] += grant.num_tokens * (1.0, *costs)[grant.model]
+        tokens[grant.model] += grant.num_tokens
+        scheduler.release(grant)
+    assert work[Lane.BULK] / sum(work.values()) == pytest.approx(share, rel=0.1)

@@ -36,7 +36,7 @@ class Address:
 
 
 @contextmanager
-def running_server(engine: EngineLike, config: ServerConfig = CONFIG) -> Iterator[Address]:
+def running_server(engine: EngineLike | list[FakeEngine], config: ServerConfig = CONFIG) -> Iterator[Address]:
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(
         uvicorn.Config(

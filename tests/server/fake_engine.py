@@ -2,7 +2,8 @@
 
 import asyncio
 import zlib
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,10 +31,14 @@ class FakeToken(NamedTuple):
 
 
 class FakeEngine:
-    """`error`, `delay`, `not_ready` and `vector` change the behaviour; `requests` and `cancelled` tell the past."""
+    """`error`, `delay`, `not_ready` and `vector` change the behaviour; `requests` and `cancelled` tell the past.
 
-    def __init__(self) -> None:
+    `facts` are what its info says otherwise than usual.
+    """
+
+    def __init__(self, **facts: Any) -> None:
         self.metrics = Metrics()
+        self._facts = facts
         self.reset()
 
     def reset(self) -> None:
@@ -46,7 +51,7 @@ class FakeEngine:
         self.cancelled = 0
 
     def info(self) -> ModelInfo:
-        return ModelInfo(
+        usual = ModelInfo(
             name="fake/model",
             model_type="bert",
             tasks=(TaskType.DENSE,),
@@ -61,6 +66,7 @@ class FakeEngine:
             prompts=("query", "passage"),
             created=1700000000,
         )
+        return replace(usual, **self._facts)
 
     def check_health(self) -> None:
         if self.not_ready:
@@ -98,8 +104,14 @@ class FakeEngine:
         dimension = request.params.dimensions or DIMENSION
         lengths = [len(value.split()) + 2 if isinstance(value, str) else len(value) for value in request.inputs]
         rows = [vector_of(value, dimension) if self.vector is None else self.vector for value in request.inputs]
+        count = len(rows)
+        outputs: dict[TaskType, Any] = {
+            TaskType.DENSE: np.stack(rows),
+            TaskType.RERANK: np.arange(count, dtype=np.float32) / (1 + count),
+            TaskType.CLASSIFY: np.tile(np.array([0.25, 0.75], np.float32), (count, 1)),
+        }
         return Response(
-            outputs={TaskType.DENSE: np.stack(rows)},
+            outputs={task: outputs[task] for task in request.tasks},
             num_tokens=[min(length, MAX_SEQ_LEN) for length in lengths],
             truncated=[length > MAX_SEQ_LEN for length in lengths],
             timings=Timings(tokenize=0.001, queue=0.002, compute=0.003, total=0.006),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rtp_llm.core import TaskType
 from tests.server.conftest import CONFIG, Address, running_server
 from tests.server.fake_engine import FakeEngine
 
@@ -75,6 +76,20 @@ def test_own_texts_and_their_curl(page: Any, address: Address, engine: FakeEngin
     assert list(engine.requests[-1].inputs) == ["it's one", "two"]
     assert r"""-d '{"input":["it'\''s one","two"]}'""" in page.inner_text("#curl")
     assert page.problems == []
+
+
+def test_one_of_several_models_is_chosen(browser: Any) -> None:
+    kinds = {"first": TaskType.DENSE, "ranker": TaskType.RERANK, "second": TaskType.DENSE}
+    engines = [FakeEngine(name=name, tasks=(task,)) for name, task in kinds.items()]
+    with running_server(engines) as several:
+        page = browser.new_page()
+        page.goto(several.url)
+        page.wait_for_selector("#heat td")
+        assert page.inner_text("#model") == "first" and page.locator("#choice option").count() == 2
+        page.get_by_label("Model").select_option("second")
+        sync_api.expect(page.locator("#model")).to_have_text("second")
+        assert '"model":"second"' in page.inner_text("#curl") and engines[2].requests and fits(page)
+        page.close()
 
 
 def test_failure_is_shown(page: Any, address: Address, engine: FakeEngine) -> None:

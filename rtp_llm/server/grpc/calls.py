@@ -1,9 +1,10 @@
 """One RPC: bytes -> message -> the engine -> message, with the border at which every failure becomes a status."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import grpc
@@ -19,9 +20,12 @@ from rtp_llm.errors import (
     NotReady,
     Overloaded,
     RtpError,
+    UnknownModel,
     UnsupportedTask,
 )
+from rtp_llm.observability import Answered, Metrics, Observer, Seen
 from rtp_llm.server.admission import Admission
+from rtp_llm.server.catalog import Catalog, one_of
 from rtp_llm.server.errors import as_rtp_error
 from rtp_llm.server.exchange import choose_id
 from rtp_llm.server.grpc import tei
@@ -31,8 +35,23 @@ from rtp_llm.server.service import EngineLike
 # The context of an RPC; grpcio has no types.
 Context: TypeAlias = Any
 Result = TypeVar("Result")
-# Answers one message, in the RPC of this id.
-Answer: TypeAlias = Callable[[bytes, str], Awaitable[Result]]
+
+
+@dataclass(slots=True)
+class Rpc:
+    """One call: its id, its metadata, and the metrics of the model that was asked, once it is known.
+
+    `answered` is the engine's answer to a call of one message; a stream may have any number, and keeps none.
+    """
+
+    id: str
+    metadata: dict[bytes, bytes]
+    metrics: Metrics | None = None
+    answered: Sequence[Answered] = ()
+
+
+# Answers one message of an RPC.
+Answer: TypeAlias = Callable[[bytes, Rpc], Awaitable[Result]]
 UnaryHandler: TypeAlias = Callable[[bytes, Context], Awaitable[Message]]
 StreamHandler: TypeAlias = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
 
@@ -62,10 +81,13 @@ class Scored(NamedTuple):
 class Calls:
     """Makes the handlers of RPCs; each RPC gets an id, a status and a place in the metrics."""
 
-    def __init__(self, engine: EngineLike, config: ServerConfig, admission: Admission) -> None:
-        self._engine = engine
+    def __init__(
+        self, catalog: Catalog, config: ServerConfig, admission: Admission, observers: Sequence[Observer] = ()
+    ) -> None:
+        self._catalog = catalog
         self._config = config
         self._admission = admission
+        self._observers = observers
         self.leaving = asyncio.Event()
         self._running: set[asyncio.Task[Any]] = set()
         self._over = False
@@ -80,9 +102,9 @@ class Calls:
         """One message, one answer."""
 
         async def handle(received: bytes, context: Context) -> Message:
-            async with self.border(path, context) as request_id:
-                reply = await answer(received, request_id)
-                await context.send_initial_metadata(self._headers(reply, request_id))
+            async with self.border(path, context) as rpc:
+                reply = await answer(received, rpc)
+                await context.send_initial_metadata(self._headers(reply, rpc.id))
                 return reply
 
         return handle
@@ -91,9 +113,9 @@ class Calls:
         """A stream of messages, each answered, in order."""
 
         async def handle(received: AsyncIterator[bytes], context: Context) -> None:
-            async with self.border(path, context) as request_id:
-                await context.send_initial_metadata([("x-request-id", request_id)])
-                async with aclosing(self._in_order(received, answer, request_id)) as replies:
+            async with self.border(path, context) as rpc:
+                await context.send_initial_metadata([("x-request-id", rpc.id)])
+                async with aclosing(self._in_order(received, answer, rpc)) as replies:
                     async for reply in replies:
                         await context.write(reply)
 
@@ -103,9 +125,9 @@ class Calls:
         """RerankStream: a stream of pairs, one answer to all."""
 
         async def handle(received: AsyncIterator[bytes], context: Context) -> Message:
-            async with self.border(path, context) as request_id:
-                reply = await self._rank(received, request_id)
-                await context.send_initial_metadata(self._headers(reply, request_id))
+            async with self.border(path, context) as rpc:
+                reply = await self._rank(received, rpc)
+                await context.send_initial_metadata(self._headers(reply, rpc.id))
                 return reply
 
         return handle
@@ -113,11 +135,19 @@ class Calls:
     def inference(self, call: tei.Inference, body_type: str, *, patient: bool) -> Answer[Message]:
         """Runs the model for a message; where there is no room, a `patient` call waits and another fails."""
 
-        async def answer(received: bytes, request_id: str) -> Message:
-            body, info = _parse(body_type, received), self._engine.info()
-            request = replace(call.to_request(body, info, self._config), request_id=request_id)
-            response = await self._run(request, len(received), patient=patient)
+        async def answer(received: bytes, rpc: Rpc) -> Message:
+            body = _parse(body_type, received)
+            asked = self._catalog.asked(None, rpc.metadata)
+            engine, info, request = self._catalog.choose(
+                asked, call.wanted, lambda info: call.to_request(body, info, self._config)
+            )
+            rpc.metrics = engine.metrics
+            request = replace(request, request_id=rpc.id)
+            response = await self._run(engine, request, len(received), patient=patient)
+            began = time.perf_counter()
             reply = call.render(body, response, info)
+            if not patient:
+                rpc.answered = [Answered(request, response, info.name, time.perf_counter() - began)]
             _fill(reply.metadata, _characters(request), response.total_tokens, response.timings)
             return reply
 
@@ -126,48 +156,64 @@ class Calls:
     def direct(self, call: Callable[[Message, EngineLike], Message], body_type: str) -> Answer[Message]:
         """Answers a message without running the model."""
 
-        async def answer(received: bytes, request_id: str) -> Message:
+        async def answer(received: bytes, rpc: Rpc) -> Message:
             body = _parse(body_type, received)
+            engine = self._catalog.asked(None, rpc.metadata) or self._catalog.default
+            rpc.metrics = engine.metrics
             if len(received) <= _SMALL_BYTES:
-                return call(body, self._engine)
+                return call(body, engine)
             if body_type == "EncodeRequest":
                 self._admission.check_text(body.inputs, "inputs")
-            return await asyncio.to_thread(call, body, self._engine)
+            return await asyncio.to_thread(call, body, engine)
 
         return answer
 
     @asynccontextmanager
-    async def border(self, path: str, context: Context) -> AsyncIterator[str]:
-        """Around an RPC: gives its id; whatever is raised inside leaves as a status, without internals."""
-        given = dict(context.invocation_metadata() or ()).get("x-request-id")
-        request_id, status = choose_id(given.encode() if isinstance(given, str) else None), _CLIENT_LEFT
+    async def border(self, path: str, context: Context) -> AsyncIterator[Rpc]:
+        """Around an RPC: tells what it is; whatever is raised inside leaves as a status, without internals."""
+        metadata = as_headers(context.invocation_metadata() or ())
+        rpc, status = Rpc(choose_id(metadata.get(b"x-request-id")), metadata), _CLIENT_LEFT
+        started_at = time.perf_counter()
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
         try:
-            yield request_id
+            yield rpc
             status = _OK
         except asyncio.CancelledError:
             if not self._over:
                 raise
             status = NotReady.status
             error = NotReady("the server is shutting down: try another one, or later")
-            await _abort(context, _code(error), error, request_id)
+            await _abort(context, _code(error), error, rpc.id)
         except Exception as error:
-            shown = as_rtp_error(error, "gRPC", path, request_id)
+            shown = as_rtp_error(error, "gRPC", path, rpc.id)
             status = shown.status
-            await _abort(context, _code(error), shown, request_id)
+            await _abort(context, _code(error), shown, rpc.id)
         finally:
             self._running.discard(task)
-            self._engine.metrics.observe_http(path, status)
+            seconds = time.perf_counter() - started_at
+            (rpc.metrics or self._catalog.default.metrics).observe_http(path, status, seconds)
+            seen = Seen(
+                request_id=rpc.id,
+                method="gRPC",
+                route=path,
+                status=status,
+                started_at=started_at,
+                seconds=seconds,
+                answered=rpc.answered,
+                headers=rpc.metadata,
+            )
+            for observer in self._observers:
+                observer.observe(seen)
 
-    async def _run(self, request: Request, num_bytes: int, *, patient: bool) -> Response:
+    async def _run(self, engine: EngineLike, request: Request, num_bytes: int, *, patient: bool) -> Response:
         self._admission.check_size(request, num_bytes)
         await (self._admission.wait() if patient else self._admission.enter())
         try:
             while True:
                 try:
-                    return await self._run_in_time(request)
+                    return await self._run_in_time(engine, request)
                 except Overloaded as error:
                     if not patient:
                         raise
@@ -175,15 +221,15 @@ class Calls:
         finally:
             self._admission.leave()
 
-    async def _run_in_time(self, request: Request) -> Response:
+    async def _run_in_time(self, engine: EngineLike, request: Request) -> Response:
         seconds = self._config.request_timeout
         try:
-            return await asyncio.wait_for(self._engine.run(request), seconds or None)
+            return await asyncio.wait_for(engine.run(request), seconds or None)
         except asyncio.TimeoutError:
             raise DeadlineExceeded(f"the answer was not ready after {seconds} seconds (request_timeout)") from None
 
     async def _in_order(
-        self, received: AsyncIterator[bytes], answer: Answer[Result], request_id: str
+        self, received: AsyncIterator[bytes], answer: Answer[Result], rpc: Rpc
     ) -> AsyncGenerator[Result, None]:
         """The answers in the order of the messages; at most WINDOW of them are worked on or wait to be sent.
 
@@ -196,7 +242,7 @@ class Calls:
         async def read() -> None:
             async for content in received:
                 await room.acquire()
-                task = asyncio.ensure_future(answer(content, request_id))
+                task = asyncio.ensure_future(answer(content, rpc))
                 running.add(task)
                 answers.put_nowait(task)
 
@@ -217,17 +263,21 @@ class Calls:
                 left.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _rank(self, received: AsyncIterator[bytes], request_id: str) -> Message:
-        async def score(content: bytes, request_id: str) -> Scored:
+    async def _rank(self, received: AsyncIterator[bytes], rpc: Rpc) -> Message:
+        asked = self._catalog.asked(None, rpc.metadata)
+        engine = asked or self._catalog.first_able(one_of(TaskType.RERANK))
+        rpc.metrics = engine.metrics
+
+        async def score(content: bytes, rpc: Rpc) -> Scored:
             body = _parse("RerankStreamRequest", content)
-            request = replace(tei.RERANK_ONE(body, self._engine.info(), self._config), request_id=request_id)
-            return Scored(body, request, await self._run(request, len(content), patient=True))
+            request = replace(tei.RERANK_ONE(body, engine.info(), self._config), request_id=rpc.id)
+            return Scored(body, request, await self._run(engine, request, len(content), patient=True))
 
         scores: list[float] = []
         texts: list[str | None] = []
         timings: list[Timings] = []
         characters = tokens = kept_bytes = 0
-        async with aclosing(self._in_order(received, score, request_id)) as pairs:
+        async with aclosing(self._in_order(received, score, rpc)) as pairs:
             async for body, request, response in pairs:
                 scores.append(response.outputs[TaskType.RERANK][0])
                 texts.append(body.text if body.return_text else None)
@@ -258,7 +308,7 @@ class Calls:
         }
         return [
             *headers,
-            ("x-compute-type", self._engine.info().backend),
+            ("x-compute-type", self._catalog.default.info().backend),
             ("x-compute-characters", str(metadata.compute_chars)),
             ("x-compute-tokens", str(metadata.compute_tokens)),
             *((name, str(nanoseconds // 1_000_000)) for name, nanoseconds in milliseconds.items()),
@@ -286,9 +336,20 @@ def _code(error: Exception) -> Any:
     if isinstance(error, (UnsupportedTask, EngineFailure)):
         return grpc.StatusCode.FAILED_PRECONDITION
     status = getattr(error, "status", None)
+    if isinstance(error, UnknownModel):
+        return grpc.StatusCode.NOT_FOUND
     if isinstance(error, InvalidRequest):
         return grpc.StatusCode.INVALID_ARGUMENT
     return _CODES.get(status, grpc.StatusCode.INTERNAL) if isinstance(status, int) else grpc.StatusCode.INTERNAL
+
+
+def as_headers(metadata: Iterable[tuple[str, str | bytes]]) -> dict[bytes, bytes]:
+    """An RPC's metadata, as HTTP has its headers."""
+    return {_bytes(name): _bytes(value) for name, value in metadata}
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode("latin-1", "replace")
 
 
 def _characters(request: Request) -> int:

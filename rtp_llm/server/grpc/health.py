@@ -9,10 +9,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rtp_llm.core import TaskType
 from rtp_llm.errors import NotReady
-from rtp_llm.server.service import EngineLike
+from rtp_llm.server.catalog import Catalog
 
 _LOOK_AGAIN = 1.0  # seconds between two looks of a Watch
-# What a service needs one of; the others serve any model.
+# What a service needs one of, in any model; the others serve every model.
 _NEEDED = {
     "tei.v1.Embed": {TaskType.DENSE, TaskType.SPARSE, TaskType.TOKENS},
     "tei.v1.Predict": {TaskType.CLASSIFY, TaskType.RERANK},
@@ -23,8 +23,8 @@ _NEEDED = {
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """The server's health under the name "", and that of each of `services`; `leaving` ends what watches."""
 
-    def __init__(self, engine: EngineLike, services: set[str], leaving: asyncio.Event) -> None:
-        self._engine = engine
+    def __init__(self, catalog: Catalog, services: set[str], leaving: asyncio.Event) -> None:
+        self._catalog = catalog
         self._services = services
         self._leaving = leaving
 
@@ -55,9 +55,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         if service and service not in self._services:
             return int(statuses.SERVICE_UNKNOWN)
         try:
-            self._engine.check_health()
+            self._catalog.check_health()
             needed = _NEEDED.get(service)
-            serves = not self._leaving.is_set() and (not needed or bool(needed & set(self._engine.info().tasks)))
+            serves = not self._leaving.is_set() and (not needed or bool(self._catalog.able((frozenset(needed),))))
         except NotReady:
             serves = False
         return int(statuses.SERVING if serves else statuses.NOT_SERVING)

@@ -11,6 +11,7 @@ from rtp_llm import __version__
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
+from rtp_llm.server.catalog import Wanted, one_of
 from rtp_llm.server.dialect import check_count
 from rtp_llm.server.grpc.proto import Message, message
 from rtp_llm.server.service import EngineLike
@@ -22,10 +23,12 @@ class Inference:
 
     to_request  what the message asks for; InvalidRequest where this model or these limits cannot serve it
     render      the answer, without its metadata
+    wanted      which models may be asked where the RPC names none
     """
 
     to_request: Callable[[Message, ModelInfo, ServerConfig], Request]
     render: Callable[[Message, Response, ModelInfo], Message]
+    wanted: Wanted
 
 
 def _embed(body: Message, info: ModelInfo, config: ServerConfig) -> Request:
@@ -130,14 +133,16 @@ def ranks(scores: FloatArray, texts: list[str] | list[str | None] | None) -> Mes
     )
 
 
+# A classifier, wherever it stands among the models; else a reranker, which has one label.
+_LABELLERS: Wanted = (*one_of(TaskType.CLASSIFY), *one_of(TaskType.RERANK))
 # service/method -> the call; METHODStream is the same for each message of a stream.
 INFERENCES: dict[str, Inference] = {
-    "Embed/Embed": Inference(_embed, _render_vector),
-    "Embed/EmbedSparse": Inference(_embed_tokens(TaskType.SPARSE), _render_sparse),
-    "Embed/EmbedAll": Inference(_embed_tokens(TaskType.TOKENS), _render_tokens),
-    "Predict/Predict": Inference(_predict, _render_labels),
-    "Predict/PredictPair": Inference(_predict_pair, _render_labels),
-    "Rerank/Rerank": Inference(_rerank, _render_ranks),
+    "Embed/Embed": Inference(_embed, _render_vector, one_of(TaskType.DENSE)),
+    "Embed/EmbedSparse": Inference(_embed_tokens(TaskType.SPARSE), _render_sparse, one_of(TaskType.SPARSE)),
+    "Embed/EmbedAll": Inference(_embed_tokens(TaskType.TOKENS), _render_tokens, one_of(TaskType.TOKENS)),
+    "Predict/Predict": Inference(_predict, _render_labels, _LABELLERS),
+    "Predict/PredictPair": Inference(_predict_pair, _render_labels, _LABELLERS),
+    "Rerank/Rerank": Inference(_rerank, _render_ranks, one_of(TaskType.RERANK)),
 }
 # Its messages are ranked together, so it has no rendering of one.
 RERANK_ONE = _rerank_one

@@ -13,6 +13,7 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server import openai
+from rtp_llm.server.catalog import one_of
 from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import PromptName, Truncate, Truncation
@@ -156,18 +157,34 @@ def _render_similarity(body: SentenceSimilarityBody, response: Response, info: M
 
 _all_decoder = msgspec.json.Decoder(EmbedAllBody)
 EMBED: Dialect[EmbedBody] = Dialect(
-    msgspec.json.Decoder(EmbedBody), _embed, _render_vectors, error_form=frame.error_form, headers=frame.headers
+    msgspec.json.Decoder(EmbedBody),
+    _embed,
+    _render_vectors,
+    one_of(TaskType.DENSE),
+    error_form=frame.error_form,
+    headers=frame.headers,
 )
 EMBED_ALL: Dialect[EmbedAllBody] = Dialect(
-    _all_decoder, _embed_all, _render_matrices, error_form=frame.error_form, headers=frame.headers
+    _all_decoder,
+    _embed_all,
+    _render_matrices,
+    one_of(TaskType.TOKENS),
+    error_form=frame.error_form,
+    headers=frame.headers,
 )
 EMBED_SPARSE: Dialect[EmbedAllBody] = Dialect(
-    _all_decoder, _embed_sparse, _render_sparse, error_form=frame.error_form, headers=frame.headers
+    _all_decoder,
+    _embed_sparse,
+    _render_sparse,
+    one_of(TaskType.SPARSE),
+    error_form=frame.error_form,
+    headers=frame.headers,
 )
 SIMILARITY: Dialect[SentenceSimilarityBody] = Dialect(
     msgspec.json.Decoder(SentenceSimilarityBody),
     _similarity,
     _render_similarity,
+    one_of(TaskType.DENSE),
     error_form=frame.error_form,
     headers=frame.headers,
 )

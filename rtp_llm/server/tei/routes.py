@@ -14,10 +14,10 @@ from rtp_llm import __version__
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.server.body import decode
+from rtp_llm.server.catalog import Catalog, Service
 from rtp_llm.server.dialect import Answerer, Choice, Route
 from rtp_llm.server.errors import ErrorForm, Headers
 from rtp_llm.server.exchange import JSON, Exchange
-from rtp_llm.server.service import EngineLike, Service
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.embed import EMBED, EMBED_ALL, EMBED_SPARSE, SIMILARITY
 from rtp_llm.server.tei.scores import PREDICT, RERANK
@@ -65,13 +65,14 @@ class _Inputs:
 
     error_form: ErrorForm = frame.error_form
 
-    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+    def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         try:
             given = bytes(_inputs.decode(content).get("inputs", b"")).lstrip()
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             given = b""
-        route = SIMILARITY if given.startswith(b"{") else _by_model(engine.info())
-        return route.choose(content, exchange, engine)
+        info = catalog.of_body(content, exchange.headers).info()
+        route = SIMILARITY if given.startswith(b"{") else _by_model(info)
+        return route.choose(content, exchange, catalog)
 
 
 def _by_model(info: ModelInfo) -> Route:
@@ -91,7 +92,7 @@ class _Vertex:
     content_type: bytes = JSON
     decoder: "msgspec.json.Decoder[VertexBody]" = msgspec.json.Decoder(VertexBody)
 
-    def choose(self, content: bytes, exchange: Exchange, engine: EngineLike) -> Answerer:
+    def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         return self
 
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
@@ -100,7 +101,7 @@ class _Vertex:
         answers = []
         for instance in instances:
             body = bytes(instance)
-            chosen = by_model.choose(body, exchange, service.engine)
+            chosen = by_model.choose(body, exchange, service.catalog)
             answers.append((await chosen.answer(body, service, exchange))[0])
             await asyncio.sleep(0)
         return b'{"predictions":[%b]}' % b",".join(answers), []
@@ -120,14 +121,15 @@ ROUTES: dict[str, Route] = {
 }
 
 
-def get_routes(engine: EngineLike, config: ServerConfig) -> list[routing.Route]:
-    """GET /info and /ping."""
+def get_routes(catalog: Catalog, config: ServerConfig) -> list[routing.Route]:
+    """GET /info, of the default model or of the one that the header names, and /ping."""
 
-    async def info(_: HttpRequest) -> HttpResponse:
+    async def info(request: HttpRequest) -> HttpResponse:
+        engine = catalog.asked(None, dict(request.headers.raw)) or catalog.default
         return HttpResponse(msgspec.json.encode(tei_info(engine.info(), config)), media_type="application/json")
 
     async def ping(_: HttpRequest) -> HttpResponse:
-        engine.check_health()
+        catalog.check_health()
         return HttpResponse(b"")
 
     return [routing.Route(INFO_PATH, info), routing.Route(PING_PATH, ping)]

@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
+from rtp_llm.server.catalog import one_of
 from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import RawScores, Truncate, Truncation
@@ -118,8 +119,18 @@ def _render_ranks(body: TextsBody, response: Response, info: ModelInfo) -> Itera
 
 
 PREDICT: Dialect[PredictBody] = Dialect(
-    msgspec.json.Decoder(PredictBody), _predict, _render_predictions, error_form=frame.error_form, headers=frame.headers
+    msgspec.json.Decoder(PredictBody),
+    _predict,
+    _render_predictions,
+    one_of(TaskType.CLASSIFY),
+    error_form=frame.error_form,
+    headers=frame.headers,
 )
 RERANK: Dialect[TextsBody] = Dialect(
-    msgspec.json.Decoder(TextsBody), _rerank, _render_ranks, error_form=frame.error_form, headers=frame.headers
+    msgspec.json.Decoder(TextsBody),
+    _rerank,
+    _render_ranks,
+    one_of(TaskType.RERANK),
+    error_form=frame.error_form,
+    headers=frame.headers,
 )

@@ -8,8 +8,9 @@ import orjson
 from msgspec import Meta
 
 from rtp_llm.errors import InvalidRequest
+from rtp_llm.server.catalog import Service
 from rtp_llm.server.dialect import Lookup
-from rtp_llm.server.service import EngineLike, Service
+from rtp_llm.server.service import EngineLike
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import PromptName
 
@@ -39,9 +40,8 @@ class DecodeBody(msgspec.Struct, kw_only=True):
     skip_special_tokens: Annotated[bool | None, Meta(description="null: true")] = None
 
 
-def _tokenize(body: TokensBody, service: Service) -> bytes:
+def _tokenize(body: TokensBody, engine: EngineLike, service: Service) -> bytes:
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    engine = service.engine
     frame.check_inputs(texts, service.config)
     for place, text in enumerate(texts):
         service.admission.check_text(text, f"inputs[{place}]")
@@ -64,12 +64,12 @@ def _tokens(text: str, engine: EngineLike, add_special_tokens: bool) -> list[dic
     return tokens
 
 
-def _decode(body: DecodeBody, service: Service) -> bytes:
+def _decode(body: DecodeBody, engine: EngineLike, service: Service) -> bytes:
     frame.check_inputs(body.ids, service.config, "ids")
     given: Any = body.ids if isinstance(body.ids[0], list) else [body.ids]
     skip = body.skip_special_tokens is not False
     return orjson.dumps(
-        [service.engine.decode(_sequence(ids, place), skip_special_tokens=skip) for place, ids in enumerate(given)]
+        [engine.decode(_sequence(ids, place), skip_special_tokens=skip) for place, ids in enumerate(given)]
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 from rtp_llm.config import ServerConfig
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.auth import KeyRing
+from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.service import EngineLike
 from tests.server.conftest import CONFIG
 from tests.server.fake_engine import FakeEngine
@@ -85,12 +86,12 @@ def loop() -> Iterator[Loop]:
 
 
 @contextmanager
-def serving(loop: Loop, engine: EngineLike, config: ServerConfig) -> Iterator[str]:
+def serving(loop: Loop, engine: EngineLike, config: ServerConfig, *more: EngineLike) -> Iterator[str]:
     """A gRPC server -> its address."""
     from rtp_llm.server.grpc import GrpcServer
 
     async def start() -> tuple[Any, int]:
-        server = GrpcServer(engine, config, Admission(config), KeyRing(config))
+        server = GrpcServer(Catalog([engine, *more]), config, Admission(config), KeyRing(config))
         return server, await server.start(0)
 
     server, port = loop.run(start())

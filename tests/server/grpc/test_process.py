@@ -106,10 +106,11 @@ def test_tls(loop: Loop, config: ServerConfig, stubs: Stubs, certificate: tuple[
 def test_a_taken_port(loop: Loop, config: ServerConfig) -> None:
     from rtp_llm.server.admission import Admission
     from rtp_llm.server.auth import KeyRing
+    from rtp_llm.server.catalog import Catalog
     from rtp_llm.server.grpc import GrpcServer
 
     async def start(port: int) -> None:
-        server = GrpcServer(FakeEngine(), config, Admission(config), KeyRing(config))
+        server = GrpcServer(Catalog([FakeEngine()]), config, Admission(config), KeyRing(config))
         try:
             await server.start(port)
         finally:

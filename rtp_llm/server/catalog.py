@@ -1,0 +1,160 @@
+"""The served models, and which of them a request is for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from rtp_llm.config import ServerConfig
+from rtp_llm.core import ModelInfo, Request, TaskType
+from rtp_llm.errors import NotReady, UnknownModel, UnsupportedTask
+from rtp_llm.observability import Metrics
+from rtp_llm.server.admission import Admission
+from rtp_llm.server.service import EngineLike
+
+MODEL_HEADER = b"x-model"
+ModelName: TypeAlias = Annotated[
+    str | None,
+    Meta(
+        description="a served model; where one is served, any name will do; null: the first that can do what is asked"
+    ),
+]
+# Tasks of which a route needs one; models with a task of an earlier group are asked first. (): any model will do.
+Wanted: TypeAlias = tuple[frozenset[TaskType], ...]
+
+
+def one_of(*tasks: TaskType) -> Wanted:
+    """Any model that has one of these."""
+    return (frozenset(tasks),)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What answers, and within which limits."""
+
+    catalog: "Catalog"
+    config: ServerConfig
+    admission: Admission
+
+
+class _Named(msgspec.Struct):
+    """All that is read of a body to know its model."""
+
+    model: Any = None
+
+
+_named = msgspec.json.Decoder(_Named)
+
+
+class Catalog:
+    """One engine or several, in the order in which they were given; the first is the default.
+
+    Where there is one, it answers whatever name a request has. Where there are several, a request says its model by the
+    body's `model`, or by the header X-Model where its dialect knows no such field; and a request that says none goes to
+    the first model that has a task for it. What a body's inputs look like never decides: the vectors of one client must
+    come from one model.
+
+    draining  the server is about to end, and should get no more requests
+    """
+
+    def __init__(self, engines: Sequence[EngineLike]) -> None:
+        self.engines = tuple(engines)
+        self.draining = False
+
+    @property
+    def default(self) -> EngineLike:
+        """The first."""
+        return self.engines[0]
+
+    @property
+    def metrics(self) -> list[Metrics]:
+        """Those of each model."""
+        return [engine.metrics for engine in self.engines]
+
+    def check_health(self) -> None:
+        """Raise NotReady, with the reason, while any model cannot answer, or when no more requests should come."""
+        self._check_draining()
+        for engine in self.engines:
+            engine.check_health()
+
+    def watch_health(self) -> None:
+        """Each model's metrics tell from now on whether it can answer."""
+        for engine in self.engines:
+            engine.metrics.watch_health(partial(self._is_ready, engine))
+
+    def _check_draining(self) -> None:
+        if self.draining:
+            raise NotReady("the server is about to shut down: try another one")
+
+    def _is_ready(self, engine: EngineLike) -> bool:
+        try:
+            self._check_draining()
+            engine.check_health()
+        except NotReady:
+            return False
+        return True
+
+    def find(self, name: str) -> EngineLike:
+        """The model of this name or alias; UnknownModel lists those that there are."""
+        for engine in self.engines:
+            info = engine.info()
+            if name == info.name or name in info.aliases:
+                return engine
+        served = ", ".join(repr(engine.info().name) for engine in self.engines)
+        raise UnknownModel(f"no model is called {name[:200]!r}; this server serves {served}", param="model")
+
+    def asked(self, name: str | None, headers: Mapping[bytes, bytes]) -> EngineLike | None:
+        """The model that a body's `model` or the header names; None where neither does; UnknownModel."""
+        if len(self.engines) == 1:
+            return self.engines[0]
+        name = name or headers.get(MODEL_HEADER, b"").decode("latin-1")
+        return self.find(name) if name else None
+
+    def of_body(self, content: bytes, headers: Mapping[bytes, bytes]) -> EngineLike:
+        """The model that a body asks for before it is known what the body is; the default where it asks for none."""
+        if len(self.engines) == 1:
+            return self.engines[0]
+        try:
+            name = _named.decode(content).model
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            name = None
+        return self.asked(name if isinstance(name, str) else None, headers) or self.default
+
+    def choose(
+        self, asked: EngineLike | None, wanted: Wanted, to_request: Callable[[ModelInfo], Request]
+    ) -> tuple[EngineLike, ModelInfo, Request]:
+        """The model for a request, and what is asked of it; UnsupportedTask where no model can do it."""
+        if asked is not None:
+            info = asked.info()
+            return asked, info, to_request(info)
+        for engine in self.able(wanted):
+            info = engine.info()
+            try:
+                request = to_request(info)
+            except UnsupportedTask:
+                continue
+            if set(request.tasks) <= set(info.tasks):
+                return engine, info, request
+        raise self._unsupported()
+
+    def able(self, wanted: Wanted) -> list[EngineLike]:
+        """The models that a route may ask, those it prefers first."""
+        if not wanted:
+            return list(self.engines)
+        ranked = [engine for tasks in wanted for engine in self.engines if tasks & set(engine.info().tasks)]
+        return list(dict.fromkeys(ranked))
+
+    def first_able(self, wanted: Wanted) -> EngineLike:
+        """The first of them; UnsupportedTask where there is none."""
+        able = self.able(wanted)
+        if not able:
+            raise self._unsupported()
+        return able[0]
+
+    def _unsupported(self) -> UnsupportedTask:
+        infos = [engine.info() for engine in self.engines]
+        offers = "; ".join(f"{info.name}: {', '.join(task.value for task in info.tasks)}" for info in infos)
+        return UnsupportedTask(f"no served model does what this request asks ({offers})")

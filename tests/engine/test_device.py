@@ -1,0 +1,133 @@
+"""Several models on one device: batches do not mix, nobody starves, failures stay where they happen."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rtp_llm.core import Request, Response
+from rtp_llm.engine.engine import Engine
+from rtp_llm.errors import DeadlineExceeded, EngineFailure, NotReady, Overloaded
+from tests.engine.fakes import FakeRuntime, make_engine
+
+
+class Pair:
+    """Two models whose runtimes note what they are given."""
+
+    def __init__(self, **options: Any) -> None:
+        self.runtimes = FakeRuntime(), FakeRuntime()
+        first = make_engine(self.runtimes[0], **options)
+        self.engines: tuple[Engine, Engine] = first, make_engine(self.runtimes[1], first, **options)
+
+    def hold(self) -> None:
+        for runtime in self.runtimes:
+            runtime.gate.clear()
+
+    def let_go(self) -> None:
+        for runtime in self.runtimes:
+            runtime.gate.set()
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    pair = Pair()
+    yield pair
+    pair.let_go()
+    pair.engines[0].close()
+
+
+def ask(*inputs: Any, **options: Any) -> Request:
+    return Request(inputs=list(inputs), **options)
+
+
+async def together(pair: Pair, requests: list[tuple[int, Request]]) -> list[Any]:
+    """The outcomes of requests that wait together, behind a batch that keeps each core busy."""
+    pair.hold()
+    busy = [asyncio.ensure_future(pair.engines[0].run(ask(letter))) for letter in "xy"]
+    await asyncio.sleep(0.03)
+    tasks = [asyncio.ensure_future(pair.engines[number].run(request)) for number, request in requests]
+    await asyncio.sleep(0.03)
+    pair.let_go()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(*busy)
+    return outcomes
+
+
+def test_batches_hold_one_models_items(pair: Pair) -> None:
+    requests = [(n % 2, ask("ab" + chr(65 + n // 2))) for n in range(40)]
+    outcomes = asyncio.run(together(pair, requests))
+    assert all(isinstance(outcome, Response) for outcome in outcomes)
+    first, second = (runtime.batches for runtime in pair.runtimes)
+    assert sum(first) == 22 and sum(second) == 20 and max(second) > 3
+
+
+def test_the_same_input_is_computed_by_each_model(pair: Pair) -> None:
+    for engine in pair.engines:
+        engine.run_sync(ask("abc"))
+    assert [runtime.batches for runtime in pair.runtimes] == [[1], [1]]
+
+
+def test_results_are_kept_for_one_model_alone() -> None:
+    pair = Pair(result_cache_mb=1)
+    for engine in (*pair.engines, *pair.engines):
+        engine.run_sync(ask("abc"))
+    pair.engines[0].close()
+    assert [runtime.batches for runtime in pair.runtimes] == [[1], [1]]
+
+
+def test_a_failure_of_one_does_not_hurt_the_other(pair: Pair) -> None:
+    outcomes = asyncio.run(together(pair, [(0, ask([13])), (1, ask([12])), (0, ask("ab")), (1, ask("cd"))]))
+    assert [type(outcome) for outcome in outcomes] == [EngineFailure, Response, Response, Response]
+    assert b"rtp_llm_failed_inputs_total 1.0" in pair.engines[0].metrics.render()
+    assert b"rtp_llm_failed_inputs_total 0.0" in pair.engines[1].metrics.render()
+
+
+def test_what_comes_too_late_is_told_by_its_own_model(pair: Pair) -> None:
+    late = ask("late", deadline=time.monotonic() + 0.04)
+    outcomes = asyncio.run(together(pair, [(1, late), (0, ask("ab"))]))
+    assert [type(outcome) for outcome in outcomes] == [DeadlineExceeded, Response]
+    assert b"rtp_llm_expired_requests_total 1.0" in pair.engines[1].metrics.render()
+
+
+def test_one_models_full_queue_is_its_own() -> None:
+    pair = Pair(max_queued_tokens=5)
+    requests = [(0, ask("ab" + chr(65 + n))) for n in range(8)]
+    outcomes = asyncio.run(together(pair, [*requests, (1, ask("abc"))]))
+    pair.engines[0].close()
+    assert any(isinstance(outcome, Overloaded) for outcome in outcomes[:8]) and isinstance(outcomes[8], Response)
+
+
+def test_a_dead_thread_is_the_end_of_all(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: Any) -> None:
+        raise SystemExit
+
+    told = threading.Event()
+    pair.engines[0].device.on_failure = told.set
+    for engine in pair.engines:
+        engine.warm_up()
+        engine.check_health()
+    monkeypatch.setattr(pair.runtimes[1], "run", die)
+    with pytest.raises((NotReady, EngineFailure)):
+        asyncio.run(pair.engines[1].run(ask("abc")))
+    assert told.wait(1)
+    for engine in pair.engines:
+        with pytest.raises(NotReady, match="a batch thread has died"):
+            engine.check_health()
+        with pytest.raises(NotReady):
+            engine.run_sync(ask("x"))
+
+
+def test_close_answers_what_is_in_for_all_models(pair: Pair) -> None:
+    for runtime in pair.runtimes:
+        runtime.seconds = 0.005
+    waiting = [engine.run_many([ask("x" * 30), ask("y" * 30), ask("z")]) for engine in pair.engines]
+    firsts = [next(responses) for responses in waiting]
+    pair.engines[1].close()
+    rests = [list(responses) for responses in waiting]
+    assert len(firsts) == 2 and [len(rest) for rest in rests] == [2, 2]
+    for engine in pair.engines:
+        with pytest.raises(NotReady, match="shutting down"):
+            engine.run_sync(ask("late"))
