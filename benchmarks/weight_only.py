@@ -18,7 +18,7 @@ from benchmarks.peers import FloatArray
 from benchmarks.peers.process import pin
 from rtp_llm.checkpoint import TensorInfo
 from rtp_llm.core import Item, pack
-from rtp_llm.models.qwen import Qwen3, QwenConfig, parameters
+from rtp_llm.models.qwen import Qwen2, Qwen3, QwenConfig, parameters
 from rtp_llm.ops import Quantization
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.weight_only import to_bf16
@@ -128,12 +128,12 @@ def _items(length: int) -> list[Item]:
     return [Item(input_ids=ids, index=0)]
 
 
-def _last_states(model: Qwen3, ops: NativeOps, length: int) -> FloatArray:
+def _last_states(model: Qwen2, ops: NativeOps, length: int) -> FloatArray:
     batch = ops.upload(model.prepare(pack(_items(length))))
     return ops.to_numpy(model(ops, batch))
 
 
-def _seconds(model: Qwen3, ops: NativeOps, length: int) -> float:
+def _seconds(model: Qwen2, ops: NativeOps, length: int) -> float:
     """The least of some runs, about a second of them."""
     _last_states(model, ops, length)
     found: list[float] = []

@@ -29,7 +29,7 @@ def test_numbers_are_within_a_step(bits: Bits, steps: int) -> None:
 
 def test_to_bf16_is_torchs() -> None:
     torch = pytest.importorskip("torch")
-    values = np.concatenate([normal(1000), np.float32([0, -0.0, 1e-40, 3e38, 1 + 2**-8, 1 + 3 * 2**-8])])
+    values = np.concatenate([normal(1000), np.array([0, -0.0, 1e-40, 3e38, 1 + 2**-8, 1 + 3 * 2**-8], np.float32)])
     assert np.array_equal(to_bf16(values), torch.from_numpy(values).bfloat16().float().numpy())
 
 
