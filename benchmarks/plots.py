@@ -1,6 +1,6 @@
 """The JSON of benchmarks/results as pictures: `python -m benchmarks.plots`.
 
-cpu-throughput.png  texts a second of each engine as a multiple of sentence-transformers, by model and workload
+cpu-throughput.png  texts a second of each engine, by model and workload
 cpu-latency.png     one query at a time
 growth.png          with cores, length and corpus
 """
@@ -23,7 +23,6 @@ _COLOURS = {
     "ctranslate2": "#8d6a9f", "sentence-transformers": "#9a9a9a",
 }  # fmt: skip
 _WORKLOADS = {"passages": "passages, ~100 tokens", "short": "queries, ~10 tokens", "long": "512 tokens"}
-_REFERENCE = "sentence-transformers"
 
 
 def main() -> None:
