@@ -14,9 +14,11 @@ from rtp_llm.checkpoint.tensors import DTYPES
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.engine.calibration import report_likeness
+from rtp_llm.engine.chunker import Chunker
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.rerank_template import RerankTemplate
-from rtp_llm.engine.tokenizer import Tokenizer, TokenizerPool
+from rtp_llm.engine.tokenizer import Tokenizer
+from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import CheckpointError, ConfigError, RtpError
 from rtp_llm.model_config import ModelConfig, read_model_config, stored_quantization
 from rtp_llm.models import Model
@@ -111,7 +113,7 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
         memory_bytes=max(_resident_bytes() - memory, 0),
     )
     template = RerankTemplate(tokenizer) if model_config.is_qwen3_reranker else None
-    pool = TokenizerPool(tokenizer, config.tokenizer_threads, template)
+    pool = TokenizerPool(tokenizer, config.tokenizer_threads, template, Chunker(tokenizer))
     release_free_memory()
     device = beside.device if beside else None
     cost = _matrix_size(model) / _matrix_size(beside.runtime.model) if beside else 1.0

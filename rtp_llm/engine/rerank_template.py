@@ -43,13 +43,22 @@ class RerankTemplate:
                 raise InvalidRequest(f"input {index} is a single text; a reranker reads pairs of query and document")
         questions = {query: _question(query, params) for query, _ in pairs.values()}
         texts = [f"{questions[query]} {document}" for query, document in pairs.values()]
-        bodies = self._bodies.encode(texts, replace(params, prompt=""))
+        bodies = self._bodies.encode(texts, replace(params, prompt="", max_tokens=self._room(params.max_tokens)))
         for index, body in zip(pairs, bodies, strict=True):
             body.index = index
             body.input_ids = np.concatenate([self._prefix, body.input_ids, self._suffix])
             items[index] = body
         self._share({index: query for index, (query, _) in pairs.items()}, questions, items)
         return [items[index] for index in range(start, start + len(inputs))]
+
+    def _room(self, max_tokens: int | None) -> int | None:
+        """What a request's own limit leaves between prefix and suffix."""
+        if max_tokens is None:
+            return None
+        template = len(self._prefix) + len(self._suffix)
+        if max_tokens <= template:
+            raise InvalidRequest(f"a limit of {max_tokens} tokens leaves no room beside a template of {template}")
+        return max_tokens - template
 
     def _shortened(self, document: str, max_tokens: int | None) -> str:
         """The document's first `max_tokens` tokens, as text."""

@@ -7,6 +7,7 @@ import mmap
 import os
 import platform
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_char_p, c_double, c_int, c_int64, c_void_p
 from pathlib import Path
@@ -43,6 +44,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "arena_capacity": (c_int64, (c_void_p,)),
     "run": (c_int, (c_void_p, c_char_p, c_int64, c_int)),
     "peak": (c_double, (c_double,)),
+    "tile_peak": (c_double, (c_double,)),
 }
 
 
@@ -121,9 +123,17 @@ def release_free_memory() -> None:
 
 def measure_peak(num_threads: int, seconds: float) -> float:
     """fp32 GFLOP/s of multiply-adds between registers, with the best instruction set, on so many cores at once."""
-    library = load(best())
+    return _on_cores(load(best()).peak, num_threads, seconds)
+
+
+def measure_tile_peak(num_threads: int, seconds: float) -> float:
+    """GFLOP/s of bf16 tile products (AMX) on so many cores at once; 0 where the best instruction set has none."""
+    return _on_cores(load(best()).tile_peak, num_threads, seconds)
+
+
+def _on_cores(peak: Callable[[float], float], num_threads: int, seconds: float) -> float:
     with ThreadPoolExecutor(num_threads) as pool:
-        return sum(pool.map(library.peak, [seconds] * num_threads))
+        return sum(pool.map(peak, [seconds] * num_threads))
 
 
 class PackedWeight:

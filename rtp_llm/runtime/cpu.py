@@ -55,14 +55,17 @@ class CpuRuntime:
         ops = self.streams.get()
         try:
             ops.num_threads = num_cores
-            returned = ops.upload(packed.of_wanted())
+            returned = ops.upload(packed.as_read(items))
             layers = {name: hidden_layers(task) for name, task in tasks.items()}
             states = self._hidden_states(ops, ops.upload(packed), layers.values(), prefixes)
             tensors = {name: task(ops, states[layers[name]], returned) for name, task in tasks.items()}
             arrays = {name: ops.to_numpy(tensor) for name, tensor in tensors.items()}
         finally:
             self.streams.put(ops)
-        return {name: _by_item(array, packed) if tasks[name].per_token else array for name, array in arrays.items()}
+        return {
+            name: _by_item(array, packed) if tasks[name].per_token else by_parts(array, items)
+            for name, array in arrays.items()
+        }
 
     def _hidden_states(
         self, ops: Ops, batch: Batch, wanted: Iterable[tuple[int, ...]], prefixes: Prefixes | None
@@ -93,6 +96,15 @@ class CpuRuntime:
         hidden_states = self.model(ops, batch, on_keys=keep)
         self._prefixes.add(ops, prefixes, layers)
         return hidden_states
+
+
+def by_parts(array: FloatArray, items: Sequence[Item]) -> Rows:
+    """A row for each part of each item, [·, D] -> one for each item: [D], or [parts, D] where it has parts."""
+    if not any(item.parts for item in items):
+        return array
+    stops = np.cumsum([len(item.parts) or 1 for item in items])
+    pieces = np.split(array, stops[:-1])
+    return [piece if item.parts else piece[0] for piece, item in zip(pieces, items, strict=True)]
 
 
 def _by_item(array: FloatArray, batch: Batch) -> list[FloatArray]:

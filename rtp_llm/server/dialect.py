@@ -6,7 +6,7 @@ several, which share a path and are told apart by their bodies.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -60,6 +60,7 @@ class Dialect(Generic[Body]):
     """One wire form of a task.
 
     decoder     bytes -> the dialect's own body type
+    prepare     what of the body the engine must be asked for first
     to_request  what the body asks for; InvalidRequest where this model or these limits cannot serve it
     render      the answer in pieces; the event loop serves others between two of them
     wanted      which models may be asked where the body names none
@@ -76,6 +77,7 @@ class Dialect(Generic[Body]):
     render_on_thread: bool = False
     error_form: ErrorForm = openai_form
     headers: Callable[[Request, Response], Headers] = answer_headers
+    prepare: Callable[[Body, EngineLike], Awaitable[Body]] | None = None
     content_type: bytes = JSON
     by_accept: "Mapping[bytes, Dialect[Body]]" = field(default_factory=dict)
 
@@ -89,10 +91,12 @@ class Dialect(Generic[Body]):
         """Decode, run, render."""
         body = decode(self.decoder, content)
         catalog, config, admission = service.catalog, service.config, service.admission
+        asked = catalog.asked(getattr(body, "model", None), exchange.headers)
+        if self.prepare is not None and getattr(body, "messages", None) is not None:
+            asked = asked or catalog.first_able(self.wanted)  # whose chat template it is
+            body = await self.prepare(body, asked)
         engine, info, request = catalog.choose(
-            catalog.asked(getattr(body, "model", None), exchange.headers),
-            self.wanted,
-            lambda info: self.to_request(body, info, config, exchange.request_id),
+            asked, self.wanted, lambda info: self.to_request(body, info, config, exchange.request_id)
         )
         exchange.metrics = engine.metrics
         admission.check_size(request, len(content))

@@ -104,6 +104,11 @@ class Dense:
         """The modes in sentence-transformers' words."""
         return "+".join(self.pooling.modes)
 
+    @property
+    def chunkings(self) -> tuple[str, ...]:
+        """What can be done with a text's chunks: of one that is read at once, the parts' vectors must be means."""
+        return ("mean", "late") if self.pooling.modes == ("mean",) else ("mean",)
+
     @classmethod
     def load(cls, source: TaskSource) -> "Dense":
         """The chain that the checkpoint describes; the pooling flag is for one without modules.json."""

@@ -143,3 +143,15 @@ def test_cosine_of_dense_vectors(dense: Served) -> None:
     query, *documents = dense.model.embed([QUERY, *DOCUMENTS], normalize=True)
     for result in dense.post("/v2/rerank", query=QUERY, documents=DOCUMENTS)["results"]:
         assert result["relevance_score"] == pytest.approx(float(documents[result["index"]] @ query), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["m3", "dense"])
+def test_max_tokens_per_doc_of_vectors(name: str, request: pytest.FixtureRequest) -> None:
+    """It cuts documents, and not the query."""
+    served: Served = request.getfixturevalue(name)
+    cut = served.post("/rerank", query=QUERY, documents=["so sunny outside today", "lovely"], max_tokens_per_doc=2)
+    whole = served.post("/rerank", query=QUERY, documents=["so sunny", "lovely"])
+    assert cut["results"] == whole["results"] and cut["usage"] == whole["usage"]
+    score = served.post("/score", text_1=QUERY, text_2=["so sunny outside today", "lovely"], max_tokens_per_doc=2)
+    plain = served.post("/score", text_1=QUERY, text_2=["so sunny", "lovely"])
+    assert score["data"] == plain["data"]

@@ -107,13 +107,23 @@ struct Quantize {
   }
 };
 
+// Groups of a panel are filled up to a multiple of this, so that K ends with a whole AMX tile.
+#if defined(__AMX_INT8__)
+constexpr int kPaddedGroups = 16;
+#else
+constexpr int kPaddedGroups = 1;
+#endif
+
 // A packed int8 weight: scales and sums of the columns, filled up to whole panels, then the panels,
-// [ceil(N / kPanel)][ceil(K / kGroup)][kPanel][kGroup].
+// [ceil(N / kPanel)][groups][kPanel][kGroup].
 struct Int8Weight {
   int64_t N, K;
 
   int64_t padded() const { return ceil_div(N, kPanel) * kPanel; }
-  int64_t panel_bytes() const { return ceil_div(K, kGroup) * kGroup * kPanel; }
+  int64_t panel_bytes() const {
+    constexpr int64_t kStep = kPaddedGroups * kGroup;
+    return ceil_div(K, kStep) * kStep * kPanel;
+  }
   int64_t bytes() const { return padded() * 8 + padded() / kPanel * panel_bytes(); }
 
   float* scales(void* packed) const { return static_cast<float*>(packed); }

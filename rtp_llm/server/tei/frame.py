@@ -30,6 +30,10 @@ PromptName = Annotated[str | None, Meta(description="one of the checkpoint's pro
 RawScores = Annotated[bool | None, Meta(description="logits; null: false")]
 
 
+# The original's headers name a GPU wherever they are sent from.
+COMPUTE_TYPE = "cpu+optimized"
+
+
 class EmptyInput(InvalidRequest):
     """Nothing was sent."""
 
@@ -91,7 +95,7 @@ def headers(request: Request, response: Response) -> Headers:
     }
     return [
         *answer_headers(request, response),
-        (b"x-compute-type", b"cpu+optimized"),
+        (b"x-compute-type", COMPUTE_TYPE.encode()),
         (b"x-compute-characters", b"%d" % sum(map(_characters, request.inputs))),
         (b"x-compute-tokens", b"%d" % response.total_tokens),
         *((name, b"%d" % round(seconds * 1e3)) for name, seconds in stages.items()),
