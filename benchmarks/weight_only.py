@@ -57,6 +57,9 @@ class RandomTensors:
     def read_row(self, name: str, row: int) -> FloatArray:
         return np.asarray(self.read(name)[row])
 
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
+        return self.read(name).take(range(start, stop), axis)
+
     def read_int8(self, name: str) -> Any:
         raise AssertionError("no tensor here is int8")
 

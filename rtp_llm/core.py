@@ -179,6 +179,9 @@ class Batch:
                                              below that, -2 - k: the tokens of kept[k]
     wanted                                   [R], the rows whose last hidden states are wanted, one of each of the last
                                              R sequences; None: all
+    host                                     of a batch whose arrays are on a device, the same batch on the host
+    tiles, wanted_tiles                      of a batch on a device, the work of attention as the backend's kernel
+                                             takes it: for all rows, and for the wanted ones
     """
 
     input_ids: Int32Array
@@ -190,6 +193,9 @@ class Batch:
     prefix_of: Int32Array | None = None
     wanted: Int32Array | None = None
     kept: tuple[KeptPrefix, ...] = ()
+    host: "Batch | None" = None
+    tiles: Int32Array | None = None
+    wanted_tiles: Int32Array | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -13,6 +13,8 @@ RtpError
 ├── CustomModuleError     500   the fault of a user's module; the message names its file and line
 └── ConfigError           exit  a flag or a checkpoint that cannot be started with
     └── CheckpointError   exit  a folder or file of the checkpoint is missing, malformed or unsafe
+
+DeviceLost stands beside the tree: nothing can be computed any more.
 """
 
 from typing import ClassVar
@@ -115,3 +117,10 @@ class CheckpointError(ConfigError):
     """A checkpoint folder or file that is missing, malformed or unsafe."""
 
     kind = "checkpoint_error"
+
+
+class DeviceLost(BaseException):
+    """A device or a process that holds a part of the model has failed for good.
+
+    NOTE: not an Exception, so that the batch is not tried again: it ends the batch thread, and with it the server.
+    """

@@ -51,6 +51,14 @@ class SafetensorsFile:
         assert self.tensors[name].dtype == "int8", self.tensors[name]
         return self._file.read_int8(self.tensors[name].shape, self._offsets[name])
 
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
+        info = self.tensors[name]
+        assert 0 <= start <= stop <= info.shape[axis], f"{start}:{stop} of axis {axis} of {name} {info.shape}"
+        strides = [math.prod(info.shape[place + 1 :]) for place in range(len(info.shape))]
+        shape = (*info.shape[:axis], stop - start, *info.shape[axis + 1 :])
+        offset = self._offsets[name] + start * strides[axis] * np.dtype(DTYPES[info.dtype]).itemsize
+        return self._file.read(info.dtype, shape, offset, strides)
+
     def file(self, name: str) -> Path:
         return self.path
 

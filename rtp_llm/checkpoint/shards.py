@@ -66,6 +66,9 @@ class Shards:
     def read_int8(self, name: str) -> Int8Array:
         return self._owner[name].read_int8(name)
 
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
+        return self._owner[name].read_part(name, axis, start, stop)
+
     def file(self, name: str) -> Path:
         return self._owner[name].file(name)
 

@@ -52,6 +52,9 @@ class TensorSource(Protocol):
     def read_int8(self, name: str) -> Int8Array:
         """A tensor of dtype int8 as it is: a read-only view of the mapped file."""
 
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
+        """`read(name)` from `start` to `stop` along an axis, without reading the rest."""
+
     def file(self, name: str) -> Path:
         """Where the tensor is."""
 

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 8
 _MAX_TOKENS = 256
-_WAYS_OUT = {
+WAYS_OUT = {
     "int8": "`rtp-llm quantize` keeps in fp32 the layers that need it",
     "int8_weights": "--weight_dtype bf16 is nearer",
     "int4_weights": "--quantization int8_weights is nearer",
@@ -122,5 +122,5 @@ def report_likeness(config: EngineConfig, model_config: ModelConfig, runtime: Ru
     else:
         logger.warning(
             "%s: cosine to fp32 over %d texts: %s, where %s are wanted; %s",
-            config.quantization, len(items), found, BARS, _WAYS_OUT[config.quantization],
+            config.quantization, len(items), found, BARS, WAYS_OUT[config.quantization],
         )  # fmt: skip

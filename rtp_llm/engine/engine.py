@@ -55,7 +55,9 @@ class Engine:
     ) -> None:
         self.config = config
         self.metrics = metrics
-        self.device = device or Device(info.max_batch_tokens, runtime.num_cores, config.bulk_share / 100)
+        self.device = device or Device(
+            info.max_batch_tokens, runtime.num_cores, config.bulk_share / 100, runtime.num_devices
+        )
         self.runtime = runtime
         self._tokenizer = tokenizer
         self._info = info
@@ -73,6 +75,8 @@ class Engine:
             metrics.watch_lane(lane.value, queue, self._jobs[lane])
         metrics.watch_drain_rate(lambda: self._gate.tokens_per_second)
         metrics.watch_cache(self._cache)
+        metrics.watch_device(lambda: runtime.counts)
+        runtime.watch(self.device.die)
 
     def info(self) -> ModelInfo:
         """What is loaded, and its limits."""
@@ -170,6 +174,10 @@ class Engine:
         """Take no more requests, and wait until what came in is queued."""
         self._not_ready = "the server is shutting down"
         self._tokenizer.close()
+
+    def release(self) -> None:
+        """End what the runtime has started, after the last batch."""
+        self.runtime.close()
 
     def seconds_of_work(self) -> dict[Lane, float]:
         """What waits for this model, by lane, in seconds of the device."""

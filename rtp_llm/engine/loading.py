@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from rtp_llm.checkpoint import open_tensors, resolve
 from rtp_llm.checkpoint.tensors import DTYPES
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import ModelInfo, TaskType
-from rtp_llm.engine.calibration import report_likeness
+from rtp_llm.engine.calibration import WAYS_OUT, report_likeness
 from rtp_llm.engine.chunker import Chunker
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.rerank_template import RerankTemplate
@@ -85,12 +86,14 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
     runtime = load_runtime(config, model_config, beside.runtime if beside else None)
     model = runtime.model
     tokenizer = Tokenizer.load(config, model_config, max_positions=model.max_positions, vocab_size=model.vocab_size)
-    runtime.tasks = load_tasks(task_source(config, model_config, runtime, tokenizer))
-    quantization: str = stored_quantization(model_config.hf)
-    if quantization == "none" and config.quantization != "none":
-        quantization = config.quantization
-        if config.quantization_check:
-            report_likeness(config, model_config, runtime, tokenizer)
+    source = task_source(config, model_config, runtime, tokenizer)
+    for replica in runtime.replicas:
+        replica.tasks = load_tasks(replace(source, ops=replica.ops))
+    runtime.start(tokenizer.max_seq_len)
+    quantization = stored_quantization(model_config.hf)
+    if quantization == "none" and config.quantization in WAYS_OUT and config.quantization_check:
+        report_likeness(config, model_config, runtime, tokenizer)
+    quantized = quantization if config.quantization == "none" else config.quantization
     info = ModelInfo(
         name=name,
         model_type=runtime.model_type,
@@ -101,7 +104,7 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
         backend=runtime.ops.name,
         instruction_set=runtime.ops.instruction_set,
         num_threads=runtime.num_cores,
-        dtype="fp32" if quantization == "none" else quantization,
+        dtype=runtime.dtype if quantized == "none" else quantized,
         max_batch_tokens=config.max_context_batch_size * tokenizer.max_seq_len or runtime.batch_tokens,
         prompts=tuple(tokenizer.prompts),
         scores_are_probabilities=model_config.is_qwen3_reranker,

@@ -33,6 +33,9 @@ class Source:
     def read_int8(self, name: str) -> Int8Array:
         raise AssertionError("no tensor here is int8")
 
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
+        return self.read(name).take(range(start, stop), axis)
+
     def file(self, name: str) -> Path:
         return self.path
 
