@@ -41,8 +41,12 @@ fix: $(VENV)/.check ## format, mend what lint can mend, regenerate docs
 	$(PY) -m rtp_llm.flags > docs/flags.md
 	$(PY) -m rtp_llm.observability.page > docs/metrics.md
 
-bench: $(VENV)/.bench ## one table: ours beside its peers, text to vector
-	$(PY) -m benchmarks.cpu --checkpoint $(DEMO)
+bench: $(VENV)/.bench ## ours beside its peers, growth, and their plots, into benchmarks/results (half an hour)
+	$(PY) -m benchmarks.cpu --checkpoint $(DEMO) --json benchmarks/results/cpu-minilm.json
+	$(PY) -m benchmarks.cpu --shape bge-base --size quick --json benchmarks/results/cpu-bge-base.json
+	$(PY) -m benchmarks.cpu --shape bge-large --size quick --rounds 2 --json benchmarks/results/cpu-bge-large.json
+	$(PY) -m benchmarks.growth --json benchmarks/results/growth.json
+	$(PY) -m benchmarks.plots
 
 clean: ## remove what make has made
 	rm -rf $(VENV) $(APART) build *.egg-info rtp_llm/ops/*.so

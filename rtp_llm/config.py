@@ -135,10 +135,27 @@ class EngineConfig:
     num_threads: int = option(0, help="cores to compute on; 0: all this process may use", group="compute", minimum=0)
     quantization: str = option(
         "none",
-        help="int8: the model's linear layers in 8 bits on a CPU, a third of the time (docs/numerics.md); fp8: on a "
+        help="of the linear layers, on a CPU: int8 computes in 8 bits, in a third of the time; int8_weights and "
+        "int4_weights keep weights in 8 or 4 bits and compute in fp32, for large models (docs/numerics.md); fp8: on a "
         "GPU, where the model stays close enough to itself (docs/gpu.md)",
         group="compute",
-        choices={"none": "none", "": "none", "int8": "int8", "fp8": "fp8"},
+        choices={
+            "none": "none", "": "none", "int8": "int8", "int8_weights": "int8_weights", "int4_weights": "int4_weights",
+            "fp8": "fp8",
+        },
+    )  # fmt: skip
+    weight_dtype: str = option(
+        "auto",
+        help="dtype of weights in a CPU's memory; auto: bf16 where that loses nothing, else fp32; bf16: rounded to it, "
+        "half the memory",
+        group="compute",
+        choices={"auto": "auto", "bf16": "bf16", "bfloat16": "bf16"},
+    )
+    quantization_check: bool = option(
+        True,
+        help="compare a quantised model with fp32 when it is loaded, on built-in texts, and log the cosines; it takes "
+        "the time and the memory of loading in fp32 as well",
+        group="compute",
     )
     gelu: str = option(
         "erf",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Int32Array: TypeAlias = NDArray[np.int32]
 FloatArray: TypeAlias = NDArray[np.float32]
+Int8Array: TypeAlias = NDArray[np.int8]
 Input: TypeAlias = str | tuple[str, str] | list[int]
 # What a task computes for some inputs: a matrix with a row each, or a list with an array [tokens, ·] each.
 Rows: TypeAlias = FloatArray | list[FloatArray]
@@ -24,6 +25,14 @@ Priority: TypeAlias = Literal["auto", "interactive", "bulk"]
 Chunking: TypeAlias = Literal["mean", "late"]
 # Which of a sequence's last hidden states a task reads.
 Reads: TypeAlias = Literal["all", "first", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A weight [N, K] that a checkpoint holds in 8 bits, about scales * values; what it means is in `ops/int8.py`."""
+
+    values: Int8Array  # [N, K]
+    scales: FloatArray  # [N]
 
 
 class TaskType(str, Enum):

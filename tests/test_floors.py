@@ -13,7 +13,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 FLOORS = [  # top to bottom: a file imports its own package or a floor below
     {"__main__", "__init__"},
     {"cli"},
-    {"start_server", "verify"},
+    {"start_server", "verify", "quantize"},
     {"offline"},
     {"server"},
     {"engine"},

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from rtp_llm.checkpoint.tensors import DTYPES, MappedFile, TensorInfo, loads
-from rtp_llm.core import FloatArray
+from rtp_llm.core import FloatArray, Int8Array
 from rtp_llm.errors import CheckpointError
 
 _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
@@ -46,6 +46,10 @@ class SafetensorsFile:
         assert 0 <= row < info.shape[0], f"row {row} of {name} {info.shape}"
         step = math.prod(info.shape[1:]) * np.dtype(DTYPES[info.dtype]).itemsize
         return self._file.read(info.dtype, info.shape[1:], self._offsets[name] + row * step)
+
+    def read_int8(self, name: str) -> Int8Array:
+        assert self.tensors[name].dtype == "int8", self.tensors[name]
+        return self._file.read_int8(self.tensors[name].shape, self._offsets[name])
 
     def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
         info = self.tensors[name]

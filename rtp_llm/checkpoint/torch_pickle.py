@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from rtp_llm.checkpoint.tensors import DTYPES, MappedFile, TensorInfo
-from rtp_llm.core import FloatArray
+from rtp_llm.core import FloatArray, Int8Array
 from rtp_llm.errors import CheckpointError
 
 _MAX_PICKLE_BYTES = 256 << 20
@@ -97,6 +97,9 @@ class TorchFile:
     def _read(self, tensor: _Tensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> FloatArray:
         dtype, start = tensor.storage.dtype, self._offsets[tensor.storage.key][0]
         return self._file.read(dtype, shape, start + offset * np.dtype(DTYPES[dtype]).itemsize, strides)
+
+    def read_int8(self, name: str) -> Int8Array:
+        raise CheckpointError(f"{self.path}: weights in 8 bits are read from safetensors alone")
 
     def file(self, name: str) -> Path:
         return self.path

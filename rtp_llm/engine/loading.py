@@ -14,6 +14,7 @@ from rtp_llm.checkpoint import open_tensors, resolve
 from rtp_llm.checkpoint.tensors import DTYPES
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import ModelInfo, TaskType
+from rtp_llm.engine.calibration import WAYS_OUT, report_likeness
 from rtp_llm.engine.chat_rerank import chat_rerank
 from rtp_llm.engine.chunker import Chunker
 from rtp_llm.engine.engine import Engine
@@ -21,10 +22,11 @@ from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokenizer_pool import Encoder, TokenizerPool
 from rtp_llm.errors import CheckpointError, ConfigError, RtpError
-from rtp_llm.model_config import ModelConfig, read_model_config
+from rtp_llm.model_config import ModelConfig, read_model_config, stored_quantization
 from rtp_llm.models import Model
 from rtp_llm.observability import Metrics
-from rtp_llm.runtime import load_runtime
+from rtp_llm.ops.native_library import release_free_memory
+from rtp_llm.runtime import Runtime, load_runtime
 from rtp_llm.served_models import ServedModel
 from rtp_llm.tasks import TaskSource, load_tasks
 
@@ -91,20 +93,14 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
         vocab_size=model.vocab_size,
         is_hard=model.learnt_positions,
     )
-    source = TaskSource(
-        model_config=model_config,
-        pooling=config.pooling,
-        hidden_size=model.hidden_size,
-        causal=model.causal,
-        ops=runtime.ops,
-        vocabulary=tokenizer,
-        num_layers=len(model.layers),
-        custom_module=config.custom_module,
-        trust_remote_code=config.trust_remote_code,
-    )
+    source = task_source(config, model_config, runtime, tokenizer)
     for replica in runtime.replicas:
         replica.tasks = load_tasks(replace(source, ops=replica.ops))
     runtime.start(tokenizer.max_seq_len)
+    quantization = stored_quantization(model_config.hf)
+    if quantization == "none" and config.quantization in WAYS_OUT and config.quantization_check:
+        report_likeness(config, model_config, runtime, tokenizer)
+    quantized = quantization if config.quantization == "none" else config.quantization
     info = ModelInfo(
         name=name,
         model_type=runtime.model_type,
@@ -115,7 +111,7 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
         backend=runtime.ops.name,
         instruction_set=runtime.ops.instruction_set,
         num_threads=runtime.num_cores,
-        dtype=runtime.dtype if config.quantization == "none" else config.quantization,
+        dtype=runtime.dtype if quantized == "none" else quantized,
         max_batch_tokens=config.max_context_batch_size * tokenizer.max_seq_len or runtime.batch_tokens,
         prompts=tuple(tokenizer.prompts),
         scores_are_probabilities=model_config.is_language_reranker or model_config.logit_score is not None,
@@ -128,6 +124,7 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
     )
     reranking = _pair_encoder(tokenizer, model_config)
     pool = TokenizerPool(tokenizer, config.tokenizer_threads, reranking, Chunker(tokenizer))
+    release_free_memory()
     device = beside.device if beside else None
     cost = _matrix_size(model) / _matrix_size(beside.runtime.model) if beside else 1.0
     return Engine(config, runtime, pool, info, Metrics(), device, cost)
@@ -159,3 +156,18 @@ def _resident_bytes() -> int:
     except OSError:
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def task_source(config: EngineConfig, model_config: ModelConfig, runtime: Runtime, tokenizer: Tokenizer) -> TaskSource:
+    """What the tasks of a loaded model are made from."""
+    return TaskSource(
+        model_config=model_config,
+        pooling=config.pooling,
+        hidden_size=runtime.model.hidden_size,
+        causal=runtime.model.causal,
+        ops=runtime.ops,
+        vocabulary=tokenizer,
+        num_layers=len(runtime.model.layers),
+        custom_module=config.custom_module,
+        trust_remote_code=config.trust_remote_code,
+    )

@@ -43,6 +43,7 @@ class Model(Protocol):
     shares_prefixes   what it computes for a sequence's first tokens serves every sequence that begins with them
     kv_size           of a model that does, columns at the end of what `on_keys` gets that are keys and values
     layers            in their order
+    matrices          (layer, attribute) of each linear layer's weight -> the checkpoint's tensors that it is made of
     """
 
     hidden_size: int
@@ -53,6 +54,7 @@ class Model(Protocol):
     shares_prefixes: bool
     kv_size: int
     layers: Sequence[Any]
+    matrices: Mapping[tuple[int, str], tuple[str, ...]]
 
     def prepare(self, batch: Batch) -> Batch:
         """The packed batch with positions as this architecture counts them; on the host, before `Ops.upload`."""

@@ -21,6 +21,7 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu", "tanh": "tanh",
 }  # fmt: skip
 
+_MATRICES = ("qkv", "out", "up", "down")
 RENAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 IGNORED = (
     r"^pooler\.", r"^cls\.", r"^lm_head\.", r"^classifier\.", r"^qa_outputs\.", r"^embeddings\.position_ids$",
@@ -123,6 +124,11 @@ class Bert:
         self.token_type = ops.table(weights["token_type"])
         self.embedding_norm = _norm(weights, "embedding_norm", config, ops)
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
+        self.matrices = {
+            (i, name): weights.sources(f"layers.{i}.{name}.weight")
+            for i in range(config.num_hidden_layers)
+            for name in _MATRICES
+        }
 
     @classmethod
     def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "Bert":
@@ -226,8 +232,8 @@ def parameters(config: BertConfig) -> dict[str, Parameter]:
 
 def _load_layer(weights: Weights, prefix: str, config: BertConfig, ops: Ops) -> _Layer:
     linears = {}
-    for name in ("qkv", "out", "up", "down"):
-        linears[name] = ops.matrix(weights[f"{prefix}{name}.weight"])
+    for name in _MATRICES:
+        linears[name] = ops.matrix(weights.matrix(f"{prefix}{name}.weight"))
         linears[f"{name}_bias"] = ops.vector(weights[f"{prefix}{name}.bias"])
     norms = {name: _norm(weights, prefix + name, config, ops) for name in ("attention_norm", "mlp_norm")}
     return _Layer(**linears, **norms)

@@ -19,6 +19,7 @@ _ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }  # fmt: skip
+_MATRICES = ("qkv", "out", "gate_up", "down")
 IGNORED = (r"^lm_head\.", r"^score\.", r"^classifier\.", r"rotary_emb\.inv_freq$")
 
 
@@ -145,6 +146,11 @@ class Qwen2:
         self.num_rows = config.rope.trained_positions if is_dynamic else self.max_positions
         self.cos_sin = ops.table(config.rope.rows(self.num_rows))
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
+        self.matrices = {
+            (i, name): weights.sources(f"layers.{i}.{name}")
+            for i in range(config.num_hidden_layers)
+            for name in _MATRICES
+        }
         self.norm = _norm(weights, "norm", config, ops)
 
     @classmethod
@@ -250,7 +256,7 @@ def parameters(config: QwenConfig) -> dict[str, Parameter]:
 
 
 def _load_layer(weights: Weights, prefix: str, config: QwenConfig, ops: Ops) -> _Layer:
-    matrices = {name: ops.matrix(weights[prefix + name]) for name in ("qkv", "out", "gate_up", "down")}
+    matrices = {name: ops.matrix(weights.matrix(prefix + name)) for name in _MATRICES}
     biases = {
         name: ops.vector(weights[prefix + name]) if prefix + name in weights else None
         for name in ("qkv_bias", "out_bias")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rtp_llm.core import Batch, FloatArray, Int32Array
+from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import ConfigError
 from rtp_llm.ops import Norm, PoolMode, Quantization
 
@@ -51,7 +51,9 @@ class TorchOps:
             )
         return self
 
-    def matrix(self, weight: FloatArray) -> torch.Tensor:
+    def matrix(self, weight: FloatArray | QuantizedWeight) -> torch.Tensor:
+        if isinstance(weight, QuantizedWeight):
+            raise ConfigError("the checkpoint's weights are in 8 bits: leave out --backend torch", param="backend")
         return self._put(weight)
 
     def vector(self, values: FloatArray) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from rtp_llm.core import Batch, FloatArray, Int32Array
+from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import ConfigError
 from rtp_llm.ops import (
     Norm,
@@ -108,7 +108,7 @@ class TritonOps(TorchOps):
 
     def fork(self, quantization: Quantization = "none") -> "TritonOps":
         """With "fp8", of ops with `rows8`: the same, but that `matrix` makes weights in 8 bits."""
-        if quantization == "int8":
+        if quantization not in ("none", "fp8"):
             return cast(TritonOps, super().fork(quantization))
         if quantization == "fp8" and not self.rows8:
             raise ConfigError("quantization fp8: these ops have no rows in 8 bits", param="quantization")
@@ -122,7 +122,7 @@ class TritonOps(TorchOps):
         other.rows8 = False
         return other
 
-    def matrix(self, weight: FloatArray) -> Any:
+    def matrix(self, weight: FloatArray | QuantizedWeight) -> Any:
         tensor = super().matrix(weight)
         fits = all(size % triton_fp8.MULTIPLE == 0 for size in tensor.shape)
         return Matrix8(*triton_fp8.quantize(tensor)) if self.quantization == "fp8" and fits else tensor

@@ -10,7 +10,7 @@ from rtp_llm.checkpoint import open_tensors
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import Item, Rows, TaskType
 from rtp_llm.errors import ConfigError, DeviceLost
-from rtp_llm.model_config import ModelConfig
+from rtp_llm.model_config import ModelConfig, stored_quantization
 from rtp_llm.models import Model, find_model_type, load_model
 from rtp_llm.ops import Ops
 from rtp_llm.runtime.cpu import CpuRuntime
@@ -76,6 +76,8 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig, beside: Runtim
     """
     device = choose_device(config)
     if device is not None:
+        if config.weight_dtype == "bf16":
+            raise ConfigError("weight_dtype bf16 is for a CPU without torch: --act_type bf16", param="weight_dtype")
         torch_loading = _import_torch_loading()
         return torch_loading.load(config, model_config, device)  # type: ignore[no-any-return]
     if config.quantization == "fp8":
@@ -88,10 +90,13 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig, beside: Runtim
     streams = beside.streams if isinstance(beside, CpuRuntime) else None
     ops = _load_ops(config) if beside is None or streams is None else beside.ops
     model_type = find_model_type(config.model_type, model_config.hf)
+    # What the checkpoint keeps in fp32 beside layers in 8 bits is meant to stay so.
+    is_stored = stored_quantization(model_config.hf) != "none"
+    quantization: Any = "none" if is_stored else config.quantization
+    if quantization == "none" and config.weight_dtype == "bf16":
+        quantization = "bf16"
     source = open_tensors(model_config.transformer_folder)
-    model = load_model(
-        model_type, model_config.hf, source, ops.fork("int8" if config.quantization == "int8" else "none")
-    )
+    model = load_model(model_type, model_config.hf, source, ops.fork(quantization))
     source.close()
     num_cores = available_cores(config) if ops.name == "native" else 1
     return CpuRuntime(

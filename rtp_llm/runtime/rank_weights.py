@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rtp_llm.checkpoint import TensorInfo, TensorSource
-from rtp_llm.core import FloatArray
+from rtp_llm.core import FloatArray, Int8Array
 from rtp_llm.errors import CheckpointError, ConfigError
 
 _BY_ROWS = re.compile(r"(q|k|v|gate|up)_proj\.(weight|bias)$")
@@ -72,6 +72,11 @@ class RankSource:
     def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
         assert _axis(name) is None, name
         return self._source.read_part(name, axis, start, stop)
+
+    def read_int8(self, name: str) -> Int8Array:
+        raise CheckpointError(
+            f"{self.path}: a checkpoint in 8 bits is not for GPUs; take the one that it was made from"
+        )
 
     def file(self, name: str) -> Path:
         return self._source.file(name)

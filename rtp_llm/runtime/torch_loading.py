@@ -38,8 +38,8 @@ def load(config: EngineConfig, model_config: ModelConfig, device: str) -> TorchR
     if config.tp_size > 1 and config.dp_size > 1:
         raise ConfigError("tp_size and dp_size are both above 1: choose one of them", param="tp_size")
     devices = _devices(device, max(config.tp_size, config.dp_size), "tp_size" if config.tp_size > 1 else "dp_size")
-    if config.quantization == "int8":
-        TorchOps("cpu").fork("int8")
+    if config.quantization in ("int8", "int8_weights", "int4_weights"):
+        TorchOps("cpu").fork(config.quantization)  # type: ignore[arg-type]
     if config.tp_size > 1 and config.quantization == "fp8":
         raise ConfigError("quantization fp8: a model in parts (tp_size) has no weights in 8 bits", param="quantization")
     if config.tp_size > 1:

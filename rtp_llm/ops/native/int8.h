@@ -139,6 +139,19 @@ struct Int8Weight {
     }
   }
 
+  // From numbers [N, K] and scales [N] that are quantised already.
+  void pack_quantized(const int8_t* q, const float* row_scales, void* packed) const {
+    std::memset(packed, 0, size_t(bytes()));
+    for (int64_t n = 0; n < N; ++n, q += K) {
+      int8_t* column = panels(packed) + n / kPanel * panel_bytes() + n % kPanel * kGroup;
+      scales(packed)[n] = row_scales[n];
+      for (int64_t k = 0; k < K; ++k) {
+        column[k / kGroup * kPanel * kGroup + k % kGroup] = q[k];
+        sums(packed)[n] += q[k];
+      }
+    }
+  }
+
  private:
   float pack_column(const float* w, int8_t* column, int32_t& sum) const {
     float largest = 0.0f, invalid = 0.0f;

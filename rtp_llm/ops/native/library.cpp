@@ -13,7 +13,7 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int rtp_abi_version() { return 7; }
+EXPORT int rtp_abi_version() { return 9; }
 
 EXPORT int rtp_cpu_supports_avx2() {
 #if defined(__x86_64__)
@@ -66,8 +66,19 @@ EXPORT void rtp_pack_weight(const float* w, int64_t N, int64_t K, void* packed, 
   pack(w, N, K, packed, bf16 != 0);
 }
 
+EXPORT int64_t rtp_grouped_weight_bytes(int64_t N, int64_t K, int bits) {
+  return bits == 8 ? GroupedWeight<8>{N, K}.bytes() : GroupedWeight<4>{N, K}.bytes();
+}
+EXPORT void rtp_pack_grouped(const float* w, int64_t N, int64_t K, void* packed, int bits) {
+  if (bits == 8) GroupedWeight<8>{N, K}.pack(w, packed);
+  else GroupedWeight<4>{N, K}.pack(w, packed);
+}
+
 EXPORT int64_t rtp_int8_weight_bytes(int64_t N, int64_t K) { return Int8Weight{N, K}.bytes(); }
 EXPORT void rtp_pack_int8(const float* w, int64_t N, int64_t K, void* packed) { Int8Weight{N, K}.pack(w, packed); }
+EXPORT void rtp_pack_quantized(const int8_t* q, const float* scales, int64_t N, int64_t K, void* packed) {
+  Int8Weight{N, K}.pack_quantized(q, scales, packed);
+}
 EXPORT int64_t rtp_quantized_row_bytes(int64_t K) { return quantized_row_bytes(K); }
 
 EXPORT Stream* rtp_stream_new() { return new (std::nothrow) Stream; }
