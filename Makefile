@@ -29,11 +29,13 @@ check: $(VENV)/.check ## what CI checks before the tests: format, lint, types, g
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(PY) -m rtp_llm.flags | diff docs/flags.md - || (echo "docs/flags.md is stale: make fix"; exit 1)
+	$(PY) -m rtp_llm.observability.page | diff docs/metrics.md - || (echo "docs/metrics.md is stale: make fix"; exit 1)
 
 fix: $(VENV)/.check ## format, mend what lint can mend, regenerate docs
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 	$(PY) -m rtp_llm.flags > docs/flags.md
+	$(PY) -m rtp_llm.observability.page > docs/metrics.md
 
 bench: $(VENV)/.bench ## one table: ours beside its peers, text to vector
 	$(PY) -m benchmarks.cpu --checkpoint $(DEMO)

@@ -218,16 +218,17 @@ class ServerConfig(EngineConfig):
         env="RTP_LLM_REQUEST_TIMEOUT",
     )
     timeout_keep_alive: int = option(75, help="seconds an idle connection is kept", group="server", minimum=1)
+    drain_seconds: int = option(
+        0,
+        help="seconds after SIGTERM in which /health says 503 and requests are still served, so that load balancers "
+        "leave before the port closes",
+        group="server",
+        minimum=0,
+        aliases=("frontend_pre_stop_drain_seconds",),
+    )
     shutdown_timeout: int = option(
         30, help="seconds that running requests get at shutdown; -1: 600", group="server", minimum=-1
     )
-    log_level: str = option(
-        "info",
-        help="least severe message to log",
-        group="server",
-        choices={"debug": "debug", "info": "info", "warning": "warning", "warn": "warning", "error": "error"},
-    )
-
     grpc_port: int = option(
         0,
         help="port of TEI's gRPC API, package tei.v1; 0: off",
@@ -270,6 +271,54 @@ class ServerConfig(EngineConfig):
         env="RTP_LLM_SSL_KEYFILE",
     )
 
+    log_level: str = option(
+        "info",
+        help="least severe message to log",
+        group="observability",
+        choices={"debug": "debug", "info": "info", "warning": "warning", "warn": "warning", "error": "error"},
+    )
+    log_format: str = option(
+        "text", help="a line of the log: text, or a JSON object", group="observability", choices=("text", "json")
+    )
+    log_requests: float = option(
+        0.0,
+        help="share of the requests that get a line in the log, 0 to 1; above 0, those that fail with status 500 or "
+        "more always do",
+        group="observability",
+        minimum=0,
+        maximum=1,
+    )
+    log_texts: bool = option(
+        False, help="show the beginning of the inputs in the lines of log_requests", group="observability"
+    )
+    otlp_endpoint: str = option(
+        "",
+        help="address of an OpenTelemetry collector, e.g. http://localhost:4318: traces are sent to it "
+        "(pip install 'rtp-llm[tracing]')",
+        group="observability",
+        env="OTEL_EXPORTER_OTLP_ENDPOINT",
+    )
+    otlp_traces_endpoint: str = option(
+        "",
+        help="the collector's address for traces in full, instead of otlp_endpoint with /v1/traces behind it",
+        group="observability",
+        env="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    )
+    otlp_protocol: str = option(
+        "http/protobuf",
+        help="how traces are sent",
+        group="observability",
+        choices=("http/protobuf", "grpc"),
+        env="OTEL_EXPORTER_OTLP_PROTOCOL",
+    )
+
+    @property
+    def traces_endpoint(self) -> str:
+        """Where traces are sent, in full; empty: nowhere."""
+        if self.otlp_traces_endpoint or not self.otlp_endpoint or self.otlp_protocol == "grpc":
+            return self.otlp_traces_endpoint or self.otlp_endpoint
+        return self.otlp_endpoint.rstrip("/") + "/v1/traces"
+
     @property
     def model_name(self) -> str:
         """The name clients see."""
@@ -286,7 +335,6 @@ IGNORED: dict[str, str] = {
     "concurrency_with_block": "requests wait in the queue up to max_queued_tokens in any case",
     "worker_info_port_num": _ONE_PROCESS,
     "frontend_server_count": _ONE_PROCESS,
-    "frontend_pre_stop_drain_seconds": "SIGTERM drains at once, within shutdown_timeout",
     "tp_size": _ONE_PROCESS, "dp_size": _ONE_PROCESS, "ep_size": _ONE_PROCESS, "world_size": _ONE_PROCESS,
     "world_rank": _ONE_PROCESS, "local_world_size": _ONE_PROCESS, "role_type": _ONE_PROCESS,
     "int8_mode": "--quantization int8 is the option here",

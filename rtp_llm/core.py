@@ -251,8 +251,9 @@ class Prefixes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Seconds spent in each stage of one request."""
+    """Seconds spent in each stage of one request, which started at `started_at` as time.perf_counter() counts."""
 
+    started_at: float = 0.0
     tokenize: float = 0.0
     queue: float = 0.0
     compute: float = 0.0
@@ -270,6 +271,7 @@ class Response:
     classify         fp32 [inputs, labels]
     custom           what the module made of all inputs together: None, bool, int, float, str, arrays, lists and dicts
 
+    `batch_rows` are the sequences of the step that computed the first of its inputs, 0 where none was needed.
     `num_tokens` and `input_ids` are what the model really read: after truncation, special tokens included.
     """
 
@@ -278,6 +280,7 @@ class Response:
     truncated: Sequence[bool]
     input_ids: Sequence[Int32Array] = ()
     timings: Timings = field(default_factory=Timings)
+    batch_rows: int = 0
 
     @property
     def total_tokens(self) -> int:

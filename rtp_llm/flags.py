@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import logging
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=EngineConfig)
 
 _TRUE, _FALSE = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off")
-_GROUPS = ("model", "hub", "compute", "batching", "server", "safety")
+_GROUPS = ("model", "hub", "compute", "batching", "server", "safety", "observability")
 _FLAG_NAME = re.compile(r"[\w-]+")
 _EPILOG = (
     "Flags may be written in any case, with _ or -; every option can also be set by the environment variable in\n"
@@ -176,7 +177,7 @@ def _add_options(parser: CommandParser, specs: Sequence[Field[Any]]) -> None:
             type=_converter(spec),
             action="append" if spec.type == tuple[str, ...] or spec.name in parser.repeated else "store",
             default=argparse.SUPPRESS,
-            metavar="BOOL" if is_bool else "N" if spec.type is int else "VALUE",
+            metavar="BOOL" if is_bool else "N" if spec.type in (int, float) else "VALUE",
             help=f"{_help(spec)}{default} [{environment_name(spec)}]".replace("%", "%%"),
             **extra,
         )
@@ -202,6 +203,14 @@ def _typed(spec: Field[Any], text: str) -> Any:
             return int(text)
         except ValueError:
             raise ConfigError(f"{spec.name}: {text!r} is not a whole number") from None
+    if spec.type is float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ConfigError(f"{spec.name}: {text!r} is not a number")
+        return number
     if spec.type == tuple[str, ...]:
         values = tuple(filter(None, map(str.strip, text.split(","))))
         if not values:

@@ -5,11 +5,16 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.errors import ConfigError, EngineFailure, RtpError
 from rtp_llm.flags import parse_serve
+from rtp_llm.observability import Observer
+from rtp_llm.observability.log_output import LogOutput
+from rtp_llm.observability.logs import JsonLines, RequestLog, set_up
+from rtp_llm.observability.tracing import Tracer
 from rtp_llm.served_models import ServedModel, served_models
 
 logger = logging.getLogger("rtp_llm")
@@ -19,37 +24,56 @@ _FIRST_CALLS = {
     TaskType.CUSTOM: ("/v1/custom", '{"input": ["hello", "hello world"], "extra": {}}'),
     TaskType.CLASSIFY: ("/v1/classifier", '{"input": ["hello"], "labels": true}'),
 }
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+_CLOSING = 30.0  # seconds for the step that is being computed
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "rtp_llm.start_server") -> None:
     """Parse, load, serve until SIGTERM or SIGINT; exits 2 for a wrong option, 1 where starting fails."""
-    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr)
+    output = set_up()
+    for library in ("httpx", "httpx2"):  # which log each call to the hub
+        logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger().setLevel(logging.INFO)
     config, given = parse_serve(sys.argv[1:] if argv is None else argv, os.environ, prog)
     logging.getLogger().setLevel(config.log_level.upper())
+    if config.log_format == "json":
+        output.setFormatter(JsonLines())
     try:
-        serve(config, served_models(config, given))
+        serve(config, served_models(config, given), output)
+    except KeyboardInterrupt:
+        logger.info("interrupted before the server was ready")
+        sys.exit(130)
     except RtpError as error:
         logger.error("%s", error.message)
         is_bad_value = isinstance(error, ConfigError) and error.param not in (None, "start_port", "grpc_port")
         sys.exit(2 if is_bad_value else 1)
 
 
-def serve(config: ServerConfig, models: Sequence[ServedModel]) -> None:
+def serve(config: ServerConfig, models: Sequence[ServedModel], output: LogOutput) -> None:
     """Load the models and answer HTTP, and gRPC, until told to stop; EngineFailure when the engine has ended itself."""
     from rtp_llm.engine.loading import load_engines
     from rtp_llm.server.app import check
     from rtp_llm.server.app import serve as serve_http
 
     check(config)
+    tracer = Tracer(config.traces_endpoint, config.otlp_protocol) if config.traces_endpoint else None
     engines = load_engines(models)
     device = engines[0].device
     # As a supervisor would end it: whoever waits is answered, and what follows exits with status 1.
     device.on_failure = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    output.on_lost = engines[0].metrics.observe_lost_lines
+    observers: list[Observer] = [tracer] if tracer else []
+    if config.log_requests:
+        observers.append(RequestLog(config.log_requests, with_texts=config.log_texts))
+    ended_in_order = False
     try:
-        serve_http(engines, config, on_ready=lambda: _announce([engine.info() for engine in engines], config))
+        announce = partial(_announce, [engine.info() for engine in engines], config)
+        ended_in_order = serve_http(engines, config, on_ready=announce, observers=observers)
     finally:
-        device.close()
+        device.close(timeout=_CLOSING if ended_in_order else 0)
+        if tracer is not None and ended_in_order:
+            tracer.close()
     if device.failure is not None:
         raise EngineFailure(f"{device.failure}: the server has ended, for whoever watches it to start it again")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rtp_llm.flags import flags_page
+from rtp_llm.observability.page import metrics_page
 from tests.real_server import ROOT, Running, free_port, running
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
@@ -46,6 +47,10 @@ def test_examples_run(language: str, code: str, server: Running, minilm: Path, t
 
 def test_flags_page_is_current() -> None:
     assert (ROOT / "docs" / "flags.md").read_text() == flags_page(), "make fix"
+
+
+def test_metrics_page_is_current() -> None:
+    assert (ROOT / "docs" / "metrics.md").read_text() == metrics_page(), "make fix"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -115,3 +115,19 @@ def test_the_python_api_checks_too() -> None:
 @pytest.mark.parametrize(("path", "name"), [("/models/bge-small/", "bge-small"), ("BAAI/bge-m3", "bge-m3")])
 def test_model_name_is_the_folder(path: str, name: str) -> None:
     assert ServerConfig(checkpoint_path=path).model_name == name
+
+
+@pytest.mark.parametrize(("given", "expected"), [("0", 0.0), ("0.25", 0.25), ("1", 1.0)])
+def test_a_share(given: str, expected: float) -> None:
+    assert parse_args(["/m", "--log_requests", given], {}).log_requests == expected
+
+
+@pytest.mark.parametrize("given", ["nan", "inf", "half", "-0.1", "1.1"])
+def test_what_is_no_share(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse_args(["/m", f"--log_requests={given}"], {})
+    assert "log_requests" in capsys.readouterr().err
+
+
+def test_the_originals_time_to_drain() -> None:
+    assert parse_args(["/m", "--frontend_pre_stop_drain_seconds", "7"], {}).drain_seconds == 7

@@ -39,7 +39,8 @@ DOORS = {  # library -> the only files that may import it
     "uvicorn": {"server/"},
     "grpc": {"server/grpc/"},
     "google": {"server/grpc/"},
-    "prometheus_client": {"observability.py"},
+    "prometheus_client": {"observability/metrics.py"},
+    "opentelemetry": {"observability/tracing.py"},
     "huggingface_hub": {"checkpoint/hub.py"},
     "yaml": {"served_models.py"},
 }

@@ -24,6 +24,11 @@ _OTHER_FORMATS = ("onnx", "openvino", "coreml", "flax", "tf", "tensorflow", "ggu
 _NEVER = (*(f"{name}/*" for name in _OTHER_FORMATS), *(f"*/{name}/*" for name in _OTHER_FORMATS), "consolidated*")
 _PICKLES = "*pytorch_model*.bin"
 _LOG_SECONDS = 5.0
+# What a folder that cannot be written to fails with.
+_DISK = {
+    getattr(errno, name, 0)
+    for name in ("ENOSPC", "EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EFBIG", "EDQUOT", "EIO")
+}
 
 
 def resolve(config: EngineConfig, progress: bool = True) -> Path:
@@ -168,8 +173,12 @@ def _translated(error: Exception, config: EngineConfig) -> CheckpointError:
     if isinstance(error, CheckpointError):
         return error
     name, at = config.checkpoint_path, config.hf_endpoint or "the hub"
-    if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in _causes(error)):
+    failed = next((cause for cause in _causes(error) if getattr(cause, "errno", None) in _DISK), None)
+    if getattr(failed, "errno", None) == errno.ENOSPC:
         return CheckpointError(f"{name}: the disk is full; free some space or set download_dir to another disk")
+    if failed is not None:
+        folder = config.download_dir or "the hub library's cache (HF_HOME)"
+        return CheckpointError(f"{name} cannot be written to {folder}: {failed}; set download_dir to another folder")
     # The order matters: a gated repository is a kind of unknown one, and both are HTTP errors.
     known: tuple[tuple[type[Exception], str], ...] = (
         (errors.GatedRepoError, f"{name} is gated: accept its terms at {at}, then set hf_token (HF_TOKEN)"),

@@ -48,6 +48,7 @@ class Delivery:
             truncated=job.truncated,
             input_ids=job.input_ids,
             timings=job.timings(),
+            batch_rows=job.batch_rows,
         )
         self._metrics.observe_response(response)
         return response

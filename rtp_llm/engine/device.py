@@ -171,7 +171,7 @@ class Device:
         for group in grant.groups:
             for item in group:
                 if not item.owner.computing_at:
-                    item.owner.computing_at = now
+                    item.owner.computing_at, item.owner.batch_rows = now, len(grant.groups)
         return grant, late
 
     def _resolve(self, late: list[Job]) -> None:

@@ -22,12 +22,14 @@ class Job:
     belongs to an event loop and must be resolved on it. After `queued` starts counting, the object belongs to the
     engine's lock.
 
-    announced  tokens that are expected of inputs which have not been tokenised yet
-    model      the number of its model among those of the device
+    announced   tokens that are expected of inputs which have not been tokenised yet
+    batch_rows  sequences of the step that computes the first of its items
+    model       the number of its model among those of the device
     """
 
     __slots__ = (
         "announced",
+        "batch_rows",
         "cancelled",
         "computing_at",
         "error",
@@ -63,6 +65,7 @@ class Job:
         self.lane = lane
         self.model = model
         self.announced = 0
+        self.batch_rows = 0
         self.remaining = count
         self.queued_tokens = self.queued_items = self.total_tokens = 0
         self.cancelled = False
@@ -112,6 +115,7 @@ class Job:
         """Seconds by stage, up to now. Tokenising of later parts overlaps with computing in a large request."""
         now = time.perf_counter()
         return Timings(
+            started_at=self.started_at,
             tokenize=min(self.tokenized_at, self.computing_at) - self.started_at,
             queue=max(self.computing_at - self.tokenized_at, 0.0),
             compute=now - self.computing_at,

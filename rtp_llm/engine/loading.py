@@ -1,5 +1,6 @@
 """`load_engine` puts a checkpoint, a runtime and a tokeniser together; `load_engines` several, on one device."""
 
+import errno
 import logging
 import os
 import time
@@ -59,9 +60,9 @@ def load_engine(
             engine.warm_up()
     except RtpError:
         raise
-    except MemoryError as error:
-        raise ConfigError(f"{config.checkpoint_path}: there is not enough memory to load it") from error
     except Exception as error:  # the border: what no reader foresaw is still one line
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            raise ConfigError(f"{config.checkpoint_path}: there is not enough memory to load it") from error
         logger.debug("loading %s failed", config.checkpoint_path, exc_info=True)
         problem = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(

@@ -7,12 +7,14 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError
+from rtp_llm.observability import Observer
 from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.dispatch import Dispatcher
 from rtp_llm.server.protocol import Protocol
@@ -22,6 +24,7 @@ from rtp_llm.server.tls import check_certificate
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
+_LOOK_AGAIN = 0.05  # seconds between two looks for a second signal
 _UNLIMITED = 600  # seconds that shutdown_timeout=-1 stands for, as in the original
 _EVERYWHERE = ("0.0.0.0", "::", "")
 
@@ -55,14 +58,21 @@ def check_grpc() -> None:
 
 
 def serve(
-    engines: EngineLike | Sequence[EngineLike], config: ServerConfig, on_ready: Callable[[], None] | None = None
-) -> None:
+    engines: EngineLike | Sequence[EngineLike],
+    config: ServerConfig,
+    on_ready: Callable[[], None] | None = None,
+    observers: Sequence[Observer] = (),
+) -> bool:
     """Serve until SIGINT or SIGTERM, then let running requests end, for at most `config.shutdown_timeout` seconds.
 
-    `on_ready` is called once, when the socket accepts connections. ConfigError: the address cannot be listened on.
+    Before that, for `config.drain_seconds`, the server serves on and says that it is not healthy. A second signal ends
+    it at once -> False then.
+
+    `on_ready` is called once, when the socket accepts connections; `observers` are told of each request that has ended.
+    ConfigError: the address cannot be listened on.
     """
     listener = listen(config.host, config.start_port)
-    app = Dispatcher(engines, config)
+    app = Dispatcher(engines, config, observers)
     options = uvicorn.Config(
         app,
         http=Protocol,
@@ -78,9 +88,10 @@ def serve(
         ssl_certfile=config.ssl_certfile or None,
         ssl_keyfile=config.ssl_keyfile or None,
     )
-    server = _Server(options, app, config, on_ready)
+    server = _Server(options, app, config, on_ready, observers)
     with listener, _signals_end_here(app.keys.reload):
         server.run(sockets=[listener])
+    return not server.force_exit
 
 
 def _seconds_to_end(config: ServerConfig) -> int:
@@ -102,13 +113,24 @@ class _Server(uvicorn.Server):
     """uvicorn, with gRPC on the same event loop."""
 
     def __init__(
-        self, options: uvicorn.Config, app: Dispatcher, config: ServerConfig, on_ready: Callable[[], None] | None
+        self,
+        options: uvicorn.Config,
+        app: Dispatcher,
+        config: ServerConfig,
+        on_ready: Callable[[], None] | None,
+        observers: Sequence[Observer],
     ) -> None:
         super().__init__(options)
         self._on_ready = on_ready
         self._end_grpc: Callable[[], Awaitable[None]] | None = None
         self._app = app
         self._settings = config
+        self._observers = observers
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal ends the server in order, the second at once; uvicorn itself heeds only SIGINT twice."""
+        self.force_exit = self.should_exit
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self._settings.grpc_port:
@@ -120,15 +142,27 @@ class _Server(uvicorn.Server):
             self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._drain()
         ends = [super().shutdown(sockets)] + ([self._end_grpc()] if self._end_grpc else [])
         await asyncio.gather(*ends)
+
+    async def _drain(self) -> None:
+        """Serve on, for whoever has not heard yet; each answer is its connection's last, so that none is left idle."""
+        self._app.catalog.draining = True
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._settings.drain_seconds
+        if self._settings.drain_seconds:
+            logger.info("draining for %d s: /health says 503, requests are served", self._settings.drain_seconds)
+        while loop.time() < end and not self.force_exit:
+            await asyncio.sleep(_LOOK_AGAIN)
 
     async def _start_grpc(self, config: ServerConfig) -> Callable[[], Awaitable[None]]:
         from rtp_llm.server.grpc import GrpcServer
 
-        server = GrpcServer(self._app.catalog, config, self._app.admission, self._app.keys)
+        server = GrpcServer(self._app.catalog, config, self._app.admission, self._app.keys, self._observers)
         await server.start(config.grpc_port)
-        return lambda: server.stop(_seconds_to_end(config))
+        return lambda: server.stop(0 if self.force_exit else _seconds_to_end(config))
 
 
 @contextmanager

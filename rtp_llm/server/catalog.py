@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -9,7 +10,7 @@ from msgspec import Meta
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, TaskType
-from rtp_llm.errors import UnknownModel, UnsupportedTask
+from rtp_llm.errors import NotReady, UnknownModel, UnsupportedTask
 from rtp_llm.observability import Metrics
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.service import EngineLike
@@ -55,10 +56,13 @@ class Catalog:
     body's `model`, or by the header X-Model where its dialect knows no such field; and a request that says none goes to
     the first model that has a task for it. What a body's inputs look like never decides: the vectors of one client must
     come from one model.
+
+    draining  the server is about to end, and should get no more requests
     """
 
     def __init__(self, engines: Sequence[EngineLike]) -> None:
         self.engines = tuple(engines)
+        self.draining = False
 
     @property
     def default(self) -> EngineLike:
@@ -71,9 +75,27 @@ class Catalog:
         return [engine.metrics for engine in self.engines]
 
     def check_health(self) -> None:
-        """Raise NotReady, with the reason, while any model cannot answer."""
+        """Raise NotReady, with the reason, while any model cannot answer, or when no more requests should come."""
+        self._check_draining()
         for engine in self.engines:
             engine.check_health()
+
+    def watch_health(self) -> None:
+        """Each model's metrics tell from now on whether it can answer."""
+        for engine in self.engines:
+            engine.metrics.watch_health(partial(self._is_ready, engine))
+
+    def _check_draining(self) -> None:
+        if self.draining:
+            raise NotReady("the server is about to shut down: try another one")
+
+    def _is_ready(self, engine: EngineLike) -> bool:
+        try:
+            self._check_draining()
+            engine.check_health()
+        except NotReady:
+            return False
+        return True
 
     def find(self, name: str) -> EngineLike:
         """The model of this name or alias; UnknownModel lists those that there are."""

@@ -15,6 +15,7 @@ import msgspec
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, Response
 from rtp_llm.errors import RequestTooLarge
+from rtp_llm.observability import Answered
 from rtp_llm.server.body import decode
 from rtp_llm.server.catalog import Catalog, Service, Wanted
 from rtp_llm.server.errors import ErrorForm, Headers, openai_form
@@ -49,18 +50,9 @@ class Answerer(Route, Protocol):
 
 
 def answer_headers(request: Request, response: Response) -> Headers:
-    """RTP-LLM's usage and the browser's timings."""
-    tokens, timings = response.total_tokens, response.timings
-    stages = b"tokenize;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f, total;dur=%.3f" % (
-        timings.tokenize * 1e3,
-        timings.queue * 1e3,
-        timings.compute * 1e3,
-        timings.total * 1e3,
-    )
-    return [
-        (b"usage", b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens)),
-        (b"server-timing", stages),
-    ]
+    """RTP-LLM's usage; the exchange adds the browser's timings."""
+    tokens = response.total_tokens
+    return [(b"usage", b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +106,9 @@ class Dialect(Generic[Body]):
             rendered = await (asyncio.to_thread(b"".join, pieces) if self.render_on_thread else _join(pieces))
         finally:
             admission.leave()
-        engine.metrics.observe_encode(time.perf_counter() - began)
+        seconds_to_encode = time.perf_counter() - began
+        engine.metrics.observe_encode(seconds_to_encode)
+        exchange.answered.append(Answered(request, response, info.name, seconds_to_encode))
         return rendered, self.headers(request, response)
 
 

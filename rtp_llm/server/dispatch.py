@@ -4,6 +4,7 @@ POST routes that run the model are dispatched here, by path; everything else goe
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 from starlette.exceptions import HTTPException
@@ -15,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.errors import InvalidRequest, NotReady
-from rtp_llm.observability import CONTENT_TYPE, render
+from rtp_llm.observability import CONTENT_TYPE, Observer, render
 from rtp_llm.server import (
     classifier,
     cohere,
@@ -79,16 +80,20 @@ _CLIENT_LEFT = 499  # nginx's word for it; only the metrics see it
 class Dispatcher:
     """An ASGI callable that gives every request an id, an answer and a place in the metrics."""
 
-    def __init__(self, engines: EngineLike | Sequence[EngineLike], config: ServerConfig) -> None:
+    def __init__(
+        self, engines: EngineLike | Sequence[EngineLike], config: ServerConfig, observers: Sequence[Observer] = ()
+    ) -> None:
         self.catalog = catalog = Catalog(engines if isinstance(engines, Sequence) else [engines])
         self.admission = Admission(config)
         self.keys = KeyRing(config)
         self._cors = Cors(config.cors_origins)
+        self._observers = observers
         self._service = Service(catalog, config, self.admission)
         self._max_body_bytes, self._body_timeout = config.max_body_bytes, config.body_timeout
         own = [*pages.routes(), Route("/metrics", self._metrics)]
         parts = (openai.routes(catalog), rtp.routes(catalog), tei.get_routes(catalog, config), vllm.get_routes(), own)
         self.routes = [route for part in parts for route in part]
+        catalog.watch_health()
         self._router = Router(self.routes, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,7 +110,12 @@ class Dispatcher:
             await _respond_error(exchange, NotReady("the server is shutting down: try another one, or later"))
         except Exception as error:
             await _respond_error(exchange, error)
-        (exchange.metrics or self.catalog.default.metrics).observe_http(exchange.route, exchange.status)
+        metrics = exchange.metrics or self.catalog.default.metrics
+        metrics.observe_http(exchange.route, exchange.status, time.perf_counter() - exchange.started_at)
+        if self._observers:
+            seen = exchange.seen()
+            for observer in self._observers:
+                observer.observe(seen)
 
     async def _dispatch(self, exchange: Exchange) -> None:
         path = exchange.path.rstrip("/") or "/"

@@ -130,7 +130,7 @@ def error_headers(error: RtpError) -> Headers:
         return [(b"www-authenticate", b'Bearer realm="rtp-llm"')]
     if isinstance(error, MethodNotAllowed):
         return [(b"allow", error.allow.encode("latin-1"))]
-    if error.status == 413:
+    if error.status in (408, 413, 415):
         # Whatever is left of the body must not be read as the next request, nor be read at all.
         return [(b"connection", b"close")]
     return []

@@ -3,10 +3,11 @@
 import itertools
 import os
 import re
+import time
 
 from starlette.types import Message, Receive, Scope, Send
 
-from rtp_llm.observability import Metrics
+from rtp_llm.observability import Answered, Metrics, Seen, server_timing
 from rtp_llm.server.cors import Cors
 from rtp_llm.server.errors import ErrorForm, Headers, openai_form
 
@@ -25,12 +26,14 @@ class Exchange:
     """A request's headers, its channels, and what has been sent of its answer.
 
     `status` is 0 until the answer starts; `route` is the path's template, and `metrics` are those of the model that was
-    asked, once it is known; `error_form` tells failures.
+    asked, once it is known; `error_form` tells failures;
+    `answered` is what the engine has answered.
     """
 
     __slots__ = (
         "_cors",
         "_send",
+        "answered",
         "error_form",
         "headers",
         "method",
@@ -40,11 +43,14 @@ class Exchange:
         "request_id",
         "route",
         "scope",
+        "started_at",
         "status",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, cors: Cors | None = None) -> None:
         self._cors = cors or Cors()
+        self.started_at = time.perf_counter()
+        self.answered: list[Answered] = []
         self.scope = scope
         self.method: str = scope["method"]
         self.path: str = scope["path"]
@@ -71,8 +77,24 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": sized})
         await self._send({"type": "http.response.body", "body": body})
 
+    def seen(self) -> Seen:
+        """The exchange, now that it has ended."""
+        return Seen(
+            request_id=self.request_id,
+            method=self.method,
+            route=self.route,
+            status=self.status,
+            started_at=self.started_at,
+            seconds=time.perf_counter() - self.started_at,
+            answered=self.answered,
+            headers=self.headers,
+        )
+
     def _common(self) -> Headers:
-        return [(b"x-request-id", self.request_id.encode("latin-1")), *self._cors.headers(self.headers)]
+        common = [(b"x-request-id", self.request_id.encode("latin-1")), *self._cors.headers(self.headers)]
+        if self.answered:
+            common.append((b"server-timing", server_timing(self.answered)))
+        return common
 
     async def respond_to_options(self) -> None:
         """Answer a preflight without asking the router."""

@@ -9,9 +9,16 @@ from starlette.routing import Route
 
 from rtp_llm.server.catalog import Catalog
 
-# Load balancers and deployment systems of the original ask under these names.
-HEALTH_PATHS = ("/health", "/health_check", "/status", "/GraphService/cm2_status", "/SearchService/cm2_status")
-LIVENESS_PATHS = ("/liveness", "/frontend_health")
+# Load balancers, orchestrators and the original's deployment systems ask under these names.
+HEALTH_PATHS = (
+    "/health",
+    "/ready",
+    "/health_check",
+    "/status",
+    "/GraphService/cm2_status",
+    "/SearchService/cm2_status",
+)
+LIVENESS_PATHS = ("/live", "/liveness", "/frontend_health")
 _METHODS = ["GET", "POST"]
 
 

@@ -121,3 +121,47 @@ def test_many_clients_that_leave(server: Faulty) -> None:
         server.runtime.gate.set()
         assert stays.result().status_code == 200
     assert server.works() and len(server.runtime.batches) - computed <= 2
+
+
+def test_a_head_of_megabytes_is_refused(server: Faulty) -> None:
+    with connect(server.port) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Much: " + b"a" * (2 << 20))
+        received = read_all(connection)
+        assert received.startswith(b"HTTP/1.1 431") and b"connection: close" in received
+    assert server.works()
+
+
+def test_a_body_drop_by_drop_is_given_up() -> None:
+    with running_server(FakeEngine(), replace(CONFIG, body_timeout=1)) as address, connect(address.port) as connection:
+        head, _, body = REQUEST.partition(b"\r\n\r\n")
+        connection.sendall(head + b"\r\n\r\n")
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            for byte in body[:-1]:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.1)
+        received = read_all(connection)
+        assert received.startswith(b"HTTP/1.1 408") and time.monotonic() - began < 5
+
+
+def test_a_stream_whose_client_is_killed_frees_the_queue(server: Faulty) -> None:
+    """gRPC: the connection breaks in the middle of a stream of texts; HTTP over the same engine goes on."""
+    grpc = pytest.importorskip("grpc")
+    proto = pytest.importorskip("rtp_llm.server.grpc.proto")
+    from tests.server.grpc.conftest import Loop
+    from tests.server.grpc.conftest import serving as serving_grpc
+
+    loop = Loop()
+    try:
+        with serving_grpc(loop, server.engine, CONFIG) as address:
+            channel = grpc.insecure_channel(address)
+            call = channel.stream_stream("/tei.v1.Embed/EmbedStream")
+            request = proto.message("EmbedRequest")(inputs="a").SerializeToString()
+            answers = call(request for _ in range(10_000))
+            assert next(answers)
+            channel.close()
+            values = server.engine.metrics.registry.get_sample_value
+            wait_until(lambda: values("rtp_llm_requests_in_flight", {"lane": "interactive"}) == 0)
+            assert server.works()
+    finally:
+        loop.close()

@@ -1,7 +1,8 @@
 """One RPC: bytes -> message -> the engine -> message, with the border at which every failure becomes a status."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -22,7 +23,7 @@ from rtp_llm.errors import (
     UnknownModel,
     UnsupportedTask,
 )
-from rtp_llm.observability import Metrics
+from rtp_llm.observability import Answered, Metrics, Observer, Seen
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.catalog import Catalog, one_of
 from rtp_llm.server.errors import as_rtp_error
@@ -38,11 +39,15 @@ Result = TypeVar("Result")
 
 @dataclass(slots=True)
 class Rpc:
-    """One call: its id, its metadata, and the metrics of the model that was asked, once it is known."""
+    """One call: its id, its metadata, and the metrics of the model that was asked, once it is known.
+
+    `answered` is the engine's answer to a call of one message; a stream may have any number, and keeps none.
+    """
 
     id: str
     metadata: dict[bytes, bytes]
     metrics: Metrics | None = None
+    answered: Sequence[Answered] = ()
 
 
 # Answers one message of an RPC.
@@ -76,10 +81,13 @@ class Scored(NamedTuple):
 class Calls:
     """Makes the handlers of RPCs; each RPC gets an id, a status and a place in the metrics."""
 
-    def __init__(self, catalog: Catalog, config: ServerConfig, admission: Admission) -> None:
+    def __init__(
+        self, catalog: Catalog, config: ServerConfig, admission: Admission, observers: Sequence[Observer] = ()
+    ) -> None:
         self._catalog = catalog
         self._config = config
         self._admission = admission
+        self._observers = observers
         self.leaving = asyncio.Event()
         self._running: set[asyncio.Task[Any]] = set()
         self._over = False
@@ -136,7 +144,10 @@ class Calls:
             rpc.metrics = engine.metrics
             request = replace(request, request_id=rpc.id)
             response = await self._run(engine, request, len(received), patient=patient)
+            began = time.perf_counter()
             reply = call.render(body, response, info)
+            if not patient:
+                rpc.answered = [Answered(request, response, info.name, time.perf_counter() - began)]
             _fill(reply.metadata, _characters(request), response.total_tokens, response.timings)
             return reply
 
@@ -160,8 +171,9 @@ class Calls:
     @asynccontextmanager
     async def border(self, path: str, context: Context) -> AsyncIterator[Rpc]:
         """Around an RPC: tells what it is; whatever is raised inside leaves as a status, without internals."""
-        metadata = {as_bytes(name): as_bytes(value) for name, value in context.invocation_metadata() or ()}
+        metadata = as_headers(context.invocation_metadata() or ())
         rpc, status = Rpc(choose_id(metadata.get(b"x-request-id")), metadata), _CLIENT_LEFT
+        started_at = time.perf_counter()
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
@@ -180,7 +192,20 @@ class Calls:
             await _abort(context, _code(error), shown, rpc.id)
         finally:
             self._running.discard(task)
-            (rpc.metrics or self._catalog.default.metrics).observe_http(path, status)
+            seconds = time.perf_counter() - started_at
+            (rpc.metrics or self._catalog.default.metrics).observe_http(path, status, seconds)
+            seen = Seen(
+                request_id=rpc.id,
+                method="gRPC",
+                route=path,
+                status=status,
+                started_at=started_at,
+                seconds=seconds,
+                answered=rpc.answered,
+                headers=rpc.metadata,
+            )
+            for observer in self._observers:
+                observer.observe(seen)
 
     async def _run(self, engine: EngineLike, request: Request, num_bytes: int, *, patient: bool) -> Response:
         self._admission.check_size(request, num_bytes)
@@ -318,8 +343,12 @@ def _code(error: Exception) -> Any:
     return _CODES.get(status, grpc.StatusCode.INTERNAL) if isinstance(status, int) else grpc.StatusCode.INTERNAL
 
 
-def as_bytes(value: str | bytes) -> bytes:
-    """A name or a value of metadata, as HTTP's headers are."""
+def as_headers(metadata: Iterable[tuple[str, str | bytes]]) -> dict[bytes, bytes]:
+    """An RPC's metadata, as HTTP has its headers."""
+    return {_bytes(name): _bytes(value) for name, value in metadata}
+
+
+def _bytes(value: str | bytes) -> bytes:
     return value if isinstance(value, bytes) else value.encode("latin-1", "replace")
 
 

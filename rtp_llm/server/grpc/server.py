@@ -1,7 +1,7 @@
 """The gRPC server: tei.v1, health and reflection on one port, on the event loop that HTTP runs on."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -10,11 +10,12 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError, Unauthorized
+from rtp_llm.observability import Observer
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.grpc import tei
-from rtp_llm.server.grpc.calls import Answer, Calls, Context, as_bytes
+from rtp_llm.server.grpc.calls import Answer, Calls, Context, as_headers
 from rtp_llm.server.grpc.health import Health
 from rtp_llm.server.grpc.proto import Message, pool, services
 from rtp_llm.server.service import EngineLike
@@ -29,10 +30,17 @@ _OPEN = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 class GrpcServer:
     """One server's RPCs; made, started and stopped on the event loop."""
 
-    def __init__(self, catalog: Catalog, config: ServerConfig, admission: Admission, keys: KeyRing) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        config: ServerConfig,
+        admission: Admission,
+        keys: KeyRing,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self._catalog = catalog
         self._config = config
-        self._calls = Calls(catalog, config, admission)
+        self._calls = Calls(catalog, config, admission, observers)
         options = [
             ("grpc.max_receive_message_length", config.max_body_bytes),
             ("grpc.max_send_message_length", -1),
@@ -114,7 +122,7 @@ class _KeyCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if details.method.startswith(_OPEN):
             return await continuation(details)
         try:
-            self._keys.check_key({as_bytes(name): as_bytes(value) for name, value in details.invocation_metadata})
+            self._keys.check_key(as_headers(details.invocation_metadata))
         except Unauthorized as error:
             return self._refuse(error)
         return await continuation(details)

@@ -1,7 +1,7 @@
-"""What the process tells of itself: Prometheus metrics in one registry, observed in one place each."""
+"""Prometheus metrics, in one registry, observed in one place each."""
 
 from collections.abc import Callable, Iterator, Sequence, Sized
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -30,6 +30,15 @@ class Cache(Sized, Protocol):
     """Results that are kept."""
 
     num_bytes: int
+
+
+class Described(NamedTuple):
+    """A metric as its page tells of it; the name is the one that is exposed."""
+
+    name: str
+    kind: str
+    labels: Sequence[str]
+    help: str
 
 
 class _Joined(Collector):
@@ -61,10 +70,14 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.described: list[Described] = []
         self._model_name = ""
         # Memory, processor time and open files, under the names that all Prometheus clients use: process_...
         ProcessCollector(registry=self.registry)
         self._requests = self._counter("requests", "HTTP requests by route and status", "route", "status", "model")
+        self._seconds = self._histogram(
+            "request_seconds", "Seconds from a request's head to the end of its answer", _SECONDS, "route"
+        )
         self._stage = self._histogram("stage_seconds", "Seconds of a request by stage", _SECONDS, "stage")
         self._tokens = self._counter("tokens", "Tokens read by the model")
         self._inputs = self._counter("inputs", "Inputs answered")
@@ -87,17 +100,29 @@ class Metrics:
         self._model = self._gauge(
             "model_info", "The loaded model", "name", "model_type", "backend", "instruction_set", "dtype"
         )
+        self._drain_rate = self._gauge(
+            "drain_tokens_per_second", "Tokens that the device computes in a second when it is busy"
+        )
+        self._cache_bytes = self._gauge("cache_bytes", "Bytes of results that are kept")
+        self._cache_entries = self._gauge("cache_entries", "Results that are kept")
+        self._ready = self._gauge("ready", "1 while requests can be answered, as /health says")
+        self._lost_lines = self._counter("lost_log_lines", "Lines of the log that could not be written, or not in time")
         # NOTE: `labels` takes 3 us a call, so its results are kept.
         self._exchanges: dict[tuple[str, int], Counter] = {}
+        self._routes: dict[str, Histogram] = {}
         self._stages = {stage: self._stage.labels(stage) for stage in _STAGES}
 
-    def observe_http(self, route: str, status: int) -> None:
+    def observe_http(self, route: str, status: int, seconds: float) -> None:
         """An HTTP exchange has ended; `route` is the path's template, never the path itself."""
         counter = self._exchanges.get((route, status))
         if counter is None:
             labels = (route, str(status), self._model_name)
             counter = self._exchanges[route, status] = self._requests.labels(*labels)
         counter.inc()
+        histogram = self._routes.get(route)
+        if histogram is None:
+            histogram = self._routes[route] = self._seconds.labels(route)
+        histogram.observe(seconds)
 
     def observe_encode(self, seconds: float) -> None:
         """An answer has been written."""
@@ -155,13 +180,20 @@ class Metrics:
 
     def watch_drain_rate(self, tokens_per_second: Callable[[], float]) -> None:
         """Publish how fast the device works."""
-        gauge = self._gauge("drain_tokens_per_second", "Tokens that the device computes in a second when it is busy")
-        gauge.set_function(tokens_per_second)
+        self._drain_rate.set_function(tokens_per_second)
 
     def watch_cache(self, cache: Cache) -> None:
         """Publish what the result cache holds."""
-        self._gauge("cache_bytes", "Bytes of results that are kept").set_function(lambda: cache.num_bytes)
-        self._gauge("cache_entries", "Results that are kept").set_function(lambda: len(cache))
+        self._cache_bytes.set_function(lambda: cache.num_bytes)
+        self._cache_entries.set_function(lambda: len(cache))
+
+    def watch_health(self, is_ready: Callable[[], bool]) -> None:
+        """Publish whether requests can be answered."""
+        self._ready.set_function(lambda: float(is_ready()))
+
+    def observe_lost_lines(self, count: int) -> None:
+        """Lines of the log have been given up."""
+        self._lost_lines.inc(count)
 
     def describe_model(self, info: ModelInfo) -> None:
         """Publish the loaded model as labels."""
@@ -178,10 +210,16 @@ class Metrics:
         return self._model_name
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        self._describe(f"{name}_total", "counter", labels, help)
         return Counter(f"rtp_llm_{name}", help, labels, registry=self.registry)
 
     def _gauge(self, name: str, help: str, *labels: str) -> Gauge:
+        self._describe(name, "gauge", labels, help)
         return Gauge(f"rtp_llm_{name}", help, labels, registry=self.registry)
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        self._describe(name, "histogram", labels, help)
         return Histogram(f"rtp_llm_{name}", help, labels, buckets=buckets, registry=self.registry)
+
+    def _describe(self, name: str, kind: str, labels: tuple[str, ...], help: str) -> None:
+        self.described.append(Described(f"rtp_llm_{name}", kind, labels, help))

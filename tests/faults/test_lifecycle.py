@@ -1,0 +1,216 @@
+"""From start to end: when the port opens, how a signal drains, what a second does, and what cannot start says why."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.checkpoint.hub_server import Repository, serve
+from tests.real_server import ROOT, free_port, launch, running
+from tests.server.conftest import wait_until
+from tests.server.process import process
+
+pytestmark = pytest.mark.faults
+
+BODY = {"input": "a"}
+
+
+def get(port: int, path: str) -> httpx.Response:
+    return httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False, timeout=10)
+
+
+def post(port: int) -> httpx.Response:
+    return httpx.post(f"http://127.0.0.1:{port}/v1/embeddings", json=BODY, trust_env=False, timeout=30)
+
+
+def test_the_port_opens_when_requests_can_be_answered(tiny_bert: Path, tmp_path: Path) -> None:
+    port = free_port()
+    child = launch([str(tiny_bert), "--port", str(port)], tmp_path / "log")
+    try:
+        refused, first = 0, None
+        while first is None:
+            try:
+                first = post(port)
+            except httpx.ConnectError:
+                refused += 1
+                time.sleep(0.01)
+        assert refused > 0 and first.status_code == 200
+        assert get(port, "/health").status_code == get(port, "/live").status_code == 200
+    finally:
+        child.terminate()
+        assert child.wait(20) == 0
+
+
+def test_draining_serves_on_and_says_so() -> None:
+    port = free_port()
+    with process(start_port=port, drain_seconds=3) as child:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10) as kept:
+            assert "connection" not in kept.post("/v1/embeddings", json=BODY).headers
+            child.send_signal(signal.SIGTERM)
+            wait_until(lambda: get(port, "/health").status_code == 503)
+            health = get(port, "/health")
+            assert health.headers["retry-after"] == "1" and "about to shut down" in health.text
+            assert get(port, "/live").status_code == 200
+            assert 'rtp_llm_ready{model=""} 0.0' in get(port, "/metrics").text
+            for answer in (kept.post("/v1/embeddings", json=BODY), post(port)):
+                assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        assert child.communicate(timeout=20) == ("ended\n", "")
+        with pytest.raises(httpx.ConnectError):
+            post(port)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("drain_seconds", [0, 60])
+def test_a_second_signal_stops_at_once(number: signal.Signals, drain_seconds: int) -> None:
+    port = free_port()
+    with process(60, start_port=port, drain_seconds=drain_seconds, shutdown_timeout=60) as child:
+        answers: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: answers.append(post(port)))
+        thread.start()
+        wait_until(lambda: 'rtp_llm_ready{model=""} 1.0' in get(port, "/metrics").text)
+        child.send_signal(number)
+        time.sleep(0.3)
+        assert child.poll() is None
+        began = time.monotonic()
+        child.send_signal(number)
+        assert child.wait(5) == 0 and time.monotonic() - began < 3
+        thread.join()
+    assert answers[0].status_code == 503 and "shutting down" in answers[0].text
+
+
+def test_a_second_signal_does_not_wait_for_a_long_step(tiny_bert: Path, tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log"
+    code = (
+        "import sys, time\nfrom rtp_llm.runtime.cpu import CpuRuntime\nfrom rtp_llm.start_server import main\n"
+        "run = CpuRuntime.run\n"
+        "CpuRuntime.run = lambda *given: (time.sleep(60 * (len(given[1]) == 7)), run(*given))[1]\n"
+        "main(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", code, str(tiny_bert), "--port", str(port), "--host", "127.0.0.1"]
+    with log.open("wb") as stream:
+        child = subprocess.Popen(command, stderr=stream, cwd=ROOT)
+    try:
+        wait_until(lambda: "ready on" in log.read_text(), 60)
+        answers: list[httpx.Response] = []
+        url, body = f"http://127.0.0.1:{port}/v1/embeddings", {"input": [[n] for n in range(7)]}
+        thread = threading.Thread(target=lambda: answers.append(httpx.post(url, json=body, trust_env=False)))
+        thread.start()
+        time.sleep(0.3)
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        child.send_signal(signal.SIGTERM)
+        child.wait(5)
+        thread.join()
+    finally:
+        child.kill()
+        child.wait()
+    assert "Traceback" not in log.read_text() and answers[0].status_code == 503
+
+
+def test_an_interrupt_before_the_server_is_ready(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom rtp_llm.engine import loading\nfrom rtp_llm.start_server import main\n"
+        "loading.load_engines = lambda *_: (print('loading', flush=True), time.sleep(60))\nmain(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), "--port", "0", "--host", "127.0.0.1"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert child.stdout is not None and child.stdout.readline() == "loading\n"
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=10)
+    assert child.returncode == 130 and "interrupted before the server was ready" in errors and "Trace" not in errors
+
+
+def starts_badly(arguments: list[str], before: Callable[[], Any] | None = None, **environ: str) -> str:
+    """The last line that a server says which exits with status 1, and without a traceback."""
+    command = [sys.executable, "-m", "rtp_llm.start_server", *arguments, "--port", "0", "--host", "127.0.0.1"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "NO_PROXY": "127.0.0.1", **environ},
+        preexec_fn=before,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    return next(line for line in reversed(done.stderr.splitlines()) if line)
+
+
+def test_no_memory(minilm: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (256 << 20, 256 << 20))
+
+    line = starts_badly([str(minilm)], limit, OPENBLAS_NUM_THREADS="1")
+    assert "ERROR rtp_llm" in line and ("not enough memory" in line or "Cannot allocate memory" in line)
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/full"])
+def test_a_home_that_cannot_be_written_to(home: str, tiny_bert: Path, tmp_path: Path) -> None:
+    """What is on the disk is served all the same; what must be fetched has nowhere to go."""
+    environ = {"HOME": home, "XDG_CACHE_HOME": f"{home}/cache", "HF_HOME": f"{home}/hub", "TMPDIR": home}
+    port = free_port()
+    with running([str(tiny_bert), "--port", str(port)], tmp_path / "log", port, **environ):
+        assert post(port).status_code == 200
+    repository = Repository({"main": {"config.json": b"{}", "model.safetensors": b"x" * 1000}})
+    with serve({"org/model": repository}) as hub:
+        line = starts_badly(["org/model", "--hf_endpoint", hub.endpoint], None, **environ)
+    assert "ERROR rtp_llm: org/model cannot be written to" in line and "set download_dir" in line
+
+
+def test_a_full_disk_while_fetching(tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    repository = Repository({"main": {"config.json": b"{}", "model.safetensors": b"x" * 1_000_000}})
+    with serve({"org/model": repository}) as hub:
+        arguments = ["org/model", "--hf_endpoint", hub.endpoint, "--download_dir", str(tmp_path)]
+        line = starts_badly(arguments, limit)
+    assert f"ERROR rtp_llm: org/model cannot be written to {tmp_path}" in line
+
+
+def test_a_log_on_a_full_disk(tiny_bert: Path) -> None:
+    """Every line is lost, and every request is answered."""
+    port = free_port()
+    command = [sys.executable, "-m", "rtp_llm.start_server", str(tiny_bert), "--port", str(port), "--log_requests", "1"]
+    with open("/dev/full", "wb") as full:
+        child = subprocess.Popen([*command, "--host", "127.0.0.1"], stderr=full, cwd=ROOT)
+    check_serving(child, port)
+
+
+def test_a_log_whose_reader_has_gone(tiny_bert: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "rtp_llm.start_server", str(tiny_bert), "--port", str(port), "--log_requests", "1"]
+    child = subprocess.Popen([*command, "--host", "127.0.0.1"], stderr=subprocess.PIPE, cwd=ROOT)
+    assert child.stderr is not None
+    child.stderr.close()
+    check_serving(child, port)
+
+
+def check_serving(child: "subprocess.Popen[bytes]", port: int) -> None:
+    def ready() -> bool:
+        try:
+            return get(port, "/health").status_code == 200
+        except httpx.ConnectError:
+            time.sleep(0.05)
+            return False
+
+    try:
+        wait_until(ready, 60)
+        assert [post(port).status_code for _ in range(20)] == [200] * 20
+        lost = next(line for line in get(port, "/metrics").text.splitlines() if line.startswith("rtp_llm_lost_log"))
+        assert float(lost.split()[1]) >= 20
+        child.terminate()
+        assert child.wait(20) == 0
+    finally:
+        child.kill()
+        child.wait()
