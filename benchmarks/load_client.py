@@ -31,6 +31,7 @@ class Plan:
 
     rate         requests a second in the mean; 0: closed loop
     connections  at once, at most
+    limit        requests after which a closed loop ends before its time
     """
 
     requests: Sequence[bytes]
@@ -38,6 +39,7 @@ class Plan:
     seconds: float
     rate: float = 0.0
     seed: int = 0
+    limit: int | None = None
 
 
 @dataclass
@@ -142,7 +144,7 @@ class _Run:
 
     def __init__(self, plan: Plan, port: int) -> None:
         self._plan, self._port = plan, port
-        self._requests = cycle(plan.requests)
+        self._requests = islice(cycle(plan.requests), plan.limit)
         self._epoll = select.epoll()
         self._open: dict[int, _Channel] = {}
         self._idle: list[_Channel] = []
@@ -170,15 +172,13 @@ class _Run:
         return Seen(np.array(self._latencies), dict(+self._statuses), seconds, lateness, cpu)
 
     def _closed_loop(self, end: float) -> None:
-        for _ in range(self._plan.connections):
-            self._send(time.perf_counter())
-        while self._busy:
-            now = time.perf_counter()
-            if now > end + _GRACE:
-                return
-            for _ in range(self._poll(1.0)):
-                if (now := time.perf_counter()) < end:
-                    self._send(now)
+        for request in islice(self._requests, self._plan.connections):
+            self._send(time.perf_counter(), request)
+        while self._busy and time.perf_counter() < end + _GRACE:
+            free = self._poll(1.0)
+            if time.perf_counter() < end:
+                for request in islice(self._requests, free):
+                    self._send(time.perf_counter(), request)
 
     def _open_loop(self, begin: float, end: float) -> None:
         arrivals = _poisson(begin, end, self._plan.rate, self._plan.seed)
@@ -190,14 +190,14 @@ class _Run:
                 due = next(arrivals, None)
             while self._waiting and self._busy < self._plan.connections:
                 self._lateness.append(now - self._waiting[0])
-                self._send(self._waiting.popleft())
+                self._send(self._waiting.popleft(), next(self._requests))
             if now > end + _GRACE:
                 return
             self._poll(max(due - time.perf_counter(), 0.0) if due is not None else 1.0)
 
-    def _send(self, due: float) -> None:
+    def _send(self, due: float, request: bytes) -> None:
         channel = self._idle.pop() if self._idle else self._connect()
-        channel.due, channel.unsent, channel.answered = due, memoryview(next(self._requests)), False
+        channel.due, channel.unsent, channel.answered = due, memoryview(request), False
         self._busy += 1
         self._write(channel)
 
