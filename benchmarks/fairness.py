@@ -13,7 +13,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from benchmarks import checkpoints, corpus, report
-from benchmarks.load import latencies
+from benchmarks.load import latencies, shown
 from benchmarks.load_client import LoadClient, Plan, Seen, http_request
 from benchmarks.peers.process import pin
 from benchmarks.server_process import ServerProcess, body
@@ -27,9 +27,9 @@ class Stretch:
     """Milliseconds of the queries, and what the job had meanwhile."""
 
     name: str
-    p50_ms: float
-    p99_ms: float
-    p999_ms: float
+    p50_ms: float | None
+    p99_ms: float | None
+    p999_ms: float | None
     queries: int
     bulk_texts: int
     bulk_texts_per_second: float
@@ -43,13 +43,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = report.machine()
     print(report.describe(facts))
     stretches, batch_ms = measure(arguments, checkpoint)
-    idle, beside = stretches[0], stretches[1]
-    limit = 2 * idle.p99_ms + batch_ms
-    rows = [[str(value) if isinstance(value, (str, int)) else f"{value:.2f}" for value in asdict(s).values()]
-            for s in stretches]  # fmt: skip
-    print(report.table(tuple(asdict(idle)), rows))
-    verdict = "held" if beside.p99_ms <= limit else "missed"
-    print(f"mean batch beside the job {batch_ms:.1f} ms; p99 {beside.p99_ms:.1f} <= {limit:.1f} ms: {verdict}")
+    rows = [
+        [s.name, *(shown(ms) for ms in (s.p50_ms, s.p99_ms, s.p999_ms))]
+        + [f"{s.queries}", f"{s.bulk_texts}", f"{s.bulk_texts_per_second:.0f}", f"{s.not_200}"]
+        for s in stretches
+    ]
+    headers = ("", "p50 ms", "p99 ms", "p99.9 ms", "queries", "bulk texts", "bulk texts/s", "not 200")
+    print(report.table(headers, rows))
+    idle, beside = (stretch.p99_ms for stretch in stretches)
+    if idle is None or beside is None:
+        raise SystemExit("too few queries for a p99: raise --rate or --seconds")
+    limit = 2 * idle + batch_ms
+    verdict = "held" if beside <= limit else "missed"
+    print(f"mean batch beside the job {batch_ms:.1f} ms; p99 {beside:.1f} <= {limit:.1f} ms: {verdict}")
     result = {"benchmark": "fairness", "machine": facts, "batch_ms": batch_ms, "limit_ms": limit, "verdict": verdict}
     report.finish(result | {"stretches": [asdict(stretch) for stretch in stretches]}, arguments.json)
 

@@ -58,10 +58,10 @@ class Seen:
     lateness: float
     cpu_seconds: float
 
-    def percentile(self, share: float) -> float:
-        """Milliseconds; NaN without answers, or with too few for this percentile to be one."""
+    def percentile(self, share: float) -> float | None:
+        """Milliseconds; None without answers, or with too few for this percentile to be one."""
         if len(self.latencies) * (1 - share) < 1:
-            return float("nan")
+            return None
         return float(np.quantile(self.latencies, share, method="higher")) * 1e3
 
     @property

@@ -17,7 +17,8 @@ def plot_latencies(windows: Sequence[Mapping[str, Any]], folder: Path) -> None:
             rows = [window for window in own if window["server"] == server]
             for key in ("p50_ms", "p99_ms"):
                 label = f"{server} {key.removesuffix('_ms')}"
-                lines[label] = ([row["offered"] for row in rows], [row[key] for row in rows])
+                known = [row for row in rows if row[key] is not None]
+                lines[label] = ([row["offered"] for row in known], [row[key] for row in known])
         plot(lines, folder / f"load-{mix}.png", mix, "requests/s offered", "ms")
 
 

@@ -78,7 +78,7 @@ def test_an_open_loop_counts_the_wait_for_a_slow_server() -> None:
     with server(delay=0.02) as port:
         seen = run(port, 1, 0.3, rate=100.0)
     assert seen.statuses[200] == len(list(_poisson(0.0, 0.3, 100.0, 0)))
-    assert seen.latencies[-1] > 0.1 and seen.percentile(0.5) > 40
+    assert seen.latencies[-1] > 0.1 and np.median(seen.latencies) > 0.04
 
 
 def test_arrivals_are_random_but_the_same_each_time() -> None:
@@ -90,4 +90,4 @@ def test_arrivals_are_random_but_the_same_each_time() -> None:
 
 def test_a_percentile_of_too_few_answers_is_none() -> None:
     seen = Seen(np.ones(500), {200: 500}, 1.0, 0.0, 0.0)
-    assert seen.percentile(0.99) == 1000 and np.isnan(seen.percentile(0.999))
+    assert seen.percentile(0.99) == 1000 and seen.percentile(0.999) is None
