@@ -86,8 +86,9 @@ def random_long(num_layers: int = 2, models: Path = MODELS) -> Path:
     from transformers import XLMRobertaConfig, XLMRobertaModel, set_seed
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(minilm() / name, folder / name)
+    shutil.copy(minilm() / "tokenizer.json", folder)
+    tokenizer = json.loads((minilm() / "tokenizer_config.json").read_text()) | {"model_max_length": 8192}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     set_seed(0)
     config = XLMRobertaConfig(
         vocab_size=30522,

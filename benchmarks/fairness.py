@@ -81,8 +81,9 @@ def measure(arguments: argparse.Namespace, checkpoint: Path) -> tuple[list[Stret
         arguments.seconds,
         arguments.rate,
     )
-    around = cycle(texts[arguments.bulk].texts)
-    groups = [list(islice(around, _TEXTS_PER_REQUEST)) for _ in range(8)]
+    # Numbered, so that no two in flight are the same: identical texts are computed once, which is not to be measured.
+    around = (f"{number} {text}" for number, text in enumerate(cycle(texts[arguments.bulk].texts)))
+    groups = [list(islice(around, _TEXTS_PER_REQUEST)) for _ in range(2 * _IN_FLIGHT)]
     requests = [http_request("/v1/embeddings", body(group)) for group in groups]
     limit = arguments.bulk_texts // _TEXTS_PER_REQUEST
     job = Plan(requests, _IN_FLIGHT, 600.0, limit=limit)

@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def by_texts() -> list[Point]:
     """Requests of more and more short texts."""
     checkpoint = checkpoints.minilm()
-    texts = cycle(corpus.load(checkpoint)["short"].texts)
+    # Numbered, since identical texts are computed once.
+    texts = (f"{number} {text}" for number, text in enumerate(cycle(corpus.load(checkpoint)["short"].texts)))
     bodies = {count: body(list(islice(texts, count))) for count in _COUNTS}
     with ServerProcess(checkpoint, "--max_client_batch_size", f"{_COUNTS[-1]}") as server:
         return measure(server, bodies)

@@ -72,6 +72,7 @@ class Window:
     loop_us: float
     server_us: float
     client_cores: float
+    other_cores: float
     lateness_ms: float
 
 
@@ -130,7 +131,7 @@ def engine_speed(checkpoint: Path, mixes: list[Mix], num_threads: int, seconds: 
     """By mix: texts a second of `Model.embed`, and its CPU microseconds a text."""
     speeds = {}
     texts = {mix.name: [text for group in mix.groups for text in group][:_ENGINE_TEXTS] for mix in mixes}
-    with closing(EngineProcess(OURS, Setup(checkpoint, checkpoints.MODELS, num_threads=num_threads), texts)) as engine:
+    with closing(EngineProcess(OURS, Setup(checkpoint, checkpoints.MODELS, 0, num_threads), texts)) as engine:
         for name, own in texts.items():
             engine.vectors(name)
             runs = [engine.cpu_seconds(name)]
@@ -186,7 +187,9 @@ def _compare(answers: dict[str, Any]) -> None:
 def _window(name: str, mix: Mix, server: ServerProcess, client: LoadClient, plan: Plan, share: float = 0.0) -> Window:
     time.sleep(0.5)  # threads that spin after work have stopped
     loop, total = server.cpu_by_thread()
+    busy, began = report.busy_seconds(), time.perf_counter()
     seen = client.run(plan)
+    busy, wall = report.busy_seconds() - busy, time.perf_counter() - began
     loop_end, total_end = server.cpu_by_thread()
     requests = max(sum(seen.statuses.values()), 1)
     return Window(
@@ -201,6 +204,7 @@ def _window(name: str, mix: Mix, server: ServerProcess, client: LoadClient, plan
         loop_us=(loop_end - loop) / requests * 1e6,
         server_us=(total_end - total) / requests * 1e6,
         client_cores=seen.cpu_seconds / seen.seconds,
+        other_cores=(busy - (total_end - total) - seen.cpu_seconds) / wall,
         lateness_ms=seen.lateness * 1e3,
     )
 
@@ -218,14 +222,15 @@ def shown(milliseconds: float | None) -> str:
 def _table(windows: list[Window]) -> str:
     headers = (
         "mix", "server", "load", "req/s", "texts/s", "p50 ms", "p99 ms", "p99.9 ms", "not 200",
-        "loop us/req", "server us/req", "client cores", "late ms",
+        "loop us/req", "server us/req", "client cores", "other cores", "late ms",
     )  # fmt: skip
     rows = [
         [
             w.mix, w.server, f"{w.share:.0%}" if w.share else "closed", f"{w.requests_per_second:.1f}",
             f"{w.texts_per_second:.0f}", *(shown(ms) for ms in (w.p50_ms, w.p99_ms, w.p999_ms)),
             f"{sum(count for status, count in w.statuses.items() if status != 200)}",
-            f"{w.loop_us:.0f}", f"{w.server_us:.0f}", f"{w.client_cores:.2f}", f"{w.lateness_ms:.2f}",
+            f"{w.loop_us:.0f}", f"{w.server_us:.0f}", f"{w.client_cores:.2f}", f"{w.other_cores:.2f}",
+            f"{w.lateness_ms:.2f}",
         ]
         for w in windows
     ]  # fmt: skip

@@ -14,7 +14,7 @@ from benchmarks.soak import Sample, summary
 
 def window(share: float, texts: float, server: str = OURS) -> Window:
     p50, p99 = 1.0, 5.0
-    return Window(server, "queries", share, 0, texts, texts, p50, p99, None, {200: 9}, 0, 0, 0, 0)
+    return Window(server, "queries", share, 0, texts, texts, p50, p99, None, {200: 9}, 0, 0, 0, 0, 0)
 
 
 def seen(**statuses: int) -> Seen:
