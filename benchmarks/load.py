@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -149,7 +149,10 @@ def measure(arguments: argparse.Namespace, checkpoint: Path, mix: Mix) -> list[W
         answers = {name: server.embed(mix.groups[0]) for name, server in servers.items()}
         _compare(answers)
         for name, server in tqdm(servers.items(), desc=mix.name, file=sys.stderr, leave=False):
-            with closing(LoadClient(server.port)) as client:
+            with closing(LoadClient(server.port)) as client, ExitStack() as others:
+                for other in servers.values():
+                    if other is not server:
+                        others.enter_context(other.paused())
                 requests = mix.requests()
                 client.run(Plan(requests, mix.connections, 1.0))
                 full = _window(name, mix, server, client, Plan(requests, mix.connections, arguments.seconds))
@@ -163,7 +166,7 @@ def measure(arguments: argparse.Namespace, checkpoint: Path, mix: Mix) -> list[W
 
 @contextmanager
 def both(arguments: argparse.Namespace, checkpoint: Path) -> Iterator[dict[str, ServerProcess]]:
-    """Ours, and Infinity where its executable is given; one waits while the other is measured."""
+    """Ours, and Infinity where its executable is given; one is stopped while the other is measured."""
     with ServerProcess(checkpoint, *arguments.options.split()) as ours:
         ours.wait_for_embedding("ready?")
         if not arguments.infinity:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -81,6 +81,15 @@ class ServerProcess:
         """User and system time of all threads so far, in steps of a clock tick (10 ms)."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stopped meanwhile: a server that nobody asks may still work, Infinity for seconds after its start."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def cpu_by_thread(self) -> tuple[float, float]:
         """Seconds that the main thread, which has the event loop, and all threads together have run, to the nanosecond.
