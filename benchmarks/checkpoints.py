@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODELS = Path(".models")  # converted and random checkpoints; git ignores it
-SHAPES = {"bge-base": (768, 12, 3072, 12), "bge-large": (1024, 24, 4096, 16)}  # hidden, layers, intermediate, heads
+# Hidden size, layers, intermediate size, heads, positions.
+SHAPES = {
+    "bge-base": (768, 12, 3072, 12, 512),
+    "bge-large": (1024, 24, 4096, 16, 512),
+    "bge-m3": (1024, 24, 4096, 16, 8192),
+}
 
 
 @dataclass(frozen=True)
@@ -51,26 +56,28 @@ def choose(checkpoint: str, shape: str, models: Path = MODELS) -> Path:
     return random_weights(shape, models).resolve() if shape else minilm()
 
 
-def random_weights(shape: str, models: Path = MODELS) -> Path:
-    """A BERT of a shape of SHAPES with random weights, MiniLM's tokenizer and pooling; made once."""
-    folder = models / f"random-{shape}"
+def random_weights(shape: str, models: Path = MODELS, layers: int = 0) -> Path:
+    """A BERT of a shape of SHAPES with random weights, MiniLM's tokenizer and pooling; made once. `layers`: so many."""
+    folder = models / (f"random-{shape}-{layers}" if layers else f"random-{shape}")
     if (folder / "model.safetensors").exists():
         return folder
     from transformers import BertConfig, BertModel, set_seed
 
-    hidden_size, num_layers, intermediate_size, num_heads = SHAPES[shape]
+    hidden_size, num_layers, intermediate_size, num_heads, positions = SHAPES[shape]
     source = minilm()
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "modules.json"):
         shutil.copy(source / name, folder / name)
-    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 512, "do_lower_case": false}')
+    limit = json.dumps({"max_seq_length": positions, "do_lower_case": False})
+    (folder / "sentence_bert_config.json").write_text(limit)
     (folder / "1_Pooling").mkdir(exist_ok=True)
     pooling = json.loads((source / "1_Pooling/config.json").read_text()) | {"word_embedding_dimension": hidden_size}
     (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
     set_seed(0)
     config = json.loads((source / "config.json").read_text()) | {
         "hidden_size": hidden_size,
-        "num_hidden_layers": num_layers,
+        "num_hidden_layers": layers or num_layers,
+        "max_position_embeddings": positions,
         "intermediate_size": intermediate_size,
         "num_attention_heads": num_heads,
     }

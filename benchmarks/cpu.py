@@ -6,12 +6,11 @@ every engine in turn for every workload, so that a drift of the machine meets al
 
 import argparse
 import importlib
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import checkpoints, corpus, report
-from benchmarks.checkpoints import Shape
 from benchmarks.corpus import Workload
+from benchmarks.cpu_tables import LATENCY, Peak, Result, Results, print_tables, summary
+from benchmarks.disk import installed_bytes
 from benchmarks.peers import OURS, Engine, FloatArray, Setup, select
 from benchmarks.peers.process import EngineFailed, EngineProcess, pin, prepare
 
@@ -30,20 +30,7 @@ _NUM_TEXTS = {
     "normal": {"passages": 256, "short": 512, "long": 64},
     "full": {"passages": 256, "short": 512, "long": 256},
 }
-_LATENCY = {"short": "one short query", "passages": "one passage"}
 _WARM_UP = 20
-
-
-@dataclass
-class Result:
-    """What one engine has shown; `seconds` and `latencies` are per workload, in the order they were measured."""
-
-    status: str = "ok"
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    cpu_seconds: dict[str, list[float]] = field(default_factory=dict)
-    latencies: dict[str, list[float]] = field(default_factory=dict)
-    max_difference: float | None = None
-    resident_mb: float = 0.0
 
 
 @dataclass
@@ -58,21 +45,6 @@ class Others:
         return max(0.0, self.used / self.timed) if self.timed else 0.0
 
 
-@dataclass
-class Peak:
-    """Measured fp32 peak of the cores in use, GFLOP/s, one sample a round."""
-
-    source: str
-    samples: list[float] = field(default_factory=list)
-
-    @property
-    def gflops(self) -> float:
-        return statistics.median(self.samples)
-
-
-Results = dict[str, Result]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parse(argv)
     cores = pin(arguments.threads)
@@ -81,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     workloads = corpus.load(checkpoint, arguments.max_seq_len)
     workloads = {name: workloads[name].head(_NUM_TEXTS[arguments.size][name]) for name in arguments.workloads}
     facts = report.machine()
-    print(f"{report.describe(facts)}\n{setup.label}, {len(cores)} threads, {arguments.rounds} rounds, fp32")
+    print(f"{report.describe(facts)}\n{setup.label}, {len(cores)} threads, {arguments.rounds} rounds")
     print("\n".join(f"  {workload}" for workload in workloads.values()))
     results, peak, others = measure(arguments, setup, workloads)
     print(f"other processes used {others.cores:.2f} cores while engines were timed")
@@ -90,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "benchmark": "cpu",
         "checkpoint": setup.label,
         "machine": facts,
+        **report.provenance(),
         "others_cores": others.cores,
         "rounds": arguments.rounds,
         "threads": len(cores),
@@ -143,7 +116,7 @@ def measure(
                         time.sleep(_SETTLE_SECONDS)
                         _time(process, name, results[process.name], others)
         if arguments.latency_repeats:
-            _measure_latencies(arguments, processes, results, [name for name in _LATENCY if name in workloads])
+            _measure_latencies(arguments, processes, results, [name for name in LATENCY if name in workloads])
         for process in processes.values():
             results[process.name].resident_mb = process.resident_bytes() / 1e6
     return results, peak, others
@@ -155,12 +128,14 @@ def _load(
     processes: dict[str, EngineProcess] = {}
     for name, engine in _progress(engines.items(), "loading"):
         if missing := engine.missing():
-            results[name] = Result(status=f"not installed ({', '.join(missing)})")
+            results[name] = Result(f"not installed ({', '.join(missing)})", engine.precision)
             continue
-        results[name] = Result()
+        results[name] = Result(precision=engine.precision, installed_mb=installed_bytes(engine.distributions) / 1e6)
         try:
             prepare(name, setup)
+            started = time.perf_counter()
             processes[name] = EngineProcess(name, setup, texts)
+            results[name].start_seconds = time.perf_counter() - started
             stack.callback(processes[name].close)
         except EngineFailed as error:
             results[name].status = f"failed: {error}"
@@ -168,15 +143,22 @@ def _load(
 
 
 def _compare(processes: dict[str, EngineProcess], results: Results, names: list[str]) -> None:
-    """An untimed pass over everything: the largest difference of any component from the reference engine's vectors."""
-    reference: dict[str, FloatArray] = {}
-    peers_first = sorted(processes.values(), key=lambda process: process.name == OURS)
-    for process in _progress(peers_first, "untimed pass"):
+    """An untimed pass over everything: differences from the vectors of the reference engine, the first fp32 peer."""
+    reference: FloatArray | None = None
+    order = sorted(
+        processes.values(), key=lambda process: (results[process.name].precision != "fp32", _is_ours(process))
+    )
+    for process in _progress(order, "untimed pass"):
         with _recorded(processes, results, process):
-            vectors = {name: process.vectors(name) for name in names}
-            reference = reference or vectors
-            differences = [float(np.abs(vectors[name] - reference[name]).max()) for name in names]
-            results[process.name].max_difference = max(differences)
+            vectors = np.concatenate([process.vectors(name) for name in names])
+            reference = vectors if reference is None else reference
+            cosines = (vectors * reference).sum(axis=1)
+            results[process.name].max_difference = float(np.abs(vectors - reference).max())
+            results[process.name].cosines = float(cosines.min()), float(cosines.mean())
+
+
+def _is_ours(process: EngineProcess) -> bool:
+    return process.name.startswith(OURS)
 
 
 def _time(process: EngineProcess, name: str, result: Result, others: Others) -> None:
@@ -244,113 +226,6 @@ def _numpy_gflops() -> float:
 
 def _progress(iterable: Any, label: str) -> Any:
     return tqdm(iterable, desc=label, file=sys.stderr, leave=False)
-
-
-def _throughput(result: Result, workload: Workload) -> float:
-    """Texts per second, the median round."""
-    return len(workload.texts) / statistics.median(result.seconds[workload.name])
-
-
-def _median_latency(result: Result, name: str) -> float:
-    return statistics.median(result.latencies[name])
-
-
-def _finished(results: Results) -> Results:
-    return {name: result for name, result in results.items() if result.status == "ok"}
-
-
-def _fastest_peer(results: Results, workload: Workload) -> str | None:
-    peers = {name: _throughput(result, workload) for name, result in _finished(results).items() if name != OURS}
-    return max(peers, key=peers.__getitem__) if peers else None
-
-
-def _quickest_peer(results: Results, name: str) -> str | None:
-    peers = {peer: _median_latency(result, name) for peer, result in _finished(results).items() if peer != OURS}
-    return min(peers, key=peers.__getitem__) if peers else None
-
-
-def print_tables(results: Results, peak: Peak, workloads: dict[str, Workload], shape: Shape) -> None:
-    print(f"measured fp32 peak: {peak.gflops:.0f} GFLOP/s ({peak.source})")
-    for workload in workloads.values():
-        print(f"\n{workload}\n{_throughput_table(results, peak, workload, shape)}")
-    for name, label in _LATENCY.items():
-        if any(name in result.latencies for result in results.values()):
-            print(f"\n{label} at a time, milliseconds\n{_latency_table(results, name)}")
-    print("".join(f"\n{name}: {result.status}" for name, result in results.items() if result.status != "ok"))
-
-
-def _throughput_table(results: Results, peak: Peak, workload: Workload, shape: Shape) -> str:
-    best = _fastest_peer(results, workload)
-    gflop = shape.flops(workload.num_tokens) / 1e9
-    rows = []
-    for name, result in _finished(results).items():
-        rate, seconds = _throughput(result, workload), result.seconds[workload.name]
-        gflops = gflop * rate / len(workload.texts)
-        rows.append([
-            name,
-            f"{rate:.1f}",
-            f"{(max(seconds) - min(seconds)) / statistics.median(seconds):.0%}",
-            f"{statistics.median(result.cpu_seconds[workload.name]) / len(workload.texts) * 1e3:.2f}",
-            f"{gflops:.0f}",
-            f"{gflops / peak.gflops:.0%}",
-            f"{rate / _throughput(results[best], workload):.2f}" if best else "-",
-            f"{result.max_difference:.1e}",
-            f"{result.resident_mb:.0f}",
-        ])  # fmt: skip
-    headers = ("engine", "texts/s", "spread", "CPU ms/text", "GFLOP/s", "of peak", "to best peer", "max diff", "RSS MB")
-    return report.table(headers, rows)
-
-
-def _latency_table(results: Results, name: str) -> str:
-    best = _quickest_peer(results, name)
-    rows = []
-    for engine, result in _finished(results).items():
-        p50, p90, p99 = np.percentile(result.latencies[name], (50, 90, 99)) * 1e3
-        ratio = f"{_median_latency(results[best], name) * 1e3 / p50:.2f}" if best else "-"
-        rows.append([engine, f"{p50:.2f}", f"{p90:.2f}", f"{p99:.2f}", ratio])
-    return report.table(("engine", "p50", "p90", "p99", "speed to best peer"), rows)
-
-
-def summary(results: Results, peak: Peak, workloads: dict[str, Workload], shape: Shape) -> dict[str, Any]:
-    """The run as JSON: per engine its figures, and ours to the best peer per workload."""
-    engines: dict[str, dict[str, Any]] = {name: asdict(result) for name, result in results.items()}
-    for name, result in _finished(results).items():
-        rates = {workload.name: _throughput(result, workload) for workload in workloads.values()}
-        engines[name] |= {
-            "latencies": {key: _percentiles(values) for key, values in result.latencies.items()},
-            "throughput": rates,
-            "of_peak": {
-                key: shape.flops(workloads[key].num_tokens) * rate / len(workloads[key].texts) / peak.gflops / 1e9
-                for key, rate in rates.items()
-            },
-        }
-    return {
-        "engines": engines,
-        "peak_gflops": {"source": peak.source, "samples": peak.samples},
-        "ours_to_best_peer": _ratios(results, workloads),
-        "workloads": {name: {"texts": len(w.texts), "tokens": w.total_tokens} for name, w in workloads.items()},
-    }
-
-
-def _percentiles(seconds: list[float]) -> dict[str, float]:
-    return dict(zip(("p50", "p90", "p99"), np.percentile(seconds, (50, 90, 99)).tolist(), strict=True))
-
-
-def _ratios(results: Results, workloads: dict[str, Workload]) -> dict[str, dict[str, Any]]:
-    """Ours to the best peer, above 1 is faster: the median and range of the rounds' own ratios, and the latencies'."""
-    ratios: dict[str, dict[str, Any]] = {}
-    if OURS not in _finished(results):
-        return ratios
-    ours = results[OURS]
-    for name, workload in workloads.items():
-        if best := _fastest_peer(results, workload):
-            rounds = [theirs / own for theirs, own in zip(results[best].seconds[name], ours.seconds[name], strict=True)]
-            ratios[name] = {"peer": best, "median": statistics.median(rounds), "range": [min(rounds), max(rounds)]}
-    for name in ours.latencies:
-        if best := _quickest_peer(results, name):
-            ratio = _median_latency(results[best], name) / _median_latency(ours, name)
-            ratios[f"latency {name}"] = {"peer": best, "median": ratio}
-    return ratios
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import checkpoints, corpus, report
+from benchmarks.disk import disk_bytes
 from benchmarks.peers import OURS, FloatArray, Setup
 from benchmarks.peers.process import EngineProcess, pin
 from benchmarks.server_process import ServerProcess
@@ -118,12 +119,6 @@ def installed_bytes(requirement: str) -> dict[str, int]:
         kept = [entry for entry in packages.iterdir() if not entry.name.startswith(_NOT_OURS)]
         sizes = {entry.name: disk_bytes(entry) for entry in kept}
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
-
-
-def disk_bytes(path: Path) -> int:
-    """Blocks that a file, or all of a folder, takes, as `du` counts them."""
-    inside = sum(disk_bytes(entry) for entry in path.iterdir()) if path.is_dir() and not path.is_symlink() else 0
-    return inside + path.lstat().st_blocks * 512
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import uvicorn
@@ -104,6 +105,9 @@ class NoEngine:
         return ""
 
     def prompt(self, name: str) -> str:
+        return ""
+
+    def chat(self, messages: Any, **options: Any) -> str:
         return ""
 
     async def run(self, request: Request) -> Response:

@@ -1,15 +1,20 @@
 """What every benchmark prints: the machine, a table, and one JSON line at the end."""
 
+import datetime
 import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("rtp-llm", "numpy", "tokenizers", "torch", "sentence-transformers", "onnxruntime", "ctranslate2")
-_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd")
+_PACKAGES = (
+    "rtp-llm", "numpy", "tokenizers", "torch", "sentence-transformers", "onnxruntime", "openvino", "nncf",
+    "ctranslate2",
+)  # fmt: skip
+_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
 
 
 def machine() -> dict[str, Any]:
@@ -50,6 +55,20 @@ def versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    return found
+
+
+def provenance() -> dict[str, str]:
+    """The day, and the commit of this checkout, with a + where files differ from it."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--exclude=*"], capture_output=True, text=True, check=False
+    )
+    return {"date": datetime.date.today().isoformat(), "commit": described.stdout.strip() or "unknown"}
+
+
+def read(path: str) -> dict[str, Any]:
+    """An earlier result; {} where there is none."""
+    found: dict[str, Any] = json.loads(Path(path).read_text()) if path and Path(path).exists() else {}
     return found
 
 

@@ -112,17 +112,22 @@ class EngineConfig:
 
     backend: str = option(
         "auto",
-        help="implementation of the ops; auto: native, numpy where it was not built",
+        help="implementation of the ops; auto: where there is a GPU triton, or torch where that is not installed, else "
+        "native, or numpy where it was not built",
         group="compute",
-        choices=("auto", "native", "numpy", "torch"),
+        choices=("auto", "native", "numpy", "torch", "triton"),
         env="RTP_LLM_BACKEND",
     )
     device: str = option(
-        "auto", help="cpu, or a torch device with --backend torch", group="compute", env="RTP_LLM_DEVICE"
+        "auto",
+        help="cpu, or a torch device (cuda, cuda:1); auto: a GPU where there is one",
+        group="compute",
+        env="RTP_LLM_DEVICE",
     )
     act_type: str = option(
         "auto",
-        help="dtype of the activations; a CPU computes in fp32 whatever is asked",
+        help="dtype of the activations; auto on a GPU: fp16 for BERT and RoBERTa, bf16 for Qwen or where config.json "
+        "says so; a CPU computes in fp32 whatever is asked",
         group="compute",
         choices=DTYPES,
         aliases=("dtype",),
@@ -130,9 +135,33 @@ class EngineConfig:
     num_threads: int = option(0, help="cores to compute on; 0: all this process may use", group="compute", minimum=0)
     quantization: str = option(
         "none",
-        help="int8: the model's linear layers in 8 bits on a CPU, a third of the time (docs/numerics.md)",
+        help="of the linear layers, on a CPU: int8 computes in 8 bits, in a third of the time; int8_weights and "
+        "int4_weights keep weights in 8 or 4 bits and compute in fp32, for large models (docs/numerics.md); fp8: on a "
+        "GPU, where the model stays close enough to itself (docs/gpu.md)",
         group="compute",
-        choices={"none": "none", "": "none", "int8": "int8"},
+        choices={
+            "none": "none", "": "none", "int8": "int8", "int8_weights": "int8_weights", "int4_weights": "int4_weights",
+            "fp8": "fp8",
+        },
+    )  # fmt: skip
+    weight_dtype: str = option(
+        "auto",
+        help="dtype of weights in a CPU's memory; auto: bf16 where that loses nothing, else fp32; bf16: rounded to it, "
+        "half the memory",
+        group="compute",
+        choices={"auto": "auto", "bf16": "bf16", "bfloat16": "bf16"},
+    )
+    quantization_check: bool = option(
+        True,
+        help="compare a quantised model with fp32 when it is loaded, on built-in texts, and log the cosines; it takes "
+        "the time and the memory of loading in fp32 as well",
+        group="compute",
+    )
+    gelu: str = option(
+        "erf",
+        help="tanh: the other form of GELU, which a GPU computes on a product's way out; another model by about 1e-3",
+        group="compute",
+        choices=("erf", "tanh"),
     )
     instruction_set: str = option(
         "auto",
@@ -140,6 +169,18 @@ class EngineConfig:
         group="compute",
         choices=("auto", "amx", "avx512_vnni", "avx512", "avx2", "generic"),
         env="RTP_LLM_INSTRUCTION_SET",
+    )
+    tp_size: int = option(
+        1, help="GPUs that hold a part each of a decoder model (docs/gpu.md)", group="compute", minimum=1, maximum=64
+    )
+    dp_size: int = option(
+        1, help="GPUs that hold a copy each, behind one queue (docs/gpu.md)", group="compute", minimum=1, maximum=64
+    )
+    cuda_graph_mb: int = option(
+        1024, help="memory of a GPU for CUDA graphs of small steps; 0: none", group="compute", minimum=0
+    )
+    device_cache_dir: str = option(
+        "", help="folder for what was measured of a GPU; empty: ~/.cache/rtp_llm", group="compute"
     )
     warm_up: bool = option(
         True, help="run a canary before the server says ready", group="compute", aliases=("model_warm_up",)
@@ -326,7 +367,7 @@ class ServerConfig(EngineConfig):
 
 
 # Flags of the original that are accepted and do nothing here, with the reason that is logged when one is given.
-_GPU_ONLY = "it tunes the CUDA runtime, and this build computes on the CPU"
+_GPU_ONLY = "it chooses among kernels of the original's CUDA runtime"
 _ONE_PROCESS = "one process serves the port and holds the model"
 _NO_GENERATION = "it concerns text generation or its KV cache, which embedding models do not have"
 _TEXT_ONLY = "only text models are served"
@@ -335,12 +376,13 @@ IGNORED: dict[str, str] = {
     "concurrency_with_block": "requests wait in the queue up to max_queued_tokens in any case",
     "worker_info_port_num": _ONE_PROCESS,
     "frontend_server_count": _ONE_PROCESS,
-    "tp_size": _ONE_PROCESS, "dp_size": _ONE_PROCESS, "ep_size": _ONE_PROCESS, "world_size": _ONE_PROCESS,
+    "ep_size": _ONE_PROCESS, "world_size": "tp_size and dp_size say it; all devices are of one machine",
     "world_rank": _ONE_PROCESS, "local_world_size": _ONE_PROCESS, "role_type": _ONE_PROCESS,
     "int8_mode": "--quantization int8 is the option here",
     "weight_type": "weights are computed in fp32",
     "seq_size_per_block": _NO_GENERATION, "reserver_runtime_mem_mb": _NO_GENERATION,
-    "enable_cuda_graph": _GPU_ONLY, "prefill_capture_config": _GPU_ONLY, "enable_flashinfer_trt_fmha_v2": _GPU_ONLY,
+    "enable_cuda_graph": "small steps are captured by themselves; cuda_graph_mb 0 turns that off",
+    "prefill_capture_config": "the sizes that are captured are fixed", "enable_flashinfer_trt_fmha_v2": _GPU_ONLY,
     "disable_flashinfer_native": _GPU_ONLY, "enable_flashinfer_trtllm_gen": _GPU_ONLY,
     "enable_open_source_fmha": _GPU_ONLY, "enable_opensource_fmha": _GPU_ONLY, "use_aiter_pa": _GPU_ONLY,
     "use_asm_pa": _GPU_ONLY, "torch_cuda_profiler_dir": _GPU_ONLY, "gen_timeline_sync": _GPU_ONLY,

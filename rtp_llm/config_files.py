@@ -48,18 +48,21 @@ _TEXTS = Kind(
 _OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 _POSITIVE = Kind("a positive number", _is_positive)
 
+_PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+
 MODEL: dict[str, Kind] = {
     **_all(_whole(1, _SIZE, nullable=False), "hidden_size num_attention_heads intermediate_size"),
     **_all(_whole(1, _SIZE), "num_key_value_heads head_dim num_labels type_vocab_size"),
     **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings"),
     **_all(_POSITIVE._replace(nullable=False), "layer_norm_eps rms_norm_eps"),
     **_all(_POSITIVE, "rope_theta partial_rotary_factor"),
-    **_all(_FLAG, "is_causal attention_bias use_sliding_window tie_word_embeddings"),
+    **_all(_FLAG, "is_causal is_decoder add_cross_attention attention_bias use_sliding_window tie_word_embeddings"),
     **_all(_TEXT, "model_type hidden_act position_embedding_type"),
     **_all(_TEXTS, "architectures layer_types"),
     **_all(_OBJECT, "id2label rope_scaling rope_parameters sentence_transformers"),
     "vocab_size": _whole(1, _VOCABULARY, nullable=False),
     "num_hidden_layers": _whole(1, _LAYERS, nullable=False),
+    "problem_type": Kind(f"one of {', '.join(_PROBLEMS)}", lambda value: value in _PROBLEMS),
     "max_window_layers": _whole(0, _LAYERS),
     "sliding_window": _whole(0, _VOCABULARY),
     "pad_token_id": _whole(-1, _VOCABULARY),
@@ -125,6 +128,11 @@ _LOADING = frozenset(
     "use_auth_token use_fast".split()
 )
 _PADDING = frozenset(("padding", "pad_to_multiple_of", "return_tensors", "return_attention_mask"))
+# Arguments of apply_chat_template that are no variables of the template.
+_NOT_OF_A_TEMPLATE = frozenset(
+    "chat_template common_kwargs continue_final_message conversation max_length messages padding return_assistant_"
+    "tokens_mask return_dict return_tensors sanitize_control_tokens tokenize tokenizer_kwargs truncation".split()
+)
 _TASKS = ("feature-extraction", "sequence-classification", "text-generation", "fill-mask")
 _OUTPUTS = ("last_hidden_state", "logits")
 
@@ -142,6 +150,13 @@ def check(where: Path | str, values: Mapping[str, Any], kinds: Mapping[str, Kind
 def check_model(where: Path | str, values: Mapping[str, Any]) -> None:
     """`check` of config.json, or of what stands over it, with its rope parameters."""
     check(where, values, MODEL)
+    quantization = values.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if quantization and method != "compressed-tensors":  # of which the weights' types decide
+        raise CheckpointError(
+            f"{where}: quantization_config ({method or 'of an unknown method'}): quantised weights are not read; use "
+            "the fp32, fp16 or bf16 checkpoint, and --quantization int8 where 8 bits are wanted"
+        )
     for key in ("rope_scaling", "rope_parameters"):
         check(f"{where}: {key}", values.get(key) or {}, ROPE)
 
@@ -154,7 +169,7 @@ def log_unknown(where: Path, values: Mapping[str, Any], known: Iterable[str]) ->
 
 
 def check_transformer(where: Path, settings: Mapping[str, Any], *, is_reranker: bool) -> None:
-    """sentence_bert_config.json: kinds, and what is not served of it; a reranker's prompt is not taken from there."""
+    """sentence_bert_config.json: kinds, and what is not served of it; `is_reranker`: a chat template is heeded."""
     check(where, settings, TRANSFORMER)
     log_unknown(where, settings, {*TRANSFORMER, *_HARMLESS})
     task = settings.get("transformer_task")
@@ -170,18 +185,27 @@ def check_transformer(where: Path, settings: Mapping[str, Any], *, is_reranker: 
                 f"{where}: processing_kwargs: {key}: {', '.join(changing)} is not served; "
                 "say it in tokenizer_config.json, or as max_seq_length"
             )
+    options = processing.get("chat_template") or {}
+    unserved = sorted(set(options) & _NOT_OF_A_TEMPLATE) if isinstance(options, dict) else [f"{options!r:.100}"]
+    if unserved:
+        raise CheckpointError(
+            f"{where}: processing_kwargs: chat_template: {', '.join(unserved)} is not served; variables of the "
+            "template are, add_generation_prompt and restore_suffix"
+        )
 
 
 def _check_modalities(where: Path, modalities: Mapping[str, Any], is_reranker: bool) -> None:
-    """Texts must reach the model as they are: neither through a chat template nor to another of its outputs."""
-    if not modalities or is_reranker:
+    """Texts must reach the model as they are, but for a reranker's pairs: neither through a chat template nor to
+    another of its outputs.
+    """
+    if not modalities:
         return
-    if "message" in modalities:
+    if "message" in modalities and not is_reranker:
         raise CheckpointError(
             f"{where}: modality_config has 'message', which puts every text through the tokenizer's chat template; "
             "that is not served. Without this key texts are read as they are, if that is what the model was trained on"
         )
-    text = modalities.get("text")
+    text = modalities.get("text", modalities.get("message"))
     if not isinstance(text, dict) or text.get("method") != "forward" or text.get("method_output_name") not in _OUTPUTS:
         raise CheckpointError(
             f"{where}: modality_config: text is {text!r:.100}; only the method forward and its last_hidden_state "

@@ -3,15 +3,16 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Int32Array: TypeAlias = NDArray[np.int32]
 FloatArray: TypeAlias = NDArray[np.float32]
+Int8Array: TypeAlias = NDArray[np.int8]
 Input: TypeAlias = str | tuple[str, str] | list[int]
 # What a task computes for some inputs: a matrix with a row each, or a list with an array [tokens, ·] each.
 Rows: TypeAlias = FloatArray | list[FloatArray]
@@ -20,8 +21,18 @@ Output: TypeAlias = Any
 _ID_BYTES = 4
 # How soon a request's work is taken up; see Request.
 Priority: TypeAlias = Literal["auto", "interactive", "bulk"]
+# What becomes of a text that is longer than the model reads; see Params.
+Chunking: TypeAlias = Literal["mean", "late"]
 # Which of a sequence's last hidden states a task reads.
 Reads: TypeAlias = Literal["all", "first", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A weight [N, K] that a checkpoint holds in 8 bits, about scales * values; what it means is in `ops/int8.py`."""
+
+    values: Int8Array  # [N, K]
+    scales: FloatArray  # [N]
 
 
 class TaskType(str, Enum):
@@ -57,8 +68,13 @@ class Params:
     truncate            False: an input over the limit is an error
     truncation          how a pair over the limit is cut: the longer side first, as sentence-transformers does; or only
                         the second, after cutting the first to three quarters of the limit, as FlagEmbedding does
-    max_tokens_per_doc  the second text of a pair is cut to so many tokens, before the pair is cut to the limit
+    max_tokens          a limit below the model's own
+    max_tokens_per_doc  the second text of a pair is cut to so many tokens, before the pair is cut to the limit; so are
+                        single texts, but for the first `num_queries`
+    num_queries         of single texts, how many at the start are queries and not documents; None: all
     truncation_side     which end an over-long input loses; None: the checkpoint's, right where it does not say
+    chunking            of dense vectors. mean: an over-long text is cut into chunks, whose vectors are averaged; late:
+                        the inputs are the chunks of one text, which is read at once; see rtp_llm/engine/chunker.py
     prompt              text put before each input; None: `prompt_name`, else the checkpoint's default prompt
     prompt_name         a key of the checkpoint's prompts
     add_special_tokens  False: [CLS] and [SEP] are left out
@@ -72,8 +88,11 @@ class Params:
     return_tokens: bool = False
     truncate: bool = True
     truncation: Literal["longest_first", "only_second"] = "longest_first"
+    max_tokens: int | None = None
     max_tokens_per_doc: int | None = None
+    num_queries: int | None = None
     truncation_side: Literal["left", "right"] | None = None
+    chunking: Chunking | None = None
     prompt: str | None = None
     prompt_name: str | None = None
     add_special_tokens: bool = True
@@ -96,11 +115,21 @@ class Request:
     deadline: float = math.inf
 
 
+class Chunk(NamedTuple):
+    """Which of its input's chunks an item is, and what it weighs in their mean."""
+
+    place: int
+    num_chunks: int
+    weight: int
+
+
 @dataclass(slots=True, eq=False)
 class Item:
     """One tokenised sequence of a request, to be answered by `tasks`: `index` is its place among the inputs.
 
     prefix  leading token ids that other items have too, as bytes; they are part of `input_ids`
+    chunk   of an item that is a part of its input
+    parts   of an item that is several inputs, from `index` on: how many tokens each of them has; () is one input
     """
 
     input_ids: Int32Array
@@ -112,6 +141,8 @@ class Item:
     owner: Any = None
     queued: bool = False
     prefix: bytes = b""
+    chunk: Chunk | None = None
+    parts: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -148,6 +179,9 @@ class Batch:
                                              below that, -2 - k: the tokens of kept[k]
     wanted                                   [R], the rows whose last hidden states are wanted, one of each of the last
                                              R sequences; None: all
+    host                                     of a batch whose arrays are on a device, the same batch on the host
+    tiles, wanted_tiles                      of a batch on a device, the work of attention as the backend's kernel
+                                             takes it: for all rows, and for the wanted ones
     """
 
     input_ids: Int32Array
@@ -159,6 +193,9 @@ class Batch:
     prefix_of: Int32Array | None = None
     wanted: Int32Array | None = None
     kept: tuple[KeptPrefix, ...] = ()
+    host: "Batch | None" = None
+    tiles: Int32Array | None = None
+    wanted_tiles: Int32Array | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -168,15 +205,32 @@ class Batch:
     def num_seqs(self) -> int:
         return len(self.cu_seqlens) - 1
 
-    def of_wanted(self) -> "Batch":
-        """What a model returns for this batch: where some rows are wanted, a sequence of one token each."""
-        if self.wanted is None:
-            return self
-        num_rows = len(self.wanted)
+    def as_read(self, items: Sequence[Item]) -> "Batch":
+        """What tasks see of the batch of these items: a sequence for each part of an item that has parts.
+
+        Where some rows are wanted, which is not with parts, the model returns them alone: a sequence of one token each.
+        """
+        if any(item.parts for item in items):
+            return self._in_parts(items)
+        return self if self.wanted is None else self._of_wanted(self.wanted)
+
+    def _in_parts(self, items: Sequence[Item]) -> "Batch":
+        assert self.wanted is None and self.num_seqs == len(items)
+        lengths = [length for item in items for length in item.parts or (item.num_tokens,)]
+        prompt_lens = [length for item in items for length in (item.prompt_length, *(0 for _ in item.parts[1:]))]
+        return replace(
+            self,
+            cu_seqlens=np.cumsum([0, *lengths], dtype=np.int32),
+            prompt_lens=np.array(prompt_lens, np.int32),
+            max_seqlen=max(lengths),
+        )
+
+    def _of_wanted(self, wanted: Int32Array) -> "Batch":
+        num_rows = len(wanted)
         return Batch(
-            input_ids=self.input_ids[self.wanted],
-            position_ids=self.position_ids[self.wanted],
-            token_type_ids=self.token_type_ids[self.wanted],
+            input_ids=self.input_ids[wanted],
+            position_ids=self.position_ids[wanted],
+            token_type_ids=self.token_type_ids[wanted],
             cu_seqlens=np.arange(num_rows + 1, dtype=np.int32),
             prompt_lens=np.zeros(num_rows, np.int32),
             max_seqlen=1,

@@ -2,6 +2,7 @@
 
 RtpError
 ├── InvalidRequest        400   the body cannot be served as it is
+│   ├── InvalidInput      400   one of the inputs; a dialect says by which of its fields it came
 │   ├── UnsupportedTask   400   this checkpoint does not do that
 │   └── UnknownModel      404   no model of that name
 ├── Unauthorized          401   no API key, or a wrong one
@@ -13,6 +14,8 @@ RtpError
 ├── CustomModuleError     500   the fault of a user's module; the message names its file and line
 └── ConfigError           exit  a flag or a checkpoint that cannot be started with
     └── CheckpointError   exit  a folder or file of the checkpoint is missing, malformed or unsafe
+
+DeviceLost stands beside the tree: nothing can be computed any more.
 """
 
 from typing import ClassVar
@@ -36,6 +39,21 @@ class InvalidRequest(RtpError):
 
     status = 400
     kind = "invalid_request_error"
+
+
+class InvalidInput(InvalidRequest):
+    """One input cannot be read: `problem` follows its name, and may have `CUT`, the word for what allows cutting."""
+
+    CUT = "{cut}"
+
+    def __init__(self, index: int, problem: str) -> None:
+        super().__init__(f"input {index}{problem.replace(self.CUT, 'truncate to true')}", param="input")
+        self.index = index
+        self.problem = problem
+
+    def at(self, place: str, cut: str) -> InvalidRequest:
+        """The same under the name that the request's own fields give it."""
+        return InvalidRequest(f"{place}{self.problem.replace(self.CUT, cut)}", param=place)
 
 
 class UnsupportedTask(InvalidRequest):
@@ -115,3 +133,10 @@ class CheckpointError(ConfigError):
     """A checkpoint folder or file that is missing, malformed or unsafe."""
 
     kind = "checkpoint_error"
+
+
+class DeviceLost(BaseException):
+    """A device or a process that holds a part of the model has failed for good.
+
+    NOTE: not an Exception, so that the batch is not tried again: it ends the batch thread, and with it the server.
+    """

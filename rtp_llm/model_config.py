@@ -1,16 +1,19 @@
 """A checkpoint folder, read and understood: architecture, sentence-transformers modules, prompts and limits."""
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rtp_llm import config_files
 from rtp_llm.checkpoint import find, inside, read_json, read_json_list
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
 
 # Tokens come with the dense vectors: they take no head of their own.
 _DENSE = (TaskType.DENSE, TaskType.TOKENS)
@@ -51,6 +54,20 @@ class Module:
     kwargs: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """How sentence-transformers puts texts through the tokenizer's chat template.
+
+    asked           whether modality_config says that it does; None: there is none
+    message_format  of a message's content: `flat`, a string; `structured`, a list of parts; `auto`: the template tells
+    options         what the template is given beside the messages
+    """
+
+    asked: bool | None = None
+    message_format: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What the files of a checkpoint say.
@@ -64,6 +81,7 @@ class ModelConfig:
     prompts                name -> text; `default_prompt_name` applies when a request names none
     score_activation       dotted path of the torch.nn class that a CrossEncoder puts on its scores; None: its default
     labels                 names of a classifier's outputs, in their order
+    chat                   of a reranker
     tasks                  what to serve
     """
 
@@ -79,6 +97,7 @@ class ModelConfig:
     score_activation: str | None
     labels: tuple[str, ...]
     tasks: tuple[TaskType, ...]
+    chat: ChatFormat = ChatFormat()
 
     @property
     def logit_score(self) -> Module | None:
@@ -101,6 +120,13 @@ class ModelConfig:
         return TaskType.RERANK in self.tasks and self.model_type in ("qwen3", "qwen_3")
 
     @property
+    def is_language_reranker(self) -> bool:
+        """Whether pairs are read through a template: the checkpoint's own, or Qwen3-Reranker's."""
+        if TaskType.RERANK not in self.tasks or self.chat.asked is False:
+            return False
+        return bool(self.chat.asked) or self.is_qwen3_reranker or self.logit_score is not None
+
+    @property
     def is_bge_m3(self) -> bool:
         """Whether both of BGE-M3's heads are there."""
         return _has_m3_heads(self.folder)
@@ -111,7 +137,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     modules = _read_modules(folder)
     transformer_folder = modules[0].folder if modules else folder
     transformer_path, transformer = _first_json(transformer_folder, _TRANSFORMER_CONFIGS)
-    is_reranker = any(module.kind == "LogitScore" for module in modules or ())
+    is_reranker = _reads_pairs(transformer, modules or ())
     config_files.check_transformer(transformer_path, transformer, is_reranker=is_reranker)
     _check_splade(transformer_path, transformer, modules or ())
     hf = {
@@ -121,6 +147,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     }
     sentence_path, sentence = _first_json(folder, ("config_sentence_transformers.json",))
     config_files.check(sentence_path, sentence, config_files.SENTENCE)
+    chat = _chat(transformer)
     return ModelConfig(
         folder=folder,
         transformer_folder=transformer_folder,
@@ -133,17 +160,49 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         default_prompt_name=sentence.get("default_prompt_name"),
         score_activation=sentence.get("activation_fn") or _score_activation(hf),
         labels=_labels(transformer_folder, hf),
-        tasks=_choose_tasks(config, hf, folder, modules or ()),
+        tasks=_without_chat(transformer_path, _choose_tasks(config, hf, folder, modules or ()), chat),
+        chat=chat,
     )
 
 
-def sequence_limit(config: EngineConfig, model_config: ModelConfig, max_positions: int, model_max_length: int) -> int:
-    """Tokens kept of one input: the flag, else sentence-transformers' file, else what model and tokenizer allow."""
+def stored_quantization(hf: Mapping[str, Any]) -> Literal["none", "int8"]:
+    """How config.json says that the linear layers are stored; CheckpointError for a form that is not read.
+
+    Read is what `rtp-llm quantize` writes, compressed-tensors' int-quantized: int8, a scale for each row of a weight,
+    activations quantised when they are computed.
+    """
+    stored = hf.get("quantization_config")
+    if not stored:
+        return "none"
+    method = stored.get("quant_method") if isinstance(stored, dict) else stored
+    groups = stored.get("config_groups") if isinstance(stored, dict) else None
+    weights = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
+    wanted = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    is_read = method == "compressed-tensors" and weights and stored.get("format") == "int-quantized"
+    if not is_read or any({key: (found or {}).get(key) for key in wanted} != wanted for found in weights):
+        raise CheckpointError(
+            f"config.json: quantization_config of {method!r} is not read; of compressed-tensors, int-quantized with 8 "
+            "bits and a scale for each channel is. Take the checkpoint that it was made from, and --quantization int8"
+        )
+    return "int8"
+
+
+def sequence_limit(
+    config: EngineConfig, model_config: ModelConfig, max_positions: int, model_max_length: int, *, is_hard: bool = True
+) -> int:
+    """Tokens kept of one input: the flag, else sentence-transformers' file, else what model and tokenizer allow.
+
+    `is_hard`: the model can read no more than `max_positions`; of others, flag and file may ask for more.
+    """
     if max_positions < 1:
         raise CheckpointError(
             f"{model_config.transformer_folder / 'config.json'}: max_position_embeddings leaves {max_positions} "
             "positions beside pad_token_id"
         )
+    asked = config.max_seq_len or model_config.max_seq_length or 0
+    if asked > max_positions and not is_hard:
+        logger.warning("inputs up to %d tokens: more than the %d that the model was made for", asked, max_positions)
+        return asked
     if config.max_seq_len > max_positions:
         raise ConfigError(
             f"max_seq_len: {config.max_seq_len} is more than the {max_positions} positions this model was made for",
@@ -151,7 +210,10 @@ def sequence_limit(config: EngineConfig, model_config: ModelConfig, max_position
         )
     if config.max_seq_len:
         return config.max_seq_len
-    return min(model_config.max_seq_length or model_max_length, max_positions)
+    if asked > max_positions:
+        logger.warning("max_seq_length %d of the checkpoint: the model has %d positions, which is the limit", asked,
+                       max_positions)  # fmt: skip
+    return min(asked or model_max_length, max_positions)
 
 
 def _overrides(config: EngineConfig) -> dict[str, Any]:
@@ -192,6 +254,32 @@ def _read_modules(folder: Path) -> tuple[Module, ...] | None:
         found = modules[0].kind if modules else "nothing"
         raise CheckpointError(f"{path}: the first module is {found}; only Transformer is served there")
     return tuple(modules)
+
+
+def _reads_pairs(transformer: Mapping[str, Any], modules: tuple[Module, ...]) -> bool:
+    """Whether this is one of sentence-transformers' CrossEncoders whose score is a language model's."""
+    kinds = [module.kind for module in modules[1:]]
+    is_classifier = transformer.get("transformer_task") == "sequence-classification" and not kinds
+    return is_classifier or "LogitScore" in kinds
+
+
+def _chat(transformer: Mapping[str, Any]) -> ChatFormat:
+    modalities = transformer.get("modality_config")
+    message = (modalities or {}).get("message")
+    options = (transformer.get("processing_kwargs") or {}).get("chat_template") or {}
+    own = message.get("format") if isinstance(message, dict) else None
+    return ChatFormat("message" in modalities if modalities else None, own or "auto", options)
+
+
+def _without_chat(path: Path, tasks: tuple[TaskType, ...], chat: ChatFormat) -> tuple[TaskType, ...]:
+    """The tasks that a chat template can be asked for: to score pairs."""
+    scoring = tuple(task for task in tasks if task is not TaskType.CLASSIFY)
+    if chat.asked and not scoring:
+        raise CheckpointError(
+            f"{path}: modality_config has 'message', which puts texts through the tokenizer's chat template; that is "
+            "served for rerankers, which have one label"
+        )
+    return scoring if chat.asked else tasks
 
 
 def _check_splade(path: Path, transformer: Mapping[str, Any], modules: tuple[Module, ...]) -> None:
@@ -247,6 +335,17 @@ def _has_m3_heads(folder: Path) -> bool:
     return find(folder, SPARSE_HEAD) is not None and find(folder, COLBERT_HEAD) is not None
 
 
+def _check_m3_heads(folder: Path) -> None:
+    """CheckpointError where one of BGE-M3's heads is there alone: without it this would be another model."""
+    there = [name for name in (SPARSE_HEAD, COLBERT_HEAD) if find(folder, name) is not None]
+    if len(there) == 1:
+        absent = COLBERT_HEAD if there == [SPARSE_HEAD] else SPARSE_HEAD
+        raise CheckpointError(
+            f"{folder}: {there[0]} is there, but {absent} is missing; download it, or say with --task_type what to "
+            "serve"
+        )
+
+
 def _choose_tasks(
     config: EngineConfig, hf: Mapping[str, Any], folder: Path, modules: tuple[Module, ...]
 ) -> tuple[TaskType, ...]:
@@ -266,6 +365,7 @@ def _choose_tasks(
         return _DENSE
     if _has_m3_heads(folder):
         return _TASKS_BY_FLAG["BGE_M3"]
+    _check_m3_heads(folder)
     kinds, architecture = [module.kind for module in modules], _architecture(hf)
     # Nothing in the files of the original Qwen3-Reranker tells it from any other Qwen3, but its name does.
     named_reranker = architecture == "Qwen3ForCausalLM" and not modules and "reranker" in _names(config, folder)

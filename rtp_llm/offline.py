@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from rtp_llm import arguments
-from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, SparseVector, TaskType
+from rtp_llm.core import Chunking, FloatArray, Input, ModelInfo, Params, Request, Response, SparseVector, TaskType
 from rtp_llm.engine.loading import load_engine
-from rtp_llm.similarity import hybrid, hybrid_weights, similarity
+from rtp_llm.similarity import check_weights_go_with, hybrid, hybrid_weights, similarity
 
 # Inputs of one request: large enough that batches are full, small enough that a progress bar moves.
 _SLICE = 256
@@ -56,6 +56,7 @@ class Model:
         prompt: str | None = None,
         prompt_name: str | None = None,
         truncate: bool = True,
+        chunking: Chunking | None = None,
         extra: Mapping[str, Any] | None = None,
         progress: bool = False,
     ) -> FloatArray:
@@ -69,6 +70,7 @@ class Model:
             prompt=prompt,
             prompt_name=prompt_name,
             truncate=truncate,
+            chunking=chunking,
             extra=extra or {},
         )
         rows = self._run(inputs, (TaskType.DENSE,), params, progress)[TaskType.DENSE]
@@ -134,8 +136,10 @@ class Model:
         **params: Any,
     ) -> FloatArray:
         """-> fp32 [left, right]; hybrid: the mean of dense, sparse and colbert by `weights`, 1 each if absent."""
+        weights = arguments.numbers(weights, "weights")
+        check_weights_go_with(kind, weights)
         if kind == "hybrid":
-            chosen = hybrid_weights(arguments.numbers(weights, "weights"), self.info.tasks)
+            chosen = hybrid_weights(weights, self.info.tasks)
         else:
             chosen = {TaskType(arguments.choice(kind, _KINDS, "kind")): 1.0}
         left, right = arguments.inputs(left, "left"), arguments.inputs(right, "right")
@@ -173,7 +177,8 @@ class Model:
     def _responses(
         self, inputs: Sequence[Any], tasks: tuple[TaskType, ...], params: Params, progress: bool
     ) -> Iterator[Response]:
-        slices = (inputs[start : start + _SLICE] for start in range(0, len(inputs), _SLICE))
+        size = len(inputs) or 1 if params.chunking == "late" else _SLICE
+        slices = (inputs[start : start + size] for start in range(0, len(inputs), size))
         requests = (Request(inputs=part, tasks=tasks, params=params) for part in slices)
         if not progress:
             yield from self._engine.run_many(requests)

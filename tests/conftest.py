@@ -8,6 +8,8 @@ import pytest
 
 # As the server sets it: batches are tokenised on the thread that asks for them.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Triton's kernels run in its interpreter, on the CPU; it has to know before anything imports it.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ASSETS = Path(__file__).parent.parent.parent / "shared" / "assets"
 WORDS = "the weather is lovely today so sunny outside he drove to stadium query passage : a b c ##s ##ing ! ? .".split()

@@ -13,7 +13,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 FLOORS = [  # top to bottom: a file imports its own package or a floor below
     {"__main__", "__init__"},
     {"cli"},
-    {"start_server", "verify"},
+    {"start_server", "verify", "quantize"},
     {"offline"},
     {"server"},
     {"engine"},
@@ -29,7 +29,8 @@ FLOORS = [  # top to bottom: a file imports its own package or a floor below
     {"core", "errors"},
 ]
 DOORS = {  # library -> the only files that may import it
-    "torch": {"ops/torch_ops.py", "verify/"},
+    "torch": {"ops/torch_ops.py", "ops/device_ops.py", "ops/triton_", "runtime/torch", "verify/"},
+    "triton": {"ops/triton_"},
     "transformers": {"verify/"},
     "sentence_transformers": {"verify/"},
     "FlagEmbedding": {"verify/"},

@@ -97,3 +97,21 @@ def test_torch_does_not_quantise(minilm: Path) -> None:
     pytest.importorskip("torch")
     with pytest.raises(ConfigError, match="leave out --backend torch"):
         Model(str(minilm), quantization="int8", backend="torch")
+
+
+def test_the_order_of_documents(fp32: Model, int8: Model, passages: list[str]) -> None:
+    queries = [" ".join(passage.split()[4:14]) for passage in passages[:40]]
+    exact, ours = (model.similarity(queries, passages) for model in (fp32, int8))
+    assert (exact.argmax(axis=1) == ours.argmax(axis=1)).all()
+    taus = [
+        scipy_stats.kendalltau(left[place], right[place]).statistic
+        for left, right in zip(exact, ours, strict=True)
+        for place in [np.argsort(-left)[:50]]
+    ]
+    assert np.mean(taus) >= 0.95
+
+
+def test_the_class_of_a_passage(fp32: Model, int8: Model, passages: list[str]) -> None:
+    exact, ours = fp32.embed(passages), int8.embed(passages)
+    centres = exact[::6]
+    assert ((exact @ centres.T).argmax(axis=1) == (ours @ centres.T).argmax(axis=1)).mean() >= 0.98

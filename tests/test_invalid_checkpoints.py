@@ -136,6 +136,22 @@ CASES: dict[str, tuple[Change, str]] = {
     "nan": (spoiled(WORD, NAN, 1), rf"/model.safetensors: 1 of the \d+ numbers of tensor '{WORD}' are NaN or infinite"),
     "infinity": (spoiled(DOWN, INF, 7), rf"/model.safetensors: 7 of the 2,048 numbers of tensor '{DOWN}'"),
     "too large for fp32": (tensors(**{DOWN: np.full((32, 64), 1e300)}), f"2,048 of the .* of tensor '{DOWN}'"),
+    "8 bits": (tensors(**{DOWN: np.ones((32, 64), np.int8)}), f"model.safetensors: tensor '{DOWN}' is of type int8; q"),
+    "whole numbers": (tensors(**{WORD: np.ones((28, 32), np.int64)}), f"tensor '{WORD}' is of type int64; quantised w"),
+    "quantised": (
+        keys("config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        r"/config.json: quantization_config \(gptq\): quantised weights are not read; use the",
+    ),
+    "problem_type": (keys("config.json", problem_type="nonsense"), "problem_type is 'nonsense'; one of regression"),
+    "cross attention": (keys("config.json", is_decoder=True, add_cross_attention=True), "add_cross_attention is true"),
+    "one head of BGE-M3": (
+        written("colbert_linear.pt", b"x"),
+        "colbert_linear.pt is there, but sparse_linear.pt is missing; download it, or say with --task_type what",
+    ),
+    "pooling of another size": (
+        keys("1_Pooling/config.json", word_embedding_dimension=999),
+        "/1_Pooling/config.json: word_embedding_dimension is 999, but the model's hidden_size is 32",
+    ),
     "no weights": (removed("model.safetensors"), "no model.safetensors, pytorch_model.bin or index of one"),
     "empty weights": (written("model.safetensors", b""), "model.safetensors is empty"),
     "header cut": (cut("model.safetensors", 100), "/model.safetensors: a header of .* was cut short"),

@@ -7,7 +7,7 @@ import pytest
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import ConfigError
-from rtp_llm.model_config import read_model_config
+from rtp_llm.model_config import read_model_config, sequence_limit
 
 
 def read(folder: Path, overrides: str) -> object:
@@ -26,3 +26,35 @@ def test_overrides_stand_over_config_json(tmp_path: Path) -> None:
 def test_overrides_that_are_no_object_are_named(overrides: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="json_model_override_args: .* is not"):
         read(tmp_path, overrides)
+
+
+@pytest.mark.parametrize(
+    ("flag", "asked", "is_hard", "limit", "warning"),
+    [
+        (0, None, True, 64, ""),
+        (0, None, False, 64, ""),
+        (0, 32, False, 32, ""),
+        (0, 400, True, 64, "max_seq_length 400 of the checkpoint: the model has 64 positions, which is the limit"),
+        (0, 400, False, 400, "inputs up to 400 tokens: more than the 64 that the model was made for"),
+        (500, 400, False, 500, "inputs up to 500 tokens: more than the 64"),
+        (50, 400, False, 50, ""),
+        (50, 400, True, 50, ""),
+    ],
+)
+def test_sequence_limit(
+    flag: int, asked: int | None, is_hard: bool, limit: int, warning: str, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": asked}))
+    config = EngineConfig(checkpoint_path=str(tmp_path), max_seq_len=flag)
+    model_config = read_model_config(tmp_path, config)
+    assert sequence_limit(config, model_config, 64, 1 << 30, is_hard=is_hard) == limit
+    assert [record.message[: len(warning)] for record in caplog.records] == [warning] * bool(warning)
+
+
+def test_learnt_positions_have_an_end(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    config = EngineConfig(checkpoint_path=str(tmp_path), max_seq_len=65)
+    with pytest.raises(ConfigError, match="65 is more than the 64 positions"):
+        sequence_limit(config, read_model_config(tmp_path, config), 64, 1 << 30)

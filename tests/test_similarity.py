@@ -61,3 +61,30 @@ def test_weights_default_to_what_is_offered() -> None:
     assert hybrid_weights(None, [TaskType.SPARSE, TaskType.DENSE]) == {TaskType.DENSE: 1.0, TaskType.SPARSE: 1.0}
     with pytest.raises(InvalidRequest, match="not three numbers"):
         hybrid_weights([1, float("inf"), 1], module.KINDS)
+
+
+@pytest.mark.parametrize("weights", [[1e308] * 3, [1e-320, 1e-320, 1e-320], [10**300, 1e300, 1e300]])
+def test_weights_of_any_size_make_the_same_mean(weights: list[float]) -> None:
+    scores = {kind: RANDOM.standard_normal((2, 3), dtype=np.float32) for kind in module.KINDS}
+    even = hybrid(scores, hybrid_weights([1, 1, 1], module.KINDS))
+    assert np.array_equal(hybrid(scores, hybrid_weights(weights, module.KINDS)), even)
+
+
+def test_one_tiny_weight_is_that_kind_alone() -> None:
+    scores = {kind: RANDOM.standard_normal((2, 3), dtype=np.float32) for kind in module.KINDS}
+    alone = hybrid(scores, hybrid_weights([1e-320, 0, 0], module.KINDS))
+    assert np.array_equal(alone, scores[TaskType.DENSE])
+
+
+def test_weights_that_make_no_mean() -> None:
+    for wrong in ([1, float("nan"), 1], [10**400, 1, 1], [1, 1], [-1, 1, 1]):
+        with pytest.raises(InvalidRequest, match="not three numbers"):
+            hybrid_weights(wrong, module.KINDS)
+    with pytest.raises(InvalidRequest, match="go with kind 'hybrid', and kind 'dense' was asked for"):
+        module.check_weights_go_with("dense", [1.5])
+
+
+def test_products_that_overflow_are_an_error() -> None:
+    left = np.array([[1e30, 1e30]], np.float32)
+    with pytest.raises(InvalidRequest, match="normalize true"):
+        similarity(TaskType.DENSE, left, np.array([[1e30, -1e30]], np.float32))

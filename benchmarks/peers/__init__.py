@@ -48,11 +48,17 @@ class Setup:
 
 @dataclass(frozen=True)
 class Engine:
-    """One row of the table: a module, the packages it needs, and the settings it is given."""
+    """One row of the table: a module, the packages it needs, what it computes in, and the settings it is given.
+
+    precision       "fp32" or less; only equals are compared with each other
+    distributions   what somebody who serves with it installs, whose disk space the table shows
+    """
 
     module: str
     packages: tuple[str, ...]
+    distributions: tuple[str, ...]
     settings: Mapping[str, int | str] = field(default_factory=lambda: MappingProxyType({}))
+    precision: str = "fp32"
 
     def missing(self) -> list[str]:
         """Packages that are not installed."""
@@ -68,27 +74,56 @@ class Engine:
         return embed
 
 
-_TORCH = ("sentence_transformers", "torch")
-_ONNX = ("onnxruntime", "tokenizers", "onnx", "transformers", "torch")
-_CT2 = ("ctranslate2", "tokenizers", "transformers", "torch")
 OURS = "rtp_llm"
+_EXPORT = ("tokenizers", "onnx", "transformers", "torch")
+
+
+def _ours(precision: str = "fp32", /, **settings: str) -> Engine:
+    return Engine("benchmarks.peers.ours", (), ("rtp-llm",), settings, precision)
+
+
+def _torch(**settings: int) -> Engine:
+    packages = ("sentence_transformers", "torch")
+    return Engine("benchmarks.peers.torch_peer", packages, ("sentence-transformers", "torch"), settings)
+
+
+def _onnx(precision: str = "fp32", /, **settings: str) -> Engine:
+    packages = ("onnxruntime", *_EXPORT)
+    return Engine("benchmarks.peers.onnx_peer", packages, ("onnxruntime", "tokenizers"), settings, precision)
+
+
+def _openvino(precision: str = "fp32", /, **settings: str) -> Engine:
+    packages = ("openvino", "onnxruntime", *_EXPORT, *(("nncf",) if precision == "int8" else ()))
+    return Engine("benchmarks.peers.openvino_peer", packages, ("openvino", "tokenizers"), settings, precision)
+
+
+def _ctranslate2(precision: str = "fp32", /, **settings: str) -> Engine:
+    packages = ("ctranslate2", "tokenizers", "transformers", "torch")
+    return Engine("benchmarks.peers.ctranslate2_peer", packages, ("ctranslate2", "tokenizers"), settings, precision)
+
+
 ENGINES: dict[str, Engine] = {
-    OURS: Engine("benchmarks.peers.ours", ()),
-    f"{OURS} int8": Engine("benchmarks.peers.ours", (), {"quantization": "int8"}),
-    "sentence-transformers bs32": Engine("benchmarks.peers.torch_peer", _TORCH, {"batch_size": 32}),
-    "sentence-transformers bs8": Engine("benchmarks.peers.torch_peer", _TORCH, {"batch_size": 8}),
-    "onnxruntime wide": Engine("benchmarks.peers.onnx_peer", _ONNX, {"layout": "wide"}),
-    "onnxruntime streams": Engine("benchmarks.peers.onnx_peer", _ONNX, {"layout": "streams"}),
-    "onnxruntime fused wide": Engine("benchmarks.peers.onnx_peer", _ONNX, {"layout": "wide", "graph": "fused"}),
-    "onnxruntime fused streams": Engine("benchmarks.peers.onnx_peer", _ONNX, {"layout": "streams", "graph": "fused"}),
-    "ctranslate2 wide": Engine("benchmarks.peers.ctranslate2_peer", _CT2, {"layout": "wide"}),
-    "ctranslate2 streams": Engine("benchmarks.peers.ctranslate2_peer", _CT2, {"layout": "streams"}),
-    "ctranslate2 int8 wide": Engine(
-        "benchmarks.peers.ctranslate2_peer", _CT2, {"layout": "wide", "compute_type": "int8"}
-    ),
-    "ctranslate2 int8 streams": Engine(
-        "benchmarks.peers.ctranslate2_peer", _CT2, {"layout": "streams", "compute_type": "int8"}
-    ),
+    OURS: _ours(),
+    f"{OURS} int8": _ours("int8", quantization="int8"),
+    "sentence-transformers bs32": _torch(batch_size=32),
+    "sentence-transformers bs8": _torch(batch_size=8),
+    "onnxruntime wide": _onnx(layout="wide"),
+    "onnxruntime streams": _onnx(layout="streams"),
+    "onnxruntime fused wide": _onnx(layout="wide", graph="fused"),
+    "onnxruntime fused streams": _onnx(layout="streams", graph="fused"),
+    "onnxruntime int8 wide": _onnx("int8", layout="wide", graph="int8"),
+    "onnxruntime int8 streams": _onnx("int8", layout="streams", graph="int8"),
+    "openvino wide": _openvino(layout="wide"),
+    "openvino streams": _openvino(layout="streams"),
+    # What OpenVINO does unless it is told otherwise: on a CPU with AMX it computes in bf16.
+    "openvino default wide": _openvino("bf16", layout="wide", precision="default"),
+    "openvino default streams": _openvino("bf16", layout="streams", precision="default"),
+    "openvino int8 wide": _openvino("int8", layout="wide", precision="int8"),
+    "openvino int8 streams": _openvino("int8", layout="streams", precision="int8"),
+    "ctranslate2 wide": _ctranslate2(layout="wide"),
+    "ctranslate2 streams": _ctranslate2(layout="streams"),
+    "ctranslate2 int8 wide": _ctranslate2("int8", layout="wide", compute_type="int8"),
+    "ctranslate2 int8 streams": _ctranslate2("int8", layout="streams", compute_type="int8"),
 }
 
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.peers import Embed, FloatArray, Setup
 
@@ -35,6 +36,16 @@ def split(lengths: list[int], max_tokens: int) -> list[list[int]]:
             batches.append([])
         batches[-1].append(index)
     return batches
+
+
+def padded(ids: Ids) -> dict[str, NDArray[Any]]:
+    """The inputs of an exported graph: ids filled up with zeros, and the mask that leaves those out."""
+    input_ids = np.zeros((len(ids), max(map(len, ids))), np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    for row, tokens in enumerate(ids):
+        input_ids[row, : len(tokens)] = tokens
+        attention_mask[row, : len(tokens)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 def batched(setup: Setup, forward: Forward, workers: int, max_tokens: int) -> Embed:

@@ -9,14 +9,16 @@ from rtp_llm.checkpoint.folder import find, inside, read_json, read_json_list
 from rtp_llm.checkpoint.hub import resolve
 from rtp_llm.checkpoint.shards import open_file, open_tensors
 from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
-from rtp_llm.checkpoint.weights import Parameter, Weights, bind
+from rtp_llm.checkpoint.weights import SCALE, Parameter, Weights, bind, check_floats
 
 __all__ = [
+    "SCALE",
     "Parameter",
     "TensorInfo",
     "TensorSource",
     "Weights",
     "bind",
+    "check_floats",
     "find",
     "inside",
     "open_file",

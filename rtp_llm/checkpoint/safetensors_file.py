@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from rtp_llm.checkpoint.tensors import DTYPES, MappedFile, TensorInfo, loads
-from rtp_llm.core import FloatArray
+from rtp_llm.core import FloatArray, Int8Array
 from rtp_llm.errors import CheckpointError
 
 _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
@@ -46,6 +46,18 @@ class SafetensorsFile:
         assert 0 <= row < info.shape[0], f"row {row} of {name} {info.shape}"
         step = math.prod(info.shape[1:]) * np.dtype(DTYPES[info.dtype]).itemsize
         return self._file.read(info.dtype, info.shape[1:], self._offsets[name] + row * step)
+
+    def read_int8(self, name: str) -> Int8Array:
+        assert self.tensors[name].dtype == "int8", self.tensors[name]
+        return self._file.read_int8(self.tensors[name].shape, self._offsets[name])
+
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
+        info = self.tensors[name]
+        assert 0 <= start <= stop <= info.shape[axis], f"{start}:{stop} of axis {axis} of {name} {info.shape}"
+        strides = [math.prod(info.shape[place + 1 :]) for place in range(len(info.shape))]
+        shape = (*info.shape[:axis], stop - start, *info.shape[axis + 1 :])
+        offset = self._offsets[name] + start * strides[axis] * np.dtype(DTYPES[info.dtype]).itemsize
+        return self._file.read(info.dtype, shape, offset, strides)
 
     def file(self, name: str) -> Path:
         return self.path

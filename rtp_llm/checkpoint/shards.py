@@ -7,7 +7,7 @@ from rtp_llm.checkpoint.folder import find, read_json
 from rtp_llm.checkpoint.safetensors_file import SafetensorsFile
 from rtp_llm.checkpoint.tensors import TensorSource
 from rtp_llm.checkpoint.torch_pickle import TorchFile
-from rtp_llm.core import FloatArray
+from rtp_llm.core import FloatArray, Int8Array
 from rtp_llm.errors import CheckpointError
 
 _FORMATS: tuple[tuple[str, Callable[[Path], TensorSource]], ...] = (
@@ -62,6 +62,12 @@ class Shards:
 
     def read_row(self, name: str, row: int) -> FloatArray:
         return self._owner[name].read_row(name, row)
+
+    def read_int8(self, name: str) -> Int8Array:
+        return self._owner[name].read_int8(name)
+
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
+        return self._owner[name].read_part(name, axis, start, stop)
 
     def file(self, name: str) -> Path:
         return self._owner[name].file(name)

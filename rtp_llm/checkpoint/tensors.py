@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rtp_llm.core import FloatArray
+from rtp_llm.core import FloatArray, Int8Array
 from rtp_llm.errors import CheckpointError
 
 # Name in our messages -> numpy's, little-endian; bf16 has none and is widened by hand.
@@ -48,6 +48,12 @@ class TensorSource(Protocol):
 
     def read_row(self, name: str, row: int) -> FloatArray:
         """`read(name)[row]`, without reading the rest."""
+
+    def read_int8(self, name: str) -> Int8Array:
+        """A tensor of dtype int8 as it is: a read-only view of the mapped file."""
+
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
+        """`read(name)` from `start` to `stop` along an axis, without reading the rest."""
 
     def file(self, name: str) -> Path:
         """Where the tensor is."""
@@ -91,6 +97,13 @@ class MappedFile:
         values = to_float32(stored, dtype)
         if dtype != "fp32":
             self.release()
+        return values
+
+    def read_int8(self, shape: Sequence[int], offset: int) -> Int8Array:
+        """A read-only view; the caller has checked the range."""
+        if math.prod(shape) == 0:
+            return np.zeros(tuple(shape), np.int8)
+        values: Int8Array = np.ndarray(tuple(shape), np.int8, buffer=self._map, offset=offset)
         return values
 
     def release(self) -> None:

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from rtp_llm.checkpoint.tensors import DTYPES, MappedFile, TensorInfo
-from rtp_llm.core import FloatArray
+from rtp_llm.core import FloatArray, Int8Array
 from rtp_llm.errors import CheckpointError
 
 _MAX_PICKLE_BYTES = 256 << 20
@@ -88,9 +88,18 @@ class TorchFile:
         assert 0 <= row < tensor.shape[0], f"row {row} of {name} {tensor.shape}"
         return self._read(tensor, tensor.offset + row * tensor.strides[0], tensor.shape[1:], tensor.strides[1:])
 
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
+        tensor = self._tensors[name]
+        assert 0 <= start <= stop <= tensor.shape[axis], f"{start}:{stop} of axis {axis} of {name} {tensor.shape}"
+        shape = (*tensor.shape[:axis], stop - start, *tensor.shape[axis + 1 :])
+        return self._read(tensor, tensor.offset + start * tensor.strides[axis], shape, tensor.strides)
+
     def _read(self, tensor: _Tensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> FloatArray:
         dtype, start = tensor.storage.dtype, self._offsets[tensor.storage.key][0]
         return self._file.read(dtype, shape, start + offset * np.dtype(DTYPES[dtype]).itemsize, strides)
+
+    def read_int8(self, name: str) -> Int8Array:
+        raise CheckpointError(f"{self.path}: weights in 8 bits are read from safetensors alone")
 
     def file(self, name: str) -> Path:
         return self.path

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from rtp_llm.checkpoint.tensors import TensorSource
-from rtp_llm.core import FloatArray
+from rtp_llm.core import FloatArray, QuantizedWeight
 from rtp_llm.errors import CheckpointError
 
 _MAX_LISTED = 10
+_FLOATS = ("fp64", "fp32", "fp16", "bf16")
+# A weight in 8 bits has a tensor of this name beside it, as compressed-tensors calls it.
+SCALE = "_scale"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,30 @@ class Weights(Mapping[str, FloatArray]):
             row += shape[0]
         return fused
 
+    def matrix(self, name: str) -> FloatArray | QuantizedWeight:
+        """A linear layer's weight [N, K]: in 8 bits where the checkpoint holds it so, else as `self[name]`."""
+        names = self._parameters[name]
+        quantized = {self._source.tensors[source].dtype == "int8" for source in names}
+        if quantized == {False}:
+            return self[name]
+        if len(quantized) > 1:
+            raise CheckpointError(f"{self._source.path}: of {', '.join(names)} all or none must be in 8 bits")
+        self._source.close()
+        values = [self._source.read_int8(source) for source in names]
+        scales = [self._read(source + SCALE).reshape(-1) for source in names]
+        return QuantizedWeight(np.concatenate(values) if len(values) > 1 else values[0], np.concatenate(scales))
+
+    def sources(self, name: str) -> tuple[str, ...]:
+        """The checkpoint's tensors that a parameter is made of."""
+        return self._parameters[name]
+
     def _read(self, source: str) -> FloatArray:
         """A tensor all of whose numbers are finite in fp32; CheckpointError counts those that are not."""
+        if self._source.tensors[source].dtype == "int8":
+            raise CheckpointError(
+                f"{self._source.file(source)}: tensor {source!r} is in 8 bits, which only linear layers may be"
+            )
+        check_floats(self._source, source)
         values = self._source.read(source)
         # A sum is not finite where an element is not, and costs a fifth of looking at each; it may also overflow.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -74,6 +99,16 @@ class Weights(Mapping[str, FloatArray]):
         self._source.close()
 
 
+def check_floats(source: TensorSource, name: str) -> None:
+    """CheckpointError for a tensor of whole numbers or of 8 bits: of a quantised checkpoint, which needs its scales."""
+    dtype = source.tensors[name].dtype
+    if dtype not in _FLOATS:
+        raise CheckpointError(
+            f"{source.file(name)}: tensor {name!r} is of type {dtype}; quantised weights are not read, use an fp32, "
+            "fp16 or bf16 checkpoint"
+        )
+
+
 def bind(
     source: TensorSource,
     parameters: Mapping[str, Parameter],
@@ -89,7 +124,7 @@ def bind(
     ignore    regexes, searched in the resulting name: tensors that may be left unused
     """
     names = _canonical_names(source, prefixes, renames)
-    missing, wrong, bound = [], [], {}
+    missing, wrong, bound = [], _wrong_scales(source), {}
     for target, parameter in parameters.items():
         absent = [name for name in parameter.sources if name not in names]
         missing += absent
@@ -115,6 +150,8 @@ def _canonical_names(
     names: dict[str, str] = {}
     for original in source.tensors:
         name = original
+        if name.endswith(SCALE) and _is_int8(source, name.removesuffix(SCALE)):
+            continue
         for prefix in prefixes:
             name = name.removeprefix(prefix)
         for pattern, replacement in compiled:
@@ -123,6 +160,21 @@ def _canonical_names(
             raise CheckpointError(f"{source.path}: {names[name]!r} and {original!r} are both {name!r} of the model")
         names[name] = original
     return names
+
+
+def _is_int8(source: TensorSource, name: str) -> bool:
+    return name in source.tensors and source.tensors[name].dtype == "int8"
+
+
+def _wrong_scales(source: TensorSource) -> list[str]:
+    """Weights in 8 bits without a scale in fp32 for each row."""
+    wrong = []
+    for name in filter(lambda name: _is_int8(source, name), source.tensors):
+        rows, scale = source.tensors[name].shape[:1], source.tensors.get(name + SCALE)
+        if scale is None or scale.shape not in (rows, (*rows, 1)) or not scale.dtype.startswith(("fp", "bf")):
+            found = "nothing" if scale is None else f"{scale.dtype} {list(scale.shape)}"
+            wrong.append(f"{name + SCALE} {found}, needed a number for each of {rows[0] if rows else 0} rows")
+    return wrong
 
 
 def _wrong_shape(source: TensorSource, names: tuple[str, ...], parameter: Parameter) -> list[str]:

@@ -10,6 +10,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "embed": ("rtp_llm.cli.embed", "lines of text to vectors, sparse or dense"),
     "rerank": ("rtp_llm.cli.rerank", "lines of text by how well they answer a query"),
     "classify": ("rtp_llm.cli.classify", "lines of text to labels"),
+    "quantize": ("rtp_llm.cli.quantize", "write a checkpoint with linear layers in 8 bits"),
     "verify": ("rtp_llm.cli.verify", "compare a checkpoint's results with its authors' code"),
 }
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 
-from rtp_llm.core import Response, TaskType
+from rtp_llm.core import Output, Response, TaskType
 from rtp_llm.engine.job import Job
 from rtp_llm.errors import EngineFailure, RtpError
 from rtp_llm.observability import Metrics
@@ -32,11 +32,8 @@ class Delivery:
     def _outcome(self, job: Job) -> Response | Exception:
         if job.error is not None:
             return job.error
-        params = job.request.params
         try:
-            outputs = {
-                task: self._tasks[task].finish(rows, params, job.input_ids) for task, rows in job.outputs.items()
-            }
+            outputs = self._finish(job)
         except Exception as error:  # the border: an answer that cannot be finished must not end the batch thread
             if isinstance(error, RtpError):
                 return error
@@ -52,6 +49,12 @@ class Delivery:
         )
         self._metrics.observe_response(response)
         return response
+
+    def _finish(self, job: Job) -> dict[TaskType, Output]:
+        params, ids = job.request.params, job.input_ids
+        if job.chunks is not None:
+            return {task: job.chunks.finish(self._tasks[task], params, ids) for task in job.request.tasks}
+        return {task: self._tasks[task].finish(rows, params, ids) for task, rows in job.outputs.items()}
 
 
 def _send(settled: list[tuple[Job, Response | Exception]]) -> None:

@@ -12,6 +12,7 @@ from rtp_llm.core import Response
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane
 from rtp_llm.engine.scheduler import BULK_SHARE, Grant, Scheduler
+from rtp_llm.errors import DeviceLost
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,9 @@ class Tenant(Protocol):
     def end(self, reason: str) -> None:
         """Fail all that is left."""
 
+    def release(self) -> None:
+        """Nothing is computed any more: end what was started to compute."""
+
 
 class Device:
     """One thread a core takes batches; `changed` guards the scheduler and all that its tenants keep of their jobs.
@@ -49,9 +53,9 @@ class Device:
     ended    why nothing is computed any more; None while it is
     """
 
-    def __init__(self, batch_tokens: int, num_cores: int, bulk_share: float = BULK_SHARE) -> None:
-        """`batch_tokens` is the step's budget of the first tenant, whose tokens cost 1."""
-        self.scheduler = Scheduler(batch_tokens, num_cores, bulk_share)
+    def __init__(self, batch_tokens: int, num_cores: int, bulk_share: float = BULK_SHARE, num_devices: int = 0) -> None:
+        """`batch_tokens` is the step's budget of the first tenant, whose tokens cost 1; the rest is `Scheduler`'s."""
+        self.scheduler = Scheduler(batch_tokens, num_cores, bulk_share, num_devices)
         self.changed = threading.Condition()
         self.closing = False
         self.ended: str | None = None
@@ -121,6 +125,8 @@ class Device:
         for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
         self._end("the server was shut down before this request was done")
+        for tenant in self._tenants:
+            tenant.release()
 
     def _end(self, reason: str) -> None:
         """Nothing is computed from now on: whoever waits is told."""
@@ -136,11 +142,18 @@ class Device:
             while (grant := self._wait_for_grant()) is not None:
                 self._tenants[grant.model].process(grant)
         except BaseException as error:  # whatever ends this thread, nobody may wait for it
-            self._die(error)
+            self.die(error)
 
-    def _die(self, error: BaseException) -> None:
-        logger.critical("a batch thread has died", exc_info=error)
-        first, self.failure = self.failure is None, f"a batch thread has died ({type(error).__name__})"
+    def die(self, error: BaseException) -> None:
+        """Nothing is computed any more, for this reason."""
+        if isinstance(error, DeviceLost):  # its message says it all
+            reason = str(error)
+            logger.critical("%s", reason)
+        else:
+            reason = f"a batch thread has died ({type(error).__name__})"
+            logger.critical("a batch thread has died", exc_info=error)
+        with self.changed:
+            first, self.failure = self.failure is None, self.failure or reason
         self._end(self.failure)
         if first:
             self.on_failure()

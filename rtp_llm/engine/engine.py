@@ -5,9 +5,11 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from typing import Any
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import Item, ModelInfo, Request, Response, TaskType
+from rtp_llm.engine.chat_template import Messages
 from rtp_llm.engine.delivery import Delivery
 from rtp_llm.engine.device import Device
 from rtp_llm.engine.gate import Gate
@@ -17,7 +19,8 @@ from rtp_llm.engine.lane import Lane, estimate_tokens, lane_of
 from rtp_llm.engine.result_cache import ResultCache
 from rtp_llm.engine.scheduler import Grant
 from rtp_llm.engine.step import Outcome, compute, item_failure
-from rtp_llm.engine.tokenizer import Token, TokenizerPool
+from rtp_llm.engine.tokenizer import Token
+from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.engine.waiting import key_of
 from rtp_llm.errors import EngineFailure, NotReady, Overloaded, RtpError
 from rtp_llm.observability import Metrics
@@ -52,7 +55,9 @@ class Engine:
     ) -> None:
         self.config = config
         self.metrics = metrics
-        self.device = device or Device(info.max_batch_tokens, runtime.num_cores, config.bulk_share / 100)
+        self.device = device or Device(
+            info.max_batch_tokens, runtime.num_cores, config.bulk_share / 100, runtime.num_devices
+        )
         self.runtime = runtime
         self._tokenizer = tokenizer
         self._info = info
@@ -70,6 +75,8 @@ class Engine:
             metrics.watch_lane(lane.value, queue, self._jobs[lane])
         metrics.watch_drain_rate(lambda: self._gate.tokens_per_second)
         metrics.watch_cache(self._cache)
+        metrics.watch_device(lambda: runtime.counts)
+        runtime.watch(self.device.die)
 
     def info(self) -> ModelInfo:
         """What is loaded, and its limits."""
@@ -104,6 +111,10 @@ class Engine:
     def prompt(self, name: str) -> str:
         """The text of the prompt called `name`, one of the model's."""
         return self._tokenizer.tokenizer.prompts[name]
+
+    def chat(self, messages: Messages, **options: Any) -> str:
+        """A conversation as the model's chat template writes it; see ChatTemplate.render."""
+        return self._tokenizer.tokenizer.chat_template.render(messages, **options)
 
     async def run(self, request: Request) -> Response:
         """Answer one request; cancelling the coroutine drops what is still queued of it."""
@@ -164,6 +175,10 @@ class Engine:
         self._not_ready = "the server is shutting down"
         self._tokenizer.close()
 
+    def release(self) -> None:
+        """End what the runtime has started, after the last batch."""
+        self.runtime.close()
+
     def seconds_of_work(self) -> dict[Lane, float]:
         """What waits for this model, by lane, in seconds of the device."""
         return self._gate.seconds_of_work(self._queued())
@@ -189,11 +204,13 @@ class Engine:
     def _encode_all(self, job: Job) -> None:
         """Tokenise a large request part by part; runs on a tokeniser thread."""
         try:
-            for start in range(0, len(job.request.inputs), _TOKENIZE_CHUNK):
+            count = len(job.request.inputs)
+            step = count if job.request.params.chunking == "late" else _TOKENIZE_CHUNK
+            for start in range(0, count, step):
                 if job.done:
                     return
                 self._intake.check_deadline(job.request)
-                self._enqueue(job, self._intake.encode(job, start, start + _TOKENIZE_CHUNK))
+                self._enqueue(job, self._intake.encode(job, start, start + step))
                 self.device.wake()
         except Exception as error:  # the border: whatever a tokeniser raises belongs to this request alone
             if not isinstance(error, RtpError):

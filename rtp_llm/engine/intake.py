@@ -5,8 +5,9 @@ from collections.abc import Mapping
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import Item, Request, TaskType
+from rtp_llm.engine.chunker import check_chunking
 from rtp_llm.engine.job import Job
-from rtp_llm.engine.tokenizer import TokenizerPool
+from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import DeadlineExceeded, EngineFailure, InvalidRequest, RequestTooLarge, UnsupportedTask
 from rtp_llm.tasks import Task
 
@@ -26,6 +27,7 @@ class Intake:
                 offered = ", ".join(t.value for t in self._tasks)
                 raise UnsupportedTask(f"this model offers {offered}, not {task.value}")
             self._tasks[task].check(request.params)
+        check_chunking(request, self._tasks)
         if not request.inputs:
             raise InvalidRequest("input is empty; give at least one text", param="input")
         self.check_deadline(request)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rtp_llm.core import FloatArray, Int32Array, Item, Request, Response, Rows, TaskType, Timings
+from rtp_llm.engine.chunker import ChunkRows
 from rtp_llm.engine.lane import Lane
 
 _NO_IDS: Int32Array = np.zeros(0, np.int32)
@@ -24,6 +25,7 @@ class Job:
 
     announced   tokens that are expected of inputs which have not been tokenised yet
     batch_rows  sequences of the step that computes the first of its items
+    chunks      instead of `outputs`, where inputs are computed in chunks
     model       the number of its model among those of the device
     """
 
@@ -31,6 +33,7 @@ class Job:
         "announced",
         "batch_rows",
         "cancelled",
+        "chunks",
         "computing_at",
         "error",
         "future",
@@ -71,6 +74,7 @@ class Job:
         self.cancelled = False
         self.error: Exception | None = None
         self.outputs: dict[TaskType, Rows] = {}
+        self.chunks = ChunkRows(count) if request.params.chunking == "mean" else None
         self.input_ids = [_NO_IDS] * count
         self.num_tokens = [0] * count
         self.truncated = [False] * count
@@ -88,13 +92,32 @@ class Job:
         for item in items:
             item.owner = self
             item.tasks = self.request.tasks
+            self.total_tokens += len(item.input_ids)
+            if item.parts or item.chunk is not None:
+                self._accept_chunks(item)
+                continue
             self.input_ids[item.index] = item.input_ids
             self.num_tokens[item.index] = len(item.input_ids)
-            self.total_tokens += len(item.input_ids)
             self.truncated[item.index] = item.truncated
+
+    def _accept_chunks(self, item: Item) -> None:
+        """Tokens of several inputs in one item, or of one input in several."""
+        parts = np.split(item.input_ids, np.cumsum(item.parts)[:-1]) if item.parts else [item.input_ids]
+        for index, ids in enumerate(parts, item.index):
+            self.input_ids[index] = np.concatenate([self.input_ids[index], ids])
+            self.num_tokens[index] += len(ids)
 
     def store(self, item: Item, rows: Mapping[TaskType, FloatArray]) -> None:
         """One item's own rows: [·], or [tokens, ·] where a task has a row for each token. They are copied."""
+        if not self.computing_at:  # nothing had to be computed for it
+            self.computing_at = time.perf_counter()
+        if self.chunks is not None:
+            self.remaining -= self.chunks.add(item, rows[self.request.tasks[0]])
+            return
+        if item.parts:
+            self.outputs = {task: rows[task].copy() for task in self.request.tasks}
+            self.remaining = 0
+            return
         for task in self.request.tasks:
             row, own = rows[task], self.outputs.get(task)
             if own is None:
@@ -102,8 +125,6 @@ class Job:
             # A copy: a view would keep the arrays of the whole batch until this job is done.
             own[item.index] = row.copy() if isinstance(own, list) else row
         self.remaining -= 1
-        if not self.computing_at:  # nothing had to be computed for it
-            self.computing_at = time.perf_counter()
 
     def _room_for(self, row: FloatArray) -> Rows:
         count = len(self.num_tokens)

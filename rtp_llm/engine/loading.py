@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,19 @@ from rtp_llm.checkpoint import open_tensors, resolve
 from rtp_llm.checkpoint.tensors import DTYPES
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import ModelInfo, TaskType
+from rtp_llm.engine.calibration import WAYS_OUT, report_likeness
+from rtp_llm.engine.chat_rerank import chat_rerank
+from rtp_llm.engine.chunker import Chunker
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.rerank_template import RerankTemplate
-from rtp_llm.engine.tokenizer import Tokenizer, TokenizerPool
+from rtp_llm.engine.tokenizer import Tokenizer
+from rtp_llm.engine.tokenizer_pool import Encoder, TokenizerPool
 from rtp_llm.errors import CheckpointError, ConfigError, RtpError
-from rtp_llm.model_config import read_model_config
+from rtp_llm.model_config import ModelConfig, read_model_config, stored_quantization
 from rtp_llm.models import Model
 from rtp_llm.observability import Metrics
-from rtp_llm.runtime import load_runtime
+from rtp_llm.ops.native_library import release_free_memory
+from rtp_llm.runtime import Runtime, load_runtime
 from rtp_llm.served_models import ServedModel
 from rtp_llm.tasks import TaskSource, load_tasks
 
@@ -80,19 +86,21 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
     model_config = read_model_config(folder, config)
     runtime = load_runtime(config, model_config, beside.runtime if beside else None)
     model = runtime.model
-    tokenizer = Tokenizer.load(config, model_config, max_positions=model.max_positions, vocab_size=model.vocab_size)
-    source = TaskSource(
-        model_config=model_config,
-        pooling=config.pooling,
-        hidden_size=model.hidden_size,
-        causal=model.causal,
-        ops=runtime.ops,
-        vocabulary=tokenizer,
-        num_layers=len(model.layers),
-        custom_module=config.custom_module,
-        trust_remote_code=config.trust_remote_code,
+    tokenizer = Tokenizer.load(
+        config,
+        model_config,
+        max_positions=model.max_positions,
+        vocab_size=model.vocab_size,
+        is_hard=model.learnt_positions,
     )
-    runtime.tasks = load_tasks(source)
+    source = task_source(config, model_config, runtime, tokenizer)
+    for replica in runtime.replicas:
+        replica.tasks = load_tasks(replace(source, ops=replica.ops))
+    runtime.start(tokenizer.max_seq_len)
+    quantization = stored_quantization(model_config.hf)
+    if quantization == "none" and config.quantization in WAYS_OUT and config.quantization_check:
+        report_likeness(config, model_config, runtime, tokenizer)
+    quantized = quantization if config.quantization == "none" else config.quantization
     info = ModelInfo(
         name=name,
         model_type=runtime.model_type,
@@ -103,10 +111,10 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
         backend=runtime.ops.name,
         instruction_set=runtime.ops.instruction_set,
         num_threads=runtime.num_cores,
-        dtype="int8" if config.quantization == "int8" else "fp32",
+        dtype=runtime.dtype if quantized == "none" else quantized,
         max_batch_tokens=config.max_context_batch_size * tokenizer.max_seq_len or runtime.batch_tokens,
         prompts=tuple(tokenizer.prompts),
-        scores_are_probabilities=model_config.is_qwen3_reranker,
+        scores_are_probabilities=model_config.is_language_reranker or model_config.logit_score is not None,
         labels=model_config.labels if TaskType.CLASSIFY in runtime.tasks else (),
         pooling=getattr(runtime.tasks.get(TaskType.DENSE), "pooling_name", ""),
         created=int(time.time()),
@@ -114,11 +122,20 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
         weight_bytes=_weight_bytes(model_config.transformer_folder),
         memory_bytes=max(_resident_bytes() - memory, 0),
     )
-    template = RerankTemplate(tokenizer) if model_config.is_qwen3_reranker else None
-    pool = TokenizerPool(tokenizer, config.tokenizer_threads, template)
+    reranking = _pair_encoder(tokenizer, model_config)
+    pool = TokenizerPool(tokenizer, config.tokenizer_threads, reranking, Chunker(tokenizer))
+    release_free_memory()
     device = beside.device if beside else None
     cost = _matrix_size(model) / _matrix_size(beside.runtime.model) if beside else 1.0
     return Engine(config, runtime, pool, info, Metrics(), device, cost)
+
+
+def _pair_encoder(tokenizer: Tokenizer, model_config: ModelConfig) -> Encoder | None:
+    """How a reranker that is a language model is asked: by its chat template, else as Qwen3-Reranker; None: plainly."""
+    if not model_config.is_language_reranker:
+        return None
+    is_qwen3 = model_config.is_qwen3_reranker
+    return chat_rerank(tokenizer, model_config.chat, or_else=is_qwen3) or RerankTemplate(tokenizer)
 
 
 def _matrix_size(model: Model) -> int:
@@ -139,3 +156,18 @@ def _resident_bytes() -> int:
     except OSError:
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def task_source(config: EngineConfig, model_config: ModelConfig, runtime: Runtime, tokenizer: Tokenizer) -> TaskSource:
+    """What the tasks of a loaded model are made from."""
+    return TaskSource(
+        model_config=model_config,
+        pooling=config.pooling,
+        hidden_size=runtime.model.hidden_size,
+        causal=runtime.model.causal,
+        ops=runtime.ops,
+        vocabulary=tokenizer,
+        num_layers=len(runtime.model.layers),
+        custom_module=config.custom_module,
+        trust_remote_code=config.trust_remote_code,
+    )

@@ -12,7 +12,7 @@ import numpy as np
 
 from rtp_llm.core import Input, Int32Array, Item, Params
 from rtp_llm.engine.tokenizer import Tokenizer
-from rtp_llm.errors import InvalidRequest
+from rtp_llm.errors import InvalidInput, InvalidRequest
 
 PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -27,7 +27,7 @@ class RerankTemplate:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._prefix, self._suffix = (_ids(tokenizer, text) for text in (PREFIX, SUFFIX))
+        self._prefix, self._suffix = (plain_ids(tokenizer, text) for text in (PREFIX, SUFFIX))
         self._bodies = tokenizer.narrowed(len(self._prefix) + len(self._suffix))
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
@@ -38,12 +38,12 @@ class RerankTemplate:
             if isinstance(value, list):
                 (items[index],) = self._tokenizer.encode([value], params, index)
             elif isinstance(value, tuple) and len(value) == 2:
-                pairs[index] = (value[0], self._shortened(value[1], params.max_tokens_per_doc))
+                pairs[index] = (value[0], beginning(self._tokenizer, value[1], params.max_tokens_per_doc))
             else:
-                raise InvalidRequest(f"input {index} is a single text; a reranker reads pairs of query and document")
+                raise InvalidInput(index, " is a single text; a reranker reads pairs of query and document")
         questions = {query: _question(query, params) for query, _ in pairs.values()}
         texts = [f"{questions[query]} {document}" for query, document in pairs.values()]
-        bodies = self._bodies.encode(texts, replace(params, prompt=""))
+        bodies = self._bodies.encode(texts, replace(params, prompt="", max_tokens=self._room(params.max_tokens)))
         for index, body in zip(pairs, bodies, strict=True):
             body.index = index
             body.input_ids = np.concatenate([self._prefix, body.input_ids, self._suffix])
@@ -51,36 +51,47 @@ class RerankTemplate:
         self._share({index: query for index, (query, _) in pairs.items()}, questions, items)
         return [items[index] for index in range(start, start + len(inputs))]
 
-    def _shortened(self, document: str, max_tokens: int | None) -> str:
-        """The document's first `max_tokens` tokens, as text."""
+    def _room(self, max_tokens: int | None) -> int | None:
+        """What a request's own limit leaves between prefix and suffix."""
         if max_tokens is None:
-            return document
-        tokens = self._tokenizer.tokens(document, add_special_tokens=False)
-        return document if len(tokens) <= max_tokens else document[: tokens[max_tokens - 1].stop]
+            return None
+        template = len(self._prefix) + len(self._suffix)
+        if max_tokens <= template:
+            raise InvalidRequest(f"a limit of {max_tokens} tokens leaves no room beside a template of {template}")
+        return max_tokens - template
 
     def _share(self, queries: Mapping[int, str], questions: Mapping[str, str], items: Mapping[int, Item]) -> None:
         """All up to the document is the same for the documents of a query, wherever the tokenizer joins the two."""
         heads = {
-            query: np.concatenate([self._prefix, _ids(self._tokenizer, questions[query])])
+            query: np.concatenate([self._prefix, plain_ids(self._tokenizer, questions[query])])
             for query, count in Counter(queries.values()).items()
             if count > 1
         }
         for index, query in queries.items():
             if query in heads:
                 ids = items[index].input_ids
-                items[index].prefix = ids[: _common(ids, heads[query])].tobytes()
+                items[index].prefix = ids[: common_length(ids, heads[query])].tobytes()
 
 
 def _question(query: str, params: Params) -> str:
     return f"<Instruct>: {params.instruction or INSTRUCTION}\n<Query>: {query}\n<Document>:"
 
 
-def _common(left: Int32Array, right: Int32Array) -> int:
+def beginning(tokenizer: Tokenizer, document: str, max_tokens: int | None) -> str:
+    """The document's first `max_tokens` tokens, as text; None: all."""
+    if max_tokens is None:
+        return document
+    tokens = tokenizer.tokens(document, add_special_tokens=False)
+    return document if len(tokens) <= max_tokens else document[: tokens[max_tokens - 1].stop]
+
+
+def common_length(left: Int32Array, right: Int32Array) -> int:
     """How many leading ids are the same."""
     length = min(len(left), len(right))
     differ = np.flatnonzero(left[:length] != right[:length])
     return int(differ[0]) if len(differ) else length
 
 
-def _ids(tokenizer: Tokenizer, text: str) -> Int32Array:
+def plain_ids(tokenizer: Tokenizer, text: str) -> Int32Array:
+    """All of the text's tokens, and no special ones but those that it names."""
     return np.array([token.id for token in tokenizer.tokens(text, add_special_tokens=False)], np.int32)

@@ -4,7 +4,8 @@ A batch forms when cores are free and not before, so it always holds what is wai
 lane the oldest item goes first, so nothing starves, and the batch is filled with the items nearest to it in length.
 While cores are free, waiting work is shared out between them: a core a batch where there are items enough, several
 cores on one batch where there are not, since threads that work on one batch wait for each other. Shares shrink with the
-queue, so that the last batches end together.
+queue, so that the last batches end together. Where each core is a batch in flight on a device (a GPU), batches do not
+work faster together: one core a batch, and what waits is shared out between devices alone.
 
 The interactive lane overtakes the bulk lane, which keeps a guaranteed share of the tokens: while both wait, bulk work
 is owed its share of every interactive batch, and goes first as soon as a whole step is owed. Since a batch that runs is
@@ -26,6 +27,8 @@ from rtp_llm.engine.waiting import LaneQueue, Place
 
 # Below this many tokens a batch is bound by reading the weights, which several cores on one batch do only once.
 _LEAST_TOKENS = 64
+# Of a GPU: below this part of its budget a batch is bound by its launches, and takes as long as a smaller one.
+_DEVICE_STEP = 8
 # Bulk steps are this part of the budget while interactive work keeps coming, ...
 _SHORT_STEP = 4
 # ... which is the case until bulk work of so many budgets has gone by without any.
@@ -67,9 +70,11 @@ class Scheduler:
 
     batch_tokens  the budget of a step of the first model, number 0, whose tokens cost 1; `add_model` is for more
     bulk_share    of the work that is done while both lanes wait, the part that the bulk lane has for certain
+    num_devices   0: several cores may work on one batch; else each core is a batch in flight on one of so many devices
     """
 
-    def __init__(self, batch_tokens: int, num_cores: int, bulk_share: float = BULK_SHARE) -> None:
+    def __init__(self, batch_tokens: int, num_cores: int, bulk_share: float = BULK_SHARE, num_devices: int = 0) -> None:
+        self.num_devices = num_devices
         self.num_cores = num_cores
         self.free_cores = num_cores
         self.bulk_share = bulk_share
@@ -121,7 +126,9 @@ class Scheduler:
         model = self.models[number]
         queue = model.lanes[lane]
         # NOTE: shares for all cores, the busy ones too: they will be free soon, and the last batches end together.
-        num_cores = max(self.free_cores // self._shares(self.queued_items, self.queued_tokens), 1)
+        num_cores = 1
+        if not self.num_devices:
+            num_cores = max(self.free_cores // self._shares(self.queued_items, self.queued_tokens), 1)
         share = -(-queue.tokens // self._shares(queue.items, queue.tokens))
         budget = min(share, self._step(lane, model.batch_tokens))
         groups, num_tokens = self._fill(queue, oldest, budget, model.batch_tokens, now)
@@ -134,6 +141,9 @@ class Scheduler:
         self.free_cores += grant.num_cores
 
     def _shares(self, num_items: int, num_tokens: int) -> int:
+        if self.num_devices:
+            least = max(self.models[0].batch_tokens // _DEVICE_STEP, 1)
+            return max(min(self.num_devices, num_items, num_tokens // least), 1)
         return max(min(self.num_cores, num_items, num_tokens // _LEAST_TOKENS), 1)
 
     def _choose(self, now: float) -> tuple[Lane, int, Place] | None:

@@ -6,21 +6,20 @@ and cut here, by transformers' rules, instead of setting a truncation on the sha
 
 import copy
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import Input, Int32Array, Item, Params
 from rtp_llm.engine import tokenizer_files as files
+from rtp_llm.engine.chat_template import ChatTemplate
 from rtp_llm.engine.tokenizer_cuts import find_cuts
 from rtp_llm.engine.truncation import longest_first, only_second
-from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
+from rtp_llm.errors import CheckpointError, ConfigError, InvalidInput, InvalidRequest
 from rtp_llm.model_config import ModelConfig, sequence_limit
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,6 @@ Text: TypeAlias = "str | tuple[str, str]"
 Encoding: TypeAlias = Any
 
 _MAX_CACHED_PROMPTS = 1024
-_SMALL_CHARACTERS = 2000
 # A long text is first tried with this many characters for each token that may be kept: 100 kB of English for a model
 # of 512 tokens is then encoded in 2 ms instead of 35.
 _CHARACTERS_PER_TOKEN = 16
@@ -45,6 +43,18 @@ class Token:
     special: bool
     start: int | None
     stop: int | None
+
+
+class Framed(NamedTuple):
+    """One input's tokens: those before it (leading special ones, the prompt), its own, and those after it.
+
+    prompt_length  as of an Item
+    """
+
+    head: Int32Array
+    body: Int32Array
+    tail: Int32Array
+    prompt_length: int
 
 
 class Tokenizer:
@@ -81,6 +91,7 @@ class Tokenizer:
             raise ConfigError(f"max_seq_len: {max_seq_len} leaves no room beside {num_special} special tokens")
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = files.special_ids(self._tokenizer, config)
+        self.chat_template = ChatTemplate(folder, config, config["special_tokens"])
         self._never_text = {
             *self.special_ids.values(),
             *(token_id for token_id, token in added.items() if token.special),
@@ -99,15 +110,26 @@ class Tokenizer:
 
     @classmethod
     def load(
-        cls, config: EngineConfig, model_config: ModelConfig, *, max_positions: int, vocab_size: int
+        cls,
+        config: EngineConfig,
+        model_config: ModelConfig,
+        *,
+        max_positions: int,
+        vocab_size: int,
+        is_hard: bool = True,
     ) -> "Tokenizer":
-        """The tokenizer of a checkpoint, for a model of `max_positions` positions and `vocab_size` embedding rows."""
+        """The tokenizer of a checkpoint, for a model of `max_positions` positions and `vocab_size` embedding rows.
+
+        `is_hard`: the model can read no more tokens than that.
+        """
         folder = Path(config.tokenizer_path).expanduser() if config.tokenizer_path else model_config.transformer_folder
         if not folder.is_dir():
             raise CheckpointError(f"tokenizer_path: there is no folder {str(folder.absolute())!r}")
         return cls(
             folder,
-            max_seq_len=sequence_limit(config, model_config, max_positions, files.model_max_length(folder)),
+            max_seq_len=sequence_limit(
+                config, model_config, max_positions, files.model_max_length(folder), is_hard=is_hard
+            ),
             vocab_size=vocab_size,
             do_lower_case=model_config.do_lower_case,
             prompts=model_config.prompts,
@@ -119,6 +141,9 @@ class Tokenizer:
 
         InvalidRequest names the input that cannot be encoded, and the way out.
         """
+        limited = self.limited(params, pairs=any(isinstance(value, tuple) for value in inputs))
+        if limited is not self:
+            return limited.encode(inputs, params, start)
         prompt = self._prompt(params)
         prompt_length = self._prompt_length(prompt, params.add_special_tokens) if prompt else 0
         items: dict[int, Item] = {}
@@ -139,6 +164,31 @@ class Tokenizer:
             items[index] = self._from_text(encoding, index, isinstance(texts[index], tuple), prompt_length, params)
         return [items[index] for index in range(start, start + len(inputs))]
 
+    def framed(self, inputs: Sequence[str | list[int]], params: Params, start: int = 0) -> list[Framed]:
+        """All tokens of single inputs, whatever their number; a list of ids has no frame."""
+        prompt, none = self._prompt(params), np.zeros(0, np.int32)
+        texts = {index: prompt + value for index, value in enumerate(inputs, start) if isinstance(value, str)}
+        length = self._prompt_length(prompt, params.add_special_tokens) if prompt and texts else 0
+        encodings = iter(self._run(texts, params.add_special_tokens) if texts else ())
+        framed = []
+        for index, value in enumerate(inputs, start):
+            if isinstance(value, str):
+                framed.append(self._framed(next(encodings), index, length))
+            else:
+                framed.append(Framed(none, self._checked_ids(value, index), none, 0))
+        return framed
+
+    def _framed(self, encoding: Encoding, index: int, prompt_length: int) -> Framed:
+        ids = np.array(encoding.ids, np.int32)
+        own = [place for place, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
+        if not len(ids):
+            raise InvalidInput(index, " has no tokens; send some text, or leave add_special_tokens true")
+        self._check_known(encoding.ids, index)
+        # Of no text at all, there are special tokens alone; which of them lead makes no difference then.
+        first, last = (own[0], own[-1] + 1) if own else (len(ids), len(ids))
+        first = min(max(first, prompt_length), last)
+        return Framed(ids[:first], ids[first:last], ids[last:], prompt_length)
+
     def tokens(self, text: Text, *, add_special_tokens: bool = True) -> list[Token]:
         """The tokens of a text or pair as it is: no prompt, no limit."""
         (encoding,) = self._run({0: text}, add_special_tokens, offsets=True)
@@ -147,6 +197,16 @@ class Tokenizer:
             Token(token_id, token, sequence is None, *((None, None) if sequence is None else span))
             for token_id, token, sequence, span in rows
         ]
+
+    def limited(self, params: Params, *, pairs: bool = False) -> "Tokenizer":
+        """The same tokenizer under the request's own limit; InvalidRequest where that leaves room for no text."""
+        most = params.max_tokens
+        if most is None or most >= self.max_seq_len:
+            return self
+        special = self._tokenizer.num_special_tokens_to_add(pairs) if params.add_special_tokens else 0
+        if most <= special:
+            raise InvalidRequest(f"a limit of {most} tokens leaves no room beside {special} special tokens")
+        return self.narrowed(self.max_seq_len - most)
 
     def narrowed(self, num_tokens: int) -> "Tokenizer":
         """The same tokenizer, for inputs to which `num_tokens` tokens will be added."""
@@ -174,9 +234,15 @@ class Tokenizer:
         checked = self._checked_ids(ids, 0).tolist()
         return str(self._tokenizer.decode(checked, skip_special_tokens=skip_special_tokens))
 
+    def prompt_text(self, params: Params) -> str:
+        """What a request, or the checkpoint where it is silent, puts before each input; InvalidRequest as `encode`."""
+        return self._prompt(params)
+
     def _prompt(self, params: Params) -> str:
         if params.prompt is not None:
-            _check_unicode(params.prompt, "prompt")
+            problem = _unicode_problem(params.prompt)
+            if problem:
+                raise InvalidRequest(f"prompt{problem}", param="prompt")
             most = self.max_seq_len * _CHARACTERS_PER_TOKEN
             if len(params.prompt) > most:
                 raise InvalidRequest(f"prompt has {len(params.prompt)} characters, the limit is {most}", param="prompt")
@@ -215,42 +281,56 @@ class Tokenizer:
         ids = encoding.ids
         types = encoding.type_ids if is_pair and self._has_types else None
         length = len(ids)
-        most = params.max_tokens_per_doc if is_pair else None
+        is_document = is_pair or (params.num_queries is not None and index >= params.num_queries)
+        most = params.max_tokens_per_doc if is_document else None
         if length > self.max_seq_len or most is not None or (is_pair and params.truncation == "only_second"):
-            ids, types = self._cut(encoding, params, is_pair=is_pair, types=types)
+            ids, types = self._cut(encoding, params, most, is_pair=is_pair, types=types)
         truncated = len(ids) < length
         if truncated and (most is None or len(ids) == self.max_seq_len):
             self._check_may_truncate(length, index, params)
         elif not ids:
-            raise InvalidRequest(f"input {index} has no tokens; send some text, or leave add_special_tokens true")
-        if self._may_exceed and max(ids) >= self.vocab_size:
-            raise InvalidRequest(
-                f"input {index} has token {self._tokenizer.id_to_token(max(ids))!r}, id {max(ids)}, which is out of "
-                f"the model's vocabulary of {self.vocab_size}; remove it from the text"
-            )
+            raise InvalidInput(index, " has no tokens; send some text, or leave add_special_tokens true")
+        self._check_known(ids, index)
         token_type_ids = None if types is None else np.array(types, np.int32)
         return Item(np.array(ids, np.int32), index, token_type_ids, prompt_length, truncated)
+
+    def _check_known(self, ids: list[int], index: int) -> None:
+        if self._may_exceed and max(ids) >= self.vocab_size:
+            raise InvalidInput(
+                index,
+                f" has token {self._tokenizer.id_to_token(max(ids))!r}, id {max(ids)}, which is out of "
+                f"the model's vocabulary of {self.vocab_size}; remove it from the text",
+            )
 
     def _side(self, params: Params) -> Side:
         return params.truncation_side or self.truncation_side
 
     def _check_may_truncate(self, length: int, index: int, params: Params) -> None:
         if not params.truncate:
-            raise InvalidRequest(
-                f"input {index} has at least {length} tokens and the limit is {self.max_seq_len}; "
-                "shorten or split it, or set truncate to true",
-                param="input",
+            raise InvalidInput(
+                index,
+                f" has at least {length} tokens and the limit is {self.max_seq_len}; shorten or split it, or set "
+                + InvalidInput.CUT,
             )
 
     def _cut(
-        self, encoding: Encoding, params: Params, *, is_pair: bool = False, types: list[int] | None = None
+        self,
+        encoding: Encoding,
+        params: Params,
+        most: int | None = None,
+        *,
+        is_pair: bool = False,
+        types: list[int] | None = None,
     ) -> tuple[list[int], list[int] | None]:
         """ids and types without the tokens over the limit, which are never the template's special ones."""
         ids = encoding.ids
         sequence_ids = encoding.sequence_ids
         lengths = sequence_ids.count(0), sequence_ids.count(1)
-        most, side = params.max_tokens_per_doc, self._side(params)
-        wanted = lengths if most is None else (lengths[0], min(lengths[1], most))
+        side = self._side(params)
+        if most is None:
+            wanted = lengths
+        else:
+            wanted = (lengths[0], min(lengths[1], most)) if is_pair else (min(lengths[0], most), 0)
         room = self.max_seq_len - sequence_ids.count(None)
         if is_pair and params.truncation == "only_second":
             kept = only_second(*wanted, room, self.max_seq_len)
@@ -268,15 +348,16 @@ class Tokenizer:
 
     def _checked_ids(self, ids: list[int], index: int) -> Int32Array:
         if not ids:
-            raise InvalidRequest(f"input {index} is an empty list of token ids; send at least one")
+            raise InvalidInput(index, " is an empty list of token ids; send at least one")
         for token_id in ids:
             if type(token_id) is not int:
-                raise InvalidRequest(f"input {index}: {token_id!r} is not a token id; a list holds whole numbers only")
+                raise InvalidInput(index, f": {token_id!r} is not a token id; a list holds whole numbers only")
         wrong = next((token_id for token_id in (min(ids), max(ids)) if not 0 <= token_id < self.vocab_size), None)
         if wrong is not None:
-            raise InvalidRequest(
-                f"input {index}: token id {wrong} is out of this model's vocabulary of {self.vocab_size}; send text, "
-                "or ids of this model's own tokenizer (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
+            raise InvalidInput(
+                index,
+                f": token id {wrong} is out of this model's vocabulary of {self.vocab_size}; send text, "
+                "or ids of this model's own tokenizer (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)",
             )
         return np.array(ids, np.int32)
 
@@ -319,54 +400,16 @@ class Tokenizer:
         except TypeError:
             for index, text in texts.items():
                 for part in (text,) if isinstance(text, str) else text:
-                    _check_unicode(part, f"input {index}")
+                    problem = _unicode_problem(part)
+                    if problem:
+                        raise InvalidInput(index, problem) from None
             raise
 
 
-def _check_unicode(text: str, what: str) -> None:
-    """InvalidRequest where `text` has a lone surrogate, which no tokenizer can read."""
+def _unicode_problem(text: str) -> str:
+    """Where `text` has a lone surrogate, which no tokenizer can read; empty: nowhere."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"{what} is not valid Unicode: a lone surrogate, {text[error.start]!a}, at character {error.start}"
-        ) from None
-
-
-class Encoder(Protocol):
-    """Inputs to Items, as `Tokenizer.encode` does it."""
-
-    def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]: ...
-
-
-class TokenizerPool:
-    """A Tokenizer on threads of its own, one job a request; `reranking` encodes what is to be scored."""
-
-    def __init__(self, tokenizer: Tokenizer, num_threads: int, reranking: Encoder | None = None) -> None:
-        self.tokenizer = tokenizer
-        self._reranking = reranking or tokenizer
-        # The library reads only this variable; unset, each call would take all cores from the batches that run.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
-
-    @staticmethod
-    def is_small(inputs: Sequence[Input]) -> bool:
-        """Whether encoding takes less time than a hop to another thread: do it where you are."""
-        total = 0
-        for value in inputs:
-            total += 1 + (len(value[0]) + len(value[1]) if isinstance(value, tuple) else len(value))
-            if total > _SMALL_CHARACTERS:
-                return False
-        return True
-
-    def encode(self, inputs: Sequence[Input], params: Params, start: int = 0, *, rerank: bool = False) -> list[Item]:
-        """`Tokenizer.encode`, on the caller's thread; `rerank`: these are to be scored."""
-        return (self._reranking if rerank else self.tokenizer).encode(inputs, params, start)
-
-    def submit(self, work: Callable[..., None], *arguments: object) -> None:
-        """Run `work(*arguments)` on one of the pool's threads; it sees to its own errors."""
-        self._executor.submit(work, *arguments)
-
-    def close(self) -> None:
-        """Take no more work, and wait until what was submitted is done."""
-        self._executor.shutdown(wait=True)
+        return f" is not valid Unicode: a lone surrogate, {text[error.start]!a}, at character {error.start}"
+    return ""

@@ -37,20 +37,24 @@ _ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
 class Model(Protocol):
     """What a task and the runtime need of an architecture.
 
-    max_positions    the longest sequence it can read, in tokens
-    causal           a token sees those before it only, so that the last one stands for all
-    shares_prefixes  what it computes for a sequence's first tokens serves every sequence that begins with them
-    kv_size          of a model that does, columns at the end of what `on_keys` gets that are keys and values
-    layers           in their order
+    max_positions     the longest sequence that it was made for, in tokens
+    learnt_positions  whether it can read no longer one
+    causal            a token sees those before it only, so that the last one stands for all
+    shares_prefixes   what it computes for a sequence's first tokens serves every sequence that begins with them
+    kv_size           of a model that does, columns at the end of what `on_keys` gets that are keys and values
+    layers            in their order
+    matrices          (layer, attribute) of each linear layer's weight -> the checkpoint's tensors that it is made of
     """
 
     hidden_size: int
     vocab_size: int
     max_positions: int
+    learnt_positions: bool
     causal: bool
     shares_prefixes: bool
     kv_size: int
     layers: Sequence[Any]
+    matrices: Mapping[tuple[int, str], tuple[str, ...]]
 
     def prepare(self, batch: Batch) -> Batch:
         """The packed batch with positions as this architecture counts them; on the host, before `Ops.upload`."""

@@ -21,6 +21,7 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu", "tanh": "tanh",
 }  # fmt: skip
 
+_MATRICES = ("qkv", "out", "up", "down")
 RENAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 IGNORED = (
     r"^pooler\.", r"^cls\.", r"^lm_head\.", r"^classifier\.", r"^qa_outputs\.", r"^embeddings\.position_ids$",
@@ -42,6 +43,7 @@ class BertConfig:
     layer_norm_eps: float
     activation: str
     pad_token_id: int
+    is_decoder: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -55,6 +57,8 @@ class BertConfig:
             raise CheckpointError(
                 f"config.json: position_embedding_type {position_type!r}; only 'absolute' is supported"
             )
+        if hf.get("add_cross_attention"):
+            raise CheckpointError("config.json: add_cross_attention is true; a decoder beside an encoder is not served")
         activation = _ACTIVATIONS.get(hf.get("hidden_act", "gelu"))
         if activation is None:
             raise CheckpointError(
@@ -72,6 +76,7 @@ class BertConfig:
                 layer_norm_eps=hf.get("layer_norm_eps", 1e-12),
                 activation=activation,
                 pad_token_id=1 if hf.get("pad_token_id") is None else hf["pad_token_id"],
+                is_decoder=bool(hf.get("is_decoder", False)),
             )
         except KeyError as error:
             raise CheckpointError(f"config.json: {error.args[0]} is missing") from None
@@ -98,9 +103,12 @@ class _Layer:
 
 
 class Bert:
-    """The encoder up to its last hidden states; heads and poolers belong to the tasks."""
+    """The encoder up to its last hidden states; heads and poolers belong to the tasks.
 
-    causal = False
+    Where config.json has `is_decoder`, a token sees those before it only, as in transformers.
+    """
+
+    learnt_positions = True
     shares_prefixes = False
     kv_size = 0
     prefix: ClassVar[str] = "bert."
@@ -110,11 +118,17 @@ class Bert:
         self.hidden_size = config.hidden_size
         self.vocab_size = config.vocab_size
         self.max_positions = config.max_position_embeddings
+        self.causal = config.is_decoder
         self.word = ops.table(weights["word"])
         self.position = ops.table(weights["position"])
         self.token_type = ops.table(weights["token_type"])
         self.embedding_norm = _norm(weights, "embedding_norm", config, ops)
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
+        self.matrices = {
+            (i, name): weights.sources(f"layers.{i}.{name}.weight")
+            for i in range(config.num_hidden_layers)
+            for name in _MATRICES
+        }
 
     @classmethod
     def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "Bert":
@@ -155,6 +169,7 @@ class Bert:
             num_kv_heads=config.num_attention_heads,
             head_dim=config.head_dim,
             scale=config.head_dim**-0.5,
+            causal=self.causal,
             rows=wanted,
         )
         hidden_states = hidden_states if wanted is None else ops.rows(hidden_states, wanted)
@@ -217,8 +232,8 @@ def parameters(config: BertConfig) -> dict[str, Parameter]:
 
 def _load_layer(weights: Weights, prefix: str, config: BertConfig, ops: Ops) -> _Layer:
     linears = {}
-    for name in ("qkv", "out", "up", "down"):
-        linears[name] = ops.matrix(weights[f"{prefix}{name}.weight"])
+    for name in _MATRICES:
+        linears[name] = ops.matrix(weights.matrix(f"{prefix}{name}.weight"))
         linears[f"{name}_bias"] = ops.vector(weights[f"{prefix}{name}.bias"])
     norms = {name: _norm(weights, prefix + name, config, ops) for name in ("attention_norm", "mlp_norm")}
     return _Layer(**linears, **norms)

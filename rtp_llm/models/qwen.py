@@ -19,6 +19,7 @@ _ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }  # fmt: skip
+_MATRICES = ("qkv", "out", "gate_up", "down")
 IGNORED = (r"^lm_head\.", r"^score\.", r"^classifier\.", r"rotary_emb\.inv_freq$")
 
 
@@ -129,6 +130,7 @@ class Qwen2:
     """The decoder up to its last hidden states, after the final norm; heads belong to the tasks."""
 
     is_qwen3: ClassVar[bool] = False
+    learnt_positions = False
 
     def __init__(self, config: QwenConfig, weights: Weights, ops: Ops) -> None:
         self.config = config
@@ -140,10 +142,15 @@ class Qwen2:
         self.shares_prefixes = config.causal and config.rope.rope_type != "dynamic"
         self.kv_size = 2 * config.num_key_value_heads * config.head_dim
         self.word = ops.table(weights["word"])
-        # A dynamic rope's longer sequences have rows of their own.
-        positions = config.rope.trained_positions if config.rope.rope_type == "dynamic" else self.max_positions
-        self.cos_sin = ops.table(config.rope.rows(positions))
+        is_dynamic = config.rope.rope_type == "dynamic"
+        self.num_rows = config.rope.trained_positions if is_dynamic else self.max_positions
+        self.cos_sin = ops.table(config.rope.rows(self.num_rows))
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
+        self.matrices = {
+            (i, name): weights.sources(f"layers.{i}.{name}")
+            for i in range(config.num_hidden_layers)
+            for name in _MATRICES
+        }
         self.norm = _norm(weights, "norm", config, ops)
 
     @classmethod
@@ -153,11 +160,8 @@ class Qwen2:
         return cls(config, bind(source, parameters(config), prefixes=("model.",), ignore=IGNORED), ops)
 
     def prepare(self, batch: Batch) -> Batch:
-        """Positions count from 0; angles that depend on a sequence's length are computed for it alone."""
-        rope = self.config.rope
-        if rope.rope_type == "dynamic" and batch.max_seqlen > rope.trained_positions:
-            return with_rows(batch, rope)
-        return batch
+        """Positions count from 0; angles that the table lacks, of longer sequences, are computed for the batch."""
+        return with_rows(batch, self.config.rope) if batch.position_ids.max() >= self.num_rows else batch
 
     def __call__(
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
@@ -252,7 +256,7 @@ def parameters(config: QwenConfig) -> dict[str, Parameter]:
 
 
 def _load_layer(weights: Weights, prefix: str, config: QwenConfig, ops: Ops) -> _Layer:
-    matrices = {name: ops.matrix(weights[prefix + name]) for name in ("qkv", "out", "gate_up", "down")}
+    matrices = {name: ops.matrix(weights.matrix(prefix + name)) for name in _MATRICES}
     biases = {
         name: ops.vector(weights[prefix + name]) if prefix + name in weights else None
         for name in ("qkv_bias", "out_bias")

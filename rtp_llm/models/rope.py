@@ -136,13 +136,17 @@ def _attention_factor(parameters: Mapping[str, Any], factor: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LongBatch(Batch):
-    """A batch with a sequence whose angles depend on its length: `cos_sin` [T, head_dim] has every token's row."""
+    """A batch with a sequence longer than the table of angles: `cos_sin` [T, head_dim] has every token's row."""
 
     cos_sin: FloatArray
 
 
 def with_rows(batch: Batch, rope: Rope) -> LongBatch:
     """Each sequence's rows as if it were alone, so that neither its neighbours nor earlier batches change it."""
-    rows = [rope.rows(length, seqlen=length) for length in np.diff(batch.cu_seqlens).tolist()]
+    if rope.rope_type == "dynamic":
+        rows = [rope.rows(length, seqlen=length) for length in np.diff(batch.cu_seqlens).tolist()]
+        cos_sin = np.concatenate(rows)
+    else:
+        cos_sin = rope.rows(int(batch.position_ids.max()) + 1)[batch.position_ids]
     fields = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
-    return LongBatch(**fields, cos_sin=np.concatenate(rows))
+    return LongBatch(**fields, cos_sin=cos_sin)

@@ -1,6 +1,7 @@
 """Prometheus metrics, in one registry, observed in one place each."""
 
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -17,6 +18,17 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 # tokenize to total are the engine's; encode is the server's: writing the answer.
 _STAGES = ("tokenize", "queue", "compute", "total", "encode")
+
+_DEVICE_COUNTS = {
+    "out_of_memory": "Steps that did not fit the device's memory",
+    "largest_step": "Tokens of a step since one did not fit; 0: all have",
+    "graphs": "CUDA graphs that are kept",
+    "graph_replays": "Steps that were computed by a CUDA graph",
+}
+
+
+def _count(counts: Callable[[], Mapping[str, float]], name: str) -> float:
+    return counts()[name]
 
 
 class Queue(Protocol):
@@ -105,6 +117,7 @@ class Metrics:
         )
         self._cache_bytes = self._gauge("cache_bytes", "Bytes of results that are kept")
         self._cache_entries = self._gauge("cache_entries", "Results that are kept")
+        self._device = {name: self._gauge(f"device_{name}", help) for name, help in _DEVICE_COUNTS.items()}
         self._ready = self._gauge("ready", "1 while requests can be answered, as /health says")
         self._lost_lines = self._counter("lost_log_lines", "Lines of the log that could not be written, or not in time")
         # NOTE: `labels` takes 3 us a call, so its results are kept.
@@ -194,6 +207,11 @@ class Metrics:
     def observe_lost_lines(self, count: int) -> None:
         """Lines of the log have been given up."""
         self._lost_lines.inc(count)
+
+    def watch_device(self, counts: Callable[[], Mapping[str, float]]) -> None:
+        """Publish what the runtime counts, under the names it gives."""
+        for name in counts():
+            self._device[name].set_function(partial(_count, counts, name))
 
     def describe_model(self, info: ModelInfo) -> None:
         """Publish the loaded model as labels."""

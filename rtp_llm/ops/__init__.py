@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
-from rtp_llm.core import Batch, FloatArray, Int32Array
+from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 
 Tensor: TypeAlias = Any
 Weight: TypeAlias = Any
-Quantization: TypeAlias = Literal["none", "int8"]
+Quantization: TypeAlias = Literal["none", "int8", "int8_weights", "int4_weights", "bf16", "fp8"]
 PoolMode: TypeAlias = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 # torch.nn activations with the constructor's defaults; `gelu` is the erf form.
@@ -54,10 +54,11 @@ class Ops(Protocol):
 
     # Weights, once at load.
 
-    def matrix(self, weight: FloatArray) -> Weight:
+    def matrix(self, weight: FloatArray | QuantizedWeight) -> Weight:
         """[N, K] as torch.nn.Linear stores it -> a handle for `linear`, packed as the backend likes it.
 
-        Losslessly, unless this stream has a quantization: then as `rtp_llm.ops.int8` says.
+        Losslessly, unless this stream has a quantization: then as `ops/int8.py` or `ops/weight_only.py` says. What
+        is quantised already stays so, on any stream; ConfigError where the backend cannot compute with it.
         """
 
     def vector(self, values: FloatArray) -> Tensor:

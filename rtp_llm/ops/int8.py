@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rtp_llm.core import FloatArray
+from rtp_llm.core import FloatArray, QuantizedWeight
+from rtp_llm.errors import CheckpointError
 
 # Products of 255 and 127, and an outlier's, whose sum fits into 32 bits; a wider weight stays fp32.
 MAX_COLUMNS = 65536
@@ -48,6 +49,15 @@ class Int8Matrix:
 def quantizes(weight: FloatArray) -> bool:
     """Whether a weight [N, K] is computed in 8 bits where int8 is asked for."""
     return weight.shape[1] <= MAX_COLUMNS
+
+
+def check_quantized(weight: QuantizedWeight) -> QuantizedWeight:
+    """A checkpoint's weight; CheckpointError where it is too wide for sums of 32 bits."""
+    if weight.values.shape[1] > MAX_COLUMNS:
+        raise CheckpointError(
+            f"a weight of {weight.values.shape[1]} columns in 8 bits; up to {MAX_COLUMNS} can be computed so"
+        )
+    return weight
 
 
 def quantize_rows(x: FloatArray) -> QuantizedRows:

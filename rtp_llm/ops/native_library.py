@@ -4,8 +4,10 @@ import contextlib
 import ctypes
 import functools
 import mmap
+import os
 import platform
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_char_p, c_double, c_int, c_int64, c_void_p
 from pathlib import Path
@@ -14,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rtp_llm.core import FloatArray
+from rtp_llm.core import FloatArray, QuantizedWeight
 from rtp_llm.errors import ConfigError
 
 INSTRUCTION_SETS = ("amx", "avx512_vnni", "avx512", "avx2", "generic")  # the fastest first
-ABI_VERSION = 7
+ABI_VERSION = 9
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpu_supports_avx2": (c_int, ()),
@@ -31,14 +33,18 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "is_bf16": (c_int, (c_void_p, c_int64)),
     "narrow": (None, (c_void_p, c_int64, c_void_p)),
     "pack_weight": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int)),
+    "grouped_weight_bytes": (c_int64, (c_int64, c_int64, c_int)),
+    "pack_grouped": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int)),
     "int8_weight_bytes": (c_int64, (c_int64, c_int64)),
     "pack_int8": (None, (c_void_p, c_int64, c_int64, c_void_p)),
+    "pack_quantized": (None, (c_void_p, c_void_p, c_int64, c_int64, c_void_p)),
     "quantized_row_bytes": (c_int64, (c_int64,)),
     "stream_new": (c_void_p, ()),
     "stream_delete": (None, (c_void_p,)),
     "arena_capacity": (c_int64, (c_void_p,)),
     "run": (c_int, (c_void_p, c_char_p, c_int64, c_int)),
     "peak": (c_double, (c_double,)),
+    "tile_peak": (c_double, (c_double,)),
 }
 
 
@@ -108,11 +114,26 @@ def best() -> str:
     return usable()[0] if usable() else "generic"
 
 
+def release_free_memory() -> None:
+    """Give back to the system what the C library keeps of freed memory (loading leaves a good deal); glibc can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
 def measure_peak(num_threads: int, seconds: float) -> float:
     """fp32 GFLOP/s of multiply-adds between registers, with the best instruction set, on so many cores at once."""
-    library = load(best())
+    return _on_cores(load(best()).peak, num_threads, seconds)
+
+
+def measure_tile_peak(num_threads: int, seconds: float) -> float:
+    """GFLOP/s of bf16 tile products (AMX) on so many cores at once; 0 where the best instruction set has none."""
+    return _on_cores(load(best()).tile_peak, num_threads, seconds)
+
+
+def _on_cores(peak: Callable[[float], float], num_threads: int, seconds: float) -> float:
     with ThreadPoolExecutor(num_threads) as pool:
-        return sum(pool.map(library.peak, [seconds] * num_threads))
+        return sum(pool.map(peak, [seconds] * num_threads))
 
 
 class PackedWeight:
@@ -137,10 +158,36 @@ class Int8Weight:
 
     def __init__(self, weight: FloatArray, library: Library) -> None:
         weight = np.ascontiguousarray(weight, dtype=np.float32)
-        self.out_features, self.in_features = weight.shape
-        self.memory = library.weights.take(-(-library.int8_weight_bytes(*weight.shape) // 4))
-        self.address: int = self.memory.ctypes.data
+        self._reserve(weight.shape, library)
         library.pack_int8(weight.ctypes.data, *weight.shape, self.address)
+
+    @classmethod
+    def of_quantized(cls, weight: QuantizedWeight, library: Library) -> "Int8Weight":
+        """The same from numbers that are quantised already: another order of the same bytes."""
+        packed = object.__new__(cls)
+        packed._reserve(weight.values.shape, library)
+        values, scales = np.ascontiguousarray(weight.values), np.ascontiguousarray(weight.scales)
+        library.pack_quantized(values.ctypes.data, scales.ctypes.data, *values.shape, packed.address)
+        return packed
+
+    def _reserve(self, shape: tuple[int, ...], library: Library) -> None:
+        self.out_features, self.in_features = shape
+        self.memory = library.weights.take(-(-library.int8_weight_bytes(*shape) // 4))
+        self.address: int = self.memory.ctypes.data
+
+
+class GroupedWeight:
+    """A linear layer's weight in groups with a scale each, as `rtp_llm.ops.weight_only` says, in panels of columns."""
+
+    __slots__ = ("address", "bits", "in_features", "memory", "out_features")
+
+    def __init__(self, weight: FloatArray, bits: int, library: Library) -> None:
+        weight = np.ascontiguousarray(weight, dtype=np.float32)
+        self.out_features, self.in_features = weight.shape
+        self.bits = bits
+        self.memory = library.weights.take(-(-library.grouped_weight_bytes(*weight.shape, bits) // 4))
+        self.address: int = self.memory.ctypes.data
+        library.pack_grouped(weight.ctypes.data, *weight.shape, self.address, bits)
 
 
 class Table:

@@ -13,22 +13,33 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
-from rtp_llm.core import Batch, FloatArray, Int32Array
+from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import ConfigError
 from rtp_llm.ops import Norm, PoolMode, Quantization
-from rtp_llm.ops.int8 import quantizes
+from rtp_llm.ops.int8 import check_quantized, quantizes
 from rtp_llm.ops.native_checks import check_ids, checked_prefixes, int32
-from rtp_llm.ops.native_library import Int8Weight, Library, PackedWeight, Table, load, measure_peak, usable
+from rtp_llm.ops.native_fallback import ThroughNumpy
+from rtp_llm.ops.native_library import (
+    GroupedWeight,
+    Int8Weight,
+    Library,
+    PackedWeight,
+    Table,
+    load,
+    measure_peak,
+    usable,
+)
 from rtp_llm.ops.native_stream import (
     ATTENTION,
     COPY_COLUMNS,
     EMBED,
     GATED,
     LINEAR,
+    LINEAR_GROUPED,
     LINEAR_INT8,
     NORM,
     NORMALIZE,
@@ -38,14 +49,17 @@ from rtp_llm.ops.native_stream import (
     TAKE_ROWS,
     Stream,
     Tensor,
+    hosted,
 )
 from rtp_llm.ops.numpy_ops import ACTIVATION, NumpyOps
 from rtp_llm.ops.self_check import failing_ops
+from rtp_llm.ops.weight_only import BITS, to_bf16
 
 __all__ = ["NativeOps", "measure_peak"]
 
 logger = logging.getLogger(__name__)
 
+LinearWeight: TypeAlias = PackedWeight | Int8Weight | GroupedWeight
 _FUSED: dict[str | None, int] = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4, "tanh": 5}
 _POOL_MODES = {"cls": 0, "mean": 1, "max": 2, "mean_sqrt_len_tokens": 3, "weightedmean": 4, "lasttoken": 5}
 
@@ -68,22 +82,26 @@ class NativeOps:
         self._max_lookups = library.max_lookups()
         self._checked: Batch | None = None
         for op in broken:
-            setattr(self, op, _ThroughNumpy(self, op))
+            setattr(self, op, ThroughNumpy(self.to_numpy, op))
         return self
 
     def fork(self, quantization: Quantization = "none") -> "NativeOps":
         return object.__new__(NativeOps)._bind(self.num_threads, self._library, self._broken, quantization)
 
-    def matrix(self, weight: FloatArray) -> PackedWeight | Int8Weight:
+    def matrix(self, weight: FloatArray | QuantizedWeight) -> LinearWeight:
+        if isinstance(weight, QuantizedWeight):
+            return Int8Weight.of_quantized(check_quantized(weight), self._library)
         if self.quantization == "int8" and quantizes(weight):
             return Int8Weight(weight, self._library)
-        return PackedWeight(weight, self._library)
+        if self.quantization in BITS:
+            return GroupedWeight(weight, BITS[self.quantization], self._library)
+        return PackedWeight(to_bf16(weight) if self.quantization == "bf16" else weight, self._library)
 
     def vector(self, values: FloatArray) -> Tensor:
-        return _hosted(values)
+        return hosted(values)
 
     def table(self, rows: FloatArray) -> Table:
-        return Table(rows, self._library)
+        return Table(to_bf16(rows) if self.quantization == "bf16" else rows, self._library)
 
     def upload(self, batch: Batch) -> Batch:
         self._stream.begin()
@@ -132,7 +150,7 @@ class NativeOps:
     def linear(
         self,
         x: Tensor,
-        weight: PackedWeight | Int8Weight,
+        weight: LinearWeight,
         bias: Tensor | None = None,
         activation: str | None = None,
         residual: Tensor | None = None,
@@ -140,7 +158,7 @@ class NativeOps:
         if activation is not None and activation not in _FUSED:
             product = self.to_numpy(self.linear(x, weight, bias))
             activated = ACTIVATION[activation](product).astype(np.float32)
-            return _hosted(activated if residual is None else activated + self.to_numpy(residual))
+            return hosted(activated if residual is None else activated + self.to_numpy(residual))
         num_rows, n, k = x.shape[0], weight.out_features, weight.in_features
         assert x.shape == (num_rows, k), f"x is {x.shape}, the weight [{n}, {k}]"
         assert bias is None or bias.shape == (n,), f"bias is {bias.shape}, the weight [{n}, {k}]"
@@ -153,6 +171,11 @@ class NativeOps:
                 quantized = self._quantize(x)
                 self._record(LINEAR_INT8(
                     y.reference, num_rows * n, quantized.reference, weight.address, self._operand(bias),
+                    self._operand(residual), *sizes,
+                ))  # fmt: skip
+            elif isinstance(weight, GroupedWeight):
+                self._record(LINEAR_GROUPED(
+                    y.reference, num_rows * n, weight.bits, self._operand(x), weight.address, self._operand(bias),
                     self._operand(residual), *sizes,
                 ))  # fmt: skip
             else:
@@ -225,7 +248,7 @@ class NativeOps:
 
     def gated(self, x: Tensor, activation: str) -> Tensor:
         if activation not in _FUSED:
-            return _hosted(NumpyOps().gated(self.to_numpy(x), activation))
+            return hosted(NumpyOps().gated(self.to_numpy(x), activation))
         num_rows, size = x.shape[0], x.shape[1] // 2
         assert x.shape[1] == 2 * size, f"x is {x.shape}"
         y = self._new(num_rows, size)
@@ -284,7 +307,7 @@ class NativeOps:
 
     def _new(self, num_rows: int, size: int) -> Tensor:
         if num_rows == 0:
-            return _hosted(np.empty((0, size), np.float32))
+            return hosted(np.empty((0, size), np.float32))
         return Tensor((num_rows, size), self._stream.slot(), self._stream)
 
     def _record(self, command: bytes) -> None:
@@ -337,33 +360,6 @@ class NativeOps:
         return rows.ctypes.data
 
 
-class _ThroughNumpy:
-    """Stands for an op whose kernel failed the self-check: the stream is run, numpy computes."""
-
-    def __init__(self, ops: NativeOps, op: str) -> None:
-        self._fetch = ops.to_numpy
-        self._op = getattr(NumpyOps(), op)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        return _hosted(self._op(*map(self._to_host, args), **{k: self._to_host(v) for k, v in kwargs.items()}))
-
-    def _to_host(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self._fetch(value) if value.host is None else value.host
-        if isinstance(value, Table):
-            return value.widened()
-        if isinstance(value, Norm):
-            return replace(value, weight=self._to_host(value.weight), bias=self._to_host(value.bias))
-        if isinstance(value, (list, tuple)):
-            return [self._to_host(item) for item in value]
-        return value
-
-
-def _hosted(values: FloatArray) -> Tensor:
-    host = np.ascontiguousarray(values, dtype=np.float32)
-    return Tensor(host.shape, host.ctypes.data, None, host)
-
-
 @functools.cache
 def checked_library(instruction_set: str) -> tuple[Library, frozenset[str]]:
     """The library to use and the ops of it that numpy must do; each kernel is compared with NumpyOps once a process.
@@ -375,7 +371,7 @@ def checked_library(instruction_set: str) -> tuple[Library, frozenset[str]]:
     broken: dict[str, frozenset[str]] = {}
     for name in names:
         ops = object.__new__(NativeOps)._bind(1, load(name), frozenset())
-        broken[name] = failing_ops(ops, ops.fork("int8"))
+        broken[name] = failing_ops(ops, *(ops.fork(quantization) for quantization in ("int8", *BITS)))
         if not broken[name]:
             break
     if any(broken.values()):

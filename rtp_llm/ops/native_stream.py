@@ -11,6 +11,8 @@ from functools import partial
 from struct import Struct
 from typing import Any
 
+import numpy as np
+
 from rtp_llm.core import FloatArray
 from rtp_llm.ops.native_library import Library
 
@@ -36,6 +38,8 @@ NORMALIZE = _command(10, "3q")  # x, rows, size
 TAKE_ROWS = _command(11, "4q")  # x, index, rows, size
 QUANTIZE = _command(12, "3q")  # x, rows, K
 LINEAR_INT8 = _command(13, "8q")  # quantised x, weight, bias, residual, rows, N, K, activation
+
+LINEAR_GROUPED = _command(14, "9q")  # bits, x, weight, bias, residual, rows, N, K, activation
 
 
 class Stream:
@@ -97,3 +101,9 @@ class Tensor:
         if stream is not None:
             stream.program.append(FREE(self.reference, 0))
             stream.free.append(self.reference)
+
+
+def hosted(values: FloatArray) -> Tensor:
+    """A tensor of a host array."""
+    host = np.ascontiguousarray(values, dtype=np.float32)
+    return Tensor(host.shape, host.ctypes.data, None, host)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rtp_llm.core import Batch, FloatArray, Int32Array
+from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.ops import Norm, PoolMode, Quantization
-from rtp_llm.ops.int8 import Int8Matrix, quantize_weight, quantizes
+from rtp_llm.ops.int8 import Int8Matrix, check_quantized, quantize_weight, quantizes
+from rtp_llm.ops.weight_only import BITS, quantize_groups, to_bf16
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
@@ -77,15 +78,23 @@ class NumpyOps:
     def fork(self, quantization: Quantization = "none") -> "NumpyOps":
         return NumpyOps(quantization)
 
-    def matrix(self, weight: FloatArray) -> FloatArray | Int8Matrix:
+    def matrix(self, weight: FloatArray | QuantizedWeight) -> FloatArray | Int8Matrix:
+        if isinstance(weight, QuantizedWeight):
+            return Int8Matrix(check_quantized(weight).values, weight.scales)
         if self.quantization == "int8" and quantizes(weight):
             return quantize_weight(weight)
+        if self.quantization in BITS:
+            return quantize_groups(weight, BITS[self.quantization]).dequantized()
+        if self.quantization == "bf16":
+            return to_bf16(weight)
         return np.ascontiguousarray(weight, dtype=np.float32)
 
     def vector(self, values: FloatArray) -> FloatArray:
         return np.ascontiguousarray(values, dtype=np.float32)
 
     def table(self, rows: FloatArray) -> FloatArray:
+        if self.quantization == "bf16":
+            return to_bf16(rows)
         return np.ascontiguousarray(rows, dtype=np.float32)
 
     def upload(self, batch: Batch) -> Batch:

@@ -1,6 +1,6 @@
 """Plain torch on any of its devices: eager, packed, without padding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rtp_llm.core import Batch, FloatArray
+from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import ConfigError
 from rtp_llm.ops import Norm, PoolMode, Quantization
 
@@ -23,12 +23,20 @@ ACTIVATION: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }  # fmt: skip
 
 
+# The fields of a batch that are arrays.
+_UPLOADED = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "prompt_lens", "wanted")
+_PART = 4 << 20  # numbers of a weight that are moved at once
+_ALIGNMENT = 16  # int32s: kernels load faster from addresses that are multiples of 64 bytes
+
+
 class TorchOps:
     """Tensors are torch tensors of `dtype` on `device`; norms' statistics, pooling and l2_normalize are fp32."""
 
     name = "torch"
     num_threads = 1
     quantization: Quantization = "none"
+    # Whether no op needs `Batch.host`, so that a CUDA graph of them serves any batch of as many tokens and sequences.
+    graph_safe = False
 
     def __init__(self, device: str = "cpu", dtype: str = "fp32") -> None:
         self.device = torch.device(device)
@@ -43,21 +51,46 @@ class TorchOps:
             )
         return self
 
-    def matrix(self, weight: FloatArray) -> torch.Tensor:
-        return self._put(weight).to(self.dtype)
+    def matrix(self, weight: FloatArray | QuantizedWeight) -> torch.Tensor:
+        if isinstance(weight, QuantizedWeight):
+            raise ConfigError("the checkpoint's weights are in 8 bits: leave out --backend torch", param="backend")
+        return self._put(weight)
 
     def vector(self, values: FloatArray) -> torch.Tensor:
-        return self._put(values).to(self.dtype)
+        return self._put(values)
 
     def table(self, rows: FloatArray) -> torch.Tensor:
-        return self._put(rows).to(self.dtype)
+        return self._put(rows)
 
     def upload(self, batch: Batch) -> Any:
-        """The same fields as torch tensors; `max_seqlen` stays a number, `prefix_of` on the host."""
-        names = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "prompt_lens", "wanted")
-        arrays = {name: getattr(batch, name) for name in names}
-        moved: dict[str, Any] = {name: self._put(array) for name, array in arrays.items() if array is not None}
-        return replace(batch, **moved)
+        """The same fields as torch tensors, in one copy; `max_seqlen` stays a number, `prefix_of` on the host."""
+        arrays = self.arrays(batch)
+        offsets, size = offsets_of(arrays.values())
+        joined = np.empty(size, np.int32)
+        write(joined, arrays.values(), offsets)
+        return self.place(batch, arrays, offsets, torch.from_numpy(joined).to(self.device))
+
+    def arrays(self, batch: Batch, *, fixed: bool = False) -> dict[str, Int32Array]:
+        """What the kernels read of a batch on the host, by name.
+
+        fixed  for a CUDA graph: lengths that the numbers of tokens and of sequences alone decide
+        """
+        named = {name: getattr(batch, name) for name in _UPLOADED}
+        return {name: array for name, array in named.items() if array is not None}
+
+    def place(
+        self, batch: Batch, arrays: Mapping[str, Int32Array], offsets: Sequence[int], joined: torch.Tensor
+    ) -> Any:
+        """The batch with those `arrays` where they stand in `joined`, int32 on the device."""
+        views: dict[str, Any] = {
+            name: joined[offset : offset + len(array)]
+            for (name, array), offset in zip(arrays.items(), offsets, strict=True)
+        }
+        return replace(batch, **views, host=batch)
+
+    def plain(self, x: Any) -> torch.Tensor:
+        """What an op has returned, as a tensor of torch's."""
+        return x
 
     def to_numpy(self, x: torch.Tensor) -> FloatArray:
         return np.array(x.float().cpu().numpy())
@@ -77,11 +110,17 @@ class TorchOps:
         activation: str | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        # Pooled rows arrive in fp32 whatever the dtype of the layers.
-        y = F.linear(x.to(weight.dtype), weight, bias)
+        # Pooled rows arrive in fp32 whatever the dtype of the layers, and stay so: heads compute in fp32.
+        if x.dtype != weight.dtype:
+            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        y = F.linear(x, weight, bias)
         if activation is not None:
             y = ACTIVATION[activation](y)
         return y if residual is None else y + residual
+
+    def plus(self, x: torch.Tensor, residual: Any) -> Any:
+        """x + residual, as `linear` adds it."""
+        return x + residual
 
     def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         if norm.kind == "layer":
@@ -108,7 +147,10 @@ class TorchOps:
         heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim).transpose(0, 1)
         q, kv = heads[:num_heads], heads[num_heads:]
         before = [x.view(len(x), 2 * num_kv_heads, head_dim).transpose(0, 1) for x in kept]
-        spans = list(pairwise(batch.cu_seqlens.tolist()))
+        # Lengths are read on the host: asking the device for them would wait for all that it has to do.
+        host = batch.host or batch
+        rows = None if rows is None else host.wanted
+        spans = list(pairwise(host.cu_seqlens.tolist()))
         prefix_of = [-1] * len(spans) if batch.prefix_of is None else batch.prefix_of.tolist()
         first = 0 if rows is None else len(spans) - len(rows)
         wanted = spans if rows is None else [(-1, -1)] * first + [(row, row + 1) for row in rows.tolist()]
@@ -161,19 +203,24 @@ class TorchOps:
         skipped = batch.prompt_lens.long().minimum(ends - starts) if skip_prompt else torch.zeros_like(starts)
         if mode == "cls":
             return x[starts + torch.where(starts + skipped < ends, skipped, 0)].float()
-        lengths = ends - starts
-        segment = torch.repeat_interleave(torch.arange(len(starts), device=x.device), lengths)
-        position = torch.arange(len(x), device=x.device) - starts[segment]
+        # No shape depends on a number that only the device knows: that would wait for it. index_add adds one row after
+        # another, whose rounding grows with the length: in float64, which Apple's GPUs do not have.
+        row = torch.arange(len(x), device=x.device)
+        segment = torch.searchsorted(ends, row, right=True)
+        position = row - starts[segment]
         kept = position >= skipped[segment]
-        segment, position, x32 = segment[kept], position[kept], x[kept].float()
-        index = segment[:, None].expand_as(x32)
-        out = torch.zeros(len(starts), x.shape[1], device=x.device)
         if mode == "max":
-            return out.scatter_reduce(0, index, x32, "amax", include_self=False)
-        weights = (position + 1).float() if mode == "weightedmean" else torch.ones_like(position, dtype=torch.float32)
-        total = torch.zeros(len(starts), device=x.device).index_add(0, segment, weights).clamp(min=1)
-        summed = out.index_add(0, segment, x32 * weights[:, None])
-        return summed / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)[:, None]
+            out, x32 = torch.zeros(len(starts), x.shape[1], device=x.device), x.float()
+            index, x32 = segment[:, None].expand_as(x32), x32.masked_fill(~kept[:, None], -torch.inf)
+            pooled = out.scatter_reduce(0, index, x32, "amax", include_self=False)
+            return pooled.masked_fill((skipped == ends - starts)[:, None], 0.0)
+        wide = torch.float32 if x.device.type == "mps" else torch.float64
+        weights = (position + 1).to(wide) if mode == "weightedmean" else torch.ones_like(position, dtype=wide)
+        weights, x = weights * kept, x.to(wide).masked_fill(~kept[:, None], 0.0)
+        total = torch.zeros(len(starts), dtype=wide, device=x.device).index_add(0, segment, weights).clamp(min=1)
+        summed = torch.zeros(len(starts), x.shape[1], dtype=wide, device=x.device)
+        summed = summed.index_add(0, segment, x * weights[:, None])
+        return (summed / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)[:, None]).float()
 
     def rows(self, x: torch.Tensor, index: Any) -> torch.Tensor:
         return x[index]
@@ -184,8 +231,16 @@ class TorchOps:
     def l2_normalize(self, x: torch.Tensor) -> torch.Tensor:
         return F.normalize(x.float(), dim=-1)
 
-    def _put(self, array: Any) -> torch.Tensor:
-        return torch.from_numpy(np.array(array)).to(self.device)
+    def _put(self, array: FloatArray) -> torch.Tensor:
+        """A weight on the device in its dtype, part by part: beside it, one part is held, on the host and there."""
+        target = torch.empty(array.shape, dtype=self.dtype, device=self.device)
+        flat_target, flat = target.view(-1), array.reshape(-1)
+        part = torch.empty(min(_PART, flat.size), dtype=torch.float32, pin_memory=self.device.type == "cuda")
+        for start in range(0, flat.size, _PART):
+            count = min(_PART, flat.size - start)
+            np.copyto(part[:count].numpy(), flat[start : start + count])
+            flat_target[start : start + count] = part[:count].to(self.device)
+        return target
 
     def _visible(self, low: int, high: int, seqlen: int, causal: bool, window: int | None) -> torch.Tensor | None:
         """[high - low, seqlen]: True where the query at position low + i may see key j; None when all is visible."""
@@ -195,6 +250,21 @@ class TorchOps:
         distance = queries[:, None] - keys[None, :]
         visible = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
         return visible if window is None else visible & (distance.abs() < window)
+
+
+def offsets_of(arrays: Iterable[Int32Array]) -> tuple[list[int], int]:
+    """Where each array stands in one buffer, and the buffer's length."""
+    offsets, end = [], 0
+    for array in arrays:
+        offsets.append(end)
+        end += -(-len(array) // _ALIGNMENT) * _ALIGNMENT
+    return offsets, end
+
+
+def write(buffer: Int32Array, arrays: Iterable[Int32Array], offsets: Sequence[int]) -> None:
+    """Put the arrays where `offsets_of` says."""
+    for array, offset in zip(arrays, offsets, strict=True):
+        buffer[offset : offset + len(array)] = array
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -2,14 +2,15 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 from rtp_llm.checkpoint import open_tensors
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import Item, Rows, TaskType
-from rtp_llm.errors import ConfigError
-from rtp_llm.model_config import ModelConfig
+from rtp_llm.errors import ConfigError, DeviceLost
+from rtp_llm.model_config import ModelConfig, stored_quantization
 from rtp_llm.models import Model, find_model_type, load_model
 from rtp_llm.ops import Ops
 from rtp_llm.runtime.cpu import CpuRuntime
@@ -17,24 +18,55 @@ from rtp_llm.tasks import Task
 
 logger = logging.getLogger(__name__)
 
+# One of these is there where a driver of NVIDIA's or AMD's is loaded; to ask torch takes seconds.
+_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
+# The encoders are exact to fp16's rounding; decoders have activations that overflow it.
+_FP16_MODELS = ("bert", "roberta", "xlm-roberta", "camembert")
+
 
 class Runtime(Protocol):
-    """One model on one device.
+    """One model on one device, or on several.
 
     tasks         what it computes; filled once, before the first batch
+    replicas      each copy of the model, which needs the tasks on its own device; itself where there is one
+    dtype         of the activations: fp32, fp16 or bf16
     num_cores     units of the device that batches share; a batch is granted one or more
-    batch_tokens  the step's token budget that this device likes best
+    num_devices   0: several cores may work on one batch; else each core is a batch in flight on one of so many devices
+    batch_tokens  the step's token budget that this device likes best; known when `start` has been called
+    counts        what an operator may want to know of the device, by name, as it is now
     """
 
     model_type: str
     model: Model
-    tasks: Mapping[TaskType, Task]
     ops: Ops
+    dtype: str
     num_cores: int
+    num_devices: int
     batch_tokens: int
 
+    @property
+    def tasks(self) -> Mapping[TaskType, Task]: ...
+
+    @property
+    def replicas(self) -> Sequence[Any]: ...
+
+    @property
+    def counts(self) -> Mapping[str, float]: ...
+
+    def start(self, max_seq_len: int) -> None:
+        """Get ready, once, when the tasks are there."""
+
     def run(self, items: Sequence[Item], num_cores: int) -> dict[TaskType, Rows]:
-        """Compute one batch for the tasks of its items, in the items' order. Called from several threads at once."""
+        """Compute one batch for the tasks of its items, in the items' order. Called from several threads at once.
+
+        DeviceLost: nothing can be computed any more.
+        """
+
+    def watch(self, on_lost: Callable[[DeviceLost], None]) -> None:
+        """Be told, on another thread, when nothing can be computed any more, though no batch has shown it."""
+
+    def close(self) -> None:
+        """End what the runtime has started; after the last batch."""
 
 
 def load_runtime(config: EngineConfig, model_config: ModelConfig, beside: Runtime | None = None) -> Runtime:
@@ -42,13 +74,29 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig, beside: Runtim
 
     `beside` computes on the same device: its streams, and with them the memory of activations, are shared.
     """
-    streams = beside.streams if isinstance(beside, CpuRuntime) and config.backend != "torch" else None
+    device = choose_device(config)
+    if device is not None:
+        if config.weight_dtype == "bf16":
+            raise ConfigError("weight_dtype bf16 is for a CPU without torch: --act_type bf16", param="weight_dtype")
+        torch_loading = _import_torch_loading()
+        return torch_loading.load(config, model_config, device)  # type: ignore[no-any-return]
+    if config.quantization == "fp8":
+        raise ConfigError("quantization fp8 needs a GPU; on a CPU there is int8", param="quantization")
+    if config.gelu != "erf":
+        raise ConfigError(f"gelu {config.gelu}: a CPU computes the erf form", param="gelu")
+    if config.tp_size * config.dp_size > 1:
+        name = "tp_size" if config.tp_size > 1 else "dp_size"
+        raise ConfigError(f"{name} {getattr(config, name)}: several devices need --backend torch", param=name)
+    streams = beside.streams if isinstance(beside, CpuRuntime) else None
     ops = _load_ops(config) if beside is None or streams is None else beside.ops
     model_type = find_model_type(config.model_type, model_config.hf)
+    # What the checkpoint keeps in fp32 beside layers in 8 bits is meant to stay so.
+    is_stored = stored_quantization(model_config.hf) != "none"
+    quantization: Any = "none" if is_stored else config.quantization
+    if quantization == "none" and config.weight_dtype == "bf16":
+        quantization = "bf16"
     source = open_tensors(model_config.transformer_folder)
-    model = load_model(
-        model_type, model_config.hf, source, ops.fork("int8" if config.quantization == "int8" else "none")
-    )
+    model = load_model(model_type, model_config.hf, source, ops.fork(quantization))
     source.close()
     num_cores = available_cores(config) if ops.name == "native" else 1
     return CpuRuntime(
@@ -67,11 +115,55 @@ def available_cores(config: EngineConfig) -> int:
     return min(config.num_threads or usable, usable)
 
 
+def choose_device(config: EngineConfig) -> str | None:
+    """The torch device to compute on; None: the CPU without torch.
+
+    auto is a GPU where a driver and torch find one, unless the backend is one of the CPU's.
+    """
+    if config.backend in ("native", "numpy") or (config.backend == "auto" and config.device == "cpu"):
+        if config.device not in ("auto", "cpu"):
+            raise ConfigError(f"device {config.device!r} needs --backend torch", param="device")
+        return None
+    if config.device != "auto":
+        return config.device
+    if any(driver.exists() for driver in _DRIVERS):
+        try:
+            import_torch_loading = _import_torch_loading()
+        except ConfigError as error:
+            logger.warning("there is a GPU, but the CPU computes: %s", error.message)
+            return None
+        if import_torch_loading.has_cuda():
+            return "cuda"
+    return None if config.backend == "auto" else "cpu"
+
+
+def choose_dtype(config: EngineConfig, model_type: str, hf: Mapping[str, Any], device: str) -> str:
+    """fp32 on a CPU; elsewhere what was asked for, or bf16 where config.json or the architecture says so, else fp16."""
+    if device.startswith("cpu"):
+        if config.act_type in ("fp16", "bf16"):
+            logger.info("act_type %s: a CPU computes in fp32, which is at least as exact", config.act_type)
+        return "fp32"
+    if config.quantization == "fp8":
+        if config.act_type in ("fp32", "fp16"):
+            logger.info("act_type %s: with fp8 activations are bf16, as torch's product gives them", config.act_type)
+        return "bf16"
+    if config.act_type != "auto":
+        return config.act_type
+    is_bf16 = str(hf.get("dtype", hf.get("torch_dtype"))) == "bfloat16"
+    return "fp16" if model_type in _FP16_MODELS and not is_bf16 else "bf16"
+
+
+def _import_torch_loading() -> Any:
+    try:
+        from rtp_llm.runtime import torch_loading
+    except ImportError:
+        raise ConfigError(
+            "backend torch: torch is not installed; pip install 'rtp-llm[gpu]'", param="backend"
+        ) from None
+    return torch_loading
+
+
 def _load_ops(config: EngineConfig) -> Ops:
-    if config.device not in ("auto", "cpu") and config.backend != "torch":
-        raise ConfigError(f"device {config.device!r} needs --backend torch", param="device")
-    if config.backend == "torch":
-        return _torch_ops(config)
     if config.act_type in ("fp16", "bf16"):
         logger.info("act_type %s: a CPU computes in fp32, which is at least as exact", config.act_type)
     if config.backend == "numpy":
@@ -93,15 +185,3 @@ def _native_ops(config: EngineConfig) -> Ops:
 
         logger.warning("native kernels are not there (%s); falling back to numpy, several times slower", error.message)
         return NumpyOps()
-
-
-def _torch_ops(config: EngineConfig) -> Ops:
-    try:
-        from rtp_llm.ops.torch_ops import TorchOps
-    except ImportError:
-        raise ConfigError(
-            "backend torch: torch is not installed; pip install 'rtp-llm[gpu]'", param="backend"
-        ) from None
-    device = "cpu" if config.device == "auto" else config.device
-    dtype = "fp32" if config.act_type == "auto" or device == "cpu" else config.act_type
-    return TorchOps(device=device, dtype=dtype)

@@ -2,10 +2,10 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from rtp_llm.core import FloatArray, Item, KeptPrefix, Prefixes
-from rtp_llm.ops import Ops
+from rtp_llm.core import Item, KeptPrefix, Prefixes
 
 
 class PrefixCache:
@@ -28,15 +28,17 @@ class PrefixCache:
                 self._entries.move_to_end(prefix.token_ids)
         return prefixes
 
-    def add(self, ops: Ops, prefixes: Prefixes, layers: Sequence[FloatArray]) -> None:
-        """Keep the new ones; `layers` has each layer's keys and values [tokens, ·], prefix after prefix."""
+    def add(self, prefixes: Prefixes, layers: Sequence[Any], copy: Callable[[Any], Any]) -> None:
+        """Keep the new ones; `layers` has each layer's keys and values [tokens, ·], prefix after prefix.
+
+        `copy` makes what the model will get of a part of them: a slice would keep the memory of its neighbours.
+        """
         start = 0
         for ids in prefixes.new:
             end = start + len(ids)
             num_bytes = sum(layer[start:end].nbytes for layer in layers)
             if num_bytes <= self._max_bytes:
-                # Copies: a slice would keep the memory of its neighbours.
-                tensors = [ops.vector(layer[start:end].copy()) for layer in layers]
+                tensors = [copy(layer[start:end]) for layer in layers]
                 self._put(KeptPrefix(ids.tobytes(), tensors, num_bytes))
             start = end
 

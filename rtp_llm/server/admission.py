@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Request
@@ -33,13 +33,16 @@ class Admission:
         """Give the place back."""
         self._permits.release()
 
-    def check_size(self, request: Request, num_bytes: int) -> None:
-        """RequestTooLarge for a text that would take too long to tokenise; the request came as `num_bytes`."""
+    def check_size(self, request: Request, num_bytes: int, place: Callable[[int], str] = "input[{}]".format) -> None:
+        """RequestTooLarge for a text that would take too long to tokenise; the request came as `num_bytes`.
+
+        `place` names the field of the input of that number.
+        """
         if num_bytes <= self._config.max_input_characters:
             return
         for index, value in enumerate(request.inputs):
             for text in value if isinstance(value, tuple) else (value,):
-                self.check_text(text, f"input[{index}]")
+                self.check_text(text, place(index))
 
     def check_text(self, text: str | list[int], param: str) -> None:
         """RequestTooLarge for a text over the limit."""

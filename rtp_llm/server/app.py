@@ -41,7 +41,11 @@ def check(config: ServerConfig) -> None:
         check_grpc()
         listen(config.host, config.grpc_port, "grpc_port").close()
     check_certificate(config)
-    if KeyRing(config).is_open and config.host in _EVERYWHERE:
+    KeyRing(config)
+
+
+def _warn_if_open(app: Dispatcher, config: ServerConfig) -> None:
+    if app.keys.is_open and config.host in _EVERYWHERE:
         logger.warning(
             "listening on all interfaces without an API key: whoever reaches this machine can use the server; "
             "--api_key_file FILE asks for keys, --host 127.0.0.1 serves this machine alone"
@@ -138,6 +142,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or []:
             logger.debug("listening on http://%s:%d", *listener.getsockname()[:2])
+        _warn_if_open(self._app, self._settings)
         if self._on_ready is not None:
             self._on_ready()
 

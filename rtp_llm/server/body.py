@@ -13,7 +13,7 @@ from rtp_llm.server.exchange import Exchange
 Body = TypeVar("Body")
 
 _PLACE = re.compile(r"^(?P<detail>.*?)(?: - at `\$\.?(?P<param>.*)`)?$", re.DOTALL)
-_MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$")
+_MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]*)`(?: - at `\$\.?(?P<place>.*)`)?$")
 # A high surrogate that ends its string; msgspec calls the body truncated.
 _LONE_SURROGATE = re.compile(rb'\\u[dD][89abAB][0-9a-fA-F]{2}"')
 
@@ -90,17 +90,18 @@ def _unexpected(decoder: msgspec.json.Decoder[Body], text: str) -> InvalidReques
     """A value of the wrong type: msgspec's sentence with the path in front, as `input[3]: expected …`."""
     missing = _MISSING.match(text)
     if missing:
-        field = missing["field"]
-        return InvalidRequest(f"{field} is missing: the body must be a JSON object with {field!r}", param=field)
-    place = _PLACE.match(text)
-    assert place is not None
-    param, detail = place["param"], place["detail"].replace("`", "")
+        field, place = missing["field"], missing["place"]
+        param, whole = (f"{place}.{field}", place) if place else (field, "the body")
+        return InvalidRequest(f"{param} is missing: {whole} must be a JSON object with {field!r}", param=param)
+    found = _PLACE.match(text)
+    assert found is not None
+    param, detail = found["param"], found["detail"].replace("`", "")
     if not param:
         return InvalidRequest(f"the body must be a JSON object: {_lower(detail)}")
     if detail.startswith("Invalid enum value"):
         detail = f"{detail}, allowed: {_choices(decoder, param)}"
     elif "str" in detail and detail.endswith("got object"):
-        detail += "; text models take strings, not chat messages or content parts"
+        detail += "; texts are strings, or objects with `text`; chat messages go into `messages`"
     return InvalidRequest(f"{param}: {_lower(detail)}", param=param)
 
 

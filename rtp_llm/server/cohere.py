@@ -50,7 +50,7 @@ class CohereEmbedBody(msgspec.Struct, kw_only=True):
         list[str] | None, Meta(description="any of float, int8, uint8, binary, ubinary, base64; null: float")
     ] = None
     output_dimension: Annotated[int | None, Meta(description="leading dimensions to keep; null: all")] = None
-    max_tokens: Annotated[Any, Meta(description="ignored: the model's limit holds")] = None
+    max_tokens: Annotated[int | None, Meta(description="tokens kept of each text; null: the model's limit")] = None
     truncate: Annotated[
         Literal["NONE", "START", "END"] | None,
         Meta(description="the end that an over-long text loses; NONE: it is an error; null: END"),
@@ -82,6 +82,13 @@ class CohereFloatsAnswer(msgspec.Struct, kw_only=True):
     response_type: Literal["embeddings_floats"] = "embeddings_floats"
 
 
+def text_of(part: ContentPart, where: str) -> str:
+    """The text of a part; InvalidRequest where it is none."""
+    if part.type != "text" or part.text is None:
+        raise InvalidRequest(f"{where}: parts of type text with a text are served, others are not", param=where)
+    return part.text
+
+
 def error_form(error: RtpError) -> tuple[int, bytes]:
     """Cohere's: {"message"}."""
     return error.status, orjson.dumps({"message": error.message})
@@ -97,12 +104,18 @@ def _texts(body: CohereEmbedBody) -> list[str]:
         return body.texts
     texts = []
     for place, value in enumerate(body.inputs or ()):
-        parts = [part.text for part in value.content if part.type == "text" and part.text is not None]
-        if not parts or len(parts) < len(value.content):
-            where = f"inputs[{place}].content"
-            raise InvalidRequest(f"{where}: parts of type text with a text are served, others are not", param=where)
-        texts.append("\n".join(parts))
+        where = f"inputs[{place}].content"
+        if not value.content:
+            raise InvalidRequest(f"{where} is an empty list: give at least one part", param=where)
+        texts.append("\n".join(text_of(part, where) for part in value.content))
     return texts
+
+
+_CUT = "truncate to END"
+
+
+def _place(body: CohereEmbedBody, info: ModelInfo, index: int) -> str:
+    return f"{'texts' if body.texts else 'inputs'}[{index}]"
 
 
 def to_request(body: CohereEmbedBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
@@ -117,10 +130,17 @@ def to_request(body: CohereEmbedBody, info: ModelInfo, config: ServerConfig, req
         dimensions=None if dimensions == info.dimension else dimensions,
         normalize=True if any(kind in SCALED for kind in body.types) else None,
         truncate=body.truncate != "NONE",
+        max_tokens=_max_tokens(body),
         truncation_side={"START": "left", "END": "right"}.get(body.truncate or ""),  # type: ignore[arg-type]
         prompt_name=prompt_for(body.input_type, info, "input_type"),
     )
     return Request(inputs=texts, params=params, request_id=request_id)
+
+
+def _max_tokens(body: CohereEmbedBody) -> int | None:
+    if body.max_tokens is not None and body.max_tokens < 1:
+        raise InvalidRequest(f"max_tokens: {body.max_tokens} is below 1; leave it out for all", param="max_tokens")
+    return body.max_tokens
 
 
 def render(body: CohereEmbedBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
@@ -168,6 +188,6 @@ def _closing(body: CohereEmbedBody, response: Response, response_type: str) -> b
 
 _decoder = msgspec.json.Decoder(CohereEmbedBody)
 ROUTES: dict[str, Dialect[CohereEmbedBody]] = {
-    PATH: Dialect(_decoder, to_request, render, _WANTED, error_form=error_form),
-    OLD_PATH: Dialect(_decoder, to_request, render_old, _WANTED, error_form=error_form),
+    PATH: Dialect(_decoder, to_request, render, _WANTED, error_form=error_form, place=_place, cut=_CUT),
+    OLD_PATH: Dialect(_decoder, to_request, render_old, _WANTED, error_form=error_form, place=_place, cut=_CUT),
 }

@@ -6,15 +6,16 @@ several, which share a path and are told apart by their bodies.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, Response
-from rtp_llm.errors import RequestTooLarge
+from rtp_llm.errors import InvalidInput, RequestTooLarge
 from rtp_llm.observability import Answered
 from rtp_llm.server.body import decode
 from rtp_llm.server.catalog import Catalog, Service, Wanted
@@ -60,12 +61,15 @@ class Dialect(Generic[Body]):
     """One wire form of a task.
 
     decoder     bytes -> the dialect's own body type
+    prepare     what of the body the engine must be asked for first
     to_request  what the body asks for; InvalidRequest where this model or these limits cannot serve it
     render      the answer in pieces; the event loop serves others between two of them
     wanted      which models may be asked where the body names none
     render_on_thread  for a `render` that computes: it is run beside the event loop
     error_form  how its clients are told of failures
     headers     of an answer
+    place       the field by which the input of this number came, where that is not `input`
+    cut         what the body must say so that an input over the limit is cut
     by_accept   other forms of the answer, by the value of the request's Accept
     """
 
@@ -76,7 +80,10 @@ class Dialect(Generic[Body]):
     render_on_thread: bool = False
     error_form: ErrorForm = openai_form
     headers: Callable[[Request, Response], Headers] = answer_headers
+    prepare: Callable[[Body, EngineLike], Awaitable[Body]] | None = None
     content_type: bytes = JSON
+    place: Callable[[Body, ModelInfo, int], str] | None = None
+    cut: str = "truncate to true"
     by_accept: "Mapping[bytes, Dialect[Body]]" = field(default_factory=dict)
 
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
@@ -89,13 +96,16 @@ class Dialect(Generic[Body]):
         """Decode, run, render."""
         body = decode(self.decoder, content)
         catalog, config, admission = service.catalog, service.config, service.admission
+        asked = catalog.asked(getattr(body, "model", None), exchange.headers)
+        if self.prepare is not None and getattr(body, "messages", None) is not None:
+            asked = asked or catalog.first_able(self.wanted)  # whose chat template it is
+            body = await self.prepare(body, asked)
         engine, info, request = catalog.choose(
-            catalog.asked(getattr(body, "model", None), exchange.headers),
-            self.wanted,
-            lambda info: self.to_request(body, info, config, exchange.request_id),
+            asked, self.wanted, lambda info: self.to_request(body, info, config, exchange.request_id)
         )
         exchange.metrics = engine.metrics
-        admission.check_size(request, len(content))
+        named = None if self.place is None else partial(self.place, body, info)
+        admission.check_size(request, len(content), *([named] if named else []))
         seconds = admission.seconds(exchange.headers)
         request = scheduled(request, exchange.headers, seconds)
         await admission.enter()
@@ -104,6 +114,8 @@ class Dialect(Generic[Body]):
             began = time.perf_counter()
             pieces = self.render(body, response, info)
             rendered = await (asyncio.to_thread(b"".join, pieces) if self.render_on_thread else _join(pieces))
+        except InvalidInput as error:
+            raise error if named is None else error.at(named(error.index), self.cut) from None
         finally:
             admission.leave()
         seconds_to_encode = time.perf_counter() - began
@@ -161,6 +173,50 @@ class Choice:
             found = {}
         route = next((route for key, route in self.by_key.items() if key in found), self.otherwise)
         return route.choose(content, exchange, catalog)
+
+
+@dataclass(frozen=True, slots=True)
+class Quoted:
+    """A route that also takes its body as a JSON string which holds it, as RTP-LLM's POST / does."""
+
+    route: Route
+
+    @property
+    def error_form(self) -> ErrorForm:
+        """The route's."""
+        return self.route.error_form
+
+    def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
+        """What the route chooses, by what is in the string where the body is one."""
+        if content.lstrip()[:1] != b'"':
+            return self.route.choose(content, exchange, catalog)
+        try:
+            inner = msgspec.json.decode(content, type=str).encode()
+        except (msgspec.DecodeError, UnicodeError):
+            return self.route.choose(content, exchange, catalog)
+        return _Unquoted(self.route.choose(inner, exchange, catalog), inner)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unquoted:
+    """An answerer for the body `inner`, which came within another."""
+
+    answerer: Answerer
+    inner: bytes
+
+    @property
+    def error_form(self) -> ErrorForm:
+        return self.answerer.error_form
+
+    @property
+    def content_type(self) -> bytes:
+        return self.answerer.content_type
+
+    def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
+        return self
+
+    async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
+        return await self.answerer.answer(self.inner, service, exchange)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,13 +64,15 @@ DIALECTS: dict[str, dialects.Route] = {
     **cohere.ROUTES,
     **vllm.ROUTES,
     "/rerank": dialects.Choice({"texts": tei.RERANK}, rerank.RERANK),
-    "/": dialects.Choice(
-        {
-            "input": dialects.ByModel(_rtp_input),
-            "documents": reranker.RERANKER,
-            "left": similarity.SIMILARITY,
-        },
-        tei.by_model,
+    "/": dialects.Quoted(
+        dialects.Choice(
+            {
+                "input": dialects.ByModel(_rtp_input),
+                "documents": reranker.RERANKER,
+                "left": similarity.SIMILARITY,
+            },
+            tei.by_model,
+        )
     ),
 }
 

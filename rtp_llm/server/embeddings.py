@@ -17,6 +17,7 @@ from rtp_llm.core import FloatArray, ModelInfo, Request, Response, SparseVector,
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server import openai
 from rtp_llm.server.catalog import one_of
+from rtp_llm.server.chat import rendered
 from rtp_llm.server.dialect import Dialect, answer_headers
 from rtp_llm.server.errors import Headers, shared_form
 from rtp_llm.server.openai import EmbeddingsBody
@@ -106,11 +107,12 @@ def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
             headers=_binary_headers,
             content_type=content_type,
             wanted=one_of(TaskType.DENSE),
+            prepare=rendered,
         )
         for content_type, write in _BINARY_FORMS.items()
     }
     wanted = one_of(*(KINDS if kind is None else [kind]))
-    return Dialect(_decoder, to_request, render, wanted, error_form=shared_form, by_accept=by_accept)
+    return Dialect(_decoder, to_request, render, wanted, error_form=shared_form, prepare=rendered, by_accept=by_accept)
 
 
 def _binary_render(

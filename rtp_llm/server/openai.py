@@ -10,15 +10,16 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 import orjson
-from msgspec import Meta
+from msgspec import Meta, UnsetType
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.core import Chunking, FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import EngineFailure, InvalidRequest
 from rtp_llm.server.catalog import Catalog, ModelName
+from rtp_llm.server.chat import ChatBody, Inputs, TextObject
 from rtp_llm.server.dialect import check_count
 from rtp_llm.server.prompts import prompt_for
 from rtp_llm.server.vectors import SCALED, VectorType, check_type, encoder
@@ -43,19 +44,18 @@ class ExtraConfigs(msgspec.Struct):
     ] = None
 
 
-class EmbeddingsBody(msgspec.Struct, kw_only=True):
+class EmbeddingsBody(ChatBody, kw_only=True):
     """What to embed, and how. Unknown fields are ignored; null means absent."""
 
-    input: Annotated[
-        str | list[str | int | list[int]],
-        Meta(description="a text, texts, one sequence of the model's own token ids, or several; no mixture"),
-    ]
     model: ModelName = None
     encoding_format: Annotated[
         Literal["float", "base64"] | None, Meta(description="base64: little-endian float32; null: float")
     ] = None
     dimensions: Annotated[
-        int | None, Meta(description="leading dimensions to keep (Matryoshka), normalised again; 1 to the model's own")
+        int | None,
+        Meta(
+            description="leading dimensions to keep (Matryoshka), normalised again; 1 to the model's own; 0, null: all"
+        ),
     ] = None
     prompt: Annotated[str | None, Meta(description="text put before each input; empty: none of its own")] = None
     prompt_name: Annotated[str | None, Meta(description="one of the checkpoint's prompts")] = None
@@ -81,7 +81,17 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
     output_dimension: Annotated[int | None, Meta(description="Voyage's dimensions")] = None
     truncation: Annotated[bool | None, Meta(description="Voyage's truncate")] = None
     normalized: Annotated[bool | None, Meta(description="Jina's normalize")] = None
-    late_chunking: Annotated[bool | None, Meta(description="Jina's; not served: true is an error")] = None
+    chunking: Annotated[
+        Chunking | None,
+        Meta(
+            description="mean: an over-long text's vector is the mean of its chunks', by their tokens; late: the "
+            "inputs are the chunks of one text, read at once; null: an over-long text is cut"
+        ),
+    ] = None
+    late_chunking: Annotated[bool | None, Meta(description="Jina's chunking late")] = None
+    truncate_prompt_tokens: Annotated[
+        int | None, Meta(description="vLLM's: tokens kept of each input; null, -1: the model's limit")
+    ] = None
     output: Annotated[
         list[str] | None,
         Meta(description="any of dense, sparse, colbert, tokens, all from one forward; null: by the path"),
@@ -201,10 +211,12 @@ def to_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, requ
     return Request(inputs=inputs_of(body.input, info, config), params=_params(body, info), request_id=request_id)
 
 
-def inputs_of(given: str | list[str | int | list[int]], info: ModelInfo, config: ServerConfig) -> Sequence[Input]:
+def inputs_of(given: Inputs, info: ModelInfo, config: ServerConfig) -> Sequence[Input]:
     """A text, texts, a sequence of token ids or several -> the inputs; InvalidRequest names the place that is wrong."""
     if isinstance(given, str):
         return (given,)
+    assert not isinstance(given, UnsetType)
+    given = [_text(value, place) if isinstance(value, TextObject) else value for place, value in enumerate(given)]
     kinds = set(map(type, given))
     if not kinds:
         raise InvalidRequest("input is an empty list: give at least one text", param="input")
@@ -218,7 +230,14 @@ def inputs_of(given: str | list[str | int | list[int]], info: ModelInfo, config:
     return items
 
 
-def _mixed(given: Sequence[str | int | list[int]]) -> InvalidRequest:
+def _text(value: TextObject, place: int) -> str:
+    if isinstance(value.text, str):
+        return value.text
+    message = f"input[{place}]: an object with `text` is read, or a string; chat messages go into `messages`"
+    raise InvalidRequest(message, param=f"input[{place}]")
+
+
+def _mixed(given: Sequence[Any]) -> InvalidRequest:
     words = {str: "a string", int: "a token id", list: "a list of token ids"}
     index = next(i for i, value in enumerate(given) if type(value) is not type(given[0]))
     found, first = words[type(given[index])], words[type(given[0])]
@@ -248,7 +267,8 @@ def check_dimensions(dimensions: int | None, info: ModelInfo) -> None:
 
 
 def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
-    dimensions = body.dimensions if body.dimensions is not None else body.output_dimension
+    # Infinity's client always sends 0, and means all.
+    dimensions = body.dimensions or body.output_dimension
     check_dimensions(dimensions, info)
     if body.prompt_name and body.prompt_name not in info.prompts:
         known = ", ".join(info.prompts) or "none"
@@ -258,11 +278,41 @@ def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
         normalize=_normalize(body),
         truncate=body.truncate is not False and body.truncation is not False,
         truncation_side=body.truncation_side,
-        prompt=body.prompt or None,
+        chunking=_chunking(body),
+        max_tokens=max_tokens_of(body.truncate_prompt_tokens),
+        prompt=_prompt(body),
         prompt_name=body.prompt_name or _prompt_name(body, info),
-        add_special_tokens=body.extra_configs is None or _add_special_tokens(body.extra_configs.tokenizer_config),
+        add_special_tokens=_adds_special_tokens(body),
         extra=body.extra or {},
     )
+
+
+def max_tokens_of(truncate_prompt_tokens: int | None) -> int | None:
+    """vLLM's word for how many tokens are kept of an input; -1 is the model's own limit."""
+    if truncate_prompt_tokens is None or truncate_prompt_tokens == -1:
+        return None
+    if truncate_prompt_tokens < 1:
+        name = "truncate_prompt_tokens"
+        raise InvalidRequest(f"{name}: {truncate_prompt_tokens} is not -1, nor at least 1", param=name)
+    return truncate_prompt_tokens
+
+
+def _chunking(body: EmbeddingsBody) -> Chunking | None:
+    if body.late_chunking and body.chunking == "mean":
+        raise InvalidRequest("late_chunking and chunking mean: send one of them", param="late_chunking")
+    return "late" if body.late_chunking else body.chunking
+
+
+def _prompt(body: EmbeddingsBody) -> str | None:
+    """A chat template writes all that there is, the checkpoint's default prompt not."""
+    named = body.prompt_name or body.input_type or body.task
+    return body.prompt or ("" if body.messages is not None and not named else None)
+
+
+def _adds_special_tokens(body: EmbeddingsBody) -> bool:
+    if body.extra_configs is not None and not _add_special_tokens(body.extra_configs.tokenizer_config):
+        return False
+    return body.adds_special_tokens
 
 
 def _prompt_name(body: EmbeddingsBody, info: ModelInfo) -> str | None:
@@ -276,10 +326,8 @@ def _prompt_name(body: EmbeddingsBody, info: ModelInfo) -> str | None:
 def _normalize(body: EmbeddingsBody) -> bool | None:
     """What of `normalize` is wanted, with the checks of all that hangs on it."""
     normalize = body.normalize if body.normalize is not None else body.normalized
-    if body.late_chunking:
-        raise InvalidRequest("late_chunking is not served; leave it out, or send the chunks", param="late_chunking")
     kind = body.vector_type
-    if kind == "float" and not body.embedding_types and not body.embedding_type and not body.late_chunking:
+    if kind == "float" and not body.embedding_types and not body.embedding_type:
         return normalize
     for param in ("embedding_types", "embedding_type"):
         named = getattr(body, param)

@@ -15,9 +15,9 @@ import orjson
 from msgspec import UNSET, Meta, UnsetType
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import ModelInfo, Params, Request, Response
+from rtp_llm.core import ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server import cohere
+from rtp_llm.server import cohere, openai
 from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.errors import shared_form
@@ -54,6 +54,10 @@ class RerankBody(msgspec.Struct, kw_only=True):
     truncate: Annotated[bool | None, Meta(description="false: a pair over the limit is an error; null: true")] = None
     truncation: Annotated[bool | None | UnsetType, Meta(description="Voyage's truncate")] = UNSET
     model: ModelName = None
+
+    truncate_prompt_tokens: Annotated[
+        int | None, Meta(description="vLLM's: tokens kept of each pair; null, -1: the model's limit")
+    ] = None
 
     @property
     def is_raw(self) -> bool:
@@ -112,6 +116,7 @@ def to_request(body: RerankBody, info: ModelInfo, config: ServerConfig, request_
         activation="none" if body.is_raw else "sigmoid",
         instruction=body.instruction or None,
         truncate=body.truncate is not False and body.truncation is not False,
+        max_tokens=openai.max_tokens_of(body.truncate_prompt_tokens),
         max_tokens_per_doc=body.max_tokens_per_doc or None,
     )
     return scoring_request([body.query], _texts(body), info, params, request_id)
@@ -171,8 +176,21 @@ def render(body: RerankBody, response: Response, info: ModelInfo) -> Iterator[by
     yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def _place(body: RerankBody, info: ModelInfo, index: int) -> str:
+    """A pair by its document; of a model that gives vectors, the query comes first."""
+    if TaskType.RERANK in info.tasks:
+        return f"documents[{index}]"
+    return f"documents[{index - 1}]" if index else "query"
+
+
 RERANK: Dialect[RerankBody] = Dialect(
-    msgspec.json.Decoder(RerankBody), to_request, render, SCORERS, render_on_thread=True, error_form=shared_form
+    msgspec.json.Decoder(RerankBody),
+    to_request,
+    render,
+    SCORERS,
+    render_on_thread=True,
+    error_form=shared_form,
+    place=_place,
 )
 ROUTES: Mapping[str, Dialect[RerankBody]] = {
     **dict.fromkeys(PATHS, RERANK),

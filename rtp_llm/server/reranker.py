@@ -92,6 +92,15 @@ def render(body: RerankerBody, response: Response, info: ModelInfo) -> Iterator[
     yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def _place(body: RerankerBody, info: ModelInfo, index: int) -> str:
+    return f"documents[{index}]"
+
+
 RERANKER: Dialect[RerankerBody] = Dialect(
-    msgspec.json.Decoder(RerankerBody), to_request, render, one_of(TaskType.RERANK)
+    msgspec.json.Decoder(RerankerBody),
+    to_request,
+    render,
+    one_of(TaskType.RERANK),
+    place=_place,
+    cut="truncation to true",
 )

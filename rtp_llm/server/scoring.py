@@ -25,7 +25,7 @@ def scoring_request(
         firsts = queries if len(queries) == len(documents) else queries * len(documents)
         pairs = list(zip(firsts, documents, strict=True))
         return Request(inputs=pairs, tasks=(TaskType.RERANK,), params=params, request_id=request_id)
-    params = replace(params, activation=None, normalize=True)
+    params = replace(params, activation=None, normalize=True, num_queries=len(queries))
     return Request(inputs=[*queries, *documents], tasks=(kind,), params=params, request_id=request_id)
 
 

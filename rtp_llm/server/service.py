@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from starlette.types import Receive
@@ -60,6 +60,16 @@ class EngineLike(Protocol):
 
     def prompt(self, name: str) -> str:
         """The text of the prompt called `name`, one of the model's."""
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """A conversation as the model's chat template writes it; InvalidRequest where it has none, or that fails."""
 
 
 async def unless_client_leaves(work: Coroutine[Any, Any, Result], receive: Receive, seconds: float) -> Result:

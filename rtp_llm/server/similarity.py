@@ -16,7 +16,7 @@ from rtp_llm.errors import InvalidRequest, UnsupportedTask
 from rtp_llm.server.catalog import ModelName, one_of
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.embeddings import default_kind
-from rtp_llm.similarity import KINDS, hybrid, hybrid_weights, similarity
+from rtp_llm.similarity import KINDS, check_weights_go_with, hybrid, hybrid_weights, similarity
 
 PATH = "/v1/embeddings/similarity"
 
@@ -62,6 +62,7 @@ def to_request(body: SimilarityBody, info: ModelInfo, config: ServerConfig, requ
 
 def _weights(body: SimilarityBody, info: ModelInfo) -> dict[TaskType, float]:
     """The kinds to compare and what each counts."""
+    check_weights_go_with(body.kind, body.weights)
     if body.kind == "hybrid":
         weights = hybrid_weights(body.weights, info.tasks)
         missing = [kind.value for kind in weights if kind not in info.tasks]
@@ -90,6 +91,16 @@ def render(body: SimilarityBody, response: Response, info: ModelInfo) -> Iterato
     yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def _place(body: SimilarityBody, info: ModelInfo, index: int) -> str:
+    middle = len(body.left)
+    return f"left[{index}]" if index < middle else f"right[{index - middle}]"
+
+
 SIMILARITY: Dialect[SimilarityBody] = Dialect(
-    msgspec.json.Decoder(SimilarityBody), to_request, render, one_of(*KINDS), render_on_thread=True
+    msgspec.json.Decoder(SimilarityBody),
+    to_request,
+    render,
+    one_of(*KINDS),
+    render_on_thread=True,
+    place=_place,
 )

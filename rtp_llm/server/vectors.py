@@ -1,7 +1,7 @@
 """Vectors on the wire: JSON numbers, base64 or raw bytes, of seven types.
 
 float, float32  as computed
-float16         rounded to half precision
+float16         rounded to half precision, and cut at its largest number, 65504
 int8            of the unit vector, round(127 * x / min(1, 8 / sqrt(d))), cut at ±127: one scale for all vectors of d
                 dimensions, so that cosine, dot product and distance stay comparable, whatever else is in the request
 uint8           int8 + 128
@@ -26,6 +26,7 @@ from rtp_llm.errors import InvalidRequest
 VectorType: TypeAlias = Literal["float", "float32", "float16", "int8", "uint8", "binary", "ubinary"]
 VECTOR_TYPES: tuple[str, ...] = get_args(VectorType)
 SCALED: tuple[str, ...] = ("int8", "uint8")  # made of unit vectors
+_LARGEST_HALF = np.float32(65504)
 _RANGE = 8.0  # standard deviations of a unit vector's components that int8 covers
 
 
@@ -34,7 +35,7 @@ def converted(rows: FloatArray, kind: str) -> NDArray[Any]:
     if kind in ("float", "float32"):
         return np.ascontiguousarray(rows, "<f4")
     if kind == "float16":
-        return np.ascontiguousarray(rows, "<f2")
+        return np.ascontiguousarray(np.clip(rows, -_LARGEST_HALF, _LARGEST_HALF), "<f2")
     if kind in SCALED:
         scale = 127 * np.sqrt(rows.shape[-1]) / _RANGE
         levels = np.clip(np.rint(rows * np.float32(max(scale, 127))), -127, 127)

@@ -21,12 +21,23 @@ from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest, UnsupportedTask
 from rtp_llm.server import openai
 from rtp_llm.server.catalog import ModelName, one_of
+from rtp_llm.server.chat import ChatBody, rendered
+from rtp_llm.server.cohere import ContentPart, text_of
 from rtp_llm.server.dialect import Dialect, Route, check_count
 from rtp_llm.server.scoring import SCORERS, scores_of, scoring_request
 from rtp_llm.server.vectors import encoder
 
 VERSION_PATH = "/version"
-Texts = Annotated[str | list[str] | None, Meta(description="a text or texts")]
+
+
+class Content(msgspec.Struct, kw_only=True):
+    """A text, or several, in parts."""
+
+    content: list[ContentPart]
+
+
+Texts = Annotated[str | Content | list[str | Content] | None, Meta(description="a text or texts, or their parts")]
+KeptTokens = Annotated[int | None, Meta(description="tokens kept of each input; null, -1: the model's limit")]
 Activation = Annotated[bool | None, Meta(description="false: logits; null: true")]
 # The names under which both sides of a pair may come, in vLLM's order.
 _SIDES = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
@@ -47,6 +58,7 @@ class ScoreBody(msgspec.Struct, kw_only=True):
     max_tokens_per_doc: Annotated[int | None, Meta(description="tokens kept of each second text; null or 0: all")] = (
         None
     )
+    truncate_prompt_tokens: KeptTokens = None
     model: ModelName = None
 
 
@@ -69,10 +81,10 @@ class ScoreAnswer(msgspec.Struct, kw_only=True):
     object: Literal["list"] = "list"
 
 
-class ClassifyBody(msgspec.Struct, kw_only=True):
-    """Texts, or the model's own token ids, to classify. Infinity's clients send `raw_scores`."""
+class ClassifyBody(ChatBody, kw_only=True):
+    """Texts, messages, or the model's own token ids, to classify. Infinity's clients send `raw_scores`."""
 
-    input: Annotated[str | list[str | int | list[int]], Meta(description="as in /v1/embeddings")]
+    truncate_prompt_tokens: KeptTokens = None
     use_activation: Activation = None
     raw_scores: Annotated[bool | None | UnsetType, Meta(description="Infinity's; true: logits")] = UNSET
     model: ModelName = None
@@ -109,10 +121,10 @@ class InfinityClassifyAnswer(msgspec.Struct, kw_only=True):
     object: Literal["classify"] = "classify"
 
 
-class PoolingBody(msgspec.Struct, kw_only=True):
-    """Texts, or token ids, and what is wanted of them."""
+class PoolingBody(ChatBody, kw_only=True):
+    """Texts, messages, or token ids, and what is wanted of them."""
 
-    input: Annotated[str | list[str | int | list[int]], Meta(description="as in /v1/embeddings")]
+    truncate_prompt_tokens: KeptTokens = None
     task: Annotated[
         Literal["embed", "token_embed", "classify"] | None,
         Meta(description="a vector an input; one a token (colbert's, or the hidden states); scores; null: the first"),
@@ -165,7 +177,7 @@ def _sides(body: ScoreBody) -> tuple[list[str], list[str]]:
     for names in _SIDES:
         first, second = (getattr(body, name) for name in names)
         if first is not None and second is not None:
-            firsts, seconds = ([side] if isinstance(side, str) else side for side in (first, second))
+            firsts, seconds = _side(first, names[0]), _side(second, names[1])
             for name, side in zip(names, (firsts, seconds), strict=True):
                 if not side:
                     raise InvalidRequest(f"{name} is an empty list: give at least one text", param=name)
@@ -177,6 +189,18 @@ def _sides(body: ScoreBody) -> tuple[list[str], list[str]]:
     raise InvalidRequest(f"two sides are missing: send {pairs}", param="queries")
 
 
+def _side(given: Any, name: str) -> list[str]:
+    if isinstance(given, Content):
+        return [text_of(part, f"{name}.content[{place}]") for place, part in enumerate(given.content)]
+    values = [given] if isinstance(given, str) else given
+    return [
+        value
+        if isinstance(value, str)
+        else "\n".join(text_of(part, f"{name}[{place}].content") for part in value.content)
+        for place, value in enumerate(values)
+    ]
+
+
 def _score(body: ScoreBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     firsts, seconds = _sides(body)
     check_count(len(seconds), config, "documents")
@@ -186,6 +210,7 @@ def _score(body: ScoreBody, info: ModelInfo, config: ServerConfig, request_id: s
     params = Params(
         activation="none" if body.use_activation is False else "sigmoid",
         instruction=body.instruction or None,
+        max_tokens=openai.max_tokens_of(body.truncate_prompt_tokens),
         max_tokens_per_doc=body.max_tokens_per_doc or None,
     )
     return scoring_request(firsts, seconds, info, params, request_id)
@@ -200,7 +225,11 @@ def _render_scores(body: ScoreBody, response: Response, info: ModelInfo) -> Iter
 def _classify(body: ClassifyBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     inputs = openai.inputs_of(body.input, info, config)
     is_raw = body.use_activation is False or body.raw_scores is True
-    params = Params(activation="none" if is_raw else None)
+    params = Params(
+        activation="none" if is_raw else None,
+        max_tokens=openai.max_tokens_of(body.truncate_prompt_tokens),
+        add_special_tokens=body.adds_special_tokens,
+    )
     return Request(inputs=inputs, tasks=(TaskType.CLASSIFY,), params=params, request_id=request_id)
 
 
@@ -234,7 +263,13 @@ def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_i
         raise UnsupportedTask(f"this model offers {', '.join(t.value for t in info.tasks)}, not {task.value}")
     inputs: list[Input] = list(openai.inputs_of(body.input, info, config))
     openai.check_dimensions(body.dimensions, info)
-    params = Params(dimensions=body.dimensions, activation="none" if body.use_activation is False else None)
+    params = Params(
+        dimensions=body.dimensions,
+        activation="none" if body.use_activation is False else None,
+        max_tokens=openai.max_tokens_of(body.truncate_prompt_tokens),
+        prompt="" if body.messages is not None else None,
+        add_special_tokens=body.adds_special_tokens,
+    )
     request = Request(inputs=inputs, tasks=(task,), params=params, request_id=request_id)
     if body.use_activation is False:
         return replace(request, params=replace(params, normalize=False))
@@ -257,8 +292,12 @@ _score_dialect: Dialect[ScoreBody] = Dialect(
 ROUTES: dict[str, Route] = {
     "/score": _score_dialect,
     "/v1/score": _score_dialect,
-    "/classify": Dialect(msgspec.json.Decoder(ClassifyBody), _classify, _render_classes, one_of(TaskType.CLASSIFY)),
-    "/pooling": Dialect(msgspec.json.Decoder(PoolingBody), _pooling, _render_pooled, render_on_thread=True),
+    "/classify": Dialect(
+        msgspec.json.Decoder(ClassifyBody), _classify, _render_classes, one_of(TaskType.CLASSIFY), prepare=rendered
+    ),
+    "/pooling": Dialect(
+        msgspec.json.Decoder(PoolingBody), _pooling, _render_pooled, render_on_thread=True, prepare=rendered
+    ),
 }
 
 

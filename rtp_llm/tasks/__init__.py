@@ -98,6 +98,12 @@ def hidden_layers(task: Task) -> tuple[int, ...]:
     return layers
 
 
+def chunkings(task: Task) -> tuple[str, ...]:
+    """What a task can do with the chunks of a long text (`Params.chunking`): its attribute of this name, or nothing."""
+    offered: tuple[str, ...] = getattr(task, "chunkings", ())
+    return offered
+
+
 def load_tasks(source: TaskSource) -> Mapping[TaskType, Task]:
     """Every task of the checkpoint; CheckpointError where a head that a task needs is not there."""
     tasks = {task_type: load_task(task_type, source) for task_type in source.model_config.tasks}

@@ -15,7 +15,7 @@ from rtp_llm.tasks import Task, TaskSource, hidden_layers, load_task
 from rtp_llm.tasks.finishing import check_dimensions, slice_and_normalize
 from rtp_llm.tasks.plain import as_array, plain
 from rtp_llm.tasks.token_vectors import Tokens
-from rtp_llm.tasks.user_code import line_of, load_class, loading, running
+from rtp_llm.tasks.user_code import line_of, line_of_return, load_class, loading, running
 
 
 class Custom:
@@ -30,7 +30,10 @@ class Custom:
         self.module = module
         self.name = type(module).__name__
         self.line = line_of(type(module), file)
-        self.place = f"{file.name}:{self.line}" if self.line else file.name
+        self.place = _place(file, self.line)
+        if not callable(module):
+            raise ConfigError(f"{file.parent}/{self.place}: {self.name} has no __call__, which answers a CustomRequest")
+        self.returns = _place(file, line_of_return(type(module), "__call__", file))
         self.embeddings = self._embeddings(source)
         reader = self.embeddings or Tokens(source.hidden_size)
         self._read = reader
@@ -69,7 +72,7 @@ class Custom:
             extra=params.extra,
         )
         with running(self.file, self.line):
-            return plain(self.module(request), f"{self.place}: what {self.name} returned")
+            return plain(self.module(request), f"{self.returns}: what {self.name} returned")
 
     def _hidden_states(self, rows: Rows) -> list[FloatArray]:
         """[tokens, len * H] -> [layers, tokens, H] an input where layers were asked for."""
@@ -136,7 +139,7 @@ class CustomVectors:
 
     def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
         """-> [n, dimensions]; normalised where the request says so. CustomModuleError for anything but n vectors."""
-        place = f"{self.custom.place}: {self.custom.name}"
+        place = f"{self.custom.returns}: {self.custom.name}"
         returned, expected = self.custom.finish(rows, params, input_ids), (len(input_ids), self.dimension)
         try:
             vectors = as_array(returned, place).astype(np.float32, copy=False)
@@ -147,6 +150,10 @@ class CustomVectors:
         if vectors.shape != expected:
             raise CustomModuleError(f"{place} returned an array {vectors.shape}; its dimension says {expected}")
         return slice_and_normalize(vectors, params, normalizes=False)
+
+
+def _place(file: Path, line: int | None) -> str:
+    return f"{file.name}:{line}" if line else file.name
 
 
 def vectors_of(task: Task) -> CustomVectors | None:

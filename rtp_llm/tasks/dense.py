@@ -104,6 +104,11 @@ class Dense:
         """The modes in sentence-transformers' words."""
         return "+".join(self.pooling.modes)
 
+    @property
+    def chunkings(self) -> tuple[str, ...]:
+        """What can be done with a text's chunks: of one that is read at once, the parts' vectors must be means."""
+        return ("mean", "late") if self.pooling.modes == ("mean",) else ("mean",)
+
     @classmethod
     def load(cls, source: TaskSource) -> "Dense":
         """The chain that the checkpoint describes; the pooling flag is for one without modules.json."""
@@ -119,7 +124,7 @@ class Dense:
             raise CheckpointError(
                 f"{model_config.folder / 'modules.json'}: the second module is {found}; only Pooling is served there"
             )
-        first = load_pooling(chain[0])
+        first = load_pooling(chain[0], hidden_size)
         dimension = hidden_size * len(first.modes)
         stages: list[Stage] = []
         for module in chain[1:]:
@@ -144,12 +149,15 @@ class Dense:
         return slice_and_normalize(rows, params, normalizes=self.normalizes)
 
 
-def load_pooling(module: Module) -> PoolingModes:
-    """The pooling that the module's config.json asks for."""
+def load_pooling(module: Module, hidden_size: int) -> PoolingModes:
+    """The pooling that the module's config.json asks for; CheckpointError where it is for another hidden size."""
     settings = read_json(module.folder, "config.json")
     path = module.folder / "config.json"
     config_files.check(path, settings, config_files.POOLING)
     config_files.log_unknown(path, settings, {*config_files.POOLING, *_POOL_KEYS})
+    for key in ("embedding_dimension", "word_embedding_dimension"):
+        if settings.get(key) not in (None, hidden_size):
+            raise CheckpointError(f"{path}: {key} is {settings[key]}, but the model's hidden_size is {hidden_size}")
     named = settings.get("pooling_mode")
     if named is not None:
         modes = (named,) if isinstance(named, str) else tuple(named)

@@ -9,7 +9,7 @@ arrays for anything else. What a module names in its `kwargs` comes from the req
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,10 +25,12 @@ from rtp_llm.tasks import TaskSource
 from rtp_llm.tasks.dense import load_pooling, load_stage
 from rtp_llm.tasks.finishing import check_dimensions, slice_and_normalize
 from rtp_llm.tasks.plain import as_array
-from rtp_llm.tasks.user_code import line_of, load_class, loading, running
+from rtp_llm.tasks.user_code import line_of, line_of_return, load_class, loading, running
 
 Features: TypeAlias = dict[str, Any]
-Step: TypeAlias = Callable[[Features, Mapping[str, Any]], Features]
+# What stands around the call of a user's code: `running` in a request, `loading` while a server starts.
+Guard: TypeAlias = Callable[[Path, int | None], AbstractContextManager[None]]
+Step: TypeAlias = Callable[[Features, Mapping[str, Any], Guard], Features]
 
 _VECTOR = "sentence_embedding"
 _TRIAL_TOKENS = 3
@@ -63,7 +65,7 @@ class Shipped:
         steps = []
         for module in chain:
             step = _load_step(config.folder, module, features)
-            features = step(features, {})
+            features = step(features, {}, loading)
             steps.append(step)
         return cls(steps, _vector(features, config.folder).shape[1], layers, normalizes=normalizes)
 
@@ -83,7 +85,7 @@ class Shipped:
     def _run(self, hidden_states: FloatArray, input_ids: Int32Array, extra: Mapping[str, Any]) -> FloatArray:
         features = _features(hidden_states, input_ids, len(self.hidden_layers))
         for step in self.steps:
-            features = step(features, extra)
+            features = step(features, extra, running)
         return _vector(features, Path("modules.json"))
 
 
@@ -125,11 +127,11 @@ def _load_step(folder: Path, module: Module, features: Features) -> Step:
         return _load_foreign(folder, module)
     ops = NumpyOps()
     if module.kind == "Pooling":
-        pooling = load_pooling(module)
+        pooling = load_pooling(module, np.shape(features["token_embeddings"])[-1])
         if not pooling.include_prompt:
             raise CheckpointError(f"{module.folder}: include_prompt false does not go with modules of one's own")
 
-        def pool(features: Features, extra: Mapping[str, Any]) -> Features:
+        def pool(features: Features, extra: Mapping[str, Any], guard: Guard) -> Features:
             tokens = as_array(features["token_embeddings"], "token_embeddings").astype(np.float32, copy=False)[0]
             batch = pack([Item(np.zeros(len(tokens), np.int32), 0)])
             return {**features, _VECTOR: pooling(ops, tokens, batch)}
@@ -137,7 +139,7 @@ def _load_step(folder: Path, module: Module, features: Features) -> Step:
         return pool
     stage, _ = load_stage(module, _vector(features, module.folder).shape[1], ops)
 
-    def apply(features: Features, extra: Mapping[str, Any]) -> Features:
+    def apply(features: Features, extra: Mapping[str, Any], guard: Guard) -> Features:
         return {**features, _VECTOR: stage(ops, _vector(features, module.folder))}
 
     return apply
@@ -154,12 +156,20 @@ def _load_foreign(folder: Path, module: Module) -> Step:
     if is_torch:
         instance.eval()
 
-    def run(features: Features, extra: Mapping[str, Any]) -> Features:
+    if not callable(instance) and not hasattr(instance, "forward"):
+        raise CheckpointError(f"{file}:{line}: {name} has neither __call__ nor forward, which answer with features")
+    returns = line_of_return(made, "forward" if hasattr(made, "forward") else "__call__", file)
+    place = f"{file.name}:{returns}" if returns else file.name
+
+    def run(features: Features, extra: Mapping[str, Any], guard: Guard) -> Features:
         named = {key: extra[key] for key in module.kwargs if key in extra}
-        with running(file, line), torch.inference_mode() if is_torch else nullcontext():
+        with guard(file, line), torch.inference_mode() if is_torch else nullcontext():
             given = {key: _tensors(torch, value) for key, value in features.items()} if is_torch else dict(features)
             returned = (instance if callable(instance) else instance.forward)(given, **named)
-            return dict(returned)
+            made_of_it = dict(returned)
+            for key in {_VECTOR, "token_embeddings"} & made_of_it.keys():
+                as_array(made_of_it[key], f"{place}: {name}'s {key}")
+            return made_of_it
 
     return run
 

@@ -1,11 +1,14 @@
 """Code that is not ours: a class of a user's file, and its failures told by the file's name and line."""
 
+import ast
 import dis
 import importlib
 import inspect
 import logging
 import re
 import sys
+import textwrap
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +67,8 @@ def loading(file: Path, line: int | None = None) -> Iterator[None]:
     """Around a user's code while a server starts: what it raises becomes a ConfigError of one line; see `describe`."""
     try:
         yield
+    except CustomModuleError as error:
+        raise ConfigError(f"{file.parent}/{error.message}") from error
     except (RtpError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the border: a user's code may raise anything, SystemExit included
@@ -76,9 +81,12 @@ def running(file: Path, line: int | None = None) -> Iterator[None]:
     """Around a user's code in a request: a ValueError that it raises is the caller's fault, anything else its own."""
     try:
         yield
-    except (RtpError, KeyboardInterrupt):
+    except RtpError:
         raise
     except BaseException as error:  # the border, as above; a batch thread must survive it
+        # Python interrupts the main thread alone; elsewhere it is the user's code that raises this.
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise
         if isinstance(error, ValueError) and _is_raised_by(error.__traceback__, file):
             raise InvalidRequest(_in_one_line(error) or "the custom module refused this request") from error
         logger.error("%s failed", file, exc_info=error)
@@ -108,6 +116,29 @@ def line_of(made: type, file: Path) -> int | None:
         return inspect.getsourcelines(made)[1] if inspect.getsourcefile(made) == str(file) else None
     except (OSError, TypeError):
         return None
+
+
+def line_of_return(made: type, method: str, file: Path) -> int | None:
+    """Where the method returns its value, or where it begins if it may do so in several places; None: not in `file`."""
+    function = getattr(made, method, None)
+    try:
+        if function is None or inspect.getsourcefile(function) != str(file):
+            return line_of(made, file)
+        lines, first = inspect.getsourcelines(function)
+        (tree,) = ast.parse(textwrap.dedent("".join(lines))).body
+    except (OSError, SyntaxError, TypeError, ValueError):
+        return line_of(made, file)
+    returns = list(_returns(tree))
+    return first + (returns[0].lineno if len(returns) == 1 else getattr(tree, "lineno", 1)) - 1
+
+
+def _returns(node: ast.AST) -> Iterator[ast.Return]:
+    """Those of a function, and none of the functions within it."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Return):
+            yield child
+        elif not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
+            yield from _returns(child)
 
 
 def _is_beside(filename: str, file: Path) -> bool:

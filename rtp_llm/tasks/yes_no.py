@@ -4,7 +4,7 @@ The head over the vocabulary is folded to one row, in fp32. Equals Qwen3-Reranke
 sentence-transformers' LogitScore.
 """
 
-from rtp_llm.checkpoint import TensorSource, open_tensors, read_json
+from rtp_llm.checkpoint import TensorSource, check_floats, open_tensors, read_json
 from rtp_llm.core import FloatArray
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.tasks import TaskSource
@@ -17,17 +17,19 @@ _NAMES = ("lm_head.weight", "model.embed_tokens.weight", "embed_tokens.weight")
 def load_yes_no(source: TaskSource) -> Head:
     """The folded head; ConfigError for a model whose prompt is not known, CheckpointError where a row is missing."""
     config = source.model_config
-    if not config.is_qwen3_reranker:
+    if not config.is_language_reranker and config.logit_score is None:
         raise ConfigError(
             f"task_type: {config.transformer_folder} is a language model of type {config.model_type!r}; of those, "
-            "Qwen3 alone is served as a reranker, since the prompts of others are not known",
+            "Qwen3 alone is served as a reranker without a LogitScore module and a chat template, since the prompts of "
+            "others are not known",
             param="task_type",
         )
     tensors = open_tensors(config.transformer_folder)
     yes, no = _answers(source)
-    row = _row(tensors, yes, source.hidden_size)
+    name = _head_name(tensors, bool(config.hf.get("tie_word_embeddings", False)))
+    row = _row(tensors, name, yes, source.hidden_size)
     if no is not None:
-        row = row - _row(tensors, no, source.hidden_size)
+        row = row - _row(tensors, name, no, source.hidden_size)
     head = Head("lasttoken", None, Linear(source.ops.matrix(row[None]), None), num_labels=1)
     tensors.close()
     return head
@@ -48,11 +50,21 @@ def _answers(source: TaskSource) -> tuple[int, int | None]:
     return yes, no
 
 
-def _row(tensors: TensorSource, token_id: int, hidden_size: int) -> FloatArray:
-    """The head's row for one token [H]."""
-    name = next((name for name in _NAMES if name in tensors.tensors), None)
+def _head_name(tensors: TensorSource, tied: bool) -> str:
+    """The tensor that has the head's rows; one that is not tied has its own."""
+    names = _NAMES if tied else _NAMES[:1]
+    name = next((name for name in names if name in tensors.tensors), None)
     if name is None:
-        raise CheckpointError(f"{tensors.path} has none of {', '.join(_NAMES)}")
+        known = f"has none of {', '.join(names)}" if tied else f"has no {names[0]}, and tie_word_embeddings is not true"
+        raise CheckpointError(
+            f"{tensors.path} {known}: a reranker needs the head over the vocabulary; download it again"
+        )
+    check_floats(tensors, name)
+    return name
+
+
+def _row(tensors: TensorSource, name: str, token_id: int, hidden_size: int) -> FloatArray:
+    """The head's row for one token [H]."""
     shape = tensors.tensors[name].shape
     if len(shape) != 2 or shape[1] != hidden_size or not 0 <= token_id < shape[0]:
         raise CheckpointError(f"{tensors.path}: {name} {list(shape)} has no row {token_id} of {hidden_size} numbers")

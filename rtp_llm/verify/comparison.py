@@ -11,7 +11,7 @@ from rtp_llm.checkpoint import resolve
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.engine.loading import load_engine
-from rtp_llm.model_config import ModelConfig, read_model_config
+from rtp_llm.model_config import ModelConfig, read_model_config, stored_quantization
 from rtp_llm.verify.difference import Difference, difference
 from rtp_llm.verify.ours import Ours, answer_all
 from rtp_llm.verify.outcome import Answer, Check, Report, Row, Sample, Verdict
@@ -52,6 +52,21 @@ class _Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class _Bounds:
+    """What a difference may be: the caller's bound, but of a quantised model a twentieth and a cosine of 0.99."""
+
+    bound: float
+    is_quantized: bool
+
+    @property
+    def least_cosine(self) -> float:
+        return 0.99 if self.is_quantized else -1.0
+
+    def allowed(self, difference: Difference) -> float:
+        return max(self.bound, 0.05 if self.is_quantized else 0.0) * difference.scale
+
+
+@dataclass(frozen=True, slots=True)
 class _Work:
     """One plan's samples with our answers."""
 
@@ -79,8 +94,9 @@ def verify(config: EngineConfig, options: Options) -> Report:
             max_seq_len=info.max_seq_len,
             trust_remote_code=config.trust_remote_code,
         )
+        bounds = _Bounds(options.bound, is_quantized=info.dtype.startswith("int"))
         for work in works:
-            found, said = _compare(work, source, options.bound, progress)
+            found, said = _compare(work, source, bounds, progress)
             rows += found
             (compared_with if found else not_compared).append(said)
     return Report(
@@ -119,7 +135,8 @@ def _ask_ours(
         works = [
             _Work(plan, samples, answer_all(engine, plan.tasks, samples, progress.tick)) for plan, samples in asked
         ]
-        values = find_published(config.checkpoint_path, model_config)
+        # Published numbers are of the checkpoint as its authors made it.
+        values = find_published(config.checkpoint_path, model_config) if not info.dtype.startswith("int") else []
         return info, works, check_published(engine, values)
     finally:
         engine.close()
@@ -140,11 +157,13 @@ def _described(info: ModelInfo) -> str:
     )
 
 
-def _compare(work: _Work, source: Original, bound: float, progress: _Progress) -> tuple[list[Row], str]:
+def _compare(work: _Work, source: Original, bounds: "_Bounds", progress: _Progress) -> tuple[list[Row], str]:
     """The rows of one plan, and what they were compared with; or none, and why."""
     plan: Plan | None = work.plan
     reasons = []
     names = "+".join(task.value for task in work.plan.tasks)
+    if stored_quantization(source.model_config.hf) != "none":
+        return [], f"{names}: the checkpoint is quantised; --reference names the one that it was made from"
     while plan is not None:
         if plan.missing is not None:
             reasons.append(f"{plan.missing} is not installed: pip install 'rtp-llm[verify]'")
@@ -152,7 +171,7 @@ def _compare(work: _Work, source: Original, bound: float, progress: _Progress) -
             try:
                 with _quiet():
                     reference = plan.load(source)
-                    return _rows(work, reference, bound, progress), f"{names}: {plan.description}"
+                    return _rows(work, reference, bounds, progress), f"{names}: {plan.description}"
             except Exception as error:  # the border: somebody else's code may fail in any way
                 reasons.append(f"{plan.title} cannot load it: {_first_line(error)}")
         plan = plan.otherwise
@@ -179,13 +198,13 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _rows(work: _Work, reference: Reference, bound: float, progress: _Progress) -> list[Row]:
+def _rows(work: _Work, reference: Reference, bounds: "_Bounds", progress: _Progress) -> list[Row]:
     """In the samples' order; asked the shortest first, since a dynamic rope remembers the longest that it has seen."""
     pairs = list(enumerate(zip(work.samples, work.ours.answers, strict=True)))
     rows: dict[int, list[Row]] = {}
     for place, (sample, ours) in sorted(pairs, key=lambda entry: len(entry[1][1].input_ids)):
         theirs = Answer() if ours.failure else _theirs(reference, sample)
-        rows[place] = [_row(task, sample, ours, theirs, bound) for task in work.plan.tasks]
+        rows[place] = [_row(task, sample, ours, theirs, bounds) for task in work.plan.tasks]
         progress.tick()
     return [row for place in sorted(rows) for row in rows[place]]
 
@@ -197,7 +216,7 @@ def _theirs(reference: Reference, sample: Sample) -> Answer:
         return Answer(failure=f"theirs failed: {_first_line(error)}")
 
 
-def _row(task: TaskType, sample: Sample, ours: Answer, theirs: Answer, bound: float) -> Row:
+def _row(task: TaskType, sample: Sample, ours: Answer, theirs: Answer, bounds: "_Bounds") -> Row:
     num_tokens = len(ours.input_ids)
     failure = ours.failure or theirs.failure
     row = Row(task=task, sample=sample, num_tokens=num_tokens, verdict=Verdict.NOT_COMPARED, note=failure)
@@ -210,11 +229,12 @@ def _row(task: TaskType, sample: Sample, ours: Answer, theirs: Answer, bound: fl
         worst = sum((difference(left[name], right[name]) for name in right), start=Difference(0.0, 1.0, 1.0))
     except ValueError as error:
         return replace(row, verdict=Verdict.DIFFERS, max_abs=float("inf"), note=str(error))
-    allowed = bound * worst.scale
     is_score = task is TaskType.RERANK
+    allowed = bounds.allowed(worst)
+    is_equal = worst.max_abs <= allowed and (is_score or worst.cosine >= bounds.least_cosine)
     return replace(
         row,
-        verdict=Verdict.EQUAL if worst.max_abs <= allowed else Verdict.DIFFERS,
+        verdict=Verdict.EQUAL if is_equal else Verdict.DIFFERS,
         cosine=None if is_score else worst.cosine,
         max_abs=worst.max_abs,
         bound=allowed,

@@ -115,8 +115,10 @@ def _m3_plan(tasks: tuple[TaskType, ...]) -> Plan:
 
 
 def _rerank_plan(model_config: ModelConfig) -> Plan:
-    if model_config.is_qwen3_reranker:
-        title = "Qwen3-Reranker's model card on transformers"
-        return Plan((TaskType.RERANK,), "rtp_llm.verify.qwen3_reranker", "Qwen3Reference", _HF, title)
-    title = "sentence-transformers' CrossEncoder"
-    return Plan((TaskType.RERANK,), "rtp_llm.verify.sbert", "CrossEncoderReference", _ST, title)
+    tasks, title = (TaskType.RERANK,), "sentence-transformers' CrossEncoder"
+    if not model_config.is_language_reranker:
+        return Plan(tasks, "rtp_llm.verify.sbert", "CrossEncoderReference", _ST, title)
+    card_title = "Qwen3-Reranker's model card on transformers"
+    card = Plan(tasks, "rtp_llm.verify.qwen3_reranker", "Qwen3Reference", _HF, card_title)
+    otherwise = card if model_config.is_qwen3_reranker else None
+    return Plan(tasks, "rtp_llm.verify.sbert", "ChatReference", _ST, f"{title}, by the chat template", otherwise)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rtp_llm.core import TaskType
-from rtp_llm.verify.huggingface import add_ends
+from rtp_llm.verify.huggingface import add_ends, load_tokenizer
 from rtp_llm.verify.outcome import Answer, Sample
 from rtp_llm.verify.references import Original
 
@@ -49,6 +49,16 @@ class CrossEncoderReference:
         return Answer({TaskType.RERANK: values}, self._ids.last)
 
 
+class ChatReference(CrossEncoderReference):
+    """A CrossEncoder that puts pairs through the checkpoint's chat template; ValueError where that takes no pairs."""
+
+    def __init__(self, original: Original) -> None:
+        _check_takes_pairs(load_tokenizer(original))
+        super().__init__(original)
+        if "message" not in getattr(self._model[0], "modality_config", {}):
+            raise ValueError("this sentence-transformers reads no chat template; 5.4 and later do")
+
+
 class InputIds:
     """The ids that a module's transformer has read last, whatever tokenised them."""
 
@@ -62,6 +72,20 @@ class InputIds:
 
     def _keep(self, module: Any, arguments: tuple[Any, ...]) -> None:
         self.last = arguments[0].reshape(-1).tolist()
+
+
+def _check_takes_pairs(tokenizer: Any) -> None:
+    """Before any weight is loaded."""
+    marks = ("first mark", "second mark")
+    for contents in (marks, [[{"type": "text", "text": mark}] for mark in marks]):
+        chat = [{"role": role, "content": text} for role, text in zip(("query", "document"), contents, strict=True)]
+        try:
+            text = str(tokenizer.apply_chat_template(chat, tokenize=False))
+        except Exception:  # the border: a template may fail in any way
+            continue
+        if all(mark in text for mark in marks):
+            return
+    raise ValueError("its chat template takes no query and document")
 
 
 def _options(original: Original) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 import pytest
 
-from benchmarks import cpu
+from benchmarks import cpu, disk
+from benchmarks import cpu_tables as tables
 from benchmarks.checkpoints import Shape
 from benchmarks.corpus import Workload
 from benchmarks.peers import OURS
@@ -10,16 +11,19 @@ WORKLOADS = {"short": Workload("short", ["a", "b"], [10, 12])}
 
 
 @pytest.fixture
-def results() -> cpu.Results:
-    def result(second: float, latency: float) -> cpu.Result:
+def results() -> tables.Results:
+    def result(second: float, latency: float, precision: str = "fp32") -> tables.Result:
         seconds = {"short": [second, second]}
-        return cpu.Result(seconds=seconds, cpu_seconds=seconds, latencies={"short": [latency]}, max_difference=0.0)
+        latencies = {"short": [latency]}
+        return tables.Result("ok", precision, seconds, seconds, latencies, max_difference=0.0, cosines=(0.9, 1.0))
 
     return {
         OURS: result(1.0, 0.001),
         "slow": result(4.0, 0.002),
         "fast": result(2.0, 0.004),
-        "absent": cpu.Result(status="not installed (absent)"),
+        f"{OURS} int8": result(0.5, 0.001, "int8"),
+        "coarse": result(0.4, 0.003, "int8"),
+        "absent": tables.Result(status="not installed (absent)"),
     }
 
 
@@ -28,20 +32,32 @@ def test_flops_of_minilm() -> None:
     assert SHAPE.flops([100, 100]) == 2 * SHAPE.matrix_parameters * 200 + 4 * 6 * 384 * 2 * 100**2
 
 
-def test_ratios_are_to_the_best_peer_of_each_column(results: cpu.Results) -> None:
-    summary = cpu.summary(results, cpu.Peak("test", [100.0]), WORKLOADS, SHAPE)
-    ratios = summary["ours_to_best_peer"]
+def test_ratios_are_to_the_best_peer_of_each_column(results: tables.Results) -> None:
+    summary = tables.summary(results, tables.Peak("test", [100.0]), WORKLOADS, SHAPE)
+    ratios = summary["ours_to_best_peer"][OURS]
     assert (ratios["short"]["peer"], ratios["short"]["median"]) == ("fast", 2.0)
     assert (ratios["latency short"]["peer"], ratios["latency short"]["median"]) == ("slow", 2.0)
 
 
-def test_share_of_peak(results: cpu.Results) -> None:
-    summary = cpu.summary(results, cpu.Peak("test", [100.0]), WORKLOADS, SHAPE)
+def test_only_equals_are_compared(results: tables.Results) -> None:
+    summary = tables.summary(results, tables.Peak("test", [100.0]), WORKLOADS, SHAPE)
+    ratios = summary["ours_to_best_peer"][f"{OURS} int8"]
+    assert (ratios["short"]["peer"], ratios["short"]["median"]) == ("coarse", 0.8)
+
+
+def test_installed_bytes_follow_requirements() -> None:
+    assert disk.installed_bytes(["numpy"]) > 10_000_000
+    assert disk.installed_bytes(["tokenizers"]) > disk.installed_bytes(["huggingface-hub"]) > 1_000_000
+    assert disk.installed_bytes(["no-such-package"]) == 0
+
+
+def test_share_of_peak(results: tables.Results) -> None:
+    summary = tables.summary(results, tables.Peak("test", [100.0]), WORKLOADS, SHAPE)
     assert summary["engines"][OURS]["of_peak"]["short"] == pytest.approx(SHAPE.flops([10, 12]) / 100e9)
 
 
-def test_tables_leave_out_who_is_absent(results: cpu.Results, capsys: pytest.CaptureFixture[str]) -> None:
-    cpu.print_tables(results, cpu.Peak("test", [100.0]), WORKLOADS, SHAPE)
+def test_tables_leave_out_who_is_absent(results: tables.Results, capsys: pytest.CaptureFixture[str]) -> None:
+    tables.print_tables(results, tables.Peak("test", [100.0]), WORKLOADS, SHAPE)
     printed = capsys.readouterr().out
     assert "absent: not installed (absent)" in printed
     assert printed.count("absent") == 2

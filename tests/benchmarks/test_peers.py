@@ -8,7 +8,8 @@ from benchmarks.peers.process import EngineFailed, EngineProcess
 
 
 @pytest.mark.parametrize(
-    ("patterns", "count"), [("", len(ENGINES)), (OURS, 2), ("ctranslate2", 4), ("fused wide, bs8", 2)]
+    ("patterns", "count"),
+    [("", len(ENGINES)), (OURS, 2), ("ctranslate2", 4), ("fused wide, bs8", 2), ("openvino default", 2)],
 )
 def test_select(patterns: str, count: int) -> None:
     assert len(select(patterns)) == count
@@ -20,7 +21,7 @@ def test_select_lists_what_exists() -> None:
 
 
 def test_missing_packages_are_named() -> None:
-    assert Engine("json", ("json", "no_such_package")).missing() == ["no_such_package"]
+    assert Engine("json", ("json", "no_such_package"), ()).missing() == ["no_such_package"]
 
 
 def test_converted_checkpoints_of_one_name_do_not_collide() -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import footprint, report, server_process
+from benchmarks import disk, report, server_process
 
 
 def test_table_aligns() -> None:
@@ -28,7 +28,7 @@ def test_machine_is_described() -> None:
 def test_disk_bytes_counts_a_folder(tmp_path: Path) -> None:
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside/file").write_bytes(b"x" * 10_000)
-    assert footprint.disk_bytes(tmp_path) >= 10_000
+    assert disk.disk_bytes(tmp_path) >= 10_000
 
 
 @pytest.mark.parametrize(("texts", "sent"), [(["one"], "one"), (["one", "two"], ["one", "two"])])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rtp_llm.checkpoint import Parameter, TensorInfo, bind
-from rtp_llm.core import FloatArray
+from rtp_llm.core import FloatArray, Int8Array
 from rtp_llm.errors import CheckpointError
 
 
@@ -29,6 +29,12 @@ class Source:
 
     def read_row(self, name: str, row: int) -> FloatArray:
         return np.asarray(self.read(name)[row])
+
+    def read_int8(self, name: str) -> Int8Array:
+        raise AssertionError("no tensor here is int8")
+
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
+        return self.read(name).take(range(start, stop), axis)
 
     def file(self, name: str) -> Path:
         return self.path

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,6 +44,14 @@ class FakeRuntime:
     """A row holds the sum and the length of its ids; a batch with id 13 raises, one with id 14 gives NaN."""
 
     batch_tokens = 64
+    num_devices = 0
+    counts: ClassVar[dict[str, float]] = {}
+
+    def watch(self, on_lost: Any) -> None:
+        """It is not lost."""
+
+    def close(self) -> None:
+        """It has started nothing."""
 
     def __init__(self, num_cores: int = 2, seconds: float = 0.0) -> None:
         self.num_cores = num_cores

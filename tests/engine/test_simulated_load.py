@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.simulator import Arrival, Costs, bulk, queries, simulate
+from benchmarks.simulator import Arrival, Costs, GpuCosts, bulk, queries, simulate
 from rtp_llm.engine.lane import Lane
 from rtp_llm.engine.scheduler import Scheduler
 
@@ -59,5 +59,51 @@ def test_short_bulk_steps_cost_little_throughput() -> None:
 def test_every_request_is_answered_and_no_core_idles(arrivals: list[Arrival], cores: int, budget: int) -> None:
     """`simulate` itself raises where a core is free and something waits."""
     result = simulate(Scheduler(budget, cores), arrivals, COSTS)
+    assert sum(map(len, result.latencies.values())) == len(arrivals)
+    assert result.num_tokens == sum(sum(arrival.lengths) for arrival in arrivals)
+
+
+GPU_BUDGET = 16_896
+GPU = GpuCosts()
+GPU_BATCH = GPU.fixed + GPU.per_token * GPU_BUDGET + GPU.per_square * 250 * GPU_BUDGET
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_on_a_gpu_a_bulk_job_delays_queries_by_the_batches_in_flight(gpus: int) -> None:
+    scheduler = Scheduler(GPU_BUDGET, 2 * gpus, num_devices=gpus)
+    result = simulate(scheduler, [*bulk(20_000 * gpus), *queries(500.0, 0.8)], GPU)
+    assert result.percentile(Lane.INTERACTIVE, 0.99) <= 3 * GPU_BATCH
+    assert len(result.latencies[Lane.BULK]) == -(-20_000 * gpus // 256)
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_two_in_flight_hide_the_launches(gpus: int) -> None:
+    """What is computed meanwhile is worth more than 95 % of the device; with one in flight it would be 92."""
+    result = simulate(Scheduler(GPU_BUDGET, 2 * gpus, num_devices=gpus), bulk(20_000 * gpus), GPU)
+    assert result.busy >= 0.95 * gpus * result.finished_at
+
+
+def test_a_lone_query_leaves_the_other_slot_free() -> None:
+    scheduler = Scheduler(GPU_BUDGET, 2, num_devices=1)
+    result = simulate(scheduler, [Arrival(0.0, [10]), Arrival(1e-4, [10])], GPU)
+    assert max(result.latencies[Lane.INTERACTIVE]) <= GPU.launch + 2 * (GPU.fixed + 20 * GPU.per_token)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    arrivals=st.lists(
+        st.builds(
+            Arrival,
+            time=st.floats(0, 0.01),
+            lengths=st.lists(st.integers(1, 512), min_size=1, max_size=20),
+            lane=st.sampled_from(Lane),
+        ),
+        max_size=40,
+    ),
+    gpus=st.integers(1, 3),
+    budget=st.sampled_from([64, 4096]),
+)
+def test_every_request_is_answered_by_gpus(arrivals: list[Arrival], gpus: int, budget: int) -> None:
+    result = simulate(Scheduler(budget, 2 * gpus, num_devices=gpus), arrivals, GPU)
     assert sum(map(len, result.latencies.values())) == len(arrivals)
     assert result.num_tokens == sum(sum(arrival.lengths) for arrival in arrivals)

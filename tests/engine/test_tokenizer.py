@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtp_llm.core import Input, Item, Params
-from rtp_llm.engine.tokenizer import Side, Tokenizer, TokenizerPool
+from rtp_llm.engine.tokenizer import Side, Tokenizer
+from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.engine.truncation import longest_first
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
 from tests.conftest import WORDS

@@ -55,6 +55,13 @@ def test_equals_transformers(shape: str, backend: str, tmp_path: Path) -> None:
     assert worst(ours, truth) <= 2 * worst(in_fp32, truth)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_decoder_is_causal(backend: str, tmp_path: Path) -> None:
+    theirs, items, ops = save_bert(tmp_path, **SHAPES["odd"], is_decoder=True), make_items(LENGTHS), BACKENDS[backend]()
+    model = load(tmp_path, ops)
+    assert model.causal and worst(hidden_states(model, ops, items), reference(theirs, items)) <= 1e-5
+
+
 @pytest.mark.parametrize("backend", ["numpy", "native"])
 def test_packed_equals_alone_in_any_order_bit_for_bit(backend: str, tmp_path: Path) -> None:
     save_bert(tmp_path, **SHAPES["odd"])

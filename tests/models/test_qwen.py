@@ -85,6 +85,19 @@ def test_scaled_ropes_beyond_the_trained_length(rope: str, backend: str, tmp_pat
     assert worst(hidden_states(model, ops, items), reference(theirs, items)) <= 1e-5
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rope", ["default", *ROPES])
+def test_ropes_beyond_what_they_were_made_for(rope: str, backend: str, tmp_path: Path) -> None:
+    """transformers has no end there, and a sentence-transformers folder may ask for more."""
+    parameters = {"rope_theta": 10000.0, **ROPES.get(rope, {"rope_type": "default"})}
+    changes: dict[str, Any] = {"max_position_embeddings": 8, "rope_parameters": parameters}
+    theirs, ops = save(tmp_path, "Qwen3", **changes), BACKENDS[backend]()
+    items = make_items((1, 7, 150, 9))
+    model = load(tmp_path, ops)
+    assert model.max_positions < 150
+    assert worst(hidden_states(model, ops, items), reference(theirs, items)) <= 1e-5
+
+
 @pytest.mark.parametrize("backend", ["numpy", "native"])
 @pytest.mark.parametrize(
     ("family", "changes"),

@@ -14,7 +14,8 @@ import pytest
 from rtp_llm.core import Batch, FloatArray
 from rtp_llm.errors import ConfigError, InvalidRequest
 from rtp_llm.ops import ACTIVATIONS, Norm, native_library, native_ops
-from rtp_llm.ops.native_library import WeightMemory, load, measure_peak, usable
+from rtp_llm.ops.native_fallback import ThroughNumpy
+from rtp_llm.ops.native_library import WeightMemory, load, measure_peak, measure_tile_peak, usable
 from rtp_llm.ops.native_ops import NativeOps, checked_library
 from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.ops.self_check import failing_ops
@@ -272,7 +273,7 @@ def test_an_op_that_failed_its_self_check_goes_through_numpy(
     checked_library.cache_clear()
     monkeypatch.setattr(native_ops, "failing_ops", lambda *_: frozenset({op}))
     ops = NativeOps(instruction_set=instruction_set).fork()
-    assert isinstance(getattr(ops, op), native_ops._ThroughNumpy)
+    assert isinstance(getattr(ops, op), ThroughNumpy)
     np.testing.assert_allclose(encoder(ops, batch), expected, atol=1e-6)
 
 
@@ -318,3 +319,4 @@ def test_the_peak_is_a_speed() -> None:
     if not usable():
         pytest.skip("nothing was built")
     assert measure_peak(2, 0.01) > 1
+    assert (measure_tile_peak(2, 0.01) > 1) == (usable()[0] == "amx")

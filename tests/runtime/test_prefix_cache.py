@@ -3,7 +3,6 @@
 import numpy as np
 
 from rtp_llm.core import FloatArray, Item, Prefixes
-from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.runtime.prefix_cache import PrefixCache
 
 LAYERS, WIDTH = 2, 6
@@ -24,7 +23,7 @@ def computed(prefixes: Prefixes) -> list[FloatArray]:
 def use(cache: PrefixCache, *items: Item) -> Prefixes:
     prefixes = cache.find(items)
     if prefixes.new:
-        cache.add(NumpyOps(), prefixes, computed(prefixes))
+        cache.add(prefixes, computed(prefixes), np.copy)
     return prefixes
 
 

@@ -1,5 +1,6 @@
 """docs/clients.md, from the tests of the clients: `python -m tests.server.client_table > docs/clients.md`."""
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -7,13 +8,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-CONSTRAINTS = Path(__file__).parent.parent.parent / "constraints.txt"
-MODULES = ("tests.server.test_clients", "tests.server.test_other_clients")
+TESTS = Path(__file__).parent.parent
+CONSTRAINTS = TESTS.parent / "constraints.txt"
+REQUIREMENTS, PACKAGES = TESTS / "clients" / "requirements.txt", TESTS / "clients" / "package.json"
+MODULES = ("tests.server.test_clients", "tests.server.test_other_clients", "tests.clients.test_apart")
 INTRO = """# Clients
 
 What runs, unchanged, against this server in the tests: the client gets its address and no more. Each row is a test in
-`tests/server/test_clients.py` or `tests/server/test_other_clients.py`, against a real server on loopback; it passes
-only if the client's own objects hold the numbers that the library gives. This page is made from them:
+`tests/server/test_clients.py`, `tests/server/test_other_clients.py` or, for clients that need an environment of their
+own (`make clients`), `tests/clients/test_apart.py`, against a real server on loopback; it passes only if the client's
+own objects hold the numbers that the library gives. This page is made from them:
 `python -m tests.server.client_table > docs/clients.md`.
 
 | client | version | calls | path | result |
@@ -26,8 +30,11 @@ OUTRO = """
   `check_embedding_ctx_length=False`.
 - LiteLLM's `infinity/` provider wants documents in answers to a rerank as strings, its `hosted_vllm/` and `cohere/` as
   objects, for the same body. They are objects: with `infinity/`, send `return_documents=False`, or use `hosted_vllm/`.
-- `infinity-client` and `langchain-huggingface` cannot be installed beside the versions that the tests pin; the bodies
-  that they send are tested (`tests/server/test_vllm.py`, `tests/server/test_tei.py`), the packages are not.
+- LiteLLM's `huggingface/` provider asks the hub what the model is for, unless it is told: `input_type="embed"`.
+- `infinity-client`: `models` wants Infinity's own queue counters in its answer, which are not there; documents in a
+  rerank's answer are objects, which it reads as strings.
+- `langchain-huggingface` from 1.2.2 on refuses any address in `HuggingFaceEndpointEmbeddings(model=…)`, whatever server
+  is there; 1.2.1 is what is tested.
 """
 
 
@@ -50,7 +57,9 @@ def shows(package: str, calls: str, path: str) -> Callable[[Any], Any]:
 
 def versions() -> dict[str, str]:
     """The versions that the tests run with, by package."""
-    return dict(re.findall(r"^([\w-]+)==([\w.]+)", CONSTRAINTS.read_text(), re.MULTILINE))
+    pins = "\n".join(file.read_text() for file in (REQUIREMENTS, CONSTRAINTS))  # where both have one, the latter
+    node = {f"{name} (node)": version for name, version in json.loads(PACKAGES.read_text())["dependencies"].items()}
+    return node | dict(re.findall(r"^([\w-]+)==([\w.]+)", pins, re.MULTILINE))
 
 
 def page() -> str:
@@ -59,7 +68,7 @@ def page() -> str:
         import_module(name)
     pinned = versions()
     rows = [
-        f"| {call.package} | {pinned.get(call.package, 'any')} | {call.calls} | `{call.path}` | works |"
+        f"| {call.package} | {pinned[call.package]} | {call.calls} | `{call.path}` | works |"
         for call in sorted(set(CALLS))
     ]
     return INTRO + "\n".join(rows) + "\n" + OUTRO

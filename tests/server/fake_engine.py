@@ -2,6 +2,7 @@
 
 import asyncio
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ class FakeEngine:
 
     def reset(self) -> None:
         self.requests: list[Request] = []
+        self.chats: list[dict[str, Any]] = []
         self.error: Exception | None = None
         self.delay = 0.0
         self.not_ready = ""
@@ -85,6 +87,11 @@ class FakeEngine:
 
     def prompt(self, name: str) -> str:
         return f"{name}: "
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """Roles and contents; what was asked for is in `chats`."""
+        self.chats.append(options)
+        return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
     async def run(self, request: Request) -> Response:
         self.requests.append(request)

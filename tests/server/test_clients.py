@@ -1,13 +1,16 @@
 """The official clients, unchanged, against a real server."""
 
+import asyncio
 import base64
 import struct
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
+from rtp_llm.errors import NotReady, Overloaded
 from tests.server.client_table import shows
 from tests.server.conftest import Address
 from tests.server.fake_engine import DIMENSION, FakeEngine, vector_of
@@ -48,6 +51,58 @@ def test_openai_errors(sdk: Any, engine: FakeEngine) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         sdk.models.retrieve("other")
     assert missing.value.code == "model_not_found"
+
+
+@shows("openai", "AsyncOpenAI.embeddings.create", "/v1/embeddings")
+def test_openai_async(address: Address, engine: FakeEngine) -> None:
+    async def embed() -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=f"{address.url}/v1", api_key="unused", max_retries=0) as client:
+            calls = [client.embeddings.create(model="any", input=text) for text in ("one", "two")]
+            return [answer.data[0].embedding for answer in await asyncio.gather(*calls)]
+
+    np.testing.assert_array_equal(np.array(asyncio.run(embed()), np.float32), [vector_of("one"), vector_of("two")])
+
+
+class Waits:
+    """Stands for time.sleep where a client waits between two tries, after which the engine is no longer busy."""
+
+    def __init__(self, engine: FakeEngine, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.engine, self.seconds = engine, [0.0][:0]
+        engine.error = error
+        monkeypatch.setattr("time.sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        self.engine.error = None
+
+
+REFUSALS = [(Overloaded("full", retry_after=6.5), 7.0), (NotReady("starting"), 1.0)]
+
+
+@shows("openai", "OpenAI: retries on 429 and 503, after Retry-After", "/v1/embeddings")
+@pytest.mark.parametrize(("error", "seconds"), REFUSALS)
+def test_openai_retries(
+    address: Address, engine: FakeEngine, error: Exception, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = Waits(engine, error, monkeypatch)
+    with openai.OpenAI(base_url=f"{address.url}/v1", api_key="unused") as client:
+        assert client.embeddings.create(model="any", input="one").data
+    assert waits.seconds == [seconds] and len(engine.requests) == 2
+
+
+@shows("cohere", "ClientV2: retries on 429 and 503, after Retry-After", "/v2/embed")
+@pytest.mark.parametrize(("error", "seconds"), REFUSALS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+def test_cohere_retries(
+    address: Address, engine: FakeEngine, error: Exception, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohere = pytest.importorskip("cohere", reason="cohere is not installed")
+    waits = Waits(engine, error, monkeypatch)
+    with httpx.Client() as http:  # which its own leaves open
+        client = cohere.ClientV2(api_key="unused", base_url=address.url, httpx_client=http)
+        assert client.embed(texts=["one"], model="m", input_type="search_query", embedding_types=["float"]).embeddings
+    assert waits.seconds == [pytest.approx(seconds, rel=0.25)] and len(engine.requests) == 2
 
 
 @shows("openai", "OpenAI.models.list, .retrieve", "/v1/models")

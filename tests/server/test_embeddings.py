@@ -161,6 +161,8 @@ def test_hybrid_weights(m3: Served) -> None:
         ({"kind": "tokens"}, "'dense', 'sparse', 'colbert', 'hybrid'"),
         ({"kind": "hybrid", "weights": [1]}, "not three numbers"),
         ({"kind": "hybrid", "weights": [0, 0, 0]}, "all are 0"),
+        ({"kind": "sparse", "weights": [1.5]}, "they go with kind 'hybrid', and kind 'sparse' was asked for"),
+        ({"weights": [1, 1, 1]}, "they go with kind 'hybrid', and no kind was asked for"),
         ({"kind": "hybrid", "weights": [1, 1, -1]}, "not three numbers"),
         ({"left": ["a"] * 51}, "51 inputs are over the limit of 50"),
         ({"left": ["a"] * 30, "right": ["a"] * 30}, "60 inputs are over the limit of 50"),

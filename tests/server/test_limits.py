@@ -13,7 +13,9 @@ import pytest
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError
+from rtp_llm.server import app
 from rtp_llm.server.app import check, listen
+from rtp_llm.server.dispatch import Dispatcher
 from rtp_llm.server.tls import check_certificate
 from tests.engine.fakes import FakeRuntime, make_engine
 from tests.real_server import free_port
@@ -30,8 +32,8 @@ LOCAL = replace(CONFIG, host="127.0.0.1", start_port=0)
     ("path", "body", "param"),
     [
         (ROUTE, {"input": ["a", "b" * 11]}, "input[1]"),
-        ("/v1/reranker", {"query": "a" * 11, "documents": ["b"]}, "input[0]"),
-        ("/v1/reranker", {"query": "a", "documents": ["b", "c" * 11]}, "input[1]"),
+        ("/v1/reranker", {"query": "a" * 11, "documents": ["b"]}, "documents[0]"),
+        ("/v1/reranker", {"query": "a", "documents": ["b", "c" * 11]}, "documents[1]"),
         ("/tokenize", {"prompt": "a" * 11}, "prompt"),
     ],
 )
@@ -134,7 +136,11 @@ def test_certificates_that_cannot_be_served_with(certificate: tuple[Path, Path, 
     ("options", "warns"), [({}, True), ({"api_key": ("k",)}, False), ({"host": "127.0.0.1"}, False)]
 )
 def test_an_open_server_is_told_of(options: dict[str, Any], warns: bool, caplog: pytest.LogCaptureFixture) -> None:
-    check(ServerConfig(checkpoint_path="fake", start_port=0, **options))
+    """When it serves, so that a start which fails is one line."""
+    config = ServerConfig(checkpoint_path="fake", start_port=0, **options)
+    check(config)
+    assert not caplog.records
+    app._warn_if_open(Dispatcher(FakeEngine(), config), config)
     assert ("without an API key" in caplog.text) == warns
 
 

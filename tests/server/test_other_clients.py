@@ -189,6 +189,16 @@ def test_litellm_embedding(provider: str, suffix: str, litellm: Any, dense: Serv
     np.testing.assert_allclose([item["embedding"] for item in answer.data], vectors(dense), atol=1e-6)
 
 
+@shows("litellm", "embedding(huggingface/…, input_type='embed')", "/embed")
+def test_litellm_hugging_face(litellm: Any, dense: Served) -> None:
+    """Without `input_type`, which names the model's task, it asks the hub for that, whatever server it is sent to."""
+    answer = litellm.embedding(
+        "huggingface/m", TEXTS, api_base=f"{url(dense)}/embed", api_key="unused", input_type="embed"
+    )
+    expected = vectors(dense, normalize=True)
+    np.testing.assert_allclose([item["embedding"] for item in answer.data], expected, atol=1e-6)
+
+
 @shows("litellm", "rerank(hosted_vllm/…, infinity/…, cohere/…)", "/rerank, /v2/rerank")
 @pytest.mark.parametrize("provider", ["hosted_vllm", "infinity", "cohere"])
 def test_litellm_rerank(provider: str, litellm: Any, reranker: Served) -> None:

@@ -115,8 +115,8 @@ def test_nulls_are_absent(reranker: Served) -> None:
         ({"top_n": -1}, "top_n: -1 is below 0", "top_n"),
         ({"top_n": 1.5}, "got float", "top_n"),
         ({"max_tokens_per_doc": -1}, "max_tokens_per_doc: -1", "max_tokens_per_doc"),
-        ({"truncate": False, "query": "a " * 90}, "the limit is 64", "input"),
-        ({"truncation": False, "query": "a " * 90}, "the limit is 64", "input"),
+        ({"truncate": False, "query": "a " * 90}, "the limit is 64", "documents[0]"),
+        ({"truncation": False, "query": "a " * 90}, "documents[0] has at least", "documents[0]"),
         ({"documents": ["a"] * 51}, "51 inputs are over the limit of 50", "documents"),
     ],
 )
@@ -143,3 +143,15 @@ def test_cosine_of_dense_vectors(dense: Served) -> None:
     query, *documents = dense.model.embed([QUERY, *DOCUMENTS], normalize=True)
     for result in dense.post("/v2/rerank", query=QUERY, documents=DOCUMENTS)["results"]:
         assert result["relevance_score"] == pytest.approx(float(documents[result["index"]] @ query), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["m3", "dense"])
+def test_max_tokens_per_doc_of_vectors(name: str, request: pytest.FixtureRequest) -> None:
+    """It cuts documents, and not the query."""
+    served: Served = request.getfixturevalue(name)
+    cut = served.post("/rerank", query=QUERY, documents=["so sunny outside today", "lovely"], max_tokens_per_doc=2)
+    whole = served.post("/rerank", query=QUERY, documents=["so sunny", "lovely"])
+    assert cut["results"] == whole["results"] and cut["usage"] == whole["usage"]
+    score = served.post("/score", text_1=QUERY, text_2=["so sunny outside today", "lovely"], max_tokens_per_doc=2)
+    plain = served.post("/score", text_1=QUERY, text_2=["so sunny", "lovely"])
+    assert score["data"] == plain["data"]

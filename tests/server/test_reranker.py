@@ -92,7 +92,11 @@ def test_reranker_nulls_are_absent(reranker: Served) -> None:
         ({"top_k": -1}, "top_k: -1 is below 1", "top_k"),
         ({"top_k": 1.5}, "got float", "top_k"),
         ({"truncation": "left"}, "truncation", "truncation"),
-        ({"truncation": False, "query": "a " * 90}, "the limit is 64", "input"),
+        (
+            {"truncation": False, "documents": ["a", "a " * 90]},
+            "documents[1] has at least 94 tokens and the limit is 64; shorten or split it, or set truncation to true",
+            "documents[1]",
+        ),
         ({"documents": ["a"] * 51}, "51 inputs are over the limit of 50", "documents"),
     ],
 )

@@ -1,5 +1,6 @@
 """TEI's routes over tiny random checkpoints: bodies, answers, statuses, headers, and what differs on purpose."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -199,5 +200,9 @@ def test_a_body_over_the_limit(m3: Served) -> None:
 def test_rtps_own_bodies_on_the_root(m3: Served, reranker: Served, classifier: Served) -> None:
     assert m3.post("/", input="a")["object"] == "list"
     assert m3.post("/", left=["a"], right=["b"])["similarity"]
+    quoted = m3.client.post("/", json=json.dumps({"input": "a"}))
+    assert quoted.json()["data"] == m3.post("/", input="a")["data"]
+    for body in (b'"{}"', b'"a"', rb'"\ud800"', b'"'):
+        assert m3.client.post("/", content=body).status_code in (400, 422)
     assert reranker.post("/", query="a", documents=["b"])["results"][0]["document"] == "b"
     assert classifier.post("/", input=["a"])["score"]

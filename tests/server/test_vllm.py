@@ -115,3 +115,18 @@ def test_pooling(m3: Served, classifier: Served) -> None:
 
 def test_version(m3: Served) -> None:
     assert m3.client.get("/version").json() == {"version": __version__}
+
+
+def test_texts_in_parts(reranker: Served) -> None:
+    part = {"type": "text", "text": "the weather"}
+    plain = scores(reranker.post("/score", text_1=QUERY, text_2=["the weather", "he drove"]))
+    assert scores(reranker.post("/score", text_1=QUERY, text_2=[{"content": [part]}, "he drove"])) == plain
+    assert scores(reranker.post("/score", text_1=QUERY, text_2={"content": [part]})) == plain[:1]
+    error = reranker.refuse("/score", text_1=QUERY, text_2=[{"content": [{"type": "image_url"}]}])
+    assert error["param"] == "text_2[0].content"
+
+
+def test_truncate_prompt_tokens(reranker: Served) -> None:
+    whole = scores(reranker.post("/score", text_1="he", text_2="so sunny"))
+    assert scores(reranker.post("/score", text_1="he", text_2="so sunny outside", truncate_prompt_tokens=6)) == whole
+    assert "no room beside 3" in reranker.refuse("/score", text_1="he", text_2="a", truncate_prompt_tokens=3)["message"]

@@ -195,11 +195,12 @@ def test_modules_json_beside_the_heads_says_how_dense_is_pooled(tmp_path: Path) 
 def test_a_missing_head_is_named(tmp_path: Path) -> None:
     save_m3(tmp_path)
     (tmp_path / "colbert_linear.pt").unlink()
-    with loaded(tmp_path) as model:
+    with loaded(tmp_path, task_type="dense_embedding") as model:
         assert model.info.tasks == (TaskType.DENSE, TaskType.TOKENS)
-    with pytest.raises(CheckpointError, match=r"colbert_linear\.pt is missing"):
-        with loaded(tmp_path, task_type="bge_m3"):
-            pass
+    for task_type in ("auto", "bge_m3"):
+        with pytest.raises(CheckpointError, match=r"colbert_linear\.pt is missing"):
+            with loaded(tmp_path, task_type=task_type):
+                pass
 
 
 @pytest.mark.parametrize("rows", [2, 0])

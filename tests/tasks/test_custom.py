@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ def test_one_bad_request_fails_alone(checkpoint: Path, tmp_path: Path) -> None:
         ("sys.exit(0)", CustomModuleError, r"^postprocess.py:5: SystemExit: 0$"),
         ("assert False", CustomModuleError, r"^postprocess.py:5: AssertionError$"),
         ("def f(): f()\nf()", CustomModuleError, r"^postprocess.py:5: RecursionError: "),
-        ("return {'a': [1, float('nan')]}", CustomModuleError, r"what Mine returned\['a'\]\[1\] is NaN"),
+        ("\nreturn {'a': [1, np.nan]}", CustomModuleError, r"postprocess.py:6: what Mine returned\['a'\]\[1\] is NaN"),
+        ("if 1:\n    return float('nan')\nreturn 1", CustomModuleError, r"postprocess.py:4: what Mine returned is NaN"),
         ("return object()", CustomModuleError, "returned is of type object; return numpy arrays"),
         ("return {(1, 2): 3}", CustomModuleError, "key of type tuple"),
         ("return 2 ** 99", CustomModuleError, "whole number of 100 bits"),
@@ -162,6 +164,24 @@ def test_what_goes_wrong_at_the_start(head: str, init: str, message: str, checkp
     with pytest.raises(ConfigError, match=message) as caught, loaded(checkpoint, custom_module=flag):
         pass
     assert "\n" not in caught.value.message and str(tmp_path) in caught.value.message
+
+
+def test_an_interrupt_of_the_user_s_own_fails_its_request_alone(checkpoint: Path, tmp_path: Path) -> None:
+    """On the main thread it would be Python's, as of Ctrl-C; a server computes on others."""
+    flag = write(tmp_path, "if request.extra.get('bad'):\n    raise KeyboardInterrupt\nreturn 1")
+    with loaded(checkpoint, custom_module=flag) as model, ThreadPoolExecutor(1) as thread:
+        with pytest.raises(CustomModuleError, match=r"^postprocess.py:6: KeyboardInterrupt$"):
+            thread.submit(model.custom, "a", bad=True).result()
+        assert thread.submit(model.custom, "a").result() == 1
+        model._engine.check_health()
+
+
+def test_a_class_that_cannot_be_called(checkpoint: Path, tmp_path: Path) -> None:
+    flag = write(tmp_path, "return 1")
+    (tmp_path / "postprocess.py").write_text("class Mine:\n    def __init__(self, source): pass\n")
+    with pytest.raises(ConfigError, match=r"postprocess.py:1: Mine has no __call__, which answers a CustomRequest"):
+        with loaded(checkpoint, custom_module=flag):
+            pass
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,18 @@ def test_refusals(assets: Path, tmp_path: Path) -> None:
             pass
 
 
+def test_a_missing_head_is_named(assets: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save(tmp_path, assets, tied=False)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="has no lm_head.weight, and tie_word_embeddings is not true"):
+        with loaded(tmp_path, task_type="reranker"):
+            pass
+
+
 @pytest.mark.parametrize(
     ("place", "task"),
     [

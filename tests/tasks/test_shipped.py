@@ -163,9 +163,22 @@ def test_it_needs_trust(tmp_path: Path) -> None:
         ("class Other: pass", "no class WeightedPooling; it has Other"),
         ("class WeightedPooling:\n    def forward(self, features): return features", "no sentence_embedding"),
         ("import no_such_library", "custom.py:1: ModuleNotFoundError"),
+        (
+            "class WeightedPooling:\n    def forward(self, features): return fetures",
+            "custom.py:2: NameError: name 'fetur",
+        ),
+        ("class WeightedPooling(:", "custom.py:1: SyntaxError"),
+        ("class WeightedPooling: pass", "custom.py:1: WeightedPooling has neither __call__ nor forward"),
+        (
+            "class WeightedPooling:\n    def forward(self, features):\n        x = features['token_embeddings'][:, 0]\n"
+            "        return {'sentence_embedding': x * float('nan')}",
+            "custom.py:4: WeightedPooling's sentence_embedding has NaN or infinity",
+        ),
     ],
 )
-def test_what_goes_wrong_at_the_start(source: str, message: str, tmp_path: Path) -> None:
+def test_what_goes_wrong_at_the_start(
+    source: str, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     saved = weighted(tmp_path)
     chain = json.loads((saved / "modules.json").read_text())
     (saved / "modules.json").write_text(json.dumps(chain[:2]))
@@ -173,6 +186,7 @@ def test_what_goes_wrong_at_the_start(source: str, message: str, tmp_path: Path)
     with pytest.raises(ConfigError, match=message) as caught:
         Model(str(saved), trust_remote_code=True)
     assert "\n" not in caught.value.message
+    assert not [record for record in caplog.records if record.name.startswith("rtp_llm")]
 
 
 def test_a_file_that_is_not_there_and_one_behind_a_link(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 // Products of 8-bit integers, summed in 32 bits without saturation: every instruction set gives the same sums.
 //
 // A step multiplies a group of neighbours along K (four bytes of a row) with that group of kWidth columns.
-//   AVX-512 VNNI     u8 x s8, four at a time, each sum of four added to 32 bits whole
-//   aarch64 dotprod  s8 x s8, four at a time; rows are stored less 128, which their zero is too
-//   others           s16 x s16 in pairs, since maddubs would saturate: 2 * 255 * 127 is past 16 bits
+//   AMX, AVX-512 VNNI  u8 x s8, four at a time, each sum of four added to 32 bits whole
+//   aarch64 dotprod    s8 x s8, four at a time; rows are stored less 128, which their zero is too
+//   others             s16 x s16 in pairs, since maddubs would saturate: 2 * 255 * 127 is past 16 bits
 #pragma once
 #include <cmath>
 

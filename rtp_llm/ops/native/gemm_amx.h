@@ -31,12 +31,12 @@ static_assert(kPanel == 2 * kTileRows);
 template <int R, int P, class F>
 inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const uint16_t* b, float* c,
                            F&& meanwhile) {
-  constexpr int64_t kRow = kPanel * 4, kLine = 64;
+  constexpr int64_t kRow = kPanel * 4;
   finish_stores();
   zero_sums<R>();
   for (int64_t step = 0; step < steps; ++step) {
-    const auto rows = [&](int plane) { load_rows<R>(a + (step * kPlanes + plane) * kTile, kLine, next); };
-    const auto columns = [&](int plane) { load_columns(b + (step * P + plane) * 2 * kTile, kLine, kTileBytes); };
+    const auto rows = [&](int plane) { load_rows<R>(a + (step * kPlanes + plane) * kTile, kTileLine, next); };
+    const auto columns = [&](int plane) { load_columns(b + (step * P + plane) * 2 * kTile, kTileLine, kTileBytes); };
     columns(0);
     rows(2);
     add_bf16_products<R>();
@@ -53,8 +53,8 @@ inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const
     meanwhile();
   }
   for (int64_t step = 0; step < steps; ++step) {
-    load_columns(b + step * P * 2 * kTile, kLine, kTileBytes);
-    load_rows<R>(a + step * kPlanes * kTile, kLine, next);
+    load_columns(b + step * P * 2 * kTile, kTileLine, kTileBytes);
+    load_rows<R>(a + step * kPlanes * kTile, kTileLine, next);
     add_bf16_products<R>();
   }
   store_sums<R>(c, kRow);
@@ -128,7 +128,7 @@ struct LinearTiles {
   int activation;
   bool weight_is_bf16;
   // The plan: blocks of rows, of panels and of K.
-  int64_t block_rows = 0, block_panels = 0, block_k = 0, panel_blocks = 0, stamp = 0;
+  int64_t block_rows = 0, block_panels = 0, block_k = 0, row_blocks = 0, stamp = 0;
 
   int64_t plan(int threads) {
     static std::atomic<int64_t> stamps{0};
@@ -136,19 +136,18 @@ struct LinearTiles {
     block_k = ceil_div(ceil_div(K, ceil_div(K, kMaxK)), kDepth) * kDepth;
     const int64_t most = std::max(kBlockRows, kMaxBytes / (block_k * kPlanes * 2) / kBlockRows * kBlockRows);
     const int64_t panels = ceil_div(N, kPanel), blocks = ceil_div(M, kBlockRows);
-    int64_t row_blocks = ceil_div(M, most);
+    row_blocks = ceil_div(M, most);
     if (threads > 1 && blocks >= 2 * threads) row_blocks = ceil_div(row_blocks, threads) * threads;
     block_rows = ceil_div(blocks, row_blocks) * kBlockRows;
     row_blocks = ceil_div(M, block_rows);
-    panel_blocks = threads > 1 ? std::min(panels, ceil_div(6 * threads, row_blocks)) : 1;
-    block_panels = ceil_div(panels, panel_blocks);
-    panel_blocks = ceil_div(panels, block_panels);
-    return row_blocks * panel_blocks;
+    block_panels = threads > 1 ? ceil_div(panels, std::min(panels, ceil_div(6 * threads, row_blocks))) : panels;
+    return row_blocks * ceil_div(panels, block_panels);
   }
 
   void run(int64_t task) const {
     const Tiles tiles;
-    const int64_t m0 = task / panel_blocks * block_rows, n0 = task % panel_blocks * block_panels * kPanel;
+    // Neighbours in the list have other rows, so that threads which take turns keep to the rows that they have split.
+    const int64_t m0 = task % row_blocks * block_rows, n0 = task / row_blocks * block_panels * kPanel;
     const Block block{m0, std::min(M, m0 + block_rows), n0, std::min(N, n0 + block_panels * kPanel)};
     for (int64_t k0 = 0; k0 < K; k0 += block_k) {
       const int64_t k_len = std::min(block_k, K - k0);

@@ -5,8 +5,18 @@
 // row's one number that may lie outside [0, 255] adds its excess times its w.
 #pragma once
 #include "int8.h"
+#if defined(__AMX_INT8__)
+#include "gemm_int8_amx.h"
+#endif
 
 namespace {
+
+#if defined(__AMX_INT8__)
+constexpr int kRowsInt8 = 2 * kTileRows;
+#else
+constexpr int kRowsInt8 = kRows;
+struct Tiles {};
+#endif
 
 template <int V, size_t... I>
 inline __attribute__((always_inline)) void dot_step(VecInt* sums, const Quantized* const* x, int64_t stride, int64_t k,
@@ -59,9 +69,9 @@ struct LinearInt8 {
 
   int64_t plan(int threads) {
     const int64_t panels = ceil_div(N, kPanel), stride = quantized_row_bytes(K);
-    const int64_t max_rows = std::clamp(kMaxBytes / stride / kRows, int64_t(4), int64_t(32)) * kRows;
+    const int64_t max_rows = std::clamp(kMaxBytes / stride / kRowsInt8, int64_t(4), int64_t(32)) * kRowsInt8;
     row_blocks = ceil_div(M, max_rows);
-    block_rows = ceil_div(ceil_div(M, row_blocks), kRows) * kRows;
+    block_rows = ceil_div(ceil_div(M, row_blocks), kRowsInt8) * kRowsInt8;
     row_blocks = ceil_div(M, block_rows);
     panel_blocks = threads > 1 ? std::min(panels, ceil_div(6 * threads, row_blocks)) : 1;
     block_panels = ceil_div(panels, panel_blocks);
@@ -70,9 +80,10 @@ struct LinearInt8 {
   }
 
   void run(int64_t task) const {
+    Tiles tiles;
     const int64_t m0 = task / panel_blocks * block_rows, p0 = task % panel_blocks * block_panels;
     const int64_t m1 = std::min(M, m0 + block_rows), p1 = std::min(ceil_div(N, kPanel), p0 + block_panels);
-    for (int64_t panel = p0; panel < p1; ++panel) run_panel(m0, m1, panel);
+    for (int64_t panel = p0; panel < p1; ++panel) run_panel(tiles, m0, m1, panel);
   }
 
  private:
@@ -96,32 +107,43 @@ struct LinearInt8 {
     }
   };
 
-  void run_panel(int64_t m0, int64_t m1, int64_t panel) const {
+  void run_panel(Tiles& tiles, int64_t m0, int64_t m1, int64_t panel) const {
     const Int8Weight packed{N, K};
     void* memory = const_cast<void*>(weight);
     const int8_t* w = packed.panels(memory) + panel * packed.panel_bytes();
     const int64_t n = panel * kPanel, cols = std::min<int64_t>(kPanel, N - n), stride = quantized_row_bytes(K);
     const Epilogue epilogue{y, bias, residual, N, activation};
-    const int64_t tiles = ceil_div(m1 - m0, kRows);
-    alignas(64) int32_t sums[kRows * kPanel];
-    for (int64_t i = 0, m = m0; i < tiles; ++i) {
-      const int rows = int(ceil_div(m1 - m, tiles - i));
+    const int64_t blocks = ceil_div(m1 - m0, kRowsInt8);
+    alignas(64) int32_t sums[kRowsInt8 * kPanel];
+    for (int64_t i = 0, m = m0; i < blocks; ++i) {
+      const int rows = int(ceil_div(m1 - m, blocks - i));
       const char* x_rows = static_cast<const char*>(x) + m * stride;
       for (int r = 0; r < rows; ++r)
         for (int j = 0; j < kPanel; j += 16) __builtin_prefetch(y + (m + r) * N + n + j, 1);
-      multiply(rows, cols, x_rows, stride, w, sums);
+      multiply(tiles, rows, cols, x_rows, stride, w, sums);
       const Dequantized product{sums, x_rows, stride, packed.scales(memory) + n, packed.sums(memory) + n, w};
       epilogue.finish(product, rows, cols, m, n);
       m += rows;
     }
   }
 
-  void multiply(int rows, int64_t cols, const char* x_rows, int64_t stride, const int8_t* w, int32_t* sums) const {
+#if defined(__AMX_INT8__)
+  void multiply(Tiles& tiles, int rows, int64_t, const char* x_rows, int64_t stride, const int8_t* w,
+                int32_t* sums) const {
+    tiles.shape(rows);
+    const auto* numbers = reinterpret_cast<const Quantized*>(x_rows + sizeof(RowHead));
+    if (rows > kTileRows) dot_tiles<2>(K, numbers, stride, w, sums);
+    else dot_tiles<1>(K, numbers, stride, w, sums);
+  }
+#else
+  void multiply(Tiles&, int rows, int64_t cols, const char* x_rows, int64_t stride, const int8_t* w,
+                int32_t* sums) const {
     constexpr auto heights = std::make_index_sequence<size_t(kRows)>{};
     const auto* numbers = reinterpret_cast<const Quantized*>(x_rows + sizeof(RowHead));
     const DotTile tile = cols > kWidth ? dot_tile_of<2>(rows, heights) : dot_tile_of<1>(rows, heights);
     tile(K, numbers, stride / int64_t(sizeof(Quantized)), w, sums);
   }
+#endif
 };
 
 }  // namespace

@@ -107,13 +107,23 @@ struct Quantize {
   }
 };
 
+// Groups of a panel are filled up to a multiple of this, so that K ends with a whole AMX tile.
+#if defined(__AMX_INT8__)
+constexpr int kPaddedGroups = 16;
+#else
+constexpr int kPaddedGroups = 1;
+#endif
+
 // A packed int8 weight: scales and sums of the columns, filled up to whole panels, then the panels,
-// [ceil(N / kPanel)][ceil(K / kGroup)][kPanel][kGroup].
+// [ceil(N / kPanel)][groups][kPanel][kGroup].
 struct Int8Weight {
   int64_t N, K;
 
   int64_t padded() const { return ceil_div(N, kPanel) * kPanel; }
-  int64_t panel_bytes() const { return ceil_div(K, kGroup) * kGroup * kPanel; }
+  int64_t panel_bytes() const {
+    constexpr int64_t kStep = kPaddedGroups * kGroup;
+    return ceil_div(K, kStep) * kStep * kPanel;
+  }
   int64_t bytes() const { return padded() * 8 + padded() / kPanel * panel_bytes(); }
 
   float* scales(void* packed) const { return static_cast<float*>(packed); }
@@ -126,6 +136,19 @@ struct Int8Weight {
     for (int64_t n = 0; n < N; ++n) {
       int8_t* column = panels(packed) + n / kPanel * panel_bytes() + n % kPanel * kGroup;
       scales(packed)[n] = pack_column(w + n * K, column, sums(packed)[n]);
+    }
+  }
+
+  // From numbers [N, K] and scales [N] that are quantised already.
+  void pack_quantized(const int8_t* q, const float* row_scales, void* packed) const {
+    std::memset(packed, 0, size_t(bytes()));
+    for (int64_t n = 0; n < N; ++n, q += K) {
+      int8_t* column = panels(packed) + n / kPanel * panel_bytes() + n % kPanel * kGroup;
+      scales(packed)[n] = row_scales[n];
+      for (int64_t k = 0; k < K; ++k) {
+        column[k / kGroup * kPanel * kGroup + k % kGroup] = q[k];
+        sums(packed)[n] += q[k];
+      }
     }
   }
 

@@ -1,19 +1,19 @@
 // The C ABI of the kernels, compiled once per instruction set and loaded by ctypes.
 //
 // rtp_run and rtp_pack_weight do the work, without Python's lock. Shapes and index ranges are checked by the caller.
-#include <chrono>
 #if defined(__linux__) && defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
+#include "peak.h"
 #include "program.h"
 #include "threads.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int rtp_abi_version() { return 7; }
+EXPORT int rtp_abi_version() { return 9; }
 
 EXPORT int rtp_cpu_supports_avx2() {
 #if defined(__x86_64__)
@@ -66,8 +66,19 @@ EXPORT void rtp_pack_weight(const float* w, int64_t N, int64_t K, void* packed, 
   pack(w, N, K, packed, bf16 != 0);
 }
 
+EXPORT int64_t rtp_grouped_weight_bytes(int64_t N, int64_t K, int bits) {
+  return bits == 8 ? GroupedWeight<8>{N, K}.bytes() : GroupedWeight<4>{N, K}.bytes();
+}
+EXPORT void rtp_pack_grouped(const float* w, int64_t N, int64_t K, void* packed, int bits) {
+  if (bits == 8) GroupedWeight<8>{N, K}.pack(w, packed);
+  else GroupedWeight<4>{N, K}.pack(w, packed);
+}
+
 EXPORT int64_t rtp_int8_weight_bytes(int64_t N, int64_t K) { return Int8Weight{N, K}.bytes(); }
 EXPORT void rtp_pack_int8(const float* w, int64_t N, int64_t K, void* packed) { Int8Weight{N, K}.pack(w, packed); }
+EXPORT void rtp_pack_quantized(const int8_t* q, const float* scales, int64_t N, int64_t K, void* packed) {
+  Int8Weight{N, K}.pack_quantized(q, scales, packed);
+}
 EXPORT int64_t rtp_quantized_row_bytes(int64_t K) { return quantized_row_bytes(K); }
 
 EXPORT Stream* rtp_stream_new() { return new (std::nothrow) Stream; }
@@ -88,32 +99,7 @@ EXPORT int rtp_run(Stream* stream, const char* words, int64_t num_words, int thr
   return true;
 }
 
-namespace {
-
-// NOTE: the numbers come from outside: of constants the compiler computes a chain that stays where it starts (at 1).
-template <size_t... I>
-Vec multiply_adds(int64_t steps, const volatile float* numbers, std::index_sequence<I...>) {
-  const Vec factor = broadcast(numbers[0]), term = broadcast(numbers[1]);
-  Vec sums[] = {broadcast(numbers[1] + float(I))...};
-  for (int64_t step = 0; step < steps; ++step) ((sums[I] = sums[I] * factor + term), ...);
-  return (sums[I] + ...);
-}
-
-}  // namespace
-
-// GFLOP/s of multiply-adds between registers on the calling thread; the best slice of about a millisecond.
-EXPORT double rtp_peak(double seconds) {
-  using Clock = std::chrono::steady_clock;
-  constexpr int64_t kChains = 12, kSteps = 500000;
-  const auto begin = Clock::now();
-  double best = 0.0;
-  volatile float sink = 0.0f;
-  const volatile float numbers[] = {0.999f, 0.001f};
-  for (auto now = begin; now - begin < std::chrono::duration<double>(seconds);) {
-    const auto start = now;
-    sink = sink + sum_lanes(multiply_adds(kSteps, numbers, std::make_index_sequence<kChains>{}));
-    now = Clock::now();
-    best = std::max(best, 2e-9 * kWidth * kChains * kSteps / std::chrono::duration<double>(now - start).count());
-  }
-  return best;
-}
+// GFLOP/s on the calling thread, the best slice of about a millisecond: of multiply-adds between vector registers, and of
+// bf16 tile products with their loads (0 where the kernels have no tiles).
+EXPORT double rtp_peak(double seconds) { return vector_peak(seconds); }
+EXPORT double rtp_tile_peak(double seconds) { return tile_peak(seconds); }

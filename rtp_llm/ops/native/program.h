@@ -7,7 +7,7 @@ namespace {
 
 enum Opcode : int64_t {
   kReset = 0, kFree, kLinear, kNorm, kEmbed, kAttention, kRotary, kGated, kPool, kCopyColumns, kNormalize,
-  kTakeRows, kQuantize, kLinearInt8
+  kTakeRows, kQuantize, kLinearInt8, kLinearGrouped
 };
 
 class Program {
@@ -68,9 +68,16 @@ class Program {
       case kQuantize: return Quantize{y, floats(), number(), number()};
       case kLinearInt8:
         return LinearInt8{y, floats(), weights(), floats(), floats(), number(), number(), number(), int(number())};
+      case kLinearGrouped:
+        return number() == 8 ? Command(grouped<8>(y)) : Command(grouped<4>(y));
       case kTakeRows: return TakeRows{y, floats(), integers(), number(), number()};
       default: return Normalize{y, floats(), number(), number()};
     }
+  }
+
+  template <int kBits>
+  LinearGrouped<kBits> grouped(float* y) {
+    return {y, floats(), weights(), floats(), floats(), number(), number(), number(), int(number())};
   }
 
   Embed embed(float* y) {

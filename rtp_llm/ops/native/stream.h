@@ -10,6 +10,7 @@
 #include "arena.h"
 #include "attention.h"
 #include "decoder.h"
+#include "gemm_grouped.h"
 #include "gemm_int8.h"
 #include "linear.h"
 
@@ -24,7 +25,7 @@ inline void relax() {
 }
 
 using Command = std::variant<Linear, NormRows, Embed, Attention, Rotary, Gated, Pool, CopyColumns, Normalize, TakeRows,
-                             Quantize, LinearInt8>;
+                             Quantize, LinearInt8, LinearGrouped<8>, LinearGrouped<4>>;
 
 class Stream {
  public:

@@ -7,6 +7,7 @@
 namespace {
 
 constexpr int kTileRows = 16, kTileBytes = 1024;
+constexpr int64_t kTileLine = 64;  // bytes of a row
 
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -20,18 +21,29 @@ inline void finish_stores() { asm volatile("" ::: "memory"); }
 // The calling thread's tiles, from here to the end of the block. Released, they cost nothing when threads are switched.
 class Tiles {
  public:
-  Tiles() {
-    alignas(64) TileShapes shapes;
+  // Two row tiles of `rows` rows in all, which the second fills up.
+  explicit Tiles(int rows = 2 * kTileRows) { shape(rows); }
+  ~Tiles() { _tile_release(); }
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+
+  // What the tiles hold is lost.
+  void shape(int rows) {
+    if (rows == rows_) return;
+    rows_ = rows;
+    const int first = std::min(rows, kTileRows), second = std::max(1, rows - kTileRows);
+    const int heights[8] = {first, first, second, second, first, second, kTileRows, kTileRows};
+    TileShapes shapes;
     for (int i = 0; i < 8; ++i) {
-      shapes.row_bytes[i] = 64;
-      shapes.rows[i] = kTileRows;
+      shapes.row_bytes[i] = kTileLine;
+      shapes.rows[i] = uint8_t(heights[i]);
     }
     finish_stores();
     _tile_loadconfig(&shapes);
   }
-  ~Tiles() { _tile_release(); }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
+
+ private:
+  int rows_ = 0;
 };
 
 template <int R>

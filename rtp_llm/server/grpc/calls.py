@@ -1,6 +1,7 @@
 """One RPC: bytes -> message -> the engine -> message, with the border at which every failure becomes a status."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -30,7 +31,9 @@ from rtp_llm.server.errors import as_rtp_error
 from rtp_llm.server.exchange import choose_id
 from rtp_llm.server.grpc import tei
 from rtp_llm.server.grpc.proto import Message, message
+from rtp_llm.server.scheduling import scheduled
 from rtp_llm.server.service import EngineLike
+from rtp_llm.server.tei.frame import COMPUTE_TYPE
 
 # The context of an RPC; grpcio has no types.
 Context: TypeAlias = Any
@@ -41,11 +44,13 @@ Result = TypeVar("Result")
 class Rpc:
     """One call: its id, its metadata, and the metrics of the model that was asked, once it is known.
 
-    `answered` is the engine's answer to a call of one message; a stream may have any number, and keeps none.
+    deadline  the caller's own, as time.monotonic() counts; inf where there is none
+    answered  the engine's answer to a call of one message; a stream may have any number, and keeps none
     """
 
     id: str
     metadata: dict[bytes, bytes]
+    deadline: float
     metrics: Metrics | None = None
     answered: Sequence[Answered] = ()
 
@@ -142,8 +147,7 @@ class Calls:
                 asked, call.wanted, lambda info: call.to_request(body, info, self._config)
             )
             rpc.metrics = engine.metrics
-            request = replace(request, request_id=rpc.id)
-            response = await self._run(engine, request, len(received), patient=patient)
+            response = await self._run(engine, request, rpc, len(received), patient=patient)
             began = time.perf_counter()
             reply = call.render(body, response, info)
             if not patient:
@@ -172,7 +176,9 @@ class Calls:
     async def border(self, path: str, context: Context) -> AsyncIterator[Rpc]:
         """Around an RPC: tells what it is; whatever is raised inside leaves as a status, without internals."""
         metadata = as_headers(context.invocation_metadata() or ())
-        rpc, status = Rpc(choose_id(metadata.get(b"x-request-id")), metadata), _CLIENT_LEFT
+        left = context.time_remaining()
+        deadline = math.inf if left is None else time.monotonic() + left
+        rpc, status = Rpc(choose_id(metadata.get(b"x-request-id")), metadata, deadline), _CLIENT_LEFT
         started_at = time.perf_counter()
         task = asyncio.current_task()
         assert task is not None
@@ -207,13 +213,14 @@ class Calls:
             for observer in self._observers:
                 observer.observe(seen)
 
-    async def _run(self, engine: EngineLike, request: Request, num_bytes: int, *, patient: bool) -> Response:
+    async def _run(self, engine: EngineLike, request: Request, rpc: Rpc, num_bytes: int, *, patient: bool) -> Response:
         self._admission.check_size(request, num_bytes)
+        request = replace(request, request_id=rpc.id)
         await (self._admission.wait() if patient else self._admission.enter())
         try:
             while True:
                 try:
-                    return await self._run_in_time(engine, request)
+                    return await self._run_in_time(engine, request, rpc)
                 except Overloaded as error:
                     if not patient:
                         raise
@@ -221,12 +228,15 @@ class Calls:
         finally:
             self._admission.leave()
 
-    async def _run_in_time(self, engine: EngineLike, request: Request) -> Response:
-        seconds = self._config.request_timeout
+    async def _run_in_time(self, engine: EngineLike, request: Request, rpc: Rpc) -> Response:
+        seconds = min(self._admission.seconds(rpc.metadata), rpc.deadline - time.monotonic())
+        request = scheduled(request, rpc.metadata, seconds)
         try:
-            return await asyncio.wait_for(engine.run(request), seconds or None)
+            return await asyncio.wait_for(engine.run(request), seconds if math.isfinite(seconds) else None)
         except asyncio.TimeoutError:
-            raise DeadlineExceeded(f"the answer was not ready after {seconds} seconds (request_timeout)") from None
+            raise DeadlineExceeded(
+                f"the answer was not ready after {seconds:.3g} seconds (the call's own deadline, or request_timeout)"
+            ) from None
 
     async def _in_order(
         self, received: AsyncIterator[bytes], answer: Answer[Result], rpc: Rpc
@@ -270,8 +280,8 @@ class Calls:
 
         async def score(content: bytes, rpc: Rpc) -> Scored:
             body = _parse("RerankStreamRequest", content)
-            request = replace(tei.RERANK_ONE(body, engine.info(), self._config), request_id=rpc.id)
-            return Scored(body, request, await self._run(engine, request, len(content), patient=True))
+            request = tei.RERANK_ONE(body, engine.info(), self._config)
+            return Scored(body, request, await self._run(engine, request, rpc, len(content), patient=True))
 
         scores: list[float] = []
         texts: list[str | None] = []
@@ -308,7 +318,7 @@ class Calls:
         }
         return [
             *headers,
-            ("x-compute-type", self._catalog.default.info().backend),
+            ("x-compute-type", COMPUTE_TYPE),
             ("x-compute-characters", str(metadata.compute_chars)),
             ("x-compute-tokens", str(metadata.compute_tokens)),
             *((name, str(nanoseconds // 1_000_000)) for name, nanoseconds in milliseconds.items()),

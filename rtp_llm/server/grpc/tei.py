@@ -15,6 +15,7 @@ from rtp_llm.server.catalog import Wanted, one_of
 from rtp_llm.server.dialect import check_count
 from rtp_llm.server.grpc.proto import Message, message
 from rtp_llm.server.service import EngineLike
+from rtp_llm.server.tei.scores import best_first
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,8 @@ def _render_labels(body: Message, response: Response, info: ModelInfo) -> Messag
     scores = np.atleast_1d(rows[0])
     names = info.labels or tuple(f"LABEL_{i}" for i in range(len(scores)))
     prediction = message("Prediction")
-    order = np.argsort(-scores, kind="stable").tolist()
-    return message("PredictResponse")(predictions=[prediction(score=scores[i], label=names[i]) for i in order])
+    predictions = [prediction(score=scores[i], label=names[i]) for i in best_first(scores)]
+    return message("PredictResponse")(predictions=predictions)
 
 
 def _render_ranks(body: Message, response: Response, info: ModelInfo) -> Message:
@@ -127,9 +128,8 @@ def _render_ranks(body: Message, response: Response, info: ModelInfo) -> Message
 def ranks(scores: FloatArray, texts: list[str] | list[str | None] | None) -> Message:
     """Scores [n] -> RerankResponse, best first; of equal scores the last one, as the original's order has it."""
     rank = message("Rank")
-    order = np.argsort(scores, kind="stable")[::-1].tolist()
     return message("RerankResponse")(
-        ranks=[rank(index=i, score=scores[i], text=texts[i] if texts else None) for i in order]
+        ranks=[rank(index=i, score=scores[i], text=texts[i] if texts else None) for i in best_first(scores)]
     )
 
 

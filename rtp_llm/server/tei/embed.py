@@ -163,6 +163,7 @@ EMBED: Dialect[EmbedBody] = Dialect(
     one_of(TaskType.DENSE),
     error_form=frame.error_form,
     headers=frame.headers,
+    place=frame.place,
 )
 EMBED_ALL: Dialect[EmbedAllBody] = Dialect(
     _all_decoder,
@@ -171,6 +172,7 @@ EMBED_ALL: Dialect[EmbedAllBody] = Dialect(
     one_of(TaskType.TOKENS),
     error_form=frame.error_form,
     headers=frame.headers,
+    place=frame.place,
 )
 EMBED_SPARSE: Dialect[EmbedAllBody] = Dialect(
     _all_decoder,
@@ -179,6 +181,7 @@ EMBED_SPARSE: Dialect[EmbedAllBody] = Dialect(
     one_of(TaskType.SPARSE),
     error_form=frame.error_form,
     headers=frame.headers,
+    place=frame.place,
 )
 SIMILARITY: Dialect[SentenceSimilarityBody] = Dialect(
     msgspec.json.Decoder(SentenceSimilarityBody),
@@ -187,4 +190,5 @@ SIMILARITY: Dialect[SentenceSimilarityBody] = Dialect(
     one_of(TaskType.DENSE),
     error_form=frame.error_form,
     headers=frame.headers,
+    place=lambda body, info, index: f"inputs.sentences[{index - 1}]" if index else "inputs.source_sentence",
 )

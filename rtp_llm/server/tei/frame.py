@@ -30,10 +30,19 @@ PromptName = Annotated[str | None, Meta(description="one of the checkpoint's pro
 RawScores = Annotated[bool | None, Meta(description="logits; null: false")]
 
 
+# The original's headers name a GPU wherever they are sent from.
+COMPUTE_TYPE = "cpu+optimized"
+
+
 class EmptyInput(InvalidRequest):
     """Nothing was sent."""
 
     code = "empty"
+
+
+def place(body: object, info: ModelInfo, index: int) -> str:
+    """The field by which the input of this number came."""
+    return f"inputs[{index}]"
 
 
 def error_form(error: RtpError) -> tuple[int, bytes]:
@@ -91,7 +100,7 @@ def headers(request: Request, response: Response) -> Headers:
     }
     return [
         *answer_headers(request, response),
-        (b"x-compute-type", b"cpu+optimized"),
+        (b"x-compute-type", COMPUTE_TYPE.encode()),
         (b"x-compute-characters", b"%d" % sum(map(_characters, request.inputs))),
         (b"x-compute-tokens", b"%d" % response.total_tokens),
         *((name, b"%d" % round(seconds * 1e3)) for name, seconds in stages.items()),

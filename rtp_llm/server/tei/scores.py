@@ -125,6 +125,7 @@ PREDICT: Dialect[PredictBody] = Dialect(
     one_of(TaskType.CLASSIFY),
     error_form=frame.error_form,
     headers=frame.headers,
+    place=frame.place,
 )
 RERANK: Dialect[TextsBody] = Dialect(
     msgspec.json.Decoder(TextsBody),
@@ -133,4 +134,5 @@ RERANK: Dialect[TextsBody] = Dialect(
     one_of(TaskType.RERANK),
     error_form=frame.error_form,
     headers=frame.headers,
+    place=lambda body, info, index: f"texts[{index}]",
 )

@@ -2,15 +2,18 @@
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from rtp_llm.config import ServerConfig
+from rtp_llm.core import Response, TaskType
 from rtp_llm.errors import (
     DeadlineExceeded,
     EngineFailure,
@@ -21,6 +24,9 @@ from rtp_llm.errors import (
     UnsupportedTask,
 )
 from rtp_llm.server.grpc.calls import WINDOW
+from rtp_llm.server.grpc.tei import INFERENCES
+from rtp_llm.server.tei.frame import COMPUTE_TYPE
+from rtp_llm.server.tei.scores import PREDICT, PredictBody
 from tests.server.conftest import MAX_BODY_BYTES, wait_until
 from tests.server.fake_engine import FakeEngine, vector_of
 from tests.server.grpc.conftest import Client, Loop, Stubs, connected, serving
@@ -275,3 +281,43 @@ def test_health(fake: Client, engine: FakeEngine) -> None:
     assert next(statuses) == health_pb2.HealthCheckResponse.NOT_SERVING
     assert check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     statuses.close()  # type: ignore[attr-defined]
+
+
+def test_deadline_and_priority_reach_the_engine(fake: Client, stubs: Stubs, engine: FakeEngine) -> None:
+    """A client's own deadline, or x-request-timeout where that is sooner, as over HTTP."""
+    request = stubs.messages.EmbedRequest(inputs="a")
+    fake.embed.Embed(request, timeout=20, metadata=[("x-priority", "bulk")])
+    fake.embed.Embed(request, timeout=20, metadata=[("x-request-timeout", "3")])
+    fake.embed.Embed(request)
+    list(fake.embed.EmbedStream(iter([request] * 2), timeout=20, metadata=[("x-priority", "interactive")]))
+    left = [sent.deadline - time.monotonic() for sent in engine.requests]
+    assert 0 < left[0] <= 21 and 0 < left[1] <= 3 and left[2] > 20 and left[3] == pytest.approx(left[4], abs=1e-3)
+    priorities = [sent.priority for sent in engine.requests]
+    assert priorities == ["bulk", "auto", "auto", "interactive", "interactive"]
+
+
+def test_unknown_priority_and_timeout(fake: Client, stubs: Stubs) -> None:
+    request = stubs.messages.EmbedRequest(inputs="a")
+    for metadata, words in ((("x-priority", "high"), "not one of auto"), (("x-request-timeout", "x"), "not a number")):
+        caught = status_of(fake.embed.Embed, request, metadata=[metadata])
+        assert (caught.code(), words in caught.details()) == (Code.INVALID_ARGUMENT, True)
+
+
+def test_an_expired_request_timeout(fake: Client, stubs: Stubs, engine: FakeEngine) -> None:
+    engine.delay = 5
+    caught = status_of(
+        fake.embed.Embed, stubs.messages.EmbedRequest(inputs="a"), metadata=[("x-request-timeout", ".1")]
+    )
+    assert (caught.code(), "not ready after 0.1 seconds" in caught.details()) == (Code.DEADLINE_EXCEEDED, True)
+    assert engine.cancelled == 1
+
+
+def test_equal_scores_and_headers_are_those_of_http(fake: Client, stubs: Stubs, engine: FakeEngine) -> None:
+    info = replace(engine.info(), labels=("a", "b", "c"))
+    rows = np.array([[0.25, 0.5, 0.25]], np.float32)
+    response = Response(outputs={TaskType.CLASSIFY: rows}, num_tokens=[1], truncated=[False])
+    answer = INFERENCES["Predict/Predict"].render(None, response, info)
+    http = orjson.loads(next(iter(PREDICT.render(PredictBody(inputs="x"), response, info))))
+    assert [value.label for value in answer.predictions] == [value["label"] for value in http] == ["b", "c", "a"]
+    _, call = fake.embed.Embed.with_call(stubs.messages.EmbedRequest(inputs="a"), timeout=20)
+    assert dict(call.initial_metadata())["x-compute-type"] == COMPUTE_TYPE

@@ -1,0 +1,145 @@
+"""The JSON of benchmarks/results as pictures: `python -m benchmarks.plots`.
+
+cpu-throughput.png  texts a second of each engine, by model and workload
+cpu-latency.png     one query at a time
+growth.png          with cores, length and corpus
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot
+
+from benchmarks.peers import OURS
+
+RESULTS = Path(__file__).parent / "results"
+_COLOURS = {
+    OURS: "#d1495b", "openvino": "#2e86ab", "openvino default": "#7fb7d3", "onnxruntime": "#3d9970",
+    "ctranslate2": "#8d6a9f", "sentence-transformers": "#9a9a9a",
+}  # fmt: skip
+_WORKLOADS = {"passages": "passages, ~100 tokens", "short": "queries, ~10 tokens", "long": "512 tokens"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    folder = parser.parse_args().folder
+    matplotlib.use("Agg")
+    pyplot.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
+    runs = {path.stem.removeprefix("cpu-"): json.loads(path.read_text()) for path in sorted(folder.glob("cpu-*.json"))}
+    if runs:
+        throughput(runs).savefig(folder / "cpu-throughput.png")
+        latency(runs).savefig(folder / "cpu-latency.png")
+    if (folder / "growth.json").exists():
+        growth(json.loads((folder / "growth.json").read_text())).savefig(folder / "growth.png")
+    print("\n".join(str(path) for path in sorted(folder.glob("*.png"))))
+
+
+def family(engine: str) -> str:
+    """The engine without its settings: "onnxruntime fused wide" and "onnxruntime streams" are one family."""
+    settings = {"wide", "streams", "fused", "int8", "bs8", "bs32"}
+    return " ".join(word for word in engine.split() if word not in settings)
+
+
+def best(run: Mapping[str, Any], measure: str, key: str) -> dict[tuple[str, str], float]:
+    """(family, precision) -> its best engine's texts a second, or its least median seconds."""
+    found: dict[tuple[str, str], float] = {}
+    for name, engine in run["engines"].items():
+        if engine["status"] != "ok" or key not in engine.get(measure, {}):
+            continue
+        value = engine[measure][key]
+        value = value["p50"] if isinstance(value, dict) else value
+        place = family(name), engine["precision"]
+        better = min if measure == "latencies" else max
+        found[place] = better(found.get(place, value), value)
+    return found
+
+
+def throughput(runs: Mapping[str, Any]) -> Any:
+    """A row a model, a column a workload; bars of all families, fp32 above what is less."""
+    columns = [key for key in _WORKLOADS if any(key in run["workloads"] for run in runs.values())]
+    figure, axes = pyplot.subplots(
+        len(runs), len(columns), figsize=(4.3 * len(columns), 2.5 * len(runs) + 0.6), squeeze=False
+    )
+    for row, (model, run) in enumerate(runs.items()):
+        for column, key in enumerate(columns):
+            _bars(axes[row][column], best(run, "throughput", key), f"{model}: {_WORKLOADS[key]}", "texts a second")
+    _finish(figure, f"Texts a second, text to vector, {_cores(runs)}; bold: this project")
+    return figure
+
+
+def latency(runs: Mapping[str, Any]) -> Any:
+    """One query at a time, a panel a model."""
+    figure, axes = pyplot.subplots(1, len(runs), figsize=(4.3 * len(runs), 3.4), squeeze=False)
+    for axis, (model, run) in zip(axes[0], runs.items(), strict=True):
+        found = {place: 1e3 * value for place, value in best(run, "latencies", "short").items()}
+        _bars(axis, found, f"{model}: one query of ~10 tokens", "milliseconds, median (less is better)")
+    _finish(figure, f"Latency of one query, {_cores(runs)}; bold: this project")
+    return figure
+
+
+def _bars(axis: Any, found: Mapping[tuple[str, str], float], title: str, label: str) -> None:
+    order = ["fp32", "bf16", "int8"]
+    places = sorted(found, key=lambda place: (order.index(place[1]), -found[place]))
+    heights = np.arange(len(places))[::-1].astype(float)
+    heights -= [0.5 * order.index(precision) for _, precision in places]
+    values = [found[place] for place in places]
+    colours = [_COLOURS.get(name, "#555555") for name, _ in places]
+    bars = axis.barh(heights, values, color=colours, height=0.8)
+    axis.bar_label(bars, labels=[f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values], padding=2)
+    axis.set_yticks(heights, [f"{name.removesuffix(' default')} {precision}" for name, precision in places])
+    for tick, (name, _) in zip(axis.get_yticklabels(), places, strict=True):
+        tick.set_fontweight("bold" if name == OURS else "normal")
+    axis.set_title(title, loc="left", fontsize=9, fontweight="bold")
+    axis.set_xlabel(label, fontsize=8)
+    axis.margins(x=0.16)
+
+
+def growth(run: Mapping[str, Any]) -> Any:
+    """Three panels, each a line an engine."""
+    panels = [
+        ("cores", "cores", "texts_per_second", "passages a second", "cores"),
+        ("lengths", "length", "tokens_per_second", "tokens a second", "tokens of a text (4 layers of bge-m3's shape)"),
+        ("corpus", "texts", "tokens_per_second", "tokens a second", "texts in one call (MiniLM, 10 tokens each)"),
+    ]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(13, 3.8))
+    for axis, (part, x, y, label, title) in zip(axes, panels, strict=True):
+        rows = run["parts"].get(part, [])
+        axis.set_visible(bool(rows))
+        for name in dict.fromkeys(row["engine"] for row in rows):
+            own = [row for row in rows if row["engine"] == name]
+            style = "--" if "int8" in name else "-"
+            colour = _COLOURS.get(family(name), "#555555")
+            line = axis.plot([row[x] for row in own], [row[y] for row in own], style, color=colour, marker="o", ms=4)
+            line[0].set_label(name)
+        if part == "cores":
+            axis.set_xticks(sorted({row[x] for row in rows}))
+        else:
+            axis.set_xscale("log", base=2 if part == "lengths" else 10)
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel(title)
+        axis.set_title(label, loc="left", fontsize=9, fontweight="bold")
+        axis.grid(alpha=0.25)
+        if rows:
+            axis.legend(fontsize=7, frameon=False)
+    _finish(figure, f"Growth, {run['machine']['cpu']}")
+    return figure
+
+
+def _cores(runs: Mapping[str, Any]) -> str:
+    run = next(iter(runs.values()))
+    return f"{run['threads']} threads of {run['machine']['cpu']}, {run['date']}"
+
+
+def _finish(figure: Any, title: str) -> None:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.tight_layout()
+
+
+if __name__ == "__main__":
+    main()

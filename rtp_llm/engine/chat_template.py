@@ -1,0 +1,190 @@
+"""Chat messages -> the text that the model was trained on: the checkpoint's own template, as transformers renders it.
+
+A template is a program that comes with a checkpoint. It runs in jinja2's sandbox, which lets it reach values and no
+more; what it may loop over and write is bounded.
+"""
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rtp_llm.checkpoint import find, read_json
+from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
+
+# Beyond what the messages themselves have.
+_MAX_CHARACTERS = 1 << 20
+_MAX_STEPS = 100_000
+_OWN = ("messages", "add_generation_prompt")
+Messages = Sequence[Mapping[str, Any]]
+
+
+class ChatTemplate:
+    """The template of a tokenizer's folder; `special_tokens` (role -> token) are variables of it.
+
+    Source: transformers, utils/chat_template_utils.py.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> None:
+        self.source = _read(folder, config)
+        self._variables = {f"{role}_token": token for role, token in special_tokens.items()}
+        self._template: Any = None
+
+    def render(
+        self,
+        messages: Messages,
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The conversation as one text. InvalidRequest where there is no template, or it fails on these messages."""
+        given = dict(variables or {})
+        wrong = next((name for name in _OWN if name in given), None)
+        if wrong is not None:
+            raise InvalidRequest(
+                f"chat_template_kwargs: {wrong!r} has a field of its own", param="chat_template_kwargs"
+            )
+        mark = ""
+        if continue_final_message:
+            if add_generation_prompt:
+                raise InvalidRequest("continue_final_message and add_generation_prompt are not both possible")
+            mark = secrets.token_hex(16)
+            messages = [*messages[:-1], {**messages[-1], "content": f"{messages[-1].get('content') or ''}{mark} "}]
+        text = self._run(messages, add_generation_prompt, given)
+        return _up_to(mark, text) if mark else text
+
+    def _run(self, messages: Messages, add_generation_prompt: bool, given: Mapping[str, Any]) -> str:
+        template = self._compiled()
+        room = _MAX_CHARACTERS + sum(len(str(message)) for message in messages)
+        variables = {"tools": None, "documents": None, **self._variables, **given}
+        pieces: list[str] = []
+        try:
+            for piece in template.generate(
+                messages=messages, add_generation_prompt=add_generation_prompt, range=_Range(), **variables
+            ):
+                room -= len(piece)
+                if room < 0:
+                    raise InvalidRequest(f"the chat template writes over {_MAX_CHARACTERS} characters of its own")
+                pieces.append(piece)
+        except InvalidRequest:
+            raise
+        except Exception as error:  # the border: a template may fail in any way on any messages
+            raise _failure("does not take these messages", error) from None
+        return "".join(pieces)
+
+    def _compiled(self) -> Any:
+        if self._template is None:
+            if self.source is None:
+                raise InvalidRequest(
+                    "this model has no chat template: send `input` instead of `messages`", param="messages"
+                )
+            environment = _environment()
+            try:
+                self._template = environment.from_string(self.source)
+            except Exception as error:  # the border to jinja2's parser
+                raise _failure("cannot be read", error) from None
+        return self._template
+
+
+class _Range:
+    """range(), of so many steps in all."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_STEPS
+
+    def __call__(self, *arguments: int) -> range:
+        steps = range(*arguments)
+        self._left -= len(steps)
+        if self._left < 0:
+            raise ValueError(f"it loops over {_MAX_STEPS} times")
+        return steps
+
+
+def _read(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja, chat_template.json, or the key of tokenizer_config.json, in which there may be several."""
+    file = find(folder, "chat_template.jinja")
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from error
+    found = read_json(folder, "chat_template.json", required=False).get("chat_template", config.get("chat_template"))
+    if isinstance(found, list):
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _environment() -> Any:
+    try:
+        from jinja2 import ext, nodes
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        raise ConfigError("chat templates need jinja2: pip install 'rtp-llm[chat]'") from None
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """Which does not multiply texts and lists without bounds either."""
+
+        intercepted_binops = frozenset(["*", "**"])
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            _check_product(operator, left, right)
+            return super().call_binop(context, operator, left, right)
+
+    class Generation(ext.Extension):
+        """{% generation %} marks what training masks; here it is what is inside it."""
+
+        tags = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _check_product(operator: str, left: Any, right: Any) -> None:
+    if operator == "**":
+        size = abs(right) * abs(left).bit_length() if isinstance(left, int) and isinstance(right, int) else 0
+    else:
+        lengths = [len(side) for side in (left, right) if hasattr(side, "__len__")]
+        counts = [side for side in (left, right) if isinstance(side, int)]
+        size = lengths[0] * counts[0] if lengths and counts else 0
+    if size > _MAX_CHARACTERS:
+        raise ValueError(f"{operator} makes over {_MAX_CHARACTERS} of something")
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Without HTML's escapes, which jinja2's own filter makes."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _up_to(mark: str, text: str) -> str:
+    """What stands before the mark, as it is; without white space where the template trimmed what stood after it."""
+    before, found, after = text.rpartition(mark)
+    if not found:
+        raise InvalidRequest("continue_final_message: the chat template does not show the last message's content")
+    return before if after.startswith(" ") else before.rstrip()
+
+
+def _failure(what: str, error: Exception) -> InvalidRequest:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InvalidRequest(f"the model's chat template {what}: {reason:.200}", param="messages")

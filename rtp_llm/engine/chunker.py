@@ -1,0 +1,145 @@
+"""Texts longer than the model reads, as chunks: averaged, or read at once as the parts of one text.
+
+mean  An over-long text becomes chunks of as many tokens as fit, each with the model's special tokens and the prompt
+      around it. The answer is the mean of the chunks' vectors as a caller would get them, weighted by the text's
+      tokens in each, and normalised where they are.
+late  The inputs are consecutive chunks of one text. Their tokens, each input's tokenised alone, are read at once, so
+      that each sees the others; then each is pooled alone. The first has the leading special tokens and the prompt, the
+      last the closing ones, so that a single input has the vector that it always has. Source: Guenther et al., Late
+      Chunking, arXiv 2409.04701, and Jina's evaluation of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from rtp_llm.core import Chunk, FloatArray, Input, Int32Array, Item, Params, Request, TaskType
+from rtp_llm.engine.tokenizer import Framed, Tokenizer
+from rtp_llm.errors import InvalidInput, InvalidRequest
+from rtp_llm.ops.numpy_ops import l2_normalize
+from rtp_llm.tasks import Task, chunkings
+
+
+def check_chunking(request: Request, tasks: Mapping[TaskType, Task]) -> None:
+    """InvalidRequest where the request's chunking is not for its tasks, or not for this model's pooling."""
+    chunking = request.params.chunking
+    if chunking is None:
+        return
+    if request.tasks != (TaskType.DENSE,):
+        raise InvalidRequest(f"chunking {chunking!r} is of dense vectors alone: ask for no others", param="chunking")
+    offered = chunkings(tasks[TaskType.DENSE])
+    if chunking not in offered:
+        pooling = getattr(tasks[TaskType.DENSE], "pooling_name", "")
+        reason = f"this model's pooling is {pooling}" if pooling else "this model's vectors are made by its own code"
+        if chunking == "late":
+            reason += ", and a chunk's vector must be the mean of its tokens"
+        raise InvalidRequest(f"chunking {chunking!r} is not for this model: {reason}", param="chunking")
+
+
+class Chunker:
+    """Encodes inputs by `params.chunking`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
+        """mean: an Item or more an input, in order; late: one for all. InvalidRequest names what cannot be read."""
+        singles = [_single(value, index) for index, value in enumerate(inputs, start)]
+        tokenizer = self._tokenizer.limited(params)
+        if params.chunking == "late":
+            return [_together(tokenizer, singles, params)]
+        framed = tokenizer.framed(singles, params, start)
+        limit = tokenizer.max_seq_len
+        return [item for index, one in enumerate(framed, start) for item in _chunks(one, index, limit)]
+
+
+def _single(value: Input, index: int) -> str | list[int]:
+    if isinstance(value, (str, list)):
+        return value
+    raise InvalidInput(index, " is a pair of texts; chunking is of single texts")
+
+
+def _chunks(framed: Framed, index: int, limit: int) -> list[Item]:
+    head, body, tail, prompt_length = framed
+    if len(head) + len(body) + len(tail) <= limit:
+        spans = [(0, len(body))]
+    else:
+        room = limit - len(head) - len(tail)
+        if room < 1:
+            raise InvalidRequest(f"the prompt's {len(head)} tokens leave no room below the limit of {limit}")
+        spans = list(pairwise([*range(0, len(body), room), len(body)]))
+    return [
+        Item(
+            np.concatenate([head, body[first:last], tail]),
+            index,
+            prompt_length=prompt_length,
+            chunk=Chunk(place, len(spans), last - first),
+        )
+        for place, (first, last) in enumerate(spans)
+    ]
+
+
+def _together(tokenizer: Tokenizer, inputs: Sequence[str | list[int]], params: Params) -> Item:
+    if len({type(value) for value in inputs}) > 1:
+        raise InvalidRequest("late chunking: the chunks are texts or token ids, not some of each")
+    first = tokenizer.framed(inputs[:1], params)[0]
+    alone = replace(params, prompt="", add_special_tokens=False)
+    bodies = [first.body, *(one.body for one in tokenizer.framed(inputs[1:], alone, 1))]
+    for index, body in enumerate(bodies):
+        if not len(body):
+            raise InvalidInput(index, " has no tokens, and late chunking gives it none: leave it out")
+    parts = [len(body) for body in bodies]
+    parts[0] += len(first.head)
+    parts[-1] += len(first.tail)
+    total, limit = sum(parts), tokenizer.max_seq_len
+    if total > limit:
+        raise InvalidRequest(
+            f"late chunking: the inputs have {total} tokens together, and this model reads {limit} at once; send "
+            "fewer a request, overlapping where context matters, or have each averaged (chunking mean)",
+            param="input",
+        )
+    return Item(
+        np.concatenate([first.head, *bodies, first.tail]), 0, prompt_length=first.prompt_length, parts=tuple(parts)
+    )
+
+
+class ChunkRows:
+    """The rows of one request's chunks, until all are in; then a vector for each input. Its owner holds a lock."""
+
+    def __init__(self, num_inputs: int) -> None:
+        self._rows: list[list[FloatArray | None]] = [[]] * num_inputs
+        self._weights: list[list[int]] = [[]] * num_inputs
+
+    def add(self, item: Item, row: FloatArray) -> bool:
+        """Keep a copy of an item's row -> whether its input is complete."""
+        assert item.chunk is not None
+        place, num_chunks, weight = item.chunk
+        if not self._rows[item.index]:
+            self._rows[item.index], self._weights[item.index] = [None] * num_chunks, [0] * num_chunks
+        self._rows[item.index][place] = row.copy()
+        self._weights[item.index][place] = weight
+        return all(row is not None for row in self._rows[item.index])
+
+    def finish(self, task: Task, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
+        """-> [inputs, dimensions], each the weighted mean of its chunks' finished vectors."""
+        rows: Any = [row for own in self._rows for row in own]
+        vectors = task.finish(np.stack(rows), params, input_ids)
+        normalizes = params.normalize if params.normalize is not None else getattr(task, "normalizes", False)
+        means, start = [], 0
+        for weights in self._weights:
+            own = vectors[start : start + len(weights)]
+            start += len(weights)
+            means.append(own[0] if len(own) == 1 else _mean(own, weights, normalizes))
+        return np.stack(means)
+
+
+def _mean(vectors: FloatArray, weights: Sequence[int], normalizes: bool) -> FloatArray:
+    """Chunk by chunk, in fp64: one order of summing for any number of chunks."""
+    total = np.zeros(vectors.shape[1], np.float64)
+    for vector, weight in zip(vectors, weights, strict=True):
+        total += weight * vector.astype(np.float64)
+    mean = np.asarray(total / sum(weights), np.float32)
+    return l2_normalize(mean[None])[0] if normalizes else mean

@@ -1,0 +1,245 @@
+"""Attention of packed sequences, read in place from the fused queries, keys and values; softmax statistics in fp32.
+
+One program computes one tile (rtp_llm.ops.tiles) of one head. Its keys are walked in blocks: those that some query does
+not see are masked, those between are not. Equals TorchOps.attention.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from rtp_llm.ops import tiles
+from rtp_llm.ops.triton_launch import is_hip, shared_memory
+
+_FIELDS = tl.constexpr(tiles.FIELDS)
+_SEQS = tl.constexpr(tiles.PACKED_SEQS)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How a kernel is compiled: queries and keys that are multiplied at once, warps, stages of the pipeline."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def config_of(rows: int, block_d: int, itemsize: int, memory: int, hip: bool = False) -> Config:
+    """For tiles of so many queries, heads padded to block_d, so many bytes of shared memory.
+
+    Chosen so that what a program holds fits into registers: see tests/ops/test_triton_compiled.py.
+    """
+    # NOTE: from sm_90 on, and only there, there are over 200 KB, and tensor cores that read keys from shared memory.
+    reads_shared = memory > 200 << 10
+    block_m = min(rows, 64) if block_d > 128 else rows
+    small_keys = block_d > 128 or itemsize > 2 or not (reads_shared or hip or (block_d <= 64 and rows == 128))
+    block_n = 32 if small_keys else 64
+    num_warps = 8 if block_d > 128 or rows == 128 else 4
+    stages = 1 if hip else 3 if itemsize == 2 else 2
+    while stages > 1 and (block_m + 2 * stages * block_n) * block_d * itemsize > memory:
+        stages -= 1
+    return Config(block_m, block_n, num_warps, stages)
+
+
+@triton.jit
+def _sequence_of(rows, cu_seqlens, first_seq, num_seqs):
+    """First row of each row's sequence, and the row after its last."""
+    if num_seqs == 1:
+        start = tl.load(cu_seqlens + first_seq) + tl.zeros_like(rows)
+        end = tl.load(cu_seqlens + first_seq + 1) + tl.zeros_like(rows)
+    else:
+        seqs = tl.arange(0, _SEQS)
+        starts = tl.load(cu_seqlens + first_seq + seqs, mask=seqs < num_seqs, other=0)
+        ends = tl.load(cu_seqlens + first_seq + seqs + 1, mask=seqs < num_seqs, other=0)
+        here = (starts[None, :] <= rows[:, None]) & (rows[:, None] < ends[None, :])
+        start = tl.sum(tl.where(here, starts[None, :], 0), axis=1)
+        end = tl.sum(tl.where(here, ends[None, :], 0), axis=1)
+    return start, end
+
+
+@triton.jit
+def _attend(
+    acc, total, top, q, keys_ptr, values_offset, stride, first, last, low, high, scale,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """Online softmax over the keys from `first` to before `last`; a query sees those from its low to before its high.
+
+    SHARED: some keys are another sequence's, whose NaN must not come near (0 * NaN is NaN).
+    """
+    BLOCK_D: tl.constexpr = acc.shape[1]
+    EXACT: tl.constexpr = "ieee" if q.dtype == tl.float32 else "tf32"
+    n = tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    block = keys_ptr + first.to(tl.int64) * stride + n[:, None] * stride + d[None, :]
+    for start in range(first, last, BLOCK_N):
+        if MASKED:
+            inside = (start + n < last)[:, None] & (d < HEAD_DIM)[None, :]
+            k = tl.load(block, mask=inside, other=0.0)
+            v = tl.load(block + values_offset, mask=inside, other=0.0)
+        elif HEAD_DIM != BLOCK_D:
+            k = tl.load(block, mask=(d < HEAD_DIM)[None, :], other=0.0)
+            v = tl.load(block + values_offset, mask=(d < HEAD_DIM)[None, :], other=0.0)
+        else:
+            k = tl.load(block)
+            v = tl.load(block + values_offset)
+        scores = tl.dot(q, tl.trans(k), input_precision=EXACT) * scale
+        if MASKED:
+            visible = (start + n[None, :] >= low[:, None]) & (start + n[None, :] < high[:, None])
+            scores = tl.where(visible, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, axis=1))
+        # A query that has seen nothing yet has no maximum.
+        safe = tl.where(new_top == float("-inf"), 0.0, new_top) if MASKED else new_top
+        weights = tl.exp2(scores - safe[:, None])
+        shrink = tl.exp2(top - safe)
+        total = total * shrink + tl.sum(weights, axis=1)
+        if SHARED:
+            finite = tl.abs(v) < float("inf")
+            spoilt = tl.max(tl.where(finite, 0, 1), axis=1)
+            v = tl.where(finite, v, 0.0).to(q.dtype)
+            mine = tl.max(tl.where(visible, spoilt[None, :], 0), axis=1)
+            total = tl.where(mine > 0, float("nan"), total)
+        acc = tl.dot(weights.to(q.dtype), v, acc * shrink[:, None], input_precision=EXACT)
+        top = new_top
+        block += BLOCK_N * stride
+    return acc, total, top
+
+
+@triton.jit
+def attention_kernel(
+    out_ptr, qkv_ptr, prefix_ptr, tiles_ptr, cu_seqlens, wanted_ptr, stride, scale,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr, HAS_PREFIX: tl.constexpr, HAS_WANTED: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """out [rows, heads * D] of qkv [T, stride]; `scale` has log2(e) in it; WINDOW 0: none; PARTS programs a tile."""
+    tile = tiles_ptr + (tl.program_id(0) // (NUM_HEADS * PARTS)) * _FIELDS
+    head = tl.program_id(0) // PARTS % NUM_HEADS
+    place, end_place = tl.load(tile) + tl.program_id(0) % PARTS * BLOCK_M, tl.load(tile + 1)
+    first_seq, num_seqs = tl.load(tile + 2), tl.load(tile + 3)
+    if place < end_place:
+        places = place + tl.arange(0, BLOCK_M)
+        live = places < end_place
+        rows = tl.load(wanted_ptr + places, mask=live, other=0) if HAS_WANTED else places
+        start, end = _sequence_of(rows, cu_seqlens, first_seq, num_seqs)
+        low = tl.maximum(start, rows - WINDOW + 1) if WINDOW > 0 else start
+        high = tl.minimum(end, rows + WINDOW) if WINDOW > 0 else end
+        high = tl.minimum(end, rows + 1) if CAUSAL else high
+        d = tl.arange(0, BLOCK_D)
+        mask = live[:, None] & (d < HEAD_DIM)[None, :]
+        q = tl.load(qkv_ptr + rows[:, None].to(tl.int64) * stride + head * HEAD_DIM + d[None, :], mask=mask, other=0.0)
+        acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        kv_head = head // (NUM_HEADS // NUM_KV_HEADS)
+        if HAS_PREFIX:
+            acc, total, top = _before(
+                acc, total, top, q, prefix_ptr, tile, kv_head, rows - start, scale,
+                NUM_KV_HEADS, HEAD_DIM, WINDOW, BLOCK_N,
+            )  # fmt: skip
+        acc, total = _own(
+            acc, total, top, q, qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM, stride, live, low, high, num_seqs, scale,
+            NUM_KV_HEADS, HEAD_DIM, BLOCK_N,
+        )  # fmt: skip
+        y = acc / tl.where(live, total, 1.0)[:, None]
+        to = out_ptr + places[:, None].to(tl.int64) * (NUM_HEADS * HEAD_DIM) + head * HEAD_DIM + d[None, :]
+        tl.store(to, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _before(
+    acc, total, top, q, prefix_ptr, tile, kv_head, position, scale,
+    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The tokens that stand before the sequence, [tokens, 2 * kv_heads * D]; `position` counts without them."""
+    first, length = tl.load(tile + 4), tl.load(tile + 5)
+    stride: tl.constexpr = 2 * NUM_KV_HEADS * HEAD_DIM
+    seen_from = first + tl.maximum(length + position - WINDOW + 1, 0) if WINDOW > 0 else first + position * 0
+    return _attend(
+        acc, total, top, q, prefix_ptr + kv_head * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM, stride, first, first + length,
+        seen_from, first + length + position * 0, scale, HEAD_DIM, BLOCK_N, True, False,
+    )  # fmt: skip
+
+
+@triton.jit
+def _own(
+    acc, total, top, q, keys_ptr, stride, live, low, high, num_seqs, scale,
+    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The keys of the tile's own sequences: masked blocks, those that all queries see whole, masked blocks."""
+    values: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
+    first = tl.min(tl.where(live, low, 0x7FFFFFFF))
+    last = tl.max(tl.where(live, high, 0))
+    if num_seqs > 1:
+        acc, total, top = _attend(
+            acc, total, top, q, keys_ptr, values, stride, first, last, low, high, scale, HEAD_DIM, BLOCK_N, True, True
+        )
+    else:
+        all_from = tl.max(tl.where(live, low, 0))
+        all_to = tl.min(tl.where(live, high, 0x7FFFFFFF))
+        middle = first + tl.cdiv(all_from - first, BLOCK_N) * BLOCK_N
+        end = tl.maximum(middle, first + (all_to - first) // BLOCK_N * BLOCK_N)
+        middle, end = tl.minimum(middle, last), tl.minimum(end, last)
+        acc, total, top = _attend(
+            acc,
+            total,
+            top,
+            q,
+            keys_ptr,
+            values,
+            stride,
+            first,
+            middle,
+            low,
+            high,
+            scale,
+            HEAD_DIM,
+            BLOCK_N,
+            True,
+            False,
+        )
+        acc, total, top = _attend(
+            acc, total, top, q, keys_ptr, values, stride, middle, end, low, high, scale, HEAD_DIM, BLOCK_N, False, False
+        )
+        acc, total, top = _attend(
+            acc, total, top, q, keys_ptr, values, stride, end, last, low, high, scale, HEAD_DIM, BLOCK_N, True, False
+        )
+    return acc, total
+
+
+def attention(
+    qkv: torch.Tensor,
+    tile_list: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    *,
+    rows: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    wanted: torch.Tensor | None = None,
+    prefix: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """qkv [T, (num_heads + 2 * num_kv_heads) * head_dim] -> [T, or rows of `wanted`, num_heads * head_dim].
+
+    tile_list  [n * FIELDS] of `tiles`, or of `wanted_tiles` where `wanted` is given
+    rows       queries of a tile
+    prefix     [tokens, 2 * num_kv_heads * head_dim]: keys and values of `prefix_sources`, end to end
+    """
+    num_rows = len(qkv) if wanted is None else len(wanted)
+    out = torch.empty(num_rows, num_heads * head_dim, dtype=qkv.dtype, device=qkv.device)
+    block_d = max(triton.next_power_of_2(head_dim), 16)
+    config = config_of(rows, block_d, qkv.element_size(), shared_memory(qkv.device), is_hip())
+    parts = rows // config.block_m
+    grid = (len(tile_list) // tiles.FIELDS * num_heads * parts,)
+    attention_kernel[grid](
+        out, qkv, qkv if prefix is None else prefix, tile_list, cu_seqlens, cu_seqlens if wanted is None else wanted,
+        qkv.stride(0), scale * 1.4426950408889634, num_heads, num_kv_heads, head_dim, causal, window or 0,
+        prefix is not None, wanted is not None, parts, config.block_m, config.block_n, block_d,
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return out

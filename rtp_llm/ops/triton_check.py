@@ -1,0 +1,174 @@
+"""Does each kernel compute what torch computes, on this device, with this compiler? Those that do not are replaced."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from rtp_llm.core import Batch, FloatArray, Item, KeptPrefix, Prefixes, pack
+from rtp_llm.ops import Norm, PoolMode, triton_fp8
+from rtp_llm.ops.torch_ops import DTYPES, TorchOps
+from rtp_llm.ops.triton_ops import TritonOps
+
+logger = logging.getLogger(__name__)
+
+# A result's error against fp32 may be this much more than twice that of torch in the same dtype: its own rounding.
+_FLOORS = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+Run = Callable[[TorchOps], Any]
+
+
+def checked_ops(device: str, dtype: str, *, gelu: str = "erf", rows8: bool = False) -> TritonOps:
+    """TritonOps without the kernels that fail; a warning names each of them. Compiling takes seconds the first time."""
+    failing = failing_ops(TritonOps(device, dtype, rows8=rows8))
+    for name, problem in failing.items():
+        logger.warning("the kernel of %s fails its check on %s, torch computes it: %s", name, device, problem)
+    return TritonOps(device, dtype, replaced=frozenset(failing), gelu=gelu, rows8=rows8)
+
+
+def failing_ops(ops: TritonOps) -> dict[str, str]:
+    """Of FUSED, those that fail, and how."""
+    with torch.cuda.device(ops.device) if ops.device.type == "cuda" else nullcontext():
+        failing = _failing(ops.in_16_bits())
+        problem = _problem_of_rows8(ops) if ops.rows8 else ""
+    return failing | {"rows8": problem} if problem else failing
+
+
+def _failing(ops: TritonOps) -> dict[str, str]:
+    failing: dict[str, str] = {}
+    for name, run in _checks(ops.dtype):
+        if name not in failing:
+            problem = _problem(run, ops)
+            if problem or name in ops.replaced:
+                failing[name] = problem or "it cannot be compiled"
+    return failing
+
+
+def _problem(run: Run, ops: TritonOps) -> str:
+    """Why the op is not to be trusted; empty where it is."""
+    device, dtype = str(ops.device), next(name for name, dtype in DTYPES.items() if dtype == ops.dtype)
+    try:
+        ours = ops.to_numpy(run(ops))
+    except Exception as error:  # the border: whatever a compiler or a driver says of it, torch's op serves
+        return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+    exact, theirs = (other.to_numpy(run(other)) for other in (TorchOps(device), TorchOps(device, dtype)))
+    found, torchs = (float(np.abs(y - exact).max()) for y in (ours, theirs))
+    allowed = 2 * torchs + _FLOORS[ops.dtype] * max(1.0, float(np.abs(exact).max()))
+    return "" if found <= allowed else f"its error is {found:.2g}, at most {allowed:.2g} is expected"
+
+
+def _problem_of_rows8(ops: TritonOps) -> str:
+    """Rows in 8 bits: a number may fall on the next one of the 8-bit numbers, which is an eighth away at most."""
+    x = ops.vector(np.random.default_rng(0).standard_normal((9, 328), dtype=np.float32))
+    weight = Norm(ops.vector(np.ones(328, np.float32)), None, 1e-6, "rms")
+    try:
+        ours = [
+            triton_fp8.rows(x),
+            triton_fp8.rows(x, "silu", gated=True),
+            triton_fp8.norm(x, weight, x, stores_sum=True)[0],
+        ]
+        widened = [ops.to_numpy(replace(rows, wide=None)) for rows in ours]
+    except Exception as error:  # the border, as above
+        return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+    normed = TorchOps(str(ops.device)).norm((x + x).float(), replace(weight, weight=weight.weight.float()))
+    exact = [x.float(), F.silu(x[:, :164].float()) * x[:, 164:].float(), normed]
+    errors = [np.abs(y - e.cpu().numpy()).max() / e.abs().max().item() for y, e in zip(widened, exact, strict=True)]
+    return "" if max(errors) <= 0.07 else f"its error is {max(errors):.2g} of the largest number"
+
+
+def _batch(*lengths: int) -> Batch:
+    return pack([Item(np.arange(n, dtype=np.int32) % 9, i, prompt_length=n // 2) for i, n in enumerate(lengths)])
+
+
+def _checks(dtype: torch.dtype) -> Iterator[tuple[str, Run]]:
+    """Each op of FUSED on some odd shapes; the inputs are numbers of the dtype, which no backend rounds."""
+    rng = np.random.default_rng(0)
+    short, long = _batch(3, 1, 37, 64, 5), _batch(150, 3, 65)
+
+    def normal(*shape: int) -> FloatArray:
+        x = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+        return np.asarray(x.to(dtype).float().numpy())
+
+    yield from _row_checks(normal, short)
+    for batch in (short, long):
+        qkv = normal(batch.num_tokens, 9 * 64)
+        yield "attention", _attention(qkv, batch, num_heads=3, num_kv_heads=3, head_dim=64)
+        qkv = normal(batch.num_tokens, 8 * 72)
+        yield "attention", _attention(qkv, batch, num_heads=4, num_kv_heads=2, head_dim=72, causal=True, window=40)
+    yield "attention", _prefixed(normal)
+
+
+def _row_checks(normal: Callable[..., FloatArray], batch: Batch) -> Iterator[tuple[str, Run]]:
+    x, table = normal(batch.num_tokens, 328), normal(150, 328)
+    weight, bias, head = normal(328), normal(328), normal(72)
+
+    def layer_norm(ops: TorchOps) -> Norm:
+        return Norm(ops.vector(weight), ops.vector(bias), 1e-12)
+
+    def embed(ops: TorchOps) -> Any:
+        ids, where = ops.upload(batch), ops.table(table)
+        return ops.embed([(where, ids.input_ids), (where, ids.position_ids), (where, ids.input_ids)], layer_norm(ops))
+
+    yield "embed", embed
+    square = normal(328, 328) / np.float32(18)
+    yield "norm", lambda ops: ops.norm(ops.vector(x), layer_norm(ops))
+    yield (
+        "norm",
+        lambda ops: ops.norm(
+            ops.linear(ops.vector(x), ops.matrix(square), residual=ops.vector(x)),
+            Norm(ops.vector(weight), None, 1e-6, "rms"),
+        ),
+    )
+    for heads, kv_heads, head_dim in ((3, 1, 72), (16, 8, 128)):
+        qkv, angles = normal(23, (heads + 2 * kv_heads) * head_dim), normal(23, head_dim)
+        gain = np.resize(head, head_dim).astype(np.float32)
+        yield "rotary", partial(_rotary, qkv, angles, gain, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim)
+    for activation in ("silu", "gelu", "gelu_tanh"):
+        yield "gated", partial(_gated, x, activation)
+    modes: tuple[PoolMode, ...] = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+    for mode in modes:
+        yield "pool", partial(_pool, x, batch, mode)
+    yield "l2_normalize", lambda ops: ops.l2_normalize(ops.vector(x))
+
+
+def _rotary(qkv: FloatArray, angles: FloatArray, gain: FloatArray, ops: TorchOps, **heads: int) -> Any:
+    q_norm, k_norm = (Norm(ops.vector(weight), None, 1e-6, "rms") for weight in (gain, gain[::-1].copy()))
+    return ops.rotary(ops.vector(qkv), ops.vector(angles), **heads, q_norm=q_norm, k_norm=k_norm)
+
+
+def _gated(x: FloatArray, activation: str, ops: TorchOps) -> Any:
+    return ops.gated(ops.vector(x), activation)
+
+
+def _pool(x: FloatArray, batch: Batch, mode: PoolMode, ops: TorchOps) -> Any:
+    return ops.pool(ops.vector(x), ops.upload(batch), mode, skip_prompt=True)
+
+
+def _attention(qkv: FloatArray, batch: Batch, kept: tuple[FloatArray, ...] = (), **shape: Any) -> Run:
+    def run(ops: TorchOps) -> Any:
+        there = ops.upload(batch)
+        tensors = [ops.vector(x) for x in kept]
+        return ops.attention(ops.vector(qkv), there, **shape, scale=0.2, rows=there.wanted, kept=tensors)
+
+    return run
+
+
+def _prefixed(normal: Callable[..., FloatArray]) -> Run:
+    """Wanted rows of causal sequences, two of which begin with tokens that are kept, two with tokens of this batch."""
+    ids = np.arange(300, dtype=np.int32)
+    prefixes = (ids[:33], ids[:33], ids[100:145], ids[100:145], ids[:0])
+    items = [
+        Item(np.concatenate([prefix, ids[200 : 201 + 20 * i]]), i, prefix=prefix.tobytes())
+        for i, prefix in enumerate(prefixes)
+    ]
+    kept = KeptPrefix(prefixes[0].tobytes(), (), 0)
+    batch = pack(items, "last", Prefixes.find(items, {kept.token_ids: kept}))
+    qkv = normal(batch.num_tokens, 8 * 128)
+    return _attention(
+        qkv, batch, (normal(33, 4 * 128),), num_heads=4, num_kv_heads=2, head_dim=128, causal=True
+    )  # fmt: skip

@@ -1,0 +1,124 @@
+"""From a checkpoint to a quantised one: load it twice, choose what stays in fp32, write, and say what was done."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rtp_llm.checkpoint import open_tensors, resolve
+from rtp_llm.config import EngineConfig
+from rtp_llm.engine.calibration import BARS, Likeness, items_of, pool_mode, texts
+from rtp_llm.engine.loading import task_source
+from rtp_llm.engine.tokenizer import Tokenizer
+from rtp_llm.errors import ConfigError
+from rtp_llm.model_config import ModelConfig, read_model_config, stored_quantization
+from rtp_llm.models import load_model
+from rtp_llm.quantize.sensitivity import Choice, Matrix, Mixture, choose
+from rtp_llm.quantize.writing import copy_files, write_config, write_weights
+from rtp_llm.runtime import Runtime, load_runtime
+from rtp_llm.tasks import load_tasks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a caller may choose.
+
+    bars         cosines to fp32 that the rows of the texts must reach
+    lines        texts to measure with; empty: the built-in ones
+    on_progress  called with a step's name, what is done of it and of how much
+    """
+
+    bars: Likeness = BARS
+    lines: Sequence[str] = ()
+    on_progress: Callable[[str, int, int], None] = lambda step, done, total: None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was measured and written; bytes of the weights' files before and after."""
+
+    choice: Choice
+    matrices: Sequence[Matrix]
+    num_texts: int
+    bytes_before: int
+    bytes_after: int
+
+
+def quantize(config: EngineConfig, target: Path, options: Options) -> Report:
+    """Write `target`, which is not there or empty; CheckpointError or ConfigError say what stands in the way."""
+    _check(config, target)
+    folder = resolve(config)
+    model_config = read_model_config(folder, config)
+    if stored_quantization(model_config.hf) != "none":
+        raise ConfigError(f"{config.checkpoint_path} is quantised already", param="checkpoint_path")
+    exact = load_runtime(replace(config, quantization="none"), model_config)
+    mixture, num_texts = _mixture(config, model_config, exact, options.lines)
+    choice = _choose(mixture, options)
+    kept = {name for matrix in choice.kept for name in exact.model.matrices[matrix]}
+    names = {name for matrix in mixture.matrices for name in exact.model.matrices[matrix]}
+    _write(model_config, target, names - kept, kept, options)
+    return Report(
+        choice=choice,
+        matrices=mixture.matrices,
+        num_texts=num_texts,
+        bytes_before=_weight_bytes(model_config.transformer_folder),
+        bytes_after=_weight_bytes(target / model_config.transformer_folder.relative_to(model_config.folder)),
+    )
+
+
+def _check(config: EngineConfig, target: Path) -> None:
+    if config.backend == "torch":
+        raise ConfigError("backend torch does not compute in 8 bits: leave it out", param="backend")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ConfigError(f"{target} exists already; name a folder that is not there or empty", param="out")
+
+
+def _mixture(
+    config: EngineConfig, model_config: ModelConfig, exact: Runtime, lines: Sequence[str]
+) -> tuple[Mixture, int]:
+    model, ops = exact.model, exact.ops
+    source = open_tensors(model_config.transformer_folder)
+    quantized = load_model(exact.model_type, model_config.hf, source, ops.fork("int8"))
+    source.close()
+    tokenizer = Tokenizer.load(
+        config,
+        model_config,
+        max_positions=model.max_positions,
+        vocab_size=model.vocab_size,
+        is_hard=model.learnt_positions,
+    )
+    tasks = load_tasks(task_source(config, model_config, exact, tokenizer))
+    items = items_of(tokenizer, lines or texts())
+    ops.num_threads = exact.num_cores
+    return Mixture(model, quantized, ops, items, pool_mode(tasks.values())), len(items)
+
+
+def _choose(mixture: Mixture, options: Options) -> Choice:
+    total = 1 + len(mixture.matrices) + max(1, len(mixture.matrices) - 1).bit_length()
+    done = 0
+
+    def on_measured() -> None:
+        nonlocal done
+        done += 1
+        options.on_progress("measuring", done, total)
+
+    return choose(mixture, options.bars, on_measured)
+
+
+def _write(model_config: ModelConfig, target: Path, quantized: set[str], kept: set[str], options: Options) -> None:
+    source = open_tensors(model_config.transformer_folder)
+    folder = copy_files(model_config.folder, model_config.transformer_folder, target)
+    total = sum(info.num_elements for info in source.tensors.values())
+    written = 0
+
+    def on_written(num_bytes: int) -> None:
+        nonlocal written
+        written += num_bytes
+        options.on_progress("writing", written, max(total, written))
+
+    write_weights(source, quantized, folder / "model.safetensors", on_written)
+    write_config(folder, sorted(name.removesuffix(".weight") for name in kept))
+
+
+def _weight_bytes(folder: Path) -> int:
+    files = {path.resolve() for pattern in ("*.safetensors", "pytorch_model*.bin") for path in folder.glob(pattern)}
+    return sum(path.stat().st_size for path in files)

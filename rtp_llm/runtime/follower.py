@@ -1,0 +1,67 @@
+"""A rank of a tensor-parallel model other than the first: `python -m rtp_llm.runtime.follower`, started by rank 0.
+
+The order comes as a line of JSON on standard input; when that closes, rank 0 has ended. Standard output says `imported`
+and `loaded` when that is so.
+"""
+
+import json
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from rtp_llm.checkpoint import open_tensors
+from rtp_llm.errors import RtpError
+
+
+def main() -> None:
+    """Load the part, follow rank 0 to its end; status 1 with one line in the log where that fails."""
+    order = json.loads(sys.stdin.readline())
+    name = f"rank {order['rank']}"
+    logging.basicConfig(level=logging.INFO, format=f"%(levelname)s {name}: %(message)s", stream=sys.stderr)
+    threading.Thread(target=_end_with_leader, daemon=True).start()
+    try:
+        _follow(order)
+    except Exception as error:  # the border: whatever ends a rank is one line
+        message = error.message if isinstance(error, RtpError) else f"{type(error).__name__}: {error}"
+        logging.error("%s", " ".join(message.split())[:300])
+        # Not sys.exit: a collective that hangs would keep the process, as the thread that reads would.
+        os._exit(1)
+    os._exit(0)
+
+
+def _follow(order: dict[str, Any]) -> None:
+    from rtp_llm.ops.device_ops import make_ops
+    from rtp_llm.runtime import torch_parallel
+    from rtp_llm.runtime.torch_device import open_device
+
+    device = open_device(order["device"])
+    _say("imported")
+    rank, size = order["rank"], order["size"]
+    group = torch_parallel.Group(rank, size, order["rendezvous"], device.torch_device)
+    ops = make_ops(order["backend"], order["device"], order["dtype"], gelu=order["gelu"])
+    source = open_tensors(Path(order["folder"]))
+    model, ops = torch_parallel.load_rank(order["model_type"], order["hf"], source, ops, group, rank, size)
+    source.close()
+    device.synchronize()
+    _say("loaded")
+    torch_parallel.follow(model, ops, device, group)
+    group.close()
+
+
+def _say(word: str) -> None:
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
+
+
+def _end_with_leader() -> None:
+    sys.stdin.read()
+    # Some time to end in order, when it was rank 0's wish.
+    threading.Event().wait(3)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""A decoder's weights cut for tensor parallelism (Shoeybi et al. 2019, Megatron-LM).
+
+Queries, keys, values, gate and up are cut by rows, so that a rank has whole heads and its part of the MLP; out and down
+are cut by columns, so that each rank has a part of every sum. What is left (embeddings, norms) every rank has.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rtp_llm.checkpoint import TensorInfo, TensorSource
+from rtp_llm.core import FloatArray, Int8Array
+from rtp_llm.errors import CheckpointError, ConfigError
+
+_BY_ROWS = re.compile(r"(q|k|v|gate|up)_proj\.(weight|bias)$")
+_BY_COLUMNS = re.compile(r"(o|down)_proj\.weight$")
+_DECODERS = ("qwen2", "qwen3", "qwen_2", "qwen_2_embedding", "qwen_3")
+
+
+def check(model_type: str, hf: Mapping[str, Any], size: int) -> None:
+    """ConfigError where the model cannot be cut into `size` equal parts."""
+    if model_type not in _DECODERS:
+        raise ConfigError(f"tp_size {size}: {model_type} is not cut; only {', '.join(_DECODERS)} are", param="tp_size")
+    num_heads = hf.get("num_attention_heads")
+    counts = {
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": hf.get("num_key_value_heads") or num_heads,
+        "intermediate_size": hf.get("intermediate_size"),
+    }
+    for name, count in counts.items():
+        if type(count) is not int:
+            raise CheckpointError(f"config.json: {name} {count!r} is not a whole number")
+        if count % size:
+            raise ConfigError(f"tp_size {size} does not divide the checkpoint's {name}, {count}", param="tp_size")
+
+
+def config_of_rank(model_type: str, hf: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """config.json of a model that is one of `size` parts: fewer heads, a narrower MLP; `check` has passed."""
+    num_heads = hf["num_attention_heads"]
+    changed = {
+        "num_attention_heads": num_heads // size,
+        "num_key_value_heads": (hf.get("num_key_value_heads") or num_heads) // size,
+        "intermediate_size": hf["intermediate_size"] // size,
+    }
+    if hf.get("head_dim") is None and model_type not in ("qwen3", "qwen_3"):
+        changed["head_dim"] = hf["hidden_size"] // num_heads
+    return {**hf, **changed}
+
+
+class RankSource:
+    """One rank's part of a checkpoint; of a tensor that is cut, no more than the part is read."""
+
+    def __init__(self, source: TensorSource, rank: int, size: int) -> None:
+        self.path: Path = source.path
+        self._source, self._rank, self._size = source, rank, size
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(info.dtype, self._shape(name, info.shape)) for name, info in source.tensors.items()
+        }
+
+    def read(self, name: str) -> FloatArray:
+        axis = _axis(name)
+        if axis is None:
+            return self._source.read(name)
+        count = self.tensors[name].shape[axis]
+        return self._source.read_part(name, axis, self._rank * count, (self._rank + 1) * count)
+
+    def read_row(self, name: str, row: int) -> FloatArray:
+        assert _axis(name) is None, name
+        return self._source.read_row(name, row)
+
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
+        assert _axis(name) is None, name
+        return self._source.read_part(name, axis, start, stop)
+
+    def read_int8(self, name: str) -> Int8Array:
+        raise CheckpointError(
+            f"{self.path}: a checkpoint in 8 bits is not for GPUs; take the one that it was made from"
+        )
+
+    def file(self, name: str) -> Path:
+        return self._source.file(name)
+
+    def close(self) -> None:
+        self._source.close()
+
+    def _shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        axis = _axis(name)
+        if axis is None or axis >= len(shape) or shape[axis] % self._size:
+            return shape  # a shape that does not fit is an error of whoever binds it
+        return (*shape[:axis], shape[axis] // self._size, *shape[axis + 1 :])
+
+
+def _axis(name: str) -> int | None:
+    """The axis that a tensor is cut along."""
+    if _BY_ROWS.search(name):
+        return 0
+    return 1 if _BY_COLUMNS.search(name) else None

@@ -1,0 +1,120 @@
+"""Chat messages as input, through the checkpoint's own template: what vLLM's embeddings, pooling and classify take."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from rtp_llm.errors import InvalidRequest
+from rtp_llm.server.service import EngineLike
+
+_INLINE_CHARACTERS = 2000  # more is rendered beside the event loop
+
+
+class TextObject(msgspec.Struct, kw_only=True):
+    """Jina's form of an input."""
+
+    text: str | UnsetType = UNSET
+
+
+Inputs = Annotated[
+    str | list[str | int | list[int] | TextObject] | UnsetType,
+    Meta(description="a text, texts, objects with `text`, one sequence of the model's own token ids, or several"),
+]
+
+
+class ChatBody(msgspec.Struct, kw_only=True):
+    """`input`, or `messages` in its place."""
+
+    input: Inputs = UNSET
+    messages: Annotated[
+        list[dict[str, Any] | list[dict[str, Any]]] | None,
+        Meta(description="instead of `input`: a conversation, or several; through the checkpoint's chat template"),
+    ] = None
+    add_generation_prompt: Annotated[bool | None, Meta(description="of messages; null: false")] = None
+    continue_final_message: Annotated[
+        bool | None, Meta(description="of messages: the last one is left open; null: false")
+    ] = None
+    chat_template: Annotated[str | None, Meta(description="not served: the checkpoint's own is used")] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, Meta(description="of messages: variables of the template")
+    ] = None
+    add_special_tokens: Annotated[
+        bool | None, Meta(description="[CLS], [SEP] and the like; null: true for input, false for messages")
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.input is UNSET and self.messages is None:
+            raise ValueError("Object missing required field `input`")  # what msgspec says of a required field
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """What the body says; a template writes what the model needs, and most models' have no others."""
+        return self.messages is None if self.add_special_tokens is None else self.add_special_tokens
+
+
+Body = TypeVar("Body", bound=ChatBody)
+
+
+async def rendered(body: Body, engine: EngineLike) -> Body:
+    """The body with `input`: where there are messages, their text."""
+    if body.messages is None:
+        return body
+    if body.input is not UNSET:
+        raise InvalidRequest("input and messages: send one of them", param="messages")
+    if body.chat_template is not None:
+        message = "chat_template is not taken from a request; leave it out for the checkpoint's own"
+        raise InvalidRequest(message, param="chat_template")
+    conversations = _conversations(body.messages)
+    size = sum(len(message["content"]) for conversation in conversations for message in conversation)
+    if size > _INLINE_CHARACTERS or len(conversations) > 1:
+        body.input = await asyncio.to_thread(_texts, body, conversations, engine)
+    else:
+        body.input = _texts(body, conversations, engine)
+    return body
+
+
+def _texts(body: ChatBody, conversations: list[list[dict[str, Any]]], engine: EngineLike) -> Any:
+    return [
+        engine.chat(
+            conversation,
+            add_generation_prompt=bool(body.add_generation_prompt),
+            continue_final_message=bool(body.continue_final_message),
+            variables=body.chat_template_kwargs,
+        )
+        for conversation in conversations
+    ]
+
+
+def _conversations(messages: list[dict[str, Any] | list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """One conversation or several, each message with its content as one text."""
+    kinds = set(map(type, messages))
+    if len(kinds) > 1:
+        raise InvalidRequest("messages: send one conversation, or a list of conversations", param="messages")
+    several: list[Any] = messages if list in kinds else [messages]
+    read = []
+    for number, conversation in enumerate(several):
+        where = f"messages[{number}]" if list in kinds else "messages"
+        if not conversation:
+            raise InvalidRequest(f"{where} is an empty list: give at least one message", param=where)
+        read.append([_message(message, f"{where}[{place}]") for place, message in enumerate(conversation)])
+    return read
+
+
+def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if not isinstance(message.get("role"), str):
+        raise InvalidRequest(f"{where}: a message has a role, which is a string", param=f"{where}.role")
+    return {**message, "content": _content(message.get("content"), f"{where}.content")}
+
+
+def _content(content: Any, where: str) -> str:
+    """A text, or the texts of its parts, a line each."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    if len(texts) < len(parts) or not all(isinstance(text, str) for text in texts):
+        raise InvalidRequest(f"{where}: a text, or a list of parts of type text, is read", param=where)
+    return "\n".join(map(str, texts))

@@ -1,0 +1,25 @@
+"""The GPU benchmark of the kernels runs to its end on the CPU, where its errors mean something and its times do not."""
+
+import pytest
+
+from tests.ops import interpreter as _  # noqa: F401
+
+pytest.importorskip("torch")
+
+from benchmarks import gpu_kernels
+
+
+@pytest.mark.slow
+def test_the_dry_run_has_a_row_for_each_kernel() -> None:
+    rows = gpu_kernels.run("cpu", gpu_kernels.TINY)
+    names = {row.name.split()[0] for row in rows}
+    assert names == {"attention", "layer", "rms", "embed", "pool", "l2_normalize", "gated", "rotary", "fp8"}
+    # bf16 products are wrong in the interpreter.
+    wrong = [row.name for row in rows if not row.ok]
+    assert all(name.startswith("attention Qwen3") for name in wrong), wrong
+    assert gpu_kernels.show(rows).count("\n") == len(rows) + 1
+
+
+def test_lengths_are_mixed() -> None:
+    lengths = [int(n) for n in gpu_kernels.batch_of(1000, 100).cu_seqlens]
+    assert lengths[0] == 0 and lengths[-1] == 1000 and len(set(lengths)) > 8

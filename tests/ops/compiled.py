@@ -1,0 +1,171 @@
+"""Compile every kernel in every configuration for a target that is not there: a table of what ptxas and LLVM say.
+
+TRITON_INTERPRET=0 python -m tests.ops.compiled TARGET [KERNEL…]: one JSON line a kernel; targets: sm_80, sm_89, sm_90,
+sm_100, gfx942.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from rtp_llm.ops import (
+    triton_attention,
+    triton_fp8,
+    triton_gated,
+    triton_norm,
+    triton_pool,
+    triton_rotary,
+)
+
+# Shared memory is what one program may use.
+TARGETS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), 163 << 10),
+    "sm_89": (GPUTarget("cuda", 89, 32), 99 << 10),
+    "sm_90": (GPUTarget("cuda", 90, 32), 227 << 10),
+    "sm_100": (GPUTarget("cuda", 100, 32), 227 << 10),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), 64 << 10),
+}
+INT32 = {"tiles_ptr", "cu_seqlens", "wanted_ptr", "prompt_lens", "ids0", "ids1", "ids2"}
+FLOATS = {"eps", "q_eps", "k_eps", "scale"}
+INTEGERS = {"stride", "size", "num_rows"}
+FP32 = {"scales_ptr"}
+
+
+class Kernel(NamedTuple):
+    """One kernel and what its launch would give it."""
+
+    name: str
+    function: Any
+    dtype: str
+    constants: dict[str, Any]
+    options: dict[str, int]
+    types: dict[str, str] = {}
+
+
+def attention_kernels(memory: int, hip: bool) -> Iterator[Kernel]:
+    for rows in (16, 64, 128):
+        for head_dim in (32, 64, 96, 128, 256):
+            block_d = triton.next_power_of_2(head_dim)
+            config = triton_attention.config_of(rows, block_d, 2, memory, hip)
+            decodes = head_dim >= 128
+            for has_prefix in (False, True) if decodes else (False,):
+                constants = {
+                    "NUM_HEADS": 16, "NUM_KV_HEADS": 8 if decodes else 16, "HEAD_DIM": head_dim, "CAUSAL": decodes,
+                    "WINDOW": 128 if head_dim == 96 else 0, "HAS_PREFIX": has_prefix, "HAS_WANTED": rows == 16,
+                    "PARTS": rows // config.block_m, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
+                    "BLOCK_D": block_d,
+                }  # fmt: skip
+                name = f"attention {rows} x {head_dim}" + (" prefix" if has_prefix else "")
+                options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+                yield Kernel(name, triton_attention.attention_kernel, "bf16" if decodes else "fp16", constants, options)
+
+
+def row_kernels() -> Iterator[Kernel]:
+    for size in (384, 1024, 4096, triton_norm.MAX_COLUMNS):
+        shape: dict[str, Any] = triton_norm.shape_of(size)
+        options = {"num_warps": shape.pop("num_warps")}
+        for rms in (False, True):
+            constants = {"size": size, "RMS": rms, "HAS_BIAS": not rms, **shape}
+            yield Kernel(f"norm {size}", triton_norm.norm_kernel, "bf16" if rms else "fp16", {
+                **constants, "HAS_RESIDUAL": True, "STORES_SUM": rms}, options)  # fmt: skip
+            yield Kernel(f"embed {size}", triton_norm.embed_kernel, "fp16", {
+                **constants, "TABLES": 1 if rms else 3, "HAS_NORM": not rms}, options)  # fmt: skip
+    for head_dim in (64, 128):
+        constants = {"NUM_HEADS": 16, "NUM_KV_HEADS": 8, "HALF": head_dim // 2, "NORMS_Q": True, "NORMS_K": True,
+                     "HEADS": 8, "BLOCK": head_dim // 2}  # fmt: skip
+        yield Kernel(f"rotary {head_dim}", triton_rotary.rotary_kernel, "bf16", constants, {"num_warps": 4})
+    for activation in triton_gated.ACTIVATIONS:
+        constants = {"ACTIVATION": activation, "BLOCK": 1024}
+        yield Kernel(f"gated {activation}", triton_gated.gated_kernel, "bf16", constants, {"num_warps": 4})
+    for mode in ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"):
+        constants = {"MODE": mode, "SKIPS": mode != "lasttoken", "ROWS": 32, "COLUMNS": 64}
+        yield Kernel(f"pool {mode}", triton_pool.pool_kernel, "fp16", constants, {"num_warps": 4}, {"out_ptr": "*fp32"})
+    yield Kernel("l2", triton_pool.l2_kernel, "fp32", {"BLOCK": 4096}, {"num_warps": 8})
+
+
+def fp8_kernels() -> Iterator[Kernel]:
+    types = {"values_ptr": "*fp8e4nv"}
+    for size in (1024, 4096, 12288):
+        shape: dict[str, Any] = triton_norm.shape_of(size)
+        options = {"num_warps": shape.pop("num_warps")}
+        shape["size"] = size
+        for rms in (False, True):
+            constants = {**shape, "RMS": rms, "HAS_BIAS": not rms, "HAS_RESIDUAL": True, "STORES_SUM": rms}
+            yield Kernel(f"norm fp8 {size}", triton_fp8.norm_kernel, "bf16", constants, options, types)
+        for gated, activation in ((True, "silu"), (False, "gelu"), (False, "")):
+            constants = {**shape, "ACTIVATION": activation, "GATED": gated}
+            yield Kernel(f"rows fp8 {activation} {size}", triton_fp8.rows_kernel, "bf16", constants, options, types)
+
+
+def compiled(kernel: Kernel, target: GPUTarget) -> dict[str, Any]:
+    """Shared memory in bytes, registers, bytes or registers spilt, and how matrices are multiplied."""
+    names = kernel.function.arg_names
+    signature = {name: kernel.types.get(name, _type_of(name, kernel)) for name in names}
+    aligned = [name for name in names if signature[name].startswith("*") or name in ("stride", "size")]
+    attributes = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(names)
+        if name in aligned and name not in kernel.constants
+    }
+    source = ASTSource(kernel.function, signature, kernel.constants, attributes)
+    binary = triton.compile(source, target=target, options=kernel.options)
+    row = {"kernel": kernel.name, "shared": binary.metadata.shared, **kernel.options}
+    if target.backend == "hip":
+        text = binary.asm["amdgcn"]
+        registers, spilt = (
+            int(re.findall(rf"\.{key}:\s+(\d+)", text)[0]) for key in ("vgpr_count", "vgpr_spill_count")
+        )
+        return {**row, "registers": registers, "spilt": spilt, "products": _first(text, ("mfma",))}
+    registers, spilt = _resources(binary.asm["cubin"])
+    products = _first(binary.asm["ptx"], ("tcgen05.mma", "wgmma", "mma.sync"))
+    return {**row, "registers": registers, "spilt": spilt, "products": products}
+
+
+def _type_of(name: str, kernel: Kernel) -> str:
+    if name in kernel.constants:
+        return "constexpr"
+    if name in FLOATS:
+        return "fp32"
+    if name in INTEGERS:
+        return "i32"
+    return "*i32" if name in INT32 else "*fp32" if name in FP32 else f"*{kernel.dtype}"
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread, and bytes of its stack, which is where they are spilt to."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert found is not None, text
+    return int(found[1]), int(found[2])
+
+
+def _first(text: str, names: tuple[str, ...]) -> str:
+    return next((name for name in names if name in text), "")
+
+
+def main() -> None:
+    name, *only = sys.argv[1:]
+    target, memory = TARGETS[name]
+    kernels = [*attention_kernels(memory, target.backend == "hip"), *row_kernels()]
+    if name not in ("sm_80", "gfx942"):  # sm_80 has no e4m3, gfx942 another one
+        kernels += fp8_kernels()
+    for kernel in kernels:
+        if not only or kernel.name in only:
+            print(json.dumps({"target": name, "memory": memory, **compiled(kernel, target)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

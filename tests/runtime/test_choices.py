@@ -1,0 +1,80 @@
+"""Which device, dtype and ops are chosen from the options."""
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rtp_llm import runtime
+from rtp_llm.config import EngineConfig
+from rtp_llm.errors import ConfigError
+
+
+def config(**options: Any) -> EngineConfig:
+    return EngineConfig(checkpoint_path="/m", **options)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, cuda: bool, driver: bool = True) -> None:
+    monkeypatch.setattr(runtime, "_DRIVERS", (tmp_path if driver else tmp_path / "none",))
+    monkeypatch.setattr(runtime, "_import_torch_loading", lambda: SimpleNamespace(has_cuda=lambda: cuda))
+
+
+@pytest.mark.parametrize(
+    ("options", "cuda", "device"),
+    [
+        ({}, True, "cuda"),
+        ({}, False, None),
+        ({"backend": "torch"}, True, "cuda"),
+        ({"backend": "torch"}, False, "cpu"),
+        ({"backend": "native"}, True, None),
+        ({"device": "cpu"}, True, None),
+        ({"device": "cuda:1"}, False, "cuda:1"),
+        ({"device": "cpu", "backend": "torch"}, True, "cpu"),
+    ],
+)
+def test_device(
+    options: dict[str, str], cuda: bool, device: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, tmp_path, cuda=cuda)
+    assert runtime.choose_device(config(**options)) == device
+
+
+def test_torch_is_not_asked_without_a_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pretend(monkeypatch, tmp_path, cuda=True, driver=False)
+    assert runtime.choose_device(config()) is None
+
+
+def test_a_gpu_without_torch_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretend(monkeypatch, tmp_path, cuda=True)
+
+    def missing() -> Any:
+        raise ConfigError("torch is not installed")
+
+    monkeypatch.setattr(runtime, "_import_torch_loading", missing)
+    with caplog.at_level(logging.WARNING):
+        assert runtime.choose_device(config()) is None
+    assert "the CPU computes: torch is not installed" in caplog.text
+
+
+def test_devices_need_torch() -> None:
+    with pytest.raises(ConfigError, match="'cuda' needs --backend torch"):
+        runtime.choose_device(config(backend="native", device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "hf", "act_type", "device", "dtype"),
+    [
+        ("bert", {}, "auto", "cuda", "fp16"),
+        ("bert", {"torch_dtype": "bfloat16"}, "auto", "cuda", "bf16"),
+        ("xlm-roberta", {"dtype": "float32"}, "auto", "cuda:1", "fp16"),
+        ("qwen3", {"torch_dtype": "float16"}, "auto", "cuda", "bf16"),
+        ("qwen3", {}, "fp32", "cuda", "fp32"),
+        ("qwen3", {}, "bf16", "cpu", "fp32"),
+    ],
+)
+def test_dtype(model_type: str, hf: dict[str, str], act_type: str, device: str, dtype: str) -> None:
+    assert runtime.choose_dtype(config(act_type=act_type), model_type, hf, device) == dtype

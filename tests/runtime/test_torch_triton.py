@@ -1,0 +1,45 @@
+"""The torch runtime with the fused kernels, in Triton's interpreter: staged tiles, graphs, prefixes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tests.ops.interpreter  # noqa: F401  # it patches Triton's interpreter
+from tests.models.test_bert import save_bert
+from tests.models.test_qwen import save as save_qwen
+
+torch = pytest.importorskip("torch")
+from rtp_llm.ops.triton_ops import TritonOps  # noqa: E402
+from tests.runtime.test_torch import assert_same, make, reference, some_items  # noqa: E402
+
+
+@pytest.fixture(scope="module", params=["bert", pytest.param("qwen", marks=pytest.mark.slow)])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp(request.param)
+    if request.param == "bert":
+        save_bert(path, hidden_size=64, num_attention_heads=4, intermediate_size=96)
+    else:
+        save_qwen(path, "Qwen3", head_dim=16)
+    return path
+
+
+def mode_of(folder: Path) -> str:
+    return "mean" if folder.name.startswith("bert") else "lasttoken"
+
+
+def test_graphs_of_the_kernels_change_no_row(folder: Path) -> None:
+    runtime, _ = make(folder, mode_of(folder), TritonOps("cpu", "fp32"), graph_bytes=1 << 30)
+    random = np.random.default_rng(0)
+    for _ in range(4):
+        items = some_items(tuple(random.integers(1, 10, 2)))
+        assert_same(runtime.run(items, 1), reference(folder, mode_of(folder), items))
+    assert runtime.counts["graphs"] > 0 and runtime.counts["graph_replays"] > 1
+
+
+def test_kept_prefixes(folder: Path) -> None:
+    runtime, _ = make(folder, mode_of(folder), TritonOps("cpu", "fp32"), prefix_cache_bytes=1 << 20)
+    items = some_items((5, 1, 9), prefix=20)
+    for _ in range(2):
+        assert_same(runtime.run(items, 1), reference(folder, mode_of(folder), items))
