@@ -83,28 +83,3 @@ def random_weights(shape: str, models: Path = MODELS, layers: int = 0) -> Path:
     }
     BertModel(BertConfig.from_dict(config)).save_pretrained(folder)
     return folder
-
-
-def random_long(num_layers: int = 2, models: Path = MODELS) -> Path:
-    """bge-m3's width and its 8192 positions with few layers, random weights and MiniLM's tokenizer; made once."""
-    folder = models / f"random-long-{num_layers}"
-    if (folder / "model.safetensors").exists():
-        return folder
-    from transformers import XLMRobertaConfig, XLMRobertaModel, set_seed
-
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(minilm() / "tokenizer.json", folder)
-    tokenizer = json.loads((minilm() / "tokenizer_config.json").read_text()) | {"model_max_length": 8192}
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    set_seed(0)
-    config = XLMRobertaConfig(
-        vocab_size=30522,
-        hidden_size=1024,
-        num_hidden_layers=num_layers,
-        num_attention_heads=16,
-        intermediate_size=4096,
-        max_position_embeddings=8194,
-        type_vocab_size=1,
-    )
-    XLMRobertaModel(config).save_pretrained(folder)
-    return folder

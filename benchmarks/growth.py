@@ -1,41 +1,3 @@
-<<<<<<< HEAD
-"""How time and memory grow: with the texts of a request, and with the tokens of a text: `python -m benchmarks.growth`.
-
-Texts: all-MiniLM-L6-v2, one request of 1 to 10,000 short texts. Tokens: a model of bge-m3's shape with random weights
-and few layers, one text of 1 to 8192 tokens. Milliseconds are the median of a few calls over HTTP; memory is the most
-that the server had resident during them, beyond what it had at rest before the first.
-"""
-
-import argparse
-import http.client
-import json
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from itertools import cycle, islice
-from pathlib import Path
-from typing import Any
-
-from benchmarks import checkpoints, corpus, report
-from benchmarks.load_plots import plot
-from benchmarks.peers.process import pin
-from benchmarks.server_process import ServerProcess, body
-
-_COUNTS = (1, 10, 100, 1000, 10_000)
-_LENGTHS = (1, 8, 64, 512, 1024, 2048, 4096, 8192)
-_REPEATS = 3
-
-
-@dataclass(frozen=True)
-class Point:
-    """One size; `unit_us` is the time a text or a token, `peak_mb` what the server had beyond its rest."""
-
-    size: int
-    milliseconds: float
-    unit_us: float
-    peak_mb: float
-=======
 """How the engine grows: `python -m benchmarks.growth` with the number of cores, the length of a text, of a corpus.
 
 cores    passages a second on 1, 2, … cores, ours beside peers
@@ -64,93 +26,10 @@ _MOST_TOKENS_OF_PEERS = 2048  # some hold all scores of a text at once: heads * 
 _TOKENS_OF_LENGTH = 4096  # of all texts of one length, at least one text
 _SIZES = (1_000, 10_000, 100_000)
 _LAYERS = 4
->>>>>>> main
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
-<<<<<<< HEAD
-    parser.add_argument("--plots", default="", help="folder for PNG files; empty: none")
-    parser.add_argument("--json", default="", help="also write the JSON line to this file")
-    arguments = parser.parse_args(argv)
-    pin(0)
-    facts = report.machine()
-    print(report.describe(facts))
-    tables = {"texts of a request": by_texts(), "tokens of a text": by_tokens()}
-    for name, points in tables.items():
-        rows = [[f"{p.size}", f"{p.milliseconds:.1f}", f"{p.unit_us:.1f}", f"{p.peak_mb:.1f}"] for p in points]
-        print(report.table((name, "ms", f"us a {name.split()[0][:-1]}", "peak MB"), rows))
-        if arguments.plots:
-            sizes = [float(point.size) for point in points]
-            lines = {
-                "ms": (sizes, [point.milliseconds for point in points]),
-                "peak MB": (sizes, [max(point.peak_mb, 0.1) for point in points]),
-            }
-            file = Path(arguments.plots) / f"growth-{name.split()[0]}.png"
-            plot(lines, file, f"growth with the {name}", name, "ms, MB beyond rest")
-    points_by_table = {name: [asdict(point) for point in points] for name, points in tables.items()}
-    report.finish({"benchmark": "growth", "machine": facts, **points_by_table}, arguments.json)
-
-
-def by_texts() -> list[Point]:
-    """Requests of more and more short texts."""
-    checkpoint = checkpoints.minilm()
-    # Numbered, since identical texts are computed once.
-    texts = (f"{number} {text}" for number, text in enumerate(cycle(corpus.load(checkpoint)["short"].texts)))
-    bodies = {count: body(list(islice(texts, count))) for count in _COUNTS}
-    with ServerProcess(checkpoint, "--max_client_batch_size", f"{_COUNTS[-1]}") as server:
-        return measure(server, bodies)
-
-
-def by_tokens() -> list[Point]:
-    """Requests of one longer and longer text, as token ids, so that the tokeniser's work is left out."""
-    checkpoint = checkpoints.random_long()
-    bodies = {n: json.dumps({"input": [10 + i % 20_000 for i in range(n)]}) for n in _LENGTHS}
-    with ServerProcess(checkpoint) as server:
-        return measure(server, bodies)
-
-
-def measure(server: ServerProcess, bodies: dict[int, str]) -> list[Point]:
-    """The sizes one after the other, each a few times."""
-    _wait(server, next(iter(bodies.values())))
-    rest = server.memory()["Rss"]
-    points = []
-    for size, content in bodies.items():
-        server.reset_peak()
-        times = [_seconds(lambda content=content: _post(server.port, content)) for _ in range(_REPEATS)]
-        middle = statistics.median(times)
-        points.append(Point(size, middle * 1e3, middle / size * 1e6, (server.peak() - rest) / 1e6))
-    return points
-
-
-def _wait(server: ServerProcess, content: str) -> None:
-    while True:
-        try:
-            _post(server.port, content)
-            return
-        except OSError:
-            if time.perf_counter() - server.started > 120:
-                raise
-            time.sleep(0.05)
-
-
-def _post(port: int, content: str) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-    try:
-        connection.request("POST", "/v1/embeddings", content, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        answer = response.read()
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise RuntimeError(f"status {response.status}: {answer[:500]!r}")
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-=======
     parser.add_argument("--parts", default="cores,lengths,corpus", help="by commas")
     parser.add_argument("--models", type=Path, default=checkpoints.MODELS, help="folder for converted checkpoints")
     parser.add_argument("--rounds", type=int, default=3)
@@ -264,7 +143,6 @@ def _table(rows: list[dict[str, Any]]) -> str:
     headers = list(rows[0])
     cells = [[f"{value:,.0f}" if isinstance(value, (int, float)) else value for value in row.values()] for row in rows]
     return report.table([header.replace("_", " ") for header in headers], cells)
->>>>>>> main
 
 
 if __name__ == "__main__":
