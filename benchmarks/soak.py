@@ -103,10 +103,17 @@ def measure(arguments: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
             count = max(round(arguments.minutes * 60 / _SLICE), 1)
             rate = capacity * arguments.times
             plans = (Plan(hurried, arguments.connections, _SLICE, rate, seed) for seed in range(count))
-            slices = [client.run(plan) for plan in plans]
+            slices = [_tell(client.run(plan), watch) for plan in plans]
             samples = watch.stop()
             after = client.run(Plan(patient, 32, 5.0)).rate
     return summary(slices, samples, capacity, rate) | {"capacity_after": after}
+
+
+def _tell(seen: Seen, watch: MemoryWatch) -> Seen:
+    """A line a slice, so that a run which is broken off has said something."""
+    resident = watch.samples[-1].resident / 1e6 if watch.samples else 0.0
+    print(f"{len(watch.samples)} s: {seen.statuses}, {resident:.1f} MB", flush=True)
+    return seen
 
 
 def summary(slices: list[Seen], samples: list[Sample], capacity: float, rate: float) -> dict[str, Any]:
