@@ -17,7 +17,6 @@ from rtp_llm.ops.device_ops import make_ops
 from rtp_llm.ops.torch_ops import DTYPES
 
 Row = dict[str, Any]
-_NUM_TEXTS = 128
 
 
 def parity(machine: Machine, deadline: float) -> Iterator[Row]:
@@ -44,9 +43,8 @@ def minilm_parity(machine: Machine) -> Iterator[Row]:
         return
     exact: Any = AutoModel.from_pretrained(folder, attn_implementation="sdpa", dtype=DTYPES["fp32"])
     source = open_tensors(folder)
-    row = _compared(
-        machine, read_json(folder, "config.json"), exact.eval().to(machine.device), source, texts_of(folder)
-    )
+    items = texts_of(folder, 16 if machine.dry_run else 128)
+    row = _compared(machine, read_json(folder, "config.json"), exact.eval().to(machine.device), source, items)
     source.close()
     yield {"model": "MiniLM", **row}
 
@@ -56,7 +54,7 @@ def minilm(machine: Machine) -> Path:
     return Path(machine.checkpoint) if machine.checkpoint else checkpoints.minilm()
 
 
-def texts_of(folder: Path) -> list[Item]:
+def texts_of(folder: Path, count: int) -> list[Item]:
     """Sentences of Python's documentation as ids, 2 to 256 tokens long."""
     from tokenizers import Tokenizer
 
@@ -64,7 +62,7 @@ def texts_of(folder: Path) -> list[Item]:
     tokenizer.no_padding()
     tokenizer.enable_truncation(256)
     sentences = [" ".join(words) for words in corpus.prose()]
-    picked = [" ".join(sentences[place : place + 1 + place % 7]) for place in range(0, 7 * _NUM_TEXTS, 7)]
+    picked = [" ".join(sentences[place : place + 1 + place % 7]) for place in range(0, 7 * count, 7)]
     ids = [np.array(encoding.ids, np.int32) for encoding in tokenizer.encode_batch(picked)]
     return [Item(one, place, tasks=(TaskType.DENSE,)) for place, one in enumerate(ids)]
 

@@ -6,6 +6,8 @@ the longer, the more they are.
 
 import time
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,11 +17,10 @@ from benchmarks import gpu_models
 from benchmarks.gpu_models import Machine
 from rtp_llm.core import FloatArray, Item
 
-try:
-    from sentence_transformers.base.modules.input_module import InputModule
-    from sentence_transformers.sentence_transformer.modules import Pooling
-except ImportError:  # of earlier versions, whose names warn in later ones
-    from sentence_transformers.models import InputModule, Pooling
+# The second is its name in earlier versions, and warns in later ones.
+_PATHS = "sentence_transformers.sentence_transformer.modules", "sentence_transformers.models"
+_modules: Any = import_module(_PATHS[0] if find_spec("sentence_transformers.sentence_transformer") else _PATHS[1])
+_InputModule: Any = _modules.InputModule
 
 _BATCHES = (32, 128)  # its default, and one that suits a GPU better
 _MOST_TOKENS = 65_536  # of a padded batch
@@ -33,7 +34,7 @@ class SentenceTransformers:
         model = gpu_models.peer(machine, hf) if model is None else model
         mode = "lasttoken" if hf["model_type"] == "qwen3" else "mean"
         self._ids = _Ids(model)
-        pooling = Pooling(int(hf["hidden_size"]), pooling_mode=mode)
+        pooling = _modules.Pooling(int(hf["hidden_size"]), pooling_mode=mode)
         self._encoder = SentenceTransformer(modules=[self._ids, pooling], device=machine.device)
 
     def encode(self, items: Sequence[Item], batch_size: int) -> FloatArray:
@@ -59,7 +60,7 @@ class SentenceTransformers:
         return max(rates)
 
 
-class _Ids(InputModule):  # type: ignore[misc]
+class _Ids(_InputModule):  # type: ignore[misc]
     """The first module: ids instead of a tokenizer, then the transformer."""
 
     def __init__(self, model: Any) -> None:
