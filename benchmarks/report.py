@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "rtp-llm", "numpy", "tokenizers", "torch", "sentence-transformers", "onnxruntime", "openvino", "nncf",
-    "ctranslate2",
+    "rtp-llm", "numpy", "tokenizers", "torch", "transformers", "sentence-transformers", "onnxruntime", "openvino",
+    "nncf", "ctranslate2",
 )  # fmt: skip
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
 
