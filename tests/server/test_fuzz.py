@@ -30,15 +30,15 @@ DOCUMENT = document()
 SCHEMAS = DOCUMENT["components"]["schemas"]
 
 
-def _bodies() -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Path -> the example, and the schemas of all fields."""
+def _bodies() -> dict[str, tuple[list[Any], dict[str, Any]]]:
+    """Path -> the examples, and the schemas of all fields."""
     bodies = {}
     for path, methods in DOCUMENT["paths"].items():
         content = methods.get("post", {}).get("requestBody", {}).get("content", {}).get("application/json")
         if content:
             names = [reference["$ref"].rsplit("/", 1)[1] for reference in _references(content["schema"])]
             fields = {field: schema for name in names for field, schema in SCHEMAS[name].get("properties", {}).items()}
-            bodies[path] = (content.get("example", {}), fields)
+            bodies[path] = ([example["value"] for example in content["examples"].values()], fields)
     return bodies
 
 
@@ -121,8 +121,8 @@ def changed(value: Any, path: tuple[Any, ...], draw: st.DataObject) -> Any:
 def requests(draw: st.DrawFn) -> tuple[str, bytes]:
     """A path and a body for it: its example, with fields added and nodes changed, sometimes damaged as bytes."""
     path = draw(st.sampled_from(sorted(BODIES)))
-    example, fields = BODIES[path]
-    body: Any = copy.deepcopy(example)
+    examples, fields = BODIES[path]
+    body: Any = copy.deepcopy(draw(st.sampled_from(examples)))
     for field in draw(st.lists(st.sampled_from([*fields, "surprise"]), max_size=3)):
         body[field] = draw(fitting(fields[field]) if field in fields and draw(st.integers(0, 5)) else VALUES)
     for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
@@ -173,5 +173,6 @@ def test_many_bodies(client: httpx.Client, one: tuple[str, bytes]) -> None:
 
 
 def test_every_example_is_answered(client: httpx.Client) -> None:
-    for path, (example, _) in BODIES.items():
-        ask(client, path, json.dumps(example).encode())
+    for path, (examples, _) in BODIES.items():
+        for example in examples:
+            ask(client, path, json.dumps(example).encode())
