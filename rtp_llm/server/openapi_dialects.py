@@ -62,7 +62,7 @@ def _listed(prefix: str, data: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _embeddings() -> list[Row]:
     body, kinds = (openai.EmbeddingsBody,), _any(openai.EmbeddingsAnswer, embeddings.KindsAnswer)
-    any_kind = {
+    any_kind: dict[str, dict[str, Any]] = {
         "texts": {"input": _TEXTS, "encoding_format": "float"},
         "fewer dimensions, as base64": {"input": "a text", "dimensions": 16, "encoding_format": "base64"},
         "token ids": {"input": [[2, 5, 3], [2, 6, 7, 3]]},
@@ -71,7 +71,7 @@ def _embeddings() -> list[Row]:
         "chunks of one text (Jina)": {"input": ["Berlin is a city.", "It has many parks."], "late_chunking": True},
         "bytes instead of floats (Voyage)": {"input": _TEXTS, "input_type": "document", "output_dtype": "int8"},
     }
-    one = {"a text": {"input": "a cat sat on the mat"}}
+    one: dict[str, dict[str, Any]] = {"a text": {"input": "a cat sat on the mat"}}
     floats: Any = {
         "object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.0132, -0.0871]},
                                    {"object": "embedding", "index": 1, "embedding": [0.0519, -0.0204]}],
@@ -182,8 +182,12 @@ def _tei() -> list[Row]:
     )
     bodies = (embed.EmbedBody, embed.SentenceSimilarityBody, scores.PredictBody, scores.TextsBody)
     sides = {"inputs": {"source_sentence": "a cat", "sentences": _TEXTS}}
-    by_inputs = {"texts": {"inputs": _TEXTS}, "a similarity": sides, "a rerank": {"query": _QUERY, "texts": _PANDA}}
-    rtp = {
+    by_inputs: dict[str, dict[str, Any]] = {
+        "texts": {"inputs": _TEXTS},
+        "a similarity": sides,
+        "a rerank": {"query": _QUERY, "texts": _PANDA},
+    }
+    rtp: dict[str, dict[str, Any]] = {
         "RTP-LLM's embeddings": {"input": _TEXTS}, "RTP-LLM's reranker": {"query": _QUERY, "documents": _PANDA},
         "RTP-LLM's similarity": {"left": ["a cat"], "right": ["a dog"]},
     }  # fmt: skip
