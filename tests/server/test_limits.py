@@ -55,7 +55,7 @@ def test_a_huge_text_does_not_hold_up_small_ones() -> None:
     engine, huge = FakeEngine(), b'{"input":"' + b"a" * (50 << 20) + b'"}'
     with running_server(engine, replace(CONFIG, max_body_bytes=64 << 20)) as address, ThreadPoolExecutor(1) as pool:
         refused = pool.submit(httpx.post, f"{address.url}{ROUTE}", content=huge, trust_env=False, timeout=60)
-        took = []
+        took: list[float] = []
         with httpx.Client(base_url=address.url, trust_env=False, timeout=60) as client:
             while not refused.done() or not took:
                 began = time.perf_counter()

@@ -147,7 +147,7 @@ def test_a_body_that_does_not_come(path: str) -> None:
     async def call() -> None:
         loop = asyncio.get_running_loop()
         later = loop.call_later
-        loop.call_later = lambda _, call, *given, **options: later(0.001, call, *given, **options)  # type: ignore[assignment]
+        loop.call_later = lambda _, call, *given, **options: later(0.001, call, *given, **options)  # type: ignore[method-assign]
         scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "raw_path": b""}
         await create_app(FakeEngine(tasks=EVERYTHING), CONFIG)(scope, receive, send)
 
