@@ -36,12 +36,14 @@ check: $(VENV)/.check ## what CI checks before the tests: format, lint, types, g
 	$(VENV)/bin/mypy
 	$(PY) -m rtp_llm.flags | diff docs/flags.md - || (echo "docs/flags.md is stale: make fix"; exit 1)
 	$(PY) -m rtp_llm.observability.page | diff docs/metrics.md - || (echo "docs/metrics.md is stale: make fix"; exit 1)
+	$(PY) -m rtp_llm.server.api_docs | diff docs/api.md - || (echo "docs/api.md is stale: make fix"; exit 1)
 
 fix: $(VENV)/.check ## format, mend what lint can mend, regenerate docs
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 	$(PY) -m rtp_llm.flags > docs/flags.md
 	$(PY) -m rtp_llm.observability.page > docs/metrics.md
+	$(PY) -m rtp_llm.server.api_docs > docs/api.md
 
 bench: $(VENV)/.bench ## ours beside its peers, growth, and their plots, into benchmarks/results (half an hour)
 	$(PY) -m benchmarks.cpu --checkpoint $(DEMO) --json benchmarks/results/cpu-minilm.json

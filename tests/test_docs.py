@@ -10,6 +10,7 @@ import pytest
 
 from rtp_llm.flags import flags_page
 from rtp_llm.observability.page import metrics_page
+from rtp_llm.server.api_docs import api_page
 from tests.real_server import ROOT, Running, free_port, running
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
@@ -51,6 +52,10 @@ def test_flags_page_is_current() -> None:
 
 def test_metrics_page_is_current() -> None:
     assert (ROOT / "docs" / "metrics.md").read_text() == metrics_page(), "make fix"
+
+
+def test_api_page_is_current() -> None:
+    assert (ROOT / "docs" / "api.md").read_text() == api_page(), "make fix"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -39,8 +39,8 @@ class CohereInput(msgspec.Struct, kw_only=True):
 class CohereEmbedBody(msgspec.Struct, kw_only=True):
     """What to embed: `texts`, or `inputs` in parts. Unknown fields are ignored; null means absent."""
 
-    texts: list[str] | None = None
-    inputs: list[CohereInput] | None = None
+    texts: Annotated[list[str] | None, Meta(description="what to embed")] = None
+    inputs: Annotated[list[CohereInput] | None, Meta(description="instead of texts: each in parts of type text")] = None
     images: Annotated[Any, Meta(description="not served: text models have no use for them")] = None
     model: ModelName = None
     input_type: Annotated[

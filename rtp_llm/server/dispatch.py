@@ -121,9 +121,11 @@ class Dispatcher:
 
     async def _dispatch(self, exchange: Exchange) -> None:
         path = exchange.path.rstrip("/") or "/"
-        route = DIALECTS.get(path) if exchange.method == "POST" else None
-        if route is not None:
-            exchange.error_form = route.error_form
+        posted = DIALECTS.get(path)
+        if posted is not None:
+            # Other methods too: who asks wrongly there is this dialect's client.
+            exchange.error_form = posted.error_form
+        route = posted if exchange.method == "POST" else None
         if exchange.method != "OPTIONS":
             self.keys.check(exchange.method, path, exchange.headers)
         if route is not None:

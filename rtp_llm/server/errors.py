@@ -40,6 +40,13 @@ class ErrorAnswer(msgspec.Struct, kw_only=True):
     error: ErrorObject
 
 
+class SharedErrorAnswer(ErrorAnswer, kw_only=True):
+    """Of paths that several clients share: `message` is Cohere's, `detail` Voyage's."""
+
+    message: str
+    detail: str
+
+
 class TeiError(msgspec.Struct, kw_only=True):
     """text-embeddings-inference's form."""
 

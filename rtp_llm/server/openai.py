@@ -102,7 +102,9 @@ class EmbeddingsBody(ChatBody, kw_only=True):
     sparse_format: Annotated[
         Literal["map", "arrays"] | None, Meta(description="sparse: {id: weight}, or indices and values; null: map")
     ] = None
-    extra_configs: ExtraConfigs | None = None
+    extra_configs: Annotated[
+        ExtraConfigs | None, Meta(description="RTP-LLM: `{'tokenizer_config': {'add_special_tokens': false}}`")
+    ] = None
     extra: Annotated[
         dict[str, Any] | None, Meta(description="what a custom module wants to know; nothing else looks at it")
     ] = None

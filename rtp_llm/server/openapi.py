@@ -1,55 +1,91 @@
-"""The OpenAPI 3.1 description of the routes; every schema is made from the types that decode and build the bodies."""
+"""The OpenAPI 3.1 description of the routes; every schema is made from the types that decode and build the bodies.
 
+The examples of failures are what each dialect's error form makes of `openapi_words.SAMPLES`, statuses included.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import orjson
 
-from rtp_llm.core import TaskType
-from rtp_llm.server import classifier, custom, embeddings, openai, reranker, rtp, similarity, tei, tokenize, vllm
-from rtp_llm.server.errors import ErrorAnswer, MessageError, TeiError
+from rtp_llm.errors import RtpError
+from rtp_llm.server import cohere, openai, rtp, tei, vllm
+from rtp_llm.server.auth import OPEN_PAGES, OPEN_PROBES
+from rtp_llm.server.errors import (
+    ErrorAnswer,
+    ErrorForm,
+    MessageError,
+    SharedErrorAnswer,
+    TeiError,
+    openai_form,
+    shared_form,
+)
 from rtp_llm.server.openapi_dialects import ROWS, Row, schema_of, types_of
+from rtp_llm.server.openapi_words import (
+    ABOUT,
+    ANSWER_HEADERS,
+    FAILURES,
+    NOT_READY,
+    REQUEST_HEADERS,
+    SAMPLES,
+    TAGS,
+    UNAUTHORIZED,
+    UNKNOWN_MODEL,
+)
+from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.routes import TeiInfo
 
 API_VERSION = "1"
 _REF = "#/components/schemas/{name}"
-_TYPES = (
-    openai.EmbeddingsBody, openai.EmbeddingsAnswer, openai.ModelList, openai.ModelEntry, embeddings.KindsAnswer,
-    similarity.SimilarityBody, similarity.SimilarityAnswer, reranker.RerankerBody, reranker.RerankerAnswer,
-    classifier.ClassifierBody, classifier.ClassifierAnswer, custom.CustomBody, custom.CustomAnswer,
-    tokenize.TokenizeBody, tokenize.EncodeAnswer, ErrorAnswer,
-    TeiError, MessageError, TeiInfo, vllm.VersionAnswer,
-    *(type_ for row in ROWS for type_ in types_of([*row.bodies, row.answer])),
-)  # fmt: skip
-_FAILURES = {
-    "400": "The body cannot be served as it is; `param` names the place",
-    "404": "No model, or no route, of that name",
-    "413": "A body, or a batch, over the limit",
-    "415": "A compressed body",
-    "422": "The body does not validate",
-    "424": "The model does not do this, or failed",
-    "429": "Too much in flight or in the queue: come back after `Retry-After` seconds",
-    "500": "The server's own fault; its log tells more under the answer's `x-request-id`",
-    "503": "Starting, draining or dead",
+FORMS: dict[ErrorForm, type] = {
+    openai_form: ErrorAnswer,
+    shared_form: SharedErrorAnswer,
+    cohere.error_form: MessageError,
+    frame.error_form: TeiError,
 }
+_TYPES = (
+    *(type_ for row in ROWS for type_ in types_of([*row.bodies, row.answer])),
+    openai.ModelList, openai.ModelEntry, TeiInfo, vllm.VersionAnswer, *FORMS.values(),
+)  # fmt: skip
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
+}
+_MODEL = {
+    "id": "all-MiniLM-L6-v2", "object": "model", "created": 1700000000, "owned_by": "rtp-llm", "dimension": 384,
+    "max_model_len": 256, "tasks": ["dense"], "aliases": [], "weight_bytes": 90852864, "memory_bytes": 96206848,
+}  # fmt: skip
+_INFO = {
+    "model_id": "all-MiniLM-L6-v2", "model_sha": None, "model_dtype": "float32",
+    "served_model_name": "all-MiniLM-L6-v2",
+    "model_type": {"embedding": {"pooling": "mean"}}, "max_concurrent_requests": 1024, "max_input_length": 256,
+    "max_batch_tokens": 1024, "max_batch_requests": None, "max_client_batch_size": 2048, "auto_truncate": True,
+    "tokenization_workers": 2, "version": "0.1.0", "sha": None, "docker_label": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One method of one path."""
+    """One method of one path; `failures` are told in each of `forms`."""
 
     path: str
     method: str
-    id: str
     tag: str
     summary: str
     answer: dict[str, Any]
-    description: str = "The answer"
     body: dict[str, Any] | None = None
     parameter: str | None = None
-    headers: dict[str, str] | None = None
-    failures: tuple[str, ...] = ("500",)
-    errors: tuple[type, ...] = (ErrorAnswer,)
+    headers: tuple[str, ...] = ()
+    failures: tuple[RtpError, ...] = ()
+    forms: tuple[ErrorForm, ...] = (openai_form,)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it needs no key where the server asks for keys."""
+        return self.path in OPEN_PROBES or (self.path in OPEN_PAGES and self.method == "get")
 
 
 def document() -> dict[str, Any]:
@@ -60,209 +96,155 @@ def document() -> dict[str, Any]:
         paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
     return {
         "openapi": "3.1.0",
-        "info": {
-            "title": "rtp-llm",
-            "version": API_VERSION,
-            "description": "Embeddings, rerankers and classifiers over HTTP, as OpenAI's and RTP-LLM's clients ask. "
-            "Where several models are served, a request names one by the body's `model`, or by the header X-Model; one "
-            "that names none goes to the first model that can do what it asks.",
-        },
+        "info": {"title": "rtp-llm", "version": API_VERSION, "description": ABOUT},
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": {"schemas": schemas, "securitySchemes": _KEYS, "parameters": _header_parameters()},
     }
 
 
 def _operations() -> list[Operation]:
-    return [*_embeddings(), *_rtp(), *_dialects(), *_models(), *_probes(), *_descriptions()]
+    posts = [_post(row, path) for row in ROWS for path in row.paths]
+    return sorted([*posts, *_models(), *_probes(), *_pages()], key=lambda one: list(TAGS).index(one.tag))
 
 
-def _embeddings() -> list[Operation]:
-    example = {"input": ["a cat sat on the mat", "a dog lay on the rug"], "encoding_format": "float"}
-    answer = _json({"anyOf": [_ref(openai.EmbeddingsAnswer), _ref(embeddings.KindsAnswer)]})
-    return [
-        _inference(path, _id("embed", path), "embeddings", _embed_summary(kind), openai.EmbeddingsBody, answer, example)
-        for path, kind in embeddings.PATHS.items()
-    ]
-
-
-def _embed_summary(kind: TaskType | None) -> str:
-    words = {TaskType.SPARSE: "Lexical weights for each text", TaskType.COLBERT: "A vector for each token of each text"}
-    return words.get(kind, "A vector for each text") if kind else "A vector, or other embeddings, for each text"
-
-
-def _rtp() -> list[Operation]:
-    pair = {"query": "what is a panda?", "documents": ["hi", "The giant panda is a bear endemic to China."]}
-    prompt: dict[str, Any] = {"prompt": "a cat sat on the mat"}
-    rows: list[tuple[str, str, str, type, type, dict[str, Any]]] = [
-        (similarity.PATH, "embeddings", "How alike texts are", similarity.SimilarityBody, similarity.SimilarityAnswer,
-         {"left": ["a cat"], "right": ["a kitten", "a car"]}),
-        (reranker.PATH, "scores", "Score documents for a query", reranker.RerankerBody, reranker.RerankerAnswer, pair),
-        (classifier.PATH, "scores", "Classify texts and pairs", classifier.ClassifierBody, classifier.ClassifierAnswer,
-         {"input": ["a text", ["a question", "an answer"]]}),
-        (custom.PATH, "custom", "What the operator's own module makes of the inputs", custom.CustomBody,
-         custom.CustomAnswer, {"input": ["a query", "a document", "another"], "extra": {"top_k": 1}}),
-        (tokenize.ENCODE, "tokens", "Token ids and tokens of a text", tokenize.TokenizeBody, tokenize.EncodeAnswer,
-         prompt),
-    ]  # fmt: skip
-    return [
-        _inference(path, _id("post", path), tag, summary, body, _json(_ref(answer)), example)
-        for path, tag, summary, body, answer, example in rows
-    ]
-
-
-def _dialects() -> list[Operation]:
-    return [_dialect(row) for row in ROWS]
-
-
-def _dialect(row: Row) -> Operation:
-    return Operation(
-        path=row.path,
-        method="post",
-        id=_id("post", row.path) if row.path != "/" else "post_root",
-        tag=row.tag,
-        summary=row.summary,
-        body={"application/json": {"schema": _any_of(row.bodies), "example": row.example}},
-        answer=_json(schema_of(row.answer, _ref)),
-        failures=row.statuses,
-        errors=row.errors,
-    )
-
-
-def _inference(
-    path: str, id_: str, tag: str, summary: str, body: type, answer: dict[str, Any], example: dict[str, Any]
-) -> Operation:
+def _post(row: Row, path: str) -> Operation:
     """A POST that reads a JSON body."""
-    headers = {
-        "Server-Timing": "Milliseconds spent in each stage: tokenize, queue, compute, total",
-        "USAGE": "The tokens that were read, as JSON",
-    }
+    timed = ("Server-Timing", "USAGE") if row.tag != "tokens" else ()
     return Operation(
         path=path,
         method="post",
-        id=id_,
-        tag=tag,
-        summary=summary,
-        body={"application/json": {"schema": _ref(body), "example": example}},
-        answer=answer,
-        headers=None if tag == "tokens" else headers,
-        failures=("400", "404", "413", "415", "429", "500", "503"),
+        tag=row.tag,
+        summary=row.summary,
+        body=_json(_any_of(row.bodies), row.examples),
+        answer=_json(schema_of(row.answer, _ref), {"answer": row.answered}),
+        headers=timed if path not in ("/decode", "/vertex") else (),
+        failures=tuple(SAMPLES.values()),
+        forms=row.forms,
     )
 
 
 def _models() -> list[Operation]:
-    listed, entry = _json(_ref(openai.ModelList)), _json(_ref(openai.ModelEntry))
-    operations = []
-    for path in openai.MODEL_PATHS:
-        operations += [
-            Operation(
-                path=path,
-                method="get",
-                id=_id("list", path),
-                tag="models",
-                summary="The served models",
-                answer=listed,
-                failures=("503",),
-            ),
-            Operation(
-                path=f"{path}/{{model}}",
-                method="get",
-                id=_id("get", path),
-                tag="models",
-                summary="A served model, by name",
-                answer=entry,
-                parameter="model",
-                failures=("404", "503"),
-            ),
-        ]
-    return operations
+    listed = _json(_ref(openai.ModelList), {"one": {"object": "list", "data": [_MODEL]}})
+    entry = _json(_ref(openai.ModelEntry), {"one": _MODEL})
+    info, version = _json(_ref(TeiInfo), {"one": _INFO}), _json(_ref(vllm.VersionAnswer), {"one": {"version": "0.1.0"}})
+    named = "A served model, by name"
+    rows: list[tuple[str, str, dict[str, Any], str | None, tuple[RtpError, ...]]] = [
+        *((path, "The served models", listed, None, ()) for path in openai.MODEL_PATHS),
+        *((f"{path}/{{model}}", named, entry, "model", (UNKNOWN_MODEL,)) for path in openai.MODEL_PATHS),
+        (tei.INFO_PATH, "The default model and the limits, as TEI", info, None, (UNKNOWN_MODEL,)),
+        (vllm.VERSION_PATH, "The server's version, as vLLM", version, None, ()),
+    ]
+    return [
+        Operation(path=path, method="get", tag="models", summary=summary, answer=answer, parameter=parameter,
+                  failures=(UNAUTHORIZED, *failures))
+        for path, summary, answer, parameter, failures in rows
+    ]  # fmt: skip
 
 
 def _probes() -> list[Operation]:
-    ok = _json({"type": "string", "const": "ok"})
-    ready: tuple[str, tuple[str, ...]] = ("Whether requests can be answered", ("503",))
-    alive: tuple[str, tuple[str, ...]] = ("Whether the process answers at all", ())
+    ok = _json({"type": "string", "const": "ok"}, {"ok": "ok"})
+    ready, alive = "Whether requests can be answered", "Whether the process answers at all"
     probes = dict.fromkeys(rtp.HEALTH_PATHS, ready) | dict.fromkeys(rtp.LIVENESS_PATHS, alive)
-    operations = [
-        Operation(
-            path=path, method=method, id=_id(method, path), tag="probes", summary=summary, answer=ok, failures=failures
-        )
-        for path, (summary, failures) in probes.items()
-        for method in ("get", "post")
-    ]
-    exposition = {"text/plain": {"schema": {"type": "string"}}}
-    summary = "Prometheus metrics"
+    metrics = {"text/plain": {"schema": {"type": "string"}}}
     return [
-        *operations,
-        Operation(
-            path=tei.INFO_PATH,
-            method="get",
-            id="info",
-            tag="TEI",
-            summary="The default model and the limits",
-            answer=_json(_ref(TeiInfo)),
-            failures=("503",),
+        *(
+            Operation(path=path, method=method, tag="probes", summary=summary, answer=ok,
+                      failures=(NOT_READY,) if summary == ready else ())
+            for path, summary in probes.items()
+            for method in ("get", "post")
         ),
-        Operation(
-            path=tei.PING_PATH,
-            method="get",
-            id="ping",
-            tag="probes",
-            summary="Whether requests can be answered, for SageMaker",
-            answer={},
-            failures=("503",),
-        ),
-        Operation(
-            path=vllm.VERSION_PATH,
-            method="get",
-            id="version",
-            tag="vLLM",
-            summary="The server's version",
-            answer=_json(_ref(vllm.VersionAnswer)),
-        ),
-        Operation(path="/metrics", method="get", id="metrics", tag="probes", summary=summary, answer=exposition),
-    ]
+        Operation(path=tei.PING_PATH, method="get", tag="probes", summary=f"{ready}, for SageMaker", answer={},
+                  failures=(NOT_READY,)),
+        Operation(path="/metrics", method="get", tag="probes", summary="Prometheus metrics", answer=metrics,
+                  failures=(UNAUTHORIZED,)),
+    ]  # fmt: skip
 
 
-def _descriptions() -> list[Operation]:
+def _pages() -> list[Operation]:
     html = {"text/html": {"schema": {"type": "string"}}}
-    description = _json({"type": "object"})
     pages = [
-        ("/", "playground", "A page to try the model on", html),
-        ("/docs", "docs", "This description, for people", html),
-        ("/openapi.json", "openapi", "This description", description),
+        ("/", "A page to try the model on", html),
+        ("/docs", "This description, for people", html),
+        ("/openapi.json", "This description, for programs", _json({"type": "object"})),
     ]
     return [
-        Operation(path=path, method="get", id=id_, tag="pages", summary=summary, answer=answer)
-        for path, id_, summary, answer in pages
+        Operation(path=path, method="get", tag="pages", summary=summary, answer=answer)
+        for path, summary, answer in pages
     ]
 
 
 def _describe(operation: Operation) -> dict[str, Any]:
-    success: dict[str, Any] = {"description": operation.description, "content": operation.answer}
-    if operation.headers:
-        success["headers"] = {
-            name: {"description": text, "schema": {"type": "string"}} for name, text in operation.headers.items()
-        }
+    names = ("X-Request-Id", *operation.headers)
+    success = {"description": "The answer", "headers": {name: _header(name) for name in names}}
+    if operation.answer:
+        success["content"] = operation.answer
     described: dict[str, Any] = {
-        "operationId": operation.id,
+        "operationId": _id(operation.method, operation.path),
         "tags": [operation.tag],
         "summary": operation.summary,
-        "responses": {"200": success} | {status: _failure(status, operation.errors) for status in operation.failures},
+        "parameters": [*_path_parameter(operation.parameter), *_parameters(operation)],
+        "responses": {"200": success} | _failures(operation),
+        # The empty one: a server without keys asks for none.
+        "security": [] if operation.is_open else [{}, *({name: []} for name in _KEYS)],
     }
     if operation.body:
         described["requestBody"] = {"required": True, "content": operation.body}
-    if operation.parameter:
-        schema = {"type": "string"}
-        described["parameters"] = [{"name": operation.parameter, "in": "path", "required": True, "schema": schema}]
     return described
 
 
-def _failure(status: str, errors: tuple[type, ...]) -> dict[str, Any]:
-    failure: dict[str, Any] = {"description": _FAILURES[status], "content": _json(_any_of(errors))}
-    if status in ("429", "503"):
-        seconds = {"description": "Seconds to wait", "schema": {"type": "integer", "minimum": 1}}
-        failure["headers"] = {"Retry-After": seconds}
-    return failure
+def _failures(operation: Operation) -> dict[str, Any]:
+    """By status: schemas and examples, as the operation's error forms tell what can go wrong."""
+    told: dict[int, dict[str, Any]] = {}
+    schemas: dict[int, list[type]] = {}
+    for form in operation.forms:
+        for name, error in SAMPLES.items():
+            if error not in operation.failures or (name == "empty" and form is not frame.error_form):
+                continue
+            status, body = form(error)
+            # The first form keeps the plain name.
+            key = name if name not in told.get(status, {}) else f"{name} ({FORMS[form].__name__})"
+            told.setdefault(status, {})[key] = orjson.loads(body)
+            schemas.setdefault(status, []).append(FORMS[form])
+    return {str(status): _failure(status, schemas[status], told[status]) for status in sorted(told)}
+
+
+def _failure(status: int, types: Iterable[type], examples: dict[str, Any]) -> dict[str, Any]:
+    names = ("X-Request-Id", "Retry-After") if status in (429, 503) else ("X-Request-Id",)
+    return {
+        "description": FAILURES[status],
+        "content": _json(_any_of(tuple(dict.fromkeys(types))), examples),
+        "headers": {name: _header(name) for name in names},
+    }
+
+
+def _header(name: str) -> dict[str, Any]:
+    schema = {"type": "integer", "minimum": 1} if name == "Retry-After" else {"type": "string"}
+    return {"description": ANSWER_HEADERS[name], "schema": schema}
+
+
+def _header_parameters() -> dict[str, Any]:
+    return {
+        name: {"name": name, "in": "header", "required": False, "description": text, "schema": _HEADER_SCHEMAS[name]}
+        for name, text in REQUEST_HEADERS.items()
+    }
+
+
+_HEADER_SCHEMAS: dict[str, dict[str, Any]] = {
+    "X-Request-Id": {"type": "string"},
+    "X-Request-Timeout": {"type": "number"},
+    "X-Priority": {"enum": ["interactive", "bulk", "auto"]},
+    "X-Model": {"type": "string"},
+}
+
+
+def _parameters(operation: Operation) -> list[dict[str, str]]:
+    names = list(REQUEST_HEADERS) if operation.body else ["X-Request-Id"]
+    return [{"$ref": f"#/components/parameters/{name}"} for name in names]
+
+
+def _path_parameter(name: str | None) -> list[dict[str, Any]]:
+    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}] if name else []
 
 
 def _any_of(types: tuple[type, ...]) -> dict[str, Any]:
@@ -273,9 +255,11 @@ def _ref(type_: type) -> dict[str, Any]:
     return {"$ref": _REF.format(name=type_.__name__)}
 
 
-def _json(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"application/json": {"schema": schema}}
+def _json(schema: dict[str, Any], examples: Any = None) -> dict[str, Any]:
+    named = {"examples": {name: {"value": value} for name, value in examples.items()}} if examples else {}
+    return {"application/json": {"schema": schema, **named}}
 
 
 def _id(verb: str, path: str) -> str:
-    return "_".join([verb, *path.strip("/").replace("-", "_").split("/")])
+    parts = path.strip("/").replace("-", "_").replace(".", "_").replace("{", "").replace("}", "").split("/")
+    return "_".join([verb, *(part or "root" for part in parts)])

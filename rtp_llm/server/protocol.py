@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from rtp_llm.errors import InvalidRequest, NotReady, RtpError
 from rtp_llm.server.errors import HeadTooLarge, openai_form
@@ -30,6 +30,7 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._ends_soon = False
         self._alarm: asyncio.TimerHandle | None = None
+        self._cycles: list[RequestResponseCycle] = []  # pipelined requests and the one before them
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -37,6 +38,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_alarm()
+        self._let_go()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -57,6 +59,7 @@ class Protocol(HttpToolsProtocol):
         self._in_head = False
         self._stop_alarm()
         super().on_headers_complete()
+        self._cycles = [*(cycle for cycle in self._cycles if not cycle.response_complete), self.cycle]
         if self._ends_soon:
             self.cycle.keep_alive = False
 
@@ -106,4 +109,12 @@ class Protocol(HttpToolsProtocol):
         _, body = openai_form(error)
         head = _HEAD % (error.status, _REASONS[error.status], len(body), choose_id().encode())
         self.transport.write(head + body)
+        self._let_go()
         self.transport.close()
+
+    def _let_go(self) -> None:
+        """What was asked on this connection has no one to go to; uvicorn itself thinks of the last request alone."""
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()

@@ -36,8 +36,11 @@ class DocumentObject(msgspec.Struct, kw_only=True):
 class RerankBody(msgspec.Struct, kw_only=True):
     """What to score. Unknown fields are ignored; null means absent."""
 
-    query: str
-    documents: list[str | DocumentObject]
+    query: Annotated[str, Meta(description="what is looked for")]
+    documents: Annotated[
+        list[str | DocumentObject],
+        Meta(description="what is scored: texts, or objects with `text`, or with `content` of text parts"),
+    ]
     top_n: Annotated[
         int | None, Meta(description="results to return, the best; null, 0 or more than there are: all")
     ] = None

@@ -20,8 +20,8 @@ PATH = "/v1/reranker"
 class RerankerBody(msgspec.Struct, kw_only=True):
     """What to score. Unknown fields are ignored; null means absent."""
 
-    query: str
-    documents: list[str]
+    query: Annotated[str, Meta(description="what is looked for")]
+    documents: Annotated[list[str], Meta(description="what is scored")]
     top_k: Annotated[
         int | None, Meta(description="results to return: the best, or with sorted false the first; null: all")
     ] = None

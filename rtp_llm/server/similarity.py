@@ -24,8 +24,8 @@ PATH = "/v1/embeddings/similarity"
 class SimilarityBody(msgspec.Struct, kw_only=True):
     """Two lists of texts. Unknown fields are ignored; null means absent."""
 
-    left: list[str]
-    right: list[str]
+    left: Annotated[list[str], Meta(description="texts; the answer has a row for each")]
+    right: Annotated[list[str], Meta(description="texts; the answer has a column for each")]
     kind: Annotated[
         Literal["dense", "sparse", "colbert", "hybrid"] | None,
         Meta(description="what is compared; null: what the checkpoint offers first"),

@@ -20,7 +20,7 @@ TOKENIZE, ENCODE, DETOKENIZE = "/tokenize", "/tokenizer/encode", "/detokenize"
 class TokenizeBody(msgspec.Struct, kw_only=True):
     """A text, tokenised as the model reads it: no prompt, no limit."""
 
-    prompt: str
+    prompt: Annotated[str, Meta(description="a text")]
     add_special_tokens: Annotated[bool | None, Meta(description="false: no [CLS], no [SEP]; null: true")] = None
     return_token_strs: Annotated[bool | None, Meta(description="/tokenize: the tokens' names too; null: false")] = None
     return_offsets_mapping: Annotated[
@@ -51,7 +51,7 @@ class EncodeAnswer(msgspec.Struct, kw_only=True):
 class DetokenizeBody(msgspec.Struct, kw_only=True):
     """Ids of the model's own tokenizer."""
 
-    tokens: list[int]
+    tokens: Annotated[list[int], Meta(description="token ids, special ones included")]
     model: ModelName = None
 
 

@@ -129,8 +129,10 @@ class PoolingBody(ChatBody, kw_only=True):
         Literal["embed", "token_embed", "classify"] | None,
         Meta(description="a vector an input; one a token (colbert's, or the hidden states); scores; null: the first"),
     ] = None
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = None
+    encoding_format: Annotated[
+        Literal["float", "base64"] | None, Meta(description="base64: little-endian float32; null: float")
+    ] = None
+    dimensions: Annotated[int | None, Meta(description="of task embed: leading dimensions to keep; null: all")] = None
     use_activation: Activation = None
     model: ModelName = None
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, TaskType, Timings
-from rtp_llm.errors import NotReady
+from rtp_llm.errors import NotReady, UnsupportedTask
 from rtp_llm.observability import Metrics
 
 DIMENSION = 8
@@ -117,6 +117,8 @@ class FakeEngine:
             TaskType.RERANK: np.arange(count, dtype=np.float32) / (1 + count),
             TaskType.CLASSIFY: np.tile(np.array([0.25, 0.75], np.float32), (count, 1)),
         }
+        if not set(request.tasks) <= set(outputs):
+            raise UnsupportedTask("this model does not do that")
         return Response(
             outputs={task: outputs[task] for task in request.tasks},
             num_tokens=[min(length, MAX_SEQ_LEN) for length in lengths],

@@ -3,6 +3,8 @@
 import logging
 import signal
 import ssl
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +49,22 @@ def test_characters_at_the_limit() -> None:
     config = replace(CONFIG, max_input_characters=10)
     assert ask(config, "POST", ROUTE, json={"input": ["a" * 10] * 20}).status_code == 200
     assert ask(config, "POST", ROUTE, json={"input": [1] * 20}).status_code == 200
+
+
+def test_a_huge_text_does_not_hold_up_small_ones() -> None:
+    engine, huge = FakeEngine(), b'{"input":"' + b"a" * (50 << 20) + b'"}'
+    with running_server(engine, replace(CONFIG, max_body_bytes=64 << 20)) as address, ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(httpx.post, f"{address.url}{ROUTE}", content=huge, trust_env=False, timeout=60)
+        took: list[float] = []
+        with httpx.Client(base_url=address.url, trust_env=False, timeout=60) as client:
+            while not refused.done() or not took:
+                began = time.perf_counter()
+                assert client.post(ROUTE, json={"input": "a"}).status_code == 200
+                took.append(time.perf_counter() - began)
+        assert refused.result().status_code == 413
+    # The text itself never reached the engine, whatever came beside it.
+    assert {request.inputs[0] for request in engine.requests} == {"a"}
+    sys.stdout.write(f"\n{len(took)} small requests meanwhile, the slowest {max(took) * 1e3:.1f} ms\n")
 
 
 @pytest.mark.parametrize("header", ["0.05", "0.3", "0", "-1"])

@@ -14,18 +14,7 @@ pytest.importorskip("torch")
 
 STAGES = ["tokenize", "queue", "compute", "encode", "total"]
 TEXTS = ["the weather", "is lovely"]
-# Bodies of the routes that the table of other servers' dialects does not have.
-OWN = {
-    "/v1/embeddings": {"input": TEXTS},
-    "/embeddings": {"input": TEXTS},
-    "/v1/embeddings/dense": {"input": TEXTS},
-    "/v1/embeddings/sparse": {"input": TEXTS},
-    "/v1/embeddings/colbert": {"input": TEXTS},
-    "/v1/embeddings/similarity": {"left": TEXTS, "right": TEXTS},
-    "/v1/reranker": {"query": "a", "documents": TEXTS},
-    "/v1/classifier": {"input": TEXTS},
-}
-BODIES = OWN | {row.path: row.example for row in ROWS}
+BODIES = {path: next(iter(row.examples.values())) for row in ROWS for path in row.paths}
 NO_MODEL = {"/tokenize", "/detokenize", "/decode", "/tokenizer/encode"}
 RAN = sorted(set(DIALECTS) - NO_MODEL - {"/v1/custom"})
 BY_CLASSIFIER = {"/classify", "/predict", "/v1/classifier"}

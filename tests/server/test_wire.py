@@ -1,6 +1,7 @@
 """Below the application: heads without end, bodies that do not come, bytes that are not HTTP."""
 
 import contextlib
+import logging
 import socket
 from dataclasses import replace
 
@@ -59,3 +60,13 @@ def test_half_a_body_does_not_hold_up_the_end() -> None:
             stack.close()
             answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 503 Service Unavailable") and b"shutting down" in answer
+
+
+def test_garbage_behind_two_requests_is_no_fault_of_the_servers(caplog: pytest.LogCaptureFixture) -> None:
+    one = b'POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 13\r\n\r\n{"input":"a"}'
+    engine = FakeEngine()
+    engine.delay = 0.05
+    with running_server(engine) as address:
+        assert b" 400 " in exchange_raw(address.port, one + one + b"garbage\r\n\r\n")
+    assert engine.running == 0
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

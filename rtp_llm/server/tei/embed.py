@@ -60,8 +60,8 @@ class SimilarityParameters(msgspec.Struct, kw_only=True):
 class SentenceSimilarityBody(msgspec.Struct, kw_only=True):
     """Of /similarity."""
 
-    inputs: SimilarityInputs
-    parameters: SimilarityParameters | None = None
+    inputs: Annotated[SimilarityInputs, Meta(description="one sentence, and those it is compared with")]
+    parameters: Annotated[SimilarityParameters | None, Meta(description="how the sentences are read")] = None
 
 
 class SparseValue(msgspec.Struct, kw_only=True):

@@ -9,6 +9,8 @@ from msgspec import Meta
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response
 from rtp_llm.errors import (
+    CustomModuleError,
+    DeadlineExceeded,
     EngineFailure,
     InvalidRequest,
     NotReady,
@@ -58,6 +60,8 @@ def _status(error: RtpError) -> tuple[int, str]:
         return 424, "Backend"
     if isinstance(error, Unauthorized):
         return error.status, "Unauthorized"
+    if isinstance(error, CustomModuleError | DeadlineExceeded):
+        return error.status, "Backend"
     if isinstance(error, Overloaded):
         return 429, "Overloaded"
     if isinstance(error, NotReady):

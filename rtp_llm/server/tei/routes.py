@@ -30,7 +30,9 @@ _inputs = msgspec.json.Decoder(dict[str, msgspec.Raw])
 class VertexBody(msgspec.Struct, kw_only=True):
     """Google Vertex AI's form: each instance is a body of any of the other routes."""
 
-    instances: Annotated[list[msgspec.Raw], Meta(extra_json_schema={"items": {"type": "object"}})]
+    instances: Annotated[
+        list[msgspec.Raw], Meta(description="bodies of other routes", extra_json_schema={"items": {"type": "object"}})
+    ]
 
 
 class VertexAnswer(msgspec.Struct, kw_only=True):

@@ -21,7 +21,10 @@ from rtp_llm.server.tei.frame import RawScores, Truncate, Truncation
 class PredictBody(msgspec.Struct, kw_only=True):
     """What to classify: a text; a list of two texts, which is one pair; or a batch: lists of one text or two."""
 
-    inputs: str | list[str | list[str]]
+    inputs: Annotated[
+        str | list[str | list[str]],
+        Meta(description="a text; a pair, as a list of two texts; or a batch: lists of one text or two"),
+    ]
     truncate: Truncate = None
     truncation_direction: Truncation = None
     raw_scores: RawScores = None
@@ -46,8 +49,8 @@ class Prediction(msgspec.Struct, kw_only=True):
 class TextsBody(msgspec.Struct, kw_only=True):
     """What to score."""
 
-    query: str
-    texts: list[str]
+    query: Annotated[str, Meta(description="what is looked for")]
+    texts: Annotated[list[str], Meta(description="what is scored")]
     truncate: Truncate = None
     truncation_direction: Truncation = None
     raw_scores: RawScores = None

@@ -18,7 +18,7 @@ from rtp_llm.server.tei.frame import PromptName
 class TokensBody(msgspec.Struct, kw_only=True):
     """Of /tokenize."""
 
-    inputs: str | list[str]
+    inputs: Annotated[str | list[str], Meta(description="a text, or texts")]
     add_special_tokens: Annotated[bool | None, Meta(description="null: true")] = None
     prompt_name: PromptName = None
 
