@@ -26,7 +26,7 @@ from benchmarks.peers.process import EngineFailed, EngineProcess, Others, pin, p
 _SETTLE_SECONDS = 0.3  # some engines' threads spin for a while after their work
 _NUM_TEXTS = {
     "quick": {"passages": 64, "short": 128, "long": 16},
-    "small": {"passages": 96, "short": 512, "long": 24},
+    "small": {"passages": 96, "short": 512, "long": 16},
     "normal": {"passages": 256, "short": 512, "long": 64},
     "full": {"passages": 256, "short": 512, "long": 256},
 }
