@@ -8,6 +8,8 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 HOST ?= 127.0.0.1
 PORT ?= 8088
+# Test processes; each holds torch and several tokenizers, about 1.5 GB.
+WORKERS ?= 2
 NATIVE := setup.py pyproject.toml $(wildcard rtp_llm/ops/native/*)
 # Of larger models only what is best for many texts, and few of them.
 LARGER := --engines rtp_llm,streams --size small --rounds 2 --latency-repeats 40
@@ -25,7 +27,7 @@ serve: $(VENV)/.demo ## serve all-MiniLM-L6-v2 on http://localhost:8088
 	$(PY) -m rtp_llm.start_server --checkpoint_path $(DEMO) --served_model_name all-MiniLM-L6-v2 --host $(HOST) --start_port $(PORT)
 
 test: $(VENV)/.test ## run the tests
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 clients: $(VENV)/.test $(APART)/.python $(APART)/.node ## run the tests of clients that have an environment of their own
 	$(PY) -m pytest -m clients tests/clients

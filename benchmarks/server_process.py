@@ -1,6 +1,7 @@
 """The real server in a process of its own on loopback, and what the kernel tells of that process."""
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,9 +29,11 @@ class ServerProcess:
     def __init__(self, checkpoint: Path, *options: str) -> None:
         self.port = free_port()
         self.started = time.perf_counter()
+        self._process = subprocess.Popen(self._command(checkpoint, options))
+
+    def _command(self, checkpoint: Path, options: Sequence[str]) -> list[str]:
         command = [sys.executable, "-m", "rtp_llm.start_server", "--checkpoint_path", str(checkpoint)]
-        command += ["--host", "127.0.0.1", "--start_port", str(self.port), "--log_level", "warning", *options]
-        self._process = subprocess.Popen(command)
+        return [*command, "--host", "127.0.0.1", "--start_port", str(self.port), "--log_level", "warning", *options]
 
     @property
     def pid(self) -> int:
@@ -79,12 +82,52 @@ class ServerProcess:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stopped meanwhile: a server that nobody asks may still work, Infinity for seconds after its start."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def cpu_by_thread(self) -> tuple[float, float]:
+        """Seconds that the main thread, which has the event loop, and all threads together have run, to the nanosecond.
+
+        A thread that has ended is not in the sum.
+        """
+        seconds = {}
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                seconds[task.name] = int((task / "schedstat").read_text().split()[0]) / 1e9
+        return seconds[str(self.pid)], sum(seconds.values())
+
+    def reset_peak(self) -> None:
+        """Let `peak` count from now on."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        """Bytes resident at most since `reset_peak`, or since the start."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+
     def memory(self) -> dict[str, int]:
         """Bytes: Rss, Pss (shared pages divided among their users), Private_Dirty (the process's own alone)."""
         wanted = ("Rss", "Pss", "Private_Dirty")
         lines = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
         values = {line.split(":")[0]: line.split()[1] for line in lines[1:]}
         return {key: int(values[key]) * 1024 for key in wanted}
+
+
+class InfinityProcess(ServerProcess):
+    """infinity_emb, `executable` of an environment of its own, on the same checkpoint: torch, fp32, its defaults."""
+
+    executable = ""
+
+    def _command(self, checkpoint: Path, options: Sequence[str]) -> list[str]:
+        command = [self.executable, "v2", "--model-id", str(checkpoint), "--served-model-name", "default"]
+        command += ["--engine", "torch", "--device", "cpu", "--dtype", "float32", "--url-prefix", "/v1"]
+        return [*command, "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "warning", *options]
 
 
 def body(texts: Sequence[str], encoding_format: str = "base64") -> str:
