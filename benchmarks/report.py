@@ -87,5 +87,6 @@ def finish(result: dict[str, Any], path: str = "") -> None:
     """Prints the result as the last line, and writes it to `path` when one is given."""
     line = json.dumps(result, sort_keys=True)
     if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(line + "\n")
     print(line)
