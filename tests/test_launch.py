@@ -94,7 +94,7 @@ def test_a_port_that_is_taken(server: Running, tiny_bert: Path, tmp_path: Path) 
         (["{tiny}", "--model_type", "qwen_9"], 2, "'qwen_9', which is not one of bert"),
         (["{tiny}", "--task_type", "RERANKER"], 1, "no classification head"),
         (["{tiny}", "--max_seq_len", "100000"], 2, "512 positions"),
-        (["{tiny}", "--device", "cuda"], 2, "needs --backend torch"),
+        (["{tiny}", "--device", "cuda"], 2, "device 'cuda' cannot be used"),
     ],
 )
 def test_what_cannot_start_says_why_in_one_line(
@@ -121,7 +121,7 @@ def test_rtp_llm_embed(tiny_bert: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--help"], 0, "rtp-llm {serve,embed,rerank,classify,verify}"),
+        (["--help"], 0, "rtp-llm {serve,embed,rerank,classify,quantize,verify}"),
         ([], 0, "usage"),
         (["--version"], 0, "rtp-llm "),
         (["sevre"], 2, "unknown command 'sevre'"),

@@ -91,7 +91,7 @@ class Weights(Mapping[str, FloatArray]):
 
 
 def check_floats(source: TensorSource, name: str) -> None:
-    """CheckpointError for a tensor of whole numbers or of 8 bits: of a quantised checkpoint, which needs its scales."""
+    """CheckpointError for a tensor of whole numbers, or of 8 bits without a scale: of some quantised checkpoint."""
     dtype = source.tensors[name].dtype
     if dtype not in _FLOATS:
         raise CheckpointError(
@@ -171,12 +171,14 @@ def _is_int8(source: TensorSource, name: str) -> bool:
 
 
 def _wrong_scales(source: TensorSource) -> list[str]:
-    """Weights in 8 bits without a scale in fp32 for each row."""
+    """Weights in 8 bits whose scales are not one number for each row; CheckpointError for one without any."""
     wrong = []
     for name in filter(lambda name: _is_int8(source, name), source.tensors):
         rows, scale = source.tensors[name].shape[:1], source.tensors.get(name + SCALE)
-        if scale is None or scale.shape not in (rows, (*rows, 1)) or not scale.dtype.startswith(("fp", "bf")):
-            found = "nothing" if scale is None else f"{scale.dtype} {list(scale.shape)}"
+        if scale is None:
+            check_floats(source, name)
+        elif scale.shape not in (rows, (*rows, 1)) or not scale.dtype.startswith(("fp", "bf")):
+            found = f"{scale.dtype} {list(scale.shape)}"
             wrong.append(f"{name + SCALE} {found}, needed a number for each of {rows[0] if rows else 0} rows")
     return wrong
 

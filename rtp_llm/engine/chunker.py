@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from rtp_llm.core import Chunk, FloatArray, Input, Int32Array, Item, Params, Request, TaskType
-from rtp_llm.engine.tokenizer import Framed, Tokenizer
+from rtp_llm.engine.tokenizer import Tokenizer
+from rtp_llm.engine.tokens import Framed
 from rtp_llm.errors import InvalidInput, InvalidRequest
 from rtp_llm.ops.numpy_ops import l2_normalize
 from rtp_llm.tasks import Task, chunkings

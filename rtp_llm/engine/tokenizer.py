@@ -7,9 +7,8 @@ and cut here, by transformers' rules, instead of setting a truncation on the sha
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from rtp_llm.core import Input, Int32Array, Item, Params
 from rtp_llm.engine import tokenizer_files as files
 from rtp_llm.engine.chat_template import ChatTemplate
 from rtp_llm.engine.tokenizer_cuts import find_cuts
+from rtp_llm.engine.tokens import Framed, Token
 from rtp_llm.engine.truncation import longest_first, only_second
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidInput, InvalidRequest
 from rtp_llm.model_config import ModelConfig, sequence_limit
@@ -32,29 +32,6 @@ _MAX_CACHED_PROMPTS = 1024
 # A long text is first tried with this many characters for each token that may be kept: 100 kB of English for a model
 # of 512 tokens is then encoded in 2 ms instead of 35.
 _CHARACTERS_PER_TOKEN = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One token of a text and the characters it covers, start:stop; a special token covers none."""
-
-    id: int
-    text: str
-    special: bool
-    start: int | None
-    stop: int | None
-
-
-class Framed(NamedTuple):
-    """One input's tokens: those before it (leading special ones, the prompt), its own, and those after it.
-
-    prompt_length  as of an Item
-    """
-
-    head: Int32Array
-    body: Int32Array
-    tail: Int32Array
-    prompt_length: int
 
 
 class Tokenizer:

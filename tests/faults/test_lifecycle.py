@@ -122,7 +122,15 @@ def test_an_interrupt_before_the_server_is_ready(tmp_path: Path) -> None:
         "loading.load_engines = lambda *_: (print('loading', flush=True), time.sleep(60))\nmain(sys.argv[1:])\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path), "--port", "0", "--host", "127.0.0.1"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        # What a shell starts in the background ignores it, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert child.stdout is not None and child.stdout.readline() == "loading\n"
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=10)
