@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 from dataclasses import dataclass
+from itertools import islice, product
 from pathlib import Path
 
 MODELS = Path(".models")  # converted and random checkpoints; git ignores it
@@ -56,18 +57,23 @@ def choose(checkpoint: str, shape: str, models: Path = MODELS) -> Path:
     return random_weights(shape, models).resolve() if shape else minilm()
 
 
-def random_weights(shape: str, models: Path = MODELS, layers: int = 0) -> Path:
-    """A BERT of a shape of SHAPES with random weights, MiniLM's tokenizer and pooling; made once. `layers`: so many."""
+def random_weights(shape: str, models: Path = MODELS, layers: int = 0, tokenizer: Path | None = None) -> Path:
+    """A BERT of a shape of SHAPES with random weights and MiniLM's pooling; made once.
+
+    layers     so many of them; 0: the shape's
+    tokenizer  the folder whose tokenizer and pooling it gets; None: MiniLM's
+    """
     folder = models / (f"random-{shape}-{layers}" if layers else f"random-{shape}")
     if (folder / "model.safetensors").exists():
         return folder
     from transformers import BertConfig, BertModel, set_seed
 
     hidden_size, num_layers, intermediate_size, num_heads, positions = SHAPES[shape]
-    source = minilm()
+    source = tokenizer or minilm()
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "modules.json"):
-        shutil.copy(source / name, folder / name)
+        if (source / name).exists():
+            shutil.copy(source / name, folder / name)
     limit = json.dumps({"max_seq_length": positions, "do_lower_case": False})
     (folder / "sentence_bert_config.json").write_text(limit)
     (folder / "1_Pooling").mkdir(exist_ok=True)
@@ -82,4 +88,39 @@ def random_weights(shape: str, models: Path = MODELS, layers: int = 0) -> Path:
         "num_attention_heads": num_heads,
     }
     BertModel(BertConfig.from_dict(config)).save_pretrained(folder)
+    return folder
+
+
+def made_up(folder: Path) -> Path:
+    """What `random_weights` reads of MiniLM where that is not at hand: 30,000 words, a token each; mean pooling."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = "bcdfghjklmnprstvwz"
+    words = ["".join(four) for four in islice(product(letters, "aeiou", letters, "aeiouy" + letters), 30_000)]
+    vocabulary = {word: place for place, word in enumerate([*special, *words])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    (folder / "1_Pooling").mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    kinds = ("Transformer", ""), ("Pooling", "1_Pooling")
+    files: dict[str, object] = {
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **{f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")},
+        },
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (kind, path) in enumerate(kinds)
+        ],
+        "1_Pooling/config.json": {"word_embedding_dimension": 0, "pooling_mode_mean_tokens": True},
+        "config.json": {"model_type": "bert", "architectures": ["BertModel"], "vocab_size": len(vocabulary)},
+    }  # fmt: skip
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
     return folder

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +21,16 @@ from benchmarks.corpus import Workload
 from benchmarks.cpu_tables import LATENCY, Peak, Result, Results, print_tables, summary
 from benchmarks.disk import installed_bytes
 from benchmarks.peers import OURS, Engine, FloatArray, Setup, select
-from benchmarks.peers.process import EngineFailed, EngineProcess, pin, prepare
+from benchmarks.peers.process import EngineFailed, EngineProcess, Others, pin, prepare
 
 _SETTLE_SECONDS = 0.3  # some engines' threads spin for a while after their work
 _NUM_TEXTS = {
     "quick": {"passages": 64, "short": 128, "long": 16},
+    "small": {"passages": 96, "short": 512, "long": 16},
     "normal": {"passages": 256, "short": 512, "long": 64},
     "full": {"passages": 256, "short": 512, "long": 256},
 }
 _WARM_UP = 20
-
-
-@dataclass
-class Others:
-    """CPU seconds that processes outside the benchmark had of the timed seconds; above a few percent, run it again."""
-
-    used: float = 0.0
-    timed: float = 0.0
-
-    @property
-    def cores(self) -> float:
-        return max(0.0, self.used / self.timed) if self.timed else 0.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -162,10 +150,7 @@ def _is_ours(process: EngineProcess) -> bool:
 
 
 def _time(process: EngineProcess, name: str, result: Result, others: Others) -> None:
-    busy = report.busy_seconds()
-    wall, cpu = process.cpu_seconds(name)
-    others.used += report.busy_seconds() - busy - cpu
-    others.timed += wall
+    wall, cpu = others.time(process, name)
     result.seconds.setdefault(name, []).append(wall)
     result.cpu_seconds.setdefault(name, []).append(cpu)
 

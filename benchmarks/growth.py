@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from benchmarks import checkpoints, corpus, report
 from benchmarks.peers import ENGINES, OURS, Setup
-from benchmarks.peers.process import EngineProcess, pin, prepare
+from benchmarks.peers.process import EngineProcess, Others, pin, prepare
 
 _ENGINES = (OURS, f"{OURS} int8", "openvino streams", "ctranslate2 streams", "ctranslate2 int8 streams")
 _LENGTHS = (8, 32, 128, 512, 2048, 8192)
@@ -38,16 +38,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     cores, facts = pin(0), report.machine()
     print(report.describe(facts))
     parts: dict[str, Any] = {}
+    others_cores: dict[str, float] = {}
     for name in arguments.parts.split(","):
         measure = {"cores": _cores, "lengths": _lengths, "corpus": _corpus}[name]
-        parts[name] = measure(arguments.models.resolve(), cores, arguments.rounds)
-        print(f"\n{name}\n{_table(parts[name])}")
-    kept = report.read(arguments.json).get("parts", {})
+        others = Others()
+        parts[name] = measure(arguments.models.resolve(), cores, arguments.rounds, others)
+        others_cores[name] = others.cores
+        print(f"\n{name} (other processes used {others.cores:.2f} cores)\n{_table(parts[name])}")
+    earlier = report.read(arguments.json)
     about = {"benchmark": "growth", "machine": facts, **report.provenance(), "versions": report.versions()}
-    report.finish({**about, "parts": kept | parts}, arguments.json)
+    result = {"parts": parts, "others_cores": others_cores}
+    report.finish(about | {key: earlier.get(key, {}) | values for key, values in result.items()}, arguments.json)
 
 
-def _cores(models: Path, cores: list[int], rounds: int) -> list[dict[str, Any]]:
+def _cores(models: Path, cores: list[int], rounds: int, others: Others) -> list[dict[str, Any]]:
     checkpoint = checkpoints.minilm()
     texts = {"passages": corpus.load(checkpoint)["passages"].texts}
     rows = []
@@ -57,7 +61,7 @@ def _cores(models: Path, cores: list[int], rounds: int) -> list[dict[str, Any]]:
             for name in _progress(_installed(), f"{number} cores"):
                 prepare(name, setup)
                 with closing(EngineProcess(name, setup, texts)) as process:
-                    rate = len(texts["passages"]) / _median_seconds(process, "passages", rounds)
+                    rate = len(texts["passages"]) / _median_seconds(process, "passages", rounds, others)
                 rows.append({"engine": name, "cores": number, "texts_per_second": rate})
     return rows
 
@@ -73,7 +77,7 @@ def _on(cores: list[int]) -> Iterator[None]:
     os.environ["OMP_NUM_THREADS"] = threads
 
 
-def _lengths(models: Path, cores: list[int], rounds: int) -> list[dict[str, Any]]:
+def _lengths(models: Path, cores: list[int], rounds: int, others: Others) -> list[dict[str, Any]]:
     checkpoint = checkpoints.random_weights("bge-m3", models, _LAYERS)
     texts = {str(length): _texts_of(length, max(1, _TOKENS_OF_LENGTH // length)) for length in _LENGTHS}
     rows = []
@@ -83,13 +87,14 @@ def _lengths(models: Path, cores: list[int], rounds: int) -> list[dict[str, Any]
         prepare(name, setup)
         with closing(EngineProcess(name, setup, texts)) as process:
             for length in _progress([length for length in _LENGTHS if length <= most], name):
-                seconds = _median_seconds(process, str(length), rounds if length <= _MOST_TOKENS_OF_PEERS else 1)
+                passes = rounds if length <= _MOST_TOKENS_OF_PEERS else 1
+                seconds = _median_seconds(process, str(length), passes, others)
                 rate = len(texts[str(length)]) * length / seconds
                 rows.append({"engine": name, "length": length, "tokens_per_second": rate})
     return rows
 
 
-def _corpus(models: Path, cores: list[int], rounds: int) -> list[dict[str, Any]]:
+def _corpus(models: Path, cores: list[int], rounds: int, others: Others) -> list[dict[str, Any]]:
     length = 10
     texts = {str(size): _texts_of(length, size) for size in _SIZES}
     rows = []
@@ -99,7 +104,7 @@ def _corpus(models: Path, cores: list[int], rounds: int) -> list[dict[str, Any]]
         ) as process:
             before = process.resident_bytes()
             for size in _progress(_SIZES, name):
-                wall, _ = process.cpu_seconds(str(size))
+                wall, _ = others.time(process, str(size))
                 vectors = size * checkpoints.read_shape(checkpoints.minilm()).hidden_size * 4
                 rows.append({
                     "engine": name,
@@ -129,10 +134,10 @@ def _installed() -> list[str]:
     return [name for name in _ENGINES if not ENGINES[name].missing()]
 
 
-def _median_seconds(process: EngineProcess, key: str, rounds: int) -> float:
+def _median_seconds(process: EngineProcess, key: str, rounds: int, others: Others) -> float:
     """After an untimed pass."""
     process.cpu_seconds(key)
-    return statistics.median(process.cpu_seconds(key)[0] for _ in range(rounds))
+    return statistics.median(others.time(process, key)[0] for _ in range(rounds))
 
 
 def _progress(iterable: Any, label: str) -> Any:

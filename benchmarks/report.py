@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "rtp-llm", "numpy", "tokenizers", "torch", "sentence-transformers", "onnxruntime", "openvino", "nncf",
-    "ctranslate2",
+    "rtp-llm", "numpy", "tokenizers", "torch", "transformers", "sentence-transformers", "onnxruntime", "openvino",
+    "nncf", "ctranslate2",
 )  # fmt: skip
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
 
@@ -87,5 +87,6 @@ def finish(result: dict[str, Any], path: str = "") -> None:
     """Prints the result as the last line, and writes it to `path` when one is given."""
     line = json.dumps(result, sort_keys=True)
     if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(line + "\n")
     print(line)

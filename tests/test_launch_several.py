@@ -12,6 +12,7 @@ import pytest
 
 from rtp_llm import Model
 from rtp_llm.config import ServerConfig
+from rtp_llm.core import Request, TaskType
 from rtp_llm.engine.loading import load_engines
 from rtp_llm.errors import CheckpointError
 from rtp_llm.served_models import ServedModel
@@ -155,6 +156,28 @@ def test_models_share_device_and_streams(tiny_bert: Path) -> None:
         assert second.info().aliases == ("b2",) and second.info().weight_bytes == first.info().weight_bytes > 10_000
     finally:
         first.close()
+
+
+def test_models_share_a_torch_device(folders: dict[str, Path], tiny_bert: Path) -> None:
+    pytest.importorskip("torch")
+    paths = {"mini": folders["mini"], "tiny": tiny_bert}
+    options: dict[str, Any] = {"backend": "torch", "device": "cpu"}
+    models = [
+        ServerConfig(checkpoint_path=str(path), served_model_name=name, **options) for name, path in paths.items()
+    ]
+    engines = load_engines([ServedModel(config) for config in models])
+    try:
+        assert len({id(vars(engine.runtime)["device"]) for engine in engines}) == 1
+        requests = [Request(["a", f"one {place} more"]) for place in range(6)]
+        with ThreadPoolExecutor(2) as pool:
+            answers = list(pool.map(lambda engine: list(engine.run_many(requests)), engines))
+        for path, found in zip(paths.values(), answers, strict=True):
+            with Model(path) as model:
+                for request, response in zip(requests, found, strict=True):
+                    rows = np.stack(response.outputs[TaskType.DENSE])
+                    np.testing.assert_allclose(rows, model.embed(list(request.inputs)), atol=1e-5)
+    finally:
+        engines[0].close()
 
 
 def test_one_that_does_not_load_ends_the_others(tiny_bert: Path) -> None:

@@ -5,10 +5,12 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.peers import ENGINES, Embed, FloatArray, Setup
+from benchmarks.report import busy_seconds
 
 
 class EngineFailed(RuntimeError):
@@ -68,6 +70,26 @@ class EngineProcess:
         if failed:
             raise EngineFailed(answer)
         return answer
+
+
+@dataclass
+class Others:
+    """CPU seconds that processes outside the benchmark had of the timed seconds; above a few percent, run it again."""
+
+    used: float = 0.0
+    timed: float = 0.0
+
+    @property
+    def cores(self) -> float:
+        return max(0.0, self.used / self.timed) if self.timed else 0.0
+
+    def time(self, process: EngineProcess, key: str) -> tuple[float, float]:
+        """`process.cpu_seconds(key)`, while the rest of the machine is watched."""
+        busy = busy_seconds()
+        wall, cpu = process.cpu_seconds(key)
+        self.used += busy_seconds() - busy - cpu
+        self.timed += wall
+        return wall, cpu
 
 
 def prepare(name: str, setup: Setup) -> None:

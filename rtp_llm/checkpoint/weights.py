@@ -73,16 +73,7 @@ class Weights(Mapping[str, FloatArray]):
             )
         check_floats(self._source, source)
         values = self._source.read(source)
-        # A sum is not finite where an element is not, and costs a fifth of looking at each; it may also overflow.
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = values.sum()
-        if not np.isfinite(total):
-            wrong = values.size - int(np.count_nonzero(np.isfinite(values)))
-            if wrong:
-                raise CheckpointError(
-                    f"{self._source.file(source)}: {wrong:,} of the {values.size:,} numbers of tensor {source!r} are "
-                    "NaN or infinite; download it again, or ask its authors"
-                )
+        check_finite(values, self._source, source)
         return values
 
     def __contains__(self, name: object) -> bool:
@@ -106,6 +97,19 @@ def check_floats(source: TensorSource, name: str) -> None:
         raise CheckpointError(
             f"{source.file(name)}: tensor {name!r} is of type {dtype}; quantised weights are not read, use an fp32, "
             "fp16 or bf16 checkpoint"
+        )
+
+
+def check_finite(values: FloatArray, source: TensorSource, name: str) -> None:
+    """CheckpointError that counts the numbers of a tensor, or of a part of it, that are NaN or infinite."""
+    # A sum is not finite where an element is not, and costs a fifth of looking at each; it may also overflow.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = values.sum()
+    wrong = 0 if np.isfinite(total) else values.size - int(np.count_nonzero(np.isfinite(values)))
+    if wrong:
+        raise CheckpointError(
+            f"{source.file(name)}: {wrong:,} of the {values.size:,} numbers of tensor {name!r} are NaN or infinite; "
+            "download it again, or ask its authors"
         )
 
 

@@ -3,13 +3,15 @@
 import time
 from collections.abc import Mapping
 
+import numpy as np
+
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import Item, Request, TaskType
 from rtp_llm.engine.chunker import check_chunking
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import DeadlineExceeded, EngineFailure, InvalidRequest, RequestTooLarge, UnsupportedTask
-from rtp_llm.tasks import Task
+from rtp_llm.tasks import Task, unread_end
 
 
 class Intake:
@@ -53,7 +55,22 @@ class Intake:
                 f"the request has over {self._max_tokens} tokens (max_request_tokens): send fewer inputs at a time",
                 param="input",
             )
+        unread = {unread_end(self._tasks[task]) for task in request.tasks} - {None}
+        for token in unread:
+            for item in items:
+                _cut_end(item, token)
         return items
+
+
+def _cut_end(item: Item, token: int | None) -> None:
+    """Without the tokens of this kind at the end; of an item that has no others, the first stays."""
+    others = np.flatnonzero(item.input_ids != token)
+    length = int(others[-1]) + 1 if len(others) else 1
+    if length < item.num_tokens:
+        item.input_ids = item.input_ids[:length]
+        item.prefix = item.prefix if len(item.prefix) < item.input_ids.nbytes else b""
+        if item.token_type_ids is not None:
+            item.token_type_ids = item.token_type_ids[:length]
 
 
 def expired() -> DeadlineExceeded:

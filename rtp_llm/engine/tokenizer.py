@@ -96,7 +96,7 @@ class Tokenizer:
             *self.special_ids.values(),
             *(token_id for token_id, token in added.items() if token.special),
         }
-        num_ids = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        num_ids = files.num_ids(self._tokenizer)
         self.vocab_size = num_ids if vocab_size is None else vocab_size
         self._may_exceed = num_ids > self.vocab_size
         if self._may_exceed:

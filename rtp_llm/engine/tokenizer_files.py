@@ -250,6 +250,15 @@ def special_ids(tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any]) -> d
     return {role: token_id for role, token_id in ids.items() if token_id is not None}
 
 
+def num_ids(tokenizer: tokenizers.Tokenizer) -> int:
+    """One more than the greatest id."""
+    num_tokens = int(tokenizer.get_vocab_size(with_added_tokens=True))
+    # A dictionary of all tokens takes memory that Python keeps; it is needed only where ids have holes.
+    if all(tokenizer.id_to_token(token_id) is not None for token_id in range(num_tokens)):
+        return num_tokens
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+
+
 def model_max_length(folder: Path) -> int:
     """tokenizer_config.json's limit; `NO_LIMIT` where it has none (transformers then writes a huge float)."""
     value = read_json(folder, "tokenizer_config.json", required=False).get("model_max_length")

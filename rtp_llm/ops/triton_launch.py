@@ -1,6 +1,8 @@
 """What the kernels' launches need to know of the device."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -14,6 +16,11 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 def is_hip() -> bool:
     """Whether torch was built for AMD."""
     return torch.version.hip is not None
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it kernels are launched on this device: on which one is the thread's affair, not that of the tensors."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @lru_cache

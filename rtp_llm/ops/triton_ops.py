@@ -123,7 +123,10 @@ class TritonOps(TorchOps):
         return other
 
     def matrix(self, weight: FloatArray | QuantizedWeight) -> Any:
-        tensor = super().matrix(weight)
+        return self.narrowed(super().matrix(weight))
+
+    def narrowed(self, tensor: torch.Tensor) -> torch.Tensor | Matrix8:
+        """A weight [N, K] as these ops keep it: in 8 bits where they make such, and where the sizes fit."""
         fits = all(size % triton_fp8.MULTIPLE == 0 for size in tensor.shape)
         return Matrix8(*triton_fp8.quantize(tensor)) if self.quantization == "fp8" and fits else tensor
 

@@ -79,7 +79,7 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig, beside: Runtim
         if config.weight_dtype == "bf16":
             raise ConfigError("weight_dtype bf16 is for a CPU without torch: --act_type bf16", param="weight_dtype")
         torch_loading = _import_torch_loading()
-        return torch_loading.load(config, model_config, device)  # type: ignore[no-any-return]
+        return torch_loading.load(config, model_config, device, beside)  # type: ignore[no-any-return]
     if config.quantization == "fp8":
         raise ConfigError("quantization fp8 needs a GPU; on a CPU there is int8", param="quantization")
     if config.gelu != "erf":

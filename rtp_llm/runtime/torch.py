@@ -6,7 +6,6 @@ thread enqueues the next batch. Nothing waits for the device in between.
 """
 
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -77,14 +76,17 @@ class TorchRuntime:
         self._graphs = Graphs(device, ops, graph_bytes, model.max_positions)
         self._leader = leader
         self._largest_step: int | None = None
-        self._launch = threading.Lock()
+        self._launch = device.launch
         self._slots: SimpleQueue[Slot] = SimpleQueue()
         for _ in range(device.num_slots):
             self._slots.put(Slot(device))
 
     def start(self, max_seq_len: int) -> None:
         """Find out the step that this device likes, unless it is given or known; once, when the tasks are there."""
-        self.device.synchronize()
+        with self._launch:
+            self.device.synchronize()
+            # What loading held was on another stream, whose memory batches cannot have.
+            self.device.empty_cache()
         self.batch_tokens = self._budget.find(self, max_seq_len)
         # What was too large while sizes were tried is not tried again.
         self._largest_step = None
@@ -168,7 +170,9 @@ class TorchRuntime:
 
     def _settle(self, error: BaseException) -> None:
         try:
-            self.device.synchronize()
+            # Locked, since a stream that records a graph, another thread's, cannot be waited for.
+            with self._launch:
+                self.device.synchronize()
         except RuntimeError as fatal:
             raise DeviceLost(f"the device has failed: {' '.join(str(fatal).split()):.200}") from error
         if self._leader is not None and not isinstance(error, torch.OutOfMemoryError):

@@ -4,6 +4,7 @@
 Kernels of all batches run on one stream, in the order in which they were enqueued; copies have streams of their own.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
@@ -23,12 +24,14 @@ class Device(Protocol):
 
     num_slots  batches in flight that it likes: one computes while the next is enqueued
     grain      token budgets that are tried are this, doubled; 0: nothing is tried
+    launch     held by whoever enqueues kernels, whichever model's: they have one order, and a graph none but its own
     """
 
     name: str
     torch_device: torch.device
     num_slots: int
     grain: int
+    launch: threading.Lock
 
     def host_buffer(self, size: int, dtype: torch.dtype) -> torch.Tensor:
         """[size] on the host, where copies can overlap with kernels."""
@@ -49,7 +52,10 @@ class Device(Protocol):
         """Copy to the host what was enqueued for computing; `in_order`: before kernels that are enqueued later."""
 
     def capture(self, compute: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
-        """Record kernels instead of running them -> what runs them all again, and the tensor that they fill."""
+        """Record kernels instead of running them -> what runs them all again, and the tensor that they fill.
+
+        `compute` may be called more than once; `launch` is held.
+        """
 
     def free_bytes(self) -> int:
         """Memory that is left."""
@@ -77,6 +83,8 @@ class CudaDevice:
         new_stream: Callable[[torch.device], Any] = torch.cuda.Stream
         self._compute, self._in, self._out = (new_stream(self.torch_device) for _ in range(3))
         self._pool: Any = None
+        self._graphs: list[Any] = []
+        self.launch = threading.Lock()
 
     def host_buffer(self, size: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(size, dtype=dtype, pin_memory=True)
@@ -109,9 +117,14 @@ class CudaDevice:
         return self._marked(self._out)
 
     def capture(self, compute: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        # NOTE: in this thread, which may not have multiplied yet: cuBLAS has a handle a thread, which it makes, and
+        # allocates for, at the thread's first product; while a graph is recorded that is an error.
+        compute()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
+        # NOTE: torch's allocator goes on asking one whose recording has failed, and must find it.
+        self._graphs.append(graph)
         # thread_local: other threads may wait for their batches meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._compute, capture_error_mode="thread_local"):
             output = compute()
@@ -125,7 +138,9 @@ class CudaDevice:
         torch.cuda.empty_cache()
 
     def synchronize(self) -> None:
-        torch.cuda.synchronize(self.torch_device)
+        # NOTE: not the device as a whole, which CUDA forbids while another thread records a graph on some stream of it.
+        for stream in (torch.cuda.current_stream(self.torch_device), self._in, self._compute, self._out):
+            stream.synchronize()
 
     def _marked(self, stream: Any) -> Event:
         # blocking: a thread that waits leaves its core to others.
@@ -149,6 +164,7 @@ class CpuDevice:
     def __init__(self, device: str = "cpu") -> None:
         self.torch_device = torch.device(device)
         self.name = device
+        self.launch = threading.Lock()
 
     def host_buffer(self, size: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(size, dtype=dtype)

@@ -12,6 +12,7 @@ from rtp_llm.core import Batch, FloatArray, Item, pack
 from rtp_llm.errors import ConfigError
 from rtp_llm.models import Model, load_model
 from rtp_llm.ops.torch_ops import TorchOps
+from rtp_llm.ops.triton_launch import on
 from rtp_llm.ops.triton_ops import TritonOps
 
 logger = logging.getLogger(__name__)
@@ -38,16 +39,21 @@ def load_fp8(model_type: str, hf: Mapping[str, Any], source: TensorSource, ops: 
 
 def check_fp8(exact: tuple[Model, TorchOps], quantized: tuple[Model, TorchOps]) -> None:
     """Compare the vectors of two models, each with its ops; log the cosines; ConfigError where they are too low."""
-    with torch.inference_mode():
-        cosines = _cosines(*(_vectors(model, ops) for model, ops in (exact, quantized)))
-    mean, p1 = float(cosines.mean()), float(np.percentile(cosines, 1))
-    logger.info("fp8: cosine with the model in 16 bits, %d sequences: mean %.5f, p1 %.5f", len(cosines), mean, p1)
+    mean, p1 = likeness(exact, quantized)
+    logger.info("fp8: cosine with the model in 16 bits, %d sequences: mean %.5f, p1 %.5f", _SEQUENCES, mean, p1)
     if not (mean >= LEAST_MEAN and p1 >= LEAST_P1):
         raise ConfigError(
             f"quantization fp8: cosine with the model in 16 bits is {mean:.4f} in the mean and {p1:.4f} at the worst "
             f"hundredth, {LEAST_MEAN} and {LEAST_P1} are the least; leave out --quantization",
             param="quantization",
         )
+
+
+def likeness(exact: tuple[Model, TorchOps], quantized: tuple[Model, TorchOps]) -> tuple[float, float]:
+    """The cosines of two models' vectors, each model with its ops: their mean, and that of the worst hundredth."""
+    with torch.inference_mode(), on(quantized[1].device):
+        cosines = _cosines(*(_vectors(model, ops) for model, ops in (exact, quantized)))
+    return float(cosines.mean()), float(np.percentile(cosines, 1))
 
 
 def _vectors(model: Model, ops: TorchOps) -> FloatArray:

@@ -49,7 +49,7 @@ class _Graph:
 
 
 class Graphs:
-    """Those of one model on one device, in at most `max_bytes`. Guarded by the runtime's launch lock."""
+    """Those of one model on one device, in at most `max_bytes`. Guarded by the device's launch lock."""
 
     def __init__(self, device: Device, ops: TorchOps, max_bytes: int, max_positions: int) -> None:
         self.enabled = bool(max_bytes) and ops.graph_safe
@@ -97,6 +97,8 @@ class Graphs:
         return self.enabled and not full and self._seen[key] > _EAGER_TIMES and self._device.free_bytes() > _LEAST_FREE
 
     def _capture(self, key: Hashable, staged: Staged, batches: Sequence[Batch], compute: Compute) -> _Graph | None:
+        # What is held for later use is not free: given back, it does not hide what the graph takes.
+        self._device.empty_cache()
         free = self._device.free_bytes()
         try:
             inputs = staged.joined.clone()

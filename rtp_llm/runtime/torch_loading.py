@@ -33,8 +33,13 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def load(config: EngineConfig, model_config: ModelConfig, device: str) -> TorchRuntime | DataParallelRuntime:
-    """ConfigError where the devices are not there, or the model cannot be on them as was asked."""
+def load(
+    config: EngineConfig, model_config: ModelConfig, device: str, beside: Any = None
+) -> TorchRuntime | DataParallelRuntime:
+    """ConfigError where the devices are not there, or the model cannot be on them as was asked.
+
+    beside  another runtime: where it computes on the same devices, so does this, on the same streams
+    """
     if config.tp_size > 1 and config.dp_size > 1:
         raise ConfigError("tp_size and dp_size are both above 1: choose one of them", param="tp_size")
     devices = _devices(device, max(config.tp_size, config.dp_size), "tp_size" if config.tp_size > 1 else "dp_size")
@@ -43,13 +48,13 @@ def load(config: EngineConfig, model_config: ModelConfig, device: str) -> TorchR
     if config.tp_size > 1 and config.quantization == "fp8":
         raise ConfigError("quantization fp8: a model in parts (tp_size) has no weights in 8 bits", param="quantization")
     if config.tp_size > 1:
-        return _load_parts(config, model_config, devices)
-    replicas = [_load_one(config, model_config, name) for name in devices]
+        return _load_parts(config, model_config, devices, beside)
+    replicas = [_load_one(config, model_config, name, beside) for name in devices]
     return replicas[0] if len(replicas) == 1 else DataParallelRuntime(replicas)
 
 
-def _load_one(config: EngineConfig, model_config: ModelConfig, name: str) -> TorchRuntime:
-    device = _open(name)
+def _load_one(config: EngineConfig, model_config: ModelConfig, name: str, beside: Any) -> TorchRuntime:
+    device = _open(name, beside)
     model_type = find_model_type(config.model_type, model_config.hf)
     dtype, fp8 = choose_dtype(config, model_type, model_config.hf, name), config.quantization == "fp8"
     ops = make_ops(config.backend, name, dtype, gelu=config.gelu, fp8=fp8)
@@ -72,7 +77,7 @@ def _load_one(config: EngineConfig, model_config: ModelConfig, name: str) -> Tor
     )
 
 
-def _load_parts(config: EngineConfig, model_config: ModelConfig, devices: list[str]) -> TorchRuntime:
+def _load_parts(config: EngineConfig, model_config: ModelConfig, devices: list[str], beside: Any) -> TorchRuntime:
     """Rank 0's part here, the others in processes of their own."""
     size, hf = config.tp_size, dict(model_config.hf)
     model_type = find_model_type(config.model_type, hf)
@@ -85,7 +90,7 @@ def _load_parts(config: EngineConfig, model_config: ModelConfig, devices: list[s
     }  # fmt: skip
     ranks = Ranks([{**order, "rank": rank, "device": devices[rank]} for rank in range(1, size)])
     try:
-        device = _open(devices[0])
+        device = _open(devices[0], beside)
         ranks.wait_for("imported")
         group = Group(0, size, ranks.rendezvous, device.torch_device)
         ops = make_ops(config.backend, devices[0], dtype, gelu=config.gelu)
@@ -137,9 +142,12 @@ def _devices(device: str, count: int, option: str) -> list[str]:
     return [f"{kind}:{place}" for place in range(count)]
 
 
-def _open(name: str) -> Device:
+def _open(name: str, beside: Any) -> Device:
+    """The device; that of `beside` where it is the same."""
     try:
-        return open_device(name)
+        opened = open_device(name)
+        others = (replica.device for replica in getattr(beside, "replicas", ()) if isinstance(replica, TorchRuntime))
+        return next((other for other in others if other.torch_device == opened.torch_device), opened)
     except (RuntimeError, AssertionError) as error:
         problem = " ".join(str(error).split())
         raise ConfigError(f"device {name!r} cannot be used: {problem:.200}", param="device") from error

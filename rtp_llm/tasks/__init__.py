@@ -104,6 +104,15 @@ def chunkings(task: Task) -> tuple[str, ...]:
     return offered
 
 
+def unread_end(task: Task) -> int | None:
+    """A token that a task does not read at the end of a sequence: its attribute of this name, where it has one.
+
+    Only of a task that reads the last hidden state of a causal model: what is before such tokens does not know of them.
+    """
+    token: int | None = getattr(task, "unread_end", None)
+    return token
+
+
 def load_tasks(source: TaskSource) -> Mapping[TaskType, Task]:
     """Every task of the checkpoint; CheckpointError where a head that a task needs is not there."""
     tasks = {task_type: load_task(task_type, source) for task_type in source.model_config.tasks}

@@ -17,6 +17,7 @@ class Classify:
     def __init__(self, head: Head, activation: str | None) -> None:
         self.head = head
         self.reads = head.reads
+        self.unread_end = head.unread_end
         self.activation = activation
         self.dimension = head.num_labels
 

@@ -2,7 +2,7 @@
 
 classifier.dense, classifier.out_proj   RoBERTa, XLM-R, CamemBERT: first token, dense, tanh, out_proj
 pooler.dense, classifier                BERT: first token, pooler, tanh, classifier
-score                                   decoders: last token, score
+score                                   decoders: last token that is not the padding token, score
 classifier                              one linear layer: on a causal model's last token, else on the first
 """
 
@@ -45,12 +45,16 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """One row of `num_labels` logits a sequence."""
+    """One row of `num_labels` logits a sequence.
+
+    unread_end  a token that is not read at the end of a sequence, be it padding or written there; None: there is none
+    """
 
     mode: PoolMode
     hidden: Linear | None
     last: Linear
     num_labels: int
+    unread_end: int | None = None
 
     @property
     def reads(self) -> Reads:
@@ -93,7 +97,10 @@ def load_head(source: TaskSource) -> Head:
         for layer in widths
     }
     tensors.close()
-    return Head(layout.mode, linears[layout.hidden] if layout.hidden else None, linears[layout.last], num_labels)
+    hidden = linears[layout.hidden] if layout.hidden else None
+    # transformers looks for the padding token's id, whoever wrote it: modeling_layers.GenericForSequenceClassification.
+    unread = config.hf.get("pad_token_id") if layout.last == "score" and source.causal else None
+    return Head(layout.mode, hidden, linears[layout.last], num_labels, unread)
 
 
 def _find_layout(shapes: Mapping[str, tuple[int, ...]], causal: bool, tensors: TensorSource) -> _Layout:

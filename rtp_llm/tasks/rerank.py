@@ -20,6 +20,7 @@ class Rerank:
     def __init__(self, head: Head, activation: str | None) -> None:
         self.head = head
         self.reads = head.reads
+        self.unread_end = head.unread_end
         self.activation = activation
 
     @classmethod

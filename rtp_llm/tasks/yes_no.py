@@ -4,7 +4,7 @@ The head over the vocabulary is folded to one row, in fp32. Equals Qwen3-Reranke
 sentence-transformers' LogitScore.
 """
 
-from rtp_llm.checkpoint import TensorSource, check_floats, open_tensors, read_json
+from rtp_llm.checkpoint import TensorSource, check_finite, check_floats, open_tensors, read_json
 from rtp_llm.core import FloatArray
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.tasks import TaskSource
@@ -68,4 +68,6 @@ def _row(tensors: TensorSource, name: str, token_id: int, hidden_size: int) -> F
     shape = tensors.tensors[name].shape
     if len(shape) != 2 or shape[1] != hidden_size or not 0 <= token_id < shape[0]:
         raise CheckpointError(f"{tensors.path}: {name} {list(shape)} has no row {token_id} of {hidden_size} numbers")
-    return tensors.read_row(name, token_id)
+    row = tensors.read_row(name, token_id)
+    check_finite(row, tensors, name)
+    return row

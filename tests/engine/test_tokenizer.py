@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rtp_llm.core import Input, Item, Params
 from rtp_llm.engine.tokenizer import Side, Tokenizer
+from rtp_llm.engine.tokenizer_files import num_ids
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.engine.truncation import longest_first
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
@@ -283,3 +285,8 @@ def test_pool(tiny: Path) -> None:
 )
 def test_small_requests_need_no_thread(inputs: Any, small: bool) -> None:
     assert TokenizerPool.is_small(inputs) == small
+
+
+@pytest.mark.parametrize(("vocabulary", "expected"), [({}, 0), ({"a": 0, "b": 1}, 2), ({"a": 0, "b": 7}, 8)])
+def test_ids_may_have_holes(vocabulary: dict[str, int], expected: int) -> None:
+    assert num_ids(tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "a"))) == expected

@@ -67,6 +67,22 @@ def test_linear(ops: NativeOps, m: int, n: int, k: int) -> None:
     assert_as_exact(linear(ops, x, weight), *results)
 
 
+@pytest.mark.parametrize("bits_kept", [16, 32])
+@pytest.mark.parametrize("k", [40, 1100])
+def test_a_row_has_the_same_bits_beside_any_number_of_rows(ops: NativeOps, k: int, bits_kept: int) -> None:
+    x, weight = normal(100, k), normal(70, k)
+    if bits_kept == 16:
+        weight = (weight.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    whole = linear(ops, x, weight)
+    for m in (1, 10, 16, 17, 32, 33, 65):
+        np.testing.assert_array_equal(linear(ops, x[:m], weight), whole[:m])
+
+
+def test_packed_weights_take_no_more_than_plain_ones(ops: NativeOps) -> None:
+    weight = normal(64, 96)
+    assert ops.matrix(weight).memory.nbytes == weight.nbytes
+
+
 @pytest.mark.parametrize("activation", FUSED)
 def test_linear_fuses_bias_activation_and_residual(ops: NativeOps, activation: str | None) -> None:
     x, weight, bias, residual = normal(70, 24), normal(53, 24), normal(53), normal(70, 53)

@@ -68,6 +68,7 @@ class StandIn(CpuDevice):
         self.caches_emptied += 1
 
     def synchronize(self) -> None:
+        assert self.launch.locked(), "another thread may record a graph"
         if self.failed:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         with suppress(ValueError):

@@ -47,7 +47,8 @@ def load(folder: Path, **options: Any) -> Any:
     return runtime
 
 
-@pytest.fixture(params=SHAPES)
+# Each starts two processes, which import torch: the others when there is time.
+@pytest.fixture(params=["Qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in SHAPES if name != "Qwen3")])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     save_qwen(tmp_path, "Qwen3" if request.param == "Qwen3" else "Qwen2", **SHAPES[request.param])
     return tmp_path

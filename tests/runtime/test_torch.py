@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rtp_llm.config import EngineConfig
 from rtp_llm.core import Item, TaskType
 from rtp_llm.errors import DeviceLost, EngineFailure
+from rtp_llm.model_config import read_model_config
 from rtp_llm.ops.numpy_ops import NumpyOps
+from rtp_llm.runtime import load_runtime
 from rtp_llm.runtime.cpu import CpuRuntime
 from rtp_llm.runtime.token_budget import TokenBudget
 from rtp_llm.tasks.dense import Dense, PoolingModes
@@ -44,9 +47,10 @@ def tasks_for(mode: str) -> dict[TaskType, Any]:
     return {DENSE: Dense(pooling, [], 64), TOKENS: Tokens(64)}
 
 
-def make(folder: Path, mode: str, ops: TorchOps | None = None, **options: Any) -> tuple[TorchRuntime, StandIn]:
-    ops = ops or TorchOps()
-    device = StandIn()
+def make(
+    folder: Path, mode: str, ops: TorchOps | None = None, device: StandIn | None = None, **options: Any
+) -> tuple[TorchRuntime, StandIn]:
+    ops, device = ops or TorchOps(), device or StandIn()
     runtime = TorchRuntime(
         model_type="x", model=load(folder, ops), ops=ops, device=device, budget=TokenBudget(), **options
     )
@@ -218,3 +222,30 @@ def noting(run: Callable[..., Any], used: list[int], place: int) -> Callable[...
         return run(items, num_cores)
 
     return noted
+
+
+def test_models_on_one_device(folders: dict[str, Path]) -> None:
+    """One lock and one order for all: no model's kernels come between those of another's graph."""
+    one, device = make(folders["bert"], "mean", MaskedOps(), graph_bytes=1 << 30)
+    other, _ = make(folders["qwen"], "lasttoken", MaskedOps(), device, graph_bytes=1 << 30)
+    batches = [some_items(tuple(np.random.default_rng(i).integers(1, 20, 3))) for i in range(10)]
+    work = [(runtime, batch) for batch in batches for runtime in (one, other)]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda pair: pair[0].run(pair[1], 1), work))
+    for (runtime, batch), rows in zip(work, results, strict=True):
+        name, mode = ("bert", "mean") if runtime is one else ("qwen", "lasttoken")
+        assert_same(rows, reference(folders[name], mode, batch))
+    assert one.counts["graphs"] and other.counts["graphs"]
+
+
+def test_a_second_model_computes_on_the_device_of_the_first(folders: dict[str, Path]) -> None:
+    runtimes: list[Any] = []
+    for name, replicas in (("bert", 1), ("qwen", 1), ("bert", 2)):
+        config = EngineConfig(checkpoint_path=str(folders[name]), backend="torch", device="cpu", dp_size=replicas)
+        found = read_model_config(folders[name], config)
+        runtimes.append(load_runtime(config, found, runtimes[-1] if runtimes else None))
+    devices = {id(replica.device) for runtime in runtimes for replica in runtime.replicas}
+    assert len(devices) == 1
+    runtimes[1].tasks = tasks_for("lasttoken")
+    items = some_items()
+    assert_same(runtimes[1].run(items, 1), reference(folders["qwen"], "lasttoken", items))

@@ -152,3 +152,22 @@ def test_labels_that_do_not_fit(id2label: dict[str, str], message: str, tmp_path
     with pytest.raises(CheckpointError, match=message):
         with loaded(tmp_path, task_type="classifier"):
             pass
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3"])
+def test_a_decoder_reads_the_last_token_that_is_not_padding(family: str, backend: str, tmp_path: Path) -> None:
+    save(tmp_path)
+    pad, shape = 7, {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 6}
+    config = getattr(transformers, f"{family}Config")(
+        **shape, num_key_value_heads=2, head_dim=8, vocab_size=30, pad_token_id=pad, num_labels=3
+    )
+    theirs = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
+    (tmp_path / "model.safetensors").unlink()
+    theirs.save_pretrained(tmp_path)
+    inputs: list[Any] = [[8, 9, pad], [pad, pad], [pad], [8, pad, pad, 10], [8, pad, 9, pad, pad, pad], [11, 12]]
+    with torch.no_grad():
+        expected = np.concatenate([theirs(torch.tensor([ids])).logits.numpy() for ids in inputs])
+    with loaded(tmp_path, backend) as model:
+        ours = model.classify(inputs, activation="none")
+    assert np.abs(ours - expected).max() <= 1e-5

@@ -5,8 +5,9 @@
 // out is 2^-24 of x w or less. A weight that is bf16 has the high part only, and three products. At 2048 operations a
 // cycle, six products are twice as fast as multiply-adds of vectors, and three are four times as fast.
 //
-// A weight is split once, at load; rows of x once for a block of rows. What follows the sums of a block of y (bias,
-// activation, residual) is done while the next block is multiplied.
+// A weight is packed once, at load, into its high parts and its lower 16 bits: 4 bytes a number, which is what few rows
+// wait for. Middle and low parts are made of these, once for a block of rows, and rows of x are split once for a block.
+// What follows the sums of a block of y (bias, activation, residual) is done while the next block is multiplied.
 //
 // Each sum runs over k in blocks whose size depends on K alone, and in one order within these: a row's bits depend on
 // nothing else.
@@ -23,50 +24,91 @@ constexpr int64_t kTile = kTileRows * kDepth;                             // num
 constexpr int64_t kBlockRows = 2 * kTileRows;                             // rows that are multiplied together
 static_assert(kPanel == 2 * kTileRows);
 
-// c[R * 16][32] = a @ b over `steps` of kDepth. a: [2 row tiles, `next` bytes apart][steps][kPlanes][tile];
-// b: [steps][P planes][2][tile]. `meanwhile` is called once a step.
+// What a step of a panel takes in a packed weight, [planes][2 column tiles][tile]: the high parts, and of fp32 the
+// lower 16 bits of each number.
+template <class T>
+constexpr int64_t kStepNumbers = int64_t(sizeof(T)) / 2 * 2 * kTile;
+
+// The middle and low parts of a step, [2 parts][2 column tiles][tile].
+constexpr int64_t kLowerNumbers = 4 * kTile;
+
+// Lines `from` to `to` of the 32 of a packed step, into middle and low parts.
+inline void make_lower_parts(const uint16_t* packed, uint16_t* lower, int from, int to) {
+  for (int line = from; line < to; ++line) {
+    const __m512i high = _mm512_load_si512(packed + line * kDepth);
+    const __m512i rest = _mm512_load_si512(packed + 2 * kTile + line * kDepth);
+    const LowerParts first = lower_parts(_mm512_slli_epi32(high, 16), rest);
+    const LowerParts second = lower_parts(high, _mm512_srli_epi32(rest, 16));
+    _mm512_store_si512(lower + line * kDepth, paired(first.middle, second.middle));
+    _mm512_store_si512(lower + 2 * kTile + line * kDepth, paired(first.low, second.low));
+  }
+}
+
+// Where a block of k of a panel has its middle and low parts; `fresh` says that they are yet to be made, step by step
+// while the step before is multiplied. Where the panel is multiplied once, two steps take turns, and stay in L1.
+struct Lower {
+  uint16_t* parts;
+  bool fresh, in_turns;
+
+  uint16_t* of(int64_t step) const { return parts + (in_turns ? step & 1 : step) * kLowerNumbers; }
+};
+
+// c[R * 16][32] = a @ b over `steps` of kDepth. a: [2 row tiles, `next` bytes apart][steps][kPlanes][tile]; b: a packed
+// panel of T. `meanwhile` is called once a step.
 //
 // The products of the lower parts come first, over all of the block of k, and those of the high parts last: rounding
 // to the size of a whole sum happens once in 32 numbers.
-template <int R, int P, class F>
-inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const uint16_t* b, float* c,
-                           F&& meanwhile) {
-  constexpr int64_t kRow = kPanel * 4;
+template <int R, class T, class F>
+inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const uint16_t* b, const Lower& lower,
+                           float* c, F&& meanwhile) {
+  constexpr bool kWhole = sizeof(T) == 4;
+  constexpr int kLines = 2 * kTileRows, kSome = 7;
+  const bool fresh = kWhole && lower.fresh;
+  if (fresh) make_lower_parts(b, lower.of(0), 0, kLines);
   finish_stores();
   zero_sums<R>();
-  for (int64_t step = 0; step < steps; ++step) {
+  for (int64_t step = 0; step < steps; ++step, b += kStepNumbers<T>) {
     const auto rows = [&](int plane) { load_rows<R>(a + (step * kPlanes + plane) * kTile, kTileLine, next); };
-    const auto columns = [&](int plane) { load_columns(b + (step * P + plane) * 2 * kTile, kTileLine, kTileBytes); };
-    columns(0);
+    const auto columns = [&](const uint16_t* tiles) { load_columns(tiles, kTileLine, kTileBytes); };
+    const bool making = fresh && step + 1 < steps;
+    const auto make = [&](int from) {
+      if (making) make_lower_parts(b + kStepNumbers<T>, lower.of(step + 1), from, std::min(from + kSome, kLines));
+    };
+    columns(b);
     rows(2);
     add_bf16_products<R>();
+    make(0);
     rows(1);
     add_bf16_products<R>();
-    if constexpr (P == kPlanes) {
-      columns(1);
+    if constexpr (kWhole) {
+      make(kSome);
+      columns(lower.of(step));
       add_bf16_products<R>();
+      make(2 * kSome);
       rows(0);
       add_bf16_products<R>();
-      columns(2);
+      make(3 * kSome);
+      columns(lower.of(step) + 2 * kTile);
       add_bf16_products<R>();
+      make(4 * kSome);
+      finish_stores();
     }
     meanwhile();
   }
-  for (int64_t step = 0; step < steps; ++step) {
-    load_columns(b + step * P * 2 * kTile, kTileLine, kTileBytes);
+  b -= steps * kStepNumbers<T>;
+  for (int64_t step = 0; step < steps; ++step, b += kStepNumbers<T>) {
+    load_columns(b, kTileLine, kTileBytes);
     load_rows<R>(a + step * kPlanes * kTile, kTileLine, next);
     add_bf16_products<R>();
   }
-  store_sums<R>(c, kRow);
+  store_sums<R>(c, kPanel * 4);
 }
 
-// A packed weight: panels of tiles of its parts, [N / 32][K / kDepth][parts][2][16 pairs][16 columns][2]; a pair is k and
-// k + 16. Columns and k are filled up with zeros.
+// A packed weight: panels, [N / 32][K / kDepth][planes][2][16 pairs][16 columns][2]; a pair is k and k + 16. Columns
+// and k are filled up with zeros.
 template <class T>
 struct TiledWeight {
-  static constexpr int kParts = sizeof(T) == 4 ? kPlanes : 1;
-
-  static int64_t panel_numbers(int64_t K) { return ceil_div(K, kDepth) * kParts * 2 * kTile; }
+  static int64_t panel_numbers(int64_t K) { return ceil_div(K, kDepth) * kStepNumbers<T>; }
 
   // From w [N, K]; bf16 where T is.
   static void pack(const float* w, int64_t N, int64_t K, uint16_t* to) {
@@ -77,17 +119,17 @@ struct TiledWeight {
       pack_weight(w + n * K, std::min<int64_t>(kPanel, N - n), K, panel);
       for (int64_t k = 0; k < padded; k += kDepth)
         for (int64_t pair = 0; pair < kTileRows; ++pair)
-          split_pair(panel + (k + pair) * kPanel, to + k * kPanel * kParts + pair * kDepth);
+          halve_pair(panel + (k + pair) * kPanel, to + k / kDepth * kStepNumbers<T> + pair * kDepth);
     }
   }
 
  private:
-  static void split_pair(const float* first, uint16_t* tile) {
+  static void halve_pair(const float* first, uint16_t* tile) {
     const float* second = first + kTileRows * kPanel;
     for (int half = 0; half < 2; ++half, first += kWidth, second += kWidth, tile += kTile) {
-      const Parts one = split(load(first)), other = split(load(second));
-      for (int part = 0; part < kParts; ++part)
-        _mm512_storeu_si512(tile + part * 2 * kTile, paired(one.part[part], other.part[part]));
+      const Vec one = load(first), other = load(second);
+      _mm512_storeu_si512(tile, paired(one, other));
+      if constexpr (sizeof(T) == 4) _mm512_storeu_si512(tile + 2 * kTile, paired_lower_halves(one, other));
     }
   }
 };
@@ -145,7 +187,7 @@ struct LinearTiles {
   }
 
   void run(int64_t task) const {
-    const Tiles tiles;
+    const Tiles tiles(int(std::min(M, kBlockRows)));
     // Neighbours in the list have other rows, so that threads which take turns keep to the rows that they have split.
     const int64_t m0 = task % row_blocks * block_rows, n0 = task / row_blocks * block_panels * kPanel;
     const Block block{m0, std::min(M, m0 + block_rows), n0, std::min(N, n0 + block_panels * kPanel)};
@@ -210,21 +252,23 @@ struct LinearTiles {
 
   template <class T>
   void multiply(const Block& block, const uint16_t* rows, int64_t k0, int64_t k_len) const {
-    using Weight = TiledWeight<T>;
-    const auto* w = static_cast<const uint16_t*>(weight) + k0 * kPanel * Weight::kParts;
+    const auto* w = static_cast<const uint16_t*>(weight) + k0 / kDepth * kStepNumbers<T>;
     const int64_t steps = ceil_div(k_len, kDepth), tile_row = steps * kPlanes * kTile;
+    const bool in_turns = block.m1 - block.m0 <= kBlockRows;
+    const int64_t kept = sizeof(T) == 2 ? 0 : in_turns ? 2 : steps;
+    auto* parts = reinterpret_cast<uint16_t*>(panel_scratch().reserve(kept * kLowerNumbers / 2));
     const Epilogue whole{y, bias, residual, N, activation}, partial{y, nullptr, nullptr, N, kNone};
     alignas(64) float sums[2][kBlockRows * kPanel];
     Pending pending{k0 + k_len == K ? whole : partial, k0 == 0};
     for (int64_t n = block.n0, turn = 0; n < block.n1; n += kPanel) {
-      const uint16_t* panel = w + n / kPanel * Weight::panel_numbers(K);
+      const uint16_t* panel = w + n / kPanel * TiledWeight<T>::panel_numbers(K);
       for (int64_t m = block.m0; m < block.m1; m += kBlockRows, turn ^= 1) {
         const int some = int(ceil_div(pending.rows, steps));
         const auto meanwhile = [&] { pending.advance(some); };
         const uint16_t* a = rows + (m - block.m0) / kTileRows * tile_row;
-        constexpr int kParts = Weight::kParts;
-        if (block.m1 - m > kTileRows) multiply_tiles<2, kParts>(steps, a, 2 * tile_row, panel, sums[turn], meanwhile);
-        else multiply_tiles<1, kParts>(steps, a, 2 * tile_row, panel, sums[turn], meanwhile);
+        const Lower lower{parts, m == block.m0, in_turns};
+        if (block.m1 - m > kTileRows) multiply_tiles<2, T>(steps, a, 2 * tile_row, panel, lower, sums[turn], meanwhile);
+        else multiply_tiles<1, T>(steps, a, 2 * tile_row, panel, lower, sums[turn], meanwhile);
         pending.c = sums[turn];
         pending.m = m;
         pending.n = n;
