@@ -55,4 +55,5 @@ def test_answers_are_as_described(url: str, path: str, method: str, data: st.Dat
         assert answer.status_code < 500 or answer.status_code == 504, answer.text
         # NOTE: schemathesis 4.32 turns a tuple's prefixItems into a list of items, and calls that an invalid schema.
         with suppress(schemathesis.errors.InvalidSchema):
-            case.validate_response(answer, checks=CHECKS)
+            # A caller that leaves no time gets the 504 it asked for.
+            case.validate_response(answer, checks=CHECKS[1:] if answer.status_code == 504 else CHECKS)
