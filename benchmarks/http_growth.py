@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def measure(server: ServerProcess, bodies: dict[int, str], repeats: int) -> list
     points = []
     for size, content in bodies.items():
         server.reset_peak()
-        times = [_seconds(lambda content=content: _post(server.port, content)) for _ in range(repeats)]
+        times = [_seconds(partial(_post, server.port, content)) for _ in range(repeats)]
         middle = statistics.median(times)
         points.append(Point(size, middle * 1e3, middle / size * 1e6, (server.peak() - rest) / 1e6))
     return points

@@ -112,6 +112,9 @@ def test_the_order_of_documents(fp32: Model, int8: Model, passages: list[str]) -
 
 
 def test_the_class_of_a_passage(fp32: Model, int8: Model, passages: list[str]) -> None:
+    """The nearest of some centres stays the nearest, unless fp32 itself is all but undecided between two."""
     exact, ours = fp32.embed(passages), int8.embed(passages)
-    centres = exact[::6]
-    assert ((exact @ centres.T).argmax(axis=1) == (ours @ centres.T).argmax(axis=1)).mean() >= 0.98
+    scores, centres = np.sort(exact @ exact[::6].T, axis=1), exact[::6]
+    is_clear = scores[:, -1] - scores[:, -2] >= 0.01
+    same = (exact @ centres.T).argmax(axis=1) == (ours @ centres.T).argmax(axis=1)
+    assert same[is_clear].all() and is_clear.mean() >= 0.8

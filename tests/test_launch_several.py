@@ -168,7 +168,7 @@ def test_models_share_a_torch_device(folders: dict[str, Path], tiny_bert: Path) 
     engines = load_engines([ServedModel(config) for config in models])
     try:
         assert len({id(vars(engine.runtime)["device"]) for engine in engines}) == 1
-        requests = [Request(["a", f"one {place} more"]) for place in range(6)]
+        requests = [Request(inputs=["a", f"one {place} more"]) for place in range(6)]
         with ThreadPoolExecutor(2) as pool:
             answers = list(pool.map(lambda engine: list(engine.run_many(requests)), engines))
         for path, found in zip(paths.values(), answers, strict=True):

@@ -19,8 +19,8 @@ from rtp_llm.engine.lane import Lane, estimate_tokens, lane_of
 from rtp_llm.engine.result_cache import ResultCache
 from rtp_llm.engine.scheduler import Grant
 from rtp_llm.engine.step import Outcome, compute, item_failure
-from rtp_llm.engine.tokens import Token
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
+from rtp_llm.engine.tokens import Token
 from rtp_llm.engine.waiting import key_of
 from rtp_llm.errors import EngineFailure, NotReady, Overloaded, RtpError
 from rtp_llm.observability import Metrics

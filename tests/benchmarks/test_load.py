@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks import checkpoints
-from benchmarks.load import OURS, Window, _bars, make_mixes
+from benchmarks.load import Window, _bars, make_mixes
 from benchmarks.load_client import Seen
 from benchmarks.load_plots import plot_latencies
+from benchmarks.peers import OURS
 from benchmarks.soak import Sample, summary
 
 

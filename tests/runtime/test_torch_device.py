@@ -37,8 +37,13 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_the_thread_that_records_has_computed_before(called: list[str]) -> None:
     """cuBLAS makes a thread's handle at its first product, which a recording does not allow."""
+
+    def computed() -> torch.Tensor:
+        called.append("compute")
+        return torch.ones(1)
+
     device = CudaDevice("cuda:0")
-    replay, output = device.capture(lambda: called.append("compute") or torch.ones(1))
+    replay, output = device.capture(computed)
     assert called == ["compute", "begin thread_local", "compute", "end"] and len(output) == 1
     replay()
     assert called[-1] == "replay"

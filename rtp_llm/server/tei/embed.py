@@ -13,7 +13,7 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server import openai
-from rtp_llm.server.catalog import one_of
+from rtp_llm.server.catalog import ModelName, one_of
 from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import PromptName, Truncate, Truncation
@@ -33,6 +33,7 @@ class EmbedAllBody(msgspec.Struct, kw_only=True):
     truncate: Truncate = None
     truncation_direction: Truncation = None
     prompt_name: PromptName = None
+    model: ModelName = None
 
 
 class EmbedBody(EmbedAllBody, kw_only=True):
@@ -62,6 +63,7 @@ class SentenceSimilarityBody(msgspec.Struct, kw_only=True):
 
     inputs: Annotated[SimilarityInputs, Meta(description="one sentence, and those it is compared with")]
     parameters: Annotated[SimilarityParameters | None, Meta(description="how the sentences are read")] = None
+    model: ModelName = None
 
 
 class SparseValue(msgspec.Struct, kw_only=True):

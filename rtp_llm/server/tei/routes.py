@@ -14,7 +14,7 @@ from rtp_llm import __version__
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.server.body import decode
-from rtp_llm.server.catalog import Catalog, Service
+from rtp_llm.server.catalog import Catalog, ModelName, Service
 from rtp_llm.server.dialect import Answerer, Choice, Route
 from rtp_llm.server.errors import ErrorForm, Headers
 from rtp_llm.server.exchange import JSON, Exchange
@@ -33,6 +33,7 @@ class VertexBody(msgspec.Struct, kw_only=True):
     instances: Annotated[
         list[msgspec.Raw], Meta(description="bodies of other routes", extra_json_schema={"items": {"type": "object"}})
     ]
+    model: ModelName = None
 
 
 class VertexAnswer(msgspec.Struct, kw_only=True):

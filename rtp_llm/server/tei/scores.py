@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.catalog import one_of
+from rtp_llm.server.catalog import ModelName, one_of
 from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import RawScores, Truncate, Truncation
@@ -38,6 +38,8 @@ class PredictBody(msgspec.Struct, kw_only=True):
         """Whether the answer has a list for each input."""
         return isinstance(self.inputs, list) and not _is_pair(self.inputs)
 
+    model: ModelName = None
+
 
 class Prediction(msgspec.Struct, kw_only=True):
     """A label and its score."""
@@ -55,6 +57,7 @@ class TextsBody(msgspec.Struct, kw_only=True):
     truncation_direction: Truncation = None
     raw_scores: RawScores = None
     return_text: Annotated[bool | None, Meta(description="repeat each text; null: false")] = None
+    model: ModelName = None
 
 
 class Rank(msgspec.Struct, kw_only=True, omit_defaults=True):

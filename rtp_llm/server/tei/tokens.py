@@ -8,7 +8,7 @@ import orjson
 from msgspec import Meta
 
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.catalog import Service
+from rtp_llm.server.catalog import ModelName, Service
 from rtp_llm.server.dialect import Lookup
 from rtp_llm.server.service import EngineLike
 from rtp_llm.server.tei import frame
@@ -21,6 +21,7 @@ class TokensBody(msgspec.Struct, kw_only=True):
     inputs: Annotated[str | list[str], Meta(description="a text, or texts")]
     add_special_tokens: Annotated[bool | None, Meta(description="null: true")] = None
     prompt_name: PromptName = None
+    model: ModelName = None
 
 
 class SimpleToken(msgspec.Struct, kw_only=True):
@@ -38,6 +39,7 @@ class DecodeBody(msgspec.Struct, kw_only=True):
 
     ids: Annotated[list[int | list[int]], Meta(description="one sequence of token ids, or a list of sequences")]
     skip_special_tokens: Annotated[bool | None, Meta(description="null: true")] = None
+    model: ModelName = None
 
 
 def _tokenize(body: TokensBody, engine: EngineLike, service: Service) -> bytes:
