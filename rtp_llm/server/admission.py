@@ -45,11 +45,16 @@ class Admission:
                 self.check_text(text, place(index))
 
     def check_text(self, text: str | list[int], param: str) -> None:
-        """RequestTooLarge for a text over the limit."""
-        limit = self._config.max_input_characters
-        if len(text) > limit and isinstance(text, str):
-            message = f"{param} has {len(text)} characters, the limit is {limit} (max_input_characters): split it"
-            raise RequestTooLarge(message, param=param)
+        """RequestTooLarge for a text over the limit, or for more token ids than a request may have."""
+        config = self._config
+        if isinstance(text, str):
+            kind, limit, option = "characters", config.max_input_characters, "max_input_characters"
+        else:
+            kind, limit, option = "token ids", config.max_request_tokens, "max_request_tokens"
+        if len(text) > limit:
+            raise RequestTooLarge(
+                f"{param} has {len(text)} {kind}, the limit is {limit} ({option}): split it", param=param
+            )
 
     def seconds(self, headers: Mapping[bytes, bytes]) -> float:
         """How long the request may take: what its header asks for, at most `request_timeout`; inf: as long as it may.

@@ -51,6 +51,14 @@ def test_characters_at_the_limit() -> None:
     assert ask(config, "POST", ROUTE, json={"input": [1] * 20}).status_code == 200
 
 
+def test_token_ids_are_counted_before_they_are_looked_at() -> None:
+    config = replace(CONFIG, max_input_characters=10, max_request_tokens=30)
+    assert ask(config, "POST", ROUTE, json={"input": [1] * 30}).status_code == 200
+    answer = ask(config, "POST", ROUTE, json={"input": [[1], [1] * 31]})
+    assert answer.status_code == 413
+    assert "input[1] has 31 token ids, the limit is 30 (max_request_tokens)" in answer.json()["error"]["message"]
+
+
 def test_a_huge_text_does_not_hold_up_small_ones() -> None:
     engine, huge = FakeEngine(), b'{"input":"' + b"a" * (50 << 20) + b'"}'
     with running_server(engine, replace(CONFIG, max_body_bytes=64 << 20)) as address, ThreadPoolExecutor(1) as pool:
