@@ -250,7 +250,11 @@ class Engine:
                 job.cancelled = True
                 self.device.scheduler.drop(job)
                 self._jobs[job.lane].discard(job)
-                self.metrics.observe_cancelled()
+                # Whoever waits gives up at the deadline too, and may be the first to notice.
+                if job.request.deadline <= time.monotonic():
+                    self.metrics.observe_expired()
+                else:
+                    self.metrics.observe_cancelled()
 
     def _fail(self, job: Job, error: Exception) -> None:
         with self._changed:

@@ -113,6 +113,7 @@ def test_expired_work_is_never_computed() -> None:
         assert (late.status_code, first.result().status_code) == (504, 200)
     engine.close()
     assert runtime.batches == [1]
+    assert b"rtp_llm_expired_requests_total 1.0" in engine.metrics.render()
 
 
 @pytest.mark.parametrize("error", [OSError(2, "No such file", "/srv/secret/model.bin"), KeyError("/srv/secret")])
