@@ -84,7 +84,7 @@ class ServerProcess:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Stopped meanwhile: a server that nobody asks may still work, Infinity for seconds after its start."""
+        """Stopped meanwhile: a server that nobody asks may still work."""
         self._process.send_signal(signal.SIGSTOP)
         try:
             yield
