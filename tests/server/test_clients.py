@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import struct
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,14 +66,20 @@ def test_openai_async(address: Address, engine: FakeEngine) -> None:
 
 
 class Waits:
-    """Stands for time.sleep where a client waits between two tries, after which the engine is no longer busy."""
+    """Stands for time.sleep where a client waits between two tries, after which the engine is no longer busy.
+
+    Other threads, the log's for one, sleep as they did.
+    """
 
     def __init__(self, engine: FakeEngine, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
         self.engine, self.seconds = engine, [0.0][:0]
+        self.thread, self.sleep_of_others = threading.current_thread(), time.sleep
         engine.error = error
         monkeypatch.setattr("time.sleep", self.sleep)
 
     def sleep(self, seconds: float) -> None:
+        if threading.current_thread() is not self.thread:
+            return self.sleep_of_others(seconds)
         self.seconds.append(seconds)
         self.engine.error = None
 
