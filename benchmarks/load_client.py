@@ -20,6 +20,8 @@ import httptools
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.child import end
+
 Latencies = NDArray[np.float64]
 _GRACE = 30.0  # seconds after the last request within which its answer must come
 _ABORTED = 0  # the status of a request whose connection ended before its answer did
@@ -99,11 +101,7 @@ class LoadClient:
 
     def close(self) -> None:
         """End the process."""
-        self._pipe.close()
-        self._process.join(10)
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join()
+        end(self._process, self._pipe)
 
 
 def http_request(path: str, body: str, headers: Sequence[str] = ()) -> bytes:

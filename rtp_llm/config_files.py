@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rtp_llm.errors import CheckpointError
 
@@ -150,15 +150,32 @@ def check(where: Path | str, values: Mapping[str, Any], kinds: Mapping[str, Kind
 def check_model(where: Path | str, values: Mapping[str, Any]) -> None:
     """`check` of config.json, or of what stands over it, with its rope parameters."""
     check(where, values, MODEL)
-    quantization = values.get("quantization_config")
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    if quantization and method != "compressed-tensors":  # of which the weights' types decide
-        raise CheckpointError(
-            f"{where}: quantization_config ({method or 'of an unknown method'}): quantised weights are not read; use "
-            "the fp32, fp16 or bf16 checkpoint, and --quantization int8 where 8 bits are wanted"
-        )
+    stored_quantization(values, where)
     for key in ("rope_scaling", "rope_parameters"):
         check(f"{where}: {key}", values.get(key) or {}, ROPE)
+
+
+def stored_quantization(values: Mapping[str, Any], where: Path | str = "config.json") -> Literal["none", "int8"]:
+    """How config.json says that the linear layers are stored; CheckpointError for a form that is not read.
+
+    Read is what `rtp-llm quantize` writes, compressed-tensors' int-quantized: int8, a scale for each row of a weight,
+    activations quantised when they are computed.
+    """
+    stored = values.get("quantization_config")
+    if not stored:
+        return "none"
+    method = stored.get("quant_method") if isinstance(stored, dict) else None
+    groups = stored.get("config_groups") if isinstance(stored, dict) else None
+    weights = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
+    wanted = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    is_read = method == "compressed-tensors" and weights and stored.get("format") == "int-quantized"
+    if not is_read or any({key: (found or {}).get(key) for key in wanted} != wanted for found in weights):
+        raise CheckpointError(
+            f"{where}: quantization_config ({method or 'of an unknown method'}): quantised weights are not read; use "
+            "the fp32, fp16 or bf16 checkpoint, and --quantization int8 where 8 bits are wanted. This form is not "
+            "read; of compressed-tensors, int-quantized with 8 bits and a scale for each channel is"
+        )
+    return "int8"
 
 
 def log_unknown(where: Path, values: Mapping[str, Any], known: Iterable[str]) -> None:

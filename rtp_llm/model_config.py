@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rtp_llm import config_files
 from rtp_llm.checkpoint import find, inside, read_json, read_json_list
@@ -163,28 +163,6 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         tasks=_without_chat(transformer_path, _choose_tasks(config, hf, folder, modules or ()), chat),
         chat=chat,
     )
-
-
-def stored_quantization(hf: Mapping[str, Any]) -> Literal["none", "int8"]:
-    """How config.json says that the linear layers are stored; CheckpointError for a form that is not read.
-
-    Read is what `rtp-llm quantize` writes, compressed-tensors' int-quantized: int8, a scale for each row of a weight,
-    activations quantised when they are computed.
-    """
-    stored = hf.get("quantization_config")
-    if not stored:
-        return "none"
-    method = stored.get("quant_method") if isinstance(stored, dict) else stored
-    groups = stored.get("config_groups") if isinstance(stored, dict) else None
-    weights = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
-    wanted = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
-    is_read = method == "compressed-tensors" and weights and stored.get("format") == "int-quantized"
-    if not is_read or any({key: (found or {}).get(key) for key in wanted} != wanted for found in weights):
-        raise CheckpointError(
-            f"config.json: quantization_config of {method!r} is not read; of compressed-tensors, int-quantized with 8 "
-            "bits and a scale for each channel is. Take the checkpoint that it was made from, and --quantization int8"
-        )
-    return "int8"
 
 
 def sequence_limit(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+from benchmarks.child import end
 from benchmarks.peers import ENGINES, Embed, FloatArray, Setup
 from benchmarks.report import busy_seconds
 
@@ -51,11 +52,7 @@ class EngineProcess:
 
     def close(self) -> None:
         """Ends the process."""
-        self._pipe.close()
-        self._process.join(10)
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join()
+        end(self._process, self._pipe)
 
     def _ask(self, command: str, *arguments: object) -> Any:
         self._pipe.send((command, *arguments))

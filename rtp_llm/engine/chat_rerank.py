@@ -6,15 +6,14 @@ since the score is read there.
 """
 
 import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from rtp_llm.core import Input, Int32Array, Item, Params
-from rtp_llm.engine.rerank_template import beginning, common_length, plain_ids
+from rtp_llm.engine.rerank_template import common_length, plain_ids, read_pairs, share
 from rtp_llm.engine.tokenizer import Tokenizer
-from rtp_llm.errors import CheckpointError, InvalidInput, InvalidRequest, RtpError
+from rtp_llm.errors import CheckpointError, InvalidRequest, RtpError
 from rtp_llm.model_config import ChatFormat
 
 logger = logging.getLogger(__name__)
@@ -45,15 +44,7 @@ class ChatRerank:
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
         """An Item per input, in order, that knows what it shares with others; InvalidRequest for a text alone."""
-        items = {}
-        pairs: dict[int, tuple[str, str]] = {}
-        for index, value in enumerate(inputs, start):
-            if isinstance(value, list):
-                (items[index],) = self._tokenizer.encode([value], params, index)
-            elif isinstance(value, tuple) and len(value) == 2:
-                pairs[index] = (value[0], beginning(self._tokenizer, value[1], params.max_tokens_per_doc))
-            else:
-                raise InvalidInput(index, " is a single text; a reranker reads pairs of query and document")
+        items, pairs = read_pairs(self._tokenizer, inputs, params, start)
         prompt = params.instruction or self._tokenizer.prompt_text(params)
         texts = [self._rendered(query, document, prompt) for query, document in pairs.values()]
         own = replace(params, prompt="", add_special_tokens=False)
@@ -61,7 +52,7 @@ class ChatRerank:
             item.index = index
             self._restore_tail(item, prompt)
             items[index] = item
-        self._share({index: query for index, (query, _) in pairs.items()}, prompt, items)
+        share(pairs, items, lambda query: self._head(query, prompt))
         return [items[index] for index in range(start, start + len(inputs))]
 
     def _rendered(self, query: str, document: str, prompt: str) -> str:
@@ -105,14 +96,6 @@ class ChatRerank:
                 self._tails.clear()
             self._tails[prompt] = tail
         return tail
-
-    def _share(self, queries: Mapping[int, str], prompt: str, items: Mapping[int, Item]) -> None:
-        """All up to the document is the same for the documents of a query, wherever the tokenizer joins the two."""
-        heads = {query: self._head(query, prompt) for query, count in Counter(queries.values()).items() if count > 1}
-        for index, query in queries.items():
-            if query in heads:
-                ids = items[index].input_ids
-                items[index].prefix = ids[: common_length(ids, heads[query])].tobytes()
 
     def _head(self, query: str, prompt: str) -> Int32Array:
         """The leading tokens that two documents have in common."""

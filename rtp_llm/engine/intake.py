@@ -55,14 +55,15 @@ class Intake:
                 f"the request has over {self._max_tokens} tokens (max_request_tokens): send fewer inputs at a time",
                 param="input",
             )
-        unread = {unread_end(self._tasks[task]) for task in request.tasks} - {None}
-        for token in unread:
-            for item in items:
-                _cut_end(item, token)
+        for task in request.tasks:
+            token = unread_end(self._tasks[task])
+            if token is not None:
+                for item in items:
+                    _cut_end(item, token)
         return items
 
 
-def _cut_end(item: Item, token: int | None) -> None:
+def _cut_end(item: Item, token: int) -> None:
     """Without the tokens of this kind at the end; of an item that has no others, the first stays."""
     others = np.flatnonzero(item.input_ids != token)
     length = int(others[-1]) + 1 if len(others) else 1

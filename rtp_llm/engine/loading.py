@@ -13,6 +13,7 @@ import numpy as np
 from rtp_llm.checkpoint import open_tensors, resolve
 from rtp_llm.checkpoint.tensors import DTYPES
 from rtp_llm.config import EngineConfig
+from rtp_llm.config_files import stored_quantization
 from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.engine.calibration import WAYS_OUT, report_likeness
 from rtp_llm.engine.chat_rerank import chat_rerank
@@ -22,7 +23,7 @@ from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokenizer_pool import Encoder, TokenizerPool
 from rtp_llm.errors import CheckpointError, ConfigError, RtpError
-from rtp_llm.model_config import ModelConfig, read_model_config, stored_quantization
+from rtp_llm.model_config import ModelConfig, read_model_config
 from rtp_llm.models import Model
 from rtp_llm.observability import Metrics
 from rtp_llm.ops.native_library import release_free_memory
@@ -86,13 +87,7 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
     model_config = read_model_config(folder, config)
     runtime = load_runtime(config, model_config, beside.runtime if beside else None)
     model = runtime.model
-    tokenizer = Tokenizer.load(
-        config,
-        model_config,
-        max_positions=model.max_positions,
-        vocab_size=model.vocab_size,
-        is_hard=model.learnt_positions,
-    )
+    tokenizer = load_tokenizer(config, model_config, model)
     source = task_source(config, model_config, runtime, tokenizer)
     for replica in runtime.replicas:
         replica.tasks = load_tasks(replace(source, ops=replica.ops))
@@ -156,6 +151,17 @@ def _resident_bytes() -> int:
     except OSError:
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def load_tokenizer(config: EngineConfig, model_config: ModelConfig, model: Model) -> Tokenizer:
+    """The checkpoint's tokenizer, within what the model can read."""
+    return Tokenizer.load(
+        config,
+        model_config,
+        max_positions=model.max_positions,
+        vocab_size=model.vocab_size,
+        is_hard=model.learnt_positions,
+    )
 
 
 def task_source(config: EngineConfig, model_config: ModelConfig, runtime: Runtime, tokenizer: Tokenizer) -> TaskSource:

@@ -5,7 +5,7 @@ between them, with instruction, query and document, loses its end to fit the lim
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,15 +32,7 @@ class RerankTemplate:
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
         """An Item per input, in order, that knows what it shares with others; InvalidRequest for a text alone."""
-        items = {}
-        pairs: dict[int, tuple[str, str]] = {}
-        for index, value in enumerate(inputs, start):
-            if isinstance(value, list):
-                (items[index],) = self._tokenizer.encode([value], params, index)
-            elif isinstance(value, tuple) and len(value) == 2:
-                pairs[index] = (value[0], beginning(self._tokenizer, value[1], params.max_tokens_per_doc))
-            else:
-                raise InvalidInput(index, " is a single text; a reranker reads pairs of query and document")
+        items, pairs = read_pairs(self._tokenizer, inputs, params, start)
         questions = {query: _question(query, params) for query, _ in pairs.values()}
         texts = [f"{questions[query]} {document}" for query, document in pairs.values()]
         bodies = self._bodies.encode(texts, replace(params, prompt="", max_tokens=self._room(params.max_tokens)))
@@ -48,7 +40,7 @@ class RerankTemplate:
             body.index = index
             body.input_ids = np.concatenate([self._prefix, body.input_ids, self._suffix])
             items[index] = body
-        self._share({index: query for index, (query, _) in pairs.items()}, questions, items)
+        share(pairs, items, lambda query: np.concatenate([self._prefix, plain_ids(self._tokenizer, questions[query])]))
         return [items[index] for index in range(start, start + len(inputs))]
 
     def _room(self, max_tokens: int | None) -> int | None:
@@ -60,21 +52,37 @@ class RerankTemplate:
             raise InvalidRequest(f"a limit of {max_tokens} tokens leaves no room beside a template of {template}")
         return max_tokens - template
 
-    def _share(self, queries: Mapping[int, str], questions: Mapping[str, str], items: Mapping[int, Item]) -> None:
-        """All up to the document is the same for the documents of a query, wherever the tokenizer joins the two."""
-        heads = {
-            query: np.concatenate([self._prefix, plain_ids(self._tokenizer, questions[query])])
-            for query, count in Counter(queries.values()).items()
-            if count > 1
-        }
-        for index, query in queries.items():
-            if query in heads:
-                ids = items[index].input_ids
-                items[index].prefix = ids[: common_length(ids, heads[query])].tobytes()
-
 
 def _question(query: str, params: Params) -> str:
     return f"<Instruct>: {params.instruction or INSTRUCTION}\n<Query>: {query}\n<Document>:"
+
+
+def read_pairs(
+    tokenizer: Tokenizer, inputs: Sequence[Input], params: Params, start: int
+) -> tuple[dict[int, Item], dict[int, tuple[str, str]]]:
+    """By the inputs' places, from `start` on: Items of ready token ids, and the other inputs, documents cut as asked.
+
+    InvalidInput for a text alone.
+    """
+    items, pairs = dict[int, Item](), dict[int, tuple[str, str]]()
+    for index, value in enumerate(inputs, start):
+        if isinstance(value, list):
+            (items[index],) = tokenizer.encode([value], params, index)
+        elif isinstance(value, tuple) and len(value) == 2:
+            pairs[index] = (value[0], beginning(tokenizer, value[1], params.max_tokens_per_doc))
+        else:
+            raise InvalidInput(index, " is a single text; a reranker reads pairs of query and document")
+    return items, pairs
+
+
+def share(pairs: Mapping[int, tuple[str, str]], items: Mapping[int, Item], head: Callable[[str], Int32Array]) -> None:
+    """Tell items of one query what they begin with alike: its `head`, up to where the tokenizer joins it on."""
+    counts = Counter(query for query, _ in pairs.values())
+    heads = {query: head(query) for query, count in counts.items() if count > 1}
+    for index, (query, _) in pairs.items():
+        if query in heads:
+            ids = items[index].input_ids
+            items[index].prefix = ids[: common_length(ids, heads[query])].tobytes()
 
 
 def beginning(tokenizer: Tokenizer, document: str, max_tokens: int | None) -> str:

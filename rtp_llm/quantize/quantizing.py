@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rtp_llm.checkpoint import open_tensors, resolve
 from rtp_llm.config import EngineConfig
+from rtp_llm.config_files import stored_quantization
 from rtp_llm.engine.calibration import BARS, Likeness, items_of, pool_mode, texts
-from rtp_llm.engine.loading import task_source
-from rtp_llm.engine.tokenizer import Tokenizer
+from rtp_llm.engine.loading import load_tokenizer, task_source
 from rtp_llm.errors import ConfigError
-from rtp_llm.model_config import ModelConfig, read_model_config, stored_quantization
+from rtp_llm.model_config import ModelConfig, read_model_config
 from rtp_llm.models import load_model
 from rtp_llm.quantize.sensitivity import Choice, Matrix, Mixture, choose
 from rtp_llm.quantize.writing import copy_files, write_config, write_weights
@@ -79,13 +79,7 @@ def _mixture(
     source = open_tensors(model_config.transformer_folder)
     quantized = load_model(exact.model_type, model_config.hf, source, ops.fork("int8"))
     source.close()
-    tokenizer = Tokenizer.load(
-        config,
-        model_config,
-        max_positions=model.max_positions,
-        vocab_size=model.vocab_size,
-        is_hard=model.learnt_positions,
-    )
+    tokenizer = load_tokenizer(config, model_config, model)
     tasks = load_tasks(task_source(config, model_config, exact, tokenizer))
     items = items_of(tokenizer, lines or texts())
     ops.num_threads = exact.num_cores

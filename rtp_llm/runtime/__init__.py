@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 from rtp_llm.checkpoint import open_tensors
 from rtp_llm.config import EngineConfig
+from rtp_llm.config_files import stored_quantization
 from rtp_llm.core import Item, Rows, TaskType
 from rtp_llm.errors import ConfigError, DeviceLost
-from rtp_llm.model_config import ModelConfig, stored_quantization
+from rtp_llm.model_config import ModelConfig
 from rtp_llm.models import Model, find_model_type, load_model
 from rtp_llm.ops import Ops
 from rtp_llm.runtime.cpu import CpuRuntime

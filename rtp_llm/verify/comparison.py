@@ -9,9 +9,10 @@ from typing import Any
 
 from rtp_llm.checkpoint import resolve
 from rtp_llm.config import EngineConfig
+from rtp_llm.config_files import stored_quantization
 from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.engine.loading import load_engine
-from rtp_llm.model_config import ModelConfig, read_model_config, stored_quantization
+from rtp_llm.model_config import ModelConfig, read_model_config
 from rtp_llm.verify.difference import Difference, difference
 from rtp_llm.verify.ours import Ours, answer_all
 from rtp_llm.verify.outcome import Answer, Check, Report, Row, Sample, Verdict

@@ -214,11 +214,7 @@ def test_other_forms_of_quantisation_are_named(quantized: Path, tmp_path: Path, 
     config["quantization_config"] |= change
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(config))
-    refused(
-        tmp_path,
-        CheckpointError,
-        "is not read; of compressed-tensors, int-quantized|gptq.*: quantised weights are not read",
-    )
+    refused(tmp_path, CheckpointError, "is not read; of compressed-tensors, int-quantized")
 
 
 def test_torch_does_not_read_it(quantized: Path) -> None:

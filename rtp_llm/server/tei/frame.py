@@ -1,13 +1,14 @@
 """What TEI's routes share: truncation, headers, and errors as {"error", "error_type"} with its statuses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal
 
+import msgspec
 import orjson
 from msgspec import Meta
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import Input, ModelInfo, Params, Request, Response
+from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import (
     CustomModuleError,
     DeadlineExceeded,
@@ -20,7 +21,8 @@ from rtp_llm.errors import (
     Unauthorized,
     UnsupportedTask,
 )
-from rtp_llm.server.dialect import answer_headers, check_count
+from rtp_llm.server.catalog import one_of
+from rtp_llm.server.dialect import Body, Dialect, answer_headers, check_count
 from rtp_llm.server.errors import Headers
 
 Direction = Literal["left", "right", "Left", "Right", "LEFT", "RIGHT"]
@@ -115,3 +117,14 @@ def _characters(value: Input) -> int:
     if isinstance(value, tuple):
         return len(value[0]) + len(value[1])
     return len(value) if isinstance(value, str) else 0
+
+
+def dialect(
+    decoder: msgspec.json.Decoder[Body],
+    to_request: Callable[[Body, ModelInfo, ServerConfig, str], Request],
+    render: Callable[[Body, Response, ModelInfo], Iterator[bytes]],
+    task: TaskType,
+    place: Callable[[Body, ModelInfo, int], str] = place,
+) -> Dialect[Body]:
+    """A route of TEI's that `task` answers; `place` names the field of an input."""
+    return Dialect(decoder, to_request, render, one_of(task), error_form=error_form, headers=headers, place=place)

@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.catalog import ModelName, one_of
+from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import RawScores, Truncate, Truncation
@@ -124,21 +124,13 @@ def _render_ranks(body: TextsBody, response: Response, info: ModelInfo) -> Itera
     yield orjson.dumps(ranks, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-PREDICT: Dialect[PredictBody] = Dialect(
-    msgspec.json.Decoder(PredictBody),
-    _predict,
-    _render_predictions,
-    one_of(TaskType.CLASSIFY),
-    error_form=frame.error_form,
-    headers=frame.headers,
-    place=frame.place,
+PREDICT: Dialect[PredictBody] = frame.dialect(
+    msgspec.json.Decoder(PredictBody), _predict, _render_predictions, TaskType.CLASSIFY
 )
-RERANK: Dialect[TextsBody] = Dialect(
+RERANK: Dialect[TextsBody] = frame.dialect(
     msgspec.json.Decoder(TextsBody),
     _rerank,
     _render_ranks,
-    one_of(TaskType.RERANK),
-    error_form=frame.error_form,
-    headers=frame.headers,
+    TaskType.RERANK,
     place=lambda body, info, index: f"texts[{index}]",
 )
