@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -101,7 +102,7 @@ class _Watch:
         self._receive = receive
         self._owner = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
-        self._deadline = loop.time() + seconds
+        self._deadline = time.monotonic() + seconds
         self._timer = loop.call_later(_WATCH_AFTER, self._start) if seconds > _WATCH_AFTER else self._set_alarm()
 
     def stop(self) -> None:
@@ -115,9 +116,13 @@ class _Watch:
             self._timer = self._set_alarm()
 
     def _set_alarm(self) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_at(self._deadline, self._expire)
+        left = max(self._deadline - time.monotonic(), 0.0)
+        return asyncio.get_running_loop().call_later(left, self._expire)
 
     def _expire(self) -> None:
+        if time.monotonic() < self._deadline:  # uvloop counts from the start of its round
+            self._timer = self._set_alarm()
+            return
         assert self._owner is not None
         self.expired = True
         self._owner.cancel()
