@@ -43,11 +43,8 @@ class Route(Protocol):
 class Answerer(Route, Protocol):
     """A dialect that answers."""
 
-    @property
-    def content_type(self) -> bytes: ...
-
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
-        """A body's answer; every failure leaves as an exception."""
+        """A body's answer, of the exchange's content type; every failure leaves as an exception."""
 
 
 def answer_headers(request: Request, response: Response) -> Headers:
@@ -64,19 +61,20 @@ class Dialect(Generic[Body]):
     prepare     what of the body the engine must be asked for first
     to_request  what the body asks for; InvalidRequest where this model or these limits cannot serve it
     render      the answer in pieces; the event loop serves others between two of them
-    wanted      which models may be asked where the body names none
+    wanted      which models may be asked where the body names none; of a body, where they hang on it
     render_on_thread  for a `render` that computes: it is run beside the event loop
     error_form  how its clients are told of failures
     headers     of an answer
     place       the field by which the input of this number came, where that is not `input`
     cut         what the body must say so that an input over the limit is cut
     by_accept   other forms of the answer, by the value of the request's Accept
+    by_body     another form of the answer, where the body asks for one
     """
 
     decoder: msgspec.json.Decoder[Body]
     to_request: Callable[[Body, ModelInfo, ServerConfig, str], Request]
     render: Callable[[Body, Response, ModelInfo], Iterator[bytes]]
-    wanted: Wanted = ()
+    wanted: Wanted | Callable[[Body], Wanted] = ()
     render_on_thread: bool = False
     error_form: ErrorForm = openai_form
     headers: Callable[[Request, Response], Headers] = answer_headers
@@ -85,6 +83,7 @@ class Dialect(Generic[Body]):
     place: Callable[[Body, ModelInfo, int], str] | None = None
     cut: str = "truncate to true"
     by_accept: "Mapping[bytes, Dialect[Body]]" = field(default_factory=dict)
+    by_body: "Callable[[Body], Dialect[Body] | None] | None" = None
 
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         """Itself, or what the client would rather accept."""
@@ -95,19 +94,24 @@ class Dialect(Generic[Body]):
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         """Decode, run, render."""
         body = decode(self.decoder, content)
+        form = self.by_body(body) if self.by_body is not None else None
+        return await (form or self)._run(body, len(content), service, exchange)
+
+    async def _run(self, body: Body, num_bytes: int, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         catalog, config, admission = service.catalog, service.config, service.admission
+        wanted = self.wanted(body) if callable(self.wanted) else self.wanted
         asked = catalog.asked(getattr(body, "model", None), exchange.headers)
+        exchange.metrics = asked.metrics if asked else None
         if self.prepare is not None and getattr(body, "messages", None) is not None:
-            asked = asked or catalog.first_able(self.wanted)  # whose chat template it is
-            body = await self.prepare(body, asked)
+            asked, body = await catalog.prepared(asked, wanted, partial(self.prepare, body))
         engine, info, request = catalog.choose(
-            asked, self.wanted, lambda info: self.to_request(body, info, config, exchange.request_id)
+            asked, wanted, lambda info: self.to_request(body, info, config, exchange.request_id)
         )
-        exchange.metrics = engine.metrics
+        exchange.metrics, exchange.content_type = engine.metrics, self.content_type
         named = None if self.place is None else partial(self.place, body, info)
-        admission.check_size(request, len(content), *([named] if named else []))
+        admission.check_size(request, num_bytes, *([named] if named else []))
         seconds = admission.seconds(exchange.headers)
-        request = scheduled(request, exchange.headers, seconds)
+        request = scheduled(request, exchange.headers, seconds, getattr(body, "priority", None))
         await admission.enter()
         try:
             response = await unless_client_leaves(engine.run(request), exchange.receive, seconds)
@@ -131,7 +135,6 @@ class Lookup(Generic[Body]):
     decoder: msgspec.json.Decoder[Body]
     render: Callable[[Body, EngineLike, Service], bytes]
     error_form: ErrorForm = openai_form
-    content_type: bytes = JSON
 
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         """Itself."""
@@ -172,6 +175,7 @@ class Choice:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             found = {}
         route = next((route for key, route in self.by_key.items() if key in found), self.otherwise)
+        exchange.error_form = route.error_form  # a route that goes by the model may find none
         return route.choose(content, exchange, catalog)
 
 
@@ -207,10 +211,6 @@ class _Unquoted:
     @property
     def error_form(self) -> ErrorForm:
         return self.answerer.error_form
-
-    @property
-    def content_type(self) -> bytes:
-        return self.answerer.content_type
 
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         return self
