@@ -19,7 +19,7 @@ PAIR = {"query": "q", "documents": TEXTS}
 
 @pytest.fixture(scope="module")
 def engines() -> dict[str, FakeEngine]:
-    """The reranker, which is a classifier of one label too, is not last: what is preferred must not hang on the order."""
+    """The reranker, a classifier of one label too, is not last: what is preferred must not hang on the order."""
     rerank, classify = (TaskType.RERANK, TaskType.CLASSIFY), (TaskType.CLASSIFY,)
     engines = [
         FakeEngine(name="first", aliases=("text-embedding-3-small",), weight_bytes=90, memory_bytes=100),

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from rtp_llm.core import Request, Response, SparseVector, TaskType
+from rtp_llm.core import Request, Response, TaskType
 from rtp_llm.errors import UnsupportedTask
 from rtp_llm.server import create_app
 from rtp_llm.server.dispatch import DIALECTS
@@ -87,7 +87,9 @@ class Asked(FakeEngine):
         return await super().run(request)
 
 
-def answered(order: tuple[str, ...], path: str, body: dict[str, Any], **headers: str) -> tuple[httpx.Response, list[str]]:
+def answered(
+    order: tuple[str, ...], path: str, body: dict[str, Any], **headers: str
+) -> tuple[httpx.Response, list[str]]:
     """The answer, and the models that were asked."""
     engines = [Asked(name=name, tasks=TASKS[name], labels=("no", "yes")) for name in order]
 

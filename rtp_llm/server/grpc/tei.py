@@ -13,8 +13,8 @@ from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import CLASSIFIERS, Wanted, one_of
 from rtp_llm.server.dialect import check_count
-from rtp_llm.server.openai import check_dimensions
 from rtp_llm.server.grpc.proto import Message, message
+from rtp_llm.server.openai import check_dimensions
 from rtp_llm.server.service import EngineLike
 from rtp_llm.server.tei.scores import best_first
 
