@@ -94,6 +94,7 @@ class Dialect(Generic[Body]):
 
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         """Decode, run, render."""
+        service.admission.check_room()
         body = decode(self.decoder, content)
         catalog, config, admission = service.catalog, service.config, service.admission
         asked = catalog.asked(getattr(body, "model", None), exchange.headers)
