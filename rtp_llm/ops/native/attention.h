@@ -47,6 +47,7 @@ struct Attention {
     const int64_t padded = ceil_div(length, kPanel) * kPanel, depth = ceil_div(head_dim, kPanel) * kPanel;
     float* keys = thread_scratch().reserve(padded * head_dim + length * depth + kRows * padded);
     float* values = keys + padded * head_dim;
+    if (length < padded) std::fill(values - kPanel * head_dim, values, 0.0f);
     for (const auto& [rows, first_key] : {std::pair{before, int64_t(0)}, {own_rows(start, own), before.count}}) {
       const float* source = rows.start + kv_head * head_dim;
       pack_keys({source, rows.count, rows.stride}, first_key, keys);
@@ -98,7 +99,8 @@ struct Attention {
     return own_rows(cu_seqlens[prefix], cu_seqlens[prefix + 1] - cu_seqlens[prefix]);
   }
 
-  // Lanes past the last key keep what they had: their scores are never read.
+  // NOTE: lanes past the last key were set to zero. Their scores are never read, but of whatever else stood there
+  // (integers are denormal as fp32) the products can take a hundred times as long.
   void pack_keys(Rows from, int64_t first, float* keys) const {
     for (int64_t j = 0, lanes; j < from.count; j += lanes) {
       const int64_t start = (first + j) % kPanel;
