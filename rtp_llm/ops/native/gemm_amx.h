@@ -12,6 +12,7 @@
 // Each sum runs over k in blocks whose size depends on K alone, and in one order within these: a row's bits depend on
 // nothing else.
 #pragma once
+#include <array>
 #include <atomic>
 
 #include "products_amx.h"
@@ -76,6 +77,26 @@ inline SplitRows& thread_split_rows() {
   return rows;
 }
 
+// Counts up from 0, from any thread; a copy begins anew.
+class Counter {
+ public:
+  Counter() = default;
+  Counter(const Counter&) {}
+  Counter& operator=(const Counter&) {
+    count_.store(0, std::memory_order_relaxed);
+    return *this;
+  }
+  int next() { return count_.fetch_add(1, std::memory_order_relaxed); }
+  bool operator<(const Counter& other) const {
+    return count_.load(std::memory_order_relaxed) < other.count_.load(std::memory_order_relaxed);
+  }
+
+ private:
+  std::atomic<int> count_{0};
+};
+
+using Counters = std::array<Counter, 32>;
+
 struct LinearTiles {
   float* y;
   const float* x;
@@ -84,8 +105,9 @@ struct LinearTiles {
   int64_t M, N, K;
   int activation;
   bool weight_is_bf16;
-  // The plan: blocks of rows, of panels and of K; blocks of rows that are multiplied at a time, panels at once.
-  int64_t block_rows = 0, block_panels = 0, block_k = 0, row_blocks = 0, abreast = 1, width = 1, stamp = 0;
+  // The plan: blocks of rows, of panels and of K; panels that are multiplied together.
+  int64_t block_rows = 0, block_panels = 0, block_k = 0, row_blocks = 0, column_blocks = 0, width = 1, stamp = 0;
+  mutable Counters taken = {};  // blocks of columns, by block of rows
 
   int64_t plan(int threads) {
     static std::atomic<int64_t> stamps{0};
@@ -97,20 +119,17 @@ struct LinearTiles {
     if (threads > 1) row_blocks = shared_row_blocks(threads, blocks);
     block_rows = ceil_div(blocks, row_blocks) * kBlockRows;
     row_blocks = ceil_div(M, block_rows);
-    abreast = std::min<int64_t>(row_blocks, threads);
     width = M <= kTileRows && panels >= 2 * threads ? 2 : 1;
     const int64_t widths = ceil_div(panels, width);
     block_panels = threads > 1 ? std::max<int64_t>(1, widths * row_blocks / (6 * threads)) * width : panels;
-    return row_blocks * ceil_div(panels, block_panels);
+    column_blocks = ceil_div(panels, block_panels);
+    taken = {};
+    return row_blocks * column_blocks;
   }
 
   void run(int64_t task) const {
     const Tiles tiles(int(std::min(M, kBlockRows)));
-    // Neighbours in the list have other rows, so that threads which take turns keep to the rows that they have split.
-    const int64_t column_blocks = ceil_div(ceil_div(N, kPanel), block_panels), group = abreast * column_blocks;
-    const int64_t m0 = (task / group * abreast + task % abreast) * block_rows;
-    const int64_t n0 = task % group / abreast * block_panels * kPanel;
-    const Block block{m0, std::min(M, m0 + block_rows), n0, std::min(N, n0 + block_panels * kPanel)};
+    const Block block = take(task);
     for (int64_t k0 = 0; k0 < K; k0 += block_k) {
       const int64_t k_len = std::min(block_k, K - k0);
       const uint16_t* rows = split_block(block, k0, k_len);
@@ -121,20 +140,31 @@ struct LinearTiles {
 
  private:
   // Split rows stay in L2, beside two split panels.
-  static constexpr int64_t kMaxBytes = 1200 << 10, kMaxK = 1024;
+  static constexpr int64_t kMaxBytes = 1200 << 10, kMaxAllBytes = 1536 << 10, kMaxK = 1024;
 
   struct Block {
     int64_t m0, m1, n0, n1;
   };
 
   // A thread splits M / blocks rows, and makes the lower parts of N blocks / threads columns; a number of the first
-  // costs three times one of the second. Threads that take turns meet the same rows again where one of blocks and
-  // threads divides the other.
+  // costs three times one of the second.
   int64_t shared_row_blocks(int threads, int64_t most) const {
     int64_t blocks = row_blocks;
-    while (blocks < threads && (threads % blocks != 0 || blocks * blocks * N < 3 * M * threads / 2)) ++blocks;
-    if (blocks > threads) blocks = ceil_div(blocks, threads) * threads;
+    while (blocks < threads && 2 * blocks * blocks * N < 3 * M * threads) ++blocks;
     return most < 2 * blocks ? row_blocks : blocks;
+  }
+
+  // The block of this task: every task takes one, of the rows that the thread has split as long as there are some.
+  Block take(int64_t task) const {
+    int64_t row = task % row_blocks, column = task / row_blocks;
+    if (row_blocks > 1 && row_blocks <= int64_t(taken.size())) {
+      const SplitRows& split = thread_split_rows();
+      if (split.stamp == stamp) row = split.row / block_rows;
+      while ((column = taken[size_t(row)].next()) >= column_blocks)
+        row = std::min_element(taken.begin(), taken.begin() + row_blocks) - taken.begin();
+    }
+    const int64_t m0 = row * block_rows, n0 = column * block_panels * kPanel;
+    return {m0, std::min(M, m0 + block_rows), n0, std::min(N, n0 + block_panels * kPanel)};
   }
 
   // The sum over a block of k, after those of the blocks before, which y holds.
@@ -182,7 +212,7 @@ struct LinearTiles {
     SplitRows& split = thread_split_rows();
     const int64_t rows = block.m1 - block.m0, padded = ceil_div(rows, kTileRows) * kTileRows * kPlanes;
     const int64_t filled = M <= kBlockRows ? rows : ceil_div(rows, kTileRows) * kTileRows;  // tiles are no larger
-    const bool all = padded * K * 2 <= kMaxBytes;
+    const bool all = padded * K * 2 <= kMaxAllBytes;
     const int64_t from = all ? 0 : k0, to = all ? K : k0 + k_len;
     auto* parts = reinterpret_cast<uint16_t*>(split.scratch.reserve(padded * ceil_div(to - from, kDepth) * kDepth / 2));
     if (split.stamp != stamp || split.row != block.m0 || split.k != from)
