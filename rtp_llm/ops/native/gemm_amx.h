@@ -6,7 +6,7 @@
 // cycle, six products are twice as fast as multiply-adds of vectors, and three are four times as fast.
 //
 // A weight is packed once, at load, into its high parts and its lower 16 bits: 4 bytes a number, which is what few rows
-// wait for. Middle and low parts are made of these, once for a block of rows, and rows of x are split once for a block.
+// wait for. Middle and low parts are made of these, once for a block of rows, and rows of x are split once a core.
 // What follows the sums of a block of y (bias, activation, residual) is done while the next block is multiplied.
 //
 // Each sum runs over k in blocks whose size depends on K alone, and in one order within these: a row's bits depend on

@@ -88,6 +88,8 @@ inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const
   store_sums<R>(c, kPanel * 4);
 }
 
+constexpr int kSomeLines = 11;  // of a pair's lower parts: a third of a panel's
+
 // Sums of one panel of a pair, the first or the second, and rows of tile 4 or 5.
 template <int P, int A>
 inline void add_pair_products() {
@@ -127,55 +129,63 @@ inline void add_high_pair_products(int64_t steps, const uint16_t* a, const uint1
   }
 }
 
+// The products of lower parts of a pair in one step. `make` is called between them, with a panel and its first line.
+template <class T, class F>
+inline void add_lower_pair_products(const uint16_t* a, const uint16_t* b, int64_t next, const uint16_t* lower,
+                                    F&& make) {
+  const auto columns = [](const uint16_t* tiles) { load_columns(tiles, kTileLine, kTileBytes); };
+  _tile_loadd(4, a + 2 * kTile, kTileLine);
+  _tile_loadd(5, a + kTile, kTileLine);
+  columns(b);
+  add_pair_products<0, 4>();
+  add_pair_products<0, 5>();
+  make(0, 0);
+  columns(b + next);
+  add_pair_products<1, 4>();
+  add_pair_products<1, 5>();
+  make(0, kSomeLines);
+  if constexpr (sizeof(T) == 2) return;
+  _tile_loadd(4, a, kTileLine);
+  columns(lower);
+  add_pair_products<0, 5>();
+  add_pair_products<0, 4>();
+  make(0, 2 * kSomeLines);
+  columns(lower + kLowerNumbers);
+  add_pair_products<1, 5>();
+  add_pair_products<1, 4>();
+  make(1, 0);
+  columns(lower + 2 * kTile);
+  add_pair_products<0, 4>();
+  make(1, kSomeLines);
+  columns(lower + kLowerNumbers + 2 * kTile);
+  add_pair_products<1, 4>();
+  make(1, 2 * kSomeLines);
+  finish_stores();
+}
+
 // c[2 panels][16][32] = a @ b over `steps` of kDepth: the sums of `multiply_tiles<1>` for two panels, `next` numbers
 // apart. Each product waits some 50 cycles for the one before it in its sum, which four sums hide.
 template <class T, class F>
 inline void multiply_pair(int64_t steps, const uint16_t* a, const uint16_t* b, int64_t next, uint16_t* lower, float* c,
                           F&& meanwhile) {
   constexpr bool kWhole = sizeof(T) == 4;
-  constexpr int kLines = 2 * kTileRows, kSome = 11;
-  const auto columns = [](const uint16_t* tiles) { load_columns(tiles, kTileLine, kTileBytes); };
-  const auto lower_of = [&](int64_t step, int panel) { return lower + ((step & 1) * 2 + panel) * kLowerNumbers; };
+  constexpr int kLines = 2 * kTileRows;
+  const auto lower_of = [&](int64_t step) { return lower + (step & 1) * 2 * kLowerNumbers; };
   if constexpr (kWhole)
-    for (int panel = 0; panel < 2; ++panel) make_lower_parts(b + panel * next, lower_of(0, panel), 0, kLines);
+    for (int panel = 0; panel < 2; ++panel)
+      make_lower_parts(b + panel * next, lower_of(0) + panel * kLowerNumbers, 0, kLines);
   finish_stores();
   zero_sums<2>();
   for (int64_t step = 0; step < steps; ++step, b += kStepNumbers<T>, a += kPlanes * kTile) {
     const auto make = [&](int panel, int from) {
       if (!kWhole || step + 1 == steps) return;
       const uint16_t* packed = b + panel * next + kStepNumbers<T>;
-      make_lower_parts(packed, lower_of(step + 1, panel), from, std::min(from + kSome, kLines));
+      uint16_t* made = lower_of(step + 1) + panel * kLowerNumbers;
+      make_lower_parts(packed, made, from, std::min(from + kSomeLines, kLines));
     };
     prefetch_step<T>(b + 2 * kStepNumbers<T>);
     prefetch_step<T>(b + 2 * kStepNumbers<T> + next);
-    _tile_loadd(4, a + 2 * kTile, kTileLine);
-    _tile_loadd(5, a + kTile, kTileLine);
-    columns(b);
-    add_pair_products<0, 4>();
-    add_pair_products<0, 5>();
-    make(0, 0);
-    columns(b + next);
-    add_pair_products<1, 4>();
-    add_pair_products<1, 5>();
-    make(0, kSome);
-    if constexpr (kWhole) {
-      _tile_loadd(4, a, kTileLine);
-      columns(lower_of(step, 0));
-      add_pair_products<0, 5>();
-      add_pair_products<0, 4>();
-      make(0, 2 * kSome);
-      columns(lower_of(step, 1));
-      add_pair_products<1, 5>();
-      add_pair_products<1, 4>();
-      make(1, 0);
-      columns(lower_of(step, 0) + 2 * kTile);
-      add_pair_products<0, 4>();
-      make(1, kSome);
-      columns(lower_of(step, 1) + 2 * kTile);
-      add_pair_products<1, 4>();
-      make(1, 2 * kSome);
-      finish_stores();
-    }
+    add_lower_pair_products<T>(a, b, next, lower_of(step), make);
     meanwhile();
   }
   add_high_pair_products<T>(steps, a - steps * kPlanes * kTile, b - steps * kStepNumbers<T>, next);
