@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Request
@@ -58,6 +58,15 @@ class Admission:
         if len(text) > limit:
             raise RequestTooLarge(
                 f"{param} has {len(text)} {kind}, the limit is {limit} ({option}): split it", param=param
+            )
+
+    def check_together(self, texts: Sequence[str], param: str) -> None:
+        """RequestTooLarge for texts of which all tokens are asked for, if they have too many characters together."""
+        total, limit = sum(map(len, texts)), self._config.max_input_characters
+        if total > limit:
+            raise RequestTooLarge(
+                f"{param} has {total} characters in all, the limit is {limit} (max_input_characters): send fewer",
+                param=param,
             )
 
     def seconds(self, headers: Mapping[bytes, bytes]) -> float:

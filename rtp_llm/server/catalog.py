@@ -14,6 +14,7 @@ from rtp_llm.errors import NotReady, UnknownModel, UnsupportedTask
 from rtp_llm.observability import Metrics
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.service import EngineLike
+from rtp_llm.server.turns import Turns
 
 MODEL_HEADER = b"x-model"
 ModelName: TypeAlias = Annotated[
@@ -38,6 +39,7 @@ class Service:
     catalog: "Catalog"
     config: ServerConfig
     admission: Admission
+    turns: Turns
 
 
 class _Named(msgspec.Struct):

@@ -41,6 +41,7 @@ from rtp_llm.server.cors import Cors
 from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_headers
 from rtp_llm.server.exchange import Exchange
 from rtp_llm.server.service import EngineLike
+from rtp_llm.server.turns import Turns
 
 _EMBEDDINGS = embeddings.dialect(None)
 
@@ -90,7 +91,7 @@ class Dispatcher:
         self.keys = KeyRing(config)
         self._cors = Cors(config.cors_origins)
         self._observers = observers
-        self._service = Service(catalog, config, self.admission)
+        self._service = Service(catalog, config, self.admission, Turns())
         self._max_body_bytes, self._body_timeout = config.max_body_bytes, config.body_timeout
         own = [*pages.routes(), Route("/metrics", self._metrics)]
         parts = (openai.routes(catalog), rtp.routes(catalog), tei.get_routes(catalog, config), vllm.get_routes(), own)

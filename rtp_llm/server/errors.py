@@ -5,6 +5,7 @@ RtpError (rtp_llm.errors)
     ├── UnknownPath           404
     ├── MethodNotAllowed      405   with Allow
     ├── BodyTimeout           408   a body that does not arrive
+    ├── UriTooLong            414   a request line over the limit
     ├── UnsupportedEncoding   415   a compressed body
     └── HeadTooLarge          431   a request line and headers over the limit
 """
@@ -83,6 +84,13 @@ class BodyTimeout(InvalidRequest):
 
     status = 408
     code = "body_timeout"
+
+
+class UriTooLong(InvalidRequest):
+    """The request line alone is over the limit of a head."""
+
+    status = 414
+    code = "uri_too_long"
 
 
 class HeadTooLarge(InvalidRequest):

@@ -2,7 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -29,6 +29,12 @@ class FakeToken(NamedTuple):
     start: int | None = None
     stop: int | None = None
     special: bool = False
+
+
+class FakePart(NamedTuple):
+    start: int
+    stop: int
+    tokens: list[FakeToken]
 
 
 class FakeEngine:
@@ -80,6 +86,10 @@ class FakeEngine:
         if not add_special_tokens:
             return letters
         return [FakeToken(1, "[CLS]", special=True), *letters, FakeToken(2, "[SEP]", special=True)]
+
+    def token_parts(self, text: str, *, add_special_tokens: bool = True) -> Iterator[FakePart]:
+        """All in one part."""
+        yield FakePart(0, len(text), self.tokens(text, add_special_tokens=add_special_tokens))
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """What `tokens` made the ids of."""

@@ -156,7 +156,8 @@ def tokenize(body: Message, engine: EngineLike) -> Message:
     starts = [0, *accumulate(len(letter.encode()) for letter in text)]
     simple = message("SimpleToken")
     tokens = []
-    for token in engine.tokens(text, add_special_tokens=body.add_special_tokens):
+    parts = engine.token_parts(text, add_special_tokens=body.add_special_tokens)
+    for token in (token for part in parts for token in part.tokens):
         start, stop = token.start, token.stop
         if token.special or start is None or stop is None:
             tokens.append(simple(id=token.id, text=token.text, special=True))
