@@ -54,9 +54,10 @@ def _tokenize(body: TokensBody, engine: EngineLike, service: Service) -> Iterato
     special = body.add_special_tokens is not False
     for place, text in enumerate(texts):
         yield b",[" if place else b"[["
-        parts = (part for part in _parts(prompt + text, engine, special) if part)
-        for number, part in enumerate(parts):
-            yield (b"," if number else b"") + orjson.dumps(part)[1:-1]
+        separator = b""
+        for part in _parts(prompt + text, engine, special):
+            yield separator + orjson.dumps(part)[1:-1] if part else b""  # each part ends a turn, an empty one too
+            separator = b"," if part else separator
         yield b"]"
     yield b"]"
 
