@@ -19,12 +19,26 @@ Rows: TypeAlias = FloatArray | list[FloatArray]
 # What a caller gets of one task; see Response.
 Output: TypeAlias = Any
 _ID_BYTES = 4
+_SLICE = 1 << 16
 # How soon a request's work is taken up; see Request.
 Priority: TypeAlias = Literal["auto", "interactive", "bulk"]
 # What becomes of a text that is longer than the model reads; see Params.
 Chunking: TypeAlias = Literal["mean", "late"]
 # Which of a sequence's last hidden states a task reads.
 Reads: TypeAlias = Literal["all", "first", "last"]
+
+
+def outlier(ids: Sequence[int], num_ids: int) -> int | None:
+    """One of the ids that is not among 0 ... num_ids - 1; None: there is none.
+
+    NOTE: in slices, since min() and max() of millions keep all other threads waiting.
+    """
+    for start in range(0, len(ids), _SLICE):
+        part = ids[start : start + _SLICE]
+        for extreme in (max(part), min(part)):
+            if not 0 <= extreme < num_ids:
+                return extreme
+    return None
 
 
 @dataclass(frozen=True, slots=True)

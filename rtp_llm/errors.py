@@ -3,6 +3,7 @@
 RtpError
 ├── InvalidRequest        400   the body cannot be served as it is
 │   ├── InvalidInput      400   one of the inputs; a dialect says by which of its fields it came
+│   │   └── InputTooLarge 413   it is over a size limit
 │   ├── UnsupportedTask   400   this checkpoint does not do that
 │   └── UnknownModel      404   no model of that name
 ├── Unauthorized          401   no API key, or a wrong one
@@ -18,6 +19,7 @@ RtpError
 DeviceLost stands beside the tree: nothing can be computed any more.
 """
 
+import math
 from typing import ClassVar
 
 
@@ -45,6 +47,7 @@ class InvalidInput(InvalidRequest):
     """One input cannot be read: `problem` follows its name, and may have `CUT`, the word for what allows cutting."""
 
     CUT = "{cut}"
+    elsewhere: ClassVar[type[InvalidRequest]] = InvalidRequest
 
     def __init__(self, index: int, problem: str) -> None:
         super().__init__(f"input {index}{problem.replace(self.CUT, 'truncate to true')}", param="input")
@@ -53,7 +56,7 @@ class InvalidInput(InvalidRequest):
 
     def at(self, place: str, cut: str) -> InvalidRequest:
         """The same under the name that the request's own fields give it."""
-        return InvalidRequest(f"{place}{self.problem.replace(self.CUT, cut)}", param=place)
+        return self.elsewhere(f"{place}{self.problem.replace(self.CUT, cut)}", param=place)
 
 
 class UnsupportedTask(InvalidRequest):
@@ -82,6 +85,19 @@ class RequestTooLarge(InvalidRequest):
 
     status = 413
     code = "request_too_large"
+
+
+class InputTooLarge(InvalidInput):
+    """One input is over a size limit."""
+
+    status = RequestTooLarge.status
+    code = RequestTooLarge.code
+    elsewhere = RequestTooLarge
+
+
+def whole_seconds(wait: float) -> int:
+    """A wait as clients are told of it: whole seconds, at least one, never too few."""
+    return max(1, math.ceil(wait))
 
 
 class Overloaded(RtpError):

@@ -1,10 +1,12 @@
 """How alike answers are: every left one with every right one, by kind or as FlagEmbedding's mean of kinds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rtp_llm.core import FloatArray, Output, SparseVector, TaskType
+from rtp_llm.core import FloatArray, Int32Array, Output, SparseVector, TaskType
 from rtp_llm.errors import InvalidRequest
 
 # The kinds that can be compared, in the order of FlagEmbedding's weights.
@@ -16,14 +18,29 @@ _BLOCK_TOKENS = 4096
 
 def similarity(kind: TaskType, left: Output, right: Output) -> FloatArray:
     """Outputs of one kind, as in Response -> fp32 [left, right]; InvalidRequest where dot products overflow."""
+    scores = np.zeros((len(left), len(right)), np.float32)
+    for _ in similarity_steps(kind, left, right, scores):
+        pass
+    return scores
+
+
+def similarity_steps(kind: TaskType, left: Output, right: Output, scores: FloatArray) -> Iterator[None]:
+    """`similarity`, into `scores`, in steps of some milliseconds: whoever takes them may stop in between."""
     if kind is TaskType.DENSE:
         with np.errstate(over="ignore", invalid="ignore"):
-            products = np.asarray(left @ right.T)
-        if not np.isfinite(products).all():
+            scores[:] = left @ right.T
+        if not np.isfinite(scores).all():
             raise InvalidRequest("the vectors are so long that their products overflow; ask for normalize true")
-        return products
-    scores = _lexical if kind is TaskType.SPARSE else _max_sim
-    return np.array([scores(one, right) for one in left], np.float32).reshape(len(left), len(right))
+        yield
+    elif kind is TaskType.SPARSE:
+        terms = _terms(right)
+        for one, row in zip(left, scores, strict=True):
+            row[:] = _lexical(one, terms)
+            yield
+    else:
+        for one, row in zip(left, scores, strict=True):
+            for _ in _max_sim(one, right, row):
+                yield
 
 
 def hybrid(scores: Mapping[TaskType, FloatArray], weights: Mapping[TaskType, float]) -> FloatArray:
@@ -58,26 +75,42 @@ def hybrid_weights(weights: Sequence[float] | None, offered: Sequence[TaskType])
     return chosen
 
 
-def _lexical(one: SparseVector, others: Sequence[SparseVector]) -> FloatArray:
-    """Sum over shared ids of the products of the weights, in fp64 -> [others]."""
-    scores = np.zeros(len(others), np.float32)
-    for place, other in enumerate(others):
-        _, mine, theirs = np.intersect1d(one.indices, other.indices, assume_unique=True, return_indices=True)
-        scores[place] = one.values[mine].astype(np.float64) @ other.values[theirs]
-    return scores
+class _Terms(NamedTuple):
+    """All weights of several sparse vectors: whose they are, their ids, and the weights in fp64."""
+
+    owners: NDArray[np.intp]
+    indices: Int32Array
+    values: NDArray[np.float64]
+    num_owners: int
 
 
-def _max_sim(one: FloatArray, others: Sequence[FloatArray]) -> FloatArray:
+def _terms(vectors: Sequence[SparseVector]) -> _Terms:
+    owners = np.repeat(np.arange(len(vectors)), [len(vector.indices) for vector in vectors])
+    indices = np.concatenate([np.zeros(0, np.int32), *(vector.indices for vector in vectors)])
+    values = np.concatenate([np.zeros(0), *(vector.values for vector in vectors)])
+    return _Terms(owners, indices, values, len(vectors))
+
+
+def _lexical(one: SparseVector, others: _Terms) -> FloatArray:
+    """Sum over shared ids of the products of the weights, in fp64 and in the order of the ids -> [others]."""
+    if not len(one.indices):
+        return np.zeros(others.num_owners, np.float32)
+    places = np.minimum(np.searchsorted(one.indices, others.indices), len(one.indices) - 1)
+    shared = one.indices[places] == others.indices
+    products = one.values[places[shared]] * others.values[shared]
+    return np.bincount(others.owners[shared], products, others.num_owners).astype(np.float32)
+
+
+def _max_sim(one: FloatArray, others: Sequence[FloatArray], scores: FloatArray) -> Iterator[None]:
     """Mean over the tokens of `one` of their largest product with a token of the other -> [others]; no tokens: 0."""
-    scores = np.zeros(len(others), np.float32)
     filled = [place for place, other in enumerate(others) if len(other)]
     if not len(one) or not filled:
-        return scores
+        return
     for places in _blocks(filled, others):
         products = one @ np.concatenate([others[place] for place in places]).T
         starts = np.cumsum([0, *(len(others[place]) for place in places[:-1])])
         scores[places] = np.maximum.reduceat(products, starts, axis=1).mean(axis=0, dtype=np.float64)
-    return scores
+        yield
 
 
 def _blocks(places: Sequence[int], vectors: Sequence[FloatArray]) -> list[list[int]]:

@@ -47,6 +47,9 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"chat_template_kwargs: {wrong!r} has a field of its own", param="chat_template_kwargs"
             )
+        if "range" in given:
+            message = "chat_template_kwargs: 'range' is the template's own function; give the variable another name"
+            raise InvalidRequest(message, param="chat_template_kwargs")
         mark = ""
         if continue_final_message:
             if add_generation_prompt:

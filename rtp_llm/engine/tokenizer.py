@@ -8,30 +8,26 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import Input, Int32Array, Item, Params
+from rtp_llm.core import Input, Item, Params, outlier
 from rtp_llm.engine import tokenizer_files as files
 from rtp_llm.engine.chat_template import ChatTemplate
+from rtp_llm.engine.shortening import CHARACTERS_PER_TOKEN, Shortening, Side, Text, most_characters, parts_of
 from rtp_llm.engine.tokenizer_cuts import find_cuts
 from rtp_llm.engine.tokens import Framed, Token
 from rtp_llm.engine.truncation import longest_first, only_second
-from rtp_llm.errors import CheckpointError, ConfigError, InvalidInput, InvalidRequest
+from rtp_llm.errors import CheckpointError, ConfigError, InvalidInput, InvalidRequest, RequestTooLarge
 from rtp_llm.model_config import ModelConfig, sequence_limit
 
 logger = logging.getLogger(__name__)
 
-Side: TypeAlias = Literal["left", "right"]
-Text: TypeAlias = "str | tuple[str, str]"
 Encoding: TypeAlias = Any
 
 _MAX_CACHED_PROMPTS = 1024
-# A long text is first tried with this many characters for each token that may be kept: 100 kB of English for a model
-# of 512 tokens is then encoded in 2 ms instead of 35.
-_CHARACTERS_PER_TOKEN = 16
 
 
 class Tokenizer:
@@ -82,7 +78,7 @@ class Tokenizer:
                 "refused", folder, num_ids, self.vocab_size,
             )  # fmt: skip
         self._has_types = files.has_token_types(config)
-        self._cuts = find_cuts(self._tokenizer)
+        self.cuts = find_cuts(self._tokenizer)
         self._prompt_lengths: dict[tuple[str, bool], int] = {}
 
     @classmethod
@@ -152,7 +148,8 @@ class Tokenizer:
             if isinstance(value, str):
                 framed.append(self._framed(next(encodings), index, length))
             else:
-                framed.append(Framed(none, self._checked_ids(value, index), none, 0))
+                self._check_ids(value, index)
+                framed.append(Framed(none, np.array(value, np.int32), none, 0))
         return framed
 
     def _framed(self, encoding: Encoding, index: int, prompt_length: int) -> Framed:
@@ -167,7 +164,13 @@ class Tokenizer:
         return Framed(ids[:first], ids[first:last], ids[last:], prompt_length)
 
     def tokens(self, text: Text, *, add_special_tokens: bool = True) -> list[Token]:
-        """The tokens of a text or pair as it is: no prompt, no limit."""
+        """The tokens of a text or pair as it is, no prompt, no limit; RequestTooLarge where it is long and whole."""
+        most = most_characters(self.max_seq_len)
+        if len(text) > most:
+            raise RequestTooLarge(
+                f"a text, or a part of it without a place between two words, has {len(text)} characters, the limit is "
+                f"{most}: split it"
+            )
         (encoding,) = self._run({0: text}, add_special_tokens, offsets=True)
         rows = zip(encoding.ids, encoding.tokens, encoding.sequence_ids, encoding.offsets, strict=True)
         return [
@@ -208,8 +211,8 @@ class Tokenizer:
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; InvalidRequest for an id that is out of the vocabulary."""
-        checked = self._checked_ids(ids, 0).tolist()
-        return str(self._tokenizer.decode(checked, skip_special_tokens=skip_special_tokens))
+        self._check_ids(ids, 0)
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
     def prompt_text(self, params: Params) -> str:
         """What a request, or the checkpoint where it is silent, puts before each input; InvalidRequest as `encode`."""
@@ -220,7 +223,7 @@ class Tokenizer:
             problem = _unicode_problem(params.prompt)
             if problem:
                 raise InvalidRequest(f"prompt{problem}", param="prompt")
-            most = self.max_seq_len * _CHARACTERS_PER_TOKEN
+            most = self.max_seq_len * CHARACTERS_PER_TOKEN
             if len(params.prompt) > most:
                 raise InvalidRequest(f"prompt has {len(params.prompt)} characters, the limit is {most}", param="prompt")
             return params.prompt
@@ -247,12 +250,12 @@ class Tokenizer:
 
     def _from_ids(self, ids: list[int], index: int, params: Params) -> Item:
         """Ready ids are the model's input as they stand: no prompt, no special tokens."""
-        array = self._checked_ids(ids, index)
-        if len(array) <= self.max_seq_len:
-            return Item(array, index)
-        self._check_may_truncate(len(array), index, params)
-        left = self._side(params) == "left"
-        return Item(array[-self.max_seq_len :] if left else array[: self.max_seq_len], index, truncated=True)
+        self._check_ids(ids, index)
+        if len(ids) <= self.max_seq_len:
+            return Item(np.array(ids, np.int32), index)
+        self._check_may_truncate(len(ids), index, params)
+        kept = ids[-self.max_seq_len :] if self._side(params) == "left" else ids[: self.max_seq_len]
+        return Item(np.array(kept, np.int32), index, truncated=True)
 
     def _from_text(self, encoding: Encoding, index: int, is_pair: bool, prompt_length: int, params: Params) -> Item:
         ids = encoding.ids
@@ -323,51 +326,34 @@ class Tokenizer:
                     del types[cut]
         return ids, types
 
-    def _checked_ids(self, ids: list[int], index: int) -> Int32Array:
+    def _check_ids(self, ids: list[int], index: int) -> None:
         if not ids:
             raise InvalidInput(index, " is an empty list of token ids; send at least one")
         for token_id in ids:
             if type(token_id) is not int:
                 raise InvalidInput(index, f": {token_id!r} is not a token id; a list holds whole numbers only")
-        wrong = next((token_id for token_id in (min(ids), max(ids)) if not 0 <= token_id < self.vocab_size), None)
+        wrong = outlier(ids, self.vocab_size)
         if wrong is not None:
             raise InvalidInput(
                 index,
                 f": token id {wrong} is out of this model's vocabulary of {self.vocab_size}; send text, "
                 "or ids of this model's own tokenizer (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)",
             )
-        return np.array(ids, np.int32)
 
     def _encodings(self, texts: Mapping[int, Text], params: Params) -> list[Encoding]:
         """The texts encoded whole, or enough of a long one that all the tokens it will keep are there."""
         if not texts:
             return []
-        side, special = self._side(params), params.add_special_tokens
-        tried = {index: self._shortened(text, side) for index, text in texts.items()}
+        shorter, special = Shortening(self.cuts, self._side(params), self.max_seq_len), params.add_special_tokens
+        tried = {index: shorter.first(index, text) for index, text in texts.items()}
         encodings = self._run(tried, special)
         for place, (index, text) in enumerate(texts.items()):
-            if tried[index] is not text and not self._suffices(encodings[place], text, tried[index]):
-                (encodings[place],) = self._run({index: text}, special)
+            if not shorter.suffices(encodings[place], text, tried[index]):
+                more = shorter.more(index, text)
+                (encodings[place],) = self._run({index: more}, special)
+                if not shorter.suffices(encodings[place], text, more):
+                    raise shorter.refuse(index)
         return encodings
-
-    def _shortened(self, text: Text, side: Side) -> Text:
-        """The part to try: some characters for each token, up to a safe place; the text itself where it is short."""
-        if isinstance(text, tuple):
-            first, second = self._shortened(text[0], side), self._shortened(text[1], side)
-            # Which of two long texts is the longer decides where an odd token goes, so one at most is shortened.
-            return text if (first is text[0]) == (second is text[1]) else (str(first), str(second))
-        enough = self.max_seq_len * _CHARACTERS_PER_TOKEN
-        if len(text) <= 2 * enough or self._cuts is None:
-            return text
-        return self._cuts.tail(text, enough) if side == "left" else self._cuts.head(text, enough)
-
-    def _suffices(self, encoding: Encoding, text: Text, tried: Text) -> bool:
-        """Whether what was shortened still has more tokens than can be kept, and its partner no more than that."""
-        if isinstance(text, str):
-            return bool(len(encoding) > self.max_seq_len)
-        counts = [encoding.sequence_ids.count(sequence) for sequence in (0, 1)]
-        shortened, partner = counts if tried[0] is not text[0] else reversed(counts)
-        return bool(shortened > self.max_seq_len >= partner)
 
     def _run(self, texts: Mapping[int, Text], add_special_tokens: bool, offsets: bool = False) -> list[Encoding]:
         """The library's encodings; it drops the interpreter's lock meanwhile, for batches only."""
@@ -376,7 +362,7 @@ class Tokenizer:
             return list(encode(list(texts.values()), add_special_tokens=add_special_tokens))
         except TypeError:
             for index, text in texts.items():
-                for part in (text,) if isinstance(text, str) else text:
+                for part in parts_of(text):
                     problem = _unicode_problem(part)
                     if problem:
                         raise InvalidInput(index, problem) from None

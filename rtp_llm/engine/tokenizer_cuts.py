@@ -10,8 +10,8 @@ byte-level (GPT-2, Qwen)  before a space that follows something else; after a le
                           goes over such a place or looks past it, and NFC joins nothing there: the letters are of
                           alphabets whose NFC is theirs, since that of others may end in a mark
 
-Letters without end (Thai, a file in base64) have no such place and are tokenised whole, at up to a second a megabyte;
-max_input_characters bounds that.
+Letters without end (Thai, a file in base64) have no such place and are tokenised whole, at up to a second a megabyte,
+if they are not too many: the tokenizer bounds what it takes at a time.
 """
 
 import json
@@ -53,21 +53,25 @@ class Cuts:
 
     def __init__(self, places: re.Pattern[str], added: tuple[str, ...], *, tails: bool) -> None:
         self._places = places
-        self._tails = tails
+        self.tails = tails
         self._added = tuple(token for token in added if places.search(token, 1))
         self._longest = max(map(len, self._added), default=0)
 
     def head(self, text: str, num_characters: int) -> str:
-        """The longest part from the start, of at most `num_characters`; the text itself where it cannot be cut."""
+        """The longest part from the start, of at most `num_characters`, or else the shortest that can be cut off.
+
+        The text itself where it cannot be cut.
+        """
         for start in (max(num_characters - _NEAR, 0), 0):
             for place in reversed([match.start() for match in self._places.finditer(text, start, num_characters + 1)]):
                 if place > 0 and not self._is_inside(text, place):
                     return text[:place]
-        return text
+        later = (match.start() for match in self._places.finditer(text, num_characters + 1))
+        return text[: next((place for place in later if not self._is_inside(text, place)), None)]
 
     def tail(self, text: str, num_characters: int) -> str:
         """The same from the end."""
-        if not self._tails:
+        if not self.tails:
             return text
         for match in self._places.finditer(text, max(len(text) - num_characters, 1)):
             if not self._is_inside(text, match.start()):

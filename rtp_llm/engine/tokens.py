@@ -16,6 +16,20 @@ class Token:
     start: int | None
     stop: int | None
 
+    def moved(self, characters: int) -> "Token":
+        """The same in a text that has so many characters before this one."""
+        if self.start is None or self.stop is None:
+            return self
+        return Token(self.id, self.text, self.special, self.start + characters, self.stop + characters)
+
+
+class Part(NamedTuple):
+    """Characters start:stop of a text, and their tokens; the places are the whole text's."""
+
+    start: int
+    stop: int
+    tokens: list[Token]
+
 
 class Framed(NamedTuple):
     """One input's tokens: those before it (leading special ones, the prompt), its own, and those after it.

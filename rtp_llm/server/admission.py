@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Request
@@ -18,11 +18,15 @@ class Admission:
         self._config = config
         self._permits = asyncio.Semaphore(config.concurrency_limit)
 
-    async def enter(self) -> None:
-        """Take a place among those in flight; Overloaded when there is none."""
+    def check_room(self) -> None:
+        """Overloaded when there is no place among those in flight: worth knowing before a body is decoded."""
         if self._permits.locked():
             limit = self._config.concurrency_limit
             raise Overloaded(f"{limit} requests are in flight, the most allowed (concurrency_limit): try again shortly")
+
+    async def enter(self) -> None:
+        """Take a place among those in flight; Overloaded when there is none."""
+        self.check_room()
         await self._permits.acquire()
 
     async def wait(self) -> None:
@@ -54,6 +58,15 @@ class Admission:
         if len(text) > limit:
             raise RequestTooLarge(
                 f"{param} has {len(text)} {kind}, the limit is {limit} ({option}): split it", param=param
+            )
+
+    def check_together(self, texts: Sequence[str], param: str) -> None:
+        """RequestTooLarge for texts of which all tokens are asked for, if they have too many characters together."""
+        total, limit = sum(map(len, texts)), self._config.max_input_characters
+        if total > limit:
+            raise RequestTooLarge(
+                f"{param} has {total} characters in all, the limit is {limit} (max_input_characters): send fewer",
+                param=param,
             )
 
     def seconds(self, headers: Mapping[bytes, bytes]) -> float:

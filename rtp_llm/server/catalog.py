@@ -14,6 +14,7 @@ from rtp_llm.errors import NotReady, UnknownModel, UnsupportedTask
 from rtp_llm.observability import Metrics
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.service import EngineLike
+from rtp_llm.server.turns import Turns
 
 Body = TypeVar("Body")
 
@@ -27,15 +28,15 @@ ModelName: TypeAlias = Annotated[
 
 
 class Need(NamedTuple):
-    """A model that has at least `count` of `tasks`, and is not there for `other`."""
+    """A model that has at least `least` of `tasks`, and is not there for `other`."""
 
     tasks: frozenset[TaskType]
-    count: int = 1
+    least: int = 1
     other: TaskType | None = None
 
     def is_met(self, info: ModelInfo) -> bool:
         """Whether this model will do."""
-        return len(self.tasks.intersection(info.tasks)) >= self.count and self.other not in info.tasks
+        return len(self.tasks.intersection(info.tasks)) >= self.least and self.other not in info.tasks
 
 
 # What a route needs of a model; those that meet an earlier need are asked first. (): any model will do.
@@ -61,6 +62,7 @@ class Service:
     catalog: "Catalog"
     config: ServerConfig
     admission: Admission
+    turns: Turns
 
 
 class _Named(msgspec.Struct):

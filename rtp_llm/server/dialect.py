@@ -23,10 +23,13 @@ from rtp_llm.server.errors import ErrorForm, Headers, openai_form
 from rtp_llm.server.exchange import JSON, Exchange
 from rtp_llm.server.scheduling import scheduled
 from rtp_llm.server.service import EngineLike, unless_client_leaves
+from rtp_llm.server.turns import Arguments, Result, Turns
 
 Body = TypeVar("Body")
 
 _LOOKUP_CHARACTERS = 2000  # what a lookup may take on the event loop, which has others to serve
+# What is decoded and checked on the event loop, in a millisecond or two.
+_INLINE_BYTES = 256 << 10
 _keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -68,7 +71,6 @@ class Dialect(Generic[Body]):
     place       the field by which the input of this number came, where that is not `input`
     cut         what the body must say so that an input over the limit is cut
     by_accept   other forms of the answer, by the value of the request's Accept
-    by_body     another form of the answer, where the body asks for one
     """
 
     decoder: msgspec.json.Decoder[Body]
@@ -83,7 +85,6 @@ class Dialect(Generic[Body]):
     place: Callable[[Body, ModelInfo, int], str] | None = None
     cut: str = "truncate to true"
     by_accept: "Mapping[bytes, Dialect[Body]]" = field(default_factory=dict)
-    by_body: "Callable[[Body], Dialect[Body] | None] | None" = None
 
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         """Itself, or what the client would rather accept."""
@@ -93,47 +94,55 @@ class Dialect(Generic[Body]):
 
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         """Decode, run, render."""
-        body = decode(self.decoder, content)
-        form = self.by_body(body) if self.by_body is not None else None
-        return await (form or self)._run(body, len(content), service, exchange)
-
-    async def _run(self, body: Body, num_bytes: int, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
+        service.admission.check_room()
+        inline = _inline if len(content) <= _INLINE_BYTES else service.turns.call
+        body = await inline(decode, self.decoder, content)
         catalog, config, admission = service.catalog, service.config, service.admission
         wanted = self.wanted(body) if callable(self.wanted) else self.wanted
         asked = catalog.asked(getattr(body, "model", None), exchange.headers)
         exchange.metrics = asked.metrics if asked else None
         if self.prepare is not None and getattr(body, "messages", None) is not None:
             asked, body = await catalog.prepared(asked, wanted, partial(self.prepare, body))
-        engine, info, request = catalog.choose(
-            asked, wanted, lambda info: self.to_request(body, info, config, exchange.request_id)
+        engine, info, request = await inline(
+            catalog.choose, asked, wanted, lambda info: self.to_request(body, info, config, exchange.request_id)
         )
         exchange.metrics, exchange.content_type = engine.metrics, self.content_type
         named = None if self.place is None else partial(self.place, body, info)
-        admission.check_size(request, num_bytes, *([named] if named else []))
+        admission.check_size(request, len(content), *([named] if named else []))
         seconds = admission.seconds(exchange.headers)
         request = scheduled(request, exchange.headers, seconds, getattr(body, "priority", None))
         await admission.enter()
         try:
-            response = await unless_client_leaves(engine.run(request), exchange.receive, seconds)
-            began = time.perf_counter()
-            pieces = self.render(body, response, info)
-            rendered = await (asyncio.to_thread(b"".join, pieces) if self.render_on_thread else _join(pieces))
+            work = self._run(body, request, engine, info, service.turns)
+            response, rendered, seconds_to_encode = await unless_client_leaves(work, exchange.receive, seconds)
         except InvalidInput as error:
             raise error if named is None else error.at(named(error.index), self.cut) from None
         finally:
             admission.leave()
-        seconds_to_encode = time.perf_counter() - began
         engine.metrics.observe_encode(seconds_to_encode)
         exchange.answered.append(Answered(request, response, info.name, seconds_to_encode))
         return rendered, self.headers(request, response)
 
+    async def _run(
+        self, body: Body, request: Request, engine: EngineLike, info: ModelInfo, turns: Turns
+    ) -> tuple[Response, bytes, float]:
+        """The engine's answer, its rendering, and the seconds that this took."""
+        response = await engine.run(request)
+        began = time.perf_counter()
+        pieces = self.render(body, response, info)
+        rendered = await (turns.join(pieces) if self.render_on_thread else _join(pieces))
+        return response, rendered, time.perf_counter() - began
+
 
 @dataclass(frozen=True, slots=True)
 class Lookup(Generic[Body]):
-    """One wire form of a question to the tokenizer; long ones are answered on a thread."""
+    """One wire form of a question to the tokenizer; long ones are answered beside the event loop, in turns.
+
+    render  the answer in pieces
+    """
 
     decoder: msgspec.json.Decoder[Body]
-    render: Callable[[Body, EngineLike, Service], bytes]
+    render: Callable[[Body, EngineLike, Service], Iterator[bytes]]
     error_form: ErrorForm = openai_form
 
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
@@ -145,13 +154,13 @@ class Lookup(Generic[Body]):
         body = decode(self.decoder, content)
         engine = service.catalog.asked(getattr(body, "model", None), exchange.headers) or service.catalog.default
         exchange.metrics = engine.metrics
+        pieces = self.render(body, engine, service)
         if len(content) <= _LOOKUP_CHARACTERS:
-            return self.render(body, engine, service), []
+            return b"".join(pieces), []
         seconds = service.admission.seconds(exchange.headers)
         await service.admission.enter()
         try:
-            work = asyncio.to_thread(self.render, body, engine, service)
-            return await unless_client_leaves(work, exchange.receive, seconds), []
+            return await unless_client_leaves(service.turns.join(pieces), exchange.receive, seconds), []
         finally:
             service.admission.leave()
 
@@ -232,12 +241,24 @@ class ByModel:
         return self.pick(info).choose(content, exchange, catalog)
 
 
+def decoded(engine: EngineLike, ids: list[int], place: str, *, skip_special_tokens: bool) -> str:
+    """The text of token ids; what is wrong with them is told by the name of their field, `place`."""
+    try:
+        return engine.decode(ids, skip_special_tokens=skip_special_tokens)
+    except InvalidInput as error:
+        raise error.at(place, "") from None
+
+
 def check_count(count: int, config: ServerConfig, param: str) -> None:
     """RequestTooLarge for more inputs than a request may have."""
     limit = config.max_client_batch_size
     if count > limit:
         message = f"{count} inputs are over the limit of {limit} (max_client_batch_size): send fewer at a time"
         raise RequestTooLarge(message, param=param)
+
+
+async def _inline(work: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+    return work(*arguments, **named)
 
 
 async def _join(pieces: Iterator[bytes]) -> bytes:

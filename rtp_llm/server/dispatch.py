@@ -41,6 +41,7 @@ from rtp_llm.server.cors import Cors
 from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_headers
 from rtp_llm.server.exchange import Exchange
 from rtp_llm.server.service import EngineLike
+from rtp_llm.server.turns import Turns
 
 _EMBEDDINGS = embeddings.dialect(None)
 
@@ -90,11 +91,12 @@ class Dispatcher:
         self.keys = KeyRing(config)
         self._cors = Cors(config.cors_origins)
         self._observers = observers
-        self._service = Service(catalog, config, self.admission)
+        self._service = Service(catalog, config, self.admission, Turns())
         self._max_body_bytes, self._body_timeout = config.max_body_bytes, config.body_timeout
         own = [*pages.routes(), Route("/metrics", self._metrics)]
         parts = (openai.routes(catalog), rtp.routes(catalog), tei.get_routes(catalog, config), vllm.get_routes(), own)
         self.routes = [route for part in parts for route in part]
+        self._paths = {*DIALECTS, *(route.path for route in self.routes if "{" not in route.path)}
         catalog.watch_health()
         self._router = Router(self.routes, redirect_slashes=False)
 
@@ -122,6 +124,8 @@ class Dispatcher:
     async def _dispatch(self, exchange: Exchange) -> None:
         path = exchange.path.rstrip("/") or "/"
         posted = DIALECTS.get(path)
+        if path in self._paths:  # also of what is refused for its key or its method
+            exchange.route = path
         if posted is not None:
             # Other methods too: who asks wrongly there is this dialect's client.
             exchange.error_form = posted.error_form
@@ -131,7 +135,6 @@ class Dispatcher:
         if exchange.method != "OPTIONS":
             self.keys.check(exchange.method, path, exchange.headers)
         if route is not None:
-            exchange.route = path
             content = await read_body(exchange, self._max_body_bytes, self._body_timeout)
             chosen = route.choose(content, exchange, self.catalog)
             if chosen is not route:

@@ -5,18 +5,18 @@ RtpError (rtp_llm.errors)
     ├── UnknownPath           404
     ├── MethodNotAllowed      405   with Allow
     ├── BodyTimeout           408   a body that does not arrive
+    ├── UriTooLong            414   a request line over the limit
     ├── UnsupportedEncoding   415   a compressed body
     └── HeadTooLarge          431   a request line and headers over the limit
 """
 
 import logging
-import math
 from collections.abc import Callable
 
 import msgspec
 import orjson
 
-from rtp_llm.errors import EngineFailure, InvalidRequest, NotReady, Overloaded, RtpError, Unauthorized
+from rtp_llm.errors import EngineFailure, InvalidRequest, NotReady, Overloaded, RtpError, Unauthorized, whole_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,13 @@ class BodyTimeout(InvalidRequest):
     code = "body_timeout"
 
 
+class UriTooLong(InvalidRequest):
+    """The request line alone is over the limit of a head."""
+
+    status = 414
+    code = "uri_too_long"
+
+
 class HeadTooLarge(InvalidRequest):
     """The request line and headers are over the limit."""
 
@@ -130,7 +137,7 @@ def shared_form(error: RtpError) -> tuple[int, bytes]:
 def error_headers(error: RtpError) -> Headers:
     """The headers by which a client knows what to do next."""
     if isinstance(error, Overloaded):
-        return [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after)))]
+        return [(b"retry-after", b"%d" % whole_seconds(error.retry_after))]
     if isinstance(error, NotReady):
         return [(b"retry-after", b"1")]
     if isinstance(error, Unauthorized):

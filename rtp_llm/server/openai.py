@@ -16,7 +16,7 @@ from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import Chunking, FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.core import Chunking, FloatArray, Input, ModelInfo, Params, Request, Response, TaskType, outlier
 from rtp_llm.errors import EngineFailure, InvalidRequest
 from rtp_llm.server.catalog import Catalog, ModelName
 from rtp_llm.server.chat import ChatBody, Inputs, TextObject
@@ -251,8 +251,8 @@ def check_ids(ids: Sequence[int], place: str, vocab_size: int) -> None:
     """InvalidRequest for ids that cannot be of this model's tokenizer; `place` names them."""
     if not ids:
         raise InvalidRequest(f"{place} is an empty list of token ids", param=place)
-    wrong = max(ids) if max(ids) >= vocab_size else min(ids)
-    if not 0 <= wrong < vocab_size:
+    wrong = outlier(ids, vocab_size)
+    if wrong is not None:
         raise InvalidRequest(
             f"{place}: token id {wrong} is outside this model's vocabulary of {vocab_size}. Token ids must come from "
             "the model's own tokenizer; LangChain's OpenAIEmbeddings sends tiktoken ids unless it is made with "

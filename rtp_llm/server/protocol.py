@@ -6,11 +6,18 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from rtp_llm.errors import InvalidRequest, NotReady, RtpError
-from rtp_llm.server.errors import HeadTooLarge, openai_form
+from rtp_llm.server.closing import LINGER_SECONDS, HalfClosed, LingeringClose
+from rtp_llm.server.errors import HeadTooLarge, UriTooLong, openai_form
 from rtp_llm.server.exchange import choose_id
 
 MAX_HEAD_BYTES = 64 << 10
-_REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable"}
+_LINE_ENDS = len(b": \r\n")
+_REASONS = {
+    400: b"Bad Request",
+    414: b"URI Too Long",
+    431: b"Request Header Fields Too Large",
+    503: b"Service Unavailable",
+}
 _HEAD = (
     b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
     b"connection: close\r\n\r\n"
@@ -27,41 +34,109 @@ class Protocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._in_head = True
-        self._head_bytes = 0
+        self._is_arriving = False  # a request, of which some is here
+        self._head_bytes = 0  # of what is known of a head
+        self._blind_bytes = 0  # of reads that ended in no part that the parser knows
+        self._too_large: RtpError | None = None
         self._ends_soon = False
         self._alarm: asyncio.TimerHandle | None = None
+        self._closing: LingeringClose
+        self._half_closed: HalfClosed | None = None
         self._cycles: list[RequestResponseCycle] = []  # pipelined requests and the one before them
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._closing = LingeringClose(transport, lambda: self._is_arriving)
         self._set_alarm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_alarm()
+        self._closing.stop()
+        if self._half_closed is not None:
+            self._half_closed.stop()
         self._let_go()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._closing.lingers:
+            self._closing.drop(data)
+            return
+        # NOTE: the parser keeps a name or value that has no end, of a head or of a trailer, and joins it anew for each
+        # read: without a limit that costs memory and quadratic time.
+        self._blind_bytes += len(data)
         super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
-            # NOTE: the parser joins the parts of a header anew for each one: without end, it costs quadratic time.
-            self._head_bytes += len(data)
-            if self._alarm is None:
-                self._set_alarm()
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(HeadTooLarge(f"the request line and headers are over {MAX_HEAD_BYTES} bytes"))
+        if self._closing.is_closing():
+            return
+        if self._in_head and self._alarm is None:
+            self._set_alarm()
+        if self._blind_bytes > MAX_HEAD_BYTES:
+            self._refuse(self._head_too_large())
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Whether the connection stays open: a client may end its half and wait for its answer.
+
+        NOTE: over TLS the event loop closes it anyway.
+        """
+        if self._closing.is_closing() or self._is_arriving or self._is_idle() or self.scheme == "https":
+            return None
+        self.cycle.keep_alive = False
+        is_old = any(cycle.scope["http_version"] == "1.0" for cycle in self._cycles)
+        self._half_closed = HalfClosed(self.transport, self._is_between_answers, is_old=is_old)
+        return True
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._in_head = self._is_arriving = True
+        self._head_bytes = self._blind_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._count(len(name) + len(value) + _LINE_ENDS)
+
+    def _count(self, num_bytes: int) -> None:
+        self._head_bytes += num_bytes
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._too_large = self._head_too_large()
+            raise self._too_large  # which ends the parser, and comes back as `send_400_response`
+
+    def _head_too_large(self) -> RtpError:
+        if self._in_head and not self.headers:
+            return UriTooLong(f"the request line is over {MAX_HEAD_BYTES} bytes")
+        return HeadTooLarge(f"the request line and headers are over {MAX_HEAD_BYTES} bytes")
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._blind_bytes = 0
         self._stop_alarm()
         super().on_headers_complete()
+        self.cycle.transport = self._closing  # type: ignore[assignment]
         self._cycles = [*(cycle for cycle in self._cycles if not cycle.response_complete), self.cycle]
         if self._ends_soon:
             self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._blind_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_arriving = False
+        self._stop_alarm()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if self._closing.lingers:
+            return
+        super().on_response_complete()
+        if self._is_arriving and self._alarm is None:
+            # Answered before it was read, as 401 is: its rest is dropped, for as long as one lingers.
+            self._alarm = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def _is_between_answers(self) -> bool:
+        return not any(cycle.response_started and not cycle.response_complete for cycle in self._cycles)
 
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -86,6 +161,10 @@ class Protocol(HttpToolsProtocol):
 
         On an idle connection a request may be on its way: it is answered, as the last one.
         """
+        if self._closing.lingers:
+            self.transport.close()
+            return
+        self._closing.seconds = _LAST_CALL
         if self._is_idle():
             self._ends_soon = True
             self.loop.call_later(_LAST_CALL, self._end_if_idle)
@@ -102,15 +181,15 @@ class Protocol(HttpToolsProtocol):
             self._refuse(NotReady("the server is shutting down and the request's body did not arrive: try another one"))
 
     def send_400_response(self, msg: str) -> None:
-        """What cannot be parsed as HTTP at all."""
-        self._refuse(InvalidRequest("this is not an HTTP/1.1 request that can be read"))
+        """What cannot be parsed as HTTP at all, or is not to be."""
+        self._refuse(self._too_large or InvalidRequest("this is not an HTTP/1.1 request that can be read"))
 
     def _refuse(self, error: RtpError) -> None:
         _, body = openai_form(error)
         head = _HEAD % (error.status, _REASONS[error.status], len(body), choose_id().encode())
         self.transport.write(head + body)
         self._let_go()
-        self.transport.close()
+        self._closing.linger()
 
     def _let_go(self) -> None:
         """What was asked on this connection has no one to go to; uvicorn itself thinks of the last request alone."""

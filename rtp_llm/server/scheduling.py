@@ -4,13 +4,21 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, TypeAlias
+
+from msgspec import Meta
 
 from rtp_llm.core import Request
 from rtp_llm.errors import InvalidRequest
 
 PRIORITY_HEADER = b"x-priority"
 _PRIORITIES = ("auto", "interactive", "bulk")
+BodyPriority: TypeAlias = Annotated[
+    int | None,
+    Meta(
+        description="as in vLLM and Cohere: below 0 is interactive, above 0 bulk; 0, null: by size; X-Priority beats it"
+    ),
+]
 
 
 def scheduled(

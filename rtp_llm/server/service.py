@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from starlette.types import Receive
@@ -39,6 +39,19 @@ class Token(Protocol):
     def stop(self) -> int | None: ...
 
 
+class Part(Protocol):
+    """Characters start:stop of a text, and their tokens; the places are the whole text's."""
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def stop(self) -> int: ...
+
+    @property
+    def tokens(self) -> Sequence[Token]: ...
+
+
 class EngineLike(Protocol):
     """All that the server knows of an engine."""
 
@@ -53,8 +66,8 @@ class EngineLike(Protocol):
     async def run(self, request: Request) -> Response:
         """Answer one request; cancelling the coroutine drops what still waits of it."""
 
-    def tokens(self, text: str, *, add_special_tokens: bool = True) -> Sequence[Token]:
-        """The tokens of a text as the model would read it, without prompt or limit."""
+    def token_parts(self, text: str, *, add_special_tokens: bool = True) -> Iterator[Part]:
+        """The tokens of a text as the model would read it, without prompt or limit, part by part."""
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; InvalidRequest for an id that is out of the vocabulary."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
 import orjson
 from msgspec import Meta
 
@@ -16,7 +17,7 @@ from rtp_llm.errors import InvalidRequest, UnsupportedTask
 from rtp_llm.server.catalog import ModelName, Need, Wanted, one_of
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.embeddings import default_kind
-from rtp_llm.similarity import KINDS, check_weights_go_with, hybrid, hybrid_weights, similarity
+from rtp_llm.similarity import KINDS, check_weights_go_with, hybrid, hybrid_weights, similarity_steps
 
 PATH = "/v1/embeddings/similarity"
 
@@ -77,11 +78,13 @@ def _weights(body: SimilarityBody, info: ModelInfo) -> dict[TaskType, float]:
 
 
 def render(body: SimilarityBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
-    """Compares, and writes the answer."""
+    """Compares, and writes the answer; nothing is in the pieces before the last, at which it may be broken off."""
     middle, weights = len(body.left), _weights(body, info)
-    scores = {
-        kind: similarity(kind, response.outputs[kind][:middle], response.outputs[kind][middle:]) for kind in weights
-    }
+    scores = {kind: np.zeros((middle, len(body.right)), np.float32) for kind in weights}
+    for kind, table in scores.items():
+        outputs = response.outputs[kind]
+        for _ in similarity_steps(kind, outputs[:middle], outputs[middle:], table):
+            yield b""
     answer = {
         "model": info.name,
         "similarity": hybrid(scores, weights),

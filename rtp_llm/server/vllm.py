@@ -24,6 +24,7 @@ from rtp_llm.server.catalog import CLASSIFIERS, ModelName, Wanted, one_of
 from rtp_llm.server.chat import ChatBody, rendered
 from rtp_llm.server.cohere import ContentPart, text_of
 from rtp_llm.server.dialect import Dialect, Route, check_count
+from rtp_llm.server.scheduling import BodyPriority
 from rtp_llm.server.scoring import SCORERS, scores_of, scoring_request
 from rtp_llm.server.vectors import encoder
 
@@ -59,6 +60,7 @@ class ScoreBody(msgspec.Struct, kw_only=True):
         None
     )
     truncate_prompt_tokens: KeptTokens = None
+    priority: BodyPriority = None
     model: ModelName = None
 
 

@@ -104,6 +104,7 @@ def test_broken_and_hostile(template: str, message: str) -> None:
     ("options", "message"),
     [
         ({"variables": {"messages": []}}, "'messages' has a field of its own"),
+        ({"variables": {"range": 2}}, "'range' is the template's own function"),
         ({"add_generation_prompt": True, "continue_final_message": True}, "not both possible"),
         ({"continue_final_message": True}, "does not show the last message"),
     ],
@@ -114,5 +115,5 @@ def test_refused_options(options: dict[str, Any], message: str) -> None:
 
 
 def test_no_template() -> None:
-    with pytest.raises(InvalidRequest, match="no chat template: send `input`"):
+    with pytest.raises(InvalidRequest, match="no chat template: send texts"):
         ChatTemplate(Path("/nowhere"), {}, {}).render(CHAT)

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtp_llm.core import Input, Item, Params
-from rtp_llm.engine.tokenizer import Side, Tokenizer
+from rtp_llm.engine.shortening import Side
+from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokenizer_files import num_ids
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.engine.truncation import longest_first
-from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
+from rtp_llm.errors import CheckpointError, ConfigError, InputTooLarge, InvalidRequest
 from tests.conftest import WORDS
 from tests.engine.tokenizer_folders import append_end_of_text, set_keys
 
@@ -43,8 +44,27 @@ def encode(folder: Path, inputs: Sequence[Input], params: Params | None = None, 
 
 def test_a_megabyte(tiny: Path) -> None:
     long = "the weather " * 90_000
-    items = encode(tiny, [long, ("a", long), (long, long)])
+    items = encode(tiny, [long, ("a", long), (long[:150_000], long[:200_000])])
     assert [item.num_tokens for item in items] == [LIMIT] * 3 and all(item.truncated for item in items)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("x" * 200_001, "input 0 has 200001 characters without a known place for a cut, the limit for that is 200000"),
+        (("the weather " * 17_000,) * 2, "input 0 has 204000 characters beside another long text"),
+        (" " * 200_001 + "the weather", "input 0 has too few tokens in 200000 characters"),
+    ],
+)
+def test_what_is_tokenised_at_a_time_is_bounded(tiny: Path, value: Any, message: str) -> None:
+    with pytest.raises(InputTooLarge, match=message) as caught:
+        encode(tiny, [value])
+    assert caught.value.at("texts[0]", "").status == caught.value.status == 413
+
+
+def test_long_texts_up_to_the_bound(tiny: Path) -> None:
+    values = ["x" * 200_000, " " * 190_000 + "the weather " * 20_000, "x" * 150_000 + " the weather" * 9_000]
+    assert [item.num_tokens for item in encode(tiny, values)] == [3, LIMIT, LIMIT]
 
 
 @pytest.mark.parametrize(("source", "flag"), [("qwen2", True), ("qwen3", False), ("qwen3", True)])

@@ -83,7 +83,7 @@ def test_long_texts_equal_the_whole_cut_afterwards(name: str, side: Any, assets:
     texts = [*random_texts(11, 20, 2500), "ab\n" * 900, "你好。" * 900, "a, b" * 900, "x" * 3000]
     tokenizer = load(assets, name)
     whole = copy.copy(tokenizer)
-    whole._cuts = None
+    whole.cuts = None
     batches: tuple[list[Any], ...] = (
         texts,
         [*zip(texts, reversed(texts), strict=True)],

@@ -75,15 +75,15 @@ def test_a_slow_head_that_ends_is_served(server: Faulty) -> None:
 
 @pytest.mark.parametrize("when", ["at once", "while it is computed"])
 def test_a_client_that_closes_its_half(server: Faulty, when: str) -> None:
-    """It is taken for one that left: no answer is owed, nothing hangs, the next one is served."""
+    """It is owed its answer, and the next one is served."""
     if when == "while it is computed":
         server.runtime.gate.clear()
     with connect(server.port) as connection:
         connection.sendall(REQUEST)
         connection.shutdown(socket.SHUT_WR)
-        connection.settimeout(5)
-        read_all(connection)
-    server.runtime.gate.set()
+        time.sleep(0.3)
+        server.runtime.gate.set()
+        assert b"HTTP/1.1 200 OK" in read_all(connection)
     assert server.works()
 
 

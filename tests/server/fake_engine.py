@@ -2,7 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -29,6 +29,12 @@ class FakeToken(NamedTuple):
     start: int | None = None
     stop: int | None = None
     special: bool = False
+
+
+class FakePart(NamedTuple):
+    start: int
+    stop: int
+    tokens: list[FakeToken]
 
 
 class FakeEngine:
@@ -81,6 +87,10 @@ class FakeEngine:
             return letters
         return [FakeToken(1, "[CLS]", special=True), *letters, FakeToken(2, "[SEP]", special=True)]
 
+    def token_parts(self, text: str, *, add_special_tokens: bool = True) -> Iterator[FakePart]:
+        """All in one part."""
+        yield FakePart(0, len(text), self.tokens(text, add_special_tokens=add_special_tokens))
+
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """What `tokens` made the ids of."""
         return "".join(chr(token_id) for token_id in ids if not (skip_special_tokens and token_id in (1, 2)))
@@ -120,7 +130,7 @@ class FakeEngine:
             TaskType.COLBERT: [row[None] for row in rows],
             TaskType.TOKENS: [row[None] for row in rows],
         }
-        if not set(request.tasks) <= {TaskType.DENSE, TaskType.RERANK, TaskType.CLASSIFY, *self.info().tasks}:
+        if not set(request.tasks) <= set(outputs):
             raise UnsupportedTask("this model does not do that")
         return Response(
             outputs={task: outputs[task] for task in request.tasks},

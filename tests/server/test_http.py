@@ -138,12 +138,14 @@ def test_metrics(client: httpx.Client, engine: FakeEngine) -> None:
         labels = {"route": route, "status": str(status), "model": ""}
         return engine.metrics.registry.get_sample_value("rtp_llm_requests_total", labels) or 0
 
-    before = [count(ROUTE, 200), count(ROUTE, 400), count("unmatched", 404), count("/v1/models/{model:path}", 404)]
+    seen = ((ROUTE, 200), (ROUTE, 400), (ROUTE, 405), ("unmatched", 404), ("/v1/models/{model:path}", 404))
+    before = [count(*one) for one in seen]
     client.post(f"{ROUTE}/", json=BODY)
     client.post(ROUTE, json={})
     client.get("/nowhere/at/all")
     client.get("/v1/models/other")
-    after = [count(ROUTE, 200), count(ROUTE, 400), count("unmatched", 404), count("/v1/models/{model:path}", 404)]
+    client.delete(ROUTE)
+    after = [count(*one) for one in seen]
     assert after == [value + 1 for value in before]
     answer = client.get("/metrics")
     assert answer.headers["content-type"] == CONTENT_TYPE

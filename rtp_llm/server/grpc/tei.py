@@ -12,7 +12,7 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import CLASSIFIERS, Wanted, one_of
-from rtp_llm.server.dialect import check_count
+from rtp_llm.server.dialect import check_count, decoded
 from rtp_llm.server.grpc.proto import Message, message
 from rtp_llm.server.openai import check_dimensions
 from rtp_llm.server.service import EngineLike
@@ -159,7 +159,8 @@ def tokenize(body: Message, engine: EngineLike) -> Message:
     starts = [0, *accumulate(len(letter.encode()) for letter in text)]
     simple = message("SimpleToken")
     tokens = []
-    for token in engine.tokens(text, add_special_tokens=body.add_special_tokens):
+    parts = engine.token_parts(text, add_special_tokens=body.add_special_tokens)
+    for token in (token for part in parts for token in part.tokens):
         start, stop = token.start, token.stop
         if token.special or start is None or stop is None:
             tokens.append(simple(id=token.id, text=token.text, special=True))
@@ -172,7 +173,8 @@ def decode(body: Message, engine: EngineLike) -> Message:
     """DecodeRequest -> DecodeResponse."""
     if not body.ids:
         raise InvalidRequest("ids is empty: give at least one token id", param="ids")
-    return message("DecodeResponse")(text=engine.decode(list(body.ids), skip_special_tokens=body.skip_special_tokens))
+    text = decoded(engine, list(body.ids), "ids", skip_special_tokens=body.skip_special_tokens)
+    return message("DecodeResponse")(text=text)
 
 
 def describe(engine: EngineLike, config: ServerConfig) -> Message:

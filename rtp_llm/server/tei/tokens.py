@@ -1,5 +1,6 @@
 """TEI's /tokenize and /decode; the places of a token are bytes of the text's UTF-8."""
 
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Annotated, Any
 
@@ -9,8 +10,8 @@ from msgspec import Meta
 
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import ModelName, Service
-from rtp_llm.server.dialect import Lookup
-from rtp_llm.server.service import EngineLike
+from rtp_llm.server.dialect import Lookup, decoded
+from rtp_llm.server.service import EngineLike, Token
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import PromptName
 
@@ -42,37 +43,57 @@ class DecodeBody(msgspec.Struct, kw_only=True):
     model: ModelName = None
 
 
-def _tokenize(body: TokensBody, engine: EngineLike, service: Service) -> bytes:
+def _tokenize(body: TokensBody, engine: EngineLike, service: Service) -> Iterator[bytes]:
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     frame.check_inputs(texts, service.config)
     for place, text in enumerate(texts):
         service.admission.check_text(text, f"inputs[{place}]")
+    service.admission.check_together(texts, "inputs")
     frame.check_prompt_name(body.prompt_name, engine.info())
     prompt = engine.prompt(body.prompt_name) if body.prompt_name else ""
     special = body.add_special_tokens is not False
-    return orjson.dumps([_tokens(prompt + text, engine, special) for text in texts])
+    for place, text in enumerate(texts):
+        yield b",[" if place else b"[["
+        separator = b""
+        for part in _parts(prompt + text, engine, special):
+            yield separator + orjson.dumps(part)[1:-1] if part else b""  # each part ends a turn, an empty one too
+            separator = b"," if part else separator
+        yield b"]"
+    yield b"]"
 
 
-def _tokens(text: str, engine: EngineLike, add_special_tokens: bool) -> list[dict[str, Any]]:
-    places = range(len(text) + 1) if text.isascii() else list(accumulate((len(c.encode()) for c in text), initial=0))
+def _parts(text: str, engine: EngineLike, add_special_tokens: bool) -> Iterator[list[dict[str, Any]]]:
+    begins = 0  # the byte of a part's first character
+    for part in engine.token_parts(text, add_special_tokens=add_special_tokens):
+        own = text[part.start : part.stop]
+        places = list(accumulate((len(letter.encode()) for letter in own), initial=begins))
+        yield _tokens(part.tokens, text, places, part.start)
+        begins = places[-1]
+
+
+def _tokens(found: Sequence[Token], text: str, places: Sequence[int], first: int) -> list[dict[str, Any]]:
+    """`places` are the bytes of the characters from `first` on."""
     tokens = []
-    for token in engine.tokens(text, add_special_tokens=add_special_tokens):
+    for token in found:
         if token.special or token.start is None or token.stop is None:
             tokens.append({"id": token.id, "text": token.text, "special": True, "start": None, "stop": None})
             continue
-        start, stop = places[token.start], places[token.stop]
+        start, stop = places[token.start - first], places[token.stop - first]
         covered = text[token.start : token.stop]
         tokens.append({"id": token.id, "text": covered, "special": False, "start": start, "stop": stop})
     return tokens
 
 
-def _decode(body: DecodeBody, engine: EngineLike, service: Service) -> bytes:
+def _decode(body: DecodeBody, engine: EngineLike, service: Service) -> Iterator[bytes]:
     frame.check_inputs(body.ids, service.config, "ids")
     given: Any = body.ids if isinstance(body.ids[0], list) else [body.ids]
     skip = body.skip_special_tokens is not False
-    return orjson.dumps(
-        [engine.decode(_sequence(ids, place), skip_special_tokens=skip) for place, ids in enumerate(given)]
-    )
+    alone = given is not body.ids
+    texts = []
+    for place, ids in enumerate(given):
+        name = "ids" if alone else f"ids[{place}]"
+        texts.append(decoded(engine, _sequence(ids, place), name, skip_special_tokens=skip))
+    yield orjson.dumps(texts)
 
 
 def _sequence(ids: Any, place: int) -> list[int]:
