@@ -47,9 +47,6 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"chat_template_kwargs: {wrong!r} has a field of its own", param="chat_template_kwargs"
             )
-        if "range" in given:
-            message = "chat_template_kwargs: 'range' is the template's own function; give the variable another name"
-            raise InvalidRequest(message, param="chat_template_kwargs")
         mark = ""
         if continue_final_message:
             if add_generation_prompt:
@@ -63,11 +60,11 @@ class ChatTemplate:
         template = self._compiled()
         room = _MAX_CHARACTERS + sum(len(str(message)) for message in messages)
         variables = {"tools": None, "documents": None, **self._variables, **given}
+        _check_names(given, template)
+        own = {"messages": messages, "add_generation_prompt": add_generation_prompt, "range": _Range()}
         pieces: list[str] = []
         try:
-            for piece in template.generate(
-                messages=messages, add_generation_prompt=add_generation_prompt, range=_Range(), **variables
-            ):
+            for piece in template.generate({**variables, **own}):
                 room -= len(piece)
                 if room < 0:
                     raise InvalidRequest(f"the chat template writes over {_MAX_CHARACTERS} characters of its own")
@@ -162,6 +159,14 @@ def _check_product(operator: str, left: Any, right: Any) -> None:
         size = lengths[0] * counts[0] if lengths and counts else 0
     if size > _MAX_CHARACTERS:
         raise ValueError(f"{operator} makes over {_MAX_CHARACTERS} of something")
+
+
+def _check_names(given: Mapping[str, Any], template: Any) -> None:
+    """InvalidRequest for variables that would stand before a function of the template language."""
+    taken = next((name for name in given if name in template.environment.globals or name in ("self", "loop")), None)
+    if taken is not None:
+        message = f"chat_template_kwargs: {taken!r} is a name of the template language; give the variable another"
+        raise InvalidRequest(message, param="chat_template_kwargs")
 
 
 def _refuse(message: str) -> None:

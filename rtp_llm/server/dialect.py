@@ -67,10 +67,11 @@ class Dialect(Generic[Body]):
     wanted      which models may be asked where the body names none; of a body, where they hang on it
     render_on_thread  for a `render` that computes: it is run beside the event loop
     error_form  how its clients are told of failures
-    headers     of an answer
+    headers     of an answer; own_headers: those that hang on what the body asked for
     place       the field by which the input of this number came, where that is not `input`
     cut         what the body must say so that an input over the limit is cut
     by_accept   other forms of the answer, by the value of the request's Accept
+    by_body     another form of the answer, where the body asks for one
     """
 
     decoder: msgspec.json.Decoder[Body]
@@ -80,11 +81,13 @@ class Dialect(Generic[Body]):
     render_on_thread: bool = False
     error_form: ErrorForm = openai_form
     headers: Callable[[Request, Response], Headers] = answer_headers
+    own_headers: Callable[[Body, Response, ModelInfo], Headers] | None = None
     prepare: Callable[[Body, EngineLike], Awaitable[Body]] | None = None
     content_type: bytes = JSON
     place: Callable[[Body, ModelInfo, int], str] | None = None
     cut: str = "truncate to true"
     by_accept: "Mapping[bytes, Dialect[Body]]" = field(default_factory=dict)
+    by_body: "Callable[[Body], Dialect[Body] | None] | None" = None
 
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         """Itself, or what the client would rather accept."""
@@ -97,6 +100,11 @@ class Dialect(Generic[Body]):
         service.admission.check_room()
         inline = _inline if len(content) <= _INLINE_BYTES else service.turns.call
         body = await inline(decode, self.decoder, content)
+        form = self.by_body(body) if self.by_body is not None else None
+        return await (form or self)._answer(body, len(content), service, exchange)
+
+    async def _answer(self, body: Body, num_bytes: int, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
+        inline = _inline if num_bytes <= _INLINE_BYTES else service.turns.call
         catalog, config, admission = service.catalog, service.config, service.admission
         wanted = self.wanted(body) if callable(self.wanted) else self.wanted
         asked = catalog.asked(getattr(body, "model", None), exchange.headers)
@@ -108,7 +116,7 @@ class Dialect(Generic[Body]):
         )
         exchange.metrics, exchange.content_type = engine.metrics, self.content_type
         named = None if self.place is None else partial(self.place, body, info)
-        admission.check_size(request, len(content), *([named] if named else []))
+        admission.check_size(request, num_bytes, *([named] if named else []))
         seconds = admission.seconds(exchange.headers)
         request = scheduled(request, exchange.headers, seconds, getattr(body, "priority", None))
         await admission.enter()
@@ -121,7 +129,8 @@ class Dialect(Generic[Body]):
             admission.leave()
         engine.metrics.observe_encode(seconds_to_encode)
         exchange.answered.append(Answered(request, response, info.name, seconds_to_encode))
-        return rendered, self.headers(request, response)
+        own = self.own_headers(body, response, info) if self.own_headers is not None else []
+        return rendered, [*self.headers(request, response), *own]
 
     async def _run(
         self, body: Body, request: Request, engine: EngineLike, info: ModelInfo, turns: Turns
@@ -138,12 +147,14 @@ class Dialect(Generic[Body]):
 class Lookup(Generic[Body]):
     """One wire form of a question to the tokenizer; long ones are answered beside the event loop, in turns.
 
-    render  the answer in pieces
+    render   the answer in pieces
+    prepare  what of the body the engine must be asked for first
     """
 
     decoder: msgspec.json.Decoder[Body]
     render: Callable[[Body, EngineLike, Service], Iterator[bytes]]
     error_form: ErrorForm = openai_form
+    prepare: Callable[[Body, EngineLike], Awaitable[Body]] | None = None
 
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         """Itself."""
@@ -152,7 +163,10 @@ class Lookup(Generic[Body]):
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         """Decode and look up."""
         body = decode(self.decoder, content)
-        engine = service.catalog.asked(getattr(body, "model", None), exchange.headers) or service.catalog.default
+        asked = service.catalog.asked(getattr(body, "model", None), exchange.headers)
+        if self.prepare is not None:
+            asked, body = await service.catalog.prepared(asked, (), partial(self.prepare, body))
+        engine = asked or service.catalog.default
         exchange.metrics = engine.metrics
         pieces = self.render(body, engine, service)
         if len(content) <= _LOOKUP_CHARACTERS:

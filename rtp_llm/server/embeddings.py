@@ -18,10 +18,11 @@ from rtp_llm.errors import InvalidRequest
 from rtp_llm.server import openai
 from rtp_llm.server.catalog import one_of
 from rtp_llm.server.chat import rendered
-from rtp_llm.server.dialect import Dialect, answer_headers
+from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.errors import Headers, shared_form
 from rtp_llm.server.openai import EmbeddingsBody
-from rtp_llm.server.vectors import encoder, npy_file, raw_bytes
+from rtp_llm.server.packed import CONTENT_TYPE, check_described, metadata, render_bytes, row_encoder
+from rtp_llm.server.vectors import npy_file, raw_bytes
 
 PATHS: dict[str, TaskType | None] = {
     "/v1/embeddings": None,
@@ -94,7 +95,13 @@ def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
     def to_dense_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
         request = to_request(body, info, config, request_id)
         if request.tasks != (TaskType.DENSE,):
-            raise InvalidRequest("Accept: raw bytes and .npy hold dense vectors; ask for application/json")
+            message = "raw bytes and .npy hold dense vectors; ask for application/json, and no encoding_format bytes"
+            raise InvalidRequest(message)
+        return request
+
+    def to_described(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
+        request = to_dense_request(body, info, config, request_id)
+        check_described(body, len(request.inputs))
         return request
 
     by_accept = {
@@ -104,7 +111,7 @@ def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
             _binary_render(write),
             render_on_thread=True,
             error_form=shared_form,
-            headers=_binary_headers,
+            own_headers=_shape_and_cuts,
             content_type=content_type,
             wanted=one_of(TaskType.DENSE),
             prepare=rendered,
@@ -112,7 +119,17 @@ def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
         for content_type, write in _BINARY_FORMS.items()
     }
     wanted = one_of(kind) if kind else (*one_of(TaskType.DENSE), *one_of(*KINDS))
-    return Dialect(_decoder, to_request, render, wanted, error_form=shared_form, prepare=rendered, by_accept=by_accept)
+    raw = replace(by_accept[CONTENT_TYPE], to_request=to_described, render=render_bytes, own_headers=metadata("embd"))
+    return Dialect(
+        _decoder,
+        to_request,
+        render,
+        wanted,
+        error_form=shared_form,
+        prepare=rendered,
+        by_accept=by_accept,
+        by_body=lambda body: raw if body.is_bytes else None,
+    )
 
 
 def _binary_render(
@@ -127,12 +144,11 @@ def _binary_render(
     return render
 
 
-def _binary_headers(request: Request, response: Response) -> Headers:
+def _shape_and_cuts(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Headers:
     """What JSON would say beside the vectors: how many of what size, and the places of those that were cut."""
     shape = b"%d,%d" % response.outputs[TaskType.DENSE].shape
     cut = ",".join(str(index) for index, was_cut in enumerate(response.truncated) if was_cut)
-    own = [(b"x-embedding-shape", shape), (b"x-truncated", cut.encode())]
-    return [*answer_headers(request, response), *own]
+    return [(b"x-embedding-shape", shape), (b"x-truncated", cut.encode())]
 
 
 def _tasks(body: EmbeddingsBody, info: ModelInfo, kind: TaskType | None) -> tuple[TaskType, ...]:
@@ -215,5 +231,5 @@ def _matrix(rows: FloatArray, body: EmbeddingsBody) -> Iterator[bytes]:
 
 def _vectors(rows: FloatArray, body: EmbeddingsBody) -> bytes:
     """Vectors with commas between."""
-    encode = encoder(body.vector_type, body.encoding)
+    encode = row_encoder(body, body.vector_type, body.encoding)
     return b",".join(encode(row) for row in np.ascontiguousarray(rows, dtype="<f4"))

@@ -19,10 +19,11 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import Chunking, FloatArray, Input, ModelInfo, Params, Request, Response, TaskType, outlier
 from rtp_llm.errors import EngineFailure, InvalidRequest
 from rtp_llm.server.catalog import Catalog, ModelName
-from rtp_llm.server.chat import ChatBody, Inputs, TextObject
+from rtp_llm.server.chat import Inputs, TextObject
 from rtp_llm.server.dialect import check_count
+from rtp_llm.server.packed import EncodedBody, row_encoder
 from rtp_llm.server.prompts import prompt_for
-from rtp_llm.server.vectors import SCALED, VectorType, check_type, encoder
+from rtp_llm.server.vectors import SCALED, VectorType, check_type
 
 MODEL_PATHS = ("/v1/models", "/models")
 _TYPE_PARAMS = ("output_dtype", "embedding_types", "embedding_type")
@@ -44,13 +45,10 @@ class ExtraConfigs(msgspec.Struct):
     ] = None
 
 
-class EmbeddingsBody(ChatBody, kw_only=True):
+class EmbeddingsBody(EncodedBody, kw_only=True):
     """What to embed, and how. Unknown fields are ignored; null means absent."""
 
     model: ModelName = None
-    encoding_format: Annotated[
-        Literal["float", "base64"] | None, Meta(description="base64: little-endian float32; null: float")
-    ] = None
     dimensions: Annotated[
         int | None,
         Meta(
@@ -337,6 +335,9 @@ def _normalize(body: EmbeddingsBody) -> bool | None:
             raise InvalidRequest(f"{param}: one type a request is served here; /v2/embed gives several", param=param)
     if kind == "float":
         return normalize
+    if body.is_packed:
+        message = "embed_dtype, endianness and bytes are of floats; leave the other type of numbers out"
+        raise InvalidRequest(message, param="embed_dtype")
     check_type(kind, normalize, next(param for param in _TYPE_PARAMS if getattr(body, param)))
     return True if kind in SCALED else normalize
 
@@ -358,7 +359,7 @@ def _add_special_tokens(tokenizer_config: dict[str, Any] | None) -> bool:
 def render(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
     """The answer; no Python object is made per number. EngineFailure when a vector holds NaN or Inf."""
     matrix = np.ascontiguousarray(response.outputs[TaskType.DENSE], dtype="<f4")  # [inputs, dim]
-    encode = encoder(body.vector_type, body.encoding)
+    encode = row_encoder(body, body.vector_type, body.encoding)
     truncated, tokens = response.truncated, response.total_tokens
     opening = b'{"object":"list","data":['
     closing = b'],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (

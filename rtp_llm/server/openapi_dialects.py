@@ -143,9 +143,10 @@ def _tokens() -> list[Row]:
     ids = [101, 1037, 4937, 102]
     return [
         Row((tokenize.TOKENIZE,), "tokens", "Token ids of a text; with `inputs`, in TEI's form",
-            (tokenize.TokenizeBody, tokens.TokensBody),
+            (tokenize.TokenizeBody, tokenize.TokenizeChatBody, tokens.TokensBody),
             _any(tokenize.TokenizeAnswer, _array(_array(tokens.SimpleToken))),
             {"prompt": prompt, "tokens' names": {**prompt, "return_token_strs": True},
+             "chat messages (vLLM)": {"messages": [{"role": "user", "content": "a cat"}]},
              "inputs (TEI)": {"inputs": _TEXTS}},
             {"token_ids": ids, "tokens": ids, "count": 4, "max_model_len": 256, "token_strs": None},
             (openai_form, frame.error_form)),

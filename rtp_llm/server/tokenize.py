@@ -4,18 +4,23 @@ RTP-LLM's and vLLM's /tokenize both send `prompt`; one answer has the fields of 
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 import orjson
 from msgspec import Meta
 
+from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import ModelName, Service
-from rtp_llm.server.dialect import Lookup, Route, decoded
+from rtp_llm.server.chat import ChatBody, rendered
+from rtp_llm.server.dialect import Choice, Lookup, Route, decoded
 from rtp_llm.server.service import EngineLike, Token
 
 TOKENIZE, ENCODE, DETOKENIZE = "/tokenize", "/tokenizer/encode", "/detokenize"
 _PIECE = 8192
+
+
+ReturnNames: TypeAlias = Annotated[bool | None, Meta(description="/tokenize: the tokens' names too; null: false")]
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True):
@@ -23,11 +28,26 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
 
     prompt: Annotated[str, Meta(description="a text")]
     add_special_tokens: Annotated[bool | None, Meta(description="false: no [CLS], no [SEP]; null: true")] = None
-    return_token_strs: Annotated[bool | None, Meta(description="/tokenize: the tokens' names too; null: false")] = None
+    return_token_strs: ReturnNames = None
     return_offsets_mapping: Annotated[
         bool | None, Meta(description="/tokenizer/encode: the characters of each token instead of its name")
     ] = None
     model: ModelName = None
+
+
+class TokenizeChatBody(ChatBody, kw_only=True):
+    """vLLM's: a conversation, tokenised as the checkpoint's chat template writes it."""
+
+    add_generation_prompt: Annotated[
+        bool | None, Meta(description="null: true, unless continue_final_message is true")
+    ] = None
+    return_token_strs: ReturnNames = None
+    model: ModelName = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.add_generation_prompt is None:
+            self.add_generation_prompt = not self.continue_final_message
 
 
 class TokenizeAnswer(msgspec.Struct, kw_only=True):
@@ -68,12 +88,31 @@ def _parts(body: TokenizeBody, engine: EngineLike, service: Service) -> Iterator
         yield part.tokens
 
 
+async def _rendered(body: TokenizeChatBody, engine: EngineLike) -> TokenizeChatBody:
+    body = await rendered(body, engine)
+    if not isinstance(body.input, list) or len(body.input) != 1:
+        raise InvalidRequest("messages: one conversation is tokenised at a time", param="messages")
+    return body
+
+
+def _tokenize_chat(body: TokenizeChatBody, engine: EngineLike, service: Service) -> Iterator[bytes]:
+    assert isinstance(body.input, list)
+    text = str(body.input[0])
+    service.admission.check_text(text, "messages")
+    parts = engine.token_parts(text, add_special_tokens=body.adds_special_tokens)
+    return _answer((part.tokens for part in parts), body.return_token_strs, engine)
+
+
 def _tokenize(body: TokenizeBody, engine: EngineLike, service: Service) -> Iterator[bytes]:
+    return _answer(_parts(body, engine, service), body.return_token_strs, engine)
+
+
+def _answer(parts: Iterator[Sequence[Token]], with_names: bool | None, engine: EngineLike) -> Iterator[bytes]:
     ids: list[int] = []
     names: list[str] = []
-    for tokens in _parts(body, engine, service):
+    for tokens in parts:
         ids += [token.id for token in tokens]
-        if body.return_token_strs:
+        if with_names:
             names += [token.text for token in tokens]
         yield b""
     yield b'{"count":%d,"max_model_len":%d,"token_ids":' % (len(ids), engine.info().max_seq_len)
@@ -81,7 +120,7 @@ def _tokenize(body: TokenizeBody, engine: EngineLike, service: Service) -> Itera
     yield b',"tokens":'
     yield from _array(ids)
     yield b',"token_strs":'
-    yield from _array(names) if body.return_token_strs else (b"null",)
+    yield from _array(names) if with_names else (b"null",)
     yield b"}"
 
 
@@ -113,9 +152,12 @@ def _detokenize(body: DetokenizeBody, engine: EngineLike, service: Service) -> I
     yield orjson.dumps({"prompt": decoded(engine, body.tokens, "tokens", skip_special_tokens=False)})
 
 
+TOKENIZE_CHAT: Lookup[TokenizeChatBody] = Lookup(
+    msgspec.json.Decoder(TokenizeChatBody), _tokenize_chat, prepare=_rendered
+)
 _decoder = msgspec.json.Decoder(TokenizeBody)
 ROUTES: dict[str, Route] = {
-    TOKENIZE: Lookup(_decoder, _tokenize),
+    TOKENIZE: Choice({"messages": TOKENIZE_CHAT}, Lookup(_decoder, _tokenize)),
     ENCODE: Lookup(_decoder, _encode),
     DETOKENIZE: Lookup(msgspec.json.Decoder(DetokenizeBody), _detokenize),
 }

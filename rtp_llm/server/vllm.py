@@ -24,9 +24,9 @@ from rtp_llm.server.catalog import CLASSIFIERS, ModelName, Wanted, one_of
 from rtp_llm.server.chat import ChatBody, rendered
 from rtp_llm.server.cohere import ContentPart, text_of
 from rtp_llm.server.dialect import Dialect, Route, check_count
+from rtp_llm.server.packed import CONTENT_TYPE, EncodedBody, check_described, metadata, render_bytes, row_encoder
 from rtp_llm.server.scheduling import BodyPriority
 from rtp_llm.server.scoring import SCORERS, scores_of, scoring_request
-from rtp_llm.server.vectors import encoder
 
 VERSION_PATH = "/version"
 
@@ -123,16 +123,13 @@ class InfinityClassifyAnswer(msgspec.Struct, kw_only=True):
     object: Literal["classify"] = "classify"
 
 
-class PoolingBody(ChatBody, kw_only=True):
+class PoolingBody(EncodedBody, kw_only=True):
     """Texts, messages, or token ids, and what is wanted of them."""
 
     truncate_prompt_tokens: KeptTokens = None
     task: Annotated[
         Literal["embed", "token_embed", "classify"] | None,
         Meta(description="a vector an input; one a token (colbert's, or the hidden states); scores; null: the first"),
-    ] = None
-    encoding_format: Annotated[
-        Literal["float", "base64"] | None, Meta(description="base64: little-endian float32; null: float")
     ] = None
     dimensions: Annotated[int | None, Meta(description="of task embed: leading dimensions to keep; null: all")] = None
     use_activation: Activation = None
@@ -143,7 +140,7 @@ class PooledInput(msgspec.Struct, kw_only=True):
     """One input's numbers: a vector, or one a token."""
 
     index: int
-    data: list[float | list[float] | str] | str
+    data: list[float | list[float]] | str
     object: Literal["pooling"] = "pooling"
 
 
@@ -277,6 +274,7 @@ def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_i
         raise UnsupportedTask(f"this model offers {', '.join(t.value for t in info.tasks)}, not {task.value}")
     inputs: list[Input] = list(openai.inputs_of(body.input, info, config))
     openai.check_dimensions(body.dimensions, info)
+    check_described(body, len(inputs))
     params = Params(
         dimensions=body.dimensions,
         activation="none" if body.use_activation is False else None,
@@ -291,11 +289,12 @@ def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_i
 
 
 def _render_pooled(body: PoolingBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
-    encode = encoder("float", body.encoding_format)
+    encode = row_encoder(body, "float", body.encoding_format)
     ((_, outputs),) = response.outputs.items()
     data = []
     for index, rows in enumerate(outputs):
-        numbers = encode(rows) if rows.ndim == 1 else b"[%b]" % b",".join(map(encode, rows))
+        is_whole = rows.ndim == 1 or body.encoding_format == "base64"
+        numbers = encode(rows) if is_whole else b"[%b]" % b",".join(map(encode, rows))
         data.append({"index": index, "object": "pooling", "data": orjson.Fragment(numbers)})
     yield _answer("pool", data, response, info)
 
@@ -303,18 +302,22 @@ def _render_pooled(body: PoolingBody, response: Response, info: ModelInfo) -> It
 _score_dialect: Dialect[ScoreBody] = Dialect(
     msgspec.json.Decoder(ScoreBody), _score, _render_scores, SCORERS, render_on_thread=True
 )
+_pooling_dialect: Dialect[PoolingBody] = Dialect(
+    msgspec.json.Decoder(PoolingBody),
+    _pooling,
+    _render_pooled,
+    lambda body: _POOLED[body.task],
+    render_on_thread=True,
+    prepare=rendered,
+)
+_raw_pooling: Dialect[PoolingBody] = replace(
+    _pooling_dialect, render=render_bytes, own_headers=metadata("pool"), content_type=CONTENT_TYPE
+)
 ROUTES: dict[str, Route] = {
     "/score": _score_dialect,
     "/v1/score": _score_dialect,
     "/classify": Dialect(msgspec.json.Decoder(ClassifyBody), _classify, _render_classes, CLASSIFIERS, prepare=rendered),
-    "/pooling": Dialect(
-        msgspec.json.Decoder(PoolingBody),
-        _pooling,
-        _render_pooled,
-        lambda body: _POOLED[body.task],
-        render_on_thread=True,
-        prepare=rendered,
-    ),
+    "/pooling": replace(_pooling_dialect, by_body=lambda body: _raw_pooling if body.is_bytes else None),
 }
 
 

@@ -104,7 +104,9 @@ def test_broken_and_hostile(template: str, message: str) -> None:
     ("options", "message"),
     [
         ({"variables": {"messages": []}}, "'messages' has a field of its own"),
-        ({"variables": {"range": 2}}, "'range' is the template's own function"),
+        ({"variables": {"range": 2}}, "'range' is a name of the template language"),
+        ({"variables": {"raise_exception": 2}}, "'raise_exception' is a name"),
+        ({"variables": {"self": 2}}, "'self' is a name"),
         ({"add_generation_prompt": True, "continue_final_message": True}, "not both possible"),
         ({"continue_final_message": True}, "does not show the last message"),
     ],

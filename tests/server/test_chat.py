@@ -141,3 +141,20 @@ def test_a_limit_of_the_requests_own(dense: Served) -> None:
         np.testing.assert_array_equal(vectors(same), whole)
     refused = dense.client.post("/v2/embed", json={"texts": ["so sunny outside"], "max_tokens": 4, "truncate": "NONE"})
     assert refused.status_code == 400 and "the limit is 4" in refused.json()["message"]
+
+
+def test_tokens_of_messages(dense: Served) -> None:
+    """vLLM's defaults: the next answer is opened, and the template's tokens are all there are."""
+    served = {"messages": CHAT, "model": "any"}
+    opened = dense.post("/tokenize", **served)
+    assert opened["tokens"] == dense.post("/tokenize", prompt=TEXT + "a :", add_special_tokens=False)["tokens"]
+    assert (opened["count"], opened["token_strs"]) == (len(opened["tokens"]), None)
+    closed = dense.post("/tokenize", **served, add_generation_prompt=False, add_special_tokens=True)
+    assert closed["tokens"] == dense.post("/tokenize", prompt=TEXT)["tokens"]
+    named = dense.post("/tokenize", **served, continue_final_message=True, return_token_strs=True)
+    assert named["token_strs"][-1] == "lovely" and len(named["token_strs"]) == named["count"]
+    assert dense.refuse("/tokenize", messages=[CHAT, CHAT])["param"] == "messages"
+    assert dense.refuse("/tokenize", messages=[])["param"] == "messages"
+    assert (
+        dense.refuse("/tokenize", messages=CHAT, chat_template_kwargs={"range": 2})["param"] == "chat_template_kwargs"
+    )
