@@ -84,6 +84,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.described: list[Described] = []
         self._model_name = ""
+        self._lanes: list[tuple[Queue, Sized]] = []
         # Memory, processor time and open files, under the names that all Prometheus clients use: process_...
         ProcessCollector(registry=self.registry)
         self._requests = self._counter("requests", "HTTP requests by route and status", "route", "status", "model")
@@ -190,6 +191,11 @@ class Metrics:
         self._queued_tokens.labels(lane).set_function(lambda: queue.tokens)
         self._queued_inputs.labels(lane).set_function(lambda: queue.items)
         self._in_flight.labels(lane).set_function(lambda: len(requests))
+        self._lanes.append((queue, requests))
+
+    def waiting(self) -> tuple[int, int]:
+        """Inputs that wait for a step, and requests that have no answer yet, over all lanes."""
+        return sum(queue.items for queue, _ in self._lanes), sum(len(requests) for _, requests in self._lanes)
 
     def watch_drain_rate(self, tokens_per_second: Callable[[], float]) -> None:
         """Publish how fast the device works."""

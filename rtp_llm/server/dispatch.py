@@ -22,6 +22,7 @@ from rtp_llm.server import (
     cohere,
     custom,
     embeddings,
+    infinity,
     openai,
     pages,
     rerank,
@@ -94,7 +95,8 @@ class Dispatcher:
         self._service = Service(catalog, config, self.admission, Turns())
         self._max_body_bytes, self._body_timeout = config.max_body_bytes, config.body_timeout
         own = [*pages.routes(), Route("/metrics", self._metrics)]
-        parts = (openai.routes(catalog), rtp.routes(catalog), tei.get_routes(catalog, config), vllm.get_routes(), own)
+        shared = (openai.routes(catalog), infinity.routes(catalog), rtp.routes(catalog))
+        parts = (*shared, tei.get_routes(catalog, config), vllm.get_routes(), own)
         self.routes = [route for part in parts for route in part]
         self._paths = {*DIALECTS, *(route.path for route in self.routes if "{" not in route.path)}
         catalog.watch_health()

@@ -25,7 +25,8 @@ from rtp_llm.server.packed import EncodedBody, row_encoder
 from rtp_llm.server.prompts import prompt_for
 from rtp_llm.server.vectors import SCALED, VectorType, check_type
 
-MODEL_PATHS = ("/v1/models", "/models")
+MODELS_PATH = "/v1/models"
+MODEL_PATHS = (MODELS_PATH, "/models")  # of one model
 _TYPE_PARAMS = ("output_dtype", "embedding_types", "embedding_type")
 _ROWS_A_PIECE = 64  # about 0.7 ms of float rendering at 384 dimensions
 
@@ -184,8 +185,7 @@ def routes(catalog: Catalog) -> list[Route]:
     async def model(request: HttpRequest) -> HttpResponse:
         return _json(model_entry(catalog.find(request.path_params["model"]).info()))
 
-    listings = [Route(path, models) for path in MODEL_PATHS]
-    return listings + [Route(f"{path}/{{model:path}}", model) for path in MODEL_PATHS]
+    return [Route(MODELS_PATH, models), *(Route(f"{path}/{{model:path}}", model) for path in MODEL_PATHS)]
 
 
 def _json(answer: msgspec.Struct) -> HttpResponse:

@@ -3,7 +3,7 @@
 The examples of failures are what each dialect's error form makes of `openapi_words.SAMPLES`, statuses included.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import msgspec
 import orjson
 
 from rtp_llm.errors import RtpError
-from rtp_llm.server import cohere, openai, rtp, tei, vllm
+from rtp_llm.server import cohere, infinity, openai, rtp, tei, vllm
 from rtp_llm.server.auth import OPEN_PAGES, OPEN_PROBES
 from rtp_llm.server.errors import (
     ErrorAnswer,
@@ -47,7 +47,7 @@ FORMS: dict[ErrorForm, type] = {
 }
 _TYPES = (
     *(type_ for row in ROWS for type_ in types_of([*row.bodies, row.answer])),
-    openai.ModelList, openai.ModelEntry, TeiInfo, vllm.VersionAnswer, *FORMS.values(),
+    openai.ModelList, openai.ModelEntry, infinity.InfinityModels, TeiInfo, vllm.VersionAnswer, *FORMS.values(),
 )  # fmt: skip
 _KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -57,6 +57,10 @@ _KEYS = {
 _MODEL = {
     "id": "all-MiniLM-L6-v2", "object": "model", "created": 1700000000, "owned_by": "rtp-llm", "dimension": 384,
     "max_model_len": 256, "tasks": ["dense"], "aliases": [], "weight_bytes": 90852864, "memory_bytes": 96206848,
+}  # fmt: skip
+_STATS = {
+    "owned_by": "infinity", "stats": {"queue_absolute": 0, "results_pending": 1}, "backend": "native",
+    "capabilities": ["embed"],
 }  # fmt: skip
 _INFO = {
     "model_id": "all-MiniLM-L6-v2", "model_sha": None, "model_dtype": "float32",
@@ -69,7 +73,11 @@ _INFO = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One method of one path; `failures` are told in each of `forms`."""
+    """One method of one path; `failures` are told in each of `forms`.
+
+    parameter  a part of the path
+    query      may stand behind it
+    """
 
     path: str
     method: str
@@ -78,6 +86,7 @@ class Operation:
     answer: dict[str, Any]
     body: dict[str, Any] | None = None
     parameter: str | None = None
+    query: str | None = None
     headers: tuple[str, ...] = ()
     failures: tuple[RtpError, ...] = ()
     forms: tuple[ErrorForm, ...] = (openai_form,)
@@ -117,7 +126,7 @@ def _post(row: Row, path: str) -> Operation:
         tag=row.tag,
         summary=row.summary,
         body=_json(_any_of(row.bodies), row.examples),
-        answer=_json(schema_of(row.answer, _ref), {"answer": row.answered}),
+        answer=_json(schema_of(row.answer, _ref), {"answer": row.answered}) | {kind: {} for kind in row.binary},
         headers=timed if path not in ("/decode", "/vertex") else (),
         failures=tuple(SAMPLES.values()),
         forms=row.forms,
@@ -127,18 +136,30 @@ def _post(row: Row, path: str) -> Operation:
 def _models() -> list[Operation]:
     listed = _json(_ref(openai.ModelList), {"one": {"object": "list", "data": [_MODEL]}})
     entry = _json(_ref(openai.ModelEntry), {"one": _MODEL})
+    with_stats = _json(_ref(infinity.InfinityModels), {"one": {"object": "list", "data": [_MODEL | _STATS]}})
     info, version = _json(_ref(TeiInfo), {"one": _INFO}), _json(_ref(vllm.VersionAnswer), {"one": {"version": "0.1.0"}})
     named = "A served model, by name"
     rows: list[tuple[str, str, dict[str, Any], str | None, tuple[RtpError, ...]]] = [
-        *((path, "The served models", listed, None, ()) for path in openai.MODEL_PATHS),
+        (openai.MODELS_PATH, "The served models", listed, None, ()),
+        (infinity.MODELS_PATH, "The served models, as Infinity", with_stats, None, ()),
         *((f"{path}/{{model}}", named, entry, "model", (UNKNOWN_MODEL,)) for path in openai.MODEL_PATHS),
-        (tei.INFO_PATH, "The default model and the limits, as TEI", info, None, (UNKNOWN_MODEL,)),
         (vllm.VERSION_PATH, "The server's version, as vLLM", version, None, ()),
     ]
+    told = Operation(
+        path=tei.INFO_PATH,
+        method="get",
+        tag="models",
+        summary="A model and the limits, as TEI",
+        answer=info,
+        query="model",
+        failures=(UNAUTHORIZED, UNKNOWN_MODEL, NOT_READY),
+        forms=(frame.error_form,),
+    )
     return [
-        Operation(path=path, method="get", tag="models", summary=summary, answer=answer, parameter=parameter,
-                  failures=(UNAUTHORIZED, *failures))
-        for path, summary, answer, parameter, failures in rows
+        *(Operation(path=path, method="get", tag="models", summary=summary, answer=answer, parameter=parameter,
+                    failures=(UNAUTHORIZED, *failures))
+          for path, summary, answer, parameter, failures in rows),
+        told,
     ]  # fmt: skip
 
 
@@ -155,7 +176,7 @@ def _probes() -> list[Operation]:
             for method in ("get", "post")
         ),
         Operation(path=tei.PING_PATH, method="get", tag="probes", summary=f"{ready}, for SageMaker", answer={},
-                  failures=(NOT_READY,)),
+                  failures=(NOT_READY,), forms=(frame.error_form,)),
         Operation(path="/metrics", method="get", tag="probes", summary="Prometheus metrics", answer=metrics,
                   failures=(UNAUTHORIZED,)),
     ]  # fmt: skip
@@ -183,7 +204,7 @@ def _describe(operation: Operation) -> dict[str, Any]:
         "operationId": _id(operation.method, operation.path),
         "tags": [operation.tag],
         "summary": operation.summary,
-        "parameters": [*_path_parameter(operation.parameter), *_parameters(operation)],
+        "parameters": [*_own_parameters(operation), *_parameters(operation)],
         "responses": {"200": success} | _failures(operation),
         # The empty one: a server without keys asks for none.
         "security": [] if operation.is_open else [{}, *({name: []} for name in _KEYS)],
@@ -235,16 +256,21 @@ _HEADER_SCHEMAS: dict[str, dict[str, Any]] = {
     "X-Request-Timeout": {"type": "number"},
     "X-Priority": {"enum": ["interactive", "bulk", "auto"]},
     "X-Model": {"type": "string"},
+    "traceparent": {"type": "string"},
+    "tracestate": {"type": "string"},
 }
 
 
 def _parameters(operation: Operation) -> list[dict[str, str]]:
-    names = list(REQUEST_HEADERS) if operation.body else ["X-Request-Id"]
+    names = list(REQUEST_HEADERS) if operation.body else ["X-Request-Id", *(["X-Model"] if operation.query else [])]
     return [{"$ref": f"#/components/parameters/{name}"} for name in names]
 
 
-def _path_parameter(name: str | None) -> list[dict[str, Any]]:
-    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}] if name else []
+def _own_parameters(operation: Operation) -> Iterator[dict[str, Any]]:
+    places = {"path": operation.parameter, "query": operation.query}
+    for place, name in places.items():
+        if name is not None:
+            yield {"name": name, "in": place, "required": place == "path", "schema": {"type": "string"}}
 
 
 def _any_of(types: tuple[type, ...]) -> dict[str, Any]:

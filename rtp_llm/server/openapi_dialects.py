@@ -12,6 +12,7 @@ _TEXTS = ["a cat sat on the mat", "a dog lay on the rug"]
 _PANDA = ["hi", "The giant panda is a bear endemic to China."]
 _QUERY = "what is a panda?"
 _NUMBERS: dict[str, Any] = {"type": "array", "items": {"type": "number"}}
+_BINARY = ("application/octet-stream", "application/x-npy")
 _USAGE = {"prompt_tokens": 16, "total_tokens": 16}
 
 _OPENAI, _SHARED, _TEI, _COHERE = (openai_form,), (shared_form,), (frame.error_form,), (cohere.error_form,)
@@ -26,6 +27,7 @@ class Row:
     examples  bodies, by what they show
     answered  what the first of them is answered with
     forms     how failures are told, of the path first
+    binary    types of answers that are no JSON
     """
 
     paths: tuple[str, ...]
@@ -36,6 +38,7 @@ class Row:
     examples: Mapping[str, dict[str, Any]]
     answered: Any
     forms: tuple[ErrorForm, ...] = field(default=_OPENAI)
+    binary: tuple[str, ...] = ()
 
 
 def _array(item: Any) -> dict[str, Any]:
@@ -79,9 +82,9 @@ def _embeddings() -> list[Row]:
     }  # fmt: skip
     return [
         Row(("/v1/embeddings", "/embeddings"), "embeddings", "A vector, or other embeddings, for each text", body,
-            kinds, any_kind, floats, _SHARED),
+            kinds, any_kind, floats, _SHARED, _BINARY),
         Row(("/v1/embeddings/dense",), "embeddings", "A vector for each text", body, kinds, one,
-            _item("embedding", [0.0132, -0.0871]), _SHARED),
+            _item("embedding", [0.0132, -0.0871]), _SHARED, _BINARY),
         Row(("/v1/embeddings/sparse",), "embeddings", "Lexical weights for each text", body, kinds,
             {**one, "words instead of ids": {"input": "a text", "return_decoded": True, "sparse_format": "arrays"}},
             _item("sparse_embedding", {"3525": 0.21}), _SHARED),
@@ -171,7 +174,8 @@ def _vllm() -> list[Row]:
         Row(("/pooling",), "vLLM", "A vector, or one a token, or scores, for each text", (vllm.PoolingBody,),
             vllm.PoolingAnswer, {"a vector a token": {"input": _TEXTS, "task": "token_embed"},
                                  "a vector": {"input": _TEXTS, "task": "embed"}},
-            _listed("pool", [{"index": 0, "object": "pooling", "data": [[0.1, 0.2], [0.3, -0.1]]}])),
+            _listed("pool", [{"index": 0, "object": "pooling", "data": [[0.1, 0.2], [0.3, -0.1]]}]),
+            binary=_BINARY[:1]),
     ]  # fmt: skip
 
 

@@ -79,11 +79,16 @@ REQUEST_HEADERS = {
     "X-Request-Timeout": "seconds that the answer may take, at most `request_timeout`; then 504",
     "X-Priority": "`interactive`, `bulk` or `auto`: who is served first when there is a queue",
     "X-Model": "a served model, where the body's dialect has no `model`",
+    "traceparent": "the caller's trace, as W3C Trace Context has it: the log names it, and spans go under it",
+    "tracestate": "goes with traceparent",
 }
 ANSWER_HEADERS = {
     "X-Request-Id": "the name of this request in the log; every answer has it",
     "Server-Timing": "milliseconds spent in each stage: tokenize, queue, compute, encode, total",
     "USAGE": "the tokens that were read, as JSON",
+    "x-embedding-shape": "of raw bytes: rows and columns",
+    "x-truncated": "of raw bytes: the places of inputs that were cut, with commas",
+    "metadata": "of `encoding_format: bytes`: what JSON would say around the vectors, and where each stands",
     "Retry-After": "whole seconds to wait, with 429 and 503",
 }
 

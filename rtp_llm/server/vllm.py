@@ -174,20 +174,33 @@ def _answer(kind: str, data: list[Any], response: Response, info: ModelInfo, obj
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _sides(body: ScoreBody) -> tuple[list[str], list[str]]:
-    for names in _SIDES:
-        first, second = (getattr(body, name) for name in names)
-        if first is not None and second is not None:
-            firsts, seconds = _side(first, names[0]), _side(second, names[1])
-            for name, side in zip(names, (firsts, seconds), strict=True):
-                if not side:
-                    raise InvalidRequest(f"{name} is an empty list: give at least one text", param=name)
-            if len(firsts) not in (1, len(seconds)):
-                message = f"{names[0]} has {len(firsts)} texts and {names[1]} {len(seconds)}: send one, or as many"
-                raise InvalidRequest(message, param=names[0])
-            return firsts, seconds
+def _names(body: ScoreBody) -> tuple[str, str]:
+    """Those under which both sides came."""
+    for first, second in _SIDES:
+        if getattr(body, first) is not None and getattr(body, second) is not None:
+            return first, second
     pairs = ", ".join(" and ".join(names) for names in _SIDES)
     raise InvalidRequest(f"two sides are missing: send {pairs}", param="queries")
+
+
+def _sides(body: ScoreBody) -> tuple[list[str], list[str]]:
+    names = _names(body)
+    firsts, seconds = (_side(getattr(body, name), name) for name in names)
+    for name, side in zip(names, (firsts, seconds), strict=True):
+        if not side:
+            raise InvalidRequest(f"{name} is an empty list: give at least one text", param=name)
+    if len(firsts) not in (1, len(seconds)):
+        message = f"{names[0]} has {len(firsts)} texts and {names[1]} {len(seconds)}: send one, or as many"
+        raise InvalidRequest(message, param=names[0])
+    return firsts, seconds
+
+
+def _score_place(body: ScoreBody, info: ModelInfo, index: int) -> str:
+    """A pair by its second text; of a model that gives vectors, the first side's come first."""
+    first, second = _names(body)
+    ahead = 0 if TaskType.RERANK in info.tasks else len(_sides(body)[0])
+    name, place = (first, index) if index < ahead else (second, index - ahead)
+    return f"{name}[{place}]" if isinstance(getattr(body, name), list) else name
 
 
 def _side(given: Any, name: str) -> list[str]:
@@ -204,7 +217,7 @@ def _side(given: Any, name: str) -> list[str]:
 
 def _score(body: ScoreBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     firsts, seconds = _sides(body)
-    check_count(len(seconds), config, "documents")
+    check_count(len(seconds), config, _names(body)[1])
     if body.max_tokens_per_doc is not None and body.max_tokens_per_doc < 0:
         message = f"max_tokens_per_doc: {body.max_tokens_per_doc} is below 0; leave it out for all"
         raise InvalidRequest(message, param="max_tokens_per_doc")
@@ -300,7 +313,7 @@ def _render_pooled(body: PoolingBody, response: Response, info: ModelInfo) -> It
 
 
 _score_dialect: Dialect[ScoreBody] = Dialect(
-    msgspec.json.Decoder(ScoreBody), _score, _render_scores, SCORERS, render_on_thread=True
+    msgspec.json.Decoder(ScoreBody), _score, _render_scores, SCORERS, render_on_thread=True, place=_score_place
 )
 _pooling_dialect: Dialect[PoolingBody] = Dialect(
     msgspec.json.Decoder(PoolingBody),

@@ -80,13 +80,16 @@ def same(actual: Any, expected: Any) -> None:
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-@shows("infinity_client", "embeddings, rerank, classify", "/embeddings, /rerank, /classify")
+@shows("infinity_client", "embeddings, rerank, classify, models", "/embeddings, /rerank, /classify, /models")
 def test_infinity(dense: Served, reranker: Served, classifier: Served) -> None:
     urls = {"dense": url(dense), "reranker": url(reranker), "classifier": url(classifier)}
     answer = called([PYTHON, script("call_infinity.py")], **urls)
     same(answer["vectors"], dense.model.embed(TEXTS))
     assert answer["tokens"] == 13
     assert answer["ranks"] == best(reranker, 2) and answer["labels"] == labels(classifier)
+    kinds = [["embed"], ["rerank", "classify"], ["classify"]]
+    idle = {"queue_absolute": 0, "results_pending": 0}
+    assert answer["models"] == [["tiny", "infinity", words, idle] for words in kinds]
 
 
 @shows("langchain-huggingface", "HuggingFaceEndpointEmbeddings", "/")

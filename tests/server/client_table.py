@@ -31,8 +31,7 @@ OUTRO = """
 - LiteLLM's `infinity/` provider wants documents in answers to a rerank as strings, its `hosted_vllm/` and `cohere/` as
   objects, for the same body. They are objects: with `infinity/`, send `return_documents=False`, or use `hosted_vllm/`.
 - LiteLLM's `huggingface/` provider asks the hub what the model is for, unless it is told: `input_type="embed"`.
-- `infinity-client`: `models` wants Infinity's own queue counters in its answer, which are not there; documents in a
-  rerank's answer are objects, which it reads as strings.
+- `infinity-client`: documents in a rerank's answer are objects, which it reads as strings.
 - `langchain-huggingface` from 1.2.2 on refuses any address in `HuggingFaceEndpointEmbeddings(model=…)`, whatever server
   is there; 1.2.1 is what is tested.
 """

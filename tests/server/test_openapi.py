@@ -47,6 +47,9 @@ def test_operation_ids_differ() -> None:
         ("POST", "/v1/embeddings", {"input": 1}, "ErrorAnswer"),
         ("GET", "/v1/models", None, "ModelList"),
         ("GET", "/v1/models/fake/model", None, "ModelEntry"),
+        ("GET", "/models", None, "InfinityModels"),
+        ("GET", "/info", None, "TeiInfo"),
+        ("GET", "/info?model=x", None, "TeiInfo"),
         ("GET", "/nowhere", None, "ErrorAnswer"),
     ],
 )

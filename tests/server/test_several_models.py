@@ -1,5 +1,6 @@
 """Several models behind one port: each dialect finds the one that is named, or the first that can do what is asked."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -222,3 +223,31 @@ def test_every_dialect_documents_404() -> None:
     posts = [operations["post"] for operations in document()["paths"].values() if "post" in operations]
     with_body = [operation for operation in posts if "requestBody" in operation]
     assert with_body and all("404" in operation["responses"] for operation in with_body)
+
+
+def test_metrics_are_of_the_model_that_answered(client: httpx.Client, engines: dict[str, FakeEngine]) -> None:
+    """By its own name, whatever the request calls it, also where it refuses; a name that nobody has is no label."""
+
+    def counts() -> dict[str, float]:
+        samples = re.findall(r"^(rtp_llm_requests_total\{.*\}) (.*)$", client.get("/metrics").text, re.MULTILINE)
+        return {name: float(count) for name, count in samples if "/v1/embeddings" in name or "/embed" in name}
+
+    before = counts()
+    asked = [
+        ("/v1/embeddings", {**EMBED, "model": "text-embedding-3-small"}, 200, "first"),
+        ("/v1/embeddings", {**EMBED, "model": "second"}, 200, "second"),
+        ("/v1/embeddings", {**EMBED, "model": "second", "dimensions": 7}, 400, "second"),
+        ("/v1/embeddings", {**EMBED, "model": "nobody"}, 404, "first"),
+        ("/embed", {"inputs": "a", "model": "second", "prompt_name": "no"}, 422, "second"),
+    ]
+    for path, body, status, _ in asked:
+        assert client.post(path, json=body).status_code == status
+    grown = {name for name, count in counts().items() if count > before.get(name, 0)}
+    assert grown == {
+        f'rtp_llm_requests_total{{model="{model}",route="{path}",status="{status}"}}'
+        for path, _, status, model in asked
+    }
+    text = client.get("/metrics").text
+    assert set(re.findall(r'\bmodel="([^"]*)"', text)) == set(engines)
+    ours = [line for line in text.splitlines() if line.startswith("rtp_llm_")]
+    assert ours and all(re.search(r'\bmodel="', line) for line in ours)

@@ -16,7 +16,7 @@ from tests.server.conftest import CONFIG
 from tests.server.fake_engine import FakeEngine
 
 SECRET = "/srv/secret/model.bin"
-EVERYTHING = (TaskType.DENSE, TaskType.RERANK, TaskType.CLASSIFY)
+EVERYTHING = tuple(task for task in TaskType if task is not TaskType.CUSTOM)
 
 
 def told_as_openai(answer: dict[str, Any]) -> str:
@@ -54,6 +54,8 @@ DIALECTS: dict[str, tuple[Callable[[dict[str, Any]], str], dict[str, Any]]] = {
     "/classify": (told_as_openai, {"input": ["a"]}),
     "/pooling": (told_as_openai, {"input": ["a"], "task": "embed"}),
     "/embed": (told_as_tei, {"inputs": ["a"]}),
+    "/embed_all": (told_as_tei, {"inputs": ["a"]}),
+    "/embed_sparse": (told_as_tei, {"inputs": ["a"]}),
     "/similarity": (told_as_tei, {"inputs": {"source_sentence": "a", "sentences": ["b"]}}),
     "/predict": (told_as_tei, {"inputs": "a"}),
     "/invocations": (told_as_tei, {"inputs": "a"}),
@@ -74,6 +76,7 @@ class Case:
     error: Exception | None = None
     delay: float = 0.0
     engines: int = 1
+    not_ready: str = ""
     answer_headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -101,7 +104,7 @@ def ask(case: Case, path: str, body: dict[str, Any]) -> httpx.Response:
         FakeEngine(name=f"model-{number}", tasks=EVERYTHING, labels=("a", "b")) for number in range(case.engines)
     ]
     for engine in engines:
-        engine.error, engine.delay = case.error, case.delay
+        engine.error, engine.delay, engine.not_ready = case.error, case.delay, case.not_ready
 
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app=create_app(engines, case.config))
@@ -129,6 +132,68 @@ def test_failures(path: str, name: str) -> None:
 @pytest.mark.parametrize("path", DIALECTS)
 def test_the_bodies_are_right(path: str) -> None:
     assert ask(Case(status=200), path, DIALECTS[path][1]).status_code == 200
+
+
+# What asks the tokenizer, and not the model.
+LOOKUPS: dict[str, tuple[Callable[[dict[str, Any]], str], dict[str, Any]]] = {
+    "/tokenize": (told_as_openai, {"prompt": "a"}),
+    "/tokenizer/encode": (told_as_openai, {"prompt": "a"}),
+    "/detokenize": (told_as_openai, {"tokens": [1]}),
+    "/decode": (told_as_tei, {"ids": [1]}),
+}
+OF_THE_MODEL = {"unsupported", "overloaded", "failed", "unforeseen", "not ready", "late"}
+
+
+@pytest.mark.parametrize("path", LOOKUPS)
+@pytest.mark.parametrize("name", sorted(CASES.keys() - OF_THE_MODEL))
+def test_failures_of_lookups(path: str, name: str) -> None:
+    told, body = LOOKUPS[path]
+    case = CASES[name]
+    answer = ask(case, path, body)
+    assert answer.status_code == (case.tei or case.status if told is told_as_tei else case.status), answer.text
+    assert told(answer.json())
+    assert ask(Case(status=200), path, body).status_code == 200
+
+
+GETS = {
+    "/info": told_as_tei, "/ping": told_as_tei, "/v1/models": told_as_openai, "/models": told_as_openai,
+    "/version": told_as_openai, "/health": told_as_openai, "/nowhere": told_as_openai,
+}  # fmt: skip
+KEYED = replace(CONFIG, api_key=("k",))
+
+
+@pytest.mark.parametrize(
+    ("path", "case"),
+    [
+        *((path, Case(status=401, method="GET", config=KEYED)) for path in ("/info", "/v1/models", "/models")),
+        *((path, Case(status=405, method="PUT")) for path in GETS if path != "/nowhere"),
+        ("/info", Case(status=404, method="GET", engines=2, headers={"x-model": "other"})),
+        ("/info?model=other", Case(status=404, method="GET", engines=2)),
+        ("/v1/models/other", Case(status=404, method="GET")),
+        ("/nowhere", Case(status=404, method="GET")),
+        *((path, Case(status=503, method="GET", not_ready="starting")) for path in ("/ping", "/health")),
+    ],
+)
+def test_failures_of_gets(path: str, case: Case) -> None:
+    answer = ask(case, path, {})
+    assert answer.status_code == case.status
+    assert GETS.get(path.partition("?")[0].removesuffix("/other"), told_as_openai)(answer.json())
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"input": "a"}, told_as_openai),
+        ({"query": "q", "documents": ["a"]}, told_as_openai),
+        ({"left": ["a"], "right": ["b"]}, told_as_openai),
+        ({"inputs": "a"}, told_as_tei),
+        ({"query": "q", "texts": ["a"]}, told_as_tei),
+    ],
+)
+def test_the_root_tells_as_the_body_speaks(body: dict[str, Any], told: Callable[[dict[str, Any]], str]) -> None:
+    """Also where the model that would tell what is meant by it is not there."""
+    answer = ask(Case(status=404, engines=2), "/", {**body, "model": "other"})
+    assert answer.status_code == 404 and "no model is called 'other'" in told(answer.json())
 
 
 @pytest.mark.parametrize("path", DIALECTS)

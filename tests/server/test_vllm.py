@@ -70,7 +70,7 @@ def test_max_sim_is_a_sum(m3: Served) -> None:
         ({"text_1": "a"}, "two sides are missing", "queries"),
         ({"text_1": "a", "text_2": []}, "text_2 is an empty list", "text_2"),
         ({"text_1": ["a", "b"], "text_2": ["c"] * 3}, "text_1 has 2 texts and text_2 3", "text_1"),
-        ({"text_1": "a", "text_2": ["b"] * 51}, "51 inputs are over", "documents"),
+        ({"text_1": "a", "text_2": ["b"] * 51}, "51 inputs are over", "text_2"),
         ({"text_1": "a", "text_2": "b", "max_tokens_per_doc": -1}, "below 0", "max_tokens_per_doc"),
     ],
 )

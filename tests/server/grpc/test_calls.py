@@ -321,3 +321,14 @@ def test_equal_scores_and_headers_are_those_of_http(fake: Client, stubs: Stubs, 
     assert [value.label for value in answer.predictions] == [value["label"] for value in http] == ["b", "c", "a"]
     _, call = fake.embed.Embed.with_call(stubs.messages.EmbedRequest(inputs="a"), timeout=20)
     assert dict(call.initial_metadata())["x-compute-type"] == COMPUTE_TYPE
+
+
+@pytest.mark.parametrize(("dimensions", "code"), [(0, Code.INVALID_ARGUMENT), (9, Code.INVALID_ARGUMENT), (8, None)])
+def test_dimensions_as_over_http(fake: Client, stubs: Stubs, dimensions: int, code: Any) -> None:
+    """0 that was sent is an error, as on TEI's /embed; left out, it is the model's own."""
+    request = stubs.messages.EmbedRequest(inputs="a", dimensions=dimensions)
+    if code is None:
+        assert len(fake.embed.Embed(request, timeout=20).embeddings) == dimensions
+        return
+    caught = status_of(fake.embed.Embed, request)
+    assert caught.code() is code and "is not between 1 and 8, the model's own" in caught.details()
