@@ -2,15 +2,21 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.server.rtp_clients import Served
 
 # As the server sets it: batches are tokenised on the thread that asks for them.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Triton's kernels run in its interpreter, on the CPU; it has to know before anything imports it.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+LABELS = {0: "joy", 1: "anger", 2: "none"}
 ASSETS = Path(__file__).parent.parent.parent / "shared" / "assets"
 WORDS = "the weather is lovely today so sunny outside he drove to stadium query passage : a b c ##s ##ing ! ? .".split()
 
@@ -47,3 +53,39 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.BertTokenizer(vocab={word: i for i, word in enumerate(vocab)}).save_pretrained(folder / "plain")
     sentence_transformers.SentenceTransformer(str(folder / "plain"), device="cpu").save(str(folder / "saved"))
     return folder / "saved"
+
+
+def _served(tmp_path_factory: pytest.TempPathFactory, head: str, **shape: Any) -> "Iterator[Served]":
+    """A server over a tiny random checkpoint, and the checkpoint as a library; `head` "m3" has BGE-M3's."""
+    pytest.importorskip("torch")
+    from tests.server.rtp_clients import serving
+    from tests.tasks.checkpoints import save, save_m3
+
+    def make(folder: Path) -> None:
+        save_m3(folder) if head == "m3" else save(folder, head, **shape)
+
+    yield from serving(make, tmp_path_factory, "served")
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Served]":
+    """An embedder, for all tests that only ask it; so are the others."""
+    yield from _served(tmp_path_factory, "BertModel")
+
+
+@pytest.fixture(scope="session")
+def m3(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Served]":
+    """An embedder of all kinds."""
+    yield from _served(tmp_path_factory, "m3")
+
+
+@pytest.fixture(scope="session")
+def reranker(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Served]":
+    """A cross-encoder."""
+    yield from _served(tmp_path_factory, "BertForSequenceClassification", num_labels=1)
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Served]":
+    """A classifier of three labels."""
+    yield from _served(tmp_path_factory, "BertForSequenceClassification", id2label=LABELS)

@@ -5,7 +5,6 @@ Each is called by a script that prints what the client's own objects hold.
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +14,20 @@ import pytest
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Request, Response
 from rtp_llm.errors import NotReady, Overloaded
+from tests.conftest import LABELS
 from tests.real_server import ROOT
 from tests.server.client_table import shows
 from tests.server.conftest import running_server
 from tests.server.fake_engine import FakeEngine, vector_of
-from tests.server.rtp_clients import Served, serving
-from tests.tasks.checkpoints import save
+from tests.server.rtp_clients import Served
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.clients
 
 APART = ROOT / ".venv-clients"
 PYTHON, NODE = APART / "python" / "bin" / "python", APART / "node" / "node_modules"
-HEAD = "BertForSequenceClassification"
 TEXTS = ["so sunny outside", "the weather is lovely today ."]
 QUERY, DOCUMENTS = "so sunny outside", ["the weather", "he drove to stadium", "lovely"]
-LABELS = {0: "joy", 1: "anger", 2: "none"}
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serving(save, tmp_path_factory, "dense")
-
-
-@pytest.fixture(scope="module")
-def reranker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serving(lambda folder: save(folder, HEAD, num_labels=1), tmp_path_factory, "reranker")
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serving(lambda folder: save(folder, HEAD, id2label=LABELS), tmp_path_factory, "classifier")
 
 
 def url(served: Served) -> str:

@@ -12,17 +12,12 @@ import pytest
 
 from rtp_llm.core import SparseVector
 from tests.server.rtp_clients import Served, serving
-from tests.tasks.checkpoints import LIMIT, VOCAB, save, save_m3
+from tests.tasks.checkpoints import LIMIT, VOCAB, save
 
 pytest.importorskip("torch")
 
 TEXTS = ["so sunny outside", "", "the weather " * 60]
 LEFT, RIGHT = ["so sunny", "he drove to stadium"], ["the weather is lovely", "so so", ""]
-
-
-@pytest.fixture(scope="module")
-def m3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serving(save_m3, tmp_path_factory, "m3")
 
 
 @pytest.fixture(scope="module")

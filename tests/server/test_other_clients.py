@@ -1,6 +1,5 @@
 """The clients of other servers, unchanged, against a real server over tiny random checkpoints."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,12 +7,10 @@ import pytest
 
 from tests.server import client_table
 from tests.server.client_table import shows
-from tests.server.rtp_clients import Served, serving
-from tests.tasks.checkpoints import save
+from tests.server.rtp_clients import Served
 
 pytest.importorskip("torch")
 
-HEAD = "BertForSequenceClassification"
 TEXTS = ["so sunny outside", "the weather is lovely today ."]
 QUERY, DOCUMENTS = "so sunny outside", ["the weather", "he drove to stadium", "lovely"]
 pytestmark = [
@@ -22,22 +19,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*unclosed|.*socket:pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serving(save, tmp_path_factory, "dense")
-
-
-@pytest.fixture(scope="module")
-def reranker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serving(lambda folder: save(folder, HEAD, num_labels=1), tmp_path_factory, "reranker")
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    labels = {0: "joy", 1: "anger", 2: "none"}
-    yield from serving(lambda folder: save(folder, HEAD, id2label=labels), tmp_path_factory, "classifier")
 
 
 def url(served: Served) -> str:

@@ -2,15 +2,13 @@
 
 import base64
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from rtp_llm.server.small_floats import bfloat16, fp8_e4m3, fp8_e5m2
-from tests.server.rtp_clients import Served, serving
-from tests.tasks.checkpoints import save_m3
+from tests.server.rtp_clients import Served
 
 torch = pytest.importorskip("torch")
 TYPES = {
@@ -21,11 +19,6 @@ TYPES = {
     "fp8_e5m2": (torch.float8_e5m2, "u1"),
 }
 TEXTS = ["so sunny", "the weather is lovely today ."]
-
-
-@pytest.fixture(scope="module")
-def m3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serving(save_m3, tmp_path_factory, "m3")
 
 
 def torch_bytes(rows: Any, kind: str, order: str = "little") -> bytes:

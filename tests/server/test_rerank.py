@@ -1,34 +1,17 @@
 """/rerank, /v1/rerank and /v2/rerank over tiny random checkpoints: every client's fields, with any kind of model."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.server.rtp_clients import Served, serving
-from tests.tasks.checkpoints import LIMIT, save, save_m3
+from tests.server.rtp_clients import Served
+from tests.tasks.checkpoints import LIMIT
 
 pytest.importorskip("torch")
 
 QUERY, DOCUMENTS = "so sunny outside", ["the weather", "", "he drove to stadium", "lovely " * 90, "the weather"]
-HEAD = "BertForSequenceClassification"
 PATHS = ["/rerank", "/v1/rerank", "/v2/rerank"]
-
-
-@pytest.fixture(scope="module")
-def reranker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serving(lambda folder: save(folder, HEAD, num_labels=1), tmp_path_factory, "reranker")
-
-
-@pytest.fixture(scope="module")
-def m3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serving(save_m3, tmp_path_factory, "m3")
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serving(save, tmp_path_factory, "dense")
 
 
 def expected(served: Served, activation: str = "sigmoid") -> dict[int, float]:

@@ -1,30 +1,17 @@
 """/v1/reranker, /v1/classifier, /tokenize and /tokenizer/encode over tiny random checkpoints, field by field."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from tests.server.rtp_clients import Served, serving
-from tests.tasks.checkpoints import LIMIT, VOCAB, save
+from tests.server.rtp_clients import Served
+from tests.tasks.checkpoints import LIMIT, VOCAB
 
 pytest.importorskip("torch")
 
 QUERY, DOCUMENTS = "so sunny outside", ["the weather", "", "he drove to stadium", "lovely " * 90, "the weather"]
-HEAD = "BertForSequenceClassification"
-
-
-@pytest.fixture(scope="module")
-def reranker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serving(lambda folder: save(folder, HEAD, num_labels=1), tmp_path_factory, "reranker")
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    names = {0: "joy", 1: "anger", 2: "none"}
-    yield from serving(lambda folder: save(folder, HEAD, id2label=names), tmp_path_factory, "classifier")
 
 
 def raw_scores(served: Served) -> dict[int, float]:

@@ -1,35 +1,18 @@
 """TEI's routes over tiny random checkpoints: bodies, answers, statuses, headers, and what differs on purpose."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.server.rtp_clients import Served, serving
-from tests.tasks.checkpoints import LIMIT, VOCAB, save, save_m3
+from tests.tasks.checkpoints import LIMIT, VOCAB, save
 
 pytest.importorskip("torch")
 
 HEAD = "BertForSequenceClassification"
 TEXTS = ["so sunny outside", "", "the weather is lovely today ."]
-
-
-@pytest.fixture(scope="module")
-def m3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serving(save_m3, tmp_path_factory, "m3")
-
-
-@pytest.fixture(scope="module")
-def reranker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serving(lambda folder: save(folder, HEAD, num_labels=1), tmp_path_factory, "reranker")
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    labels = {0: "joy", 1: "anger", 2: "none"}
-    yield from serving(lambda folder: save(folder, HEAD, id2label=labels), tmp_path_factory, "classifier")
 
 
 def refused(served: Served, path: str, **body: Any) -> tuple[int, str, str]:

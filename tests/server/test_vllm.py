@@ -1,35 +1,16 @@
 """/score, /classify, /pooling and /version over tiny random checkpoints."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from rtp_llm import __version__
-from tests.server.rtp_clients import Served, serving
-from tests.tasks.checkpoints import save, save_m3
+from tests.server.rtp_clients import Served
 
 pytest.importorskip("torch")
 
-HEAD = "BertForSequenceClassification"
 QUERY, DOCUMENTS = "so sunny outside", ["the weather", "he drove", ""]
-
-
-@pytest.fixture(scope="module")
-def m3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serving(save_m3, tmp_path_factory, "m3")
-
-
-@pytest.fixture(scope="module")
-def reranker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serving(lambda folder: save(folder, HEAD, num_labels=1), tmp_path_factory, "reranker")
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    labels = {0: "joy", 1: "anger", 2: "none"}
-    yield from serving(lambda folder: save(folder, HEAD, id2label=labels), tmp_path_factory, "classifier")
 
 
 def scores(answer: Any) -> list[float]:
