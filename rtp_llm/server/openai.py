@@ -80,6 +80,7 @@ class EmbeddingsBody(EncodedBody, kw_only=True):
     output_dimension: Annotated[int | None, Meta(description="Voyage's dimensions")] = None
     truncation: Annotated[bool | None, Meta(description="Voyage's truncate")] = None
     normalized: Annotated[bool | None, Meta(description="Jina's normalize")] = None
+    use_activation: Annotated[bool | None, Meta(description="vLLM's normalize")] = None
     chunking: Annotated[
         Chunking | None,
         Meta(
@@ -325,7 +326,8 @@ def _prompt_name(body: EmbeddingsBody, info: ModelInfo) -> str | None:
 
 def _normalize(body: EmbeddingsBody) -> bool | None:
     """What of `normalize` is wanted, with the checks of all that hangs on it."""
-    normalize = body.normalize if body.normalize is not None else body.normalized
+    named = (body.normalize, body.normalized, body.use_activation)
+    normalize = next((value for value in named if value is not None), None)
     kind = body.vector_type
     if kind == "float" and not body.embedding_types and not body.embedding_type:
         return normalize
