@@ -1,5 +1,6 @@
 """Whatever the bytes are, a body is served or refused as the caller's mistake; nothing else escapes."""
 
+import asyncio
 import json
 from contextlib import suppress
 from typing import Any
@@ -40,7 +41,10 @@ def serve(body: bytes) -> list[Any]:
     """The inputs that would reach the engine; none for a body that is refused."""
     with suppress(InvalidRequest):
         dialect = dialects(DIALECTS["/v1/embeddings"])[-1]
-        request = dialect.to_request(decode(dialect.decoder, body), FakeEngine().info(), CONFIG, "id")
+        decoded, engine = decode(dialect.decoder, body), FakeEngine()
+        if dialect.prepare is not None and decoded.messages is not None:
+            decoded = asyncio.run(dialect.prepare(decoded, engine))
+        request = dialect.to_request(decoded, engine.info(), CONFIG, "id")
         return list(request.inputs)
     return []
 

@@ -111,3 +111,12 @@ def test_truncate_prompt_tokens(reranker: Served) -> None:
     whole = scores(reranker.post("/score", text_1="he", text_2="so sunny"))
     assert scores(reranker.post("/score", text_1="he", text_2="so sunny outside", truncate_prompt_tokens=6)) == whole
     assert "no room beside 3" in reranker.refuse("/score", text_1="he", text_2="a", truncate_prompt_tokens=3)["message"]
+
+
+def test_vllms_word_for_normalize(m3: Served) -> None:
+    raw, unit = (
+        m3.post("/v1/embeddings", input="so sunny", use_activation=value)["data"][0]["embedding"]
+        for value in (False, True)
+    )
+    np.testing.assert_array_equal(np.array(raw, np.float32), m3.model.embed(["so sunny"], normalize=False)[0])
+    np.testing.assert_array_equal(np.array(unit, np.float32), m3.model.embed(["so sunny"], normalize=True)[0])
