@@ -17,7 +17,7 @@ from rtp_llm.server.catalog import ModelName, one_of
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.prompts import prompt_for
 from rtp_llm.server.scheduling import BodyPriority
-from rtp_llm.server.vectors import SCALED, check_type, encoder
+from rtp_llm.server.vectors import SCALED, check_type, encoder, finite
 
 PATH, OLD_PATH = "/v2/embed", "/v1/embed"
 _ROWS_A_PIECE = 64
@@ -173,7 +173,7 @@ def _vectors(kind: str, response: Response) -> Iterator[bytes]:
     opening = b"["
     for start in range(0, len(rows), _ROWS_A_PIECE):
         piece = enumerate(rows[start : start + _ROWS_A_PIECE], start)
-        yield opening + b",".join(encode(openai.finite(row, index)) for index, row in piece)
+        yield opening + b",".join(encode(finite(row, index)) for index, row in piece)
         opening = b","
     yield b"]"
 

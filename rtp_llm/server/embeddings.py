@@ -21,8 +21,8 @@ from rtp_llm.server.chat import rendered
 from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.errors import Headers, shared_form
 from rtp_llm.server.openai import EmbeddingsBody
-from rtp_llm.server.packed import CONTENT_TYPE, check_described, metadata, render_bytes, row_encoder
-from rtp_llm.server.vectors import npy_file, raw_bytes
+from rtp_llm.server.packed import CONTENT_TYPE, check_described, metadata, render_bytes, row_encoder, truncated_header
+from rtp_llm.server.vectors import finite, npy_file, raw_bytes
 
 PATHS: dict[str, TaskType | None] = {
     "/v1/embeddings": None,
@@ -138,7 +138,7 @@ def _binary_render(
     def render(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
         rows = response.outputs[TaskType.DENSE]
         for index, row in enumerate(rows):
-            openai.finite(row, index)
+            finite(row, index)
         return write(rows, body.vector_type)
 
     return render
@@ -147,8 +147,7 @@ def _binary_render(
 def _shape_and_cuts(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Headers:
     """What JSON would say beside the vectors: how many of what size, and the places of those that were cut."""
     shape = b"%d,%d" % response.outputs[TaskType.DENSE].shape
-    cut = ",".join(str(index) for index, was_cut in enumerate(response.truncated) if was_cut)
-    return [(b"x-embedding-shape", shape), (b"x-truncated", cut.encode())]
+    return [(b"x-embedding-shape", shape), truncated_header(response)]
 
 
 def _tasks(body: EmbeddingsBody, info: ModelInfo, kind: TaskType | None) -> tuple[TaskType, ...]:

@@ -3,7 +3,6 @@
 The embeddings' paths are in rtp_llm/server/embeddings.py; here are GET /v1/models, /v1/models/{id}.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -16,14 +15,14 @@ from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import Chunking, FloatArray, Input, ModelInfo, Params, Request, Response, TaskType, outlier
-from rtp_llm.errors import EngineFailure, InvalidRequest
+from rtp_llm.core import Chunking, Input, ModelInfo, Params, Request, Response, TaskType, outlier
+from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import Catalog, ModelName
 from rtp_llm.server.chat import Inputs, TextObject
 from rtp_llm.server.dialect import check_count
 from rtp_llm.server.packed import EncodedBody, row_encoder
 from rtp_llm.server.prompts import prompt_for
-from rtp_llm.server.vectors import SCALED, VectorType, check_type
+from rtp_llm.server.vectors import SCALED, VectorType, check_type, finite
 
 MODELS_PATH = "/v1/models"
 MODEL_PATHS = (MODELS_PATH, "/models")  # of one model
@@ -377,11 +376,3 @@ def render(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterato
         ]
         yield opening + b",".join(rows) + (closing if start + _ROWS_A_PIECE >= len(matrix) else b"")
         opening = b","
-
-
-def finite(row: FloatArray, index: int) -> FloatArray:
-    """`row`; JSON has no NaN: it would leave as null, and a client would store it."""
-    # NOTE: the dot product costs a request 4 us less than isfinite; it may overflow on numbers that are in order.
-    if not math.isfinite(np.vdot(row, row)) and not np.isfinite(row).all():
-        raise EngineFailure(f"the vector of input[{index}] is not finite (NaN or Inf)", param=f"input[{index}]")
-    return row

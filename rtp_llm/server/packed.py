@@ -15,11 +15,11 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from rtp_llm.core import FloatArray, ModelInfo, Response
-from rtp_llm.errors import EngineFailure, InvalidRequest
+from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.chat import ChatBody
 from rtp_llm.server.errors import Headers
 from rtp_llm.server.small_floats import bfloat16, fp8_e4m3, fp8_e5m2
-from rtp_llm.server.vectors import as_base64, converted, encoder
+from rtp_llm.server.vectors import as_base64, converted, encoder, finite
 
 CONTENT_TYPE = b"application/octet-stream"
 EmbedDtype = Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
@@ -88,17 +88,14 @@ def check_described(body: EncodedBody, count: int) -> None:
 def render_bytes(body: EncodedBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
     """The rows of all inputs."""
     for index, rows in enumerate(_outputs(response)):
-        if not np.isfinite(rows).all():
-            raise EngineFailure(f"the vector of input[{index}] is not finite (NaN or Inf)", param=f"input[{index}]")
-        yield packed(rows, body).tobytes()
+        yield packed(finite(rows, index), body).tobytes()
 
 
 def metadata(prefix: str) -> Callable[[EncodedBody, Response, ModelInfo], Headers]:
     """The header of an answer whose ids begin with `prefix`; bytes_only has none."""
 
     def headers(body: EncodedBody, response: Response, info: ModelInfo) -> Headers:
-        cut = ",".join(str(index) for index, was_cut in enumerate(response.truncated) if was_cut)
-        own = [(b"x-truncated", cut.encode())]
+        own = [truncated_header(response)]
         if body.encoding_format == "bytes_only":
             return own
         tokens = response.total_tokens
@@ -112,6 +109,12 @@ def metadata(prefix: str) -> Callable[[EncodedBody, Response, ModelInfo], Header
         return [*own, (b"metadata", json.dumps(told).encode("ascii"))]
 
     return headers
+
+
+def truncated_header(response: Response) -> tuple[bytes, bytes]:
+    """The places of the inputs that were cut."""
+    cut = ",".join(str(index) for index, was_cut in enumerate(response.truncated) if was_cut)
+    return b"x-truncated", cut.encode()
 
 
 def _outputs(response: Response) -> Sequence[FloatArray]:

@@ -12,6 +12,7 @@ Both binary types equal sentence_transformers' quantize_embeddings; its int8 dep
 """
 
 import binascii
+import math
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import Any, Literal, TypeAlias, get_args
@@ -21,7 +22,7 @@ import orjson
 from numpy.typing import NDArray
 
 from rtp_llm.core import FloatArray
-from rtp_llm.errors import InvalidRequest
+from rtp_llm.errors import EngineFailure, InvalidRequest
 
 VectorType: TypeAlias = Literal["float", "float32", "float16", "int8", "uint8", "binary", "ubinary"]
 VECTOR_TYPES: tuple[str, ...] = get_args(VectorType)
@@ -50,6 +51,17 @@ def encoder(kind: str, encoding_format: str | None) -> Callable[[FloatArray], by
     if kind == "float" or kind == "float32":
         return encode
     return lambda row: encode(converted(row, kind))
+
+
+def finite(row: FloatArray, index: int) -> FloatArray:
+    """`row`, the numbers of one input; EngineFailure where one is none.
+
+    JSON has no NaN: it would leave as null, and a client would store it.
+    """
+    # NOTE: the dot product costs a request 4 us less than isfinite; it may overflow on numbers that are in order.
+    if not math.isfinite(np.vdot(row, row)) and not np.isfinite(row).all():
+        raise EngineFailure(f"the vector of input[{index}] is not finite (NaN or Inf)", param=f"input[{index}]")
+    return row
 
 
 def as_base64(row: NDArray[Any]) -> bytes:
