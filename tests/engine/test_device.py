@@ -138,6 +138,6 @@ def test_close_answers_what_is_in_for_all_models(pair: Pair) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
 def test_batch_threads_let_the_event_loop_go_first(pair: Pair) -> None:
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith("batch-")]
-    others = {os.getpriority(os.PRIO_PROCESS, thread.native_id or 0) for thread in threads}
-    assert others == {min(own + 5, 19)}
+    ids = [thread.native_id or 0 for thread in pair.engines[0].device._threads]
+    asyncio.run(together(pair, [(0, ask("a")), (1, ask("b"))]))  # each has run by then
+    assert {os.getpriority(os.PRIO_PROCESS, number) for number in ids} == {min(own + 5, 19)}
