@@ -54,9 +54,10 @@ def _tokenize(body: TokensBody, engine: EngineLike, service: Service) -> Iterato
     special = body.add_special_tokens is not False
     for place, text in enumerate(texts):
         yield b",[" if place else b"[["
-        parts = (part for part in _parts(prompt + text, engine, special) if part)
-        for number, part in enumerate(parts):
-            yield (b"," if number else b"") + orjson.dumps(part)[1:-1]
+        comma = b""
+        for part in _parts(prompt + text, engine, special):
+            yield comma + orjson.dumps(part)[1:-1] if part else b""
+            comma = comma or (b"," if part else b"")
         yield b"]"
     yield b"]"
 
