@@ -34,7 +34,7 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, Response, TaskType
 from rtp_llm.observability import Metrics
 from rtp_llm.server import serve
-from rtp_llm.server.service import Token
+from rtp_llm.server.service import Part
 
 _SENTENCE = "The quick brown fox jumps over the lazy dog near the bank of the river"
 _ANSWER = b"x" * 2200
@@ -98,8 +98,8 @@ class NoEngine:
     def check_health(self) -> None:
         pass
 
-    def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[Token]:
-        return []
+    def token_parts(self, text: str, *, add_special_tokens: bool = True) -> Iterator[Part]:
+        return iter(())
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         return ""

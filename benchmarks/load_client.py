@@ -34,6 +34,7 @@ class Plan:
     rate         requests a second in the mean; 0: closed loop
     connections  at once, at most
     limit        requests after which a closed loop ends before its time
+    patience     seconds that a due request waits for a free connection before it is given up (open loop)
     """
 
     requests: Sequence[bytes]
@@ -42,6 +43,7 @@ class Plan:
     rate: float = 0.0
     seed: int = 0
     limit: int | None = None
+    patience: float = float("inf")
 
 
 @dataclass
@@ -50,12 +52,14 @@ class Seen:
 
     latencies    seconds of the answers with status 200, in the order in which they came
     statuses     how many answers by status; 0: the connection ended first, or no answer came in time
+    unsent       requests that were due and found no free connection while they had patience
     lateness     seconds by which the 99th percentile of requests was sent after it was due (open loop)
     cpu_seconds  of the client
     """
 
     latencies: Latencies
     statuses: dict[int, int]
+    unsent: int
     seconds: float
     lateness: float
     cpu_seconds: float
@@ -150,7 +154,7 @@ class _Run:
         self._latencies: list[float] = []
         self._lateness: list[float] = []
         self._statuses: Counter[int] = Counter()
-        self._busy = 0
+        self._busy = self._unsent = 0
         self._last = 0.0
 
     def go(self) -> Seen:
@@ -164,10 +168,11 @@ class _Run:
         seconds = max(self._last, end) - begin if self._plan.rate else self._last - begin
         for channel in list(self._open.values()):
             self._forget(channel)
-        self._statuses[_ABORTED] += len(self._waiting)
+        self._statuses[_ABORTED] += self._busy
+        self._unsent += len(self._waiting)
         lateness = float(np.quantile(self._lateness, 0.99)) if self._lateness else 0.0
         cpu = time.process_time() - cpu
-        return Seen(np.array(self._latencies), dict(+self._statuses), seconds, lateness, cpu)
+        return Seen(np.array(self._latencies), dict(+self._statuses), self._unsent, seconds, lateness, cpu)
 
     def _closed_loop(self, end: float) -> None:
         for request in islice(self._requests, self._plan.connections):
@@ -186,6 +191,9 @@ class _Run:
             while due is not None and due <= now:
                 self._waiting.append(due)
                 due = next(arrivals, None)
+            while self._waiting and now - self._waiting[0] > self._plan.patience:
+                self._waiting.popleft()
+                self._unsent += 1
             while self._waiting and self._busy < self._plan.connections:
                 self._lateness.append(now - self._waiting[0])
                 self._send(self._waiting.popleft(), next(self._requests))

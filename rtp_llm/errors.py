@@ -19,6 +19,7 @@ RtpError
 DeviceLost stands beside the tree: nothing can be computed any more.
 """
 
+import math
 from typing import ClassVar
 
 
@@ -92,6 +93,11 @@ class InputTooLarge(InvalidInput):
     status = RequestTooLarge.status
     code = RequestTooLarge.code
     elsewhere = RequestTooLarge
+
+
+def whole_seconds(wait: float) -> int:
+    """A wait as clients are told of it: whole seconds, at least one, never too few."""
+    return max(1, math.ceil(wait))
 
 
 class Overloaded(RtpError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rtp_llm.checkpoint import find, read_json
-from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
+from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest, UnsupportedTask
 
 # Beyond what the messages themselves have.
 _MAX_CHARACTERS = 1 << 20
@@ -47,6 +47,9 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"chat_template_kwargs: {wrong!r} has a field of its own", param="chat_template_kwargs"
             )
+        if "range" in given:
+            message = "chat_template_kwargs: 'range' is the template's own function; give the variable another name"
+            raise InvalidRequest(message, param="chat_template_kwargs")
         mark = ""
         if continue_final_message:
             if add_generation_prompt:
@@ -78,9 +81,8 @@ class ChatTemplate:
     def _compiled(self) -> Any:
         if self._template is None:
             if self.source is None:
-                raise InvalidRequest(
-                    "this model has no chat template: send `input` instead of `messages`", param="messages"
-                )
+                message = "this model has no chat template: send texts instead of `messages`"
+                raise UnsupportedTask(message, param="messages")
             environment = _environment()
             try:
                 self._template = environment.from_string(self.source)

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +17,10 @@ from rtp_llm.engine.scheduler import BULK_SHARE, Grant, Scheduler
 from rtp_llm.errors import DeviceLost
 
 logger = logging.getLogger(__name__)
+
+# Batch threads take all cores there are; the event loop, which needs little, must not wait its turn among them: at more
+# load than can be computed, refusals would come as late as answers.
+_NICENESS = 5
 
 
 class Tenant(Protocol):
@@ -139,6 +145,7 @@ class Device:
     def _work(self) -> None:
         """A batch thread: take, compute, deliver, until the device closes and the queue is dry."""
         try:
+            _step_back()
             while (grant := self._wait_for_grant()) is not None:
                 self._tenants[grant.model].process(grant)
         except BaseException as error:  # whatever ends this thread, nobody may wait for it
@@ -190,6 +197,13 @@ class Device:
     def _resolve(self, late: list[Job]) -> None:
         for number in {job.model for job in late}:
             self._tenants[number].resolve([job for job in late if job.model == number])
+
+
+def _step_back() -> None:
+    """Let this thread, where the system has priorities of threads, run after the process's others."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
 
 
 def _nothing() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from rtp_llm.config import EngineConfig
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane
-from rtp_llm.errors import Overloaded
+from rtp_llm.errors import Overloaded, whole_seconds
 
 # What a batch leaves of the weight of those before it: the rate follows the last ten or so.
 _MEMORY = 0.9
@@ -54,18 +54,18 @@ class Gate:
         """
         waiting = {name: tokens + self.announced[name] for name, tokens in queued.items()}
         if lane is Lane.BULK and num_requests >= self._max_bulk:
-            wait = self.seconds_until_empty(lane, waiting, others())
+            # One of them ends before all of them do.
+            wait = self.seconds_until_empty(lane, waiting, others()) / num_requests
             raise Overloaded(
                 f"{num_requests} bulk requests are in flight, the most allowed (max_bulk_requests); "
-                f"try again in {wait:.0f} s, or send fewer inputs at a time",
-                # One of them ends before all of them do.
-                retry_after=wait / num_requests,
+                f"try again in {whole_seconds(wait)} s, or send fewer inputs at a time",
+                retry_after=wait,
             )
         if waiting[lane] >= self._max_tokens:
             wait = self.seconds_until_empty(lane, waiting, others())
             raise Overloaded(
                 f"{waiting[lane]} tokens are waiting in the {lane.value} lane, max_queued_tokens is "
-                f"{self._max_tokens}; try again in {wait:.0f} s",
+                f"{self._max_tokens}; try again in {whole_seconds(wait)} s",
                 retry_after=wait,
             )
 

@@ -18,11 +18,15 @@ class Admission:
         self._config = config
         self._permits = asyncio.Semaphore(config.concurrency_limit)
 
-    async def enter(self) -> None:
-        """Take a place among those in flight; Overloaded when there is none."""
+    def check_room(self) -> None:
+        """Overloaded when there is no place among those in flight: worth knowing before a body is decoded."""
         if self._permits.locked():
             limit = self._config.concurrency_limit
             raise Overloaded(f"{limit} requests are in flight, the most allowed (concurrency_limit): try again shortly")
+
+    async def enter(self) -> None:
+        """Take a place among those in flight; Overloaded when there is none."""
+        self.check_room()
         await self._permits.acquire()
 
     async def wait(self) -> None:

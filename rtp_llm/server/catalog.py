@@ -1,9 +1,9 @@
 """The served models, and which of them a request is for."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -16,6 +16,8 @@ from rtp_llm.server.admission import Admission
 from rtp_llm.server.service import EngineLike
 from rtp_llm.server.turns import Turns
 
+Body = TypeVar("Body")
+
 MODEL_HEADER = b"x-model"
 ModelName: TypeAlias = Annotated[
     str | None,
@@ -23,13 +25,34 @@ ModelName: TypeAlias = Annotated[
         description="a served model; where one is served, any name will do; null: the first that can do what is asked"
     ),
 ]
-# Tasks of which a route needs one; models with a task of an earlier group are asked first. (): any model will do.
-Wanted: TypeAlias = tuple[frozenset[TaskType], ...]
+
+
+class Need(NamedTuple):
+    """A model that has at least `least` of `tasks`, and is not there for `other`."""
+
+    tasks: frozenset[TaskType]
+    least: int = 1
+    other: TaskType | None = None
+
+    def is_met(self, info: ModelInfo) -> bool:
+        """Whether this model will do."""
+        return len(self.tasks.intersection(info.tasks)) >= self.least and self.other not in info.tasks
+
+
+# What a route needs of a model; those that meet an earlier need are asked first. (): any model will do.
+Wanted: TypeAlias = tuple[Need, ...]
 
 
 def one_of(*tasks: TaskType) -> Wanted:
     """Any model that has one of these."""
-    return (frozenset(tasks),)
+    return (Need(frozenset(tasks)),)
+
+
+# A head of one label is a reranker, which gives its logits as a classifier of one label too: where there is no other.
+CLASSIFIERS: Wanted = (Need(frozenset({TaskType.CLASSIFY}), other=TaskType.RERANK), *one_of(TaskType.CLASSIFY))
+_OF_TEXTS = frozenset(TaskType) - {TaskType.RERANK, TaskType.CUSTOM}
+# What has a use for a text that is no pair, then the rest.
+READERS: Wanted = (Need(_OF_TEXTS, other=TaskType.RERANK), Need(frozenset(), 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +139,17 @@ class Catalog:
         return self.find(name) if name else None
 
     def of_body(self, content: bytes, headers: Mapping[bytes, bytes]) -> EngineLike:
-        """The model that a body asks for before it is known what the body is; the default where it asks for none."""
+        """The model that a body asks for before it is known what the body is.
+
+        Where it asks for none: the first that does something with a text alone.
+        """
         if len(self.engines) == 1:
             return self.engines[0]
         try:
             name = _named.decode(content).model
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             name = None
-        return self.asked(name if isinstance(name, str) else None, headers) or self.default
+        return self.asked(name if isinstance(name, str) else None, headers) or self.first_able(READERS)
 
     def choose(
         self, asked: EngineLike | None, wanted: Wanted, to_request: Callable[[ModelInfo], Request]
@@ -146,8 +172,22 @@ class Catalog:
         """The models that a route may ask, those it prefers first."""
         if not wanted:
             return list(self.engines)
-        ranked = [engine for tasks in wanted for engine in self.engines if tasks & set(engine.info().tasks)]
+        ranked = [engine for need in wanted for engine in self.engines if need.is_met(engine.info())]
         return list(dict.fromkeys(ranked))
+
+    async def prepared(
+        self, asked: EngineLike | None, wanted: Wanted, prepare: Callable[[EngineLike], Awaitable[Body]]
+    ) -> tuple[EngineLike, Body]:
+        """The model for a body that needs one to be read, and the body as read; UnsupportedTask where none can."""
+        if asked is not None:
+            return asked, await prepare(asked)
+        failure = None
+        for engine in self.able(wanted):
+            try:
+                return engine, await prepare(engine)
+            except UnsupportedTask as error:
+                failure = error
+        raise failure or self._unsupported()
 
     def first_able(self, wanted: Wanted) -> EngineLike:
         """The first of them; UnsupportedTask where there is none."""

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from rtp_llm.errors import InvalidRequest
+from rtp_llm.server.scheduling import BodyPriority
 from rtp_llm.server.service import EngineLike
 
 _INLINE_CHARACTERS = 2000  # more is rendered beside the event loop
@@ -44,6 +45,8 @@ class ChatBody(msgspec.Struct, kw_only=True):
     add_special_tokens: Annotated[
         bool | None, Meta(description="[CLS], [SEP] and the like; null: true for input, false for messages")
     ] = None
+
+    priority: BodyPriority = None
 
     def __post_init__(self) -> None:
         if self.input is UNSET and self.messages is None:

@@ -10,7 +10,7 @@ from msgspec import Meta
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.catalog import ModelName, one_of
+from rtp_llm.server.catalog import CLASSIFIERS, ModelName
 from rtp_llm.server.dialect import Dialect, check_count
 
 PATH = "/v1/classifier"
@@ -68,6 +68,4 @@ def render(body: ClassifierBody, response: Response, info: ModelInfo) -> Iterato
     yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-CLASSIFIER: Dialect[ClassifierBody] = Dialect(
-    msgspec.json.Decoder(ClassifierBody), to_request, render, one_of(TaskType.CLASSIFY)
-)
+CLASSIFIER: Dialect[ClassifierBody] = Dialect(msgspec.json.Decoder(ClassifierBody), to_request, render, CLASSIFIERS)

@@ -16,6 +16,7 @@ from rtp_llm.server import openai
 from rtp_llm.server.catalog import ModelName, one_of
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.prompts import prompt_for
+from rtp_llm.server.scheduling import BodyPriority
 from rtp_llm.server.vectors import SCALED, check_type, encoder
 
 PATH, OLD_PATH = "/v2/embed", "/v1/embed"
@@ -55,6 +56,7 @@ class CohereEmbedBody(msgspec.Struct, kw_only=True):
         Literal["NONE", "START", "END"] | None,
         Meta(description="the end that an over-long text loses; NONE: it is an error; null: END"),
     ] = None
+    priority: BodyPriority = None
 
     @property
     def types(self) -> list[str]:

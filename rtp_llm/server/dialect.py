@@ -46,11 +46,8 @@ class Route(Protocol):
 class Answerer(Route, Protocol):
     """A dialect that answers."""
 
-    @property
-    def content_type(self) -> bytes: ...
-
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
-        """A body's answer; every failure leaves as an exception."""
+        """A body's answer, of the exchange's content type; every failure leaves as an exception."""
 
 
 def answer_headers(request: Request, response: Response) -> Headers:
@@ -67,7 +64,7 @@ class Dialect(Generic[Body]):
     prepare     what of the body the engine must be asked for first
     to_request  what the body asks for; InvalidRequest where this model or these limits cannot serve it
     render      the answer in pieces; the event loop serves others between two of them
-    wanted      which models may be asked where the body names none
+    wanted      which models may be asked where the body names none; of a body, where they hang on it
     render_on_thread  for a `render` that computes: it is run beside the event loop
     error_form  how its clients are told of failures
     headers     of an answer
@@ -79,7 +76,7 @@ class Dialect(Generic[Body]):
     decoder: msgspec.json.Decoder[Body]
     to_request: Callable[[Body, ModelInfo, ServerConfig, str], Request]
     render: Callable[[Body, Response, ModelInfo], Iterator[bytes]]
-    wanted: Wanted = ()
+    wanted: Wanted | Callable[[Body], Wanted] = ()
     render_on_thread: bool = False
     error_form: ErrorForm = openai_form
     headers: Callable[[Request, Response], Headers] = answer_headers
@@ -97,21 +94,23 @@ class Dialect(Generic[Body]):
 
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         """Decode, run, render."""
+        service.admission.check_room()
         inline = _inline if len(content) <= _INLINE_BYTES else service.turns.call
         body = await inline(decode, self.decoder, content)
         catalog, config, admission = service.catalog, service.config, service.admission
+        wanted = self.wanted(body) if callable(self.wanted) else self.wanted
         asked = catalog.asked(getattr(body, "model", None), exchange.headers)
+        exchange.metrics = asked.metrics if asked else None
         if self.prepare is not None and getattr(body, "messages", None) is not None:
-            asked = asked or catalog.first_able(self.wanted)  # whose chat template it is
-            body = await self.prepare(body, asked)
+            asked, body = await catalog.prepared(asked, wanted, partial(self.prepare, body))
         engine, info, request = await inline(
-            catalog.choose, asked, self.wanted, lambda info: self.to_request(body, info, config, exchange.request_id)
+            catalog.choose, asked, wanted, lambda info: self.to_request(body, info, config, exchange.request_id)
         )
-        exchange.metrics = engine.metrics
+        exchange.metrics, exchange.content_type = engine.metrics, self.content_type
         named = None if self.place is None else partial(self.place, body, info)
         admission.check_size(request, len(content), *([named] if named else []))
         seconds = admission.seconds(exchange.headers)
-        request = scheduled(request, exchange.headers, seconds)
+        request = scheduled(request, exchange.headers, seconds, getattr(body, "priority", None))
         await admission.enter()
         try:
             work = self._run(body, request, engine, info, service.turns)
@@ -145,7 +144,6 @@ class Lookup(Generic[Body]):
     decoder: msgspec.json.Decoder[Body]
     render: Callable[[Body, EngineLike, Service], Iterator[bytes]]
     error_form: ErrorForm = openai_form
-    content_type: bytes = JSON
 
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         """Itself."""
@@ -186,6 +184,7 @@ class Choice:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             found = {}
         route = next((route for key, route in self.by_key.items() if key in found), self.otherwise)
+        exchange.error_form = route.error_form  # a route that goes by the model may find none
         return route.choose(content, exchange, catalog)
 
 
@@ -222,10 +221,6 @@ class _Unquoted:
     def error_form(self) -> ErrorForm:
         return self.answerer.error_form
 
-    @property
-    def content_type(self) -> bytes:
-        return self.answerer.content_type
-
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         return self
 
@@ -244,6 +239,14 @@ class ByModel:
         """By the model."""
         info = catalog.of_body(content, exchange.headers).info()
         return self.pick(info).choose(content, exchange, catalog)
+
+
+def decoded(engine: EngineLike, ids: list[int], place: str, *, skip_special_tokens: bool) -> str:
+    """The text of token ids; what is wrong with them is told by the name of their field, `place`."""
+    try:
+        return engine.decode(ids, skip_special_tokens=skip_special_tokens)
+    except InvalidInput as error:
+        raise error.at(place, "") from None
 
 
 def check_count(count: int, config: ServerConfig, param: str) -> None:

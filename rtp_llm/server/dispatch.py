@@ -126,6 +126,8 @@ class Dispatcher:
         if posted is not None:
             # Other methods too: who asks wrongly there is this dialect's client.
             exchange.error_form = posted.error_form
+        elif path in tei.GET_PATHS:
+            exchange.error_form = tei.error_form
         route = posted if exchange.method == "POST" else None
         if exchange.method != "OPTIONS":
             self.keys.check(exchange.method, path, exchange.headers)
@@ -136,7 +138,7 @@ class Dispatcher:
             if chosen is not route:
                 exchange.error_form = chosen.error_form
             body, headers = await chosen.answer(content, self._service, exchange)
-            await exchange.respond(200, body, headers, chosen.content_type)
+            await exchange.respond(200, body, headers, exchange.content_type)
         elif exchange.method == "OPTIONS":
             exchange.route = "preflight"
             await exchange.respond_to_options()

@@ -111,7 +111,7 @@ def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
         )
         for content_type, write in _BINARY_FORMS.items()
     }
-    wanted = one_of(*(KINDS if kind is None else [kind]))
+    wanted = one_of(kind) if kind else (*one_of(TaskType.DENSE), *one_of(*KINDS))
     return Dialect(_decoder, to_request, render, wanted, error_form=shared_form, prepare=rendered, by_accept=by_accept)
 
 

@@ -11,13 +11,12 @@ RtpError (rtp_llm.errors)
 """
 
 import logging
-import math
 from collections.abc import Callable
 
 import msgspec
 import orjson
 
-from rtp_llm.errors import EngineFailure, InvalidRequest, NotReady, Overloaded, RtpError, Unauthorized
+from rtp_llm.errors import EngineFailure, InvalidRequest, NotReady, Overloaded, RtpError, Unauthorized, whole_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +137,7 @@ def shared_form(error: RtpError) -> tuple[int, bytes]:
 def error_headers(error: RtpError) -> Headers:
     """The headers by which a client knows what to do next."""
     if isinstance(error, Overloaded):
-        return [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after)))]
+        return [(b"retry-after", b"%d" % whole_seconds(error.retry_after))]
     if isinstance(error, NotReady):
         return [(b"retry-after", b"1")]
     if isinstance(error, Unauthorized):

@@ -27,13 +27,14 @@ class Exchange:
 
     `status` is 0 until the answer starts; `route` is the path's template, and `metrics` are those of the model that was
     asked, once it is known; `error_form` tells failures;
-    `answered` is what the engine has answered.
+    `content_type` is that of an answer that is no failure; `answered` is what the engine has answered.
     """
 
     __slots__ = (
         "_cors",
         "_send",
         "answered",
+        "content_type",
         "error_form",
         "headers",
         "method",
@@ -61,6 +62,7 @@ class Exchange:
         self.route = "unmatched"
         self.metrics: Metrics | None = None
         self.error_form: ErrorForm = openai_form
+        self.content_type = JSON
         self.request_id = choose_id(self.headers.get(b"x-request-id"))
 
     async def send(self, message: Message) -> None:

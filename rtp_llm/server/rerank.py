@@ -21,6 +21,7 @@ from rtp_llm.server import cohere, openai
 from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.errors import shared_form
+from rtp_llm.server.scheduling import BodyPriority
 from rtp_llm.server.scoring import SCORERS, scores_of, scoring_request
 
 PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
@@ -61,6 +62,7 @@ class RerankBody(msgspec.Struct, kw_only=True):
     truncate_prompt_tokens: Annotated[
         int | None, Meta(description="vLLM's: tokens kept of each pair; null, -1: the model's limit")
     ] = None
+    priority: BodyPriority = None
 
     @property
     def is_raw(self) -> bool:

@@ -4,21 +4,34 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, TypeAlias
+
+from msgspec import Meta
 
 from rtp_llm.core import Request
 from rtp_llm.errors import InvalidRequest
 
 PRIORITY_HEADER = b"x-priority"
 _PRIORITIES = ("auto", "interactive", "bulk")
+BodyPriority: TypeAlias = Annotated[
+    int | None,
+    Meta(
+        description="as in vLLM and Cohere: below 0 is interactive, above 0 bulk; 0, null: by size; X-Priority beats it"
+    ),
+]
 
 
-def scheduled(request: Request, headers: Mapping[bytes, bytes], seconds: float = math.inf) -> Request:
+def scheduled(
+    request: Request, headers: Mapping[bytes, bytes], seconds: float = math.inf, number: int | None = None
+) -> Request:
     """The request with its priority, by X-Priority, and the deadline that is `seconds` from now.
 
+    `number` is a body's own priority, as vLLM and Cohere have it: lower is earlier, and 0 as ever. The header beats it.
     InvalidRequest for a priority that does not exist.
     """
     changes: dict[str, Any] = {}
+    if number:
+        changes["priority"] = "interactive" if number < 0 else "bulk"
     given = headers.get(PRIORITY_HEADER)
     if given is not None:
         priority = given.decode("latin-1").lower()

@@ -14,7 +14,7 @@ from msgspec import Meta
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest, UnsupportedTask
-from rtp_llm.server.catalog import ModelName, one_of
+from rtp_llm.server.catalog import ModelName, Need, Wanted, one_of
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.embeddings import default_kind
 from rtp_llm.similarity import KINDS, check_weights_go_with, hybrid, hybrid_weights, similarity_steps
@@ -94,6 +94,13 @@ def render(body: SimilarityBody, response: Response, info: ModelInfo) -> Iterato
     yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def _wanted(body: SimilarityBody) -> Wanted:
+    """A hybrid is of a model with several kinds, where there is one; what is not said, of dense vectors."""
+    if body.kind == "hybrid":
+        return (Need(frozenset(KINDS), 2), *one_of(*KINDS))
+    return one_of(TaskType(body.kind)) if body.kind else (*one_of(TaskType.DENSE), *one_of(*KINDS))
+
+
 def _place(body: SimilarityBody, info: ModelInfo, index: int) -> str:
     middle = len(body.left)
     return f"left[{index}]" if index < middle else f"right[{index - middle}]"
@@ -103,7 +110,7 @@ SIMILARITY: Dialect[SimilarityBody] = Dialect(
     msgspec.json.Decoder(SimilarityBody),
     to_request,
     render,
-    one_of(*KINDS),
+    _wanted,
     render_on_thread=True,
     place=_place,
 )

@@ -11,7 +11,7 @@ import orjson
 from msgspec import Meta
 
 from rtp_llm.server.catalog import ModelName, Service
-from rtp_llm.server.dialect import Lookup, Route
+from rtp_llm.server.dialect import Lookup, Route, decoded
 from rtp_llm.server.service import EngineLike, Token
 
 TOKENIZE, ENCODE, DETOKENIZE = "/tokenize", "/tokenizer/encode", "/detokenize"
@@ -110,7 +110,7 @@ def _array(values: list[Any]) -> Iterator[bytes]:
 
 
 def _detokenize(body: DetokenizeBody, engine: EngineLike, service: Service) -> Iterator[bytes]:
-    yield orjson.dumps({"prompt": engine.decode(body.tokens, skip_special_tokens=False)})
+    yield orjson.dumps({"prompt": decoded(engine, body.tokens, "tokens", skip_special_tokens=False)})
 
 
 _decoder = msgspec.json.Decoder(TokenizeBody)

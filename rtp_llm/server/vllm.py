@@ -3,7 +3,7 @@
 vLLM's other routes are shared: /rerank, /tokenize, /detokenize, /v1/models and /v1/embeddings.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 from uuid import uuid4
@@ -20,10 +20,11 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest, UnsupportedTask
 from rtp_llm.server import openai
-from rtp_llm.server.catalog import ModelName, one_of
+from rtp_llm.server.catalog import CLASSIFIERS, ModelName, Wanted, one_of
 from rtp_llm.server.chat import ChatBody, rendered
 from rtp_llm.server.cohere import ContentPart, text_of
 from rtp_llm.server.dialect import Dialect, Route, check_count
+from rtp_llm.server.scheduling import BodyPriority
 from rtp_llm.server.scoring import SCORERS, scores_of, scoring_request
 from rtp_llm.server.vectors import encoder
 
@@ -59,6 +60,7 @@ class ScoreBody(msgspec.Struct, kw_only=True):
         None
     )
     truncate_prompt_tokens: KeptTokens = None
+    priority: BodyPriority = None
     model: ModelName = None
 
 
@@ -259,6 +261,16 @@ def _pooling_task(body: PoolingBody, info: ModelInfo) -> TaskType:
     return next((task for task in (TaskType.CLASSIFY, TaskType.DENSE) if task in info.tasks), of_tokens)
 
 
+_TOKEN_VECTORS: Wanted = (*one_of(TaskType.COLBERT), *one_of(TaskType.TOKENS))
+# What is pooled of a body that does not say: vectors, wherever their model stands, else what there is.
+_POOLED: Mapping[str | None, Wanted] = {
+    None: (*one_of(TaskType.DENSE), *_TOKEN_VECTORS, *CLASSIFIERS),
+    "embed": one_of(TaskType.DENSE),
+    "token_embed": _TOKEN_VECTORS,
+    "classify": CLASSIFIERS,
+}
+
+
 def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     task = _pooling_task(body, info)
     if task not in info.tasks:
@@ -294,11 +306,14 @@ _score_dialect: Dialect[ScoreBody] = Dialect(
 ROUTES: dict[str, Route] = {
     "/score": _score_dialect,
     "/v1/score": _score_dialect,
-    "/classify": Dialect(
-        msgspec.json.Decoder(ClassifyBody), _classify, _render_classes, one_of(TaskType.CLASSIFY), prepare=rendered
-    ),
+    "/classify": Dialect(msgspec.json.Decoder(ClassifyBody), _classify, _render_classes, CLASSIFIERS, prepare=rendered),
     "/pooling": Dialect(
-        msgspec.json.Decoder(PoolingBody), _pooling, _render_pooled, render_on_thread=True, prepare=rendered
+        msgspec.json.Decoder(PoolingBody),
+        _pooling,
+        _render_pooled,
+        lambda body: _POOLED[body.task],
+        render_on_thread=True,
+        prepare=rendered,
     ),
 }
 

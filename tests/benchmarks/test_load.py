@@ -20,7 +20,7 @@ def window(share: float, texts: float, server: str = OURS) -> Window:
 
 def seen(**statuses: int) -> Seen:
     counts = {int(status.removeprefix("s")): count for status, count in statuses.items()}
-    return Seen(np.full(counts.get(200, 0), 0.01), counts, 20.0, 0.0, 1.0)
+    return Seen(np.full(counts.get(200, 0), 0.01), counts, 7, 20.0, 0.0, 1.0)
 
 
 def soak(*slices: Seen, megabytes: tuple[int, ...] = (100, 100)) -> bool:

@@ -89,5 +89,5 @@ def test_arrivals_are_random_but_the_same_each_time() -> None:
 
 
 def test_a_percentile_of_too_few_answers_is_none() -> None:
-    seen = Seen(np.ones(500), {200: 500}, 1.0, 0.0, 0.0)
+    seen = Seen(np.ones(500), {200: 500}, 0, 1.0, 0.0, 0.0)
     assert seen.percentile(0.99) == 1000 and seen.percentile(0.999) is None

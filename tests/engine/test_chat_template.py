@@ -104,6 +104,7 @@ def test_broken_and_hostile(template: str, message: str) -> None:
     ("options", "message"),
     [
         ({"variables": {"messages": []}}, "'messages' has a field of its own"),
+        ({"variables": {"range": 2}}, "'range' is the template's own function"),
         ({"add_generation_prompt": True, "continue_final_message": True}, "not both possible"),
         ({"continue_final_message": True}, "does not show the last message"),
     ],

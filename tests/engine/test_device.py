@@ -1,6 +1,8 @@
 """Several models on one device: batches do not mix, nobody starves, failures stay where they happen."""
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -131,3 +133,11 @@ def test_close_answers_what_is_in_for_all_models(pair: Pair) -> None:
     for engine in pair.engines:
         with pytest.raises(NotReady, match="shutting down"):
             engine.run_sync(ask("late"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
+def test_batch_threads_let_the_event_loop_go_first(pair: Pair) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("batch-")]
+    others = {os.getpriority(os.PRIO_PROCESS, thread.native_id or 0) for thread in threads}
+    assert others == {min(own + 5, 19)}

@@ -12,6 +12,7 @@ from rtp_llm.engine.gate import Gate
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane, estimate_tokens, lane_of
 from rtp_llm.errors import Overloaded
+from rtp_llm.server.errors import error_headers
 
 
 def make_gate(cores: int = 1, **options: Any) -> Gate:
@@ -106,3 +107,12 @@ def test_the_wait_counts_what_other_models_have_to_do() -> None:
     with pytest.raises(Overloaded) as beside:
         gate.check(Lane.INTERACTIVE, queued(1000), 1, lambda: {Lane.INTERACTIVE: 3.0, Lane.BULK: 0.0})
     assert [error.value.retry_after for error in (alone, beside)] == pytest.approx([1.0, 4.0])
+
+
+def test_the_message_and_the_header_say_the_same() -> None:
+    gate = make_gate(max_bulk_requests=4)
+    gate.observe(10, 1.0, 1)
+    with pytest.raises(Overloaded) as refused:
+        gate.check(Lane.BULK, queued(bulk=126), 4)
+    ((_, seconds),) = error_headers(refused.value)
+    assert seconds == b"4" and "try again in 4 s" in str(refused.value)

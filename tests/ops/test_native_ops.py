@@ -78,6 +78,22 @@ def test_a_row_has_the_same_bits_beside_any_number_of_rows(ops: NativeOps, k: in
         np.testing.assert_array_equal(linear(ops, x[:m], weight), whole[:m])
 
 
+@pytest.mark.parametrize(("m", "n", "k"), [(12, 300, 40), (700, 100, 1100), (6400, 33, 1000)])
+def test_linear_has_the_same_bits_on_any_number_of_threads(ops: NativeOps, m: int, n: int, k: int) -> None:
+    x, weight = normal(m, k), normal(n, k)
+    alone = linear(ops, x, weight)
+    for ops.num_threads in (2, 3):
+        np.testing.assert_array_equal(linear(ops, x, weight), alone)
+
+
+def test_short_sequences_have_the_same_bits_on_any_number_of_threads(ops: NativeOps) -> None:
+    lengths = [1 + i % 13 for i in range(50)]
+    qkv, batch = normal(sum(lengths), 6 * 3 * 8), batch_of(lengths)
+    alone = attention(ops, qkv, batch, (6, 6, 8))
+    for ops.num_threads in (2, 3):
+        np.testing.assert_array_equal(attention(ops, qkv, batch, (6, 6, 8)), alone)
+
+
 def test_packed_weights_take_no_more_than_plain_ones(ops: NativeOps) -> None:
     weight = normal(64, 96)
     assert ops.matrix(weight).memory.nbytes == weight.nbytes

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, TaskType, Timings
+from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, SparseVector, TaskType, Timings
 from rtp_llm.errors import NotReady, UnsupportedTask
 from rtp_llm.observability import Metrics
 
@@ -126,6 +126,9 @@ class FakeEngine:
             TaskType.DENSE: np.stack(rows),
             TaskType.RERANK: np.arange(count, dtype=np.float32) / (1 + count),
             TaskType.CLASSIFY: np.tile(np.array([0.25, 0.75], np.float32), (count, 1)),
+            TaskType.SPARSE: [SparseVector(np.array([3, 7], np.int32), np.abs(row[:2])) for row in rows],
+            TaskType.COLBERT: [row[None] for row in rows],
+            TaskType.TOKENS: [row[None] for row in rows],
         }
         if not set(request.tasks) <= set(outputs):
             raise UnsupportedTask("this model does not do that")

@@ -19,12 +19,12 @@ PAIR = {"query": "q", "documents": TEXTS}
 
 @pytest.fixture(scope="module")
 def engines() -> dict[str, FakeEngine]:
-    """The reranker is not last: what is preferred must not depend on the order."""
-    rerank, classify = (TaskType.RERANK,), (TaskType.CLASSIFY,)
+    """The reranker, a classifier of one label too, is not last: what is preferred must not hang on the order."""
+    rerank, classify = (TaskType.RERANK, TaskType.CLASSIFY), (TaskType.CLASSIFY,)
     engines = [
         FakeEngine(name="first", aliases=("text-embedding-3-small",), weight_bytes=90, memory_bytes=100),
-        FakeEngine(name="labels", tasks=classify, labels=("no", "yes"), dimension=2),
         FakeEngine(name="ranker", tasks=rerank, dimension=1, labels=("score",)),
+        FakeEngine(name="labels", tasks=classify, labels=("no", "yes"), dimension=2),
         FakeEngine(name="second", max_seq_len=7, dimension=6),
     ]
     for engine in engines:
@@ -150,14 +150,14 @@ def test_an_unknown_name_is_404_in_the_dialects_own_form(
     told = answer.json()
     for key in place:
         told = told[key]
-    message = "no model is called 'gpt-4'; this server serves 'first', 'labels', 'ranker', 'second'"
+    message = "no model is called 'gpt-4'; this server serves 'first', 'ranker', 'labels', 'second'"
     assert message in str(told)
 
 
 def test_what_no_model_does_names_what_they_do(client: httpx.Client) -> None:
     answer = client.post("/v1/embeddings/sparse", json=EMBED)
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "unsupported_task"
-    assert "first: dense; labels: classify" in answer.json()["error"]["message"]
+    assert "first: dense; ranker: rerank, classify; labels: classify" in answer.json()["error"]["message"]
     assert client.post("/embed_sparse", json={"inputs": "a"}).status_code == 424
 
 
@@ -178,8 +178,8 @@ def test_inputs_do_not_choose_the_model(client: httpx.Client, engines: dict[str,
 def test_listing(client: httpx.Client) -> None:
     for path in ("/v1/models", "/models"):
         data = client.get(path).json()["data"]
-        assert [model["id"] for model in data] == ["first", "labels", "ranker", "second"]
-        assert (data[0]["weight_bytes"], data[0]["memory_bytes"]) == (90, 100) and data[2]["tasks"] == ["rerank"]
+        assert [model["id"] for model in data] == ["first", "ranker", "labels", "second"]
+        assert (data[0]["weight_bytes"], data[0]["memory_bytes"]) == (90, 100) and data[2]["tasks"] == ["classify"]
         assert client.get(f"{path}/text-embedding-3-small").json()["id"] == "first"
         assert client.get(f"{path}/second").json()["max_model_len"] == 7
         assert client.get(f"{path}/nobody").status_code == 404

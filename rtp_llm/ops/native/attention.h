@@ -1,6 +1,6 @@
 // softmax(scale q k^T) v, sequence by sequence, straight from the packed q, k, v.
 //
-// One task is one (sequence, key head) or a run of its query rows. K^T and V of the head are packed into panels in
+// One task is some (sequence, key head), or a run of the query rows of one. K^T and V of a head are packed into panels in
 // thread-local scratch; kRows query rows at a time then have their scores, softmax and output computed in cache. The
 // keys of a sequence with a prefix are those of the prefix, then its own. A row's bits depend on the keys that it sees:
 // others of its tile weigh nothing.
@@ -20,22 +20,30 @@ struct Attention {
   float scale;
   bool causal;
   int64_t window;  // 0: none
-  int64_t parts = 1, part_rows = 0;
+  int64_t parts = 1, part_rows = 0, runs = 0, run_length = 1;
 
-  // Enough tasks for every thread; parts are whole tiles, so that a row is computed in the same tile for any plan.
+  // Enough tasks for every thread, and not many more: a short sequence's head takes less than a hand-over. Parts are
+  // whole tiles, so that a row is computed in the same tile for any plan.
   int64_t plan(int threads) {
-    if (wanted != nullptr) return num_wanted * kv_heads;
-    const int64_t pairs = num_seqs * kv_heads, tiles = ceil_div(max_seqlen, kRows);
-    parts = threads == 1 ? 1 : std::clamp<int64_t>(ceil_div(4 * threads, pairs), 1, std::max<int64_t>(1, tiles / 4));
+    const int64_t pairs = (wanted != nullptr ? num_wanted : num_seqs) * kv_heads, tiles = ceil_div(max_seqlen, kRows);
+    const int64_t most = wanted != nullptr || threads == 1 ? 1 : std::max<int64_t>(1, tiles / 4);
+    parts = std::clamp<int64_t>(ceil_div(4 * threads, pairs), 1, most);
     part_rows = ceil_div(tiles, parts) * kRows;
-    return pairs * parts;
+    runs = pairs * parts;
+    run_length = std::max<int64_t>(1, runs / (16 * threads));
+    return ceil_div(runs, run_length);
   }
 
   void run(int64_t task) const {
-    const int64_t pair = task / parts, kv_head = pair % kv_heads;
+    for (int64_t i = task * run_length; i < std::min(runs, (task + 1) * run_length); ++i) run_part(i);
+  }
+
+ private:
+  void run_part(int64_t number) const {
+    const int64_t pair = number / parts, kv_head = pair % kv_heads;
     const int64_t seq = pair / kv_heads + (wanted != nullptr ? num_seqs - num_wanted : 0);
     const int64_t start = cu_seqlens[seq], own = cu_seqlens[seq + 1] - start;
-    int64_t first = task % parts * part_rows, last = std::min(own, first + part_rows), result = start + first;
+    int64_t first = number % parts * part_rows, last = std::min(own, first + part_rows), result = start + first;
     if (wanted != nullptr) {
       result = pair / kv_heads;
       first = wanted[result] - start;
@@ -47,6 +55,7 @@ struct Attention {
     const int64_t padded = ceil_div(length, kPanel) * kPanel, depth = ceil_div(head_dim, kPanel) * kPanel;
     float* keys = thread_scratch().reserve(padded * head_dim + length * depth + kRows * padded);
     float* values = keys + padded * head_dim;
+    if (length < padded) std::fill(values - kPanel * head_dim, values, 0.0f);
     for (const auto& [rows, first_key] : {std::pair{before, int64_t(0)}, {own_rows(start, own), before.count}}) {
       const float* source = rows.start + kv_head * head_dim;
       pack_keys({source, rows.count, rows.stride}, first_key, keys);
@@ -62,7 +71,6 @@ struct Attention {
       }
   }
 
- private:
   struct Head {
     const float *keys, *values;  // [padded / kPanel][head_dim][kPanel], [depth / kPanel][length][kPanel]
     float* scores;               // [kRows][padded]
@@ -98,7 +106,8 @@ struct Attention {
     return own_rows(cu_seqlens[prefix], cu_seqlens[prefix + 1] - cu_seqlens[prefix]);
   }
 
-  // Lanes past the last key keep what they had: their scores are never read.
+  // NOTE: lanes past the last key were set to zero. Their scores are never read, but of whatever else stood there
+  // (integers are denormal as fp32) the products can take a hundred times as long.
   void pack_keys(Rows from, int64_t first, float* keys) const {
     for (int64_t j = 0, lanes; j < from.count; j += lanes) {
       const int64_t start = (first + j) % kPanel;

@@ -6,103 +6,18 @@
 // cycle, six products are twice as fast as multiply-adds of vectors, and three are four times as fast.
 //
 // A weight is packed once, at load, into its high parts and its lower 16 bits: 4 bytes a number, which is what few rows
-// wait for. Middle and low parts are made of these, once for a block of rows, and rows of x are split once for a block.
+// wait for. Middle and low parts are made of these, once for a block of rows, and rows of x are split once a core.
 // What follows the sums of a block of y (bias, activation, residual) is done while the next block is multiplied.
 //
 // Each sum runs over k in blocks whose size depends on K alone, and in one order within these: a row's bits depend on
 // nothing else.
 #pragma once
+#include <array>
 #include <atomic>
 
-#include "split.h"
-#include "tiles.h"
+#include "products_amx.h"
 
 namespace {
-
-constexpr int64_t kDepth = 32;                                            // of a bf16 tile product, along k
-constexpr int64_t kTile = kTileRows * kDepth;                             // numbers of a tile
-constexpr int64_t kBlockRows = 2 * kTileRows;                             // rows that are multiplied together
-static_assert(kPanel == 2 * kTileRows);
-
-// What a step of a panel takes in a packed weight, [planes][2 column tiles][tile]: the high parts, and of fp32 the
-// lower 16 bits of each number.
-template <class T>
-constexpr int64_t kStepNumbers = int64_t(sizeof(T)) / 2 * 2 * kTile;
-
-// The middle and low parts of a step, [2 parts][2 column tiles][tile].
-constexpr int64_t kLowerNumbers = 4 * kTile;
-
-// Lines `from` to `to` of the 32 of a packed step, into middle and low parts.
-inline void make_lower_parts(const uint16_t* packed, uint16_t* lower, int from, int to) {
-  for (int line = from; line < to; ++line) {
-    const __m512i high = _mm512_load_si512(packed + line * kDepth);
-    const __m512i rest = _mm512_load_si512(packed + 2 * kTile + line * kDepth);
-    const LowerParts first = lower_parts(_mm512_slli_epi32(high, 16), rest);
-    const LowerParts second = lower_parts(high, _mm512_srli_epi32(rest, 16));
-    _mm512_store_si512(lower + line * kDepth, paired(first.middle, second.middle));
-    _mm512_store_si512(lower + 2 * kTile + line * kDepth, paired(first.low, second.low));
-  }
-}
-
-// Where a block of k of a panel has its middle and low parts; `fresh` says that they are yet to be made, step by step
-// while the step before is multiplied. Where the panel is multiplied once, two steps take turns, and stay in L1.
-struct Lower {
-  uint16_t* parts;
-  bool fresh, in_turns;
-
-  uint16_t* of(int64_t step) const { return parts + (in_turns ? step & 1 : step) * kLowerNumbers; }
-};
-
-// c[R * 16][32] = a @ b over `steps` of kDepth. a: [2 row tiles, `next` bytes apart][steps][kPlanes][tile]; b: a packed
-// panel of T. `meanwhile` is called once a step.
-//
-// The products of the lower parts come first, over all of the block of k, and those of the high parts last: rounding
-// to the size of a whole sum happens once in 32 numbers.
-template <int R, class T, class F>
-inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const uint16_t* b, const Lower& lower,
-                           float* c, F&& meanwhile) {
-  constexpr bool kWhole = sizeof(T) == 4;
-  constexpr int kLines = 2 * kTileRows, kSome = 7;
-  const bool fresh = kWhole && lower.fresh;
-  if (fresh) make_lower_parts(b, lower.of(0), 0, kLines);
-  finish_stores();
-  zero_sums<R>();
-  for (int64_t step = 0; step < steps; ++step, b += kStepNumbers<T>) {
-    const auto rows = [&](int plane) { load_rows<R>(a + (step * kPlanes + plane) * kTile, kTileLine, next); };
-    const auto columns = [&](const uint16_t* tiles) { load_columns(tiles, kTileLine, kTileBytes); };
-    const bool making = fresh && step + 1 < steps;
-    const auto make = [&](int from) {
-      if (making) make_lower_parts(b + kStepNumbers<T>, lower.of(step + 1), from, std::min(from + kSome, kLines));
-    };
-    columns(b);
-    rows(2);
-    add_bf16_products<R>();
-    make(0);
-    rows(1);
-    add_bf16_products<R>();
-    if constexpr (kWhole) {
-      make(kSome);
-      columns(lower.of(step));
-      add_bf16_products<R>();
-      make(2 * kSome);
-      rows(0);
-      add_bf16_products<R>();
-      make(3 * kSome);
-      columns(lower.of(step) + 2 * kTile);
-      add_bf16_products<R>();
-      make(4 * kSome);
-      finish_stores();
-    }
-    meanwhile();
-  }
-  b -= steps * kStepNumbers<T>;
-  for (int64_t step = 0; step < steps; ++step, b += kStepNumbers<T>) {
-    load_columns(b, kTileLine, kTileBytes);
-    load_rows<R>(a + step * kPlanes * kTile, kTileLine, next);
-    add_bf16_products<R>();
-  }
-  store_sums<R>(c, kPanel * 4);
-}
 
 // A packed weight: panels, [N / 32][K / kDepth][planes][2][16 pairs][16 columns][2]; a pair is k and k + 16. Columns
 // and k are filled up with zeros.
@@ -134,10 +49,11 @@ struct TiledWeight {
   }
 };
 
-// Rows of x, x[rows][K] with `stride`, into tiles of their parts: [rows / 16][K / kDepth][planes][16][kDepth].
-inline void split_rows(const float* x, int64_t rows, int64_t K, int64_t stride, uint16_t* to) {
+// Rows of x, x[rows][K] with `stride`, and zeros for those up to `filled`, into tiles of their parts:
+// [filled / 16][K / kDepth][planes][16][kDepth].
+inline void split_rows(const float* x, int64_t rows, int64_t filled, int64_t K, int64_t stride, uint16_t* to) {
   const int64_t steps = ceil_div(K, kDepth);
-  for (int64_t row = 0; row < ceil_div(rows, kTileRows) * kTileRows; ++row) {
+  for (int64_t row = 0; row < filled; ++row) {
     uint16_t* tile = to + row / kTileRows * steps * kPlanes * kTile + row % kTileRows * kDepth;
     for (int64_t k = 0; k < K; k += kDepth, tile += kPlanes * kTile) {
       const int64_t left = row < rows ? K - k : 0;
@@ -161,6 +77,26 @@ inline SplitRows& thread_split_rows() {
   return rows;
 }
 
+// Counts up from 0, from any thread; a copy begins anew.
+class Counter {
+ public:
+  Counter() = default;
+  Counter(const Counter&) {}
+  Counter& operator=(const Counter&) {
+    count_.store(0, std::memory_order_relaxed);
+    return *this;
+  }
+  int next() { return count_.fetch_add(1, std::memory_order_relaxed); }
+  bool operator<(const Counter& other) const {
+    return count_.load(std::memory_order_relaxed) < other.count_.load(std::memory_order_relaxed);
+  }
+
+ private:
+  std::atomic<int> count_{0};
+};
+
+using Counters = std::array<Counter, 32>;
+
 struct LinearTiles {
   float* y;
   const float* x;
@@ -169,8 +105,9 @@ struct LinearTiles {
   int64_t M, N, K;
   int activation;
   bool weight_is_bf16;
-  // The plan: blocks of rows, of panels and of K.
-  int64_t block_rows = 0, block_panels = 0, block_k = 0, row_blocks = 0, stamp = 0;
+  // The plan: blocks of rows, of panels and of K; panels that are multiplied together.
+  int64_t block_rows = 0, block_panels = 0, block_k = 0, row_blocks = 0, column_blocks = 0, width = 1, stamp = 0;
+  mutable Counters taken = {};  // blocks of columns, by block of rows
 
   int64_t plan(int threads) {
     static std::atomic<int64_t> stamps{0};
@@ -179,18 +116,20 @@ struct LinearTiles {
     const int64_t most = std::max(kBlockRows, kMaxBytes / (block_k * kPlanes * 2) / kBlockRows * kBlockRows);
     const int64_t panels = ceil_div(N, kPanel), blocks = ceil_div(M, kBlockRows);
     row_blocks = ceil_div(M, most);
-    if (threads > 1 && blocks >= 2 * threads) row_blocks = ceil_div(row_blocks, threads) * threads;
+    if (threads > 1) row_blocks = shared_row_blocks(threads, blocks);
     block_rows = ceil_div(blocks, row_blocks) * kBlockRows;
     row_blocks = ceil_div(M, block_rows);
-    block_panels = threads > 1 ? ceil_div(panels, std::min(panels, ceil_div(6 * threads, row_blocks))) : panels;
-    return row_blocks * ceil_div(panels, block_panels);
+    width = M <= kTileRows && panels >= 2 * threads ? 2 : 1;
+    const int64_t widths = ceil_div(panels, width);
+    block_panels = threads > 1 ? std::max<int64_t>(1, widths * row_blocks / (6 * threads)) * width : panels;
+    column_blocks = ceil_div(panels, block_panels);
+    taken = {};
+    return row_blocks * column_blocks;
   }
 
   void run(int64_t task) const {
     const Tiles tiles(int(std::min(M, kBlockRows)));
-    // Neighbours in the list have other rows, so that threads which take turns keep to the rows that they have split.
-    const int64_t m0 = task % row_blocks * block_rows, n0 = task / row_blocks * block_panels * kPanel;
-    const Block block{m0, std::min(M, m0 + block_rows), n0, std::min(N, n0 + block_panels * kPanel)};
+    const Block block = take(task);
     for (int64_t k0 = 0; k0 < K; k0 += block_k) {
       const int64_t k_len = std::min(block_k, K - k0);
       const uint16_t* rows = split_block(block, k0, k_len);
@@ -201,11 +140,32 @@ struct LinearTiles {
 
  private:
   // Split rows stay in L2, beside two split panels.
-  static constexpr int64_t kMaxBytes = 1200 << 10, kMaxK = 1024;
+  static constexpr int64_t kMaxBytes = 1200 << 10, kMaxAllBytes = 1536 << 10, kMaxK = 1024;
 
   struct Block {
     int64_t m0, m1, n0, n1;
   };
+
+  // A thread splits M / blocks rows, and makes the lower parts of N blocks / threads columns; a number of the first
+  // costs three times one of the second.
+  int64_t shared_row_blocks(int threads, int64_t most) const {
+    int64_t blocks = row_blocks;
+    while (blocks < threads && 2 * blocks * blocks * N < 3 * M * threads) ++blocks;
+    return most < 2 * blocks ? row_blocks : blocks;
+  }
+
+  // The block of this task: every task takes one, of the rows that the thread has split as long as there are some.
+  Block take(int64_t task) const {
+    int64_t row = task % row_blocks, column = task / row_blocks;
+    if (row_blocks > 1 && row_blocks <= int64_t(taken.size())) {
+      const SplitRows& split = thread_split_rows();
+      if (split.stamp == stamp) row = split.row / block_rows;
+      while ((column = taken[size_t(row)].next()) >= column_blocks)
+        row = std::min_element(taken.begin(), taken.begin() + row_blocks) - taken.begin();
+    }
+    const int64_t m0 = row * block_rows, n0 = column * block_panels * kPanel;
+    return {m0, std::min(M, m0 + block_rows), n0, std::min(N, n0 + block_panels * kPanel)};
+  }
 
   // The sum over a block of k, after those of the blocks before, which y holds.
   struct Computed {
@@ -218,65 +178,90 @@ struct LinearTiles {
     }
   };
 
-  // Sums that are yet to go to y, with all that follows where they are whole.
+  // Sums that are yet to go to y, with all that follows where they are whole: of two panels, or one.
   struct Pending {
+    struct Sums {
+      const float* c;
+      int64_t m, n;
+      int rows = 0;
+    };
+
     Epilogue epilogue;
     bool first;
-    const float* c = nullptr;
-    int64_t m = 0, n = 0, cols = 0;
-    int rows = 0;
+    Sums sums[2] = {};
+
+    int rows() const { return sums[0].rows + sums[1].rows; }
 
     void advance(int most) {
-      const int some = std::min(most, rows);
-      if (some == 0) return;
-      const float* before = first ? nullptr : epilogue.y + m * epilogue.N + n;
-      epilogue.finish(Computed{c, before, epilogue.N}, some, cols, m, n);
-      c += some * kPanel;
-      m += some;
-      rows -= some;
+      for (Sums& part : sums) {
+        const int some = std::min(most, part.rows);
+        if (some == 0) continue;
+        const int64_t cols = std::min<int64_t>(kPanel, epilogue.N - part.n);
+        const float* before = first ? nullptr : epilogue.y + part.m * epilogue.N + part.n;
+        epilogue.finish(Computed{part.c, before, epilogue.N}, some, cols, part.m, part.n);
+        part.c += some * kPanel;
+        part.m += some;
+        part.rows -= some;
+        most -= some;
+      }
     }
   };
 
+  // The split rows of a block, of all of K where they stay in L2.
   const uint16_t* split_block(const Block& block, int64_t k0, int64_t k_len) const {
     SplitRows& split = thread_split_rows();
-    const int64_t rows = block.m1 - block.m0, steps = ceil_div(k_len, kDepth);
-    const int64_t numbers = ceil_div(rows, kTileRows) * steps * kPlanes * kTile;
-    auto* to = reinterpret_cast<uint16_t*>(split.scratch.reserve(numbers / 2));
-    if (split.stamp != stamp || split.row != block.m0 || split.k != k0)
-      split_rows(x + block.m0 * K + k0, rows, k_len, K, to);
+    const int64_t rows = block.m1 - block.m0, padded = ceil_div(rows, kTileRows) * kTileRows * kPlanes;
+    const int64_t filled = M <= kBlockRows ? rows : ceil_div(rows, kTileRows) * kTileRows;  // tiles are no larger
+    const bool all = padded * K * 2 <= kMaxAllBytes;
+    const int64_t from = all ? 0 : k0, to = all ? K : k0 + k_len;
+    auto* parts = reinterpret_cast<uint16_t*>(split.scratch.reserve(padded * ceil_div(to - from, kDepth) * kDepth / 2));
+    if (split.stamp != stamp || split.row != block.m0 || split.k != from)
+      for (int64_t k = from; k < to; k += block_k)
+        split_rows(x + block.m0 * K + k, rows, filled, std::min(block_k, to - k), K, parts + padded * (k - from));
     split.stamp = stamp;
     split.row = block.m0;
-    split.k = k0;
-    return to;
+    split.k = from;
+    return parts + padded * (k0 - from);
+  }
+
+  // NOTE: a load waits for a store of a moment ago to an address that is the same modulo 4096. Parts are stored this
+  // far from the steps that they are made of, so that the line which is loaded next was stored longest ago: it gains a
+  // tenth for few rows.
+  static uint16_t* lower_scratch(int64_t numbers, const uint16_t* panel) {
+    constexpr uintptr_t kPage = 4096, kApart = 2 * kTileBytes - 64;
+    auto* scratch = reinterpret_cast<char*>(panel_scratch().reserve(numbers / 2 + int64_t(kPage) / 4));
+    return reinterpret_cast<uint16_t*>(scratch + (uintptr_t(panel) + kApart - uintptr_t(scratch)) % kPage);
   }
 
   template <class T>
   void multiply(const Block& block, const uint16_t* rows, int64_t k0, int64_t k_len) const {
     const auto* w = static_cast<const uint16_t*>(weight) + k0 / kDepth * kStepNumbers<T>;
     const int64_t steps = ceil_div(k_len, kDepth), tile_row = steps * kPlanes * kTile;
+    const int64_t panel_numbers = TiledWeight<T>::panel_numbers(K);
     const bool in_turns = block.m1 - block.m0 <= kBlockRows;
-    const int64_t kept = sizeof(T) == 2 ? 0 : in_turns ? 2 : steps;
-    auto* parts = reinterpret_cast<uint16_t*>(panel_scratch().reserve(kept * kLowerNumbers / 2));
+    const int64_t kept = sizeof(T) == 2 ? 0 : in_turns ? 2 * width : steps;
+    uint16_t* parts = lower_scratch(kept * kLowerNumbers, w);
     const Epilogue whole{y, bias, residual, N, activation}, partial{y, nullptr, nullptr, N, kNone};
     alignas(64) float sums[2][kBlockRows * kPanel];
     Pending pending{k0 + k_len == K ? whole : partial, k0 == 0};
-    for (int64_t n = block.n0, turn = 0; n < block.n1; n += kPanel) {
-      const uint16_t* panel = w + n / kPanel * TiledWeight<T>::panel_numbers(K);
+    for (int64_t n = block.n0, next, turn = 0; n < block.n1; n = next) {
+      const uint16_t* panel = w + n / kPanel * panel_numbers;
+      const bool paired = width == 2 && n + kPanel < block.n1;
+      next = n + (paired ? 2 : 1) * kPanel;
       for (int64_t m = block.m0; m < block.m1; m += kBlockRows, turn ^= 1) {
-        const int some = int(ceil_div(pending.rows, steps));
+        const int some = int(ceil_div(pending.rows(), steps)), now = int(std::min(kBlockRows, block.m1 - m));
         const auto meanwhile = [&] { pending.advance(some); };
         const uint16_t* a = rows + (m - block.m0) / kTileRows * tile_row;
         const Lower lower{parts, m == block.m0, in_turns};
-        if (block.m1 - m > kTileRows) multiply_tiles<2, T>(steps, a, 2 * tile_row, panel, lower, sums[turn], meanwhile);
-        else multiply_tiles<1, T>(steps, a, 2 * tile_row, panel, lower, sums[turn], meanwhile);
-        pending.c = sums[turn];
-        pending.m = m;
-        pending.n = n;
-        pending.cols = std::min<int64_t>(kPanel, N - n);
-        pending.rows = int(std::min(kBlockRows, block.m1 - m));
+        float* c = sums[turn];
+        if (paired) multiply_pair<T>(steps, a, panel, panel_numbers, parts, c, meanwhile);
+        else if (now > kTileRows) multiply_tiles<2, T>(steps, a, 2 * tile_row, panel, lower, c, meanwhile);
+        else multiply_tiles<1, T>(steps, a, 2 * tile_row, panel, lower, c, meanwhile);
+        pending.sums[0] = {c, m, n, now};
+        if (paired) pending.sums[1] = {c + kTileRows * kPanel, m, n + kPanel, now};
       }
     }
-    pending.advance(kBlockRows);
+    pending.advance(2 * kBlockRows);
   }
 };
 

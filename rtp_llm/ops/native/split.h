@@ -27,27 +27,35 @@ inline Parts split(Vec x) {
   return {high, middle, rest - middle};
 }
 
-struct LowerParts {
-  Vec middle, low;
-};
-
-// Of numbers whose upper halves are those of `upper`, and whose lower halves are those of `lower`.
-inline LowerParts lower_parts(__m512i upper, __m512i lower) {
-  constexpr __mmask32 kUpper = 0xAAAAAAAA;
-  const Vec high = Vec(_mm512_castsi512_ps(_mm512_maskz_mov_epi16(kUpper, upper)));
-  const Vec rest = Vec(_mm512_castsi512_ps(_mm512_mask_blend_epi16(kUpper, lower, upper))) - high;
-  return {rest, rest - from_bits(bits_of(rest) & int32_t(0xFFFF0000))};
+// The upper halves of the first in the lower halves of the second.
+inline __m512i with_lower_halves(__m512i second, __m512i first) {
+  return _mm512_mask_alignr_epi8(second, 0x3333333333333333u, first, first, 2);
 }
 
 // Upper halves, in turn: that of a lane of the first in the lower half of the lane, of the second in the upper.
 inline __m512i paired(Vec first, Vec second) {
-  const __m512i lower = _mm512_srli_epi32(__m512i(bits_of(first)), 16);
-  return _mm512_mask_blend_epi16(0xAAAAAAAAu, lower, __m512i(bits_of(second)));
+  return with_lower_halves(__m512i(bits_of(second)), __m512i(bits_of(first)));
 }
 
 inline __m512i paired_lower_halves(Vec first, Vec second) {
   const __m512i upper = _mm512_slli_epi32(__m512i(bits_of(second)), 16);
   return _mm512_mask_blend_epi16(0xAAAAAAAAu, __m512i(bits_of(first)), upper);
+}
+
+// 32 numbers, of which two are neighbours in a lane: their middle parts, and their low ones.
+struct LowerParts {
+  __m512i middle, low;
+};
+
+// Of numbers whose upper halves are `high` and whose lower halves are `rest`. Every instruction counts here: few rows
+// wait for it.
+inline LowerParts lower_parts(__m512i high, __m512i rest) {
+  const VecInt upper = VecInt{} + int32_t(0xFFFF0000);
+  const Vec first_high = from_bits(VecInt(high) << 16), second_high = from_bits(VecInt(high) & upper);
+  const Vec first = from_bits((VecInt(rest) & ~upper) | bits_of(first_high)) - first_high;
+  const Vec second = Vec(_mm512_castsi512_ps(with_lower_halves(high, rest))) - second_high;
+  const Vec first_low = first - from_bits(bits_of(first) & upper), second_low = second - from_bits(bits_of(second) & upper);
+  return {paired(first, second), paired(first_low, second_low)};
 }
 
 }  // namespace

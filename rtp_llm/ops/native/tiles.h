@@ -21,7 +21,7 @@ inline void finish_stores() { asm volatile("" ::: "memory"); }
 // The calling thread's tiles, from here to the end of the block. Released, they cost nothing when threads are switched.
 class Tiles {
  public:
-  // Two row tiles of `rows` rows in all, which the second fills up.
+  // Two row tiles of `rows` rows in all, which the second fills up; or of as many each, where one is enough.
   explicit Tiles(int rows = 2 * kTileRows) { shape(rows); }
   ~Tiles() { _tile_release(); }
   Tiles(const Tiles&) = delete;
@@ -31,7 +31,7 @@ class Tiles {
   void shape(int rows) {
     if (rows == rows_) return;
     rows_ = rows;
-    const int first = std::min(rows, kTileRows), second = std::max(1, rows - kTileRows);
+    const int first = std::min(rows, kTileRows), second = rows > kTileRows ? rows - kTileRows : rows;
     const int heights[8] = {first, first, second, second, first, second, kTileRows, kTileRows};
     TileShapes shapes;
     for (int i = 0; i < 8; ++i) {

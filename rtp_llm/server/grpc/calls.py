@@ -143,6 +143,7 @@ class Calls:
         async def answer(received: bytes, rpc: Rpc) -> Message:
             body = _parse(body_type, received)
             asked = self._catalog.asked(None, rpc.metadata)
+            rpc.metrics = asked.metrics if asked else None
             engine, info, request = self._catalog.choose(
                 asked, call.wanted, lambda info: call.to_request(body, info, self._config)
             )
@@ -338,7 +339,7 @@ def _parse(body_type: str, received: bytes) -> Message:
     try:
         return message(body_type).FromString(received)
     except DecodeError:
-        raise InvalidRequest(f"the message is not a {body_type} of tei.v1, or a text of it is not UTF-8") from None
+        raise InvalidRequest(f"the message is no {body_type} of tei.v1, or a text of it is not UTF-8") from None
 
 
 def _code(error: Exception) -> Any:

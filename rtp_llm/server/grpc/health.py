@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rtp_llm.core import TaskType
 from rtp_llm.errors import NotReady
-from rtp_llm.server.catalog import Catalog
+from rtp_llm.server.catalog import Catalog, one_of
 
 _LOOK_AGAIN = 1.0  # seconds between two looks of a Watch
 # What a service needs one of, in any model; the others serve every model.
@@ -57,7 +57,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         try:
             self._catalog.check_health()
             needed = _NEEDED.get(service)
-            serves = not self._leaving.is_set() and (not needed or bool(self._catalog.able((frozenset(needed),))))
+            serves = not self._leaving.is_set() and (not needed or bool(self._catalog.able(one_of(*needed))))
         except NotReady:
             serves = False
         return int(statuses.SERVING if serves else statuses.NOT_SERVING)

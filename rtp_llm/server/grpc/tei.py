@@ -11,9 +11,10 @@ from rtp_llm import __version__
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.catalog import Wanted, one_of
-from rtp_llm.server.dialect import check_count
+from rtp_llm.server.catalog import CLASSIFIERS, Wanted, one_of
+from rtp_llm.server.dialect import check_count, decoded
 from rtp_llm.server.grpc.proto import Message, message
+from rtp_llm.server.openai import check_dimensions
 from rtp_llm.server.service import EngineLike
 from rtp_llm.server.tei.scores import best_first
 
@@ -34,9 +35,11 @@ class Inference:
 
 def _embed(body: Message, info: ModelInfo, config: ServerConfig) -> Request:
     # In proto3 a number that is absent and one that is 0 differ only where the field is optional.
+    dimensions = body.dimensions if body.HasField("dimensions") else None
+    check_dimensions(dimensions, info)
     params = Params(
         normalize=body.normalize if body.HasField("normalize") else True,
-        dimensions=body.dimensions if body.HasField("dimensions") else None,
+        dimensions=dimensions,
         truncate=body.truncate,
         truncation_side=_side(body),
         prompt_name=_prompt_name(body, info),
@@ -134,7 +137,7 @@ def ranks(scores: FloatArray, texts: list[str] | list[str | None] | None) -> Mes
 
 
 # A classifier, wherever it stands among the models; else a reranker, which has one label.
-_LABELLERS: Wanted = (*one_of(TaskType.CLASSIFY), *one_of(TaskType.RERANK))
+_LABELLERS: Wanted = (*CLASSIFIERS, *one_of(TaskType.RERANK))
 # service/method -> the call; METHODStream is the same for each message of a stream.
 INFERENCES: dict[str, Inference] = {
     "Embed/Embed": Inference(_embed, _render_vector, one_of(TaskType.DENSE)),
@@ -170,7 +173,8 @@ def decode(body: Message, engine: EngineLike) -> Message:
     """DecodeRequest -> DecodeResponse."""
     if not body.ids:
         raise InvalidRequest("ids is empty: give at least one token id", param="ids")
-    return message("DecodeResponse")(text=engine.decode(list(body.ids), skip_special_tokens=body.skip_special_tokens))
+    text = decoded(engine, list(body.ids), "ids", skip_special_tokens=body.skip_special_tokens)
+    return message("DecodeResponse")(text=text)
 
 
 def describe(engine: EngineLike, config: ServerConfig) -> Message:

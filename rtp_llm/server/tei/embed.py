@@ -13,7 +13,7 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server import openai
-from rtp_llm.server.catalog import ModelName
+from rtp_llm.server.catalog import ModelName, one_of
 from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import PromptName, Truncate, Truncation
@@ -158,13 +158,17 @@ def _render_similarity(body: SentenceSimilarityBody, response: Response, info: M
 
 
 _all_decoder = msgspec.json.Decoder(EmbedAllBody)
-EMBED: Dialect[EmbedBody] = frame.dialect(msgspec.json.Decoder(EmbedBody), _embed, _render_vectors, TaskType.DENSE)
-EMBED_ALL: Dialect[EmbedAllBody] = frame.dialect(_all_decoder, _embed_all, _render_matrices, TaskType.TOKENS)
-EMBED_SPARSE: Dialect[EmbedAllBody] = frame.dialect(_all_decoder, _embed_sparse, _render_sparse, TaskType.SPARSE)
+EMBED: Dialect[EmbedBody] = frame.dialect(
+    msgspec.json.Decoder(EmbedBody), _embed, _render_vectors, one_of(TaskType.DENSE)
+)
+EMBED_ALL: Dialect[EmbedAllBody] = frame.dialect(_all_decoder, _embed_all, _render_matrices, one_of(TaskType.TOKENS))
+EMBED_SPARSE: Dialect[EmbedAllBody] = frame.dialect(
+    _all_decoder, _embed_sparse, _render_sparse, one_of(TaskType.SPARSE)
+)
 SIMILARITY: Dialect[SentenceSimilarityBody] = frame.dialect(
     msgspec.json.Decoder(SentenceSimilarityBody),
     _similarity,
     _render_similarity,
-    TaskType.DENSE,
+    one_of(TaskType.DENSE),
     place=lambda body, info, index: f"inputs.sentences[{index - 1}]" if index else "inputs.source_sentence",
 )

@@ -8,7 +8,7 @@ import orjson
 from msgspec import Meta
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.core import Input, ModelInfo, Params, Request, Response
 from rtp_llm.errors import (
     CustomModuleError,
     DeadlineExceeded,
@@ -21,7 +21,7 @@ from rtp_llm.errors import (
     Unauthorized,
     UnsupportedTask,
 )
-from rtp_llm.server.catalog import one_of
+from rtp_llm.server.catalog import Wanted
 from rtp_llm.server.dialect import Body, Dialect, answer_headers, check_count
 from rtp_llm.server.errors import Headers
 
@@ -123,8 +123,8 @@ def dialect(
     decoder: msgspec.json.Decoder[Body],
     to_request: Callable[[Body, ModelInfo, ServerConfig, str], Request],
     render: Callable[[Body, Response, ModelInfo], Iterator[bytes]],
-    task: TaskType,
+    wanted: Wanted,
     place: Callable[[Body, ModelInfo, int], str] = place,
 ) -> Dialect[Body]:
-    """A route of TEI's that `task` answers; `place` names the field of an input."""
-    return Dialect(decoder, to_request, render, one_of(task), error_form=error_form, headers=headers, place=place)
+    """A route of TEI's that the `wanted` models answer; `place` names the field of an input."""
+    return Dialect(decoder, to_request, render, wanted, error_form=error_form, headers=headers, place=place)

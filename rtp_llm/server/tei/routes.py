@@ -17,7 +17,7 @@ from rtp_llm.server.body import decode
 from rtp_llm.server.catalog import Catalog, ModelName, Service
 from rtp_llm.server.dialect import Answerer, Choice, Route
 from rtp_llm.server.errors import ErrorForm, Headers
-from rtp_llm.server.exchange import JSON, Exchange
+from rtp_llm.server.exchange import Exchange
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.embed import EMBED, EMBED_ALL, EMBED_SPARSE, SIMILARITY
 from rtp_llm.server.tei.scores import PREDICT, RERANK
@@ -92,7 +92,6 @@ class _Vertex:
     """Every instance goes where `by_model` sends it; one that fails fails them all, as in TEI."""
 
     error_form: ErrorForm = frame.error_form
-    content_type: bytes = JSON
     decoder: "msgspec.json.Decoder[VertexBody]" = msgspec.json.Decoder(VertexBody)
 
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
@@ -124,11 +123,14 @@ ROUTES: dict[str, Route] = {
 }
 
 
+GET_PATHS = (INFO_PATH, PING_PATH)
+
+
 def get_routes(catalog: Catalog, config: ServerConfig) -> list[routing.Route]:
-    """GET /info, of the default model or of the one that the header names, and /ping."""
+    """GET /info, of the first model or of the one that `?model=` or the header names, and /ping."""
 
     async def info(request: HttpRequest) -> HttpResponse:
-        engine = catalog.asked(None, dict(request.headers.raw)) or catalog.default
+        engine = catalog.asked(request.query_params.get("model"), dict(request.headers.raw)) or catalog.default
         return HttpResponse(msgspec.json.encode(tei_info(engine.info(), config)), media_type="application/json")
 
     async def ping(_: HttpRequest) -> HttpResponse:

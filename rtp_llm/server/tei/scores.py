@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.catalog import ModelName
+from rtp_llm.server.catalog import CLASSIFIERS, ModelName, one_of
 from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import RawScores, Truncate, Truncation
@@ -125,12 +125,12 @@ def _render_ranks(body: TextsBody, response: Response, info: ModelInfo) -> Itera
 
 
 PREDICT: Dialect[PredictBody] = frame.dialect(
-    msgspec.json.Decoder(PredictBody), _predict, _render_predictions, TaskType.CLASSIFY
+    msgspec.json.Decoder(PredictBody), _predict, _render_predictions, CLASSIFIERS
 )
 RERANK: Dialect[TextsBody] = frame.dialect(
     msgspec.json.Decoder(TextsBody),
     _rerank,
     _render_ranks,
-    TaskType.RERANK,
+    one_of(TaskType.RERANK),
     place=lambda body, info, index: f"texts[{index}]",
 )

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import ModelName, Service
-from rtp_llm.server.dialect import Lookup
+from rtp_llm.server.dialect import Lookup, decoded
 from rtp_llm.server.service import EngineLike, Token
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import PromptName
@@ -88,9 +88,12 @@ def _decode(body: DecodeBody, engine: EngineLike, service: Service) -> Iterator[
     frame.check_inputs(body.ids, service.config, "ids")
     given: Any = body.ids if isinstance(body.ids[0], list) else [body.ids]
     skip = body.skip_special_tokens is not False
-    yield orjson.dumps(
-        [engine.decode(_sequence(ids, place), skip_special_tokens=skip) for place, ids in enumerate(given)]
-    )
+    alone = given is not body.ids
+    texts = []
+    for place, ids in enumerate(given):
+        name = "ids" if alone else f"ids[{place}]"
+        texts.append(decoded(engine, _sequence(ids, place), name, skip_special_tokens=skip))
+    yield orjson.dumps(texts)
 
 
 def _sequence(ids: Any, place: int) -> list[int]:

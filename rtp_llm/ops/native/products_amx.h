@@ -1,0 +1,195 @@
+// Products of split rows and packed panels on AMX tiles, a block of k at a time; gemm_amx.h says of what they are made.
+#pragma once
+#include "split.h"
+#include "tiles.h"
+
+namespace {
+
+constexpr int64_t kDepth = 32;                                            // of a bf16 tile product, along k
+constexpr int64_t kTile = kTileRows * kDepth;                             // numbers of a tile
+constexpr int64_t kBlockRows = 2 * kTileRows;                             // rows that are multiplied together
+static_assert(kPanel == 2 * kTileRows);
+
+// What a step of a panel takes in a packed weight, [planes][2 column tiles][tile]: the high parts, and of fp32 the
+// lower 16 bits of each number.
+template <class T>
+constexpr int64_t kStepNumbers = int64_t(sizeof(T)) / 2 * 2 * kTile;
+
+// The middle and low parts of a step, [2 parts][2 column tiles][tile].
+constexpr int64_t kLowerNumbers = 4 * kTile;
+
+// Lines `from` to `to` of the 32 of a packed step, into middle and low parts.
+inline void make_lower_parts(const uint16_t* packed, uint16_t* lower, int from, int to) {
+  for (int64_t line = from * kDepth, end = to * kDepth; line < end; line += kDepth) {
+    const __m512i high = _mm512_load_si512(packed + line), rest = _mm512_load_si512(packed + 2 * kTile + line);
+    const LowerParts parts = lower_parts(high, rest);
+    _mm512_store_si512(lower + line, parts.middle);
+    _mm512_store_si512(lower + 2 * kTile + line, parts.low);
+  }
+}
+
+// Where a block of k of a panel has its middle and low parts; `fresh` says that they are yet to be made, step by step
+// while the step before is multiplied. Where the panel is multiplied once, two steps take turns, and stay in L1.
+struct Lower {
+  uint16_t* parts;
+  bool fresh, in_turns;
+
+  uint16_t* of(int64_t step) const { return parts + (in_turns ? step & 1 : step) * kLowerNumbers; }
+};
+
+// c[R * 16][32] = a @ b over `steps` of kDepth. a: [2 row tiles, `next` bytes apart][steps][kPlanes][tile]; b: a packed
+// panel of T. `meanwhile` is called once a step.
+//
+// The products of the lower parts come first, over all of the block of k, and those of the high parts last: rounding
+// to the size of a whole sum happens once in 32 numbers.
+template <int R, class T, class F>
+inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const uint16_t* b, const Lower& lower,
+                           float* c, F&& meanwhile) {
+  constexpr bool kWhole = sizeof(T) == 4;
+  constexpr int kLines = 2 * kTileRows, kSome = 7;
+  const bool fresh = kWhole && lower.fresh;
+  if (fresh) make_lower_parts(b, lower.of(0), 0, kLines);
+  finish_stores();
+  zero_sums<R>();
+  for (int64_t step = 0; step < steps; ++step, b += kStepNumbers<T>) {
+    const auto rows = [&](int plane) { load_rows<R>(a + (step * kPlanes + plane) * kTile, kTileLine, next); };
+    const auto columns = [&](const uint16_t* tiles) { load_columns(tiles, kTileLine, kTileBytes); };
+    const bool making = fresh && step + 1 < steps;
+    const auto make = [&](int from) {
+      if (making) make_lower_parts(b + kStepNumbers<T>, lower.of(step + 1), from, std::min(from + kSome, kLines));
+    };
+    columns(b);
+    rows(2);
+    add_bf16_products<R>();
+    make(0);
+    rows(1);
+    add_bf16_products<R>();
+    if constexpr (kWhole) {
+      make(kSome);
+      columns(lower.of(step));
+      add_bf16_products<R>();
+      make(2 * kSome);
+      rows(0);
+      add_bf16_products<R>();
+      make(3 * kSome);
+      columns(lower.of(step) + 2 * kTile);
+      add_bf16_products<R>();
+      make(4 * kSome);
+      finish_stores();
+    }
+    meanwhile();
+  }
+  b -= steps * kStepNumbers<T>;
+  for (int64_t step = 0; step < steps; ++step, b += kStepNumbers<T>) {
+    load_columns(b, kTileLine, kTileBytes);
+    load_rows<R>(a + step * kPlanes * kTile, kTileLine, next);
+    add_bf16_products<R>();
+  }
+  store_sums<R>(c, kPanel * 4);
+}
+
+constexpr int kSomeLines = 11;  // of a pair's lower parts: a third of a panel's
+
+// Sums of one panel of a pair, the first or the second, and rows of tile 4 or 5.
+template <int P, int A>
+inline void add_pair_products() {
+  if constexpr (P == 0 && A == 4) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+  } else if constexpr (P == 0) {
+    _tile_dpbf16ps(0, 5, 6);
+    _tile_dpbf16ps(1, 5, 7);
+  } else if constexpr (A == 4) {
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_dpbf16ps(3, 4, 7);
+  } else {
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
+// The hardware's prefetch stops at the end of a page, which is a step of fp32: the beginning of a later one is asked
+// for. More lines gain where weights come from memory, and cost where they come from L3.
+template <class T>
+inline void prefetch_step(const uint16_t* step) {
+  constexpr int kSome = 8;
+  for (const uint16_t* plane = step; plane < step + kStepNumbers<T>; plane += 2 * kTile)
+    for (int line = 0; line < kSome; ++line) _mm_prefetch(plane + line * kDepth, _MM_HINT_T1);
+}
+
+// The high parts' products of a pair, over `steps`.
+template <class T>
+inline void add_high_pair_products(int64_t steps, const uint16_t* a, const uint16_t* b, int64_t next) {
+  for (int64_t step = 0; step < steps; ++step, b += kStepNumbers<T>, a += kPlanes * kTile) {
+    _tile_loadd(4, a, kTileLine);
+    load_columns(b, kTileLine, kTileBytes);
+    add_pair_products<0, 4>();
+    load_columns(b + next, kTileLine, kTileBytes);
+    add_pair_products<1, 4>();
+  }
+}
+
+// The products of lower parts of a pair in one step. `make` is called between them, with a panel and its first line.
+template <class T, class F>
+inline void add_lower_pair_products(const uint16_t* a, const uint16_t* b, int64_t next, const uint16_t* lower,
+                                    F&& make) {
+  const auto columns = [](const uint16_t* tiles) { load_columns(tiles, kTileLine, kTileBytes); };
+  _tile_loadd(4, a + 2 * kTile, kTileLine);
+  _tile_loadd(5, a + kTile, kTileLine);
+  columns(b);
+  add_pair_products<0, 4>();
+  add_pair_products<0, 5>();
+  make(0, 0);
+  columns(b + next);
+  add_pair_products<1, 4>();
+  add_pair_products<1, 5>();
+  make(0, kSomeLines);
+  if constexpr (sizeof(T) == 2) return;
+  _tile_loadd(4, a, kTileLine);
+  columns(lower);
+  add_pair_products<0, 5>();
+  add_pair_products<0, 4>();
+  make(0, 2 * kSomeLines);
+  columns(lower + kLowerNumbers);
+  add_pair_products<1, 5>();
+  add_pair_products<1, 4>();
+  make(1, 0);
+  columns(lower + 2 * kTile);
+  add_pair_products<0, 4>();
+  make(1, kSomeLines);
+  columns(lower + kLowerNumbers + 2 * kTile);
+  add_pair_products<1, 4>();
+  make(1, 2 * kSomeLines);
+  finish_stores();
+}
+
+// c[2 panels][16][32] = a @ b over `steps` of kDepth: the sums of `multiply_tiles<1>` for two panels, `next` numbers
+// apart. Each product waits some 50 cycles for the one before it in its sum, which four sums hide.
+template <class T, class F>
+inline void multiply_pair(int64_t steps, const uint16_t* a, const uint16_t* b, int64_t next, uint16_t* lower, float* c,
+                          F&& meanwhile) {
+  constexpr bool kWhole = sizeof(T) == 4;
+  constexpr int kLines = 2 * kTileRows;
+  const auto lower_of = [&](int64_t step) { return lower + (step & 1) * 2 * kLowerNumbers; };
+  if constexpr (kWhole)
+    for (int panel = 0; panel < 2; ++panel)
+      make_lower_parts(b + panel * next, lower_of(0) + panel * kLowerNumbers, 0, kLines);
+  finish_stores();
+  zero_sums<2>();
+  for (int64_t step = 0; step < steps; ++step, b += kStepNumbers<T>, a += kPlanes * kTile) {
+    const auto make = [&](int panel, int from) {
+      if (!kWhole || step + 1 == steps) return;
+      const uint16_t* packed = b + panel * next + kStepNumbers<T>;
+      uint16_t* made = lower_of(step + 1) + panel * kLowerNumbers;
+      make_lower_parts(packed, made, from, std::min(from + kSomeLines, kLines));
+    };
+    prefetch_step<T>(b + 2 * kStepNumbers<T>);
+    prefetch_step<T>(b + 2 * kStepNumbers<T> + next);
+    add_lower_pair_products<T>(a, b, next, lower_of(step), make);
+    meanwhile();
+  }
+  add_high_pair_products<T>(steps, a - steps * kPlanes * kTile, b - steps * kStepNumbers<T>, next);
+  store_sums<2>(c, kPanel * 4);
+}
+
+}  // namespace
