@@ -3,6 +3,7 @@
 import logging
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from rtp_llm.core import FloatArray
 from rtp_llm.errors import DeadlineExceeded, EngineFailure, InvalidRequest, NotReady, Overloaded, UnsupportedTask
 from rtp_llm.observability import CONTENT_TYPE
-from tests.server.conftest import CONFIG, Address, wait_until
+from tests.server.conftest import CONFIG, Address, running_server, wait_until
 from tests.server.fake_engine import DIMENSION, FakeEngine, vector_of
 
 ROUTE = "/v1/embeddings"
@@ -149,6 +150,21 @@ def test_metrics(client: httpx.Client, engine: FakeEngine) -> None:
     assert answer.headers["content-type"] == CONTENT_TYPE
     assert 'rtp_llm_requests_total{model="",route="/v1/embeddings",status="200"}' in answer.text
     assert "nowhere" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "route"),
+    [("PUT", ROUTE, ROUTE), ("DELETE", "/v1/models/x", "/v1/models/{model:path}"), ("GET", "/rerank", "/rerank"),
+     ("POST", "/metrics", "/metrics"), ("PUT", "/nowhere", "unmatched")],
+)  # fmt: skip
+@pytest.mark.parametrize("key", [(), ("secret",)])
+def test_what_is_refused_has_its_route_in_the_metrics(method: str, path: str, route: str, key: tuple[str, ...]) -> None:
+    engine = FakeEngine()
+    with running_server(engine, replace(CONFIG, api_key=key)) as address:
+        status = httpx.request(method, f"{address.url}{path}", trust_env=False).status_code
+    assert status == (401 if key else 404 if route == "unmatched" else 405)
+    labels = {"route": route, "status": str(status), "model": ""}
+    assert engine.metrics.registry.get_sample_value("rtp_llm_requests_total", labels) == 1
 
 
 def test_answers_do_not_mix(client: httpx.Client, engine: FakeEngine) -> None:
