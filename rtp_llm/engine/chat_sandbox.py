@@ -125,7 +125,7 @@ def _product(budget: Budget, operator: str, left: Any, right: Any) -> None:
 def environment() -> Any:
     """A new environment of jinja2's; render in it with a Budget under the name BUDGET. ConfigError without jinja2."""
     try:
-        from jinja2 import ext, nodes, pass_context
+        from jinja2 import ext, pass_context
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
         raise ConfigError("chat templates need jinja2: pip install 'rtp-llm[chat]'") from None
@@ -153,21 +153,37 @@ def environment() -> Any:
             return result
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> Any:
-            tree = super()._parse(source, name, filename)
-            for loop in list(tree.find_all(nodes.For)):
-                loop.iter = nodes.Filter(loop.iter, _COUNTED, [], [], None, None, lineno=loop.lineno)
-            written: list[Any] = [*tree.find_all(nodes.Concat), *tree.find_all(nodes.Output)]
-            for made in written:
-                made.nodes = [
-                    part
-                    if isinstance(part, nodes.TemplateData)
-                    else nodes.Filter(part, _PAID, [], [], None, None, lineno=made.lineno)
-                    for part in made.nodes
-                ]
-            return tree
+            return _priced(super()._parse(source, name, filename))
+
+    made = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_generation(), ext.loopcontrols])
+    del made.globals["lipsum"]
+    made.filters[_COUNTED] = pass_context(_counted)
+    made.filters[_PAID] = pass_context(_paid)
+    return made
+
+
+def _priced(tree: Any) -> Any:
+    """A template's tree, in which loops, joined texts and outputs are paid for."""
+    from jinja2 import nodes
+
+    def priced(node: Any, name: str) -> Any:
+        return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+    for loop in list(tree.find_all(nodes.For)):
+        loop.iter = priced(loop.iter, _COUNTED)
+    for written in [*tree.find_all(nodes.Concat), *tree.find_all(nodes.Output)]:
+        written.nodes = [
+            part if isinstance(part, nodes.TemplateData) else priced(part, _PAID) for part in written.nodes
+        ]
+    return tree
+
+
+def _generation() -> Any:
+    """{% generation %} marks what training masks; here it is what is inside it."""
+    from jinja2 import ext, nodes
 
     class Generation(ext.Extension):
-        """{% generation %} marks what training masks; here it is what is inside it."""
+        """The tag, and its end."""
 
         tags = {"generation"}
 
@@ -176,11 +192,7 @@ def environment() -> Any:
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body, lineno=line)
 
-    made = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols])
-    del made.globals["lipsum"]
-    made.filters[_COUNTED] = pass_context(_counted)
-    made.filters[_PAID] = pass_context(_paid)
-    return made
+    return Generation
 
 
 def guard(made: Any) -> None:
