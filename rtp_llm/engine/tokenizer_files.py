@@ -43,14 +43,23 @@ def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     special = read_json(folder, "special_tokens_map.json", required=False)
     config_files.check(folder / "special_tokens_map.json", special, config_files.TOKENIZER)
     config["special_tokens"], config["token_flags"] = _special_tokens({**special, **config})
+    try:
+        return _made(folder, config), config
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic inside the tokenizers library is no Exception
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: its tokenizer cannot be used: {reason:.300}; download it again") from error
+
+
+def _made(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     whole, vocab = find(folder, "tokenizer.json"), find(folder, "vocab.txt")
     if whole is not None:
-        return _from_json(whole, config), config
+        return _from_json(whole, config)
     if vocab is not None:
-        return _bert(vocab, config), config
+        return _bert(vocab, config)
     if find(folder, "vocab.json") is not None and find(folder, "merges.txt") is not None:
-        byte_level = _qwen if config["tokenizer_class"] == "Qwen2Tokenizer" else _roberta
-        return byte_level(folder, config), config
+        return (_qwen if config["tokenizer_class"] == "Qwen2Tokenizer" else _roberta)(folder, config)
     pieces = next(folder.glob("*.model"), None)
     if pieces is not None:
         raise CheckpointError(f"{folder}: {pieces.name} alone is not read, a tokenizer.json is needed; {_WAY_OUT}")

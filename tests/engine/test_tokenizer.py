@@ -84,6 +84,14 @@ def test_qwen_ends_with_its_end_of_text_even_when_cut(source: str, flag: bool, a
         assert long.input_ids[-1] == pair.input_ids[-1] == 151643 and 151643 not in long.input_ids[:-1]
 
 
+def test_files_on_which_the_library_panics(tmp_path: Path) -> None:
+    """A merge whose result is no word; found by fuzzing."""
+    model = {"type": "BPE", "vocab": {"t": 0, "h": 1}, "merges": ["t h"]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    with pytest.raises(CheckpointError, match="its tokenizer cannot be used: "):
+        Tokenizer(tmp_path, max_seq_len=LIMIT)
+
+
 def test_sentence_transformers_settings(tiny_bert: Path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     model = sentence_transformers.SentenceTransformer(str(tiny_bert), device="cpu")
