@@ -52,7 +52,7 @@ def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
         raise CheckpointError(f"{folder}: its tokenizer cannot be used: {reason:.300}; download it again") from error
 
 
-def _made(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+def _made(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     whole, vocab = find(folder, "tokenizer.json"), find(folder, "vocab.txt")
     if whole is not None:
         return _from_json(whole, config)
