@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, TaskType
-from rtp_llm.errors import InvalidRequest, NotReady, Unauthorized
+from rtp_llm.errors import InvalidRequest, NotReady
 from rtp_llm.observability import CONTENT_TYPE, Observer, render
 from rtp_llm.server import (
     classifier,
@@ -39,7 +39,7 @@ from rtp_llm.server.body import read_body
 from rtp_llm.server.catalog import Catalog, Service
 from rtp_llm.server.cors import Cors
 from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_headers
-from rtp_llm.server.exchange import UNMATCHED, Exchange
+from rtp_llm.server.exchange import Exchange
 from rtp_llm.server.service import EngineLike
 from rtp_llm.server.turns import Turns
 
@@ -96,6 +96,7 @@ class Dispatcher:
         own = [*pages.routes(), Route("/metrics", self._metrics)]
         parts = (openai.routes(catalog), rtp.routes(catalog), tei.get_routes(catalog, config), vllm.get_routes(), own)
         self.routes = [route for part in parts for route in part]
+        self._paths = {*DIALECTS, *(route.path for route in self.routes if "{" not in route.path)}
         catalog.watch_health()
         self._router = Router(self.routes, redirect_slashes=False)
 
@@ -123,6 +124,8 @@ class Dispatcher:
     async def _dispatch(self, exchange: Exchange) -> None:
         path = exchange.path.rstrip("/") or "/"
         posted = DIALECTS.get(path)
+        if path in self._paths:  # also of what is refused for its key or its method
+            exchange.route = path
         if posted is not None:
             # Other methods too: who asks wrongly there is this dialect's client.
             exchange.error_form = posted.error_form
@@ -130,13 +133,8 @@ class Dispatcher:
             exchange.error_form = tei.error_form
         route = posted if exchange.method == "POST" else None
         if exchange.method != "OPTIONS":
-            try:
-                self.keys.check(exchange.method, path, exchange.headers)
-            except Unauthorized:
-                exchange.route = self._label(path)
-                raise
+            self.keys.check(exchange.method, path, exchange.headers)
         if route is not None:
-            exchange.route = path
             content = await read_body(exchange, self._max_body_bytes, self._body_timeout)
             chosen = route.choose(content, exchange, self.catalog)
             if chosen is not route:
@@ -154,18 +152,10 @@ class Dispatcher:
         try:
             await self._router(scope, exchange.receive, exchange.send)
         except HTTPException:
-            exchange.route = self._label(path)
             raise self._no_route(exchange.method, path) from None
         finally:
             if "route" in scope:
                 exchange.route = scope["route"].path
-
-    def _label(self, path: str) -> str:
-        """The template of the path in metrics, whatever the method is."""
-        if path in DIALECTS:
-            return path
-        scope = {"type": "http", "path": path, "method": "GET"}
-        return next((one.path for one in self.routes if one.matches(scope)[0] is not Match.NONE), UNMATCHED)
 
     def _no_route(self, method: str, path: str) -> InvalidRequest:
         allowed = {"POST"} if path in DIALECTS else set()

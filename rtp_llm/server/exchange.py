@@ -12,7 +12,6 @@ from rtp_llm.server.cors import Cors
 from rtp_llm.server.errors import ErrorForm, Headers, openai_form
 
 JSON = b"application/json"
-UNMATCHED = "unmatched"  # the route of a path that is none
 _SANE_ID = re.compile(rb"[\w.:/+=@-]{1,128}").fullmatch
 _PREFIX = os.urandom(4).hex()
 _numbers = itertools.count(1)
@@ -60,7 +59,7 @@ class Exchange:
         self.receive = receive
         self._send = send
         self.status = 0
-        self.route = UNMATCHED
+        self.route = "unmatched"
         self.metrics: Metrics | None = None
         self.error_form: ErrorForm = openai_form
         self.content_type = JSON

@@ -164,5 +164,5 @@ def test_refused_options(options: dict[str, Any], message: str) -> None:
 
 
 def test_no_template() -> None:
-    with pytest.raises(InvalidRequest, match="no chat template: send texts instead of `messages`"):
+    with pytest.raises(InvalidRequest, match="no chat template: send texts"):
         ChatTemplate(Path("/nowhere"), {}, {}).render(CHAT)

@@ -54,10 +54,10 @@ def _tokenize(body: TokensBody, engine: EngineLike, service: Service) -> Iterato
     special = body.add_special_tokens is not False
     for place, text in enumerate(texts):
         yield b",[" if place else b"[["
-        comma = b""
+        separator = b""
         for part in _parts(prompt + text, engine, special):
-            yield comma + orjson.dumps(part)[1:-1] if part else b""
-            comma = comma or (b"," if part else b"")
+            yield separator + orjson.dumps(part)[1:-1] if part else b""  # each part ends a turn, an empty one too
+            separator = b"," if part else separator
         yield b"]"
     yield b"]"
 
