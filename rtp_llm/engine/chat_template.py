@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rtp_llm.checkpoint import find, read_json
-from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest, UnsupportedTask
+from rtp_llm.engine.chat_sandbox import BUDGET, MAX_CHARACTERS, Budget, environment, guard
+from rtp_llm.errors import CheckpointError, InvalidRequest, UnsupportedTask
 
-# Beyond what the messages themselves have.
-_MAX_CHARACTERS = 1 << 20
-_MAX_STEPS = 100_000
 _OWN = ("messages", "add_generation_prompt")
 Messages = Sequence[Mapping[str, Any]]
 
@@ -58,16 +56,17 @@ class ChatTemplate:
 
     def _run(self, messages: Messages, add_generation_prompt: bool, given: Mapping[str, Any]) -> str:
         template = self._compiled()
-        room = _MAX_CHARACTERS + sum(len(str(message)) for message in messages)
-        variables = {"tools": None, "documents": None, **self._variables, **given}
+        size = sum(len(str(message)) for message in messages) + len(str(given))
+        room, budget = MAX_CHARACTERS + size, Budget(size)
         _check_names(given, template)
-        own = {"messages": messages, "add_generation_prompt": add_generation_prompt, "range": _Range()}
+        variables = {"tools": None, "documents": None, **self._variables, **given}
+        own = {"messages": messages, "add_generation_prompt": add_generation_prompt}
         pieces: list[str] = []
         try:
-            for piece in template.generate({**variables, **own}):
+            for piece in template.generate({**variables, **own, "range": budget.range, BUDGET: budget}):
                 room -= len(piece)
                 if room < 0:
-                    raise InvalidRequest(f"the chat template writes over {_MAX_CHARACTERS} characters of its own")
+                    raise InvalidRequest(f"the chat template writes over {MAX_CHARACTERS} characters of its own")
                 pieces.append(piece)
         except InvalidRequest:
             raise
@@ -80,26 +79,12 @@ class ChatTemplate:
             if self.source is None:
                 message = "this model has no chat template: send texts instead of `messages`"
                 raise UnsupportedTask(message, param="messages")
-            environment = _environment()
+            made = _environment()
             try:
-                self._template = environment.from_string(self.source)
+                self._template = made.from_string(self.source)
             except Exception as error:  # the border to jinja2's parser
                 raise _failure("cannot be read", error) from None
         return self._template
-
-
-class _Range:
-    """range(), of so many steps in all."""
-
-    def __init__(self) -> None:
-        self._left = _MAX_STEPS
-
-    def __call__(self, *arguments: int) -> range:
-        steps = range(*arguments)
-        self._left -= len(steps)
-        if self._left < 0:
-            raise ValueError(f"it loops over {_MAX_STEPS} times")
-        return steps
 
 
 def _read(folder: Path, config: Mapping[str, Any]) -> str | None:
@@ -118,47 +103,12 @@ def _read(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _environment() -> Any:
-    try:
-        from jinja2 import ext, nodes
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError:
-        raise ConfigError("chat templates need jinja2: pip install 'rtp-llm[chat]'") from None
-
-    class Sandbox(ImmutableSandboxedEnvironment):
-        """Which does not multiply texts and lists without bounds either."""
-
-        intercepted_binops = frozenset(["*", "**"])
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            _check_product(operator, left, right)
-            return super().call_binop(context, operator, left, right)
-
-    class Generation(ext.Extension):
-        """{% generation %} marks what training masks; here it is what is inside it."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def _check_product(operator: str, left: Any, right: Any) -> None:
-    if operator == "**":
-        size = abs(right) * abs(left).bit_length() if isinstance(left, int) and isinstance(right, int) else 0
-    else:
-        lengths = [len(side) for side in (left, right) if hasattr(side, "__len__")]
-        counts = [side for side in (left, right) if isinstance(side, int)]
-        size = lengths[0] * counts[0] if lengths and counts else 0
-    if size > _MAX_CHARACTERS:
-        raise ValueError(f"{operator} makes over {_MAX_CHARACTERS} of something")
+    made = environment()
+    made.filters["tojson"] = _to_json
+    made.globals["raise_exception"] = _refuse
+    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    guard(made)
+    return made
 
 
 def _check_names(given: Mapping[str, Any], template: Any) -> None:

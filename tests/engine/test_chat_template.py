@@ -77,6 +77,23 @@ def test_what_a_template_is_given() -> None:
     assert written("{{ tools is none }}{{ colour }}").render(CHAT, variables={"colour": "red"}) == "Truered"
 
 
+NESTED = (
+    "{% for i in range(99) %}{% for a in messages[0].content %}{% for b in messages[0].content %}"
+    "{% for c in messages[0].content %}{% for d in messages[0].content %}{% endfor %}{% endfor %}{% endfor %}"
+    "{% endfor %}{% endfor %}"
+)
+
+
+def test_a_long_conversation_is_no_attack() -> None:
+    """Megabytes of text, joined bit by bit, replaced and counted."""
+    template = (
+        "{% set n = namespace(s='') %}{% for m in messages %}{% set n.s = n.s ~ m.role + ': ' "
+        "+ m.content | replace('ab', 'cd') | trim ~ loop.length %}{% endfor %}{{ n.s }}"
+    )
+    messages = [{"role": "user", "content": "ab " * 300_000}, *CHAT * 50]
+    assert len(written(template).render(messages)) > 900_000
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -91,6 +108,38 @@ def test_what_a_template_is_given() -> None:
         ("{{ 'a' * 9999999999 }}", "makes over 1048576"),
         ("{{ 9 ** 9999999999 }}", "makes over 1048576"),
         ("{{ 1 / 0 }}", "division by zero"),
+        ("{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}", "makes over"),
+        ("{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}", "makes over"),
+        ("{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}", "makes over"),
+        (
+            "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s }}",
+            "makes",
+        ),
+        (
+            "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}"
+            "{{ n.s | tojson }}",
+            "may make over",
+        ),
+        ("{% set n = namespace(s=2) %}{% for i in range(60) %}{% set n.s = n.s * n.s %}{% endfor %}", "makes over"),
+        (
+            "{% set n = namespace(s='a') %}{% for i in range(60) %}"
+            "{% set n.s %}{{ n.s }}{{ n.s }}{% endset %}{% endfor %}",
+            "makes over",
+        ),
+        ("{% macro f(n) %}x{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}", "it "),
+        ("{% for a in [1, 2] recursive %}{{ loop([1, 2]) }}{% endfor %}", "recursion"),
+        (NESTED, "it loops over 1000000 times"),
+        ("{{ 'a' | center(999999999) }}", "may make over"),
+        ("{{ 'a'.ljust(999999999) }}", "may make over"),
+        ("{{ ('a' * 99999).replace('a', 'b' * 99999) }}", "may make over"),
+        ("{{ ('a' * 99999) | replace('a', 'b' * 99999) }}", "may make over"),
+        ("{{ ('b' * 99999).join(('a' * 99999) | list) }}", "may make over"),
+        ("{{ '%999999999d' % 1 }}{{ 1 }}", "a width of a million"),
+        ("{{ '%*d' % (999999999, 1) }}", "a width of a million"),
+        ("{{ '{:999999999}'.format(1) }}", "a width of a million"),
+        ("{{ '{:{}}'.format(1, 999999999) }}", "a width of a million"),
+        ("{{ '%999999999d' | format(1) }}", "a width of a million"),
+        ("{{ lipsum(99999) }}", "'lipsum' is undefined"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
     ],
 )
