@@ -8,10 +8,12 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rtp_llm.checkpoint.attempt import Attempt
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import CheckpointError
 
@@ -24,6 +26,9 @@ _OTHER_FORMATS = ("onnx", "openvino", "coreml", "flax", "tf", "tensorflow", "ggu
 _NEVER = (*(f"{name}/*" for name in _OTHER_FORMATS), *(f"*/{name}/*" for name in _OTHER_FORMATS), "consolidated*")
 _PICKLES = "*pytorch_model*.bin"
 _LOG_SECONDS = 5.0
+# What the hub gets to say what it has. For the bytes themselves the libraries have limits: Hugging Face's gives up
+# after six times 10 seconds without any (HF_HUB_DOWNLOAD_TIMEOUT), ModelScope's after a minute a try.
+_ANSWER_SECONDS = 10.0
 # What a folder that cannot be written to fails with.
 _DISK = {
     getattr(errno, name, 0)
@@ -75,12 +80,15 @@ def _from_huggingface(config: EngineConfig, progress: bool) -> Path:
         if config.hf_hub_offline:
             return _cached(config)
         try:
-            wanted = _list(config)
+            return _download(config, _list(config), progress)
         except CheckpointError:
             raise
         except Exception as error:
-            return _cached_instead(config, error)
-        return _download(config, wanted, progress)
+            folder = _cached_if_whole(config)
+            if folder is None:
+                raise
+            _warn_of_cached(config, error)
+            return folder
     except Exception as error:
         raise _translated(error, config) from error
 
@@ -91,7 +99,9 @@ def _list(config: EngineConfig) -> list[str]:
 
     name = config.checkpoint_path
     api = HfApi(endpoint=config.hf_endpoint or None, token=config.hf_token or None)
-    model = api.model_info(name, revision=config.revision or None)
+    model = Attempt().run(
+        lambda: api.model_info(name, revision=config.revision or None, timeout=_ANSWER_SECONDS), _ANSWER_SECONDS
+    )
     names = [file.rfilename for file in model.siblings or ()]
     wanted = wanted_files(names, with_code=config.trust_remote_code)
     if not any(path.endswith((".safetensors", ".bin")) for path in wanted):
@@ -117,26 +127,31 @@ def _manifest(config: EngineConfig, commit: str) -> Path:
 def _download(config: EngineConfig, wanted: Sequence[str], progress: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    folder = snapshot_download(
+    # NOTE: it lists the repository again, without a timeout, before it makes its first bar.
+    attempt = Attempt()
+    work = partial(
+        snapshot_download,
         config.checkpoint_path,
         revision=config.revision or None,
         endpoint=config.hf_endpoint or None,
         token=config.hf_token or None,
         cache_dir=config.download_dir or None,
         allow_patterns=[glob.escape(path) for path in wanted],
-        tqdm_class=_progress_class(config.checkpoint_path, progress),
+        tqdm_class=_progress_class(config.checkpoint_path, progress, attempt),
     )
-    return Path(folder)
+    return Path(attempt.run(work, 2 * _ANSWER_SECONDS))
 
 
-def _cached_instead(config: EngineConfig, error: Exception) -> Path:
-    """The copy in the cache when the hub does not answer; `error` where there is none."""
+def _cached_if_whole(config: EngineConfig) -> Path | None:
     try:
-        folder = _cached(config)
-    except Exception:
-        raise error from None
-    logger.warning("%s: the hub cannot be asked (%s); using the copy in the cache", config.checkpoint_path, error)
-    return folder
+        return _cached(config)
+    except Exception:  # whichever way its files are damaged
+        return None
+
+
+def _warn_of_cached(config: EngineConfig, error: Exception) -> None:
+    problem = " ".join(str(error).split())
+    logger.warning("%s: the hub cannot be asked (%s); using the copy in the cache", config.checkpoint_path, problem)
 
 
 def _cached(config: EngineConfig) -> Path:
@@ -206,8 +221,9 @@ def _translated(error: Exception, config: EngineConfig) -> CheckpointError:
             f"{name} is not, or not completely, in the cache and hf_hub_offline is set; "
             "start once without it, or give the checkpoint's folder"
         )
+    problem = " ".join(f"{type(error).__name__}: {error}".split())
     return CheckpointError(
-        f"{name} cannot be downloaded from {at}: {type(error).__name__}: {error}; check the network or hf_endpoint "
+        f"{name} cannot be downloaded from {at}: {problem}; check the network or hf_endpoint "
         "and start again, which keeps the files that are complete, or give the checkpoint's folder"
     )
 
@@ -218,18 +234,31 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _progress_class(name: str, progress: bool) -> type[Any]:
-    """A tqdm that draws on a terminal, logs elsewhere, and is silent without `progress`."""
+def _progress_class(name: str, progress: bool, attempt: Attempt) -> type[Any]:
+    """A tqdm that draws on a terminal, logs elsewhere, and is silent without `progress`.
+
+    The first bar is a download's sign that it has begun; once it is given up, they end it.
+    """
     from huggingface_hub.utils.tqdm import tqdm
 
-    if progress and sys.stderr.isatty():
-        return tqdm
+    class Progress(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            attempt.begun.set()
+            super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    class LoggedProgress(tqdm):
+        def update(self, n: float | None = 1) -> Any:
+            if attempt.given_up.is_set():
+                raise InterruptedError(f"the download of {name} was given up")
+            return super().update(n)
+
+    if progress and sys.stderr.isatty():
+        return Progress
+
+    class LoggedProgress(Progress):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._logged_at = time.monotonic()
             kwargs["disable"] = not progress
-            super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+            super().__init__(*args, **kwargs)
 
         def display(self, msg: str | None = None, pos: int | None = None) -> bool:
             now = time.monotonic()
@@ -250,22 +279,40 @@ def _from_modelscope(config: EngineConfig) -> Path:
         snapshot_download = importlib.import_module("modelscope").snapshot_download
     except ImportError:
         raise CheckpointError("hub modelscope needs its library: pip install rtp-llm[modelscope]") from None
-    name, patterns = config.checkpoint_path, [*_ALWAYS, *(("*.py",) if config.trust_remote_code else ())]
+    name = config.checkpoint_path
     logger.info("%s: looking it up on modelscope", name)
     try:
-        for allowed in (patterns, [*patterns, _PICKLES]):
-            folder = Path(
-                snapshot_download(
-                    name,
-                    revision=config.revision or None,
-                    cache_dir=config.download_dir or None,
-                    local_files_only=config.hf_hub_offline,
-                    allow_patterns=allowed,
-                    ignore_patterns=list(_NEVER),
-                )
-            )
-            if _has_weights(folder):
-                return folder
+        folder = _modelscope_folder(config, snapshot_download, offline=config.hf_hub_offline)
     except Exception as error:  # the border to the modelscope library
-        raise CheckpointError(f"{name} cannot be had from modelscope: {type(error).__name__}: {error}") from error
-    raise CheckpointError(f"{name} on modelscope has no safetensors or pytorch_model.bin; other formats are not read")
+        try:
+            folder = _modelscope_folder(config, snapshot_download, offline=True)
+        except Exception:
+            folder = None
+        if folder is None:
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise CheckpointError(f"{name} cannot be had from modelscope: {problem}") from error
+        _warn_of_cached(config, error)
+    if folder is None:
+        raise CheckpointError(
+            f"{name} on modelscope has no safetensors or pytorch_model.bin; other formats are not read"
+        )
+    return folder
+
+
+def _modelscope_folder(config: EngineConfig, snapshot_download: Callable[..., str], *, offline: bool) -> Path | None:
+    """The folder of the model, in the cache alone where `offline`; None where it has no weights that are read."""
+    patterns = [*_ALWAYS, *(("*.py",) if config.trust_remote_code else ())]
+    for allowed in (patterns, [*patterns, _PICKLES]):
+        folder = Path(
+            snapshot_download(
+                config.checkpoint_path,
+                revision=config.revision or None,
+                cache_dir=config.download_dir or None,
+                local_files_only=offline,
+                allow_patterns=allowed,
+                ignore_patterns=list(_NEVER),
+            )
+        )
+        if _has_weights(folder):
+            return folder
+    return None

@@ -22,13 +22,18 @@ class Repository:
 
 @dataclass
 class Hub:
-    """`requests` are (method, path, Range header) in order; `break_at` cuts answers, `refuse_range` ends resuming."""
+    """`requests` are (method, path, Range header) in order; `break_at` cuts answers, `refuse_range` ends resuming.
+
+    What `stalls` matches, of "METHOD path", is accepted and never answered.
+    """
 
     repositories: Mapping[str, Repository]
     endpoint: str = ""
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     break_at: int | None = None
     refuse_range: bool = False
+    stalls: str = ""
+    over: threading.Event = field(default_factory=threading.Event)
 
     def downloaded(self) -> list[str]:
         """Files whose bytes were asked for."""
@@ -48,6 +53,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.hub.requests.append((self.command, self.path, self.headers.get("Range")))
+        if self.hub.stalls and re.search(self.hub.stalls, f"{self.command} {self.path}"):
+            self.hub.over.wait(60)
+            self.close_connection = True
+            return None
         path = self.path.partition("?")[0]
         match = re.fullmatch(r"/api/models/(.+?)/(revision|tree)/([^/]+)", path) or re.fullmatch(
             r"/(.+?)/(resolve)/([^/]+)/(.+)", path
@@ -126,6 +135,7 @@ def serve(repositories: Mapping[str, Repository]) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.over.set()
         server.shutdown()
         thread.join()
         server.server_close()

@@ -116,6 +116,31 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
+@pytest.fixture
+def stalling(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A hub that accepts and says nothing, and little patience with it."""
+    monkeypatch.setattr("rtp_llm.checkpoint.hub._ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    return hub
+
+
+@pytest.mark.parametrize("stalls", ["/api/models/org/model", "/tree/", "GET .*/resolve/.*safetensors"])
+def test_a_hub_that_stalls(stalling: Hub, cache: Path, stalls: str) -> None:
+    stalling.stalls = stalls
+    with pytest.raises(CheckpointError, match="org/model cannot be downloaded from http.*check the network"):
+        get(stalling, cache)
+    stalling.stalls = ""
+    assert files(get(stalling, cache)) == NEEDED
+
+
+def test_a_hub_that_stalls_leaves_the_cache(stalling: Hub, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = get(stalling, cache)
+    stalling.stalls = "."
+    assert get(stalling, cache) == folder
+    assert "no answer within 0.3 seconds" in caplog.text and "using the copy in the cache" in caplog.text
+
+
 def test_revision(hub: Hub, cache: Path) -> None:
     assert (get(hub, cache, revision="v2") / "config.json").read_bytes() == b'{"v": 2}'
     with pytest.raises(CheckpointError, match="org/model has no revision 'v3'"):
@@ -236,6 +261,21 @@ def test_modelscope(cache: Path, monkeypatch: pytest.MonkeyPatch, weights: str) 
     module = types.SimpleNamespace(snapshot_download=snapshot_download)
     monkeypatch.setitem(sys.modules, "modelscope", module)
     assert files(get(Hub({}), cache, hub="modelscope", revision="v1")) == [weights]
+
+
+def test_modelscope_without_an_answer(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def snapshot_download(name: str, *, local_files_only: bool, cache_dir: str, **options: Any) -> str:
+        if not local_files_only:
+            raise TimeoutError("read timed out")
+        return cache_dir
+
+    monkeypatch.setitem(sys.modules, "modelscope", types.SimpleNamespace(snapshot_download=snapshot_download))
+    cache.mkdir()
+    (cache / "model.safetensors").touch()
+    assert get(Hub({}), cache, hub="modelscope") == cache
+    assert "read timed out); using the copy in the cache" in caplog.text
 
 
 def test_modelscope_errors(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
