@@ -54,27 +54,33 @@ class LogOutput(logging.Handler):
 
     def _work(self) -> None:
         while True:
+            # NOTE: whatever happens, MemoryError included, the lines that come later are still written.
+            with contextlib.suppress(Exception):
+                self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._waiting))
+        # NOTE: lines that come together are written together: waking up for each costs a request 30 us.
+        time.sleep(_GATHER)
+        with self._changed:
+            lines = list(self._waiting)
+            self._waiting.clear()
+            self._writing = True
+        try:
+            self._write(lines)
+        finally:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._waiting))
-            # NOTE: lines that come together are written together: waking up for each costs a request 30 us.
-            time.sleep(_GATHER)
-            with self._changed:
-                lines = list(self._waiting)
-                self._waiting.clear()
-                self._writing = True
-            try:
-                self._write(lines)
-            finally:
-                with self._changed:
-                    self._writing = False
-                    self._waiting_bytes -= sum(map(len, lines))
-                    self._changed.notify_all()
+                self._writing = False
+                self._waiting_bytes -= sum(map(len, lines))
+                self._changed.notify_all()
 
     def _write(self, lines: list[bytes]) -> None:
-        left = b"".join(lines)
+        num_left = len(lines)
         try:
+            left = b"".join(lines)
             while left:
                 left = left[os.write(self._descriptor, left) :]
-        except OSError:  # EPIPE, ENOSPC: there is nobody to tell but the metrics
-            with contextlib.suppress(Exception):
-                self.on_lost(left.count(b"\n"))
+                num_left = left.count(b"\n")
+        except Exception:  # EPIPE, ENOSPC, no memory: there is nobody to tell but the metrics
+            self.on_lost(num_left)
