@@ -323,8 +323,8 @@ class ServerConfig(EngineConfig):
     )
     log_requests: float = option(
         0.0,
-        help="share of the requests that get a line in the log, 0 to 1; above 0, those that fail with status 500 or "
-        "more always do",
+        help="share of the requests that get a line in the log, 0 to 1; above 0, those that are in order and fail "
+        "always do",
         group="observability",
         minimum=0,
         maximum=1,
@@ -352,6 +352,12 @@ class ServerConfig(EngineConfig):
         choices=("http/protobuf", "grpc"),
         env="OTEL_EXPORTER_OTLP_PROTOCOL",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.grpc_port and self.grpc_port == self.start_port:
+            message = f"grpc_port and start_port are both {self.start_port}: HTTP and gRPC need a port each"
+            raise ConfigError(message, param="grpc_port")
 
     @property
     def traces_endpoint(self) -> str:

@@ -35,6 +35,11 @@ class RtpError(Exception):
         self.message = message
         self.param = param
 
+    @property
+    def failure(self) -> str:
+        """The word for it where the request was in order; empty where the request was at fault."""
+        return (self.code or self.kind) if self.status >= 500 else ""
+
 
 class InvalidRequest(RtpError):
     """The request cannot be served as it is; the message says what to change."""

@@ -79,8 +79,8 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in two lines and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n(--help lists all options)\n")
+        """Say what is wrong in one line and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists all options)\n")
 
 
 def parse_command(

@@ -11,7 +11,7 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.errors import ConfigError, EngineFailure, RtpError
 from rtp_llm.flags import parse_serve
-from rtp_llm.observability import Observer
+from rtp_llm.observability import Observer, ProcessMetrics
 from rtp_llm.observability.log_output import LogOutput
 from rtp_llm.observability.logs import JsonLines, RequestLog, set_up
 from rtp_llm.observability.tracing import Tracer
@@ -62,14 +62,15 @@ def serve(config: ServerConfig, models: Sequence[ServedModel], output: LogOutput
     device = engines[0].device
     # As a supervisor would end it: whoever waits is answered, and what follows exits with status 1.
     device.on_failure = lambda: os.kill(os.getpid(), signal.SIGTERM)
-    output.on_lost = engines[0].metrics.observe_lost_lines
+    process = ProcessMetrics()
+    output.on_lost = process.observe_lost_lines
     observers: list[Observer] = [tracer] if tracer else []
     if config.log_requests:
         observers.append(RequestLog(config.log_requests, with_texts=config.log_texts))
     ended_in_order = False
     try:
         announce = partial(_announce, [engine.info() for engine in engines], config)
-        ended_in_order = serve_http(engines, config, on_ready=announce, observers=observers)
+        ended_in_order = serve_http(engines, config, on_ready=announce, observers=observers, process=process)
     finally:
         device.close(timeout=_CLOSING if ended_in_order else 0)
         if tracer is not None and ended_in_order:
@@ -78,10 +79,10 @@ def serve(config: ServerConfig, models: Sequence[ServedModel], output: LogOutput
         raise EngineFailure(f"{device.failure}: the server has ended, for whoever watches it to start it again")
 
 
-def _announce(models: Sequence[ModelInfo], config: ServerConfig) -> None:
-    """A line for each model, the address and a first call to try."""
+def _announce(models: Sequence[ModelInfo], config: ServerConfig, port: int) -> None:
+    """A line for each model, the address and a first call to try; `port` is what the system chose for port 0."""
     host = "localhost" if config.host in ("0.0.0.0", "::", "127.0.0.1") else config.host
-    url = f"{'https' if config.ssl_certfile else 'http'}://{host}:{config.start_port}"
+    url = f"{'https' if config.ssl_certfile else 'http'}://{host}:{port}"
     for info in models:
         _summarise(info)
     logger.info("ready on %s (a page to try it, /docs, /metrics)", url)

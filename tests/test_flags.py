@@ -131,3 +131,18 @@ def test_what_is_no_share(given: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_the_originals_time_to_drain() -> None:
     assert parse_args(["/m", "--frontend_pre_stop_drain_seconds", "7"], {}).drain_seconds == 7
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/m --start_prot 1", "unknown option --start_prot; did you mean --start_port? (--help lists all options)"),
+        ("/m --num_threads x", "num_threads: 'x' is not a whole number (--help lists all options)"),
+        ("/m --port 9000 --grpc_port 9000", "grpc_port and start_port are both 9000: HTTP and gRPC need a port each"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_args(line.split(), {})
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and message in said and said.count("\n") == 1

@@ -14,7 +14,6 @@ from rtp_llm.observability.seen import STAGES, Seen, stages
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _REQUESTS = "rtp_llm.requests"
 _LINE = "%s %s %d in %s ms (%s), %d inputs, %d tokens, request %s%s"
-_FAILED = 500  # a request that failed by the server's fault is logged whatever the share
 _MAX_TEXTS, _MAX_CHARACTERS = 8, 200  # what a line shows of the inputs, where it may
 _ALL = 1 << 32  # one more than crc32 gives
 _STANDARD_ERROR = 2
@@ -49,7 +48,7 @@ class JsonLines(logging.Formatter):
 class RequestLog:
     """A line for each request of a share of them, chosen by its id: so all servers that a request passes choose alike.
 
-    share       0.0 to 1.0; a request that failed with status 500 or more always has its line
+    share       0.0 to 1.0; a request that was in order and failed always has its line
     with_texts  the line shows the beginning of the inputs
     """
 
@@ -61,7 +60,7 @@ class RequestLog:
 
     def observe(self, seen: Seen) -> None:
         """Write the request's line if it has one."""
-        if seen.status < _FAILED and zlib.crc32(seen.request_id.encode()) >= self._least:
+        if not seen.failure and zlib.crc32(seen.request_id.encode()) >= self._least:
             return
         times = zip(STAGES[:-1], stages(seen.answered), strict=False) if seen.answered else ()
         milliseconds = {name: round(seconds * 1e3, 3) for name, seconds in times}

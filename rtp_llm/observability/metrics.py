@@ -1,15 +1,15 @@
 """Prometheus metrics, in one registry, observed in one place each."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from rtp_llm.core import ModelInfo, Response
+from rtp_llm.observability.families import Families, Joined
+from rtp_llm.observability.process_metrics import ProcessMetrics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -19,16 +19,14 @@ _SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 # tokenize to total are the engine's; encode is the server's: writing the answer.
 _STAGES = ("tokenize", "queue", "compute", "total", "encode")
 
-_DEVICE_COUNTS = {
+_DEVICE_COUNTERS = {
     "out_of_memory": "Steps that did not fit the device's memory",
-    "largest_step": "Tokens of a step since one did not fit; 0: all have",
-    "graphs": "CUDA graphs that are kept",
     "graph_replays": "Steps that were computed by a CUDA graph",
 }
-
-
-def _count(counts: Callable[[], Mapping[str, float]], name: str) -> float:
-    return counts()[name]
+_DEVICE_GAUGES = {
+    "largest_step": "Tokens of a step since one did not fit; 0: all have",
+    "graphs": "CUDA graphs that are kept",
+}
 
 
 class Queue(Protocol):
@@ -44,90 +42,77 @@ class Cache(Sized, Protocol):
     num_bytes: int
 
 
-class Described(NamedTuple):
-    """A metric as its page tells of it; the name is the one that is exposed."""
-
-    name: str
-    kind: str
-    labels: Sequence[str]
-    help: str
-
-
-class _Joined(Collector):
-    """The families of several registries, each once; every sample of ours says by `model` whose it is."""
-
-    def __init__(self, metrics: "Sequence[Metrics]") -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterator[Metric]:
-        families: dict[str, Metric] = {}
-        for place, one in enumerate(self._metrics):
-            for family in one.registry.collect():
-                is_ours = family.name.startswith("rtp_llm_")
-                if place and not is_ours:
-                    continue  # of the process, which is the same
-                joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-                own = {"model": one.model_name} if is_ours else {}
-                joined.samples += [sample._replace(labels={**own, **sample.labels}) for sample in family.samples]
-        yield from families.values()
-
-
-def render(metrics: "Sequence[Metrics]") -> bytes:
-    """The metrics of several models in one exposition, of `CONTENT_TYPE`."""
-    return generate_latest(_Joined(metrics))
+def render(process: ProcessMetrics, models: "Sequence[Metrics]") -> bytes:
+    """The metrics of the process and of its models in one exposition, of `CONTENT_TYPE`."""
+    joined = Joined([(one.model_name, one.registry) for one in models])
+    return generate_latest(process.families.registry) + generate_latest(joined)
 
 
 class Metrics:
     """One engine's counters and histograms; the engine and the server each call their part."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.described: list[Described] = []
+        self.families = families = Families()
         self._model_name = ""
         self._lanes: list[tuple[Queue, Sized]] = []
-        # Memory, processor time and open files, under the names that all Prometheus clients use: process_...
-        ProcessCollector(registry=self.registry)
-        self._requests = self._counter("requests", "HTTP requests by route and status", "route", "status", "model")
-        self._seconds = self._histogram(
+        self._requests = families.counter("requests", "HTTP requests by route and status", "route", "status", "model")
+        self._failures = families.counter(
+            "failed_requests",
+            "Requests that were in order and failed, by reason, whatever status their dialect gives it (TEI's: 424)",
+            "route",
+            "reason",
+        )
+        self._seconds = families.histogram(
             "request_seconds", "Seconds from a request's head to the end of its answer", _SECONDS, "route"
         )
-        self._stage = self._histogram("stage_seconds", "Seconds of a request by stage", _SECONDS, "stage")
-        self._tokens = self._counter("tokens", "Tokens read by the model")
-        self._inputs = self._counter("inputs", "Inputs answered")
-        self._truncated = self._counter("truncated_inputs", "Inputs cut at the limit")
-        self._batch_tokens = self._histogram("batch_tokens", "Tokens of a step", _TOKENS)
-        self._batch_rows = self._histogram("batch_rows", "Sequences of a step", _ROWS)
-        self._batch_budget = self._histogram("batch_budget_ratio", "Tokens of a step, of the budget", _SHARES)
-        self._batch_seconds = self._histogram("batch_seconds", "Seconds of a step", _SECONDS)
-        self._lane_tokens = self._counter("lane_tokens", "Tokens computed, by lane", "lane")
-        self._failed = self._counter("failed_batches", "Steps that raised")
-        self._failed_inputs = self._counter("failed_inputs", "Inputs that could not be computed")
-        self._cancelled = self._counter("cancelled_requests", "Requests whose client left")
-        self._refused = self._counter("refused_requests", "Requests refused since the queue was full", "lane")
-        self._expired = self._counter("expired_requests", "Requests that were not computed in time, by their deadline")
-        self._duplicates = self._counter("duplicate_inputs", "Inputs answered with an identical one of the same step")
-        self._cache_lookups = self._counter("cache_lookups", "Look-ups of the result cache", "result")
-        self._queued_tokens = self._gauge("queued_tokens", "Tokens that wait for a step", "lane")
-        self._queued_inputs = self._gauge("queued_inputs", "Inputs that wait for a step", "lane")
-        self._in_flight = self._gauge("requests_in_flight", "Requests that have no answer yet", "lane")
-        self._model = self._gauge(
+        self._stage = families.histogram("stage_seconds", "Seconds of a request by stage", _SECONDS, "stage")
+        self._tokens = families.counter("tokens", "Tokens read by the model")
+        self._inputs = families.counter("inputs", "Inputs answered")
+        self._truncated = families.counter("truncated_inputs", "Inputs cut at the limit")
+        self._batch_tokens = families.histogram("batch_tokens", "Tokens of a step", _TOKENS)
+        self._batch_rows = families.histogram("batch_rows", "Sequences of a step", _ROWS)
+        self._batch_budget = families.histogram("batch_budget_ratio", "Tokens of a step, of the budget", _SHARES)
+        self._batch_seconds = families.histogram("batch_seconds", "Seconds of a step", _SECONDS)
+        self._lane_tokens = families.counter("lane_tokens", "Tokens computed, by lane", "lane")
+        self._failed = families.counter("failed_batches", "Steps that raised")
+        self._failed_inputs = families.counter("failed_inputs", "Inputs that could not be computed")
+        self._cancelled = families.counter("cancelled_requests", "Requests whose client left")
+        self._refused = families.counter("refused_requests", "Requests refused since the queue was full", "lane")
+        self._expired = families.counter(
+            "expired_requests", "Requests that were not computed in time, by their deadline"
+        )
+        self._duplicates = families.counter(
+            "duplicate_inputs", "Inputs answered with an identical one of the same step"
+        )
+        self._cache_lookups = families.counter("cache_lookups", "Look-ups of the result cache", "result")
+        self._queued_tokens = families.gauge("queued_tokens", "Tokens that wait for a step", "lane")
+        self._queued_inputs = families.gauge("queued_inputs", "Inputs that wait for a step", "lane")
+        self._in_flight = families.gauge("requests_in_flight", "Requests that have no answer yet", "lane")
+        self._model = families.gauge(
             "model_info", "The loaded model", "name", "model_type", "backend", "instruction_set", "dtype"
         )
-        self._drain_rate = self._gauge(
+        self._drain_rate = families.gauge(
             "drain_tokens_per_second", "Tokens that the device computes in a second when it is busy"
         )
-        self._cache_bytes = self._gauge("cache_bytes", "Bytes of results that are kept")
-        self._cache_entries = self._gauge("cache_entries", "Results that are kept")
-        self._device = {name: self._gauge(f"device_{name}", help) for name, help in _DEVICE_COUNTS.items()}
-        self._ready = self._gauge("ready", "1 while requests can be answered, as /health says")
-        self._lost_lines = self._counter("lost_log_lines", "Lines of the log that could not be written, or not in time")
+        self._cache_bytes = families.gauge("cache_bytes", "Bytes of results that are kept")
+        self._cache_entries = families.gauge("cache_entries", "Results that are kept")
+        self._device_counts: Callable[[], Mapping[str, float]] = dict
+        for name, help in _DEVICE_COUNTERS.items():
+            families.counted(f"device_{name}", help, partial(self._device_count, name))
+        for name, help in _DEVICE_GAUGES.items():
+            families.gauge(f"device_{name}", help).set_function(partial(self._device_count, name))
         # NOTE: `labels` takes 3 us a call, so its results are kept.
         self._exchanges: dict[tuple[str, int], Counter] = {}
         self._routes: dict[str, Histogram] = {}
         self._stages = {stage: self._stage.labels(stage) for stage in _STAGES}
 
-    def observe_http(self, route: str, status: int, seconds: float) -> None:
-        """An HTTP exchange has ended; `route` is the path's template, never the path itself."""
+    def observe_http(self, route: str, status: int, seconds: float, failure: str = "") -> None:
+        """An HTTP exchange has ended; `route` is the path's template, never the path itself.
+
+        failure  why a request that was in order failed; empty where it did not, or was at fault
+        """
+        if failure:
+            self._failures.labels(route, failure).inc()
         counter = self._exchanges.get((route, status))
         if counter is None:
             labels = (route, str(status), self._model_name)
@@ -206,18 +191,9 @@ class Metrics:
         self._cache_bytes.set_function(lambda: cache.num_bytes)
         self._cache_entries.set_function(lambda: len(cache))
 
-    def watch_health(self, is_ready: Callable[[], bool]) -> None:
-        """Publish whether requests can be answered."""
-        self._ready.set_function(lambda: float(is_ready()))
-
-    def observe_lost_lines(self, count: int) -> None:
-        """Lines of the log have been given up."""
-        self._lost_lines.inc(count)
-
     def watch_device(self, counts: Callable[[], Mapping[str, float]]) -> None:
-        """Publish what the runtime counts, under the names it gives."""
-        for name in counts():
-            self._device[name].set_function(partial(_count, counts, name))
+        """Publish what the runtime counts, by its names."""
+        self._device_counts = counts
 
     def describe_model(self, info: ModelInfo) -> None:
         """Publish the loaded model as labels."""
@@ -233,17 +209,10 @@ class Metrics:
         """The model whose metrics these are."""
         return self._model_name
 
-    def _counter(self, name: str, help: str, *labels: str) -> Counter:
-        self._describe(f"{name}_total", "counter", labels, help)
-        return Counter(f"rtp_llm_{name}", help, labels, registry=self.registry)
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Where the samples are."""
+        return self.families.registry
 
-    def _gauge(self, name: str, help: str, *labels: str) -> Gauge:
-        self._describe(name, "gauge", labels, help)
-        return Gauge(f"rtp_llm_{name}", help, labels, registry=self.registry)
-
-    def _histogram(self, name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        self._describe(name, "histogram", labels, help)
-        return Histogram(f"rtp_llm_{name}", help, labels, buckets=buckets, registry=self.registry)
-
-    def _describe(self, name: str, kind: str, labels: tuple[str, ...], help: str) -> None:
-        self.described.append(Described(f"rtp_llm_{name}", kind, labels, help))
+    def _device_count(self, name: str) -> float:
+        return self._device_counts().get(name, 0)

@@ -28,6 +28,8 @@ class Seen:
 
     route       the path's template, or the RPC's name
     status      as HTTP counts
+    failure     why a request that was in order failed, whatever status tells it; empty where it did not
+    model       the one that answered, or was asked to; empty where none is known
     started_at  as time.perf_counter() counts, when the request's head had been read
     seconds     from then to the end of the answer
     answered    nothing where the engine gave no answer; several where one call holds several requests
@@ -40,6 +42,8 @@ class Seen:
     status: int
     started_at: float
     seconds: float
+    failure: str = ""
+    model: str = ""
     answered: Sequence[Answered] = ()
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
 
@@ -60,11 +64,6 @@ class Seen:
         """Of the caller's trace, by its traceparent; empty where it sent none."""
         match = _TRACEPARENT(self.headers.get(b"traceparent", b""))
         return match[1].decode() if match else ""
-
-    @property
-    def model(self) -> str:
-        """The model that answered; empty where none did."""
-        return self.answered[0].model if self.answered else ""
 
 
 class Observer(Protocol):

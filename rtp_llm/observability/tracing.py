@@ -14,7 +14,6 @@ from rtp_llm.observability.seen import Answered, Seen
 
 _NAME = "rtp_llm"
 _CARRIED = ("traceparent", "tracestate")
-_FAILED = 500
 _FLUSH_MILLISECONDS = 3000
 
 
@@ -57,7 +56,7 @@ class Tracer:
             start_time=start,
         )
         if span.is_recording():
-            if seen.status >= _FAILED:
+            if seen.failure:
                 span.set_status(self._trace.StatusCode.ERROR)
             context = self._trace.set_span_in_context(span)
             for one in seen.answered:

@@ -100,6 +100,9 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig, beside: Runtim
     model = load_model(model_type, model_config.hf, source, ops.fork(quantization))
     source.close()
     num_cores = available_cores(config) if ops.name == "native" else 1
+    if streams is None and config.num_threads > num_cores:
+        reason = "all this process may use" if ops.name == "native" else f"all that {ops.name} ops use"
+        logger.warning("num_threads %d: %d compute, %s", config.num_threads, num_cores, reason)
     return CpuRuntime(
         model_type=model_type,
         model=model,

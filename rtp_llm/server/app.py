@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError
-from rtp_llm.observability import Observer
+from rtp_llm.observability import Observer, ProcessMetrics
 from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.dispatch import Dispatcher
 from rtp_llm.server.protocol import Protocol
@@ -24,6 +24,7 @@ from rtp_llm.server.tls import check_certificate
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
+_CLOSING = 0.1  # seconds that uvicorn takes for connections that nothing is due on
 _LOOK_AGAIN = 0.05  # seconds between two looks for a second signal
 _UNLIMITED = 600  # seconds that shutdown_timeout=-1 stands for, as in the original
 _EVERYWHERE = ("0.0.0.0", "::", "")
@@ -64,19 +65,21 @@ def check_grpc() -> None:
 def serve(
     engines: EngineLike | Sequence[EngineLike],
     config: ServerConfig,
-    on_ready: Callable[[], None] | None = None,
+    on_ready: Callable[[int], None] | None = None,
     observers: Sequence[Observer] = (),
+    process: ProcessMetrics | None = None,
 ) -> bool:
     """Serve until SIGINT or SIGTERM, then let running requests end, for at most `config.shutdown_timeout` seconds.
 
     Before that, for `config.drain_seconds`, the server serves on and says that it is not healthy. A second signal ends
     it at once -> False then.
 
-    `on_ready` is called once, when the socket accepts connections; `observers` are told of each request that has ended.
+    `on_ready` is called once with the port, when it accepts connections; `observers` are told of each request that has
+    ended; `process` tells of this process at /metrics.
     ConfigError: the address cannot be listened on.
     """
     listener = listen(config.host, config.start_port)
-    app = Dispatcher(engines, config, observers)
+    app = Dispatcher(engines, config, observers, process)
     options = uvicorn.Config(
         app,
         http=Protocol,
@@ -88,7 +91,6 @@ def serve(
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=config.timeout_keep_alive,
-        timeout_graceful_shutdown=_seconds_to_end(config),
         ssl_certfile=config.ssl_certfile or None,
         ssl_keyfile=config.ssl_keyfile or None,
     )
@@ -121,7 +123,7 @@ class _Server(uvicorn.Server):
         options: uvicorn.Config,
         app: Dispatcher,
         config: ServerConfig,
-        on_ready: Callable[[], None] | None,
+        on_ready: Callable[[int], None] | None,
         observers: Sequence[Observer],
     ) -> None:
         super().__init__(options)
@@ -140,16 +142,33 @@ class _Server(uvicorn.Server):
         if self._settings.grpc_port:
             self._end_grpc = await self._start_grpc(self._settings)
         await super().startup(sockets)
-        for listener in sockets or []:
-            logger.debug("listening on http://%s:%d", *listener.getsockname()[:2])
         _warn_if_open(self._app, self._settings)
-        if self._on_ready is not None:
-            self._on_ready()
+        if self._on_ready is not None and sockets:
+            self._on_ready(sockets[0].getsockname()[1])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._drain()
-        ends = [super().shutdown(sockets)] + ([self._end_grpc()] if self._end_grpc else [])
+        ends = [self._end_http(sockets)] + ([self._end_grpc()] if self._end_grpc else [])
         await asyncio.gather(*ends)
+
+    async def _end_http(self, sockets: list[socket.socket] | None) -> None:
+        """uvicorn's own end has no word for an answer that its client does not read, and calls it an error."""
+        seconds = _seconds_to_end(self._settings)
+        ending = asyncio.ensure_future(super().shutdown(sockets))
+        done, _ = await asyncio.wait({ending}, timeout=seconds + _CLOSING)
+        if done:
+            return await ending
+        ending.cancel()
+        tasks = list(self.server_state.tasks)
+        unread = sum(1 for one in self.server_state.connections if one.transport.get_write_buffer_size())
+        if tasks or unread:
+            logger.warning(
+                "shutdown_timeout (%d s) is over: requests without an answer, which get 503: %d; "
+                "connections that are closed with an answer that their client has not read: %d",
+                seconds, len(tasks), unread,
+            )  # fmt: skip
+        for task in tasks:
+            task.cancel()
 
     async def _drain(self) -> None:
         """Serve on, for whoever has not heard yet; each answer is its connection's last, so that none is left idle."""

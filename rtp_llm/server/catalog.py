@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
@@ -99,25 +98,22 @@ class Catalog:
         """Those of each model."""
         return [engine.metrics for engine in self.engines]
 
+    @property
+    def only_metrics(self) -> Metrics | None:
+        """Those of the model that any request is for; None where there are several."""
+        return self.default.metrics if len(self.engines) == 1 else None
+
     def check_health(self) -> None:
         """Raise NotReady, with the reason, while any model cannot answer, or when no more requests should come."""
-        self._check_draining()
-        for engine in self.engines:
-            engine.check_health()
-
-    def watch_health(self) -> None:
-        """Each model's metrics tell from now on whether it can answer."""
-        for engine in self.engines:
-            engine.metrics.watch_health(partial(self._is_ready, engine))
-
-    def _check_draining(self) -> None:
         if self.draining:
             raise NotReady("the server is about to shut down: try another one")
-
-    def _is_ready(self, engine: EngineLike) -> bool:
-        try:
-            self._check_draining()
+        for engine in self.engines:
             engine.check_health()
+
+    def is_healthy(self) -> bool:
+        """Whether `check_health` has nothing to say."""
+        try:
+            self.check_health()
         except NotReady:
             return False
         return True

@@ -7,7 +7,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 from starlette.routing import Match, Route, Router
@@ -16,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.errors import InvalidRequest, NotReady
-from rtp_llm.observability import CONTENT_TYPE, Observer, render
+from rtp_llm.observability import CONTENT_TYPE, Observer, ProcessMetrics, render
 from rtp_llm.server import (
     classifier,
     cohere,
@@ -85,7 +84,11 @@ class Dispatcher:
     """An ASGI callable that gives every request an id, an answer and a place in the metrics."""
 
     def __init__(
-        self, engines: EngineLike | Sequence[EngineLike], config: ServerConfig, observers: Sequence[Observer] = ()
+        self,
+        engines: EngineLike | Sequence[EngineLike],
+        config: ServerConfig,
+        observers: Sequence[Observer] = (),
+        process: ProcessMetrics | None = None,
     ) -> None:
         self.catalog = catalog = Catalog(engines if isinstance(engines, Sequence) else [engines])
         self.admission = Admission(config)
@@ -99,7 +102,8 @@ class Dispatcher:
         parts = (*shared, tei.get_routes(catalog, config), vllm.get_routes(), own)
         self.routes = [route for part in parts for route in part]
         self._paths = {*DIALECTS, *(route.path for route in self.routes if "{" not in route.path)}
-        catalog.watch_health()
+        self._process = process or ProcessMetrics()
+        self._process.watch_health(catalog.is_healthy)
         self._router = Router(self.routes, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,8 +120,8 @@ class Dispatcher:
             await _respond_error(exchange, NotReady("the server is shutting down: try another one, or later"))
         except Exception as error:
             await _respond_error(exchange, error)
-        metrics = exchange.metrics or self.catalog.default.metrics
-        metrics.observe_http(exchange.route, exchange.status, time.perf_counter() - exchange.started_at)
+        metrics, seconds = exchange.metrics or self.catalog.default.metrics, time.perf_counter() - exchange.started_at
+        metrics.observe_http(exchange.route, exchange.status, seconds, exchange.failure)
         if self._observers:
             seen = exchange.seen()
             for observer in self._observers:
@@ -129,6 +133,7 @@ class Dispatcher:
         if path in self._paths:  # also of what is refused for its key or its method
             exchange.route = path
         if posted is not None:
+            exchange.metrics = self.catalog.only_metrics
             # Other methods too: who asks wrongly there is this dialect's client.
             exchange.error_form = posted.error_form
         elif path in tei.GET_PATHS:
@@ -151,13 +156,14 @@ class Dispatcher:
 
     async def _route(self, exchange: Exchange, path: str) -> None:
         scope = {**exchange.scope, "path": path, "app": self}
-        try:
-            await self._router(scope, exchange.receive, exchange.send)
-        except HTTPException:
-            raise self._no_route(exchange.method, path) from None
-        finally:
-            if "route" in scope:
-                exchange.route = scope["route"].path
+        for route in self.routes:
+            match, found = route.matches(scope)
+            if match is not Match.NONE:
+                exchange.route = route.path
+            if match is Match.FULL:
+                await route.handle({**scope, **found}, exchange.receive, exchange.send)
+                return
+        raise self._no_route(exchange.method, path)
 
     def _no_route(self, method: str, path: str) -> InvalidRequest:
         allowed = {"POST"} if path in DIALECTS else set()
@@ -170,11 +176,12 @@ class Dispatcher:
         return MethodNotAllowed(f"{path[:200]} does not take {method}; it takes {allow}", allow=allow)
 
     async def _metrics(self, _: HttpRequest) -> HttpResponse:
-        return HttpResponse(render(self.catalog.metrics), headers={"content-type": CONTENT_TYPE})
+        return HttpResponse(render(self._process, self.catalog.metrics), headers={"content-type": CONTENT_TYPE})
 
 
 async def _respond_error(exchange: Exchange, error: Exception) -> None:
     shown = as_rtp_error(error, exchange.method, exchange.path, exchange.request_id)
+    exchange.failure = shown.failure
     if exchange.status == 0:
         status, body = exchange.error_form(shown)
         await exchange.respond(status, body, error_headers(shown))

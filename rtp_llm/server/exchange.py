@@ -26,7 +26,7 @@ class Exchange:
     """A request's headers, its channels, and what has been sent of its answer.
 
     `status` is 0 until the answer starts; `route` is the path's template, and `metrics` are those of the model that was
-    asked, once it is known; `error_form` tells failures;
+    asked, once it is known; `error_form` tells failures, and `failure` is why a request that was in order failed;
     `content_type` is that of an answer that is no failure; `answered` is what the engine has answered.
     """
 
@@ -36,6 +36,7 @@ class Exchange:
         "answered",
         "content_type",
         "error_form",
+        "failure",
         "headers",
         "method",
         "metrics",
@@ -59,6 +60,7 @@ class Exchange:
         self.receive = receive
         self._send = send
         self.status = 0
+        self.failure = ""
         self.route = "unmatched"
         self.metrics: Metrics | None = None
         self.error_form: ErrorForm = openai_form
@@ -88,9 +90,16 @@ class Exchange:
             status=self.status,
             started_at=self.started_at,
             seconds=time.perf_counter() - self.started_at,
+            failure=self.failure,
+            model=self._model(),
             answered=self.answered,
             headers=self.headers,
         )
+
+    def _model(self) -> str:
+        if self.answered:
+            return self.answered[0].model
+        return self.metrics.model_name if self.metrics is not None else ""
 
     def _common(self) -> Headers:
         common = [(b"x-request-id", self.request_id.encode("latin-1")), *self._cors.headers(self.headers)]

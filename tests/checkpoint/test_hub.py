@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from rtp_llm.checkpoint import read_json, resolve
@@ -128,6 +129,8 @@ def stalling(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
 @pytest.mark.parametrize("stalls", ["/api/models/org/model", "/tree/", "GET .*/resolve/.*safetensors"])
 def test_a_hub_that_stalls(stalling: Hub, cache: Path, stalls: str) -> None:
     stalling.stalls = stalls
+    if stalls == "/tree/" and int(huggingface_hub.__version__.partition(".")[0]) < 2:
+        pytest.skip("this version of the library asks for no tree")
     with pytest.raises(CheckpointError, match="org/model cannot be downloaded from http.*check the network"):
         get(stalling, cache)
     stalling.stalls = ""

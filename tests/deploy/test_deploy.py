@@ -11,7 +11,7 @@ import pytest
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.flags import environment_name, parse_args
-from rtp_llm.observability import Metrics
+from rtp_llm.observability.page import described
 from rtp_llm.server.rtp import HEALTH_PATHS, LIVENESS_PATHS
 from tests.deploy.files import DEPLOY, metric_names, panels, read_yaml, rules
 from tests.real_server import ROOT
@@ -19,7 +19,7 @@ from tests.real_server import ROOT
 OPTIONS = {environment_name(spec) for spec in fields(ServerConfig)}
 DOCKERFILES = ("Dockerfile", "Dockerfile.cuda")
 SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("",), "gauge": ("",)}
-EXPOSED = {f"{one.name}{suffix}" for one in Metrics().described for suffix in SUFFIXES[one.kind]}
+EXPOSED = {f"{one.name}{suffix}" for one in described() for suffix in SUFFIXES[one.kind]}
 
 
 def deployment() -> Any:
@@ -34,7 +34,7 @@ def test_rules_and_dashboard_name_metrics_that_exist() -> None:
 def test_the_dashboard_shows_every_metric() -> None:
     """But for what another panel tells in other words."""
     shown = {name for _, expression in panels() for name in metric_names(expression)}
-    unseen = [one.name for one in Metrics().described if not any(name.startswith(one.name) for name in shown)]
+    unseen = [one.name for one in described() if not any(name.startswith(one.name) for name in shown)]
     assert set(unseen) <= {"rtp_llm_queued_inputs", "rtp_llm_cache_entries"}
 
 
@@ -87,9 +87,12 @@ def test_images_are_built_from_what_the_context_has(name: str) -> None:
 def test_systemd() -> None:
     text = (DEPLOY / "rtp-llm.service").read_text()
     settings = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
-    assert int(settings["TimeoutStopSec"]) > ServerConfig(checkpoint_path="x").shutdown_timeout
+    environ = dict(one.split("=") for one in settings["Environment"].split())
+    assert set(environ) - {"HF_HOME"} <= OPTIONS
+    config = parse_args(["x"], environ)
+    assert int(settings["TimeoutStopSec"]) > config.drain_seconds + config.shutdown_timeout > config.shutdown_timeout
     assert settings["RestartPreventExitStatus"] == "2" and settings["ExecReload"].endswith("-HUP $MAINPID")
-    assert "LOG_FORMAT=json" in settings["Environment"] and "LOG_FORMAT" in OPTIONS
+    assert config.log_format == "json"
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")

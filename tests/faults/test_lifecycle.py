@@ -1,8 +1,10 @@
 """From start to end: when the port opens, how a signal drains, what a second does, and what cannot start says why."""
 
 import os
+import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -60,7 +62,7 @@ def test_draining_serves_on_and_says_so() -> None:
             health = get(port, "/health")
             assert health.headers["retry-after"] == "1" and "about to shut down" in health.text
             assert get(port, "/live").status_code == 200
-            assert 'rtp_llm_ready{model=""} 0.0' in get(port, "/metrics").text
+            assert "rtp_llm_ready 0.0" in get(port, "/metrics").text
             for answer in (kept.post("/v1/embeddings", json=BODY), post(port)):
                 assert (answer.status_code, answer.headers["connection"]) == (200, "close")
         assert child.communicate(timeout=20) == ("ended\n", "")
@@ -76,7 +78,7 @@ def test_a_second_signal_stops_at_once(number: signal.Signals, drain_seconds: in
         answers: list[httpx.Response] = []
         thread = threading.Thread(target=lambda: answers.append(post(port)))
         thread.start()
-        wait_until(lambda: 'rtp_llm_ready{model=""} 1.0' in get(port, "/metrics").text)
+        wait_until(lambda: "rtp_llm_ready 1.0" in get(port, "/metrics").text)
         child.send_signal(number)
         time.sleep(0.3)
         assert child.poll() is None
@@ -85,6 +87,34 @@ def test_a_second_signal_stops_at_once(number: signal.Signals, drain_seconds: in
         assert child.wait(5) == 0 and time.monotonic() - began < 3
         thread.join()
     assert answers[0].status_code == 503 and "shutting down" in answers[0].text
+
+
+def test_a_port_of_the_systems_choice_and_more_threads_than_cores_are_told(tiny_bert: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    child = launch([str(tiny_bert), "--port", "0", "--num_threads", "10000"], log)
+    try:
+        wait_until(lambda: "ready on" in log.read_text() or child.poll() is not None, 60)
+        (port,) = set(re.findall(r"http://localhost:(\d+)", log.read_text()))
+        assert get(int(port), "/live").status_code == 200
+        assert re.search(r"WARNING .*num_threads 10000: \d+ compute", log.read_text())
+    finally:
+        child.terminate()
+        assert child.wait(20) == 0
+
+
+def test_clients_that_do_not_read_are_told_of_at_the_end() -> None:
+    """Each has an answer, so nothing that the server does is an error."""
+    port, inputs = free_port(), b",".join([b'"a"'] * 50_000)
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (len(inputs) + 12)
+    with process(start_port=port, shutdown_timeout=1, max_client_batch_size=50_000) as child:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.sendall(head + b'{"input":[' + inputs + b"]}")
+            wait_until(lambda: 'route="/v1/embeddings",status="200"} 1.0' in get(port, "/metrics").text)
+            child.send_signal(signal.SIGTERM)
+            out, log = child.communicate(timeout=20)
+    assert out == "ended\n" and "Cancel" not in log
+    assert "which get 503: 0; connections that are closed with an answer that their client has not read: 1" in log
 
 
 def test_a_second_signal_does_not_wait_for_a_long_step(tiny_bert: Path, tmp_path: Path) -> None:

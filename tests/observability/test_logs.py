@@ -70,9 +70,9 @@ def test_a_share_of_the_requests_and_every_failure(caplog: pytest.LogCaptureFixt
     assert 60 < len(lines(caplog)) < 140
     caplog.clear()
     again = RequestLog(0.25)
-    for status in (400, 429, 500, 503):
-        again.observe(seen("r-0", status))
-    assert [record.args[2] for record in lines(caplog) if isinstance(record.args, tuple)][-2:] == [500, 503]
+    for status, failure in ((400, ""), (424, ""), (424, "engine_failure"), (429, ""), (503, "not_ready")):
+        again.observe(seen("r-0", status, failure=failure))
+    assert [record.args[2] for record in lines(caplog) if isinstance(record.args, tuple)] == [424, 503]
 
 
 def test_json_lines_are_one_line_whatever_is_said() -> None:
@@ -125,6 +125,21 @@ def test_a_full_disk_costs_lines_and_nothing_else() -> None:
         logger.info("two")
         output.flush()
     assert sum(lost) == 2
+
+
+def test_whatever_is_raised_the_thread_writes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int, data: bytes) -> int:
+        raise MemoryError
+
+    with (tmp_path / "log").open("wb") as file, output_to(file.fileno()) as (output, logger, lost):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", fail)
+            logger.info("one")
+            output.flush()
+        output.on_lost = None  # type: ignore[assignment]
+        output.emit(logging.makeLogRecord({"msg": "two"}))
+        output.flush()
+    assert (tmp_path / "log").read_text() == "two\n" and lost == [1]
 
 
 def test_a_closed_pipe_costs_lines_and_nothing_else() -> None:

@@ -56,7 +56,7 @@ def test_a_real_server_sends_the_stages_of_a_request(tiny_bert: Path, tmp_path: 
 def test_a_failure_is_an_error_without_stages() -> None:
     with collecting() as collector:
         tracer = Tracer(f"http://127.0.0.1:{collector.port}/v1/traces")
-        tracer.observe(seen(status=503))
+        tracer.observe(seen(status=503, failure="not_ready"))
         tracer.close()
     (span,) = collector.spans
     assert (span.status.code, attributes(span)["http.response.status_code"]) == (2, 503)

@@ -27,7 +27,7 @@ from tests.server.fake_engine import FakeEngine
 engine = FakeEngine()
 engine.delay = float(sys.argv[2])
 config = ServerConfig(checkpoint_path="fake", host="127.0.0.1", start_port=int(sys.argv[1]), shutdown_timeout=1)
-serve(engine, config, on_ready=lambda: print("ready", flush=True))
+serve(engine, config, on_ready=lambda port: print("ready", flush=True))
 print("ended", flush=True)
 """
 

@@ -180,6 +180,7 @@ class Calls:
         left = context.time_remaining()
         deadline = math.inf if left is None else time.monotonic() + left
         rpc, status = Rpc(choose_id(metadata.get(b"x-request-id")), metadata, deadline), _CLIENT_LEFT
+        failure = ""
         started_at = time.perf_counter()
         task = asyncio.current_task()
         assert task is not None
@@ -190,17 +191,18 @@ class Calls:
         except asyncio.CancelledError:
             if not self._over:
                 raise
-            status = NotReady.status
             error = NotReady("the server is shutting down: try another one, or later")
+            status, failure = error.status, error.failure
             await _abort(context, _code(error), error, rpc.id)
         except Exception as error:
             shown = as_rtp_error(error, "gRPC", path, rpc.id)
-            status = shown.status
+            status, failure = shown.status, shown.failure
             await _abort(context, _code(error), shown, rpc.id)
         finally:
             self._running.discard(task)
             seconds = time.perf_counter() - started_at
-            (rpc.metrics or self._catalog.default.metrics).observe_http(path, status, seconds)
+            metrics = rpc.metrics or self._catalog.default.metrics
+            metrics.observe_http(path, status, seconds, failure)
             seen = Seen(
                 request_id=rpc.id,
                 method="gRPC",
@@ -208,6 +210,8 @@ class Calls:
                 status=status,
                 started_at=started_at,
                 seconds=seconds,
+                failure=failure,
+                model=rpc.metrics.model_name if rpc.metrics else "",
                 answered=rpc.answered,
                 headers=rpc.metadata,
             )
