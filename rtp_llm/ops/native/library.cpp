@@ -86,17 +86,16 @@ EXPORT void rtp_stream_delete(Stream* stream) { delete stream; }
 EXPORT int64_t rtp_arena_capacity(Stream* stream) { return stream->capacity(); }
 EXPORT int rtp_max_lookups() { return kMaxLookups; }
 
-// Runs a program on up to `threads` cores; false, and everything is dropped, when an activation does not fit into
-// memory.
+// Runs a program on up to `threads` cores; false, and everything is dropped, when it does not fit into memory.
 EXPORT int rtp_run(Stream* stream, const char* words, int64_t num_words, int threads) {
   try {
     Program::load(*stream, words, num_words);
+    the_threads()->run(*stream, threads);
+    return true;
   } catch (const std::bad_alloc&) {
     stream->reset();
     return false;
   }
-  the_threads()->run(*stream, threads);
-  return true;
 }
 
 // GFLOP/s on the calling thread, the best slice of about a millisecond: of multiply-adds between vector registers, and of
