@@ -1,9 +1,10 @@
-"""The compiled kernels against NumpyOps in fp32 and fp64: what needs no torch, and so runs in .ci/aarch64 too."""
+"""The compiled kernels against NumpyOps in fp64: what needs no torch, and so runs in .ci/aarch64 too."""
 
 from typing import Any, get_args
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from rtp_llm.core import FloatArray
 from rtp_llm.ops import Norm, PoolMode
@@ -11,11 +12,17 @@ from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.ops.self_check import failing_ops
 from rtp_llm.ops.weight_only import BITS
-from tests.ops.data import assert_as_exact, batch_of, encoder, normal
+from tests.ops.data import batch_of, encoder, normal
 from tests.ops.test_int8 import linear
 
 HEADS = [(3, 3, 16), (4, 2, 24), (2, 2, 13), (4, 1, 128)]
 numpy_ops: Any = NumpyOps()
+
+
+def assert_near(ours: FloatArray, exact: NDArray[np.float64]) -> None:
+    """Within 1e-6 of the largest: twice torch's own error on these. numpy's in fp32 depends on the machine's BLAS."""
+    assert ours.shape == exact.shape
+    assert np.abs(ours - exact).max() <= 1e-6 * np.abs(exact).max(initial=1.0)
 
 
 def narrowed(weight: FloatArray) -> FloatArray:
@@ -30,7 +37,7 @@ def test_linear(ops: NativeOps, n: int, k: int, m: int, is_bf16: bool) -> None:
     x, weight = normal(m, k), normal(n, k)
     weight = narrowed(weight) if is_bf16 else weight
     exact = x.astype(np.float64) @ weight.T.astype(np.float64)
-    assert_as_exact(linear(ops, x, weight), linear(numpy_ops, x, weight), exact)
+    assert_near(linear(ops, x, weight), exact)
 
 
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu", "silu", "tanh"])
@@ -38,8 +45,7 @@ def test_bias_activation_and_residual(ops: NativeOps, activation: str | None) ->
     arrays = normal(70, 24), normal(53, 24), normal(53), normal(70, 53)
     x, weight, bias, residual = (array.astype(np.float64) for array in arrays)
     exact = numpy_ops.linear(x, weight, bias, activation, residual)
-    rest = *arrays[:3], activation, arrays[3]
-    assert_as_exact(linear(ops, *rest), linear(numpy_ops, *rest), exact)
+    assert_near(linear(ops, *arrays[:3], activation, arrays[3]), exact)
 
 
 @pytest.mark.parametrize("window", [None, 7])
@@ -53,19 +59,17 @@ def test_attention(
     qkv, batch = normal(sum(lengths), (num_heads + 2 * num_kv_heads) * head_dim), batch_of(lengths)
     shape: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
     shape |= {"scale": head_dim**-0.5, "causal": causal, "window": window}
-    expected, exact = (numpy_ops.attention(x, batch, **shape) for x in (qkv, qkv.astype(np.float64)))
-    # NumpyOps weighs in fp64, and is three times as exact as torch, whose bound test_native_ops.py sets.
-    assert_as_exact(ops.to_numpy(ops.attention(ops.vector(qkv), batch, **shape)), expected, exact, floor=6e-7)
+    exact = numpy_ops.attention(qkv.astype(np.float64), batch, **shape)
+    assert_near(ops.to_numpy(ops.attention(ops.vector(qkv), batch, **shape)), exact)
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize("size", [1, 5, 100, 384])
 def test_norm(ops: NativeOps, size: int, kind: Any) -> None:
     x, weight, bias = 3 * normal(7, size) + 1, normal(size), None if kind == "rms" else normal(size, seed=1)
-    expected = numpy_ops.norm(x, Norm(weight, bias, 1e-6, kind))
+    exact = numpy_ops.norm(x, Norm(weight, bias, 1e-6, kind)).astype(np.float64)
     norm = Norm(ops.vector(weight), None if bias is None else ops.vector(bias), 1e-6, kind)
-    y = ops.to_numpy(ops.norm(ops.vector(x), norm))
-    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6 * np.abs(expected).max(initial=1))
+    assert_near(ops.to_numpy(ops.norm(ops.vector(x), norm)), exact)
 
 
 @pytest.mark.parametrize("mode", get_args(PoolMode))
