@@ -21,7 +21,7 @@ from rtp_llm.engine.scheduler import Grant
 from rtp_llm.engine.step import Outcome, compute, item_failure
 from rtp_llm.engine.token_parts import token_parts
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
-from rtp_llm.engine.tokens import Part, Token
+from rtp_llm.engine.tokens import Part
 from rtp_llm.engine.waiting import key_of
 from rtp_llm.errors import EngineFailure, NotReady, Overloaded, RtpError
 from rtp_llm.observability import Metrics
@@ -101,14 +101,8 @@ class Engine:
         if reason is not None:
             raise NotReady(reason)
 
-    def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[Token]:
-        """The tokens of a text as the model would read it, without prompt or limit."""
-        return [
-            token for part in self.token_parts(text, add_special_tokens=add_special_tokens) for token in part.tokens
-        ]
-
     def token_parts(self, text: str, *, add_special_tokens: bool = True) -> Iterator[Part]:
-        """The same part by part."""
+        """The tokens of a text as the model would read it, without prompt or limit, part by part."""
         return token_parts(self._tokenizer.tokenizer, text, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:

@@ -303,7 +303,7 @@ def test_nothing_is_lost(jobs: list[tuple[Lane, list[int], float]], kinds: int, 
 def test_models_share_the_device_and_never_a_batch(
     jobs: list[tuple[int, Lane, list[int]]], budgets: list[int], cores: int, random: Random
 ) -> None:
-    """Each batch is one model's, within its own budget, led by what has waited longest in its lane; no core idles."""
+    """Each batch is one model's, within its own budget, led by what has waited longest for it; no core idles."""
     scheduler = Scheduler(budgets[0], cores)
     assert [scheduler.add_model(budget) for budget in budgets[1:]] == [1, 2]
     pending = []
@@ -327,7 +327,8 @@ def test_models_share_the_device_and_never_a_batch(
             continue
         assert {(item.owner.model, item.owner.lane) for item in grant.items} == {(grant.model, grant.lane)}
         assert grant.num_tokens <= budgets[grant.model] or len(grant.items) == 1
-        assert grant.items[0] is next(item for item in waiting if item.owner.lane is grant.lane)
+        there = (item for item in waiting if (item.owner.model, item.owner.lane) == (grant.model, grant.lane))
+        assert grant.items[0] is next(there)
         seen += grant.items
         running.append(grant)
     assert sorted(map(id, seen)) == sorted(map(id, expected)) and scheduler.queued_tokens == 0
@@ -352,3 +353,39 @@ def test_bulk_work_keeps_its_share_over_all_models(share: float, costs: tuple[fl
         tokens[grant.model] += grant.num_tokens
         scheduler.release(grant)
     assert work[Lane.BULK] / sum(work.values()) == pytest.approx(share, rel=0.1)
+
+
+def add_to(scheduler: Scheduler, model: int, *sizes: int) -> None:
+    job, items = make_job(*sizes)
+    job.model = model
+    scheduler.add(Lane.INTERACTIVE, items, model)
+
+
+@pytest.mark.parametrize("cost", [0.25, 1.0, 6.0])
+def test_models_that_always_have_work_have_as_much_of_the_device(cost: float) -> None:
+    scheduler = Scheduler(64, 1)
+    scheduler.add_model(256, cost)
+    for model in (0, 1):
+        add_to(scheduler, model, *[16] * 4000)
+    work = [0.0, 0.0]
+    while scheduler.models[0].lanes[Lane.INTERACTIVE].items and scheduler.models[1].lanes[Lane.INTERACTIVE].items:
+        grant = scheduler.next_batch()
+        assert grant is not None
+        work[grant.model] += grant.num_tokens * (1.0, cost)[grant.model]
+        scheduler.release(grant)
+        assert abs(work[0] - work[1]) <= 64 + 256 * cost
+
+
+def test_an_idle_model_saves_nothing_up() -> None:
+    scheduler = Scheduler(64, 1)
+    scheduler.add_model(64)
+    turns = []
+    add_to(scheduler, 1, *[16] * 400)
+    for turn in range(60):
+        if turn == 50:
+            add_to(scheduler, 0, *[16] * 400)
+        grant = scheduler.next_batch()
+        assert grant is not None
+        turns.append(grant.model)
+        scheduler.release(grant)
+    assert turns == [1] * 50 + [0, 1] * 5
