@@ -27,7 +27,8 @@ def assert_near(ours: FloatArray, exact: NDArray[np.float64]) -> None:
 
 def narrowed(weight: FloatArray) -> FloatArray:
     """Its numbers cut to bf16."""
-    return (weight.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    cut: FloatArray = (weight.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    return cut
 
 
 @pytest.mark.parametrize("is_bf16", [False, True])
