@@ -5,6 +5,8 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 #include "peak.h"
@@ -13,7 +15,7 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int rtp_abi_version() { return 9; }
+EXPORT int rtp_abi_version() { return 10; }
 
 EXPORT int rtp_cpu_supports_avx2() {
 #if defined(__x86_64__)
@@ -50,6 +52,15 @@ EXPORT int rtp_cpu_supports_amx() {
   constexpr unsigned kAll = kBf16 | kTiles | kInt8;
   return (edx & kAll) == kAll && rtp_cpu_supports_avx512_vnni() &&
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return 0;
+#endif
+}
+
+EXPORT int rtp_cpu_supports_neon_dotprod() {
+#if defined(__linux__) && defined(__aarch64__)
+  constexpr unsigned long kDotProducts = 1ul << 20;
+  return (getauxval(AT_HWCAP) & kDotProducts) != 0;
 #else
   return 0;
 #endif
