@@ -15,17 +15,18 @@ class JoinedWrites:
 
     def __init__(self, cycle: RequestResponseCycle, transport: LingeringClose) -> None:
         self.is_closing = transport.is_closing
-        self._cycle = cycle
         self._transport = transport
-        self._head: bytes | None = None  # b"" once it is sent
+        self._cycle: RequestResponseCycle | None = cycle  # until the head has come
+        self._head = b""
 
     def write(self, data: bytes) -> None:
         """Send `data`, or keep it if it is the head of an answer that has a body."""
         if self._head:
             self._transport.writelines((self._head, data))
             self._head = b""
-        elif self._head is None and self._cycle.response_started and self._cycle.scope["method"] != "HEAD":
-            self._head = data
+        elif self._cycle is not None and self._cycle.response_started and self._cycle.scope["method"] != "HEAD":
+            # The cycle is let go of, since it knows this object: what is freed by counting costs the collector nothing.
+            self._head, self._cycle = data, None
         else:
             self._transport.write(data)
 
