@@ -135,10 +135,13 @@ class _Channel:
     due: float = 0.0
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
     answered: bool = False
+    stays_open: bool = False
     parser: Any = None
 
     def on_message_complete(self) -> None:
         self.answered = True
+        # Only here: afterwards the parser has forgotten that the answer had a length, and says no to any.
+        self.stays_open = self.parser.should_keep_alive()
 
 
 class _Run:
@@ -262,7 +265,7 @@ class _Run:
         if status == 200:
             self._latencies.append(now - channel.due)
         self._busy -= 1
-        if channel.parser.should_keep_alive() and not channel.unsent:
+        if channel.stays_open and not channel.unsent:
             channel.due, channel.answered = 0.0, False
             self._idle.append(channel)
         else:

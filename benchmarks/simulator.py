@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,9 +62,8 @@ class _Devices:
         self._costs = costs
         self._free_at = [0.0] * num_devices
 
-    def end(self, grant: Grant, now: float) -> float:
-        """When this batch, taken now, is done."""
-        seconds = self._costs.seconds(grant)
+    def end(self, seconds: float, now: float) -> float:
+        """When a batch of so many seconds, taken now, is done."""
         if not isinstance(self._costs, GpuCosts):
             return now + seconds
         place = self._free_at.index(min(self._free_at))
@@ -73,29 +73,42 @@ class _Devices:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request of inputs of these lengths."""
+    """A request of inputs of these lengths; `model` as the scheduler numbers them."""
 
     time: float
     lengths: Sequence[int]
     lane: Lane = Lane.INTERACTIVE
+    model: int = 0
+
+
+class Answer(NamedTuple):
+    """Seconds from an arrival to its answer."""
+
+    seconds: float
+    lane: Lane
+    model: int
 
 
 @dataclass
 class Result:
-    """Seconds from arrival to answer, by lane and in the order of the answers; core seconds that were worked."""
+    """The answers in their order; core seconds that were worked."""
 
-    latencies: dict[Lane, list[float]] = field(default_factory=lambda: {lane: [] for lane in Lane})
+    answers: list[Answer] = field(default_factory=list)
     finished_at: float = 0.0
     num_tokens: int = 0
     busy: float = 0.0
 
-    def percentile(self, lane: Lane, share: float) -> float:
-        """Seconds within which `share` of the lane's requests were answered."""
-        return float(np.quantile(self.latencies[lane], share, method="higher"))
+    def latencies(self, lane: Lane, model: int | None = None) -> list[float]:
+        """Seconds from arrival to answer of a lane's requests, of all models or of one."""
+        return [answer.seconds for answer in self.answers if answer.lane is lane and model in (None, answer.model)]
+
+    def percentile(self, lane: Lane, share: float, model: int | None = None) -> float:
+        """Seconds within which `share` of them were answered."""
+        return float(np.quantile(self.latencies(lane, model), share, method="higher"))
 
 
 def simulate(scheduler: Scheduler, arrivals: Iterable[Arrival], costs: Costs) -> Result:
-    """Run all arrivals to their end."""
+    """Run all arrivals to their end; a model's batches cost what the scheduler takes its tokens to cost."""
     result, running = Result(), list[tuple[float, int, Grant]]()
     coming = iter(sorted(arrivals, key=lambda arrival: arrival.time))
     upcoming, now = next(coming, None), 0.0
@@ -114,10 +127,10 @@ def simulate(scheduler: Scheduler, arrivals: Iterable[Arrival], costs: Costs) ->
             scheduler.release(grant)
             _finish(grant, now, started, result)
         while (taken := scheduler.next_batch(now)) is not None:
-            seconds = costs.seconds(taken)
+            seconds = costs.seconds(taken) * scheduler.models[taken.model].token_cost
             result.busy += seconds * taken.num_cores
             result.num_tokens += taken.num_tokens
-            heapq.heappush(running, (devices.end(taken, now), next(_serial), taken))
+            heapq.heappush(running, (devices.end(seconds, now), next(_serial), taken))
         if scheduler.queued_items and scheduler.free_cores:
             raise AssertionError("a core is idle although work waits")
     result.finished_at = now
@@ -127,18 +140,20 @@ def simulate(scheduler: Scheduler, arrivals: Iterable[Arrival], costs: Costs) ->
 def _add(scheduler: Scheduler, arrival: Arrival) -> Job:
     count = len(arrival.lengths)
     job = Job(Request(inputs=["x"] * count), Future(), lane=arrival.lane)
+    job.model = arrival.model
     # Ids are serial numbers, so that no two items are identical.
     items = [Item(np.full(n, next(_serial), np.int32), i, owner=job) for i, n in enumerate(arrival.lengths)]
-    scheduler.add(arrival.lane, items)
+    scheduler.add(arrival.lane, items, arrival.model)
     return job
 
 
 def _finish(grant: Grant, now: float, started: dict[int, float], result: Result) -> None:
     for group in grant.groups:
         for item in group:
-            item.owner.remaining -= 1
-            if item.owner.remaining == 0:
-                result.latencies[item.owner.lane].append(now - started.pop(id(item.owner)))
+            job = item.owner
+            job.remaining -= 1
+            if job.remaining == 0:
+                result.answers.append(Answer(now - started.pop(id(job)), job.lane, job.model))
 
 
 def queries(rate: float, seconds: float, seed: int = 0) -> Iterator[Arrival]:

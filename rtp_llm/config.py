@@ -167,7 +167,7 @@ class EngineConfig:
         "auto",
         help="native kernels to use; auto: the best this CPU has",
         group="compute",
-        choices=("auto", "amx", "avx512_vnni", "avx512", "avx2", "generic"),
+        choices=("auto", "amx", "avx512_vnni", "avx512", "avx2", "neon_dotprod", "generic"),
         env="RTP_LLM_INSTRUCTION_SET",
     )
     tp_size: int = option(

@@ -96,25 +96,11 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
     if quantization == "none" and config.quantization in WAYS_OUT and config.quantization_check:
         report_likeness(config, model_config, runtime, tokenizer)
     quantized = quantization if config.quantization == "none" else config.quantization
-    info = ModelInfo(
+    info = replace(
+        _describe(config, model_config, runtime, tokenizer),
         name=name,
-        model_type=runtime.model_type,
-        tasks=tuple(runtime.tasks),
-        dimension=next(iter(runtime.tasks.values())).dimension,
-        max_seq_len=tokenizer.max_seq_len,
-        vocab_size=model.vocab_size,
-        backend=runtime.ops.name,
-        instruction_set=runtime.ops.instruction_set,
-        num_threads=runtime.num_cores,
-        dtype=runtime.dtype if quantized == "none" else quantized,
-        max_batch_tokens=config.max_context_batch_size * tokenizer.max_seq_len or runtime.batch_tokens,
-        prompts=tuple(tokenizer.prompts),
-        scores_are_probabilities=model_config.is_language_reranker or model_config.logit_score is not None,
-        labels=model_config.labels if TaskType.CLASSIFY in runtime.tasks else (),
-        pooling=getattr(runtime.tasks.get(TaskType.DENSE), "pooling_name", ""),
-        created=int(time.time()),
         aliases=aliases,
-        weight_bytes=_weight_bytes(model_config.transformer_folder),
+        dtype=runtime.dtype if quantized == "none" else quantized,
         memory_bytes=max(_resident_bytes() - memory, 0),
     )
     reranking = _pair_encoder(tokenizer, model_config)
@@ -123,6 +109,29 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
     device = beside.device if beside else None
     cost = _matrix_size(model) / _matrix_size(beside.runtime.model) if beside else 1.0
     return Engine(config, runtime, pool, info, Metrics(), device, cost)
+
+
+def _describe(config: EngineConfig, model_config: ModelConfig, runtime: Runtime, tokenizer: Tokenizer) -> ModelInfo:
+    """What is loaded, and its limits; its names and its place in memory are the caller's to say."""
+    return ModelInfo(
+        name="",
+        model_type=runtime.model_type,
+        tasks=tuple(runtime.tasks),
+        dimension=next(iter(runtime.tasks.values())).dimension,
+        max_seq_len=tokenizer.max_seq_len,
+        vocab_size=runtime.model.vocab_size,
+        backend=runtime.ops.name,
+        instruction_set=runtime.ops.instruction_set,
+        num_threads=runtime.num_cores,
+        dtype=runtime.dtype,
+        max_batch_tokens=config.max_context_batch_size * tokenizer.max_seq_len or runtime.batch_tokens,
+        prompts=tuple(tokenizer.prompts),
+        scores_are_probabilities=model_config.is_language_reranker or model_config.logit_score is not None,
+        labels=model_config.labels if TaskType.CLASSIFY in runtime.tasks else (),
+        pooling=getattr(runtime.tasks.get(TaskType.DENSE), "pooling_name", ""),
+        created=int(time.time()),
+        weight_bytes=_weight_bytes(model_config.transformer_folder),
+    )
 
 
 def _pair_encoder(tokenizer: Tokenizer, model_config: ModelConfig) -> Encoder | None:

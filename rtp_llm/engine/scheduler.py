@@ -11,9 +11,10 @@ The interactive lane overtakes the bulk lane, which keeps a guaranteed share of 
 is owed its share of every interactive batch, and goes first as soon as a whole step is owed. Since a batch that runs is
 not interrupted, bulk steps are short while interactive work keeps coming, and whole when it has not come for a while.
 
-Several models share the device: a batch holds items of one model, and of a lane's models the one whose oldest item has
-waited longest goes first. So an item waits for older ones only, whatever the other models are sent. What lanes are owed
-is counted in work: a large model's token weighs more than a small one's.
+Several models share the device: a batch holds items of one model, and of a lane's models that have work the one that
+has had least goes first, counted from when it last had none to do (start-time fair queuing; Goyal et al., 1996). So a
+model that is sent more than its share waits for itself, and one that is sent little hardly waits. Shares are counted in
+work: a large model's token weighs more than a small one's.
 """
 
 from collections.abc import Iterable, Iterator
@@ -57,12 +58,16 @@ class Grant(NamedTuple):
 
 
 class ModelQueue:
-    """What waits for one model, by lane, the token budget of its steps, and what a token costs beside other models'."""
+    """What waits for one model, by lane, the token budget of its steps, and what a token costs beside other models'.
+
+    had  by lane, the work that the model has had; of one that was idle, no less than those have had that were not
+    """
 
     def __init__(self, batch_tokens: int, arrivals: Iterator[int], token_cost: float) -> None:
         self.batch_tokens = batch_tokens
         self.token_cost = token_cost
         self.lanes = {lane: LaneQueue(arrivals) for lane in Lane}
+        self.had = dict.fromkeys(Lane, 0.0)
 
 
 class Scheduler:
@@ -81,6 +86,8 @@ class Scheduler:
         self.models: list[ModelQueue] = []
         self._arrivals = count()
         self._owed = 0.0
+        # By lane, what the model whose turn it was last had had before that turn.
+        self._reached = dict.fromkeys(Lane, 0.0)
         self._calm_budgets = float(_CALM_AFTER)
         self.add_model(batch_tokens)
 
@@ -101,7 +108,10 @@ class Scheduler:
         """Queue items of one job; their `owner` counts its own queued tokens."""
         if lane is Lane.INTERACTIVE:
             self._calm_budgets = 0.0
-        self.models[model].lanes[lane].add(items)
+        queue = self.models[model]
+        if queue.lanes[lane].items == 0:
+            queue.had[lane] = max(queue.had[lane], self._reached[lane])
+        queue.lanes[lane].add(items)
 
     def drop(self, job: Job) -> None:
         """Forget the waiting items of a job that is `done`."""
@@ -148,7 +158,7 @@ class Scheduler:
 
     def _choose(self, now: float) -> tuple[Lane, int, Place] | None:
         """The lane whose turn it is, its model whose turn it is, and the oldest place of that."""
-        urgent, bulk = (self._oldest(lane, now) for lane in (Lane.INTERACTIVE, Lane.BULK))
+        urgent, bulk = (self._first(lane, now) for lane in (Lane.INTERACTIVE, Lane.BULK))
         if urgent is None or bulk is None:
             self._owed = 0.0
         if bulk is None:
@@ -160,15 +170,17 @@ class Scheduler:
             return Lane.BULK, *bulk
         return Lane.INTERACTIVE, *urgent
 
-    def _oldest(self, lane: Lane, now: float) -> tuple[int, Place] | None:
-        """Of all models' places in a lane, the one that has waited longest."""
+    def _first(self, lane: Lane, now: float) -> tuple[int, Place] | None:
+        """The model whose turn it is in a lane, and the place there that has waited longest."""
         places = ((number, model.lanes[lane].oldest(now)) for number, model in enumerate(self.models))
         waiting = [(number, place) for number, place in places if place is not None]
-        return min(waiting, key=lambda found: found[1].arrival) if waiting else None
+        return min(waiting, key=lambda one: (self.models[one[0]].had[lane], one[1].arrival)) if waiting else None
 
     def _settle(self, lane: Lane, num_tokens: int, model: ModelQueue) -> None:
-        """Note who had how much: over time, bulk work that waits gets its share."""
+        """Note who had how much: over time, bulk work that waits gets its share, and so does each model."""
         work = num_tokens * model.token_cost
+        self._reached[lane] = model.had[lane]
+        model.had[lane] += work
         if lane is Lane.BULK:
             self._owed = max(self._owed - work * (1 - self.bulk_share), 0.0)
             self._calm_budgets += num_tokens / model.batch_tokens

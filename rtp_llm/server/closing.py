@@ -22,6 +22,7 @@ class LingeringClose:
 
     def __init__(self, transport: asyncio.Transport, has_unread: Callable[[], bool]) -> None:
         self.write = transport.write
+        self.writelines = transport.writelines
         self.lingers = False
         self.seconds = LINGER_SECONDS
         self._transport = transport

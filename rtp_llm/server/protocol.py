@@ -9,6 +9,7 @@ from rtp_llm.errors import InvalidRequest, NotReady, RtpError
 from rtp_llm.server.closing import LINGER_SECONDS, HalfClosed, LingeringClose
 from rtp_llm.server.errors import HeadTooLarge, UriTooLong, openai_form
 from rtp_llm.server.exchange import choose_id
+from rtp_llm.server.joined_writes import JoinedWrites
 
 MAX_HEAD_BYTES = 64 << 10
 _LINE_ENDS = len(b": \r\n")
@@ -113,7 +114,7 @@ class Protocol(HttpToolsProtocol):
         self._blind_bytes = 0
         self._stop_alarm()
         super().on_headers_complete()
-        self.cycle.transport = self._closing  # type: ignore[assignment]
+        self.cycle.transport = JoinedWrites(self.cycle, self._closing)  # type: ignore[assignment]
         self._cycles = [*(cycle for cycle in self._cycles if not cycle.response_complete), self.cycle]
         if self._ends_soon:
             self.cycle.keep_alive = False

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,14 @@ from benchmarks.load_client import Plan, Seen, _poisson, _Run, http_request
 
 
 @contextmanager
-def server(status: int = 200, delay: float = 0.0, close: bool = False) -> Iterator[int]:
-    """Answers every request alike -> its port."""
+def server(
+    status: int = 200,
+    delay: float = 0.0,
+    close: bool = False,
+    connection: str = "keep-alive",
+    clients: set[Any] | None = None,
+) -> Iterator[int]:
+    """Answers every request alike -> its port; `clients` gets the addresses of connections."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -22,11 +29,14 @@ def server(status: int = 200, delay: float = 0.0, close: bool = False) -> Iterat
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             time.sleep(delay)
+            if clients is not None:
+                clients.add(self.client_address)
             if close:
                 self.close_connection = True
                 return
             self.send_response(status)
             self.send_header("Content-Length", "2")
+            self.send_header("Connection", connection)
             self.end_headers()
             self.wfile.write(b"{}")
 
@@ -54,6 +64,14 @@ def test_a_closed_loop_keeps_its_connections_busy() -> None:
         seen = run(port, 4, 0.3)
     assert set(seen.statuses) == {200} and 8 <= seen.statuses[200] <= 64
     assert seen.latencies.min() >= 0.02
+
+
+@pytest.mark.parametrize(("header", "connections"), [("keep-alive", 2), ("close", 10)])
+def test_a_connection_serves_request_after_request_unless_the_server_ends_it(header: str, connections: int) -> None:
+    clients: set[Any] = set()
+    with server(connection=header, clients=clients) as port:
+        assert run(port, 2, 60.0, limit=10).statuses == {200: 10}
+    assert len(clients) == connections
 
 
 def test_a_closed_loop_ends_with_its_limit() -> None:

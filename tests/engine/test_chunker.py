@@ -13,6 +13,7 @@ from rtp_llm.engine.loading import load_engine
 from rtp_llm.errors import InvalidRequest
 from tests.backends import BACKENDS
 from tests.tasks.test_dense import pooling, save
+from tests.token_ids import token_ids
 
 torch = pytest.importorskip("torch")
 modules = pytest.importorskip("sentence_transformers.models")
@@ -101,8 +102,9 @@ def test_late_sees_its_neighbours(model: Model) -> None:
 
 
 def test_token_ids(model: Model) -> None:
-    ids = [[token.id for token in model._engine.tokens(text, add_special_tokens=False)] for text in [*CHUNKS, LONG]]
-    whole = [model._engine.tokens("")[0].id, *ids[0]], *ids[1:3], [*ids[3], model._engine.tokens("")[1].id]
+    ids = [token_ids(model, text) for text in [*CHUNKS, LONG]]
+    first, last = token_ids(model, "", add_special_tokens=True)
+    whole = [first, *ids[0]], *ids[1:3], [*ids[3], last]
     np.testing.assert_array_equal(model.embed(list(whole), chunking="late"), model.embed(CHUNKS, chunking="late"))
     pieces = [ids[4][start : start + LIMIT] for start in range(0, len(ids[4]), LIMIT)]
     expected = np.average(model.embed(pieces), axis=0, weights=[len(piece) for piece in pieces])

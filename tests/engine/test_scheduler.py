@@ -4,13 +4,14 @@ import math
 from concurrent.futures import Future
 from itertools import count
 from random import Random
+from weakref import ReferenceType, ref
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rtp_llm.core import Item, Request, TaskType
+from rtp_llm.core import Int32Array, Item, Request, TaskType
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane
 from rtp_llm.engine.scheduler import Grant, Scheduler
@@ -303,7 +304,7 @@ def test_nothing_is_lost(jobs: list[tuple[Lane, list[int], float]], kinds: int, 
 def test_models_share_the_device_and_never_a_batch(
     jobs: list[tuple[int, Lane, list[int]]], budgets: list[int], cores: int, random: Random
 ) -> None:
-    """Each batch is one model's, within its own budget, led by what has waited longest in its lane; no core idles."""
+    """Each batch is one model's, within its own budget, led by what has waited longest for it; no core idles."""
     scheduler = Scheduler(budgets[0], cores)
     assert [scheduler.add_model(budget) for budget in budgets[1:]] == [1, 2]
     pending = []
@@ -327,7 +328,8 @@ def test_models_share_the_device_and_never_a_batch(
             continue
         assert {(item.owner.model, item.owner.lane) for item in grant.items} == {(grant.model, grant.lane)}
         assert grant.num_tokens <= budgets[grant.model] or len(grant.items) == 1
-        assert grant.items[0] is next(item for item in waiting if item.owner.lane is grant.lane)
+        there = (item for item in waiting if (item.owner.model, item.owner.lane) == (grant.model, grant.lane))
+        assert grant.items[0] is next(there)
         seen += grant.items
         running.append(grant)
     assert sorted(map(id, seen)) == sorted(map(id, expected)) and scheduler.queued_tokens == 0
@@ -352,3 +354,57 @@ def test_bulk_work_keeps_its_share_over_all_models(share: float, costs: tuple[fl
         tokens[grant.model] += grant.num_tokens
         scheduler.release(grant)
     assert work[Lane.BULK] / sum(work.values()) == pytest.approx(share, rel=0.1)
+
+
+def add_to(scheduler: Scheduler, model: int, *sizes: int) -> None:
+    job, items = make_job(*sizes)
+    job.model = model
+    scheduler.add(Lane.INTERACTIVE, items, model)
+
+
+@pytest.mark.parametrize("cost", [0.25, 1.0, 6.0])
+def test_models_that_always_have_work_have_as_much_of_the_device(cost: float) -> None:
+    scheduler = Scheduler(64, 1)
+    scheduler.add_model(256, cost)
+    for model in (0, 1):
+        add_to(scheduler, model, *[16] * 4000)
+    work = [0.0, 0.0]
+    while scheduler.models[0].lanes[Lane.INTERACTIVE].items and scheduler.models[1].lanes[Lane.INTERACTIVE].items:
+        grant = scheduler.next_batch()
+        assert grant is not None
+        work[grant.model] += grant.num_tokens * (1.0, cost)[grant.model]
+        scheduler.release(grant)
+        assert abs(work[0] - work[1]) <= 64 + 256 * cost
+
+
+def test_an_idle_model_saves_nothing_up() -> None:
+    scheduler = Scheduler(64, 1)
+    scheduler.add_model(64)
+    turns = []
+    add_to(scheduler, 1, *[16] * 400)
+    for turn in range(60):
+        if turn == 50:
+            add_to(scheduler, 0, *[16] * 400)
+        grant = scheduler.next_batch()
+        assert grant is not None
+        turns.append(grant.model)
+        scheduler.release(grant)
+    assert turns == [1] * 50 + [0, 1] * 5
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_a_queue_that_never_runs_dry_keeps_nothing_of_what_it_gave_out(given_up: bool) -> None:
+    """Lengths of over half a step: no second place fits, so that none is ever looked for by length."""
+    scheduler = Scheduler(64, 1)
+    kept: list[ReferenceType[Int32Array]] = []
+    for turn in range(100):
+        job, items = make_job(40 + turn % 20)
+        kept.append(ref(items[0].input_ids))
+        scheduler.add(Lane.INTERACTIVE, items)
+        if given_up and turn % 2:
+            job.cancelled = True
+            scheduler.drop(job)
+        elif turn > 3 and (grant := scheduler.next_batch()) is not None:
+            scheduler.release(grant)
+    del job, items, grant
+    assert 0 < sum(ids() is not None for ids in kept) <= 8

@@ -9,6 +9,7 @@ import pytest
 
 from tests.server.rtp_clients import Served, serving
 from tests.tasks.checkpoints import LIMIT, save
+from tests.token_ids import token_ids
 
 pytest.importorskip("torch")
 pytest.importorskip("jinja2")
@@ -44,7 +45,7 @@ def vectors(answer: Any) -> Any:
 
 
 def rows(served: Served, *texts: str, special: bool = False, **params: Any) -> Any:
-    ids = [[token.id for token in served.model._engine.tokens(text, add_special_tokens=special)] for text in texts]
+    ids = [token_ids(served.model, text, add_special_tokens=special) for text in texts]
     return served.model.embed(list(ids), **params)
 
 
@@ -70,9 +71,8 @@ def test_messages_elsewhere(dense: Served, classifier: Served) -> None:
     (pooled,) = dense.post("/pooling", messages=CHAT)["data"]
     np.testing.assert_array_equal(np.array([pooled["data"]], np.float32), rows(dense, TEXT))
     answer = classifier.post("/classify", messages=[CHAT])
-    ids = [token.id for token in classifier.model._engine.tokens(TEXT, add_special_tokens=False)]
     probs = np.array([answer["data"][0]["probs"]], np.float32)
-    np.testing.assert_array_equal(probs, classifier.model.classify([ids]))
+    np.testing.assert_array_equal(probs, classifier.model.classify([token_ids(classifier.model, TEXT)]))
 
 
 def test_text_objects(dense: Served) -> None:

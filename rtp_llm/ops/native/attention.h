@@ -30,7 +30,8 @@ struct Attention {
   // whole blocks of rows.
   int64_t plan(int threads) {
     const int64_t pairs = (wanted != nullptr ? num_wanted : num_seqs) * kv_heads;
-    const int64_t block = first_tiled(max_seqlen) < max_seqlen ? kTiledRows : kRows, blocks = ceil_div(max_seqlen, block);
+    const int64_t block = first_tiled(max_seqlen) < max_seqlen ? kTiledRows : kRows;
+    const int64_t blocks = ceil_div(max_seqlen, block);
     const int64_t most = wanted != nullptr || threads == 1 ? 1 : std::max<int64_t>(1, max_seqlen / (4 * kRows));
     parts = std::clamp<int64_t>(ceil_div(4 * threads, pairs), 1, most);
     part_rows = ceil_div(blocks, parts) * block;

@@ -48,6 +48,7 @@ struct TiledAttention {
   // Keys of a chunk, and those of one row that are weighed between tile products.
   static constexpr int64_t kChunk = 256, kPiece = 64;
   static constexpr int64_t kStride = kChunk + kWidth;  // of scores: not a power of two, for the cache's sets
+  static constexpr int64_t kValueNumbers = kChunk / kDepth * kSplitStep;  // of a panel of values' parts
   static constexpr float kLowest = -1e30f;
 
   struct Memory {
@@ -122,10 +123,10 @@ struct TiledAttention {
     pack_values(some_values.own, head_dim, kChunk, memory.values + before * kPanel);
     split_panels(memory.keys, panels * depth() / kDepth, memory.key_parts);
     for (int64_t d = 0; d < depth(); d += kPanel)
-      split_panels(memory.values + d * kChunk, panels, memory.value_parts + d / kPanel * (kChunk / kDepth) * kSplitStep);
+      split_panels(memory.values + d * kChunk, panels, memory.value_parts + d / kPanel * kValueNumbers);
   }
 
-  // Steps of panels, [steps][32][32] -> [steps][kPlanes][2 column tiles][16 pairs][16 columns][2]; a pair is k and k + 16.
+  // Steps of panels, [steps][32][32] -> [steps][kPlanes][2 column tiles][16 pairs][16 columns][2]; a pair is k, k + 16.
   static void split_panels(const float* panel, int64_t steps, uint16_t* to) {
     for (int64_t step = 0; step < steps; ++step, panel += kDepth * kPanel, to += kSplitStep)
       for (int64_t pair = 0; pair < kTileRows; ++pair)
@@ -256,9 +257,8 @@ struct TiledAttention {
 
   template <class F>
   void add_values(const Memory& memory, int64_t chunk, const Block& block, F&& meanwhile) const {
-    constexpr int64_t kPanelNumbers = kChunk / kDepth * kSplitStep;
     const int64_t first = (block.keys.from - chunk) / kDepth;
-    const SplitPanels columns{memory.value_parts + first * kSplitStep, depth() / kPanel, kPanelNumbers};
+    const SplitPanels columns{memory.value_parts + first * kSplitStep, depth() / kPanel, kValueNumbers};
     multiply_split(block.steps(), block.weight_parts, columns, memory.products, depth(), meanwhile);
   }
 

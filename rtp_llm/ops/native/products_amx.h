@@ -116,8 +116,8 @@ inline void store_and_begin(char* c, int64_t stride) {
 
 constexpr int kSplitProducts = 6;  // of 2 x 2 tiles, in a step
 
-// c[32][panels * 32] = a @ b, split both, over `steps`; rows of c are `stride` numbers apart. As in `multiply_tiles` the
-// products of lower parts come first; `meanwhile` is called after each of a step's products.
+// c[32][panels * 32] = a @ b, split both, over `steps`; rows of c are `stride` numbers apart. As in `multiply_tiles`
+// the products of lower parts come first; `meanwhile` is called after each of a step's products.
 template <class F>
 inline void multiply_split(int64_t steps, const uint16_t* a, const SplitPanels& panels, float* c, int64_t stride,
                            F&& meanwhile) {

@@ -6,6 +6,8 @@
 #include <cstring>
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -44,6 +46,10 @@ inline void store_lanes(float* p, Vec x, int64_t lanes) {
 typedef uint16_t NarrowUnaligned __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
 
 inline Vec load_lanes(const uint16_t* p, int64_t lanes) {
+#if defined(__aarch64__)
+  // NOTE: of __builtin_convertvector GCC 12 makes a load and a move for each number.
+  if (lanes == kWidth) return Vec(vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)));
+#endif
   NarrowUnaligned narrow{};
   if (lanes == kWidth) narrow = *reinterpret_cast<const NarrowUnaligned*>(p);
   else std::memcpy(&narrow, p, size_t(lanes) * 2);
