@@ -258,7 +258,17 @@ class ServerConfig(EngineConfig):
         minimum=0,
         env="RTP_LLM_REQUEST_TIMEOUT",
     )
-    timeout_keep_alive: int = option(75, help="seconds an idle connection is kept", group="server", minimum=1)
+    client_priority: bool = option(
+        True,
+        help="let requests choose their lane, by X-Priority or a body's priority; off: their size alone does",
+        group="server",
+    )
+    timeout_keep_alive: int = option(
+        75,
+        help="seconds that a connection is kept when it is idle, or when nothing of an answer is read",
+        group="server",
+        minimum=1,
+    )
     drain_seconds: int = option(
         0,
         help="seconds after SIGTERM in which /health says 503 and requests are still served, so that load balancers "

@@ -99,6 +99,11 @@ class Catalog:
         """Those of each model."""
         return [engine.metrics for engine in self.engines]
 
+    @property
+    def can_answer(self) -> bool:
+        """Whether every model can, draining or not."""
+        return all(map(_can_answer, self.engines))
+
     def check_health(self) -> None:
         """Raise NotReady, with the reason, while any model cannot answer, or when no more requests should come."""
         self._check_draining()
@@ -115,12 +120,7 @@ class Catalog:
             raise NotReady("the server is about to shut down: try another one")
 
     def _is_ready(self, engine: EngineLike) -> bool:
-        try:
-            self._check_draining()
-            engine.check_health()
-        except NotReady:
-            return False
-        return True
+        return not self.draining and _can_answer(engine)
 
     def find(self, name: str) -> EngineLike:
         """The model of this name or alias; UnknownModel lists those that there are."""
@@ -200,3 +200,11 @@ class Catalog:
         infos = [engine.info() for engine in self.engines]
         offers = "; ".join(f"{info.name}: {', '.join(task.value for task in info.tasks)}" for info in infos)
         return UnsupportedTask(f"no served model does what this request asks ({offers})")
+
+
+def _can_answer(engine: EngineLike) -> bool:
+    try:
+        engine.check_health()
+    except NotReady:
+        return False
+    return True

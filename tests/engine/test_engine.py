@@ -247,8 +247,13 @@ def test_an_answer_without_memory_fails_its_request_alone(engine: Engine, monkey
     assert engine.device.problem is None
 
 
-def test_a_request_that_meets_the_end_of_the_tokenizers_leaves_nothing(engine: Engine) -> None:
-    engine._tokenizer.close()
+def test_a_request_that_meets_the_end_of_the_tokenizers_leaves_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: Any) -> None:
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr(engine._tokenizer, "submit", closed)
     with pytest.raises(NotReady, match="shutting down"):
         engine.run_sync(ask(*["x" * 30] * 1000))
     assert not any(engine._jobs.values()) and not any(engine._gate.announced.values())
