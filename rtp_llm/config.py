@@ -258,14 +258,10 @@ class ServerConfig(EngineConfig):
         minimum=0,
         env="RTP_LLM_REQUEST_TIMEOUT",
     )
-    client_priority: bool = option(
-        True,
-        help="let requests choose their lane, by X-Priority or a body's priority; off: their size alone does",
-        group="server",
-    )
+    client_priority: bool = option(True, help="requests may choose their lane; off: size alone does", group="server")
     timeout_keep_alive: int = option(
         75,
-        help="seconds that a connection is kept when it is idle, or when nothing of an answer is read",
+        help="seconds that an idle connection, or an answer nothing of which is read, is kept",
         group="server",
         minimum=1,
     )

@@ -144,6 +144,27 @@ inline Two two_largest(typename Lanes<N>::Type first, typename Lanes<N>::Type se
   }
 }
 
+#if defined(__AVX512F__)
+inline Vec shuffle_lines(Vec a, Vec b, bool odd) {
+  return odd ? Vec(_mm512_shuffle_f32x4(a, b, 0xDD)) : Vec(_mm512_shuffle_f32x4(a, b, 0x88));
+}
+
+// All lanes of sixteen vectors joined: lane i is that of x[i]. In halves, always in the same order.
+template <class F>
+inline Vec reduce_sixteen(const Vec* x, F join) {
+  Vec fours[4];
+  for (int i = 0; i < 4; ++i, x += 4) {
+    const auto two = [&](Vec a, Vec b) {
+      return __m512d(join(Vec(_mm512_unpacklo_ps(a, b)), Vec(_mm512_unpackhi_ps(a, b))));
+    };
+    const __m512d first = two(x[0], x[1]), second = two(x[2], x[3]);
+    fours[i] = join(Vec(_mm512_unpacklo_pd(first, second)), Vec(_mm512_unpackhi_pd(first, second)));
+  }
+  const auto eight = [&](Vec a, Vec b) { return join(shuffle_lines(a, b, false), shuffle_lines(a, b, true)); };
+  return eight(eight(fours[0], fours[1]), eight(fours[2], fours[3]));
+}
+#endif
+
 inline VecInt lane_numbers() {
   VecInt numbers;
   for (int i = 0; i < kWidth; ++i) numbers[i] = i;
@@ -179,9 +200,12 @@ inline Vec exp2(Vec x) {
   constexpr float p[] = {1.0f,           0.69314718246f,  0.24022650719f,  0.055503271520f,
                          0.00961802527f, 0.0013400432654f, 0.00015469732170f};
   x = at_least(-126.0f, x);
-  const Vec rounded = x + kRounder;
-  const Vec fraction = x - (rounded - kRounder);
-  return horner(p, fraction) * power_of_two(rounded);
+  const Vec rounded = x + kRounder, whole = rounded - kRounder, power = horner(p, x - whole);
+#if defined(__AVX512F__)
+  return Vec(_mm512_scalef_ps(power, whole));
+#else
+  return power * power_of_two(rounded);
+#endif
 }
 
 // e^x for x in [-87.3, 88.3], clamped outside; relative error 1e-7.
