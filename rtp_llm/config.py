@@ -260,10 +260,7 @@ class ServerConfig(EngineConfig):
     )
     client_priority: bool = option(True, help="requests may choose their lane; off: size alone does", group="server")
     timeout_keep_alive: int = option(
-        75,
-        help="seconds that an idle connection, or an answer nothing of which is read, is kept",
-        group="server",
-        minimum=1,
+        75, help="seconds an idle connection or unread answer is kept", group="server", minimum=1
     )
     drain_seconds: int = option(
         0,
