@@ -11,6 +11,8 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("rtp_llm/ops/native")
 TARGETS = {"generic": []}
+if platform.machine().lower() == "aarch64":  # an Apple compiler has them in generic
+    TARGETS["neon_dotprod"] = ["-march=armv8.2-a+dotprod"]
 if platform.machine().lower() in ("x86_64", "amd64"):
     TARGETS["avx2"] = ["-mavx2", "-mfma"]
     TARGETS["avx512"] = [

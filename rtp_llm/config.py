@@ -167,7 +167,7 @@ class EngineConfig:
         "auto",
         help="native kernels to use; auto: the best this CPU has",
         group="compute",
-        choices=("auto", "amx", "avx512_vnni", "avx512", "avx2", "generic"),
+        choices=("auto", "amx", "avx512_vnni", "avx512", "avx2", "neon_dotprod", "generic"),
         env="RTP_LLM_INSTRUCTION_SET",
     )
     tp_size: int = option(
@@ -258,7 +258,10 @@ class ServerConfig(EngineConfig):
         minimum=0,
         env="RTP_LLM_REQUEST_TIMEOUT",
     )
-    timeout_keep_alive: int = option(75, help="seconds an idle connection is kept", group="server", minimum=1)
+    client_priority: bool = option(True, help="requests may choose their lane; off: size alone does", group="server")
+    timeout_keep_alive: int = option(
+        75, help="seconds an idle connection or unread answer is kept", group="server", minimum=1
+    )
     drain_seconds: int = option(
         0,
         help="seconds after SIGTERM in which /health says 503 and requests are still served, so that load balancers "

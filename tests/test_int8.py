@@ -12,8 +12,7 @@ import pytest
 from rtp_llm import Model
 from rtp_llm.core import FloatArray
 from rtp_llm.errors import ConfigError
-from rtp_llm.ops.native_library import INSTRUCTION_SETS
-from tests.ops.data import usable_or_skip
+from tests.ops.data import BUILT, usable_or_skip
 
 scipy_stats = pytest.importorskip("scipy.stats")
 
@@ -66,7 +65,7 @@ def test_alone_in_any_batch_in_any_order_on_any_cores(int8: Model, minilm: Path,
         assert np.array_equal(other.embed(texts), together)
 
 
-@pytest.mark.parametrize("backend", [*INSTRUCTION_SETS, "numpy"])
+@pytest.mark.parametrize("backend", [*BUILT, "numpy"])
 def test_backends_agree(int8: Model, minilm: Path, passages: list[str], backend: str) -> None:
     options: dict[str, Any] = {"backend": "numpy"}
     if backend != "numpy":

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from rtp_llm.config import EngineConfig
@@ -18,7 +19,7 @@ from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane, estimate_tokens, lane_of
 from rtp_llm.engine.result_cache import ResultCache
 from rtp_llm.engine.scheduler import Grant
-from rtp_llm.engine.step import Outcome, compute, item_failure
+from rtp_llm.engine.step import ItemRows, Outcome, compute, item_failure
 from rtp_llm.engine.token_parts import token_parts
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.engine.tokens import Part
@@ -34,6 +35,7 @@ _TOKENIZE_CHUNK = 64
 _CANARY_TOKENS = 128
 # Requests that `run_many` keeps in flight: enough for full batches, few enough to bound memory.
 _OFFLINE_IN_FLIGHT = 8
+_SHUTTING_DOWN = "the server is shutting down"
 
 
 class Engine:
@@ -62,7 +64,7 @@ class Engine:
         self.runtime = runtime
         self._tokenizer = tokenizer
         self._info = info
-        self._gate = Gate(config, runtime.num_cores)
+        self._gate = Gate(config, runtime.num_cores, info.max_batch_tokens)
         self._cache = ResultCache(config.result_cache_mb << 20)
         self._intake = Intake(config, runtime.tasks, tokenizer)
         self._delivery = Delivery(runtime.tasks, metrics)
@@ -164,7 +166,13 @@ class Engine:
             self._jobs[lane].add(job)
             with self._changed:
                 self._gate.announce(job, estimate_tokens(request.inputs))
-            self._tokenizer.submit(self._encode_all, job)
+            try:
+                self._tokenizer.submit(self._encode_all, job)
+            except RuntimeError:  # the pool was closed meanwhile
+                with self._changed:
+                    self._gate.announce(job, -job.announced)
+                self._jobs[lane].discard(job)
+                raise NotReady(_SHUTTING_DOWN) from None
         return job
 
     def close(self, timeout: float = 30.0) -> None:
@@ -173,7 +181,7 @@ class Engine:
 
     def stop_intake(self) -> None:
         """Take no more requests, and wait until what came in is queued."""
-        self._not_ready = "the server is shutting down"
+        self._not_ready = _SHUTTING_DOWN
         self._tokenizer.close()
 
     def release(self) -> None:
@@ -186,7 +194,7 @@ class Engine:
 
     def _admit(self, request: Request) -> Lane:
         if self.device.closing or self.device.ended is not None:
-            raise NotReady(self.device.failure or "the server is shutting down")
+            raise NotReady(self.device.failure or _SHUTTING_DOWN)
         self._intake.check(request)
         lane = lane_of(request, self._info.max_batch_tokens)
         try:
@@ -242,7 +250,7 @@ class Engine:
         self.metrics.observe_cache(hit=rows is not None)
         if rows is None:
             return False
-        job.store(item, rows)
+        self._keep(job, item, rows)
         return True
 
     def _cancel(self, job: Job) -> None:
@@ -323,12 +331,21 @@ class Engine:
                 self.metrics.observe_failed_input()
                 self._mark_failed(job, item_failure(item, outcome.error))
             else:
-                job.store(item, outcome.rows)
+                self._keep(job, item, outcome.rows)
             if job.done:
                 finished.append(job)
         if self._cache.capacity and outcome.error is None:
-            self._cache.put(key_of(outcome.items[0]), outcome.rows)
+            with suppress(MemoryError):  # what does not fit is not kept
+                self._cache.put(key_of(outcome.items[0]), outcome.rows)
         return finished
+
+    def _keep(self, job: Job, item: Item, rows: ItemRows) -> None:
+        """Copy an item's rows into its job; where there is no memory for these, that is the job's own failure."""
+        try:
+            job.store(item, rows)
+        except Exception as error:  # the border: one request's answer must not end the batch thread
+            self.metrics.observe_failed_input()
+            self._mark_failed(job, item_failure(item, error))
 
     def resolve(self, jobs: list[Job]) -> None:
         """Tell whoever waits for these jobs, all of which have an outcome."""

@@ -3,26 +3,26 @@
 from collections.abc import Callable, Mapping
 
 from rtp_llm.config import EngineConfig
+from rtp_llm.engine.drain_rate import DrainRate
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane
 from rtp_llm.errors import Overloaded, whole_seconds
 
-# What a batch leaves of the weight of those before it: the rate follows the last ten or so.
-_MEMORY = 0.9
-
 
 class Gate:
-    """Refuses what a model has no room for; measures how fast it is computed. Its owner holds a lock around changes.
+    """Refuses what a model has no room for, and says when it will have. Its owner holds a lock around changes.
 
-    announced  by lane, the tokens that are expected of inputs which are not tokenised yet
+    batch_tokens  the budget of a step, by which a queue is computed
+    announced     by lane, the tokens that are expected of inputs which are not tokenised yet
     """
 
-    def __init__(self, config: EngineConfig, num_cores: int) -> None:
+    def __init__(self, config: EngineConfig, num_cores: int, batch_tokens: int) -> None:
         self._max_tokens = config.max_queued_tokens
         self._max_bulk = config.max_bulk_requests
         self._interactive_share = 1 - config.bulk_share / 100
         self._num_cores = num_cores
-        self._tokens = self._core_seconds = 0.0
+        self._batch_tokens = batch_tokens
+        self._rate = DrainRate()
         self.announced = dict.fromkeys(Lane, 0)
 
     def announce(self, job: Job, num_tokens: int) -> None:
@@ -33,13 +33,12 @@ class Gate:
 
     @property
     def tokens_per_second(self) -> float:
-        """How fast the device works when all its cores do; 0 before the first batch."""
-        return self._tokens / self._core_seconds * self._num_cores if self._core_seconds else 0.0
+        """How fast the device works when all its cores have full steps; 0 before the first batch."""
+        return self._rate.of(self._batch_tokens) * self._num_cores
 
     def observe(self, num_tokens: int, seconds: float, num_cores: int) -> None:
-        """A batch has been computed. A batch weighs what it cost, so that small ones do not pass for the whole."""
-        self._tokens = _MEMORY * self._tokens + num_tokens
-        self._core_seconds = _MEMORY * self._core_seconds + seconds * num_cores
+        """A batch has been computed."""
+        self._rate.observe(num_tokens, seconds * num_cores)
 
     def check(
         self,
@@ -71,14 +70,15 @@ class Gate:
 
     def seconds_of_work(self, queued: Mapping[Lane, int]) -> dict[Lane, float]:
         """What waits and is announced, by lane, in seconds of all cores; 0 before anything is measured."""
-        rate = self.tokens_per_second
-        return {name: (tokens + self.announced[name]) / rate if rate else 0.0 for name, tokens in queued.items()}
+        waiting = {name: tokens + self.announced[name] for name, tokens in queued.items()}
+        rate = self._rate_for(sum(waiting.values()))
+        return {name: tokens / rate if rate else 0.0 for name, tokens in waiting.items()}
 
     def seconds_until_empty(
         self, lane: Lane, waiting: Mapping[Lane, int], others: Mapping[Lane, float] | None = None
     ) -> float:
         """When what waits in a lane will have been computed, if nothing more comes; 1 before anything is measured."""
-        rate = self.tokens_per_second
+        rate = self._rate_for(sum(waiting.values()))
         if not rate:
             return 1.0
         seconds = {name: tokens / rate + (others or {}).get(name, 0.0) for name, tokens in waiting.items()}
@@ -86,3 +86,7 @@ class Gate:
         # While both lanes wait, each has its share; then the other has all.
         share = self._interactive_share if lane is Lane.INTERACTIVE else 1 - self._interactive_share
         return min(own / share if share else float("inf"), own + other)
+
+    def _rate_for(self, num_tokens: int) -> float:
+        """Tokens a second where so many wait, which all cores share."""
+        return self._rate.of(min(num_tokens / self._num_cores, self._batch_tokens)) * self._num_cores

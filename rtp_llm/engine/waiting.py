@@ -1,7 +1,7 @@
 """What waits in one lane, found by age and by length; identical inputs wait, and are computed, as one."""
 
 from bisect import bisect_left, insort
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import TypeAlias
@@ -55,7 +55,8 @@ class LaneQueue:
         self.expired: list[Job] = []
         self._numbers = arrivals or count()
         self._arrivals: deque[Place] = deque()
-        self._by_length: dict[int, deque[Place]] = {}
+        # By age. A place leaves when it is closed, wherever it stands: what is kept of it holds a whole request.
+        self._by_length: dict[int, OrderedDict[Place, None]] = {}
         self._lengths: list[int] = []
         self._by_key: dict[Key, Place] = {}
 
@@ -74,9 +75,9 @@ class LaneQueue:
             length = place.num_own_tokens
             bucket = self._by_length.get(length)
             if bucket is None:
-                bucket = self._by_length[length] = deque()
+                bucket = self._by_length[length] = OrderedDict()
                 insort(self._lengths, length)
-            bucket.append(place)
+            bucket[place] = None
 
     def drop(self, job: Job) -> None:
         """Forget the waiting items of a job that is `done`; they are skipped when their turn comes."""
@@ -91,10 +92,6 @@ class LaneQueue:
             if place.open and self._is_wanted(place, now):
                 return place
             self._arrivals.popleft()
-        # Whatever is left elsewhere belongs to jobs that are done.
-        self._by_length.clear()
-        self._lengths.clear()
-        self._by_key.clear()
         return None
 
     def take(self, place: Place) -> list[Item]:
@@ -120,20 +117,9 @@ class LaneQueue:
                 return None
             nearest = above if below is None or (above is not None and above - length <= length - below) else below
             assert nearest is not None
-            place = self._pop(nearest, now)
-            if place is not None:
+            place = next(iter(self._by_length[nearest]))
+            if self._is_wanted(place, now):
                 return place
-
-    def _pop(self, length: int, now: float) -> Place | None:
-        """First wanted place of this length; an emptied bucket is removed."""
-        bucket = self._by_length[length]
-        while bucket:
-            place = bucket.popleft()
-            if place.open and self._is_wanted(place, now):
-                return place
-        del self._by_length[length]
-        self._lengths.pop(bisect_left(self._lengths, length))
-        return None
 
     def _is_wanted(self, place: Place, now: float) -> bool:
         """Whether anybody still waits for it; those who do not are taken off, and a deserted place is closed."""
@@ -156,6 +142,11 @@ class LaneQueue:
     def _close(self, place: Place) -> None:
         place.open = False
         del self._by_key[place.key]
+        bucket = self._by_length[place.num_own_tokens]
+        del bucket[place]
+        if not bucket:
+            del self._by_length[place.num_own_tokens]
+            self._lengths.pop(bisect_left(self._lengths, place.num_own_tokens))
 
     def _count(self, item: Item, sign: int) -> None:
         """Every queued item is counted here and at its job."""

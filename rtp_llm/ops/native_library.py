@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 from rtp_llm.core import FloatArray, QuantizedWeight
 from rtp_llm.errors import ConfigError
 
-INSTRUCTION_SETS = ("amx", "avx512_vnni", "avx512", "avx2", "generic")  # the fastest first
-ABI_VERSION = 9
+INSTRUCTION_SETS = ("amx", "avx512_vnni", "avx512", "avx2", "neon_dotprod", "generic")  # the fastest first
+ABI_VERSION = 10
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpu_supports_avx2": (c_int, ()),
     "cpu_supports_avx512": (c_int, ()),
     "cpu_supports_avx512_vnni": (c_int, ()),
     "cpu_supports_amx": (c_int, ()),
+    "cpu_supports_neon_dotprod": (c_int, ()),
     "num_cores": (c_int, ()),
     "max_lookups": (c_int, ()),
     "packed_bytes": (c_int64, (c_int64, c_int64, c_int)),
@@ -104,6 +105,7 @@ def usable() -> tuple[str, ...]:
         "avx512_vnni": probe.cpu_supports_avx512_vnni(),
         "avx512": probe.cpu_supports_avx512(),
         "avx2": probe.cpu_supports_avx2(),
+        "neon_dotprod": probe.cpu_supports_neon_dotprod(),
         "generic": 1,
     }
     return tuple(name for name in INSTRUCTION_SETS if supported[name] and library_path(name).exists())

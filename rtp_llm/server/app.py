@@ -17,6 +17,7 @@ from rtp_llm.errors import ConfigError
 from rtp_llm.observability import Observer, ProcessMetrics
 from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.dispatch import Dispatcher
+from rtp_llm.server.open_files import allow_open_files
 from rtp_llm.server.protocol import Protocol
 from rtp_llm.server.service import EngineLike
 from rtp_llm.server.tls import check_certificate
@@ -37,6 +38,7 @@ def create_app(engines: EngineLike | Sequence[EngineLike], config: ServerConfig)
 
 def check(config: ServerConfig) -> None:
     """ConfigError for what would keep `serve` from starting: worth knowing before a large model is loaded."""
+    allow_open_files(config)
     listen(config.host, config.start_port).close()
     if config.grpc_port:
         check_grpc()
@@ -178,7 +180,8 @@ class _Server(uvicorn.Server):
         end = loop.time() + self._settings.drain_seconds
         if self._settings.drain_seconds:
             logger.info("draining for %d s: /health says 503, requests are served", self._settings.drain_seconds)
-        while loop.time() < end and not self.force_exit:
+        # A server that can answer nothing more has nothing to wait for.
+        while loop.time() < end and not self.force_exit and self._app.catalog.can_answer:
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def _start_grpc(self, config: ServerConfig) -> Callable[[], Awaitable[None]]:

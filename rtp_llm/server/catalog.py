@@ -103,6 +103,11 @@ class Catalog:
         """Those of the model that any request is for; None where there are several."""
         return self.default.metrics if len(self.engines) == 1 else None
 
+    @property
+    def can_answer(self) -> bool:
+        """Whether every model can, draining or not."""
+        return all(map(_can_answer, self.engines))
+
     def check_health(self) -> None:
         """Raise NotReady, with the reason, while any model cannot answer, or when no more requests should come."""
         if self.draining:
@@ -112,11 +117,7 @@ class Catalog:
 
     def is_healthy(self) -> bool:
         """Whether `check_health` has nothing to say."""
-        try:
-            self.check_health()
-        except NotReady:
-            return False
-        return True
+        return not self.draining and self.can_answer
 
     def find(self, name: str) -> EngineLike:
         """The model of this name or alias; UnknownModel lists those that there are."""
@@ -196,3 +197,11 @@ class Catalog:
         infos = [engine.info() for engine in self.engines]
         offers = "; ".join(f"{info.name}: {', '.join(task.value for task in info.tasks)}" for info in infos)
         return UnsupportedTask(f"no served model does what this request asks ({offers})")
+
+
+def _can_answer(engine: EngineLike) -> bool:
+    try:
+        engine.check_health()
+    except NotReady:
+        return False
+    return True

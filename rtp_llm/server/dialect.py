@@ -118,7 +118,8 @@ class Dialect(Generic[Body]):
         named = None if self.place is None else partial(self.place, body, info)
         admission.check_size(request, num_bytes, *([named] if named else []))
         seconds = admission.seconds(exchange.headers)
-        request = scheduled(request, exchange.headers, seconds, getattr(body, "priority", None))
+        number = getattr(body, "priority", None)
+        request = scheduled(request, exchange.headers, seconds, number, by_client=config.client_priority)
         await admission.enter()
         try:
             work = self._run(body, request, engine, info, service.turns)

@@ -9,6 +9,7 @@ from rtp_llm.errors import InvalidRequest, NotReady, RtpError
 from rtp_llm.server.closing import LINGER_SECONDS, HalfClosed, LingeringClose
 from rtp_llm.server.errors import HeadTooLarge, UriTooLong, openai_form
 from rtp_llm.server.exchange import choose_id
+from rtp_llm.server.unread import UnreadAnswer
 
 MAX_HEAD_BYTES = 64 << 10
 _LINE_ENDS = len(b": \r\n")
@@ -41,16 +42,19 @@ class Protocol(HttpToolsProtocol):
         self._ends_soon = False
         self._alarm: asyncio.TimerHandle | None = None
         self._closing: LingeringClose
+        self._unread: UnreadAnswer
         self._half_closed: HalfClosed | None = None
         self._cycles: list[RequestResponseCycle] = []  # pipelined requests and the one before them
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._closing = LingeringClose(transport, lambda: self._is_arriving)
+        self._unread = UnreadAnswer(transport, self.config.timeout_keep_alive)
         self._set_alarm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_alarm()
+        self._unread.stop()
         self._closing.stop()
         if self._half_closed is not None:
             self._half_closed.stop()
@@ -71,6 +75,14 @@ class Protocol(HttpToolsProtocol):
             self._set_alarm()
         if self._blind_bytes > MAX_HEAD_BYTES:
             self._refuse(self._head_too_large())
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread.watch()
+
+    def resume_writing(self) -> None:
+        self._unread.stop()
+        super().resume_writing()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Whether the connection stays open: a client may end its half and wait for its answer.

@@ -22,11 +22,16 @@ BodyPriority: TypeAlias = Annotated[
 
 
 def scheduled(
-    request: Request, headers: Mapping[bytes, bytes], seconds: float = math.inf, number: int | None = None
+    request: Request,
+    headers: Mapping[bytes, bytes],
+    seconds: float = math.inf,
+    number: int | None = None,
+    *,
+    by_client: bool = True,
 ) -> Request:
-    """The request with its priority, by X-Priority, and the deadline that is `seconds` from now.
+    """The request with its priority, if it is for clients to choose, and the deadline that is `seconds` from now.
 
-    `number` is a body's own priority, as vLLM and Cohere have it: lower is earlier, and 0 as ever. The header beats it.
+    X-Priority chooses; then `number`, a body's own priority as in vLLM and Cohere: lower is earlier, and 0 as ever.
     InvalidRequest for a priority that does not exist.
     """
     changes: dict[str, Any] = {}
@@ -38,6 +43,8 @@ def scheduled(
         if priority not in _PRIORITIES:
             raise InvalidRequest(f"X-Priority: {priority!r:.60} is not one of {', '.join(_PRIORITIES)}")
         changes["priority"] = priority
+    if not by_client:
+        changes.clear()
     if math.isfinite(seconds):
         changes["deadline"] = time.monotonic() + seconds
     return replace(request, **changes) if changes else request

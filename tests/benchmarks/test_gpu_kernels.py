@@ -14,9 +14,7 @@ def test_the_dry_run_has_a_row_for_each_kernel() -> None:
     rows = list(gpu_kernels.measured("cpu", gpu_kernels.TINY))
     names = {row.name.split()[0] for row in rows}
     assert names == {"attention", "layer", "rms", "embed", "pool", "l2_normalize", "gated", "rotary", "fp8"}
-    # bf16 products are wrong in the interpreter.
-    wrong = [row.name for row in rows if not row.ok]
-    assert all(name.startswith("attention Qwen3") for name in wrong), wrong
+    assert not [row for row in rows if not row.ok]
     assert gpu_kernels.show(rows).count("\n") == len(rows) + 1
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from rtp_llm.core import Params, Request, Response, TaskType
 from rtp_llm.engine.engine import Engine
+from rtp_llm.engine.job import Job
 from rtp_llm.errors import (
     DeadlineExceeded,
     EngineFailure,
@@ -232,6 +233,30 @@ def test_a_task_that_cannot_finish_fails_its_request_alone(engine: Engine, monke
     with pytest.raises(EngineFailure, match=r"finishing the answer failed: KeyError$"):
         engine.run_sync(ask("abc", dimensions=1))
     assert lengths(engine.run_sync(ask("ok"))) == [2]
+
+
+def test_an_answer_without_memory_fails_its_request_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(job: Job, row: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Job, "_room_for", no_room)
+        with pytest.raises(EngineFailure, match="input 0 failed: MemoryError"):
+            engine.run_sync(ask("abc"))
+    assert lengths(engine.run_sync(ask("ok"))) == [2]
+    assert engine.device.problem is None
+
+
+def test_a_request_that_meets_the_end_of_the_tokenizers_leaves_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: Any) -> None:
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr(engine._tokenizer, "submit", closed)
+    with pytest.raises(NotReady, match="shutting down"):
+        engine.run_sync(ask(*["x" * 30] * 1000))
+    assert not any(engine._jobs.values()) and not any(engine._gate.announced.values())
 
 
 def test_the_answer_has_the_ids_that_were_read(engine: Engine) -> None:

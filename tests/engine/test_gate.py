@@ -8,6 +8,7 @@ import pytest
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import Request
+from rtp_llm.engine.drain_rate import DrainRate
 from rtp_llm.engine.gate import Gate
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane, estimate_tokens, lane_of
@@ -16,7 +17,7 @@ from rtp_llm.server.errors import error_headers
 
 
 def make_gate(cores: int = 1, **options: Any) -> Gate:
-    return Gate(EngineConfig(checkpoint_path="x", **options), cores)
+    return Gate(EngineConfig(checkpoint_path="x", **options), cores, 1024)
 
 
 def queued(interactive: int = 0, bulk: int = 0) -> dict[Lane, int]:
@@ -73,15 +74,29 @@ def test_what_is_not_tokenised_yet_counts() -> None:
 @pytest.mark.parametrize("cores", [1, 2])
 @pytest.mark.parametrize("small", [0, 50])
 def test_the_drain_rate_is_the_devices(cores: int, small: int) -> None:
-    """Batches of 1000 tokens in 0.25 core seconds; small ones, which are slower by token, hardly change the rate."""
+    """Batches of 1000 tokens in 0.25 core seconds; small ones, which are slower by token, say nothing of a queue."""
     gate = make_gate(cores)
     assert gate.tokens_per_second == 0
     for _ in range(20):
         gate.observe(1000, 0.25, 1)
-    for _ in range(small // 10):
-        gate.observe(10, 0.005 / cores, cores)
-    assert gate.tokens_per_second == pytest.approx(4000 * cores, rel=0.05)
-    assert gate.seconds_until_empty(Lane.BULK, queued(bulk=8000)) == pytest.approx(2 / cores, rel=0.05)
+    for _ in range(small):
+        gate.observe(10, 0.05 / cores, cores)
+    assert gate.tokens_per_second == pytest.approx(4000 * cores)
+    assert gate.seconds_until_empty(Lane.BULK, queued(bulk=8000)) == pytest.approx(2 / cores)
+    if small:
+        assert gate.seconds_until_empty(Lane.BULK, queued(bulk=8 * cores)) == pytest.approx(8 / 200)
+
+
+def test_a_rate_is_that_of_the_batches_nearest_in_size() -> None:
+    rate = DrainRate()
+    assert rate.of(100) == 0
+    rate.observe(120, 0.1)
+    assert rate.of(1) == rate.of(1e6) == pytest.approx(1200)
+    rate.observe(1000, 0.1)
+    assert [rate.of(size) for size in (8, 70, 600, 5000)] == pytest.approx([1200, 1200, 10_000, 10_000])
+    for _ in range(50):
+        rate.observe(1000, 0.2)
+    assert rate.of(1000) == pytest.approx(5000, rel=0.01)
 
 
 def test_lanes_share_while_both_wait() -> None:

@@ -4,13 +4,14 @@ import math
 from concurrent.futures import Future
 from itertools import count
 from random import Random
+from weakref import ReferenceType, ref
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rtp_llm.core import Item, Request, TaskType
+from rtp_llm.core import Int32Array, Item, Request, TaskType
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane
 from rtp_llm.engine.scheduler import Grant, Scheduler
@@ -389,3 +390,21 @@ def test_an_idle_model_saves_nothing_up() -> None:
         turns.append(grant.model)
         scheduler.release(grant)
     assert turns == [1] * 50 + [0, 1] * 5
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_a_queue_that_never_runs_dry_keeps_nothing_of_what_it_gave_out(given_up: bool) -> None:
+    """Lengths of over half a step: no second place fits, so that none is ever looked for by length."""
+    scheduler = Scheduler(64, 1)
+    kept: list[ReferenceType[Int32Array]] = []
+    for turn in range(100):
+        job, items = make_job(40 + turn % 20)
+        kept.append(ref(items[0].input_ids))
+        scheduler.add(Lane.INTERACTIVE, items)
+        if given_up and turn % 2:
+            job.cancelled = True
+            scheduler.drop(job)
+        elif turn > 3 and (grant := scheduler.next_batch()) is not None:
+            scheduler.release(grant)
+    del job, items, grant
+    assert 0 < sum(ids() is not None for ids in kept) <= 8

@@ -2,12 +2,11 @@
 
 import pytest
 
-from rtp_llm.ops.native_library import INSTRUCTION_SETS
 from rtp_llm.ops.native_ops import NativeOps
-from tests.ops.data import usable_or_skip
+from tests.ops.data import BUILT, usable_or_skip
 
 
-@pytest.fixture(params=INSTRUCTION_SETS)
+@pytest.fixture(params=BUILT)
 def instruction_set(request: pytest.FixtureRequest) -> str:
     return usable_or_skip(request.param)
 

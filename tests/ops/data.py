@@ -1,5 +1,6 @@
 """Inputs and the error bound that the tests of every backend share."""
 
+import platform
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,11 @@ from numpy.typing import NDArray
 
 from rtp_llm.core import Batch, FloatArray, Item, pack
 from rtp_llm.ops import Norm, Ops
-from rtp_llm.ops.native_library import usable
+from rtp_llm.ops.native_library import INSTRUCTION_SETS, usable
+
+# What setup.py builds on a machine of this kind.
+IS_ARM = platform.machine().lower() == "aarch64"
+BUILT = [name for name in INSTRUCTION_SETS if name == "generic" or (name == "neon_dotprod") == IS_ARM]
 
 
 def normal(*shape: int, seed: int = 0) -> FloatArray:

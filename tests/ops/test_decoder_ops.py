@@ -7,17 +7,17 @@ import pytest
 
 from rtp_llm.core import FloatArray
 from rtp_llm.ops import ACTIVATIONS, Norm
-from rtp_llm.ops.native_library import INSTRUCTION_SETS, PackedWeight
+from rtp_llm.ops.native_library import PackedWeight
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
-from tests.ops.data import batch_of, normal, usable_or_skip
+from tests.ops.data import BUILT, batch_of, normal, usable_or_skip
 
 Heads = tuple[int, int, int]
 HEADS: list[Heads] = [(1, 1, 2), (4, 2, 8), (3, 1, 34), (6, 2, 128), (14, 2, 64)]
 numpy_ops = NumpyOps()
 
 
-@pytest.fixture(params=[*INSTRUCTION_SETS, "torch"])
+@pytest.fixture(params=[*BUILT, "torch"])
 def backend(request: pytest.FixtureRequest) -> Any:
     if request.param != "torch":
         return NativeOps(instruction_set=usable_or_skip(request.param))

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 
 from rtp_llm.core import Batch, FloatArray, Int32Array, Item, KeptPrefix, Prefixes, pack
-from rtp_llm.ops.native_library import INSTRUCTION_SETS
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
-from tests.ops.data import normal, usable_or_skip
+from tests.ops.data import BUILT, normal, usable_or_skip
 
 HEADS = [(1, 1, 3), (4, 2, 8), (6, 2, 40), (3, 3, 64), (2, 1, 128)]
 VISIBLE: list[dict[str, Any]] = [{"causal": True}, {"causal": True, "window": 5}, {"causal": True, "window": 70}]
 
 
-@pytest.fixture(params=["numpy", "torch", *INSTRUCTION_SETS])
+@pytest.fixture(params=["numpy", "torch", *BUILT])
 def backend(request: pytest.FixtureRequest) -> Any:
     if request.param == "numpy":
         return NumpyOps()

@@ -52,6 +52,15 @@ def test_what_is_not_http_gets_the_same_error_form(data: bytes, status: int, cod
     assert orjson.loads(body)["error"]["code"] == code
 
 
+def test_who_waits_for_100_continue_gets_it(address: Address) -> None:
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 15\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", address.port), timeout=5) as connection:
+        connection.sendall(head)
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b'{"input": "ab"}')
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+
+
 def test_a_body_that_does_not_arrive() -> None:
     config = replace(CONFIG, body_timeout=1)
     with running_server(FakeEngine(), config) as address:

@@ -1,11 +1,16 @@
 // softmax(scale q k^T) v, sequence by sequence, straight from the packed q, k, v.
 //
-// One task is some (sequence, key head), or a run of the query rows of one. K^T and V of a head are packed into panels in
-// thread-local scratch; kRows query rows at a time then have their scores, softmax and output computed in cache. The
-// keys of a sequence with a prefix are those of the prefix, then its own. A row's bits depend on the keys that it sees:
-// others of its tile weigh nothing.
+// One task is some (sequence, key head), or a run of the query rows of one. On vectors K^T and V of a head are packed
+// into panels in thread-local scratch; kRows query rows at a time then have their scores, softmax and output computed
+// in cache. Rows that see many keys are computed on tiles where there are some (attention_amx.h). The keys of a
+// sequence with a prefix are those of the prefix, then its own. A row's bits depend on the keys that it sees: others of
+// its tile weigh nothing.
 #pragma once
-#include "gemm.h"
+#if defined(__AMX_BF16__)
+#include "attention_amx.h"
+#else
+#include "attention_keys.h"
+#endif
 
 namespace {
 
@@ -18,17 +23,18 @@ struct Attention {
   const int64_t* kept_lens;
   int64_t num_seqs, max_seqlen, heads, kv_heads, head_dim;
   float scale;
-  bool causal;
-  int64_t window;  // 0: none
+  Visibility visibility;
   int64_t parts = 1, part_rows = 0, runs = 0, run_length = 1;
 
   // Enough tasks for every thread, and not many more: a short sequence's head takes less than a hand-over. Parts are
-  // whole tiles, so that a row is computed in the same tile for any plan.
+  // whole blocks of rows.
   int64_t plan(int threads) {
-    const int64_t pairs = (wanted != nullptr ? num_wanted : num_seqs) * kv_heads, tiles = ceil_div(max_seqlen, kRows);
-    const int64_t most = wanted != nullptr || threads == 1 ? 1 : std::max<int64_t>(1, tiles / 4);
+    const int64_t pairs = (wanted != nullptr ? num_wanted : num_seqs) * kv_heads;
+    const int64_t block = first_tiled(max_seqlen) < max_seqlen ? kTiledRows : kRows;
+    const int64_t blocks = ceil_div(max_seqlen, block);
+    const int64_t most = wanted != nullptr || threads == 1 ? 1 : std::max<int64_t>(1, max_seqlen / (4 * kRows));
     parts = std::clamp<int64_t>(ceil_div(4 * threads, pairs), 1, most);
-    part_rows = ceil_div(tiles, parts) * kRows;
+    part_rows = ceil_div(blocks, parts) * block;
     runs = pairs * parts;
     run_length = std::max<int64_t>(1, runs / (16 * threads));
     return ceil_div(runs, run_length);
@@ -39,6 +45,22 @@ struct Attention {
   }
 
  private:
+#if defined(__AMX_BF16__)
+  static constexpr int64_t kTiledRows = TiledAttention::kBlock;
+#else
+  static constexpr int64_t kTiledRows = kRows;
+#endif
+
+  // Query rows `first` to `last` of a sequence and a key head, and where their results go.
+  struct Part {
+    int64_t first, last, kv_head;
+    const float* q;  // of row 0 and head 0
+    float* y;        // of row `first` and head 0
+    KeyRows keys;
+
+    int64_t place(int64_t row) const { return keys.before.count + row; }
+  };
+
   void run_part(int64_t number) const {
     const int64_t pair = number / parts, kv_head = pair % kv_heads;
     const int64_t seq = pair / kv_heads + (wanted != nullptr ? num_seqs - num_wanted : 0);
@@ -50,24 +72,65 @@ struct Attention {
       last = first + 1;
     }
     if (first >= last) return;
-    const Rows before = prefix_rows(seq);
-    const int64_t length = before.count + own;
+    const KeyRows keys = KeyRows{prefix_rows(seq), own_rows(start, own)}.moved(kv_head * head_dim);
+    Part part{first, last, kv_head, qkv + start * row_size(), out + result * heads * head_dim, keys};
+    part.last = std::clamp(first_tiled(keys.count()) - keys.before.count, first, last);
+    if (part.first < part.last) run_vectors(part);
+#if defined(__AMX_BF16__)
+    part.y += (part.last - first) * heads * head_dim;
+    part.first = part.last;
+    part.last = last;
+    if (part.first < part.last) run_tiles(part);
+#endif
+  }
+
+  // The place from which on the rows of a sequence of `length` are computed on tiles: by what they see alone.
+  int64_t first_tiled(int64_t length) const {
+#if defined(__AMX_BF16__)
+    constexpr int64_t kLeastKeys = TiledAttention::kLeastKeys;
+    const int64_t window = visibility.window > 0 ? visibility.window : length;
+    if (head_dim < TiledAttention::kLeastDim) return length;
+    if (visibility.causal) return visibility.window > 0 && window < kLeastKeys ? length : kLeastKeys - 1;
+    return std::min(length, 2 * window - 1) < kLeastKeys ? length : 0;
+#else
+    return length;
+#endif
+  }
+
+#if defined(__AMX_BF16__)
+  void run_tiles(const Part& part) const {
+    const int64_t group = heads / kv_heads, head = part.kv_head * group;
+    const int64_t some = ceil_div(TiledAttention::kMostRows / group, kTiledRows) * kTiledRows;
+    for (int64_t row = part.first; row < part.last; row += some) {
+      const TiledAttention::Queries queries{part.q + row * row_size() + head * head_dim, row_size(), part.place(row),
+                                            std::min(some, part.last - row), group};
+      float* y = part.y + (row - part.first) * heads * head_dim + head * head_dim;
+      TiledAttention{queries, part.keys, part.keys.moved(kv_heads * head_dim), head_dim, factor(), visibility, y,
+                     heads * head_dim}.run();
+    }
+  }
+#endif
+
+  void run_vectors(const Part& part) const {
+    const int64_t length = visibility.causal ? part.place(part.last) : part.keys.count();
     const int64_t padded = ceil_div(length, kPanel) * kPanel, depth = ceil_div(head_dim, kPanel) * kPanel;
     float* keys = thread_scratch().reserve(padded * head_dim + length * depth + kRows * padded);
     float* values = keys + padded * head_dim;
+    // NOTE: lanes past the last key were set to zero. Their scores are never read, but of whatever else stood there
+    // (integers are denormal as fp32) the products can take a hundred times as long.
     if (length < padded) std::fill(values - kPanel * head_dim, values, 0.0f);
-    for (const auto& [rows, first_key] : {std::pair{before, int64_t(0)}, {own_rows(start, own), before.count}}) {
-      const float* source = rows.start + kv_head * head_dim;
-      pack_keys({source, rows.count, rows.stride}, first_key, keys);
-      pack_values({source + kv_heads * head_dim, rows.count, rows.stride}, values + first_key * kPanel, length);
+    const KeyRows seen = part.keys.part(0, length);
+    for (const auto& [rows, first_key] : {std::pair{seen.before, int64_t(0)}, {seen.own, seen.before.count}}) {
+      pack_keys(rows, first_key, head_dim, head_dim, keys);
+      pack_values(rows.moved(kv_heads * head_dim), head_dim, length, values + first_key * kPanel);
     }
-    Head head{keys, values, values + length * depth, padded, length};
+    const Head head{keys, values, values + length * depth, padded, length};
     const int64_t group = heads / kv_heads;
-    for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h)
-      for (int64_t row = first; row < last; row += kRows) {
-        const float* q = qkv + (start + row) * row_size() + h * head_dim;
-        float* y = out + (result + row - first) * heads * head_dim + h * head_dim;
-        attend(head, before.count + row, int(std::min<int64_t>(kRows, last - row)), q, y);
+    for (int64_t h = part.kv_head * group; h < (part.kv_head + 1) * group; ++h)
+      for (int64_t row = part.first; row < part.last; row += kRows) {
+        const float* q = part.q + row * row_size() + h * head_dim;
+        float* y = part.y + (row - part.first) * heads * head_dim + h * head_dim;
+        attend(head, part.place(row), int(std::min<int64_t>(kRows, part.last - row)), q, y);
       }
   }
 
@@ -77,88 +140,23 @@ struct Attention {
     int64_t padded, length;
   };
 
-  struct Rows {
-    const float* start;  // of the key heads; the value heads stand behind them
-    int64_t count, stride;
-  };
-
-  struct Keys {
-    int64_t from, to;
-
-    // x where the lane, j + its place, is among the keys; else `other`.
-    Vec select(int64_t j, Vec x, Vec other) const {
-      if (j >= from && j + kWidth <= to) return x;
-      const VecInt lane = lane_numbers();
-      return (lane >= int32_t(from - j)) & (lane < int32_t(to - j)) ? x : other;
-    }
-  };
-
   int64_t row_size() const { return (heads + 2 * kv_heads) * head_dim; }
-  Rows own_rows(int64_t row, int64_t count) const {
+  HeadRows own_rows(int64_t row, int64_t count) const {
     return {qkv + row * row_size() + heads * head_dim, count, row_size()};
   }
 
   // What stands before a sequence: rows of this batch, or of an earlier one.
-  Rows prefix_rows(int64_t seq) const {
+  HeadRows prefix_rows(int64_t seq) const {
     const int64_t prefix = prefix_of != nullptr ? prefix_of[seq] : -1;
     if (prefix == -1) return {qkv, 0, 0};
     if (prefix < -1) return {kept[-2 - prefix], kept_lens[-2 - prefix], 2 * kv_heads * head_dim};
     return own_rows(cu_seqlens[prefix], cu_seqlens[prefix + 1] - cu_seqlens[prefix]);
   }
 
-  // NOTE: lanes past the last key were set to zero. Their scores are never read, but of whatever else stood there
-  // (integers are denormal as fp32) the products can take a hundred times as long.
-  void pack_keys(Rows from, int64_t first, float* keys) const {
-    for (int64_t j = 0, lanes; j < from.count; j += lanes) {
-      const int64_t start = (first + j) % kPanel;
-      lanes = std::min<int64_t>(kPanel - start, from.count - j);
-      const float* rows = from.start + j * from.stride;
-      float* panel = keys + (first + j) / kPanel * head_dim * kPanel + start;
-      int64_t lane = 0;
-#if defined(__SSE2__)
-      for (; lane + 4 <= lanes && head_dim % 4 == 0; lane += 4)
-        transpose_four(rows + lane * from.stride, from.stride, panel + lane);
-#endif
-      for (; lane < lanes; ++lane)
-        for (int64_t d = 0; d < head_dim; ++d) panel[d * kPanel + lane] = rows[lane * from.stride + d];
-    }
-  }
-
-#if defined(__SSE2__)
-  void transpose_four(const float* rows, int64_t size, float* keys) const {
-    for (int64_t d = 0; d < head_dim; d += 4, rows += 4, keys += 4 * kPanel) {
-      __m128 a = _mm_loadu_ps(rows), b = _mm_loadu_ps(rows + size);
-      __m128 c = _mm_loadu_ps(rows + 2 * size), e = _mm_loadu_ps(rows + 3 * size);
-      _MM_TRANSPOSE4_PS(a, b, c, e);
-      _mm_storeu_ps(keys, a);
-      _mm_storeu_ps(keys + kPanel, b);
-      _mm_storeu_ps(keys + 2 * kPanel, c);
-      _mm_storeu_ps(keys + 3 * kPanel, e);
-    }
-  }
-#endif
-
-  void pack_values(Rows from, float* values, int64_t length) const {
-    for (int64_t d = 0; d < head_dim; d += kPanel, values += length * kPanel) {
-      const int64_t cols = std::min<int64_t>(kPanel, head_dim - d), left = std::min<int64_t>(kWidth, cols);
-      for (int64_t j = 0; j < from.count; ++j) {
-        const float* row = from.start + j * from.stride + d;
-        store(values + j * kPanel, load_lanes(row, left));
-        store(values + j * kPanel + kWidth, load_lanes(row + left, cols - left));
-      }
-    }
-  }
-
-  // The keys that a row sees.
-  int64_t first_key(int64_t row) const { return window > 0 ? std::max<int64_t>(0, row - window + 1) : 0; }
-  int64_t last_key(int64_t row, int64_t length) const {
-    if (causal) return row + 1;
-    return window > 0 ? std::min(length, row + window) : length;
-  }
-
   // Queries at the places `row` and after of a sequence -> y.
   void attend(const Head& head, int64_t row, int rows, const float* q, float* y) const {
-    const int64_t from = first_key(row) / kPanel * kPanel, to = last_key(row + rows - 1, head.length);
+    const int64_t from = visible(row, head.length).from / kPanel * kPanel;
+    const int64_t to = visible(row + rows - 1, head.length).to;
     for (int64_t j = from; j < to; j += kPanel) {
       const int64_t cols = to - j <= kWidth ? kWidth : kPanel;
       multiply(rows, cols, head_dim, q, row_size(), head.keys + j * head_dim, head.scores + j, head.padded, false);
@@ -183,7 +181,7 @@ struct Attention {
   }
 
   float factor() const { return scale * 1.44269504089f; }
-  Keys visible(int64_t row, int64_t length) const { return {first_key(row), last_key(row, length)}; }
+  Keys visible(int64_t row, int64_t length) const { return visibility.of(row, length); }
 
   // The highest score of the visible keys, which lie within `keys`.
   float highest(const float* scores, Keys visible, Keys keys) const {

@@ -8,9 +8,6 @@
 #include <cmath>
 
 #include "simd.h"
-#if defined(__aarch64__)
-#include <arm_neon.h>
-#endif
 
 namespace {
 
@@ -49,6 +46,8 @@ inline VecInt columns_of(const int8_t* w) {
   return VecInt(_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w))));
 #elif defined(__AVX2__)
   return VecInt(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w))));
+#elif defined(__aarch64__)
+  return VecInt(vreinterpretq_s32_s16(vmovl_s8(vld1_s8(w))));
 #else
   Bytes bytes;
   std::memcpy(&bytes, w, sizeof bytes);
@@ -64,7 +63,10 @@ inline VecInt dot(VecInt sums, VecInt row, VecInt column) {
 #if defined(__AVX512VNNI__)
   return VecInt(_mm512_dpbusd_epi32(__m512i(sums), __m512i(row), __m512i(column)));
 #elif defined(__ARM_FEATURE_DOTPROD)
-  return vdotq_s32(sums, vreinterpretq_s8_s32(row), vreinterpretq_s8_s32(column));
+  return VecInt(vdotq_s32(sums, vreinterpretq_s8_s32(row), vreinterpretq_s8_s32(column)));
+#elif defined(__aarch64__)
+  const int16x8_t x = vreinterpretq_s16_s32(row), w = vreinterpretq_s16_s32(column);
+  return sums + VecInt(vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(w)), vmull_high_s16(x, w)));
 #elif defined(__AVX512F__)
   return sums + VecInt(_mm512_madd_epi16(__m512i(row), __m512i(column)));
 #elif defined(__AVX2__)

@@ -16,6 +16,10 @@ inline VecInt load_bytes(const uint8_t* p) {
   return VecInt(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #elif defined(__AVX2__)
   return VecInt(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__aarch64__)
+  uint32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return VecInt(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four)))));
 #else
   VecInt x;
   for (int i = 0; i < kWidth; ++i) x[i] = int8_t(p[i]);

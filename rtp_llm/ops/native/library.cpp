@@ -5,6 +5,8 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 #include "peak.h"
@@ -13,7 +15,7 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int rtp_abi_version() { return 9; }
+EXPORT int rtp_abi_version() { return 10; }
 
 EXPORT int rtp_cpu_supports_avx2() {
 #if defined(__x86_64__)
@@ -55,6 +57,15 @@ EXPORT int rtp_cpu_supports_amx() {
 #endif
 }
 
+EXPORT int rtp_cpu_supports_neon_dotprod() {
+#if defined(__linux__) && defined(__aarch64__)
+  constexpr unsigned long kDotProducts = 1ul << 20;
+  return (getauxval(AT_HWCAP) & kDotProducts) != 0;
+#else
+  return 0;
+#endif
+}
+
 EXPORT int rtp_num_cores() { return available_cores(); }
 
 EXPORT int rtp_is_bf16(const float* x, int64_t n) { return is_bf16(x, n); }
@@ -86,17 +97,16 @@ EXPORT void rtp_stream_delete(Stream* stream) { delete stream; }
 EXPORT int64_t rtp_arena_capacity(Stream* stream) { return stream->capacity(); }
 EXPORT int rtp_max_lookups() { return kMaxLookups; }
 
-// Runs a program on up to `threads` cores; false, and everything is dropped, when an activation does not fit into
-// memory.
+// Runs a program on up to `threads` cores; false, and everything is dropped, when it does not fit into memory.
 EXPORT int rtp_run(Stream* stream, const char* words, int64_t num_words, int threads) {
   try {
     Program::load(*stream, words, num_words);
+    the_threads()->run(*stream, threads);
+    return true;
   } catch (const std::bad_alloc&) {
     stream->reset();
     return false;
   }
-  the_threads()->run(*stream, threads);
-  return true;
 }
 
 // GFLOP/s on the calling thread, the best slice of about a millisecond: of multiply-adds between vector registers, and of

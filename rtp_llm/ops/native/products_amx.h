@@ -1,5 +1,7 @@
 // Products of split rows and packed panels on AMX tiles, a block of k at a time; gemm_amx.h says of what they are made.
 #pragma once
+#include <utility>
+
 #include "split.h"
 #include "tiles.h"
 
@@ -86,6 +88,77 @@ inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const
     add_bf16_products<R>();
   }
   store_sums<R>(c, kPanel * 4);
+}
+
+// Numbers of a step of a panel that is split and in memory, [kPlanes][2 column tiles][tile].
+constexpr int64_t kSplitStep = kPlanes * 2 * kTile;
+
+struct SplitPanels {
+  const uint16_t* start;  // [steps][kSplitStep], `next` numbers apart
+  int64_t count, next;
+};
+
+// Sums to c, and the first products of the next ones; sum by sum, so that tiles do not wait for stores.
+inline void store_and_begin(char* c, int64_t stride) {
+  _tile_stored(0, c, stride);
+  _tile_zero(0);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_stored(1, c + kTileLine, stride);
+  _tile_zero(1);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_stored(2, c + kTileRows * stride, stride);
+  _tile_zero(2);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_stored(3, c + kTileRows * stride + kTileLine, stride);
+  _tile_zero(3);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
+constexpr int kSplitProducts = 6;  // of 2 x 2 tiles, in a step
+
+// c[32][panels * 32] = a @ b, split both, over `steps`; rows of c are `stride` numbers apart. As in `multiply_tiles`
+// the products of lower parts come first; `meanwhile` is called after each of a step's products.
+template <class F>
+inline void multiply_split(int64_t steps, const uint16_t* a, const SplitPanels& panels, float* c, int64_t stride,
+                           F&& meanwhile) {
+  const uint16_t* b = panels.start;
+  char* ready = nullptr;  // where the sums go
+  const auto rows = [&](int64_t step, int plane) {
+    load_rows<2>(a + (step * kPlanes + plane) * kTile, kTileLine, steps * kPlanes * kTileBytes);
+  };
+  const auto columns = [&](int64_t step, int plane) {
+    load_columns(b + step * kSplitStep + plane * 2 * kTile, kTileLine, kTileBytes);
+  };
+  const auto add = [&] {
+    if (ready != nullptr) store_and_begin(std::exchange(ready, nullptr), stride * 4);
+    else add_bf16_products<2>();
+    meanwhile();
+  };
+  finish_stores();
+  zero_sums<2>();
+  for (int64_t panel = 0; panel < panels.count; ++panel, b += panels.next) {
+    for (int64_t step = 0; step < steps; ++step) {
+      columns(step, 1);
+      rows(step, 1);
+      add();
+      columns(step, 0);
+      add();
+      rows(step, 2);
+      add();
+      rows(step, 0);
+      columns(step, 1);
+      add();
+      columns(step, 2);
+      add();
+    }
+    for (int64_t step = 0; step < steps; ++step) {
+      columns(step, 0);
+      if (steps > 1) rows(step, 0);
+      add();
+    }
+    ready = reinterpret_cast<char*>(c + panel * kPanel);
+  }
+  store_sums<2>(ready, stride * 4);
 }
 
 constexpr int kSomeLines = 11;  // of a pair's lower parts: a third of a panel's

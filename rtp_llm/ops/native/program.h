@@ -1,6 +1,8 @@
 // What Python recorded, as 64-bit words: an opcode, its result, how many floats to allocate for it (0: it is there),
 // and the operands in the order of the command's members. A tensor is the address of host memory, or 2 * slot + 1.
 #pragma once
+#include <stdexcept>
+
 #include "stream.h"
 
 namespace {
@@ -60,7 +62,7 @@ class Program {
       case kAttention:
         return Attention{y, floats(), integers(), integers(), integers(), number(),
                          word<const float* const*>(), word<const int64_t*>(), number(), number(), number(), number(),
-                         number(), real(), number() != 0, number()};
+                         number(), real(), Visibility{number() != 0, number()}};
       case kRotary: return Rotary{y, floats(), number(), number(), number(), number(), norm(), norm()};
       case kGated: return Gated{y, floats(), number(), number(), int(number())};
       case kPool: return Pool{y, floats(), integers(), integers(), number(), number(), int(number())};
@@ -71,7 +73,8 @@ class Program {
       case kLinearGrouped:
         return number() == 8 ? Command(grouped<8>(y)) : Command(grouped<4>(y));
       case kTakeRows: return TakeRows{y, floats(), integers(), number(), number()};
-      default: return Normalize{y, floats(), number(), number()};
+      case kNormalize: return Normalize{y, floats(), number(), number()};
+      default: throw std::logic_error("a command that these kernels do not know");  // ends the process
     }
   }
 

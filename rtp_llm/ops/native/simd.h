@@ -6,6 +6,8 @@
 #include <cstring>
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -44,6 +46,10 @@ inline void store_lanes(float* p, Vec x, int64_t lanes) {
 typedef uint16_t NarrowUnaligned __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
 
 inline Vec load_lanes(const uint16_t* p, int64_t lanes) {
+#if defined(__aarch64__)
+  // NOTE: of __builtin_convertvector GCC 12 makes a load and a move for each number.
+  if (lanes == kWidth) return Vec(vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)));
+#endif
   NarrowUnaligned narrow{};
   if (lanes == kWidth) narrow = *reinterpret_cast<const NarrowUnaligned*>(p);
   else std::memcpy(&narrow, p, size_t(lanes) * 2);
@@ -138,6 +144,27 @@ inline Two two_largest(typename Lanes<N>::Type first, typename Lanes<N>::Type se
   }
 }
 
+#if defined(__AVX512F__)
+inline Vec shuffle_lines(Vec a, Vec b, bool odd) {
+  return odd ? Vec(_mm512_shuffle_f32x4(a, b, 0xDD)) : Vec(_mm512_shuffle_f32x4(a, b, 0x88));
+}
+
+// All lanes of sixteen vectors joined: lane i is that of x[i]. In halves, always in the same order.
+template <class F>
+inline Vec reduce_sixteen(const Vec* x, F join) {
+  Vec fours[4];
+  for (int i = 0; i < 4; ++i, x += 4) {
+    const auto two = [&](Vec a, Vec b) {
+      return __m512d(join(Vec(_mm512_unpacklo_ps(a, b)), Vec(_mm512_unpackhi_ps(a, b))));
+    };
+    const __m512d first = two(x[0], x[1]), second = two(x[2], x[3]);
+    fours[i] = join(Vec(_mm512_unpacklo_pd(first, second)), Vec(_mm512_unpackhi_pd(first, second)));
+  }
+  const auto eight = [&](Vec a, Vec b) { return join(shuffle_lines(a, b, false), shuffle_lines(a, b, true)); };
+  return eight(eight(fours[0], fours[1]), eight(fours[2], fours[3]));
+}
+#endif
+
 inline VecInt lane_numbers() {
   VecInt numbers;
   for (int i = 0; i < kWidth; ++i) numbers[i] = i;
@@ -173,9 +200,12 @@ inline Vec exp2(Vec x) {
   constexpr float p[] = {1.0f,           0.69314718246f,  0.24022650719f,  0.055503271520f,
                          0.00961802527f, 0.0013400432654f, 0.00015469732170f};
   x = at_least(-126.0f, x);
-  const Vec rounded = x + kRounder;
-  const Vec fraction = x - (rounded - kRounder);
-  return horner(p, fraction) * power_of_two(rounded);
+  const Vec rounded = x + kRounder, whole = rounded - kRounder, power = horner(p, x - whole);
+#if defined(__AVX512F__)
+  return Vec(_mm512_scalef_ps(power, whole));
+#else
+  return power * power_of_two(rounded);
+#endif
 }
 
 // e^x for x in [-87.3, 88.3], clamped outside; relative error 1e-7.

@@ -27,6 +27,13 @@ inline Parts split(Vec x) {
   return {high, middle, rest - middle};
 }
 
+// Each part is cut off from what those before it leave; `paired` takes no more than the upper halves.
+inline Parts cut(Vec x) {
+  const auto rest = [](Vec y) { return y - from_bits(bits_of(y) & int32_t(0xFFFF0000)); };
+  const Vec middle = rest(x);
+  return {x, middle, rest(middle)};
+}
+
 // The upper halves of the first in the lower halves of the second.
 inline __m512i with_lower_halves(__m512i second, __m512i first) {
   return _mm512_mask_alignr_epi8(second, 0x3333333333333333u, first, first, 2);

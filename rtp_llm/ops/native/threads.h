@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <condition_variable>
+#include <exception>
 #include <list>
 #include <mutex>
 #include <thread>
@@ -23,54 +24,66 @@ inline int available_cores() {
 class Threads {
  public:
   // Runs what `stream` has recorded on the caller and at most `threads - 1` helpers; never on more threads, over all
-  // streams, than there are cores.
+  // streams, than there are cores. bad_alloc where there is no memory to share the work out: nothing has been done then.
   void run(Stream& stream, int threads) {
     if (stream.pending() == 0) return;
     threads = std::min(threads, cores_);
-    ++running_;
+    const Running running{running_};
     if (threads <= 1) {
       stream.run_alone();
     } else {
       stream.plan(threads);
-      Job job{&stream, threads - 1, 0};
-      open(job);
+      std::list<Job> job{{&stream, threads - 1, 0}};
+      const Place place = job.begin();
+      open(job, place);
       stream.walk();
-      close(job);
+      close(job, place);
     }
-    --running_;
     stream.clear();
   }
 
  private:
+  // A thread that works, for as long as this lives.
+  struct Running {
+    std::atomic<int>& count;
+    explicit Running(std::atomic<int>& count) : count(count) { ++count; }
+    ~Running() { --count; }
+  };
   struct Job {
     Stream* stream;
     int vacancies, helpers;
   };
+  using Place = std::list<Job>::iterator;
 
   const int cores_ = available_cores();
   std::atomic<int> running_{0};
   std::mutex mutex_;
   std::condition_variable opened_, left_;
-  std::list<Job*> jobs_;
+  std::list<Job> jobs_;
   int threads_ = 0;
 
-  void open(Job& job) {
+  // A job is moved into the list of open ones, and out of it: that needs no memory, and so cannot fail.
+  void open(std::list<Job>& job, Place place) {
     std::lock_guard<std::mutex> lock(mutex_);
-    jobs_.push_back(&job);
-    for (; threads_ < cores_ - 1; ++threads_) std::thread([this] { help(); }).detach();
-    for (int i = 0; i < job.vacancies; ++i) opened_.notify_one();
+    jobs_.splice(jobs_.end(), job, place);
+    try {
+      for (; threads_ < cores_ - 1; ++threads_) std::thread([this] { help(); }).detach();
+    } catch (const std::exception&) {
+      // The system has no more threads, or no memory, for this process: those that there are will do; the next run asks again.
+    }
+    for (int i = 0; i < place->vacancies; ++i) opened_.notify_one();
   }
 
-  void close(Job& job) {
+  void close(std::list<Job>& job, Place place) {
     std::unique_lock<std::mutex> lock(mutex_);
-    jobs_.remove(&job);
-    left_.wait(lock, [&] { return job.helpers == 0; });
+    job.splice(job.end(), jobs_, place);
+    left_.wait(lock, [&] { return place->helpers == 0; });
   }
 
   Job* vacancy() {
     if (running_ >= cores_) return nullptr;
-    for (Job* job : jobs_)
-      if (job->vacancies > 0) return job;
+    for (Job& job : jobs_)
+      if (job.vacancies > 0) return &job;
     return nullptr;
   }
 

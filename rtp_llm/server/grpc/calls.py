@@ -235,7 +235,7 @@ class Calls:
 
     async def _run_in_time(self, engine: EngineLike, request: Request, rpc: Rpc) -> Response:
         seconds = min(self._admission.seconds(rpc.metadata), rpc.deadline - time.monotonic())
-        request = scheduled(request, rpc.metadata, seconds)
+        request = scheduled(request, rpc.metadata, seconds, by_client=self._config.client_priority)
         try:
             return await asyncio.wait_for(engine.run(request), seconds if math.isfinite(seconds) else None)
         except asyncio.TimeoutError:

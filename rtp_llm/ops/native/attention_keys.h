@@ -1,0 +1,97 @@
+// What attention on vectors and attention on tiles share: which keys a row sees, and how rows are packed.
+#pragma once
+#include "gemm.h"
+
+namespace {
+
+// Keys by their place in a sequence.
+struct Keys {
+  int64_t from, to;
+
+  // x where the lane, j + its place, is among the keys; else `other`.
+  Vec select(int64_t j, Vec x, Vec other) const {
+    if (j >= from && j + kWidth <= to) return x;
+    const VecInt lane = lane_numbers();
+    return (lane >= int32_t(from - j)) & (lane < int32_t(to - j)) ? x : other;
+  }
+};
+
+struct Visibility {
+  bool causal;
+  int64_t window;  // 0: none
+
+  // The keys that a row of a sequence of `length` sees.
+  Keys of(int64_t row, int64_t length) const {
+    const int64_t from = window > 0 ? std::max<int64_t>(0, row - window + 1) : 0;
+    if (causal) return {from, row + 1};
+    return {from, window > 0 ? std::min(length, row + window) : length};
+  }
+};
+
+// Rows of a head, of keys or values.
+struct HeadRows {
+  const float* start;
+  int64_t count, stride;
+
+  HeadRows moved(int64_t numbers) const { return {start + numbers, count, stride}; }
+  HeadRows part(int64_t from, int64_t to) const {
+    from = std::clamp<int64_t>(from, 0, count);
+    return {start + from * stride, std::clamp<int64_t>(to, from, count) - from, stride};
+  }
+};
+
+// The keys of a sequence: those of its prefix, then its own.
+struct KeyRows {
+  HeadRows before, own;
+
+  int64_t count() const { return before.count + own.count; }
+  KeyRows moved(int64_t numbers) const { return {before.moved(numbers), own.moved(numbers)}; }
+  KeyRows part(int64_t from, int64_t to) const {
+    return {before.part(from, to), own.part(from - before.count, to - before.count)};
+  }
+};
+
+#if defined(__SSE2__)
+inline void transpose_four(const float* rows, int64_t size, int64_t head_dim, float* keys) {
+  for (int64_t d = 0; d < head_dim; d += 4, rows += 4, keys += 4 * kPanel) {
+    __m128 a = _mm_loadu_ps(rows), b = _mm_loadu_ps(rows + size);
+    __m128 c = _mm_loadu_ps(rows + 2 * size), e = _mm_loadu_ps(rows + 3 * size);
+    _MM_TRANSPOSE4_PS(a, b, c, e);
+    _mm_storeu_ps(keys, a);
+    _mm_storeu_ps(keys + kPanel, b);
+    _mm_storeu_ps(keys + 2 * kPanel, c);
+    _mm_storeu_ps(keys + 3 * kPanel, e);
+  }
+}
+#endif
+
+// Keys -> columns of panels [keys / kPanel][depth][kPanel], depth >= head_dim, from column `first` on.
+inline void pack_keys(HeadRows from, int64_t first, int64_t head_dim, int64_t depth, float* panels) {
+  for (int64_t j = 0, lanes; j < from.count; j += lanes) {
+    const int64_t start = (first + j) % kPanel;
+    lanes = std::min<int64_t>(kPanel - start, from.count - j);
+    const float* rows = from.start + j * from.stride;
+    float* panel = panels + (first + j) / kPanel * depth * kPanel + start;
+    int64_t lane = 0;
+#if defined(__SSE2__)
+    for (; lane + 4 <= lanes && head_dim % 4 == 0; lane += 4)
+      transpose_four(rows + lane * from.stride, from.stride, head_dim, panel + lane);
+#endif
+    for (; lane < lanes; ++lane)
+      for (int64_t d = 0; d < head_dim; ++d) panel[d * kPanel + lane] = rows[lane * from.stride + d];
+  }
+}
+
+// Values -> rows of panels [head_dim / kPanel][length][kPanel], from the row on that `panels` points at.
+inline void pack_values(HeadRows from, int64_t head_dim, int64_t length, float* panels) {
+  for (int64_t d = 0; d < head_dim; d += kPanel, panels += length * kPanel) {
+    const int64_t cols = std::min<int64_t>(kPanel, head_dim - d), left = std::min<int64_t>(kWidth, cols);
+    for (int64_t j = 0; j < from.count; ++j) {
+      const float* row = from.start + j * from.stride + d;
+      store(panels + j * kPanel, load_lanes(row, left));
+      store(panels + j * kPanel + kWidth, load_lanes(row + left, cols - left));
+    }
+  }
+}
+
+}  // namespace
