@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
-from rtp_llm.config import IGNORED, EngineConfig, ServerConfig, checked
+from rtp_llm.config import EngineConfig, ServerConfig, checked
 from rtp_llm.errors import ConfigError
+from rtp_llm.ignored_options import IGNORED
 
 logger = logging.getLogger(__name__)
 

@@ -138,7 +138,7 @@ def test_the_originals_time_to_drain() -> None:
     [
         ("/m --start_prot 1", "unknown option --start_prot; did you mean --start_port? (--help lists all options)"),
         ("/m --num_threads x", "num_threads: 'x' is not a whole number (--help lists all options)"),
-        ("/m --port 9000 --grpc_port 9000", "grpc_port and start_port are both 9000: HTTP and gRPC need a port each"),
+        ("/m --port 9000 --grpc_port 9000", "grpc_port and start_port are both 9000: each needs one"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

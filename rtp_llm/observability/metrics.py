@@ -97,10 +97,7 @@ class Metrics:
         self._cache_bytes = families.gauge("cache_bytes", "Bytes of results that are kept")
         self._cache_entries = families.gauge("cache_entries", "Results that are kept")
         self._device_counts: Callable[[], Mapping[str, float]] = dict
-        for name, help in _DEVICE_COUNTERS.items():
-            families.counted(f"device_{name}", help, partial(self._device_count, name))
-        for name, help in _DEVICE_GAUGES.items():
-            families.gauge(f"device_{name}", help).set_function(partial(self._device_count, name))
+        self._add_device(families)
         # NOTE: `labels` takes 3 us a call, so its results are kept.
         self._exchanges: dict[tuple[str, int], Counter] = {}
         self._routes: dict[str, Histogram] = {}
@@ -213,6 +210,12 @@ class Metrics:
     def registry(self) -> CollectorRegistry:
         """Where the samples are."""
         return self.families.registry
+
+    def _add_device(self, families: Families) -> None:
+        for name, help in _DEVICE_COUNTERS.items():
+            families.counted(f"device_{name}", help, partial(self._device_count, name))
+        for name, help in _DEVICE_GAUGES.items():
+            families.gauge(f"device_{name}", help).set_function(partial(self._device_count, name))
 
     def _device_count(self, name: str) -> float:
         return self._device_counts().get(name, 0)
