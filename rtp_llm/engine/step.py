@@ -59,10 +59,8 @@ def _outcome(group: list[Item], rows: Mapping[TaskType, Rows], place: int) -> Ou
 def item_failure(item: Item, error: Exception) -> EngineFailure:
     """What the request of an item that failed is told; the whole error is logged."""
     id_, length = item.owner.request.request_id, len(item.input_ids)
-    is_memory = isinstance(error, MemoryError)  # whose message says what did not fit, and whose traceback nothing
+    # What did not fit into memory says all, and its traceback nothing.
+    reason, trace = (f": {error}", None) if isinstance(error, MemoryError) else ("", error)
+    logger.error("request %s: input %d of %d tokens failed%s", id_, item.index, length, reason, exc_info=trace)
     message = error.message if isinstance(error, RtpError) else type(error).__name__
-    if is_memory and str(error):
-        message = f"there is not enough memory: {error}"
-    trace = None if is_memory else error
-    logger.error("request %s: input %d of %d tokens failed: %s", id_, item.index, length, message, exc_info=trace)
     return EngineFailure(f"computing input {item.index} failed: {message}")
