@@ -100,6 +100,11 @@ class InputTooLarge(InvalidInput):
     elsewhere = RequestTooLarge
 
 
+def in_one_line(error: BaseException) -> str:
+    """The name of a library's error and its text, for a message that is one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def whole_seconds(wait: float) -> int:
     """A wait as clients are told of it: whole seconds, at least one, never too few."""
     return max(1, math.ceil(wait))

@@ -15,7 +15,7 @@ from typing import Any
 
 from rtp_llm.checkpoint.attempt import Attempt
 from rtp_llm.config import EngineConfig
-from rtp_llm.errors import CheckpointError
+from rtp_llm.errors import CheckpointError, in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -132,14 +132,18 @@ def _download(config: EngineConfig, wanted: Sequence[str], progress: bool) -> Pa
     work = partial(
         snapshot_download,
         config.checkpoint_path,
-        revision=config.revision or None,
+        **_snapshot(config),
         endpoint=config.hf_endpoint or None,
         token=config.hf_token or None,
-        cache_dir=config.download_dir or None,
         allow_patterns=[glob.escape(path) for path in wanted],
         tqdm_class=_progress_class(config.checkpoint_path, progress, attempt),
     )
     return Path(attempt.run(work, 2 * _ANSWER_SECONDS))
+
+
+def _snapshot(config: EngineConfig) -> dict[str, Any]:
+    """Which revision, and where it is kept: what both libraries' `snapshot_download` call by the same names."""
+    return {"revision": config.revision or None, "cache_dir": config.download_dir or None}
 
 
 def _cached_if_whole(config: EngineConfig) -> Path | None:
@@ -162,8 +166,7 @@ def _cached(config: EngineConfig) -> Path:
     folder = Path(
         snapshot_download(
             config.checkpoint_path,
-            revision=config.revision or None,
-            cache_dir=config.download_dir or None,
+            **_snapshot(config),
             local_files_only=True,
             allow_patterns=list(_ALWAYS),
             ignore_patterns=list(_NEVER),
@@ -221,9 +224,8 @@ def _translated(error: Exception, config: EngineConfig) -> CheckpointError:
             f"{name} is not, or not completely, in the cache and hf_hub_offline is set; "
             "start once without it, or give the checkpoint's folder"
         )
-    problem = " ".join(f"{type(error).__name__}: {error}".split())
     return CheckpointError(
-        f"{name} cannot be downloaded from {at}: {problem}; check the network or hf_endpoint "
+        f"{name} cannot be downloaded from {at}: {in_one_line(error)}; check the network or hf_endpoint "
         "and start again, which keeps the files that are complete, or give the checkpoint's folder"
     )
 
@@ -289,8 +291,7 @@ def _from_modelscope(config: EngineConfig) -> Path:
         except Exception:
             folder = None
         if folder is None:
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise CheckpointError(f"{name} cannot be had from modelscope: {problem}") from error
+            raise CheckpointError(f"{name} cannot be had from modelscope: {in_one_line(error)}") from error
         _warn_of_cached(config, error)
     if folder is None:
         raise CheckpointError(
@@ -306,8 +307,7 @@ def _modelscope_folder(config: EngineConfig, snapshot_download: Callable[..., st
         folder = Path(
             snapshot_download(
                 config.checkpoint_path,
-                revision=config.revision or None,
-                cache_dir=config.download_dir or None,
+                **_snapshot(config),
                 local_files_only=offline,
                 allow_patterns=allowed,
                 ignore_patterns=list(_NEVER),

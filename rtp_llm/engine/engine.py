@@ -328,8 +328,7 @@ class Engine:
             if job.done:
                 continue
             if outcome.error is not None:
-                self.metrics.observe_failed_input()
-                self._mark_failed(job, item_failure(item, outcome.error))
+                self._fail_input(job, item, outcome.error)
             else:
                 self._keep(job, item, outcome.rows)
             if job.done:
@@ -344,8 +343,11 @@ class Engine:
         try:
             job.store(item, rows)
         except Exception as error:  # the border: one request's answer must not end the batch thread
-            self.metrics.observe_failed_input()
-            self._mark_failed(job, item_failure(item, error))
+            self._fail_input(job, item, error)
+
+    def _fail_input(self, job: Job, item: Item, error: Exception) -> None:
+        self.metrics.observe_failed_input()
+        self._mark_failed(job, item_failure(item, error))
 
     def resolve(self, jobs: list[Job]) -> None:
         """Tell whoever waits for these jobs, all of which have an outcome."""

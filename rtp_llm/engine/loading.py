@@ -22,7 +22,7 @@ from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokenizer_pool import Encoder, TokenizerPool
-from rtp_llm.errors import CheckpointError, ConfigError, RtpError
+from rtp_llm.errors import CheckpointError, ConfigError, RtpError, in_one_line
 from rtp_llm.model_config import ModelConfig, read_model_config
 from rtp_llm.models import Model
 from rtp_llm.observability import Metrics
@@ -71,9 +71,8 @@ def load_engine(
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
             raise ConfigError(f"{config.checkpoint_path}: there is not enough memory to load it") from error
         logger.debug("loading %s failed", config.checkpoint_path, exc_info=True)
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
-            f"{config.checkpoint_path:.200} cannot be loaded: {problem:.300} (--log_level debug shows where)"
+            f"{config.checkpoint_path:.200} cannot be loaded: {in_one_line(error):.300} (--log_level debug shows where)"
         ) from error
     seconds, info = time.perf_counter() - started, engine.info()
     megabytes = info.weight_bytes / 1e6, info.memory_bytes / 1e6
