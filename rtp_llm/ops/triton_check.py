@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from rtp_llm.core import Batch, FloatArray, Item, KeptPrefix, Prefixes, pack
+from rtp_llm.errors import in_one_line
 from rtp_llm.ops import Norm, PoolMode, triton_fp8
 from rtp_llm.ops.torch_ops import DTYPES, TorchOps
 from rtp_llm.ops.triton_launch import on
@@ -56,7 +57,7 @@ def _problem(run: Run, ops: TritonOps) -> str:
     try:
         ours = ops.to_numpy(run(ops))
     except Exception as error:  # the border: whatever a compiler or a driver says of it, torch's op serves
-        return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        return f"{in_one_line(error):.200}"
     exact, theirs = (other.to_numpy(run(other)) for other in (TorchOps(device), TorchOps(device, dtype)))
     found, torchs = (float(np.abs(y - exact).max()) for y in (ours, theirs))
     allowed = 2 * torchs + _FLOORS[ops.dtype] * max(1.0, float(np.abs(exact).max()))
@@ -75,7 +76,7 @@ def _problem_of_rows8(ops: TritonOps) -> str:
         ]
         widened = [ops.to_numpy(replace(rows, wide=None)) for rows in ours]
     except Exception as error:  # the border, as above
-        return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        return f"{in_one_line(error):.200}"
     normed = TorchOps(str(ops.device)).norm((x + x).float(), replace(weight, weight=weight.weight.float()))
     exact = [x.float(), F.silu(x[:, :164].float()) * x[:, 164:].float(), normed]
     errors = [np.abs(y - e.cpu().numpy()).max() / e.abs().max().item() for y, e in zip(widened, exact, strict=True)]

@@ -16,7 +16,7 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
-from rtp_llm.errors import ConfigError
+from rtp_llm.errors import ConfigError, in_one_line
 from rtp_llm.ops import (
     Norm,
     PoolMode,
@@ -266,7 +266,7 @@ class TritonOps(TorchOps):
         try:
             return kernel()
         except (CompilationError, OutOfResources, PTXASError) as error:
-            problem = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+            problem = f"{in_one_line(error):.200}"
         except RuntimeError as error:
             # A pass of the compiler that fails has no type of its own.
             if "PassManager" not in str(error):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rtp_llm.core import Batch, Item
+from rtp_llm.errors import in_one_line
 from rtp_llm.ops.torch_ops import TorchOps
 from rtp_llm.runtime.torch_device import Device
 from rtp_llm.runtime.torch_slot import Staged
@@ -120,8 +121,7 @@ class Graphs:
             replay, output = self._device.capture(recorded)
         except Exception as error:  # the border: whatever a kernel or a driver cannot record is computed without
             self.enabled = False
-            problem = " ".join(str(error).split())
-            logger.warning("no CUDA graphs, small batches take longer: %s: %.200s", type(error).__name__, problem)
+            logger.warning("no CUDA graphs, small batches take longer: %.250s", in_one_line(error))
             return None
         self._bytes += max(free - self._device.free_bytes(), 0)
         graph = self._graphs[key] = _Graph(inputs, output, shapes, replay)
