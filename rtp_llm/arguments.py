@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 import msgspec
@@ -11,6 +11,8 @@ import numpy as np
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, Params
 from rtp_llm.errors import ConfigError, InvalidRequest
+
+_PARAMS = tuple(field.name for field in fields(Params))
 
 _READ = "a text, a pair of texts or a list of token ids is read"
 
@@ -88,7 +90,7 @@ def params(**values: Any) -> Params:
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
     made = Params(**plain)
     try:
-        return msgspec.convert(asdict(made), Params)
+        return msgspec.convert({name: getattr(made, name) for name in _PARAMS}, Params)
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$.")
         field = place.rstrip("`")

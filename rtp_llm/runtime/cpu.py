@@ -66,12 +66,14 @@ class CpuRuntime:
         ops = self.streams.get()
         try:
             ops.num_threads = num_cores
-            returned = ops.upload(packed.as_read(items))
+            read = packed.as_read(items)
+            returned = ops.upload(read)
+            batch = returned if read is packed else ops.upload(packed)
 
             def take_keys(qkv: Tensor, num_rows: int) -> FloatArray:
                 return ops.to_numpy(ops.rows(qkv, np.arange(num_rows, dtype=np.int32)))[:, -self.model.kv_size :]
 
-            tensors, kept = forward(self.model, ops, step, ops.upload(packed), returned, take_keys)
+            tensors, kept = forward(self.model, ops, step, batch, returned, take_keys)
             if step.prefixes is not None and kept:
                 self._prefixes.add(step.prefixes, kept, lambda part: ops.vector(part.copy()))
             arrays = {name: ops.to_numpy(tensor) for name, tensor in tensors.items()}

@@ -19,11 +19,13 @@
 
 namespace {
 
-// A packed weight: panels, [N / 32][K / kDepth][planes][2][16 pairs][16 columns][2]; a pair is k and k + 16. Columns
-// and k are filled up with zeros.
+// A packed weight: panels, [N / 32][planes][K / kDepth][2][16 pairs][16 columns][2]; a pair is k and k + 16. Columns and
+// k are filled up with zeros. The planes are the high parts and, of fp32, the lower 16 bits of each number: two sequences
+// of addresses, which the hardware's prefetch follows. Where both took turns within a page it did not.
 template <class T>
 struct TiledWeight {
-  static int64_t panel_numbers(int64_t K) { return ceil_div(K, kDepth) * kStepNumbers<T>; }
+  static int64_t plane_numbers(int64_t K) { return ceil_div(K, kDepth) * kStepNumbers; }
+  static int64_t panel_numbers(int64_t K) { return plane_numbers(K) * int64_t(sizeof(T) / 2); }
 
   // From w [N, K]; bf16 where T is.
   static void pack(const float* w, int64_t N, int64_t K, uint16_t* to) {
@@ -34,17 +36,17 @@ struct TiledWeight {
       pack_weight(w + n * K, std::min<int64_t>(kPanel, N - n), K, panel);
       for (int64_t k = 0; k < padded; k += kDepth)
         for (int64_t pair = 0; pair < kTileRows; ++pair)
-          halve_pair(panel + (k + pair) * kPanel, to + k / kDepth * kStepNumbers<T> + pair * kDepth);
+          halve_pair(panel + (k + pair) * kPanel, to + k / kDepth * kStepNumbers + pair * kDepth, plane_numbers(K));
     }
   }
 
  private:
-  static void halve_pair(const float* first, uint16_t* tile) {
+  static void halve_pair(const float* first, uint16_t* tile, int64_t apart) {
     const float* second = first + kTileRows * kPanel;
     for (int half = 0; half < 2; ++half, first += kWidth, second += kWidth, tile += kTile) {
       const Vec one = load(first), other = load(second);
       _mm512_storeu_si512(tile, paired(one, other));
-      if constexpr (sizeof(T) == 4) _mm512_storeu_si512(tile + 2 * kTile, paired_lower_halves(one, other));
+      if constexpr (sizeof(T) == 4) _mm512_storeu_si512(tile + apart, paired_lower_halves(one, other));
     }
   }
 };
@@ -235,9 +237,9 @@ struct LinearTiles {
 
   template <class T>
   void multiply(const Block& block, const uint16_t* rows, int64_t k0, int64_t k_len) const {
-    const auto* w = static_cast<const uint16_t*>(weight) + k0 / kDepth * kStepNumbers<T>;
+    const auto* w = static_cast<const uint16_t*>(weight) + k0 / kDepth * kStepNumbers;
     const int64_t steps = ceil_div(k_len, kDepth), tile_row = steps * kPlanes * kTile;
-    const int64_t panel_numbers = TiledWeight<T>::panel_numbers(K);
+    const int64_t panel_numbers = TiledWeight<T>::panel_numbers(K), apart = TiledWeight<T>::plane_numbers(K);
     const bool in_turns = block.m1 - block.m0 <= kBlockRows;
     const int64_t kept = sizeof(T) == 2 ? 0 : in_turns ? 2 * width : steps;
     uint16_t* parts = lower_scratch(kept * kLowerNumbers, w);
@@ -252,9 +254,9 @@ struct LinearTiles {
         const int some = int(ceil_div(pending.rows(), steps)), now = int(std::min(kBlockRows, block.m1 - m));
         const auto meanwhile = [&] { pending.advance(some); };
         const uint16_t* a = rows + (m - block.m0) / kTileRows * tile_row;
-        const Lower lower{parts, m == block.m0, in_turns};
+        const Lower lower{parts, apart, m == block.m0, in_turns};
         float* c = sums[turn];
-        if (paired) multiply_pair<T>(steps, a, panel, panel_numbers, parts, c, meanwhile);
+        if (paired) multiply_pair<T>(steps, a, panel, panel_numbers, apart, parts, c, meanwhile);
         else if (now > kTileRows) multiply_tiles<2, T>(steps, a, 2 * tile_row, panel, lower, c, meanwhile);
         else multiply_tiles<1, T>(steps, a, 2 * tile_row, panel, lower, c, meanwhile);
         pending.sums[0] = {c, m, n, now};

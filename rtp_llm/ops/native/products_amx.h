@@ -12,35 +12,44 @@ constexpr int64_t kTile = kTileRows * kDepth;                             // num
 constexpr int64_t kBlockRows = 2 * kTileRows;                             // rows that are multiplied together
 static_assert(kPanel == 2 * kTileRows);
 
-// What a step of a panel takes in a packed weight, [planes][2 column tiles][tile]: the high parts, and of fp32 the
-// lower 16 bits of each number.
-template <class T>
-constexpr int64_t kStepNumbers = int64_t(sizeof(T)) / 2 * 2 * kTile;
+// What a step of a panel takes in either plane of a packed weight, [2 column tiles][tile].
+constexpr int64_t kStepNumbers = 2 * kTile;
 
 // The middle and low parts of a step, [2 parts][2 column tiles][tile].
 constexpr int64_t kLowerNumbers = 4 * kTile;
 
-// Lines `from` to `to` of the 32 of a packed step, into middle and low parts.
-inline void make_lower_parts(const uint16_t* packed, uint16_t* lower, int from, int to) {
+// Lines `from` to `to` of the 32 of a packed step, whose lower halves are `apart` numbers behind, into middle and low
+// parts.
+inline void make_lower_parts(const uint16_t* high, int64_t apart, uint16_t* lower, int from, int to) {
   for (int64_t line = from * kDepth, end = to * kDepth; line < end; line += kDepth) {
-    const __m512i high = _mm512_load_si512(packed + line), rest = _mm512_load_si512(packed + 2 * kTile + line);
-    const LowerParts parts = lower_parts(high, rest);
+    const LowerParts parts = lower_parts(_mm512_load_si512(high + line), _mm512_load_si512(high + apart + line));
     _mm512_store_si512(lower + line, parts.middle);
     _mm512_store_si512(lower + 2 * kTile + line, parts.low);
   }
+}
+
+// The hardware's prefetch stops at the end of a page, which is two steps: the beginning of a later one is asked for.
+// More lines gain where weights come from memory, and cost where they come from L3.
+template <class T>
+inline void prefetch_step(const uint16_t* high, int64_t apart) {
+  constexpr int kSome = 8;
+  for (int line = 0; line < kSome; ++line) _mm_prefetch(high + line * kDepth, _MM_HINT_T1);
+  if constexpr (sizeof(T) == 4)
+    for (int line = 0; line < kSome; ++line) _mm_prefetch(high + apart + line * kDepth, _MM_HINT_T1);
 }
 
 // Where a block of k of a panel has its middle and low parts; `fresh` says that they are yet to be made, step by step
 // while the step before is multiplied. Where the panel is multiplied once, two steps take turns, and stay in L1.
 struct Lower {
   uint16_t* parts;
+  int64_t apart;  // of a packed weight's planes
   bool fresh, in_turns;
 
   uint16_t* of(int64_t step) const { return parts + (in_turns ? step & 1 : step) * kLowerNumbers; }
 };
 
-// c[R * 16][32] = a @ b over `steps` of kDepth. a: [2 row tiles, `next` bytes apart][steps][kPlanes][tile]; b: a packed
-// panel of T. `meanwhile` is called once a step.
+// c[R * 16][32] = a @ b over `steps` of kDepth. a: [2 row tiles, `next` bytes apart][steps][kPlanes][tile]; b: the
+// high parts of a packed panel of T. `meanwhile` is called once a step.
 //
 // The products of the lower parts come first, over all of the block of k, and those of the high parts last: rounding
 // to the size of a whole sum happens once in 32 numbers.
@@ -50,16 +59,18 @@ inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const
   constexpr bool kWhole = sizeof(T) == 4;
   constexpr int kLines = 2 * kTileRows, kSome = 7;
   const bool fresh = kWhole && lower.fresh;
-  if (fresh) make_lower_parts(b, lower.of(0), 0, kLines);
+  if (fresh) make_lower_parts(b, lower.apart, lower.of(0), 0, kLines);
   finish_stores();
   zero_sums<R>();
-  for (int64_t step = 0; step < steps; ++step, b += kStepNumbers<T>) {
+  for (int64_t step = 0; step < steps; ++step, b += kStepNumbers) {
     const auto rows = [&](int plane) { load_rows<R>(a + (step * kPlanes + plane) * kTile, kTileLine, next); };
     const auto columns = [&](const uint16_t* tiles) { load_columns(tiles, kTileLine, kTileBytes); };
     const bool making = fresh && step + 1 < steps;
     const auto make = [&](int from) {
-      if (making) make_lower_parts(b + kStepNumbers<T>, lower.of(step + 1), from, std::min(from + kSome, kLines));
+      if (!making) return;
+      make_lower_parts(b + kStepNumbers, lower.apart, lower.of(step + 1), from, std::min(from + kSome, kLines));
     };
+    if (fresh) prefetch_step<T>(b + 2 * kStepNumbers, lower.apart);
     columns(b);
     rows(2);
     add_bf16_products<R>();
@@ -81,8 +92,8 @@ inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const
     }
     meanwhile();
   }
-  b -= steps * kStepNumbers<T>;
-  for (int64_t step = 0; step < steps; ++step, b += kStepNumbers<T>) {
+  b -= steps * kStepNumbers;
+  for (int64_t step = 0; step < steps; ++step, b += kStepNumbers) {
     load_columns(b, kTileLine, kTileBytes);
     load_rows<R>(a + step * kPlanes * kTile, kTileLine, next);
     add_bf16_products<R>();
@@ -181,19 +192,9 @@ inline void add_pair_products() {
   }
 }
 
-// The hardware's prefetch stops at the end of a page, which is a step of fp32: the beginning of a later one is asked
-// for. More lines gain where weights come from memory, and cost where they come from L3.
-template <class T>
-inline void prefetch_step(const uint16_t* step) {
-  constexpr int kSome = 8;
-  for (const uint16_t* plane = step; plane < step + kStepNumbers<T>; plane += 2 * kTile)
-    for (int line = 0; line < kSome; ++line) _mm_prefetch(plane + line * kDepth, _MM_HINT_T1);
-}
-
 // The high parts' products of a pair, over `steps`.
-template <class T>
 inline void add_high_pair_products(int64_t steps, const uint16_t* a, const uint16_t* b, int64_t next) {
-  for (int64_t step = 0; step < steps; ++step, b += kStepNumbers<T>, a += kPlanes * kTile) {
+  for (int64_t step = 0; step < steps; ++step, b += kStepNumbers, a += kPlanes * kTile) {
     _tile_loadd(4, a, kTileLine);
     load_columns(b, kTileLine, kTileBytes);
     add_pair_products<0, 4>();
@@ -237,31 +238,32 @@ inline void add_lower_pair_products(const uint16_t* a, const uint16_t* b, int64_
 }
 
 // c[2 panels][16][32] = a @ b over `steps` of kDepth: the sums of `multiply_tiles<1>` for two panels, `next` numbers
-// apart. Each product waits some 50 cycles for the one before it in its sum, which four sums hide.
+// from one to the other; their planes are `apart`. Each product waits some 50 cycles for the one before it in its sum,
+// which four sums hide.
 template <class T, class F>
-inline void multiply_pair(int64_t steps, const uint16_t* a, const uint16_t* b, int64_t next, uint16_t* lower, float* c,
-                          F&& meanwhile) {
+inline void multiply_pair(int64_t steps, const uint16_t* a, const uint16_t* b, int64_t next, int64_t apart,
+                          uint16_t* lower, float* c, F&& meanwhile) {
   constexpr bool kWhole = sizeof(T) == 4;
   constexpr int kLines = 2 * kTileRows;
   const auto lower_of = [&](int64_t step) { return lower + (step & 1) * 2 * kLowerNumbers; };
   if constexpr (kWhole)
     for (int panel = 0; panel < 2; ++panel)
-      make_lower_parts(b + panel * next, lower_of(0) + panel * kLowerNumbers, 0, kLines);
+      make_lower_parts(b + panel * next, apart, lower_of(0) + panel * kLowerNumbers, 0, kLines);
   finish_stores();
   zero_sums<2>();
-  for (int64_t step = 0; step < steps; ++step, b += kStepNumbers<T>, a += kPlanes * kTile) {
+  for (int64_t step = 0; step < steps; ++step, b += kStepNumbers, a += kPlanes * kTile) {
     const auto make = [&](int panel, int from) {
       if (!kWhole || step + 1 == steps) return;
-      const uint16_t* packed = b + panel * next + kStepNumbers<T>;
+      const uint16_t* packed = b + panel * next + kStepNumbers;
       uint16_t* made = lower_of(step + 1) + panel * kLowerNumbers;
-      make_lower_parts(packed, made, from, std::min(from + kSomeLines, kLines));
+      make_lower_parts(packed, apart, made, from, std::min(from + kSomeLines, kLines));
     };
-    prefetch_step<T>(b + 2 * kStepNumbers<T>);
-    prefetch_step<T>(b + 2 * kStepNumbers<T> + next);
+    prefetch_step<T>(b + 2 * kStepNumbers, apart);
+    prefetch_step<T>(b + 2 * kStepNumbers + next, apart);
     add_lower_pair_products<T>(a, b, next, lower_of(step), make);
     meanwhile();
   }
-  add_high_pair_products<T>(steps, a - steps * kPlanes * kTile, b - steps * kStepNumbers<T>, next);
+  add_high_pair_products(steps, a - steps * kPlanes * kTile, b - steps * kStepNumbers, next);
   store_sums<2>(c, kPanel * 4);
 }
 
