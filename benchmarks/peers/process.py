@@ -14,8 +14,12 @@ from benchmarks.peers import ENGINES, Embed, FloatArray, Setup
 from benchmarks.report import busy_seconds
 
 
+# A peer was seen to wait for its own threads for ever. Seconds; the slowest pass of the largest shape takes one minute.
+_PATIENCE = 600.0
+
+
 class EngineFailed(RuntimeError):
-    """The engine's process could not load it, or died; the message says what it said."""
+    """The engine's process could not load it, died, or does not answer; the message says what it said."""
 
 
 class EngineProcess:
@@ -59,6 +63,9 @@ class EngineProcess:
         return self._receive()
 
     def _receive(self) -> Any:
+        if not self._pipe.poll(_PATIENCE):
+            self._process.kill()
+            raise EngineFailed(f"no answer within {_PATIENCE:.0f} s")
         try:
             failed, answer = self._pipe.recv()
         except EOFError:

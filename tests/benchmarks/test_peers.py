@@ -55,6 +55,12 @@ def test_an_engine_that_cannot_load_says_why(tmp_path: Path, capfd: pytest.Captu
     assert "Traceback" in capfd.readouterr().err
 
 
+def test_an_engine_that_does_not_answer_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(process, "_PATIENCE", 0.0)
+    with pytest.raises(EngineFailed, match="no answer within 0 s"):
+        EngineProcess("no such engine", Setup(tmp_path, tmp_path), {})
+
+
 def test_latencies_are_of_the_first_text_alone() -> None:
     seen: list[list[str]] = []
 
