@@ -13,7 +13,6 @@ from benchmarks.child import end
 from benchmarks.peers import ENGINES, Embed, FloatArray, Setup
 from benchmarks.report import busy_seconds
 
-
 # A peer was seen to wait for its own threads for ever. Seconds; the slowest pass of the largest shape takes one minute.
 _PATIENCE = 600.0
 
