@@ -34,7 +34,9 @@ def main() -> None:
     runs = {path.stem.removeprefix("cpu-"): json.loads(path.read_text()) for path in sorted(folder.glob("cpu-*.json"))}
     if runs:
         throughput(runs).savefig(folder / "cpu-throughput.png")
-        latency(runs).savefig(folder / "cpu-latency.png")
+    # With a thread a worker alone, which is no layout for one query, peers would look slower than they are.
+    if wide := {model: run for model, run in runs.items() if any("wide" in name for name in run["engines"])}:
+        latency(wide).savefig(folder / "cpu-latency.png")
     if (folder / "growth.json").exists():
         growth(json.loads((folder / "growth.json").read_text())).savefig(folder / "growth.png")
     print("\n".join(str(path) for path in sorted(folder.glob("*.png"))))
@@ -101,16 +103,16 @@ def _bars(axis: Any, found: Mapping[tuple[str, str], float], title: str, label: 
 
 
 def growth(run: Mapping[str, Any]) -> Any:
-    """Three panels, each a line an engine."""
+    """A panel a part that was measured, each a line an engine."""
     panels = [
         ("cores", "cores", "texts_per_second", "passages a second", "cores"),
         ("lengths", "length", "tokens_per_second", "tokens a second", "tokens of a text (4 layers of bge-m3's shape)"),
         ("corpus", "texts", "tokens_per_second", "tokens a second", "texts in one call (MiniLM, 10 tokens each)"),
     ]
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(13, 3.8))
-    for axis, (part, x, y, label, title) in zip(axes, panels, strict=True):
-        rows = run["parts"].get(part, [])
-        axis.set_visible(bool(rows))
+    panels = [panel for panel in panels if run["parts"].get(panel[0])]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.3 * len(panels), 3.8), squeeze=False)
+    for axis, (part, x, y, label, title) in zip(axes[0], panels, strict=True):
+        rows = run["parts"][part]
         for name in dict.fromkeys(row["engine"] for row in rows):
             own = [row for row in rows if row["engine"] == name]
             style = "--" if "int8" in name else "-"
@@ -125,8 +127,7 @@ def growth(run: Mapping[str, Any]) -> Any:
         axis.set_xlabel(title)
         axis.set_title(label, loc="left", fontsize=9, fontweight="bold")
         axis.grid(alpha=0.25)
-        if rows:
-            axis.legend(fontsize=7, frameon=False)
+        axis.legend(fontsize=7, frameon=False, handlelength=4)
     _finish(figure, f"Growth, {run['machine']['cpu']}")
     return figure
 
