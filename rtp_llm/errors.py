@@ -100,9 +100,14 @@ class InputTooLarge(InvalidInput):
     elsewhere = RequestTooLarge
 
 
+def one_line(text: object) -> str:
+    """Text as it stands in a message that is one line: every run of white space is a space."""
+    return " ".join(str(text).split())
+
+
 def in_one_line(error: BaseException) -> str:
-    """The name of a library's error and its text, for a message that is one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """The name of a library's error and its text."""
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 def whole_seconds(wait: float) -> int:

@@ -11,7 +11,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from rtp_llm.config import EngineConfig, ServerConfig, checked
-from rtp_llm.errors import ConfigError
+from rtp_llm.errors import ConfigError, one_line
 from rtp_llm.ignored_options import IGNORED
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists all options)\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (--help lists all options)\n")
 
 
 def parse_command(

@@ -9,7 +9,7 @@ from typing import Any
 
 from rtp_llm import arguments
 from rtp_llm.config import EngineConfig, ServerConfig
-from rtp_llm.errors import ConfigError
+from rtp_llm.errors import ConfigError, one_line
 from rtp_llm.flags import Repeated
 
 # What all models share: the device, its threads, and what holds for requests before their model is known.
@@ -97,7 +97,7 @@ def _read(path: str) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"models: {path} cannot be read: {error}", param="models") from None
     except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
+        problem = one_line(error)
         raise ConfigError(f"models: {path} is not YAML: {problem:.300}", param="models") from None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from rtp_llm.checkpoint.attempt import Attempt
 from rtp_llm.config import EngineConfig
-from rtp_llm.errors import CheckpointError, in_one_line
+from rtp_llm.errors import CheckpointError, in_one_line, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def _cached_if_whole(config: EngineConfig) -> Path | None:
 
 
 def _warn_of_cached(config: EngineConfig, error: Exception) -> None:
-    problem = " ".join(str(error).split())
+    problem = one_line(error)
     logger.warning("%s: the hub cannot be asked (%s); using the copy in the cache", config.checkpoint_path, problem)
 
 

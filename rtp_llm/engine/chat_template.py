@@ -13,7 +13,7 @@ from typing import Any
 
 from rtp_llm.checkpoint import find, read_json
 from rtp_llm.engine.chat_sandbox import BUDGET, MAX_CHARACTERS, Budget, environment, guard
-from rtp_llm.errors import CheckpointError, InvalidRequest, UnsupportedTask
+from rtp_llm.errors import CheckpointError, InvalidRequest, UnsupportedTask, one_line
 
 _OWN = ("messages", "add_generation_prompt")
 Messages = Sequence[Mapping[str, Any]]
@@ -143,5 +143,5 @@ def _up_to(mark: str, text: str) -> str:
 
 
 def _failure(what: str, error: Exception) -> InvalidRequest:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error) or type(error).__name__
     return InvalidRequest(f"the model's chat template {what}: {reason:.200}", param="messages")

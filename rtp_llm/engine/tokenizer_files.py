@@ -9,7 +9,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from rtp_llm import config_files
 from rtp_llm.checkpoint import find, inside, read_json
-from rtp_llm.errors import CheckpointError
+from rtp_llm.errors import CheckpointError, one_line
 
 NO_LIMIT = 1 << 30
 _BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
@@ -48,7 +48,7 @@ def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     except (Exception, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic inside the tokenizers library is no Exception
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise CheckpointError(f"{folder}: its tokenizer cannot be used: {reason:.300}; download it again") from error
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rtp_llm.checkpoint import open_tensors
-from rtp_llm.errors import RtpError
+from rtp_llm.errors import RtpError, one_line
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
         _follow(order)
     except Exception as error:  # the border: whatever ends a rank is one line
         message = error.message if isinstance(error, RtpError) else f"{type(error).__name__}: {error}"
-        logging.error("%s", " ".join(message.split())[:300])
+        logging.error("%s", one_line(message)[:300])
         # Not sys.exit: a collective that hangs would keep the process, as the thread that reads would.
         os._exit(1)
     os._exit(0)

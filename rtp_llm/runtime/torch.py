@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from rtp_llm.core import Batch, Item, Rows, TaskType
-from rtp_llm.errors import DeviceLost, EngineFailure
+from rtp_llm.errors import DeviceLost, EngineFailure, one_line
 from rtp_llm.models import Model
 from rtp_llm.ops.torch_ops import TorchOps
 from rtp_llm.runtime.prefix_cache import PrefixCache
@@ -174,7 +174,7 @@ class TorchRuntime:
             with self._launch:
                 self.device.synchronize()
         except RuntimeError as fatal:
-            raise DeviceLost(f"the device has failed: {' '.join(str(fatal).split()):.200}") from error
+            raise DeviceLost(f"the device has failed: {one_line(fatal):.200}") from error
         if self._leader is not None and not isinstance(error, torch.OutOfMemoryError):
             # The others wait in the middle of this batch, or have ended.
             raise DeviceLost(f"a batch failed on several devices: {type(error).__name__}") from error

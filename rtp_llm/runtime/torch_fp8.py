@@ -9,7 +9,7 @@ import torch
 
 from rtp_llm.checkpoint import TensorSource
 from rtp_llm.core import Batch, FloatArray, Item, pack
-from rtp_llm.errors import ConfigError
+from rtp_llm.errors import ConfigError, one_line
 from rtp_llm.models import Model, load_model
 from rtp_llm.ops.torch_ops import TorchOps
 from rtp_llm.ops.triton_launch import on
@@ -32,7 +32,7 @@ def load_fp8(model_type: str, hf: Mapping[str, Any], source: TensorSource, ops: 
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        problem = " ".join(str(error).split())
+        problem = one_line(error)
         raise ConfigError(f"quantization fp8 cannot be used here: {problem:.200}", param="quantization") from error
     return model
 

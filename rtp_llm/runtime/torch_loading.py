@@ -9,7 +9,7 @@ import torch
 
 from rtp_llm.checkpoint import open_tensors
 from rtp_llm.config import EngineConfig
-from rtp_llm.errors import ConfigError
+from rtp_llm.errors import ConfigError, one_line
 from rtp_llm.model_config import ModelConfig
 from rtp_llm.models import find_model_type, load_model
 from rtp_llm.ops.device_ops import make_ops
@@ -149,7 +149,7 @@ def _open(name: str, beside: Any) -> Device:
         others = (replica.device for replica in getattr(beside, "replicas", ()) if isinstance(replica, TorchRuntime))
         return next((other for other in others if other.torch_device == opened.torch_device), opened)
     except (RuntimeError, AssertionError) as error:
-        problem = " ".join(str(error).split())
+        problem = one_line(error)
         raise ConfigError(f"device {name!r} cannot be used: {problem:.200}", param="device") from error
 
 

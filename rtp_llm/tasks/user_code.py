@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-from rtp_llm.errors import ConfigError, CustomModuleError, InvalidRequest, RtpError
+from rtp_llm.errors import ConfigError, CustomModuleError, InvalidRequest, RtpError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def _is_beside(filename: str, file: Path) -> bool:
 
 
 def _in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:_MAX_MESSAGE]
+    return one_line(error)[:_MAX_MESSAGE]
 
 
 def _is_raised_by(trace: TracebackType | None, file: Path) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from rtp_llm.errors import one_line
 from rtp_llm.verify.outcome import Check, Report, Row, Sample, Verdict
 
 _TEXT_WIDTH = 44
@@ -119,7 +120,7 @@ def _shortened(sample: Sample) -> str:
     text = " | ".join(value) if isinstance(value, tuple) else str(value)
     if sample.prompt_name:
         text = f"[{sample.prompt_name}] {text}"
-    text = " ".join(text.split()) if text.strip() else "(empty)"
+    text = one_line(text) or "(empty)"
     while _width(text) > _TEXT_WIDTH:
         text = text[: min(len(text) - 2, _TEXT_WIDTH)].rstrip("…") + "…"
     return text
