@@ -19,7 +19,7 @@ import pytest
 from tests.checkpoint.hub_server import Repository, serve
 from tests.real_server import ROOT, free_port, launch, running
 from tests.server.conftest import wait_until
-from tests.server.process import process
+from tests.server.process import process, running_requests
 
 pytestmark = pytest.mark.faults
 
@@ -78,7 +78,7 @@ def test_a_second_signal_stops_at_once(number: signal.Signals, drain_seconds: in
         answers: list[httpx.Response] = []
         thread = threading.Thread(target=lambda: answers.append(post(port)))
         thread.start()
-        wait_until(lambda: "rtp_llm_ready 1.0" in get(port, "/metrics").text)
+        wait_until(lambda: running_requests(port) == 1)
         child.send_signal(number)
         time.sleep(0.3)
         assert child.poll() is None
@@ -134,7 +134,7 @@ def test_a_second_signal_does_not_wait_for_a_long_step(tiny_bert: Path, tmp_path
         url, body = f"http://127.0.0.1:{port}/v1/embeddings", {"input": [[n] for n in range(7)]}
         thread = threading.Thread(target=lambda: answers.append(httpx.post(url, json=body, trust_env=False)))
         thread.start()
-        time.sleep(0.3)
+        wait_until(lambda: running_requests(port) == 1)
         child.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         child.send_signal(signal.SIGTERM)

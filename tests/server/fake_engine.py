@@ -31,6 +31,13 @@ class FakeToken(NamedTuple):
     special: bool = False
 
 
+class NoQueue:
+    """Nothing waits for a step: every request runs at once."""
+
+    tokens = 0
+    items = 0
+
+
 class FakePart(NamedTuple):
     start: int
     stop: int
@@ -46,6 +53,8 @@ class FakeEngine:
     def __init__(self, **facts: Any) -> None:
         self.metrics = Metrics()
         self._facts = facts
+        self._running: list[Request] = []
+        self.metrics.watch_lane("interactive", NoQueue(), self._running)
         self.reset()
 
     def reset(self) -> None:
@@ -55,8 +64,12 @@ class FakeEngine:
         self.delay = 0.0
         self.not_ready = ""
         self.vector: FloatArray | None = None
-        self.running = 0
         self.cancelled = 0
+
+    @property
+    def running(self) -> int:
+        """Requests that have no answer yet; `requests_in_flight` among the metrics."""
+        return len(self._running)
 
     def info(self) -> ModelInfo:
         usual = ModelInfo(
@@ -105,14 +118,14 @@ class FakeEngine:
 
     async def run(self, request: Request) -> Response:
         self.requests.append(request)
-        self.running += 1
+        self._running.append(request)
         try:
             await asyncio.sleep(self.delay)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
         finally:
-            self.running -= 1
+            self._running.remove(request)
         if self.error is not None:
             raise self.error
         return self._respond(request)

@@ -1,11 +1,14 @@
 """The server over the fake engine, in a process of its own, with any options."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import httpx
 
 from tests.real_server import ROOT
 
@@ -35,3 +38,11 @@ def process(delay: float = 0.0, **options: Any) -> Iterator["subprocess.Popen[st
     finally:
         child.kill()
         child.communicate()
+
+
+def running_requests(port: int) -> int:
+    """How many requests have reached the engine of the server at `port` and have no answer yet."""
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False, timeout=10).text
+    found = re.search(r'^rtp_llm_requests_in_flight\{.*lane="interactive".*\} (\S+)$', text, re.MULTILINE)
+    assert found is not None, text
+    return int(float(found[1]))

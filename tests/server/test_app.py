@@ -2,12 +2,7 @@
 
 import asyncio
 import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -16,39 +11,10 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError
 from rtp_llm.server import create_app, serve
 from rtp_llm.server.app import listen
+from tests.real_server import free_port
+from tests.server.conftest import wait_until
 from tests.server.fake_engine import FakeEngine
-
-PROGRAM = """
-import sys
-from rtp_llm.config import ServerConfig
-from rtp_llm.server import serve
-from tests.server.fake_engine import FakeEngine
-
-engine = FakeEngine()
-engine.delay = float(sys.argv[2])
-config = ServerConfig(checkpoint_path="fake", host="127.0.0.1", start_port=int(sys.argv[1]), shutdown_timeout=1)
-serve(engine, config, on_ready=lambda port: print("ready", flush=True))
-print("ended", flush=True)
-"""
-
-
-def free_port() -> int:
-    with listen("127.0.0.1", 0) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-@contextmanager
-def process(port: int, delay: float) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-c", PROGRAM, str(port), str(delay)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-        yield child
-    finally:
-        child.kill()
-        child.communicate()
+from tests.server.process import process, running_requests
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -60,10 +26,10 @@ def test_running_requests_end_before_the_process(number: int) -> None:
         url = f"http://127.0.0.1:{port}/v1/embeddings"
         answers.append(httpx.post(url, json={"input": "a"}, trust_env=False).status_code)
 
-    with process(port, delay=0.5) as child:
+    with process(0.5, start_port=port) as child:
         thread = threading.Thread(target=ask)
         thread.start()
-        time.sleep(0.2)
+        wait_until(lambda: running_requests(port) == 1)
         child.send_signal(number)
         output, errors = child.communicate(timeout=20)
         thread.join()
@@ -78,10 +44,10 @@ def test_shutdown_does_not_wait_for_ever() -> None:
         url = f"http://127.0.0.1:{port}/v1/embeddings"
         answers.append(httpx.post(url, json={"input": "a"}, trust_env=False, timeout=30))
 
-    with process(port, delay=60) as child:
+    with process(60, start_port=port, shutdown_timeout=1) as child:
         thread = threading.Thread(target=ask)
         thread.start()
-        time.sleep(0.2)
+        wait_until(lambda: running_requests(port) == 1)
         child.send_signal(signal.SIGTERM)
         output, _ = child.communicate(timeout=20)
         thread.join()

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,10 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError
 from rtp_llm.server.app import listen
 from tests.real_server import free_port
+from tests.server.conftest import wait_until
 from tests.server.fake_engine import FakeEngine
 from tests.server.grpc.conftest import Loop, Stubs, connected, serving
-from tests.server.process import process
+from tests.server.process import process, running_requests
 
 grpc: Any = pytest.importorskip("grpc")
 Code = grpc.StatusCode
@@ -44,7 +44,7 @@ def test_running_calls_end_and_idle_streams_are_told(stubs: Stubs) -> None:
         thread = threading.Thread(target=ask)
         thread.start()
         call, stream = client.embed.Embed.future(request, timeout=20), client.embed.EmbedStream(requests(), timeout=20)
-        time.sleep(0.2)
+        wait_until(lambda: running_requests(http_port) == 3)
         child.send_signal(signal.SIGTERM)
         assert len(call.result().embeddings) == len(next(stream).embeddings) == 8
         with pytest.raises(grpc.RpcError) as caught:
@@ -63,7 +63,7 @@ def test_calls_do_not_hold_the_end_for_ever(stubs: Stubs) -> None:
         connected(f"127.0.0.1:{grpc_port}", stubs) as client,
     ):
         call = client.embed.Embed.future(stubs.messages.EmbedRequest(inputs="a"), timeout=30)
-        time.sleep(0.2)
+        wait_until(lambda: running_requests(http_port) == 1)
         child.send_signal(signal.SIGTERM)
         output, errors = child.communicate(timeout=20)
         assert (output, errors, child.returncode) == ("ended\n", "", 0)
