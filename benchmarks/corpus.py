@@ -5,8 +5,9 @@ import inspect
 import pydoc_data.topics
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,11 @@ class Workload:
         low, median, high = np.percentile(self.num_tokens, (0, 50, 100)).astype(int)
         mean = self.total_tokens / len(self.texts)
         return f"{self.name}: {len(self.texts)} texts, {low}-{high} tokens, mean {mean:.1f}, median {median}"
+
+
+def numbered(texts: Sequence[str]) -> Iterator[str]:
+    """The texts around and around, no two the same: identical ones are computed once, which is not to be measured."""
+    return (f"{number} {text}" for number, text in enumerate(cycle(texts)))
 
 
 def load(checkpoint: Path, max_seq_len: int = 512) -> dict[str, Workload]:

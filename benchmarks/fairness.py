@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 
 from benchmarks import checkpoints, corpus, report
@@ -81,8 +81,7 @@ def measure(arguments: argparse.Namespace, checkpoint: Path) -> tuple[list[Stret
         arguments.seconds,
         arguments.rate,
     )
-    # Numbered, so that no two in flight are the same: identical texts are computed once, which is not to be measured.
-    around = (f"{number} {text}" for number, text in enumerate(cycle(texts[arguments.bulk].texts)))
+    around = corpus.numbered(texts[arguments.bulk].texts)
     groups = [list(islice(around, _TEXTS_PER_REQUEST)) for _ in range(2 * _IN_FLIGHT)]
     requests = [http_request("/v1/embeddings", body(group)) for group in groups]
     limit = arguments.bulk_texts // _TEXTS_PER_REQUEST

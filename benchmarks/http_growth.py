@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def by_texts(repeats: int) -> list[Point]:
     """Requests of more and more short texts."""
     checkpoint = checkpoints.minilm()
-    # Numbered, since identical texts are computed once.
-    texts = (f"{number} {text}" for number, text in enumerate(cycle(corpus.load(checkpoint)["short"].texts)))
+    texts = corpus.numbered(corpus.load(checkpoint)["short"].texts)
     bodies = {count: body(list(islice(texts, count))) for count in _COUNTS}
     with ServerProcess(checkpoint, "--max_client_batch_size", f"{_COUNTS[-1]}") as server:
         return measure(server, bodies, repeats)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,7 @@ def make_mixes(checkpoint: Path) -> list[Mix]:
     """Single queries, single passages, jobs of 64 to 1000 texts, and lengths as uneven as they can be."""
     texts = corpus.load(checkpoint)
     short, passages, long = (texts[name].texts for name in ("short", "passages", "long"))
-    # Numbered, so that no two in flight are the same: identical texts are computed once, which is not to be measured.
-    several = (f"{number} {text}" for number, text in enumerate(cycle([*short[:192], *passages[:64]])))
+    several = corpus.numbered([*short[:192], *passages[:64]])
     sizes = random.Random(0).choices((64, 128, 256, 1000), (12, 3, 1, 1), k=34)
     uneven = [group for i in range(32) for group in _uneven(short[i * 13 : i * 13 + 13], long[i * 3 : i * 3 + 3])]
     return [

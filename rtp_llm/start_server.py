@@ -55,6 +55,7 @@ def serve(config: ServerConfig, models: Sequence[ServedModel], output: LogOutput
     from rtp_llm.engine.loading import load_engines
     from rtp_llm.server.app import check
     from rtp_llm.server.app import serve as serve_http
+    from rtp_llm.server.garbage import collect_seldom
 
     check(config)
     tracer = Tracer(config.traces_endpoint, config.otlp_protocol) if config.traces_endpoint else None
@@ -62,6 +63,7 @@ def serve(config: ServerConfig, models: Sequence[ServedModel], output: LogOutput
     device = engines[0].device
     # As a supervisor would end it: whoever waits is answered, and what follows exits with status 1.
     device.on_failure = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    collect_seldom()
     process = ProcessMetrics()
     output.on_lost = process.observe_lost_lines
     observers: list[Observer] = [tracer] if tracer else []

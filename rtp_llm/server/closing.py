@@ -13,6 +13,10 @@ _OLD_GRACE = 10  # looks that an HTTP/1.0 client gets
 _PROBE = b"HTTP/1.1 102 Processing\r\n\r\n"
 
 
+def _nothing() -> bool:
+    return False
+
+
 class LingeringClose:
     """A transport as uvicorn's cycle uses it; `close` reads and drops what the client still sends, within bounds.
 
@@ -57,7 +61,8 @@ class LingeringClose:
             self._transport.close()
 
     def stop(self) -> None:
-        """The connection is lost."""
+        """The connection is lost, and with it what is unread; the connection's object is not held any longer."""
+        self._has_unread = _nothing
         if self._timer is not None:
             self._timer.cancel()
 

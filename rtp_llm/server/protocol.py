@@ -58,8 +58,12 @@ class Protocol(HttpToolsProtocol):
         self._closing.stop()
         if self._half_closed is not None:
             self._half_closed.stop()
+            self._half_closed = None
         self._let_go()
         super().connection_lost(exc)
+        # The last request knows its connection, and the other way round: both would wait for the garbage collector.
+        self._cycles = []
+        self.cycle = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         if self._closing.lingers:

@@ -119,9 +119,11 @@ class _Watch:
         self._timer = loop.call_later(_WATCH_AFTER, self._start) if seconds > _WATCH_AFTER else self._set_alarm()
 
     def stop(self) -> None:
+        """Look no more; the tasks are let go, whose tracebacks lead back here: all go without the garbage collector."""
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+        self._watcher = self._owner = None
 
     def _start(self) -> None:
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
