@@ -9,7 +9,8 @@ work faster together: one core a batch, and what waits is shared out between dev
 
 The interactive lane overtakes the bulk lane, which keeps a guaranteed share of the tokens: while both wait, bulk work
 is owed its share of every interactive batch, and goes first as soon as a whole step is owed. Since a batch that runs is
-not interrupted, bulk steps are short while interactive work keeps coming, and whole when it has not come for a while.
+not interrupted, bulk steps are short while interactive work keeps coming, and whole when it has not come for a while;
+a request that takes longer itself than a short step is not what they are short for.
 
 Several models share the device: a batch holds items of one model, and of a lane's models that have work the one that
 has had least goes first, counted from when it last had none to do (start-time fair queuing; Goyal et al., 1996). So a
@@ -106,9 +107,10 @@ class Scheduler:
 
     def add(self, lane: Lane, items: Iterable[Item], model: int = 0) -> None:
         """Queue items of one job; their `owner` counts its own queued tokens."""
-        if lane is Lane.INTERACTIVE:
-            self._calm_budgets = 0.0
         queue = self.models[model]
+        items = list(items)
+        if lane is Lane.INTERACTIVE and 0 < sum(item.num_own_tokens for item in items) <= _short_step(queue.batch_tokens):
+            self._calm_budgets = 0.0
         if queue.lanes[lane].items == 0:
             queue.had[lane] = max(queue.had[lane], self._reached[lane])
         queue.lanes[lane].add(items)
@@ -190,7 +192,7 @@ class Scheduler:
     def _step(self, lane: Lane, batch_tokens: int) -> int:
         """The token budget of a step of this lane."""
         is_calm = self._calm_budgets >= _CALM_AFTER
-        return batch_tokens if lane is Lane.INTERACTIVE or is_calm else -(-batch_tokens // _SHORT_STEP)
+        return batch_tokens if lane is Lane.INTERACTIVE or is_calm else _short_step(batch_tokens)
 
     def _fill(
         self, queue: LaneQueue, oldest: Place, budget: int, batch_tokens: int, now: float
@@ -213,3 +215,7 @@ class Scheduler:
             if item.prefix not in prefixes:
                 prefixes.add(item.prefix)
                 prefix_tokens += item.num_tokens - item.num_own_tokens
+
+
+def _short_step(batch_tokens: int) -> int:
+    return -(-batch_tokens // _SHORT_STEP)
