@@ -198,7 +198,11 @@ class Engine:
         self._intake.check(request)
         lane = lane_of(request, self._info.max_batch_tokens)
         try:
-            self._gate.check(lane, self._queued(), len(self._jobs[lane]), self._work_of_others)
+            queued = self._queued()
+            self._gate.check(lane, queued, len(self._jobs[lane]), self._work_of_others)
+            if not self._cache.capacity:  # else it may be there already
+                left = request.deadline - time.monotonic()
+                self._gate.check_time(lane, queued, left, self._work_of_others)
         except Overloaded:
             self.metrics.observe_refused(lane.value)
             raise

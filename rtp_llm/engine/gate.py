@@ -8,6 +8,9 @@ from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane
 from rtp_llm.errors import Overloaded, whole_seconds
 
+# A wait is known roughly: only what would take this many times as long as there is time is refused for its deadline.
+_CERTAINLY_LATE = 2.0
+
 
 class Gate:
     """Refuses what a model has no room for, and says when it will have. Its owner holds a lock around changes.
@@ -51,7 +54,7 @@ class Gate:
 
         others  seconds of work, by lane, of the other models on the device
         """
-        waiting = {name: tokens + self.announced[name] for name, tokens in queued.items()}
+        waiting = self._waiting(queued)
         if lane is Lane.BULK and num_requests >= self._max_bulk:
             # One of them ends before all of them do.
             wait = self.seconds_until_empty(lane, waiting, others()) / num_requests
@@ -68,9 +71,32 @@ class Gate:
                 retry_after=wait,
             )
 
+    def check_time(
+        self,
+        lane: Lane,
+        queued: Mapping[Lane, int],
+        seconds_left: float,
+        others: Callable[[], Mapping[Lane, float]] = dict,
+    ) -> None:
+        """Overloaded for what would only wait for its deadline: its place and its tokenising are others' then.
+
+        The rest as in `check`.
+        """
+        waiting = self._waiting(queued)
+        if not waiting[lane] or not self._rate_for(sum(waiting.values())):
+            return
+        wait = self.seconds_until_empty(lane, waiting, others())
+        if wait > _CERTAINLY_LATE * seconds_left:
+            after = wait - seconds_left
+            raise Overloaded(
+                f"{waiting[lane]} tokens are waiting in the {lane.value} lane, about {wait:.1f} s of work, and the "
+                f"deadline is in {seconds_left:.1f} s; allow more, or try again in {whole_seconds(after)} s",
+                retry_after=after,
+            )
+
     def seconds_of_work(self, queued: Mapping[Lane, int]) -> dict[Lane, float]:
         """What waits and is announced, by lane, in seconds of all cores; 0 before anything is measured."""
-        waiting = {name: tokens + self.announced[name] for name, tokens in queued.items()}
+        waiting = self._waiting(queued)
         rate = self._rate_for(sum(waiting.values()))
         return {name: tokens / rate if rate else 0.0 for name, tokens in waiting.items()}
 
@@ -86,6 +112,9 @@ class Gate:
         # While both lanes wait, each has its share; then the other has all.
         share = self._interactive_share if lane is Lane.INTERACTIVE else 1 - self._interactive_share
         return min(own / share if share else float("inf"), own + other)
+
+    def _waiting(self, queued: Mapping[Lane, int]) -> dict[Lane, int]:
+        return {lane: tokens + self.announced[lane] for lane, tokens in queued.items()}
 
     def _rate_for(self, num_tokens: int) -> float:
         """Tokens a second where so many wait, which all cores share."""

@@ -107,9 +107,9 @@ class Scheduler:
 
     def add(self, lane: Lane, items: Iterable[Item], model: int = 0) -> None:
         """Queue items of one job; their `owner` counts its own queued tokens."""
-        queue = self.models[model]
-        items = list(items)
-        if lane is Lane.INTERACTIVE and 0 < sum(item.num_own_tokens for item in items) <= _short_step(queue.batch_tokens):
+        queue, items = self.models[model], list(items)
+        num_tokens = sum(item.num_own_tokens for item in items)
+        if lane is Lane.INTERACTIVE and 0 < num_tokens <= _short_step(queue.batch_tokens):
             self._calm_budgets = 0.0
         if queue.lanes[lane].items == 0:
             queue.had[lane] = max(queue.had[lane], self._reached[lane])

@@ -323,6 +323,28 @@ def test_what_comes_too_late_is_not_computed(engine: Engine, runtime: FakeRuntim
     assert lengths(engine.run_sync(ask("ok"))) == [2]
 
 
+@pytest.mark.parametrize("result_cache_mb", [0, 1])
+def test_what_would_be_too_late_is_refused_unless_it_may_be_there_already(result_cache_mb: int) -> None:
+    runtime = FakeRuntime(seconds=0.05)
+    engine = make_engine(runtime, result_cache_mb=result_cache_mb)
+
+    async def wait() -> Any:
+        await engine.run(ask("a" * 9))  # a rate is known
+        runtime.gate.clear()
+        waiting = [asyncio.ensure_future(engine.run(ask(letter * 50))) for letter in "bcdefghijk"]
+        await asyncio.sleep(0.05)
+        asyncio.get_running_loop().call_later(0.2, runtime.gate.set)
+        late = engine.run(Request(inputs=["late"], deadline=time.monotonic() + 0.1))
+        return (await asyncio.gather(late, *waiting, return_exceptions=True))[0]
+
+    try:
+        assert type(asyncio.run(wait())) is (DeadlineExceeded if result_cache_mb else Overloaded)
+        is_told = 'refused_requests_total{lane="interactive"' in engine.metrics.render().decode()
+        assert is_told is not bool(result_cache_mb)
+    finally:
+        engine.close()
+
+
 def test_the_lane_says_who_goes_first(engine: Engine, runtime: FakeRuntime) -> None:
     order: list[str] = []
 

@@ -71,6 +71,20 @@ def test_what_is_not_tokenised_yet_counts() -> None:
     assert gate.announced == queued() and job.announced == 0
 
 
+def test_what_would_only_wait_for_its_deadline_is_refused_at_once() -> None:
+    gate = make_gate()
+    gate.check_time(Lane.INTERACTIVE, queued(interactive=50_000), 0.001)  # nothing is known yet
+    gate.observe(1000, 0.25, 1)
+    for left in (math.inf, 5.1):
+        gate.check_time(Lane.INTERACTIVE, queued(interactive=40_000), left)
+    gate.check_time(Lane.INTERACTIVE, queued(bulk=40_000), 0.001)
+    with pytest.raises(Overloaded, match=r"about 10.0 s of work, .* in 4.9 s; allow more, or .* in 6 s") as caught:
+        gate.check_time(Lane.INTERACTIVE, queued(interactive=40_000), 4.9)
+    assert caught.value.retry_after == pytest.approx(5.1)
+    with pytest.raises(Overloaded):
+        gate.check_time(Lane.INTERACTIVE, queued(interactive=4000), 4.9, lambda: {Lane.INTERACTIVE: 9.0})
+
+
 @pytest.mark.parametrize("cores", [1, 2])
 @pytest.mark.parametrize("small", [0, 50])
 def test_the_drain_rate_is_the_devices(cores: int, small: int) -> None:
