@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import ctypes
 import http.client
 import json
 import os
@@ -21,6 +22,8 @@ from benchmarks.peers import FloatArray
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _START_TIMEOUT = 120.0
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class ServerProcess:
@@ -29,7 +32,7 @@ class ServerProcess:
     def __init__(self, checkpoint: Path, *options: str) -> None:
         self.port = free_port()
         self.started = time.perf_counter()
-        self._process = subprocess.Popen(self._command(checkpoint, options))
+        self._process = subprocess.Popen(self._command(checkpoint, options), preexec_fn=_end_with_parent)
 
     def _command(self, checkpoint: Path, options: Sequence[str]) -> list[str]:
         command = [sys.executable, "-m", "rtp_llm.start_server", "--checkpoint_path", str(checkpoint)]
@@ -128,6 +131,11 @@ class InfinityProcess(ServerProcess):
         command = [self.executable, "v2", "--model-id", str(checkpoint), "--served-model-name", "default"]
         command += ["--engine", "torch", "--device", "cpu", "--dtype", "float32", "--url-prefix", "/v1"]
         return [*command, "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "warning", *options]
+
+
+def _end_with_parent() -> None:
+    """A benchmark that is killed leaves no server behind, not even one that is stopped while nobody measures it."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def body(texts: Sequence[str], encoding_format: str = "base64") -> str:
