@@ -66,7 +66,7 @@ class Engine:
         self._info = info
         self._gate = Gate(config, runtime.num_cores, info.max_batch_tokens)
         self._cache = ResultCache(config.result_cache_mb << 20)
-        self._intake = Intake(config, runtime.tasks, tokenizer)
+        self._intake = Intake(config, runtime.tasks, tokenizer, metrics.observe_expired)
         self._delivery = Delivery(runtime.tasks, metrics)
         self._jobs: dict[Lane, set[Job]] = {lane: set() for lane in Lane}
         self._not_ready: str | None = "the canary has not run yet"

@@ -1,7 +1,7 @@
 """What is known of a request before anything is computed: whether it can be served, and its tokens."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -15,9 +15,16 @@ from rtp_llm.tasks import Task, unread_end
 
 
 class Intake:
-    """Checks requests and tokenises them."""
+    """Checks requests and tokenises them; `on_expired` is told of each that comes too late."""
 
-    def __init__(self, config: EngineConfig, tasks: Mapping[TaskType, Task], tokenizer: TokenizerPool) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        tasks: Mapping[TaskType, Task],
+        tokenizer: TokenizerPool,
+        on_expired: Callable[[], None],
+    ) -> None:
+        self._on_expired = on_expired
         self._max_tokens = config.max_request_tokens
         self._tasks = tasks
         self._tokenizer = tokenizer
@@ -37,6 +44,7 @@ class Intake:
     def check_deadline(self, request: Request) -> None:
         """DeadlineExceeded once the request's deadline has come."""
         if request.deadline <= time.monotonic():
+            self._on_expired()
             raise expired()
 
     def encode(self, job: Job, start: int, stop: int) -> list[Item]:
