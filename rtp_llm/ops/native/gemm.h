@@ -137,6 +137,48 @@ inline Scratch& panel_scratch() {
   return scratch;
 }
 
+// How a product of M x N x K is cut, in blocks of rows, of panels and of K; a task is a block of rows and one of panels.
+struct Blocks {
+  int64_t rows = 0, panels = 0, k = 0, row_blocks = 0, panel_blocks = 0;
+
+  struct Part {
+    int64_t m0, m1, n0, n1;
+  };
+
+  // A block of K holds whole units -> the number of tasks.
+  int64_t plan(int64_t M, int64_t N, int64_t K, int64_t unit, int threads) {
+    const int64_t all_panels = ceil_div(N, kPanel);
+    row_blocks = ceil_div(M, kMaxRows);
+    rows = ceil_div(ceil_div(M, row_blocks), kRows) * kRows;
+    row_blocks = ceil_div(M, rows);
+    panel_blocks = ceil_div(N, kMaxColumns);
+    if (threads > 1) panel_blocks = std::max(panel_blocks, std::min(all_panels, ceil_div(6 * threads, row_blocks)));
+    panels = ceil_div(all_panels, panel_blocks);
+    panel_blocks = ceil_div(all_panels, panels);
+    k = ceil_div(ceil_div(K, ceil_div(K, kMaxK)), unit) * unit;
+    return row_blocks * panel_blocks;
+  }
+
+  Part part(int64_t task, int64_t M, int64_t N) const {
+    const int64_t m0 = task / panel_blocks * rows, n0 = task % panel_blocks * panels * kPanel;
+    return {m0, std::min(M, m0 + rows), n0, std::min(N, n0 + panels * kPanel)};
+  }
+
+ private:
+  // Bytes: a block of x (or of y) stays in L2, a panel of the weight in L1.
+  static constexpr int64_t kMaxRows = 192, kMaxColumns = 512, kMaxK = 384;
+};
+
+// A product, as an epilogue reads it.
+struct Computed {
+  const float* c;
+  int64_t stride;
+
+  Vec operator()(int64_t row, int64_t column, int64_t lanes) const {
+    return load_lanes(c + row * stride + column, lanes);
+  }
+};
+
 struct LinearVectors {
   float* y;
   const float* x;
@@ -145,27 +187,14 @@ struct LinearVectors {
   int64_t M, N, K;
   int activation;
   bool weight_is_bf16;
-  // The plan: blocks of rows, of panels and of K.
-  int64_t block_rows = 0, block_panels = 0, block_k = 0, row_blocks = 0, panel_blocks = 0;
+  Blocks blocks{};
 
-  int64_t plan(int threads) {
-    const int64_t panels = ceil_div(N, kPanel);
-    row_blocks = ceil_div(M, kMaxRows);
-    block_rows = ceil_div(ceil_div(M, row_blocks), kRows) * kRows;
-    row_blocks = ceil_div(M, block_rows);
-    panel_blocks = ceil_div(N, kMaxColumns);
-    if (threads > 1) panel_blocks = std::max(panel_blocks, std::min(panels, ceil_div(6 * threads, row_blocks)));
-    block_panels = ceil_div(panels, panel_blocks);
-    panel_blocks = ceil_div(panels, block_panels);
-    block_k = ceil_div(ceil_div(K, ceil_div(K, kMaxK)), 4) * 4;
-    return row_blocks * panel_blocks;
-  }
+  int64_t plan(int threads) { return blocks.plan(M, N, K, 4, threads); }
 
   void run(int64_t task) const {
-    const int64_t m0 = task / panel_blocks * block_rows, n0 = task % panel_blocks * block_panels * kPanel;
-    const int64_t m1 = std::min(M, m0 + block_rows), n1 = std::min(N, n0 + block_panels * kPanel);
-    for (int64_t k0 = 0; k0 < K; k0 += block_k) {
-      const int64_t k_len = std::min(block_k, K - k0);
+    const auto [m0, m1, n0, n1] = blocks.part(task, M, N);
+    for (int64_t k0 = 0; k0 < K; k0 += blocks.k) {
+      const int64_t k_len = std::min(blocks.k, K - k0);
       const Rows rows = gather(m0, m1, k0, k_len);
       for (int64_t n = n0; n < n1; n += kPanel)
         panel(rows, m0, m1, n, std::min<int64_t>(kPanel, n1 - n), k0, k_len);
@@ -173,21 +202,9 @@ struct LinearVectors {
   }
 
  private:
-  // Bytes: a block of x (or of y) stays in L2, a panel of the weight in L1.
-  static constexpr int64_t kMaxRows = 192, kMaxColumns = 512, kMaxK = 384;
-
   struct Rows {
     const float* data;
     int64_t stride;
-  };
-
-  struct Computed {
-    const float* c;
-    int64_t stride;
-
-    Vec operator()(int64_t row, int64_t column, int64_t lanes) const {
-      return load_lanes(c + row * stride + column, lanes);
-    }
   };
 
   // A block of x, in place; or copied, where rows are whole pages apart and would all fall into the same cache sets.

@@ -126,41 +126,17 @@ struct LinearGrouped {
   const float *bias, *residual;
   int64_t M, N, K;
   int activation;
-  // The plan: blocks of rows, of panels and of K.
-  int64_t block_rows = 0, block_panels = 0, block_k = 0, row_blocks = 0, panel_blocks = 0;
+  Blocks blocks{};
 
-  int64_t plan(int threads) {
-    const int64_t panels = ceil_div(N, kPanel);
-    row_blocks = ceil_div(M, kMaxRows);
-    block_rows = ceil_div(ceil_div(M, row_blocks), kRows) * kRows;
-    row_blocks = ceil_div(M, block_rows);
-    panel_blocks = ceil_div(N, kMaxColumns);
-    if (threads > 1) panel_blocks = std::max(panel_blocks, std::min(panels, ceil_div(6 * threads, row_blocks)));
-    block_panels = ceil_div(panels, panel_blocks);
-    panel_blocks = ceil_div(panels, block_panels);
-    block_k = ceil_div(ceil_div(K, ceil_div(K, kMaxK)), kScaled) * kScaled;
-    return row_blocks * panel_blocks;
-  }
+  int64_t plan(int threads) { return blocks.plan(M, N, K, kScaled, threads); }
 
   void run(int64_t task) const {
-    const int64_t m0 = task / panel_blocks * block_rows, n0 = task % panel_blocks * block_panels * kPanel;
-    const int64_t m1 = std::min(M, m0 + block_rows), n1 = std::min(N, n0 + block_panels * kPanel);
-    for (int64_t k0 = 0; k0 < K; k0 += block_k)
+    const auto [m0, m1, n0, n1] = blocks.part(task, M, N);
+    for (int64_t k0 = 0; k0 < K; k0 += blocks.k)
       for (int64_t n = n0; n < n1; n += kPanel) panel(m0, m1, n, std::min<int64_t>(kPanel, n1 - n), k0);
   }
 
  private:
-  static constexpr int64_t kMaxRows = 192, kMaxColumns = 512, kMaxK = 384;
-
-  struct Computed {
-    const float* c;
-    int64_t stride;
-
-    Vec operator()(int64_t row, int64_t column, int64_t lanes) const {
-      return load_lanes(c + row * stride + column, lanes);
-    }
-  };
-
   struct Block {
     const uint8_t* steps;
     const uint16_t* scales;
@@ -174,7 +150,7 @@ struct LinearGrouped {
   }
 
   void panel(int64_t m0, int64_t m1, int64_t n, int64_t cols, int64_t k0) const {
-    const int64_t k_len = std::min(block_k, K - k0), tiles = ceil_div(m1 - m0, kRows);
+    const int64_t k_len = std::min(blocks.k, K - k0), tiles = ceil_div(m1 - m0, kRows);
     const Block block = block_of(n, k0);
     const float* wide = m1 - m0 > 2 * kRows ? widened(block, k_len) : nullptr;
     const Epilogue epilogue{y, bias, residual, N, activation};
