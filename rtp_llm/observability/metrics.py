@@ -77,9 +77,7 @@ class Metrics:
         self._failed = families.counter("failed_batches", "Steps that raised")
         self._failed_inputs = families.counter("failed_inputs", "Inputs that could not be computed")
         self._cancelled = families.counter("cancelled_requests", "Requests whose client left")
-        self._refused = families.counter(
-            "refused_requests", "Requests refused since the queue was full, or too long for their deadline", "lane"
-        )
+        self._refused = families.counter("refused_requests", "Requests refused: a full queue, or too late", "lane")
         self._expired = families.counter(
             "expired_requests", "Requests that were not computed in time, by their deadline"
         )
