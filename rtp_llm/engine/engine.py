@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -198,11 +199,9 @@ class Engine:
         self._intake.check(request)
         lane = lane_of(request, self._info.max_batch_tokens)
         try:
-            queued = self._queued()
-            self._gate.check(lane, queued, len(self._jobs[lane]), self._work_of_others)
-            if not self._cache.capacity:  # else it may be there already
-                left = request.deadline - time.monotonic()
-                self._gate.check_time(lane, queued, left, self._work_of_others)
+            # Where results are kept, the answer may be there already.
+            left = math.inf if self._cache.capacity else request.deadline - time.monotonic()
+            self._gate.check(lane, self._queued(), len(self._jobs[lane]), self._work_of_others, left)
         except Overloaded:
             self.metrics.observe_refused(lane.value)
             raise

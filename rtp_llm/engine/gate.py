@@ -1,5 +1,6 @@
 """Admission: what may wait in each lane, and how long it will wait. Pure logic, no time, no threads."""
 
+import math
 from collections.abc import Callable, Mapping
 
 from rtp_llm.config import EngineConfig
@@ -49,10 +50,12 @@ class Gate:
         queued: Mapping[Lane, int],
         num_requests: int,
         others: Callable[[], Mapping[Lane, float]] = dict,
+        seconds_left: float = math.inf,
     ) -> None:
         """Overloaded where a lane that has `num_requests` in it may take no more; `queued`: tokens by lane.
 
-        others  seconds of work, by lane, of the other models on the device
+        others        seconds of work, by lane, of the other models on the device
+        seconds_left  until the request's deadline: what would only wait for it leaves its place to others
         """
         waiting = self._waiting(queued)
         if lane is Lane.BULK and num_requests >= self._max_bulk:
@@ -70,22 +73,10 @@ class Gate:
                 f"{self._max_tokens}; try again in {whole_seconds(wait)} s",
                 retry_after=wait,
             )
+        if seconds_left < math.inf and waiting[lane] and self.tokens_per_second:
+            self._check_time(lane, waiting, self.seconds_until_empty(lane, waiting, others()), seconds_left)
 
-    def check_time(
-        self,
-        lane: Lane,
-        queued: Mapping[Lane, int],
-        seconds_left: float,
-        others: Callable[[], Mapping[Lane, float]] = dict,
-    ) -> None:
-        """Overloaded for what would only wait for its deadline: its place and its tokenising are others' then.
-
-        The rest as in `check`.
-        """
-        waiting = self._waiting(queued)
-        if not waiting[lane] or not self._rate_for(sum(waiting.values())):
-            return
-        wait = self.seconds_until_empty(lane, waiting, others())
+    def _check_time(self, lane: Lane, waiting: Mapping[Lane, int], wait: float, seconds_left: float) -> None:
         if wait > _CERTAINLY_LATE * seconds_left:
             after = wait - seconds_left
             raise Overloaded(

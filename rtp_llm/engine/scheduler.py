@@ -18,7 +18,7 @@ model that is sent more than its share waits for itself, and one that is sent li
 work: a large model's token weighs more than a small one's.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
@@ -105,12 +105,13 @@ class Scheduler:
     def queued_items(self) -> int:
         return sum(queue.items for model in self.models for queue in model.lanes.values())
 
-    def add(self, lane: Lane, items: Iterable[Item], model: int = 0) -> None:
+    def add(self, lane: Lane, items: Sequence[Item], model: int = 0) -> None:
         """Queue items of one job; their `owner` counts its own queued tokens."""
-        queue, items = self.models[model], list(items)
-        num_tokens = sum(item.num_own_tokens for item in items)
-        if lane is Lane.INTERACTIVE and 0 < num_tokens <= _short_step(queue.batch_tokens):
-            self._calm_budgets = 0.0
+        queue = self.models[model]
+        if lane is Lane.INTERACTIVE:
+            num_tokens = sum(item.num_own_tokens for item in items)
+            if 0 < num_tokens <= _short_step(queue.batch_tokens):
+                self._calm_budgets = 0.0
         if queue.lanes[lane].items == 0:
             queue.had[lane] = max(queue.had[lane], self._reached[lane])
         queue.lanes[lane].add(items)

@@ -73,16 +73,16 @@ def test_what_is_not_tokenised_yet_counts() -> None:
 
 def test_what_would_only_wait_for_its_deadline_is_refused_at_once() -> None:
     gate = make_gate()
-    gate.check_time(Lane.INTERACTIVE, queued(interactive=50_000), 0.001)  # nothing is known yet
+    gate.check(Lane.INTERACTIVE, queued(interactive=50_000), 1, seconds_left=0.001)  # nothing is known yet
     gate.observe(1000, 0.25, 1)
     for left in (math.inf, 5.1):
-        gate.check_time(Lane.INTERACTIVE, queued(interactive=40_000), left)
-    gate.check_time(Lane.INTERACTIVE, queued(bulk=40_000), 0.001)
+        gate.check(Lane.INTERACTIVE, queued(interactive=40_000), 1, seconds_left=left)
+    gate.check(Lane.INTERACTIVE, queued(bulk=40_000), 1, seconds_left=0.001)
     with pytest.raises(Overloaded, match=r"about 10.0 s of work, .* in 4.9 s; allow more, or .* in 6 s") as caught:
-        gate.check_time(Lane.INTERACTIVE, queued(interactive=40_000), 4.9)
+        gate.check(Lane.INTERACTIVE, queued(interactive=40_000), 1, seconds_left=4.9)
     assert caught.value.retry_after == pytest.approx(5.1)
     with pytest.raises(Overloaded):
-        gate.check_time(Lane.INTERACTIVE, queued(interactive=4000), 4.9, lambda: {Lane.INTERACTIVE: 9.0})
+        gate.check(Lane.INTERACTIVE, queued(interactive=4000), 1, lambda: {Lane.INTERACTIVE: 9.0}, 4.9)
 
 
 @pytest.mark.parametrize("cores", [1, 2])
