@@ -73,12 +73,14 @@ def decode(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
         # A key that is not UTF-8 is to msgspec one that it does not know.
         _check_utf8(body)
         raise _unexpected(decoder, str(error)) from None
-    except UnicodeDecodeError:
+    except UnicodeDecodeError:  # of msgspec before 0.23
         _check_utf8(body)
         raise InvalidRequest("the body is not valid UTF-8") from None
     except RecursionError:
         raise InvalidRequest("the body's JSON is nested too deeply") from None
     except msgspec.DecodeError as error:
+        if "UTF-8" in str(error):  # of msgspec since 0.23
+            _check_utf8(body)
         raise InvalidRequest(_malformed(body, str(error))) from None
 
 
