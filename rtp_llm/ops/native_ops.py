@@ -88,6 +88,11 @@ class NativeOps:
     def fork(self, quantization: Quantization = "none") -> "NativeOps":
         return object.__new__(NativeOps)._bind(self.num_threads, self._library, self._broken, quantization)
 
+    @property
+    def stream(self) -> Stream:
+        """What it records into."""
+        return self._stream
+
     def matrix(self, weight: FloatArray | QuantizedWeight) -> LinearWeight:
         if isinstance(weight, QuantizedWeight):
             return Int8Weight.of_quantized(check_quantized(weight), self._library)
@@ -139,6 +144,7 @@ class NativeOps:
             ids = int32(ids)
             check_ids(ids, table.shape[0])
             self._stream.kept += (table, ids)
+            self._stream.bounds.append((ids, table.shape[0]))
             tables[i], rows[i] = table.address, ids.ctypes.data
             bf16_tables |= table.is_bf16 << i
         y = self._new(num_tokens, size)
@@ -275,6 +281,7 @@ class NativeOps:
         y = self._new(num_rows, size)
         if num_rows:
             self._stream.kept.append(index)
+            self._stream.bounds.append((index, x.shape[0]))
             self._record(TAKE_ROWS(
                 y.reference, num_rows * size, self._operand(x), index.ctypes.data, num_rows, size
             ))  # fmt: skip

@@ -6,14 +6,15 @@ slot is found when the program runs, so that recording an op calls no C function
 commands recorded later, and so does its memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rtp_llm.core import FloatArray
+from rtp_llm.core import FloatArray, Int32Array
 from rtp_llm.ops.native_library import Library
 
 
@@ -42,15 +43,35 @@ LINEAR_INT8 = _command(13, "8q")  # quantised x, weight, bias, residual, rows, N
 LINEAR_GROUPED = _command(14, "9q")  # bits, x, weight, bias, residual, rows, N, K, activation
 
 
-class Stream:
-    """Owns the C++ stream: the program so far, and the host arrays that it will read or write."""
+class Program(NamedTuple):
+    """What was run, with all that must live for it to run again.
 
-    __slots__ = ("free", "handle", "kept", "library", "num_slots", "program")
+    bounds  arrays of ids that it reads, and below what they must be
+    """
+
+    words: bytes
+    kept: tuple[Any, ...]
+    bounds: tuple[tuple[Int32Array, int], ...]
+
+    def is_whole(self, output: FloatArray) -> bool:
+        """Whether it goes from the start of a batch to `output`, so that it can run again."""
+        return self.words.startswith(RESET(0, 0)) and any(array is output for array in self.kept)
+
+
+class Stream:
+    """Owns the C++ stream: the program so far, and the host arrays that it will read or write.
+
+    programs  what has been run while somebody asks for it; None: nobody does
+    """
+
+    __slots__ = ("bounds", "free", "handle", "kept", "library", "num_slots", "program", "programs")
 
     def __init__(self, library: Library) -> None:
         self.library = library
         self.program: list[bytes] = []
         self.kept: list[Any] = []
+        self.bounds: list[tuple[Int32Array, int]] = []
+        self.programs: list[Program] | None = None
         self.free: list[int] = []
         self.num_slots = 0
         self.handle: int | None = library.stream_new()
@@ -67,6 +88,7 @@ class Stream:
         if len(self.free) == self.num_slots:
             self.program = [RESET(0, 0)]
             self.kept.clear()
+            self.bounds.clear()
 
     def slot(self) -> int:
         """The reference of a new tensor's memory."""
@@ -80,8 +102,24 @@ class Stream:
         # NOTE: the list is taken first: the collector may drop a tensor of this stream on another thread meanwhile.
         program, self.program = self.program, []
         words = b"".join(program)
+        if self.programs is not None:
+            self.programs.append(Program(words, tuple(self.kept), tuple(self.bounds)))
+        self.run_words(words, num_threads)
+
+    @contextmanager
+    def watched(self) -> Iterator[list[Program]]:
+        """What is run meanwhile."""
+        self.programs = programs = list[Program]()
+        try:
+            yield programs
+        finally:
+            self.programs = None
+
+    def run_words(self, words: bytes, num_threads: int) -> None:
+        """A whole program, from a batch's start to its result; what was kept for it no longer is."""
         done = self.library.run(self.handle, words, len(words) // 8, num_threads)
         self.kept.clear()
+        self.bounds.clear()
         if not done:
             raise MemoryError("no memory for the activations of a batch; lower max_context_batch_size")
 

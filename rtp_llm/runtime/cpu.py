@@ -5,12 +5,13 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from rtp_llm.core import FloatArray, Item, Rows, TaskType
+from rtp_llm.core import Batch, FloatArray, Item, Rows, TaskType
 from rtp_llm.errors import DeviceLost
 from rtp_llm.models import Model
 from rtp_llm.ops import Ops, Tensor
 from rtp_llm.runtime.prefix_cache import PrefixCache
-from rtp_llm.runtime.step import by_item, forward, plan, wanted_tasks
+from rtp_llm.runtime.recordings import Recordings
+from rtp_llm.runtime.step import Step, by_item, forward, plan, wanted_tasks
 from rtp_llm.tasks import Task
 
 # Activations of 1024 tokens of a base-sized model stay in the second-level cache; larger steps only add latency.
@@ -45,6 +46,7 @@ class CpuRuntime:
         self.replicas = (self,)
         self.counts: Mapping[str, float] = {}
         self._prefixes = PrefixCache(prefix_cache_bytes)
+        self._recordings = Recordings()
         self.streams: SimpleQueue[Ops] = SimpleQueue() if streams is None else streams
         if streams is None:
             for stream in [ops, *(ops.fork() for _ in range(num_cores - 1))]:
@@ -66,17 +68,25 @@ class CpuRuntime:
         ops = self.streams.get()
         try:
             ops.num_threads = num_cores
-            read = packed.as_read(items)
-            returned = ops.upload(read)
-            batch = returned if read is packed else ops.upload(packed)
-
-            def take_keys(qkv: Tensor, num_rows: int) -> FloatArray:
-                return ops.to_numpy(ops.rows(qkv, np.arange(num_rows, dtype=np.int32)))[:, -self.model.kv_size :]
-
-            tensors, kept = forward(self.model, ops, step, batch, returned, take_keys)
-            if step.prefixes is not None and kept:
-                self._prefixes.add(step.prefixes, kept, lambda part: ops.vector(part.copy()))
-            arrays = {name: ops.to_numpy(tensor) for name, tensor in tensors.items()}
+            rows = self._recordings.run(ops, step, packed, lambda batch: self._tensors(ops, step, batch).popitem()[1])
+            if rows is not None:
+                arrays = dict.fromkeys(step.tasks, rows)
+            else:
+                arrays = {name: ops.to_numpy(tensor) for name, tensor in self._tensors(ops, step, packed).items()}
         finally:
             self.streams.put(ops)
         return {name: by_item(array, step.tasks[name], packed, items) for name, array in arrays.items()}
+
+    def _tensors(self, ops: Ops, step: Step, packed: Batch) -> dict[TaskType, Tensor]:
+        """Ask for the forward and the step's tasks."""
+        read = packed.as_read(step.items)
+        returned = ops.upload(read)
+        batch = returned if read is packed else ops.upload(packed)
+
+        def take_keys(qkv: Tensor, num_rows: int) -> FloatArray:
+            return ops.to_numpy(ops.rows(qkv, np.arange(num_rows, dtype=np.int32)))[:, -self.model.kv_size :]
+
+        tensors, kept = forward(self.model, ops, step, batch, returned, take_keys)
+        if step.prefixes is not None and kept:
+            self._prefixes.add(step.prefixes, kept, lambda part: ops.vector(part.copy()))
+        return tensors

@@ -1,0 +1,36 @@
+"""Lone short sequences on a CPU, whose ops take about as long to ask for as a layer to compute: asked for once a length."""
+
+from rtp_llm.core import Batch, FloatArray, TaskType
+from rtp_llm.ops import Ops
+from rtp_llm.ops.native_ops import NativeOps
+from rtp_llm.ops.native_recording import Compute, Recording, record
+from rtp_llm.runtime.step import Step
+
+# Beyond that many tokens the kernels take so long that the rest is lost in it.
+_MOST_TOKENS = 64
+
+
+class Recordings:
+    """Those of one model, of each stream its own, which whoever uses it holds."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Ops, int, TaskType], Recording | None] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def run(self, ops: Ops, step: Step, batch: Batch, compute: Compute) -> FloatArray | None:
+        """The rows of the step's one task; None where it is not one sequence, few tokens and one task, or not native.
+
+        `batch` is the step's, prepared; `compute` gives the task's rows of it, or of another of its layout.
+        """
+        if len(step.items) != 1 or len(step.tasks) != 1 or batch.num_tokens > _MOST_TOKENS:
+            return None
+        if step.shares or step.items[0].parts or type(batch) is not Batch or not isinstance(ops, NativeOps):
+            return None
+        key = ops, batch.num_tokens, next(iter(step.tasks))
+        if key not in self._kept:
+            rows, self._kept[key] = record(ops, batch, compute)
+            return rows
+        recording = self._kept[key]
+        return None if recording is None else recording.run(ops, batch)
