@@ -19,26 +19,12 @@ Rows: TypeAlias = FloatArray | list[FloatArray]
 # What a caller gets of one task; see Response.
 Output: TypeAlias = Any
 _ID_BYTES = 4
-_SLICE = 1 << 16
 # How soon a request's work is taken up; see Request.
 Priority: TypeAlias = Literal["auto", "interactive", "bulk"]
 # What becomes of a text that is longer than the model reads; see Params.
 Chunking: TypeAlias = Literal["mean", "late"]
 # Which of a sequence's last hidden states a task reads.
 Reads: TypeAlias = Literal["all", "first", "last"]
-
-
-def outlier(ids: Sequence[int], num_ids: int) -> int | None:
-    """One of the ids that is not among 0 ... num_ids - 1; None: there is none.
-
-    NOTE: in slices, since min() and max() of millions keep all other threads waiting.
-    """
-    for start in range(0, len(ids), _SLICE):
-        part = ids[start : start + _SLICE]
-        for extreme in (max(part), min(part)):
-            if not 0 <= extreme < num_ids:
-                return extreme
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +243,8 @@ def pack(items: Sequence[Item], reads: Reads = "all", prefixes: "Prefixes | None
     reads     the tasks' word: the wanted rows are each item's first, its last, or all
     prefixes  what the items begin with, see `Prefixes`; its new ones become the first sequences
     """
+    if len(items) == 1 and prefixes is None:
+        return _pack_one(items[0], reads)
     prefixes = prefixes or Prefixes((), (), np.full(len(items), -1, np.int32), [0] * len(items))
     new, skipped = prefixes.new, prefixes.skipped
     sequences = [*new, *(item.input_ids[skip:] for item, skip in zip(items, skipped, strict=True))]
@@ -281,6 +269,21 @@ def pack(items: Sequence[Item], reads: Reads = "all", prefixes: "Prefixes | None
         prefix_of=np.r_[np.full(first, -1, np.int32), prefixes.of_items] if any(skipped) else None,
         wanted=wanted[reads],
         kept=prefixes.kept,
+    )
+
+
+def _pack_one(item: Item, reads: Reads) -> Batch:
+    """As `pack`, in a tenth of its calls: they are what a lone short text waits for beside the kernels."""
+    num_tokens, types = item.num_tokens, item.token_type_ids
+    wanted = {"all": None, "first": 0, "last": num_tokens - 1}[reads]
+    return Batch(
+        input_ids=item.input_ids,
+        position_ids=np.arange(num_tokens, dtype=np.int32),
+        token_type_ids=np.zeros(num_tokens, np.int32) if types is None else types,
+        cu_seqlens=np.array([0, num_tokens], np.int32),
+        prompt_lens=np.array([item.prompt_length], np.int32),
+        max_seqlen=num_tokens,
+        wanted=None if wanted is None else np.array([wanted], np.int32),
     )
 
 

@@ -13,12 +13,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import Input, Item, Params, outlier
+from rtp_llm.core import Input, Item, Params
 from rtp_llm.engine import tokenizer_files as files
 from rtp_llm.engine.chat_template import ChatTemplate
 from rtp_llm.engine.shortening import CHARACTERS_PER_TOKEN, Shortening, Side, Text, most_characters, parts_of
 from rtp_llm.engine.tokenizer_cuts import find_cuts
-from rtp_llm.engine.tokens import Framed, Token
+from rtp_llm.engine.tokens import Framed, Token, outlier
 from rtp_llm.engine.truncation import longest_first, only_second
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidInput, InvalidRequest, RequestTooLarge
 from rtp_llm.model_config import ModelConfig, sequence_limit

@@ -1,9 +1,12 @@
 """What a tokenizer tells of a text: its tokens one by one, or framed by what stands around them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from rtp_llm.core import Int32Array
+
+_SLICE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +44,16 @@ class Framed(NamedTuple):
     body: Int32Array
     tail: Int32Array
     prompt_length: int
+
+
+def outlier(ids: Sequence[int], num_ids: int) -> int | None:
+    """One of the ids that is not among 0 ... num_ids - 1; None: there is none.
+
+    NOTE: in slices, since min() and max() of millions keep all other threads waiting.
+    """
+    for start in range(0, len(ids), _SLICE):
+        part = ids[start : start + _SLICE]
+        for extreme in (max(part), min(part)):
+            if not 0 <= extreme < num_ids:
+                return extreme
+    return None

@@ -1,4 +1,4 @@
-"""Lone short sequences on a CPU, whose ops take about as long to ask for as a layer to compute: asked for once a length."""
+"""Lone short sequences on a CPU, whose ops take as long to ask for as a layer to compute: asked for once a length."""
 
 from rtp_llm.core import Batch, FloatArray, TaskType
 from rtp_llm.ops import Ops

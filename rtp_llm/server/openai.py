@@ -15,7 +15,8 @@ from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import Chunking, Input, ModelInfo, Params, Request, Response, TaskType, outlier
+from rtp_llm.core import Chunking, Input, ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.engine.tokens import outlier
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import Catalog, ModelName
 from rtp_llm.server.chat import Inputs, TextObject
