@@ -31,6 +31,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "Qwen2": {},
     "Qwen3": {"attention_bias": True, "num_key_value_heads": 4},
     "window": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    "Llama": {"attention_bias": True, "mlp_bias": True},
 }
 
 
@@ -50,7 +51,7 @@ def load(folder: Path, **options: Any) -> Any:
 # Each starts two processes, which import torch: the others when there is time.
 @pytest.fixture(params=["Qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in SHAPES if name != "Qwen3")])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    save_qwen(tmp_path, "Qwen3" if request.param == "Qwen3" else "Qwen2", **SHAPES[request.param])
+    save_qwen(tmp_path, request.param if request.param != "window" else "Qwen2", **SHAPES[request.param])
     return tmp_path
 
 
