@@ -66,7 +66,7 @@ def _windows(hf: Mapping[str, Any], causal: bool) -> tuple[int | None, ...]:
 def _rope(hf: Mapping[str, Any], kind: str) -> Rope:
     """Of one kind of layer; `rope_scaling` of older files is that of the layers without a window."""
     by_kind = hf.get("rope_parameters") or {}
-    if not {*by_kind} <= {*_THETAS}:
+    if not {*by_kind} <= {*_THETAS} or not all(isinstance(own, dict) for own in by_kind.values() if own is not None):
         raise CheckpointError(f"config.json: rope_parameters {by_kind}; {FULL} and {SLIDING} have their own in a Gemma")
     default, key = _THETAS[kind]
     scaling = hf.get("rope_scaling") if kind == FULL else None

@@ -27,6 +27,7 @@ def test_the_flag_wins(name: str) -> None:
         ({"architectures": ["LlamaForSequenceClassification"]}, "llama"),
         ({"architectures": ["MistralModel"]}, "mistral"),
         ({"architectures": ["Gemma3TextModel"]}, "gemma3_text"),
+        ({"architectures": ["EuroBertForMaskedLM"]}, "eurobert"),
     ],
 )
 def test_config_json(hf: dict[str, Any], expected: str) -> None:

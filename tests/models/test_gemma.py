@@ -126,6 +126,7 @@ def test_prefixed_checkpoints_load_and_heads_are_ignored(head: str, tmp_path: Pa
         ({"sliding_window": None}, "sliding_window null; layers of sliding_attention need one"),
         ({"layer_types": ["full_attention"]}, "2 of full_attention, sliding_attention are needed"),
         ({"rope_parameters": {"rope_type": "default"}}, "full_attention and sliding_attention have their own"),
+        ({"rope_parameters": {"full_attention": 3}}, "full_attention and sliding_attention have their own"),
         ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "supported are default"),
     ],
 )
