@@ -55,6 +55,13 @@ FAMILIES = {
         {**_QWEN, "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
          "intermediate_size": 8960, "is_causal": False},
     ),
+    "embeddinggemma-300m": Family(
+        "Gemma3Text",
+        "float32",
+        {"vocab_size": 262144, "hidden_size": 768, "num_hidden_layers": 24, "num_attention_heads": 3,
+         "num_key_value_heads": 1, "head_dim": 256, "intermediate_size": 1152, "max_position_embeddings": 2048,
+         "sliding_window": 512, "use_bidirectional_attention": True},
+    ),
 }  # fmt: skip
 _PARITY_LENGTHS = (1, 7, 150)
 
@@ -147,7 +154,7 @@ def _transformers(family: str, dtype: str, threads: int) -> Callable[[int], tupl
     torch.set_num_threads(threads)
     load = transformers.AutoModelForSequenceClassification if _is_reranker(family) else transformers.AutoModel
     model = load.from_pretrained(_folder(family), dtype=getattr(torch, dtype)).eval()
-    options = {"use_cache": False} if family.count("qwen") else {}
+    options = {"use_cache": False} if FAMILIES[family].stem.startswith(("Qwen", "Gemma")) else {}
 
     def compute(length: int) -> tuple[Array, Array]:
         with torch.no_grad():

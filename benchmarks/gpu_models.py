@@ -12,7 +12,7 @@ import torch
 
 from rtp_llm.checkpoint import Parameter, TensorInfo
 from rtp_llm.core import FloatArray, Int8Array, Item, TaskType
-from rtp_llm.models import MODELS, Model, bert, qwen
+from rtp_llm.models import MODELS, Model, bert, decoder, qwen
 from rtp_llm.ops.device_ops import make_ops
 from rtp_llm.ops.torch_ops import DTYPES, TorchOps
 from rtp_llm.ops.triton_ops import TritonOps
@@ -140,11 +140,13 @@ def with_model(machine: Machine, hf: Mapping[str, Any], model: Model, ops: Torch
 def build(hf: Mapping[str, Any], ops: TorchOps) -> Model:
     """The architecture with random weights."""
     module, name = MODELS[hf["model_type"]]
-    config: Any = (
-        qwen.QwenConfig.from_hf(hf, qwen3=True) if hf["model_type"] == "qwen3" else bert.BertConfig.from_hf(hf)
-    )
-    architecture: Any = import_module(module)
-    model: Model = getattr(architecture, name)(config, _Shapes(architecture.parameters(config)), OnDevice(ops))
+    if hf["model_type"] == "qwen3":
+        config: Any = qwen.Qwen3.read_config(hf)
+        parameters = decoder.parameters(config)
+    else:
+        config = bert.BertConfig.from_hf(hf)
+        parameters = bert.parameters(config)
+    model: Model = getattr(import_module(module), name)(config, _Shapes(parameters), OnDevice(ops))
     return model
 
 

@@ -18,7 +18,9 @@ from benchmarks.peers import FloatArray
 from benchmarks.peers.process import pin
 from rtp_llm.checkpoint import TensorInfo
 from rtp_llm.core import Item, pack
-from rtp_llm.models.qwen import Qwen2, Qwen3, QwenConfig, parameters
+from rtp_llm.models.decoder import Decoder, parameters
+from rtp_llm.models.decoder_config import DecoderConfig
+from rtp_llm.models.qwen import Qwen3
 from rtp_llm.ops import Quantization
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.weight_only import to_bf16
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _measure_shape(shape: str, layers: int, lengths: list[int], threads: int, instruction_set: str) -> dict[str, Any]:
     hf = {**_SHAPES[shape], "num_hidden_layers": layers, "vocab_size": _VOCAB, "head_dim": 128}
-    config = QwenConfig.from_hf(hf, qwen3=True)
+    config = Qwen3.read_config(hf)
     source = RandomTensors(_tensor_shapes(config))
     measured: dict[str, Any] = {}
     exact: FloatArray | None = None
@@ -113,7 +115,7 @@ def _measure_shape(shape: str, layers: int, lengths: list[int], threads: int, in
     return measured
 
 
-def _tensor_shapes(config: QwenConfig) -> dict[str, tuple[int, ...]]:
+def _tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Of the checkpoint's own tensors: a fused parameter's parts."""
     queries, keys = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
     rows = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "gate_proj": config.intermediate_size}
@@ -131,12 +133,12 @@ def _items(length: int) -> list[Item]:
     return [Item(input_ids=ids, index=0)]
 
 
-def _last_states(model: Qwen2, ops: NativeOps, length: int) -> FloatArray:
+def _last_states(model: Decoder, ops: NativeOps, length: int) -> FloatArray:
     batch = ops.upload(model.prepare(pack(_items(length))))
     return ops.to_numpy(model(ops, batch))
 
 
-def _seconds(model: Qwen2, ops: NativeOps, length: int) -> float:
+def _seconds(model: Decoder, ops: NativeOps, length: int) -> float:
     """The least of some runs, about a second of them."""
     _last_states(model, ops, length)
     found: list[float] = []

@@ -54,16 +54,19 @@ MODEL: dict[str, Kind] = {
     **_all(_whole(1, _SIZE, nullable=False), "hidden_size num_attention_heads intermediate_size"),
     **_all(_whole(1, _SIZE), "num_key_value_heads head_dim num_labels type_vocab_size"),
     **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings"),
-    **_all(_POSITIVE._replace(nullable=False), "layer_norm_eps rms_norm_eps"),
-    **_all(_POSITIVE, "rope_theta partial_rotary_factor"),
-    **_all(_FLAG, "is_causal is_decoder add_cross_attention attention_bias use_sliding_window tie_word_embeddings"),
-    **_all(_TEXT, "model_type hidden_act position_embedding_type"),
+    **_all(_POSITIVE._replace(nullable=False), "layer_norm_eps rms_norm_eps query_pre_attn_scalar"),
+    **_all(_POSITIVE, "rope_theta rope_local_base_freq partial_rotary_factor"),
+    **_all(_POSITIVE, "attn_logit_softcapping final_logit_softcapping"),
+    **_all(_FLAG, "is_causal is_decoder add_cross_attention attention_bias mlp_bias use_sliding_window"),
+    **_all(_FLAG, "tie_word_embeddings use_bidirectional_attention"),
+    **_all(_TEXT, "model_type hidden_act hidden_activation position_embedding_type classifier_pooling"),
     **_all(_TEXTS, "architectures layer_types"),
     **_all(_OBJECT, "id2label rope_scaling rope_parameters sentence_transformers"),
     "vocab_size": _whole(1, _VOCABULARY, nullable=False),
     "num_hidden_layers": _whole(1, _LAYERS, nullable=False),
     "problem_type": Kind(f"one of {', '.join(_PROBLEMS)}", lambda value: value in _PROBLEMS),
     "max_window_layers": _whole(0, _LAYERS),
+    "sliding_window_pattern": _whole(1, _LAYERS),
     "sliding_window": _whole(0, _VOCABULARY),
     "pad_token_id": _whole(-1, _VOCABULARY),
     "sbert_ce_default_activation_function": _TEXT,
@@ -71,6 +74,7 @@ MODEL: dict[str, Kind] = {
 ROPE: dict[str, Kind] = {
     **_all(_TEXT, "rope_type type"),
     **_all(_POSITIVE, "factor rope_theta beta_fast beta_slow mscale mscale_all_dim attention_factor"),
+    **_all(_POSITIVE, "low_freq_factor high_freq_factor"),
     "original_max_position_embeddings": _whole(1, _POSITIONS),
     "partial_rotary_factor": _POSITIVE,
     "truncate": _FLAG,
@@ -152,7 +156,11 @@ def check_model(where: Path | str, values: Mapping[str, Any]) -> None:
     check(where, values, MODEL)
     stored_quantization(values, where)
     for key in ("rope_scaling", "rope_parameters"):
-        check(f"{where}: {key}", values.get(key) or {}, ROPE)
+        parameters = values.get(key) or {}
+        check(f"{where}: {key}", parameters, ROPE)
+        for kind, own in parameters.items():
+            if isinstance(own, dict):  # of one kind of layer
+                check(f"{where}: {key}: {kind}", own, ROPE)
 
 
 def stored_quantization(values: Mapping[str, Any], where: Path | str = "config.json") -> Literal["none", "int8"]:

@@ -24,11 +24,15 @@ _CLASSES = {
     "bert": "BertTokenizer", "distilbert": "DistilBertTokenizer", "electra": "ElectraTokenizer",
     "roberta": "RobertaTokenizer", "xlm-roberta": "XLMRobertaTokenizer", "camembert": "CamembertTokenizer",
     "mpnet": "MPNetTokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer",
+    "llama": "LlamaTokenizer", "mistral": "LlamaTokenizer", "gemma3_text": "GemmaTokenizer",
 }  # fmt: skip
+# Of these, transformers before 5 took the tokens at both ends from tokenizer_config.json alone.
+_ENDED_CLASSES = ("LlamaTokenizer", "GemmaTokenizer")
 _BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
 _UNTYPED_CLASSES = (
     "RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer", "DistilBertTokenizer", "MPNetTokenizer",
     "BartTokenizer", "LongformerTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer", "LlamaTokenizer",
+    "GemmaTokenizer",
 )  # fmt: skip
 
 
@@ -98,12 +102,21 @@ def _from_json(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
 def _add_ends(tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
     """Honour `add_bos_token`, `add_eos_token` of tokenizer_config.json where tokenizer.json itself adds no token.
 
-    gte-Qwen2 depends on it. The template is that of transformers' update_post_processor.
+    gte-Qwen2 depends on it. Of _ENDED_CLASSES, EOS is added beside BOS too, on which e5-mistral depends. The template
+    is that of transformers' update_post_processor.
     """
     special = config["special_tokens"]
-    bos, eos = ([special[end]] if config.get(f"add_{end}_token") is True and end in special else [] for end in _ENDS)
+    asked = {end: config.get(f"add_{end}_token") for end in _ENDS}
+    own = tokenizer.post_processor
+    if tokenizer.num_special_tokens_to_add(False):
+        eos_id = tokenizer.token_to_id(special.get("eos", ""))
+        is_ended = not asked["eos"] or tokenizer.encode("").ids[-1:] == [eos_id]
+        if is_ended or config["tokenizer_class"] not in _ENDED_CLASSES:
+            return
+        asked["bos"], own = asked["bos"] is not False, None
+    bos, eos = ([special[end]] if asked[end] is True and end in special else [] for end in _ENDS)
     ids = {token: tokenizer.token_to_id(token) for token in (*bos, *eos)}
-    if not ids or None in ids.values() or tokenizer.num_special_tokens_to_add(False):
+    if not ids or None in ids.values():
         return
     single = [*bos, "$A", *eos]
     template = processors.TemplateProcessing(
@@ -111,7 +124,6 @@ def _add_ends(tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any]) -> Non
         pair=[*single, *(f"{token}:1" for token in bos), "$B:1", *(f"{token}:1" for token in eos)],
         special_tokens=list(ids.items()),
     )
-    own = tokenizer.post_processor
     tokenizer.post_processor = template if own is None else processors.Sequence([own, template])
 
 

@@ -25,11 +25,15 @@ MODELS: dict[str, tuple[str, str]] = {
     "qwen_2": ("rtp_llm.models.qwen", "Qwen2"),
     "qwen_2_embedding": ("rtp_llm.models.qwen", "Qwen2Embedding"),
     "qwen_3": ("rtp_llm.models.qwen", "Qwen3"),
+    "llama": ("rtp_llm.models.llama", "Llama"),
+    "mistral": ("rtp_llm.models.llama", "Mistral"),
+    "eurobert": ("rtp_llm.models.llama", "EuroBert"),
+    "gemma3_text": ("rtp_llm.models.gemma", "Gemma3"),
 }
 # Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
 ARCHITECTURES = {
     "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Qwen2": "qwen2",
-    "Qwen3": "qwen3",
+    "Qwen3": "qwen3", "Llama": "llama", "Mistral": "mistral", "Gemma3Text": "gemma3_text", "EuroBert": "eurobert",
 }  # fmt: skip
 _ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
 

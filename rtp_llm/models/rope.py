@@ -5,7 +5,7 @@ what a checkpoint was trained with.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from rtp_llm.core import Batch, FloatArray
 from rtp_llm.errors import CheckpointError
 
-_TYPES = ("default", "linear", "dynamic", "yarn")
+_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 _CHUNK = 4096  # positions whose angles are held in float64 at once
 
 
@@ -23,7 +23,8 @@ class Rope:
     """One kind of rotary positions; the fields have the names of config.json's `rope_parameters`.
 
     trained_positions   max_position_embeddings: beyond it `dynamic` changes its frequencies
-    original_positions  original_max_position_embeddings, which `yarn` stretches
+    original_positions  original_max_position_embeddings, which `yarn` and `llama3` stretch
+    bands               low_freq_factor and high_freq_factor of `llama3`: turns over the original positions
     """
 
     head_dim: int
@@ -34,10 +35,13 @@ class Rope:
     original_positions: int
     attention_factor: float = 1.0
     yarn: Mapping[str, Any] = field(default_factory=dict)
+    bands: tuple[float, float] = (1.0, 4.0)
 
     @property
     def max_positions(self) -> int:
         """Tokens of the longest sequence that the scaling is meant for."""
+        if self.rope_type == "llama3":  # its max_position_embeddings is the stretched length already
+            return self.trained_positions
         base = self.original_positions if self.rope_type == "yarn" else self.trained_positions
         return max(self.trained_positions, int(base * self.factor))
 
@@ -71,6 +75,7 @@ class Rope:
             original_positions=original,
             attention_factor=_attention_factor(parameters, factor) if rope_type == "yarn" else 1.0,
             yarn=parameters if rope_type == "yarn" else {},
+            bands=_bands(parameters) if rope_type == "llama3" else (1.0, 4.0),
         )
 
     def rows(self, num_positions: int, seqlen: int = 0) -> FloatArray:
@@ -101,7 +106,24 @@ class Rope:
         frequencies: FloatArray = np.float32(1) / wavelengths
         if self.rope_type == "linear":
             frequencies /= np.float32(self.factor)
+        if self.rope_type == "llama3":
+            return self._llama3(frequencies)
         return self._yarn(wavelengths) if self.rope_type == "yarn" else frequencies
+
+    def _llama3(self, frequencies: FloatArray) -> FloatArray:
+        """Llama 3.1: frequencies under the low band are divided by `factor`, those over the high one kept.
+
+        Between the two they go over from one to the other; one that is in both bands counts as low.
+        """
+        low, high = self.bands
+        wavelengths = (np.float32(1) / frequencies) * np.float32(2 * math.pi)
+        is_low = wavelengths > np.float32(self.original_positions / low)
+        is_high = wavelengths < np.float32(self.original_positions / high)
+        turns = (np.float32(1) / wavelengths) * np.float32(self.original_positions)
+        kept = (turns - np.float32(low)) / np.float32(high - low)
+        stretched = frequencies / np.float32(self.factor)
+        between = (np.float32(1) - kept) * frequencies / np.float32(self.factor) + kept * frequencies
+        return np.where(is_low, stretched, np.where(is_high, frequencies, between))
 
     def _yarn(self, wavelengths: FloatArray) -> FloatArray:
         """YaRN (Peng et al. 2023): fast dimensions keep their frequency, slow ones are stretched by `factor`."""
@@ -134,19 +156,30 @@ def _attention_factor(parameters: Mapping[str, Any], factor: float) -> float:
     return scale(mscale) / scale(mscale_all_dim) if mscale and mscale_all_dim else scale(1)
 
 
+def _bands(parameters: Mapping[str, Any]) -> tuple[float, float]:
+    """The two factors of `llama3`, the lower first."""
+    low, high = (parameters.get(key) for key in ("low_freq_factor", "high_freq_factor"))
+    if not (isinstance(low, (int, float)) and isinstance(high, (int, float)) and 0 < low < high):
+        raise CheckpointError(
+            f"config.json: rope low_freq_factor {low!r}, high_freq_factor {high!r}; llama3 needs both, the lower first"
+        )
+    return float(low), float(high)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LongBatch(Batch):
-    """A batch with a sequence longer than the table of angles: `cos_sin` [T, head_dim] has every token's row."""
+    """A batch with a sequence longer than the tables of angles: of each rope, [T, head_dim] has every token's row."""
 
-    cos_sin: FloatArray
+    cos_sin: tuple[FloatArray, ...]
 
 
-def with_rows(batch: Batch, rope: Rope) -> LongBatch:
+def with_rows(batch: Batch, ropes: Sequence[Rope]) -> LongBatch:
     """Each sequence's rows as if it were alone, so that neither its neighbours nor earlier batches change it."""
-    if rope.rope_type == "dynamic":
-        rows = [rope.rows(length, seqlen=length) for length in np.diff(batch.cu_seqlens).tolist()]
-        cos_sin = np.concatenate(rows)
-    else:
-        cos_sin = rope.rows(int(batch.position_ids.max()) + 1)[batch.position_ids]
     fields = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
-    return LongBatch(**fields, cos_sin=cos_sin)
+    return LongBatch(**fields, cos_sin=tuple(_rows_of(batch, rope) for rope in ropes))
+
+
+def _rows_of(batch: Batch, rope: Rope) -> FloatArray:
+    if rope.rope_type != "dynamic":
+        return rope.rows(int(batch.position_ids.max()) + 1)[batch.position_ids]
+    return np.concatenate([rope.rows(length, seqlen=length) for length in np.diff(batch.cu_seqlens).tolist()])

@@ -77,8 +77,10 @@ class Ops(Protocol):
 
     # Compute.
 
-    def embed(self, lookups: Sequence[tuple[Tensor, Int32Array]], norm: Norm | None = None) -> Tensor:
-        """Sum over (table [V, H], ids [T]) of the tables' rows, added in the given order, then the norm -> [T, H]."""
+    def embed(
+        self, lookups: Sequence[tuple[Tensor, Int32Array]], norm: Norm | None = None, scale: float = 1.0
+    ) -> Tensor:
+        """norm(scale * sum) -> [T, H]; the sum over (table [V, H], ids [T]) of the tables' rows, in the given order."""
 
     def linear(
         self,
@@ -90,8 +92,8 @@ class Ops(Protocol):
     ) -> Tensor:
         """activation(x @ weight.T + bias) + residual -> [T, N]; sums over K in fp32 in one fixed order."""
 
-    def norm(self, x: Tensor, norm: Norm) -> Tensor:
-        """LayerNorm (torch.nn.LayerNorm) or RMSNorm over the last axis -> like x."""
+    def norm(self, x: Tensor, norm: Norm, residual: Tensor | None = None) -> Tensor:
+        """LayerNorm (torch.nn.LayerNorm) or RMSNorm over the last axis, + residual -> like x."""
 
     def attention(
         self,

@@ -135,7 +135,9 @@ class NativeOps:
         """Everything recorded so far; `to_numpy` does it by itself."""
         self._stream.run(self.num_threads)
 
-    def embed(self, lookups: Sequence[tuple[Table, Int32Array]], norm: Norm | None = None) -> Tensor:
+    def embed(
+        self, lookups: Sequence[tuple[Table, Int32Array]], norm: Norm | None = None, scale: float = 1.0
+    ) -> Tensor:
         size, num_tokens = lookups[0][0].shape[1], len(lookups[0][1])
         assert len(lookups) <= self._max_lookups, f"{len(lookups)} tables at once"
         tables, rows, bf16_tables = [0] * self._max_lookups, [0] * self._max_lookups, 0
@@ -150,7 +152,9 @@ class NativeOps:
         y = self._new(num_tokens, size)
         if num_tokens:
             counts = num_tokens, size, len(lookups), bf16_tables
-            self._record(EMBED(y.reference, num_tokens * size, *counts, *tables, *rows, *self._norm(norm, size)))
+            self._record(EMBED(
+                y.reference, num_tokens * size, *counts, scale, *tables, *rows, *self._norm(norm, size)
+            ))  # fmt: skip
         return y
 
     def linear(
@@ -191,12 +195,14 @@ class NativeOps:
                 ))  # fmt: skip
         return y
 
-    def norm(self, x: Tensor, norm: Norm) -> Tensor:
+    def norm(self, x: Tensor, norm: Norm, residual: Tensor | None = None) -> Tensor:
         num_rows, size = x.shape
+        assert residual is None or residual.shape == x.shape, f"residual is {residual.shape}, x {x.shape}"
         y = self._new(num_rows, size)
         if num_rows:
             self._record(NORM(
-                y.reference, num_rows * size, self._operand(x), num_rows, size, *self._norm(norm, size)
+                y.reference, num_rows * size, self._operand(x), self._operand(residual), num_rows, size,
+                *self._norm(norm, size),
             ))  # fmt: skip
         return y
 

@@ -26,8 +26,9 @@ def _command(opcode: int, operands: str) -> Callable[..., bytes]:
 RESET = _command(0, "")
 FREE = _command(1, "")
 LINEAR = _command(2, "9q")  # x, weight, bias, residual, rows, N, K, activation, weight is bf16
-NORM = _command(3, "5qdq")  # x, rows, size, weight, bias, eps, centered
-EMBED = _command(4, "4q4q4q2qdq")  # rows, size, lookups, bf16 tables, tables, ids, weight, bias, eps, centered
+NORM = _command(3, "6qdq")  # x, residual, rows, size, weight, bias, eps, centered
+# rows, size, lookups, bf16 tables, scale, tables, ids, weight, bias, eps, centered
+EMBED = _command(4, "4qd4q4q2qdq")
 # qkv, cu_seqlens, prefix_of, wanted, num_wanted, kept, their lengths, num_seqs, max_seqlen, heads, kv_heads, head_dim,
 # scale, causal, window
 ATTENTION = _command(5, "12qd2q")

@@ -103,11 +103,14 @@ class NumpyOps:
     def to_numpy(self, x: FloatArray) -> FloatArray:
         return x
 
-    def embed(self, lookups: Sequence[tuple[FloatArray, Int32Array]], norm: Norm | None = None) -> FloatArray:
+    def embed(
+        self, lookups: Sequence[tuple[FloatArray, Int32Array]], norm: Norm | None = None, scale: float = 1.0
+    ) -> FloatArray:
         (table, ids), *others = lookups
         x: FloatArray = table[ids]
         for table, ids in others:
             x += table[ids]
+        x *= np.float32(scale)
         return x if norm is None else self.norm(x, norm)
 
     def linear(
@@ -125,13 +128,14 @@ class NumpyOps:
             y = ACTIVATION[activation](y).astype(np.float32)
         return y if residual is None else y + residual
 
-    def norm(self, x: FloatArray, norm: Norm) -> FloatArray:
+    def norm(self, x: FloatArray, norm: Norm, residual: FloatArray | None = None) -> FloatArray:
         x64 = x.astype(np.float64)
         if norm.kind == "layer":
             x64 -= x64.mean(axis=-1, keepdims=True)
         x64 /= np.sqrt(np.mean(x64 * x64, axis=-1, keepdims=True) + norm.eps)
         y = x64 * norm.weight
-        return (y if norm.bias is None else y + norm.bias).astype(np.float32)
+        y = (y if norm.bias is None else y + norm.bias).astype(np.float32)
+        return y if residual is None else y + residual
 
     def attention(
         self,

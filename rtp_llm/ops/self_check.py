@@ -30,8 +30,10 @@ def _self_checks() -> dict[str, Callable[[Ops], Any]]:
     x, qkv, table, square = normal(41, size), normal(41, 3 * size), normal(50, size), normal(size, size)
     weight, bias = normal(size), normal(size)
     return {
-        "embed": lambda ops: ops.embed([(ops.table(table), batch.input_ids), (ops.table(table), batch.position_ids)]),
-        "norm": lambda ops: ops.norm(ops.vector(x), Norm(ops.vector(weight), ops.vector(bias), 1e-5)),
+        "embed": lambda ops: ops.embed(
+            [(ops.table(table), batch.input_ids), (ops.table(table), batch.position_ids)], scale=3.0
+        ),
+        "norm": lambda ops: ops.norm(ops.vector(x), Norm(ops.vector(weight), ops.vector(bias), 1e-5), ops.vector(x)),
         "linear": lambda ops: ops.linear(
             ops.vector(x), ops.matrix(square), ops.vector(bias), "gelu", residual=ops.vector(x)
         ),

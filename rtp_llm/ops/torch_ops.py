@@ -95,11 +95,14 @@ class TorchOps:
     def to_numpy(self, x: torch.Tensor) -> FloatArray:
         return np.array(x.float().cpu().numpy())
 
-    def embed(self, lookups: Sequence[tuple[torch.Tensor, Any]], norm: Norm | None = None) -> torch.Tensor:
+    def embed(
+        self, lookups: Sequence[tuple[torch.Tensor, Any]], norm: Norm | None = None, scale: float = 1.0
+    ) -> torch.Tensor:
         (table, ids), *others = lookups
         x = F.embedding(ids, table)
         for table, ids in others:
             x = x + F.embedding(ids, table)
+        x = x if scale == 1.0 else x * scale
         return x if norm is None else self.norm(x, norm)
 
     def linear(
@@ -119,16 +122,18 @@ class TorchOps:
         return y if residual is None else y + residual
 
     def plus(self, x: torch.Tensor, residual: Any) -> Any:
-        """x + residual, as `linear` adds it."""
+        """x + residual, as `linear` and `norm` add it."""
         return x + residual
 
-    def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+    def norm(self, x: torch.Tensor, norm: Norm, residual: torch.Tensor | None = None) -> torch.Tensor:
         if norm.kind == "layer":
             bias = None if norm.bias is None else norm.bias.to(x.dtype)
-            return F.layer_norm(x, x.shape[-1:], norm.weight.to(x.dtype), bias, norm.eps)
-        x32 = x.float()
-        x32 = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + norm.eps)
-        return (x32 * norm.weight.float()).to(x.dtype)
+            y = F.layer_norm(x, x.shape[-1:], norm.weight.to(x.dtype), bias, norm.eps)
+        else:
+            x32 = x.float()
+            x32 = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + norm.eps)
+            y = (x32 * norm.weight.float()).to(x.dtype)
+        return y if residual is None else y + residual
 
     def attention(
         self,

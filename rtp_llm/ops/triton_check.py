@@ -114,7 +114,8 @@ def _row_checks(normal: Callable[..., FloatArray], batch: Batch) -> Iterator[tup
 
     def embed(ops: TorchOps) -> Any:
         ids, where = ops.upload(batch), ops.table(table)
-        return ops.embed([(where, ids.input_ids), (where, ids.position_ids), (where, ids.input_ids)], layer_norm(ops))
+        lookups = [(where, ids.input_ids), (where, ids.position_ids), (where, ids.input_ids)]
+        return ops.embed(lookups, layer_norm(ops), 0.5)
 
     yield "embed", embed
     square = normal(328, 328) / np.float32(18)

@@ -53,11 +53,11 @@ def norm_kernel(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def embed_kernel(
-    out_ptr, table0, ids0, table1, ids1, table2, ids2, weight_ptr, bias_ptr, num_rows, eps,
+    out_ptr, table0, ids0, table1, ids1, table2, ids2, weight_ptr, bias_ptr, num_rows, eps, scale,
     size: tl.constexpr, TABLES: tl.constexpr, HAS_NORM: tl.constexpr, RMS: tl.constexpr, HAS_BIAS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The sum of one row of each table, normed, [num_rows, size]."""
+    """The sum of one row of each table, scaled and normed, [num_rows, size]."""
     rows, columns = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     live = rows < num_rows
     mask = live[:, None] & (columns < size)[None, :]
@@ -66,6 +66,7 @@ def embed_kernel(
         x += _gathered(table1, ids1, rows, live, columns, mask, size)
     if TABLES > 2:
         x += _gathered(table2, ids2, rows, live, columns, mask, size)
+    x *= scale
     if HAS_NORM:
         x = normalized(x, columns, weight_ptr, bias_ptr, eps, size, RMS, HAS_BIAS)
     offsets = rows[:, None].to(tl.int64) * size + columns[None, :]
@@ -100,8 +101,8 @@ def norm(
     return out, summed
 
 
-def embed(lookups: Sequence[tuple[torch.Tensor, Any]], norm: Norm | None) -> torch.Tensor:
-    """The tables' rows, added in fp32, and normed -> [T, H]; at most MAX_TABLES, H <= MAX_COLUMNS."""
+def embed(lookups: Sequence[tuple[torch.Tensor, Any]], norm: Norm | None, scale: float) -> torch.Tensor:
+    """The tables' rows, added in fp32, scaled and normed -> [T, H]; at most MAX_TABLES, H <= MAX_COLUMNS."""
     table, ids = lookups[0]
     num_rows, size = len(ids), table.shape[1]
     out = torch.empty(num_rows, size, dtype=table.dtype, device=table.device)
@@ -110,7 +111,7 @@ def embed(lookups: Sequence[tuple[torch.Tensor, Any]], norm: Norm | None) -> tor
     weight = table if norm is None else norm.weight
     bias = weight if norm is None or norm.bias is None else norm.bias
     embed_kernel[(triton.cdiv(num_rows, shape["ROWS"]),)](
-        out, *pairs, weight, bias, num_rows, 0.0 if norm is None else norm.eps, size, len(lookups), norm is not None,
-        norm is not None and norm.kind == "rms", norm is not None and norm.bias is not None, **shape,
+        out, *pairs, weight, bias, num_rows, 0.0 if norm is None else norm.eps, float(scale), size, len(lookups),
+        norm is not None, norm is not None and norm.kind == "rms", norm is not None and norm.bias is not None, **shape,
     )  # fmt: skip
     return out

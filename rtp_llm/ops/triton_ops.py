@@ -145,11 +145,14 @@ class TritonOps(TorchOps):
     def to_numpy(self, x: Any) -> Any:
         return super().to_numpy(plain(x))
 
-    def embed(self, lookups: Sequence[tuple[torch.Tensor, Any]], norm: Norm | None = None) -> torch.Tensor:
+    def embed(
+        self, lookups: Sequence[tuple[torch.Tensor, Any]], norm: Norm | None = None, scale: float = 1.0
+    ) -> torch.Tensor:
         tables = [table for table, _ in lookups]
         fits = len(tables) <= triton_norm.MAX_TABLES and tables[0].shape[1] <= triton_norm.MAX_COLUMNS
-        otherwise = partial(super().embed, lookups, norm)
-        return self._fused("embed", partial(triton_norm.embed, lookups, norm), otherwise) if fits else otherwise()
+        otherwise = partial(super().embed, lookups, norm, scale)
+        kernel = partial(triton_norm.embed, lookups, norm, scale)
+        return self._fused("embed", kernel, otherwise) if fits else otherwise()
 
     def linear(
         self,
@@ -168,8 +171,9 @@ class TritonOps(TorchOps):
         waits = x.dtype != torch.float32 and x.dtype == residual.dtype and "norm" not in self.replaced
         return Sum(x, residual) if waits and x.shape[1] <= triton_norm.MAX_COLUMNS else x + residual
 
-    def norm(self, x: Any, norm: Norm) -> torch.Tensor:
-        first, residual = x.parts if isinstance(x, Sum) else (plain(x), None)
+    def norm(self, x: Any, norm: Norm, residual: Any | None = None) -> Any:
+        """With a residual, a `Sum`: the next norm adds it on its way."""
+        first, added = x.parts if isinstance(x, Sum) else (plain(x), None)
         torch_norm = super().norm
 
         def otherwise() -> torch.Tensor:
@@ -177,16 +181,17 @@ class TritonOps(TorchOps):
 
         def kernel() -> torch.Tensor:
             # Before a layer's RMSNorm the sum is the next residual; after one with LayerNorm nobody needs it.
-            stores_sum = residual is not None and norm.kind == "rms"
-            narrow = self.rows8 and "rows8" not in self.replaced and first.dtype == self.dtype
+            stores_sum = added is not None and norm.kind == "rms"
+            narrow = self.rows8 and "rows8" not in self.replaced and first.dtype == self.dtype and residual is None
             function: Any = triton_fp8.norm if narrow else triton_norm.norm
-            y, total = function(first, norm, residual, stores_sum=stores_sum)
+            y, total = function(first, norm, added, stores_sum=stores_sum)
             if total is not None:
                 x.added(total)
             return y
 
         fits = first.shape[-1] <= triton_norm.MAX_COLUMNS and first.is_contiguous()
-        return self._fused("norm", kernel, otherwise) if fits else otherwise()
+        y = self._fused("norm", kernel, otherwise) if fits else otherwise()
+        return y if residual is None else self.plus(y, residual)
 
     def attention(
         self,

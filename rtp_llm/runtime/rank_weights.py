@@ -15,7 +15,9 @@ from rtp_llm.errors import CheckpointError, ConfigError
 
 _BY_ROWS = re.compile(r"(q|k|v|gate|up)_proj\.(weight|bias)$")
 _BY_COLUMNS = re.compile(r"(o|down)_proj\.weight$")
-_DECODERS = ("qwen2", "qwen3", "qwen_2", "qwen_2_embedding", "qwen_3")
+_DECODERS = ("qwen2", "qwen3", "qwen_2", "qwen_2_embedding", "qwen_3", "llama", "mistral", "eurobert", "gemma3_text")
+# Of the others, a head without head_dim is a part of hidden_size.
+_OWN_HEAD_DIM = ("qwen3", "qwen_3", "gemma3_text")
 
 
 def check(model_type: str, hf: Mapping[str, Any], size: int) -> None:
@@ -43,7 +45,7 @@ def config_of_rank(model_type: str, hf: Mapping[str, Any], size: int) -> dict[st
         "num_key_value_heads": (hf.get("num_key_value_heads") or num_heads) // size,
         "intermediate_size": hf["intermediate_size"] // size,
     }
-    if hf.get("head_dim") is None and model_type not in ("qwen3", "qwen_3"):
+    if hf.get("head_dim") is None and model_type not in _OWN_HEAD_DIM:
         changed["head_dim"] = hf["hidden_size"] // num_heads
     return {**hf, **changed}
 

@@ -2,6 +2,7 @@
 
 classifier.dense, classifier.out_proj   RoBERTa, XLM-R, CamemBERT: first token, dense, tanh, out_proj
 pooler.dense, classifier                BERT: first token, pooler, tanh, classifier
+dense, classifier                       EuroBERT: dense, gelu, classifier; which tokens, classifier_pooling says
 score                                   decoders: last token that is not the padding token, score
 classifier                              one linear layer: on a causal model's last token, else on the first
 """
@@ -20,19 +21,26 @@ _PREFIXES = ("bert.", "roberta.", "model.")
 
 
 class _Layout(NamedTuple):
-    """`hidden`, a layer with tanh before the last one, may be absent."""
+    """`hidden`, a layer with an activation before the last one, may be absent."""
 
     hidden: str | None
     last: str
     mode: PoolMode
+    activation: str = "tanh"
+    late: bool = False
 
 
 _LAYOUTS = (
     _Layout("classifier.dense", "classifier.out_proj", "cls"),
     _Layout("pooler.dense", "classifier", "cls"),
+    _Layout("dense", "classifier", "mean", "gelu"),
     _Layout(None, "score", "lasttoken"),
     _Layout(None, "classifier", "cls"),
 )
+
+
+# EuroBERT's classifier_pooling -> the rows that are read; `late` is the mean of what the hidden layer gives.
+_POOLINGS: dict[str, PoolMode] = {"bos": "cls", "mean": "mean", "late": "mean"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,8 @@ class Head:
     """One row of `num_labels` logits a sequence.
 
     unread_end  a token that is not read at the end of a sequence, be it padding or written there; None: there is none
+    activation  of the hidden layer
+    late        whether the hidden layer is that of every token, and what it gives is pooled
     """
 
     mode: PoolMode
@@ -55,17 +65,23 @@ class Head:
     last: Linear
     num_labels: int
     unread_end: int | None = None
+    activation: str = "tanh"
+    late: bool = False
 
     @property
     def reads(self) -> Reads:
         """The rows it is given to read."""
-        return "first" if self.mode == "cls" else "last"
+        if self.mode == "cls":
+            return "first"
+        return "last" if self.mode == "lasttoken" else "all"
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         """[T, H] -> [B, num_labels]."""
-        x = ops.pool(hidden_states, batch, self.mode)
+        x = hidden_states if self.late else ops.pool(hidden_states, batch, self.mode)
         if self.hidden is not None:
-            x = ops.linear(x, self.hidden.weight, self.hidden.bias, "tanh")
+            x = ops.linear(x, self.hidden.weight, self.hidden.bias, self.activation)
+        # NOTE: the last layer's mean over tokens is the last layer of the mean, which is less to compute.
+        x = ops.pool(x, batch, self.mode) if self.late else x
         return ops.linear(x, self.last.weight, self.last.bias)
 
 
@@ -74,7 +90,7 @@ def load_head(source: TaskSource) -> Head:
     config, hidden_size = source.model_config, source.hidden_size
     tensors = open_tensors(config.transformer_folder)
     shapes = {_stripped(name): info.shape for name, info in tensors.tensors.items()}
-    layout = _find_layout(shapes, source.causal, tensors)
+    layout = _find_layout(shapes, source, tensors)
     (num_labels,) = shapes[f"{layout.last}.weight"][:1] or (0,)
     if num_labels != len(config.labels):
         raise CheckpointError(
@@ -100,16 +116,26 @@ def load_head(source: TaskSource) -> Head:
     hidden = linears[layout.hidden] if layout.hidden else None
     # transformers looks for the padding token's id, whoever wrote it: modeling_layers.GenericForSequenceClassification.
     unread = config.hf.get("pad_token_id") if layout.last == "score" and source.causal else None
-    return Head(layout.mode, hidden, linears[layout.last], num_labels, unread)
+    last = linears[layout.last]
+    return Head(layout.mode, hidden, last, num_labels, unread, layout.activation, layout.late)
 
 
-def _find_layout(shapes: Mapping[str, tuple[int, ...]], causal: bool, tensors: TensorSource) -> _Layout:
+def _find_layout(shapes: Mapping[str, tuple[int, ...]], source: TaskSource, tensors: TensorSource) -> _Layout:
     for layout in _LAYOUTS:
         if all(f"{layer}.weight" in shapes for layer in (layout.hidden, layout.last) if layer):
+            if layout.hidden == "dense":
+                return _pooled(layout, source.model_config.hf.get("classifier_pooling") or "late")
             is_plain = layout.hidden is None and layout.last == "classifier"
-            return layout._replace(mode="lasttoken") if is_plain and causal else layout
+            return layout._replace(mode="lasttoken") if is_plain and source.causal else layout
     known = "; ".join(" with ".join(layer for layer in (item.hidden, item.last) if layer) for item in _LAYOUTS)
     raise CheckpointError(f"{tensors.path} has no classification head (one of: {known}); choose another --task_type")
+
+
+def _pooled(layout: _Layout, pooling: str) -> _Layout:
+    """As classifier_pooling says."""
+    if pooling not in _POOLINGS:
+        raise CheckpointError(f"config.json: classifier_pooling {pooling!r} is not one of {', '.join(_POOLINGS)}")
+    return layout._replace(mode=_POOLINGS[pooling], late=pooling == "late")
 
 
 def _stripped(name: str) -> str:

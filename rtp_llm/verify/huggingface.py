@@ -84,12 +84,18 @@ def load_tokenizer(original: Original) -> Any:
 
 
 def add_ends(tokenizer: Any, original: Original) -> None:
-    """Honour add_bos_token and add_eos_token of tokenizer_config.json, which gte-Qwen2's own tokenizer code does.
+    """Honour add_bos_token and add_eos_token of tokenizer_config.json, as gte-Qwen2's own tokenizer code does.
 
-    transformers 5 does not read them where there is a tokenizer.json; one that adds tokens itself is left alone.
+    transformers 5 does not read them where there is a tokenizer.json. transformers 4 read those of Llama's and Gemma's
+    tokenizers even where it adds tokens itself: e5-mistral ends with EOS by them.
     """
     config = read_json(original.transformer_folder, "tokenizer_config.json", required=False)
-    if tokenizer.num_special_tokens_to_add(pair=False) == 0:
+    is_ended = tokenizer("")["input_ids"][-1:] == [tokenizer.eos_token_id]
+    is_of_both = str(config.get("tokenizer_class")).removesuffix("Fast") in ("LlamaTokenizer", "GemmaTokenizer")
+    if is_of_both and config.get("add_eos_token") is True and not is_ended:
+        tokenizer.add_bos_token = config.get("add_bos_token") is not False
+        tokenizer.add_eos_token = True
+    elif tokenizer.num_special_tokens_to_add(pair=False) == 0:
         for name in ("add_bos_token", "add_eos_token"):
             if config.get(name) is True:
                 setattr(tokenizer, name, True)

@@ -24,6 +24,10 @@ def test_the_flag_wins(name: str) -> None:
         ({"architectures": ["CamembertForMaskedLM"]}, "camembert"),
         ({"architectures": ["Qwen2ForCausalLM"]}, "qwen2"),
         ({"architectures": ["Qwen3ForSequenceClassification"]}, "qwen3"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "llama"),
+        ({"architectures": ["MistralModel"]}, "mistral"),
+        ({"architectures": ["Gemma3TextModel"]}, "gemma3_text"),
+        ({"architectures": ["EuroBertForMaskedLM"]}, "eurobert"),
     ],
 )
 def test_config_json(hf: dict[str, Any], expected: str) -> None:

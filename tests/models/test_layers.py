@@ -10,7 +10,7 @@ from rtp_llm.core import Item, pack
 from rtp_llm.models import Model
 from rtp_llm.ops import Ops, Tensor
 from tests.backends import BACKENDS
-from tests.models import test_bert, test_qwen, test_roberta
+from tests.models import test_bert, test_gemma, test_qwen, test_roberta
 from tests.models.oracle import hidden_states, load, make_items, worst
 
 torch = pytest.importorskip("torch")
@@ -20,6 +20,7 @@ FAMILIES: dict[str, Any] = {
     "xlm_roberta": lambda folder, **shape: test_roberta.save(folder, "XLMRoberta", **shape),
     "qwen2": lambda folder, **shape: test_qwen.save(folder, "Qwen2", **shape),
     "qwen3": lambda folder, **shape: test_qwen.save(folder, "Qwen3", **shape),
+    "gemma3": lambda folder, **shape: test_gemma.save(folder, **shape),
 }
 LENGTHS = (1, 17, 40, 2)
 

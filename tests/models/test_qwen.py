@@ -8,7 +8,8 @@ import pytest
 
 from rtp_llm.core import Item
 from rtp_llm.errors import CheckpointError
-from rtp_llm.models.qwen import QwenConfig
+from rtp_llm.models import decoder
+from rtp_llm.models.qwen import Qwen2
 from tests.backends import BACKENDS
 from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
 
@@ -98,6 +99,16 @@ def test_ropes_beyond_what_they_were_made_for(rope: str, backend: str, tmp_path:
     assert worst(hidden_states(model, ops, items), reference(theirs, items)) <= 1e-5
 
 
+def test_angles_beyond_the_largest_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, "Qwen3")
+    ops, items = BACKENDS["numpy"](), make_items((1, 7, 90, 9))
+    expected = hidden_states(load(tmp_path, ops), ops, items)
+    monkeypatch.setattr(decoder, "_MOST_ROWS", 8)
+    model = load(tmp_path, ops)
+    assert model.max_positions == 128
+    assert all(map(np.array_equal, hidden_states(model, ops, items), expected))
+
+
 @pytest.mark.parametrize("backend", ["numpy", "native"])
 @pytest.mark.parametrize(
     ("family", "changes"),
@@ -157,15 +168,15 @@ HF = {**SHAPE, "model_type": "qwen2"}
 
 def test_the_two_spellings_of_rope_are_one() -> None:
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
-    old = QwenConfig.from_hf({**HF, "rope_theta": 1e6, "rope_scaling": scaling}, qwen3=False)
-    new = QwenConfig.from_hf({**HF, "rope_parameters": {"rope_theta": 1e6, **ROPES["yarn"]}}, qwen3=False)
+    old = Qwen2.read_config({**HF, "rope_theta": 1e6, "rope_scaling": scaling})
+    new = Qwen2.read_config({**HF, "rope_parameters": {"rope_theta": 1e6, **ROPES["yarn"]}})
     assert np.array_equal(old.rope.rows(200), new.rope.rows(200))
     assert old.rope.max_positions == new.rope.max_positions == 128
 
 
 def test_rope_scaling_over_rope_parameters_keeps_their_theta() -> None:
     plain = {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
-    config = QwenConfig.from_hf({**HF, **plain, "rope_scaling": {"type": "linear", "factor": 2.0}}, qwen3=False)
+    config = Qwen2.read_config({**HF, **plain, "rope_scaling": {"type": "linear", "factor": 2.0}})
     assert (config.rope.theta, config.rope.rope_type, config.rope.max_positions) == (1e6, "linear", 256)
 
 
@@ -189,4 +200,4 @@ def test_rope_scaling_over_rope_parameters_keeps_their_theta() -> None:
 )
 def test_config_refusals(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        QwenConfig.from_hf({**HF, **change}, qwen3=False)
+        Qwen2.read_config({**HF, **change})

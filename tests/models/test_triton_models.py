@@ -13,6 +13,8 @@ from rtp_llm.errors import ConfigError
 from rtp_llm.ops.numpy_ops import NumpyOps
 from tests.models.oracle import hidden_states, load, make_items, worst
 from tests.models.test_bert import save_bert
+from tests.models.test_gemma import KINDS
+from tests.models.test_gemma import save as save_gemma
 from tests.models.test_qwen import save as save_qwen
 from tests.ops import interpreter as _  # noqa: F401
 
@@ -30,12 +32,14 @@ BERT = pytest.param("Bert", marks=pytest.mark.slow)
 def save(folder: Path, family: str) -> None:
     if family == "Bert":
         save_bert(folder)
+    elif family == "Gemma3":
+        save_gemma(folder, layer_types=KINDS, head_dim=16)
     else:
         save_qwen(folder, family)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["Bert", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize("family", ["Bert", "Qwen2", "Qwen3", "Gemma3"])
 def test_hidden_states(family: str, tmp_path: Path) -> None:
     save(tmp_path, family)
     items, ops, exact = make_items(LENGTHS), TritonOps("cpu", "fp16"), NumpyOps()
@@ -44,8 +48,9 @@ def test_hidden_states(family: str, tmp_path: Path) -> None:
     assert not ops.replaced
 
 
-def test_wanted_rows_behind_a_shared_prefix(tmp_path: Path) -> None:
-    save(tmp_path, "Qwen3")
+@pytest.mark.parametrize("family", ["Qwen3", "Gemma3"])
+def test_wanted_rows_behind_a_shared_prefix(family: str, tmp_path: Path) -> None:
+    save(tmp_path, family)
     ids = np.arange(60, dtype=np.int32)
     items = [Item(np.r_[ids[:20], ids[40 : 41 + i]], i, prefix=ids[:20].tobytes()) for i in range(3)]
     batch, ops, exact = pack(items, "last", Prefixes.find(items, {})), TritonOps("cpu", "fp16"), NumpyOps()

@@ -12,18 +12,29 @@ from rtp_llm.ops import Ops
 from tests.backends import BACKENDS
 from tests.models.oracle import load, make_items
 from tests.models.test_bert import save_bert
+from tests.models.test_gemma import KINDS
+from tests.models.test_gemma import save as save_gemma
 from tests.models.test_qwen import save as save_qwen
 from tests.models.test_roberta import save as save_roberta
 
 pytest.importorskip("torch")
 
 LENGTHS = (5, 1, 33, 17, 40, 2)
-QWEN: dict[str, dict[str, Any]] = {
+DECODERS: dict[str, dict[str, Any]] = {
     "Qwen2": {},
     "Qwen3": {},
     "window": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0},
     "yarn": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
+    "Mistral": {"sliding_window": 6},
+    "Gemma3": {"sliding_window": 6, "layer_types": KINDS},
 }
+
+
+def save_decoder(folder: Path, family: str) -> None:
+    if family == "Gemma3":
+        save_gemma(folder, **DECODERS[family])
+    else:
+        save_qwen(folder, family if family in ("Qwen3", "Mistral") else "Qwen2", **DECODERS[family])
 
 
 def last_states(model: Model, ops: Ops, items: list[Item], reads: Reads, *, share: bool = False) -> Any:
@@ -44,14 +55,14 @@ def assert_same(backend: str, ours: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", ["Bert", "Roberta", *QWEN])
+@pytest.mark.parametrize("family", ["Bert", "Roberta", *DECODERS])
 def test_wanted_rows(family: str, backend: str, tmp_path: Path) -> None:
     if family == "Bert":
         save_bert(tmp_path)
     elif family == "Roberta":
         save_roberta(tmp_path, "Roberta")
     else:
-        save_qwen(tmp_path, "Qwen3" if family == "Qwen3" else "Qwen2", **QWEN[family])
+        save_decoder(tmp_path, family)
     ops = BACKENDS[backend]()
     model = load(tmp_path, ops)
     items = [Item(item.input_ids, item.index) for item in make_items(LENGTHS, vocab=80)]
@@ -61,9 +72,9 @@ def test_wanted_rows(family: str, backend: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", QWEN)
+@pytest.mark.parametrize("family", DECODERS)
 def test_a_shared_prefix(family: str, backend: str, tmp_path: Path) -> None:
-    save_qwen(tmp_path, "Qwen3" if family == "Qwen3" else "Qwen2", **QWEN[family])
+    save_decoder(tmp_path, family)
     ops = BACKENDS[backend]()
     model = load(tmp_path, ops)
     assert model.shares_prefixes

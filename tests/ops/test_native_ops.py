@@ -177,6 +177,28 @@ def test_embed(ops: NativeOps, size: int) -> None:
     np.testing.assert_array_equal(ops.to_numpy(y), numpy_ops.embed(list(zip(tables, ids, strict=True))))
 
 
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+@pytest.mark.parametrize("rows", [0, 1, 70])
+@pytest.mark.parametrize("size", [1, 5, 100, 384])
+def test_norm_with_residual(ops: NativeOps, size: int, rows: int, kind: Any) -> None:
+    norm = Norm(ops.vector(normal(size)), ops.vector(normal(size, seed=1)), 1e-6, kind)
+    x, residual = ops.vector(normal(rows, size)), normal(rows, size, seed=2)
+    y = ops.to_numpy(ops.norm(x, norm, ops.vector(residual)))
+    np.testing.assert_array_equal(y, ops.to_numpy(ops.norm(x, norm)) + residual)
+
+
+@pytest.mark.parametrize("size", [1, 33, 384])
+def test_embed_scales(ops: NativeOps, size: int) -> None:
+    tables, norm = [normal(100, size), normal(60, size, seed=1)], Norm(ops.vector(normal(size)), None, 1e-5, "rms")
+    ids = [np.array([1, 8, 0], np.int32), np.array([2, 0, 59], np.int32)]
+    lookups = [(ops.table(table), i) for table, i in zip(tables, ids, strict=True)]
+    y = ops.embed(lookups, scale=27.7)
+    expected = numpy_ops.embed(list(zip(tables, ids, strict=True)), scale=27.7)
+    np.testing.assert_array_equal(ops.to_numpy(y), expected)
+    fused = ops.to_numpy(ops.embed(lookups, norm, 27.7))
+    np.testing.assert_array_equal(fused, ops.to_numpy(ops.norm(ops.vector(expected), norm)))
+
+
 def test_embed_norms_as_norm_does(ops: NativeOps) -> None:
     table, ids = ops.table(normal(9, 40)), np.array([1, 8, 0], np.int32)
     norm = Norm(ops.vector(normal(40)), ops.vector(normal(40, seed=1)), 1e-5)

@@ -66,6 +66,21 @@ def test_embed_with_norm() -> None:
     np.testing.assert_array_equal(ops.embed([(table, ids)], norm), ops.norm(table[ids], norm))
 
 
+def test_embed_scales_before_the_norm() -> None:
+    table, norm, ids = normal(9, 4), Norm(normal(4), None, 1e-5), np.array([1, 8], dtype=np.int32)
+    scaled = (table[ids] + table[ids[::-1]]) * np.float32(3.3)
+    lookups = [(table, ids), (table, ids[::-1])]
+    np.testing.assert_array_equal(ops.embed(lookups, scale=3.3), scaled)
+    np.testing.assert_array_equal(ops.embed(lookups, norm, 3.3), ops.norm(scaled, norm))
+    np.testing.assert_array_equal(table, normal(9, 4))
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_norm_with_residual(kind: Any) -> None:
+    x, residual, norm = normal(5, 33), normal(5, 33, seed=1), Norm(normal(33), None, 1e-6, kind)
+    np.testing.assert_array_equal(ops.norm(x, norm, residual), ops.norm(x, norm) + residual)
+
+
 @pytest.mark.parametrize("size", [1, 33, 384])
 def test_layer_norm(size: int) -> None:
     x, weight, bias = 3 * normal(5, size) + 1, normal(size), normal(size)

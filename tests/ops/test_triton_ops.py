@@ -151,6 +151,31 @@ def test_norm(kind: Any, size: int, dtype: str) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_norm_with_residual(kind: Any, dtype: str) -> None:
+    """Read by a norm, by an op that wants the sum, and as it is."""
+    x, residual, weight = (rounded(normal(5, 72, seed=i), dtype) for i in range(3))
+
+    def run(ops: Any) -> Any:
+        norm = Norm(ops.vector(weight[0]), None, 1e-5, kind)
+        y = ops.norm(ops.vector(x), norm, ops.vector(residual))
+        return ops.concat([ops.norm(y, norm), ops.rows(y, ops.upload(batch_of([5])).position_ids), y])
+
+    assert_close(run, dtype)
+
+
+def test_norm_with_residual_is_not_in_8_bits() -> None:
+    """Of ops whose norms give rows in 8 bits: a sum is read by another norm."""
+    x, residual, weight = normal(5, 64), normal(5, 64, seed=1), normal(64, seed=2)
+
+    def run(ops: Any) -> Any:
+        y = ops.norm(ops.vector(x), Norm(ops.vector(weight), None, 1e-5, "rms"), ops.vector(residual))
+        return ops.to_numpy(y)
+
+    narrow = TritonOps("cpu", "bf16", rows8=True)
+    np.testing.assert_array_equal(run(narrow), run(narrow.in_16_bits()))
+
+
 @pytest.mark.parametrize("num_tables", [1, 2, 3, 4])
 @pytest.mark.parametrize("with_norm", [False, True])
 def test_embed(with_norm: bool, num_tables: int, dtype: str) -> None:
@@ -161,7 +186,9 @@ def test_embed(with_norm: bool, num_tables: int, dtype: str) -> None:
         norm = Norm(ops.vector(weight), ops.vector(weight), 1e-12) if with_norm else None
         there = ops.upload(batch)
         return ops.embed(
-            [(ops.table(table), (there.input_ids, there.position_ids)[i % 2]) for i, table in enumerate(tables)], norm
+            [(ops.table(table), (there.input_ids, there.position_ids)[i % 2]) for i, table in enumerate(tables)],
+            norm,
+            3.5 if with_norm else 1.0,
         )
 
     assert_close(run, dtype)

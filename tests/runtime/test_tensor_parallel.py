@@ -22,6 +22,8 @@ from rtp_llm.runtime import load_runtime, rank_weights
 from rtp_llm.runtime.rank_weights import RankSource
 from rtp_llm.tasks.dense import Dense, PoolingModes
 from rtp_llm.tasks.token_vectors import Tokens
+from tests.models.test_gemma import KINDS
+from tests.models.test_gemma import save as save_gemma
 from tests.models.test_qwen import save as save_qwen
 from tests.real_server import free_port, launch, wait_until_ready
 from tests.runtime.test_torch import assert_same, some_items
@@ -31,6 +33,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "Qwen2": {},
     "Qwen3": {"attention_bias": True, "num_key_value_heads": 4},
     "window": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    "Llama": {"attention_bias": True, "mlp_bias": True},
+    "Gemma3": {"layer_types": KINDS},
 }
 
 
@@ -50,7 +54,10 @@ def load(folder: Path, **options: Any) -> Any:
 # Each starts two processes, which import torch: the others when there is time.
 @pytest.fixture(params=["Qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in SHAPES if name != "Qwen3")])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    save_qwen(tmp_path, "Qwen3" if request.param == "Qwen3" else "Qwen2", **SHAPES[request.param])
+    if request.param == "Gemma3":
+        save_gemma(tmp_path, **SHAPES["Gemma3"])
+        return tmp_path
+    save_qwen(tmp_path, request.param if request.param != "window" else "Qwen2", **SHAPES[request.param])
     return tmp_path
 
 

@@ -23,8 +23,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {"max_position_embeddings": LIMIT}),
     "qwen2-both-ways": ("Qwen2", {"max_position_embeddings": LIMIT, "is_causal": False}),
     "qwen3": ("Qwen3", {"max_position_embeddings": ROOM}),
-}
-ENCODERS = [family for family in FAMILIES if "qwen" not in family]
+    "llama": ("Llama", {"max_position_embeddings": LIMIT, "attention_bias": True, "mlp_bias": True}),
+    "eurobert": ("EuroBert", {"max_position_embeddings": LIMIT}),
+    "mistral": ("Mistral", {"max_position_embeddings": LIMIT, "sliding_window": 12}),
+    "gemma3": ("Gemma3Text", {"max_position_embeddings": LIMIT, "sliding_window": 12}),
+    "embeddinggemma": (
+        "Gemma3Text",
+        {"max_position_embeddings": LIMIT, "sliding_window": 12, "use_bidirectional_attention": True},
+    ),
+}  # fmt: skip
+DECODERS = ("Qwen2", "Qwen3", "Llama", "EuroBert", "Mistral", "Gemma3Text")
+ENCODERS = [family for family, (stem, _) in FAMILIES.items() if stem not in DECODERS]
 # Weights of 0.1 make attention choose: under the usual 0.02 it would be all but uniform at these widths.
 COMMON = {"vocab_size": len(VOCAB), "pad_token_id": PAD, "initializer_range": 0.1}
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {

@@ -155,7 +155,31 @@ def test_labels_that_do_not_fit(id2label: dict[str, str], message: str, tmp_path
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", ["Qwen2", "Qwen3"])
+@pytest.mark.parametrize("pooling", ["bos", "mean", "late", "first"])
+def test_classifier_pooling_of_eurobert(pooling: str, backend: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save(tmp_path)
+    shape = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 6}
+    config = transformers.EuroBertConfig(
+        **shape, vocab_size=30, pad_token_id=0, num_labels=3, classifier_pooling=pooling, initializer_range=0.1
+    )
+    theirs = transformers.EuroBertForSequenceClassification(config).eval()
+    (tmp_path / "model.safetensors").unlink()
+    theirs.save_pretrained(tmp_path)
+    if pooling == "first":
+        with pytest.raises(CheckpointError, match="classifier_pooling 'first' is not one of bos, mean, late"):
+            with loaded(tmp_path, backend):
+                pass
+        return
+    inputs: list[Any] = [[8, 9, 7], [5], [8, 7, 7, 10], [*range(1, 29)]]
+    with torch.no_grad():
+        expected = np.concatenate([theirs(torch.tensor([ids])).logits.numpy() for ids in inputs])
+    with loaded(tmp_path, backend) as model:
+        assert np.abs(model.classify(inputs, activation="none") - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Llama", "Mistral", "Gemma3Text"])
 def test_a_decoder_reads_the_last_token_that_is_not_padding(family: str, backend: str, tmp_path: Path) -> None:
     save(tmp_path)
     pad, shape = 7, {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 6}

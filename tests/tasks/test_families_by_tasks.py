@@ -15,6 +15,7 @@ from tests.models.oracle import worst
 from tests.tasks import families
 from tests.tasks.checkpoints import loaded
 from tests.tasks.families import (
+    DECODERS,
     ENCODERS,
     FAMILIES,
     ROOM,
@@ -46,7 +47,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 def alone(model: Any, part: str, inputs: list[list[int]] = INPUTS) -> list[FloatArray]:
     """What transformers gives for each list of ids on its own."""
-    options = {"use_cache": False} if model.config.model_type.startswith("qwen") else {}
+    options = {"use_cache": False} if type(model).__name__.startswith(DECODERS) else {}
     with torch.no_grad():
         return [model(input_ids=torch.tensor([ids]), **options)[part][0].numpy() for ids in inputs]
 

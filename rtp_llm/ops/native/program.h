@@ -57,7 +57,7 @@ class Program {
       case kLinear:
         return Linear{y, floats(), weights(), floats(), floats(), number(), number(), number(), int(number()),
                       number() != 0};
-      case kNorm: return NormRows{y, floats(), number(), number(), norm()};
+      case kNorm: return NormRows{y, floats(), floats(), number(), number(), norm()};
       case kEmbed: return embed(y);
       case kAttention:
         return Attention{y, floats(), integers(), integers(), integers(), number(),
@@ -84,7 +84,7 @@ class Program {
   }
 
   Embed embed(float* y) {
-    Embed embed{y, number(), number(), number(), number(), {}, {}, {}};
+    Embed embed{y, number(), number(), number(), number(), real(), {}, {}, {}};
     for (const void*& table : embed.tables) table = weights();
     for (const int32_t*& ids : embed.ids) ids = integers();
     embed.norm = norm();

@@ -50,7 +50,7 @@ struct NormWeights {
 
 struct NormRows {
   float* y;
-  const float* x;
+  const float *x, *residual;  // residual null: nothing is added
   int64_t rows, size;
   NormWeights norm;
   int64_t block = 0;
@@ -58,8 +58,15 @@ struct NormRows {
   int64_t plan(int threads) { return plan_rows(rows, threads, block); }
 
   void run(int64_t task) const {
-    for (int64_t i = task * block; i < std::min(rows, (task + 1) * block); ++i)
+    for (int64_t i = task * block; i < std::min(rows, (task + 1) * block); ++i) {
       norm.apply(x + i * size, y + i * size, size);
+      if (residual != nullptr) add(residual + i * size, y + i * size);
+    }
+  }
+
+ private:
+  void add(const float* from, float* row) const {
+    for (int64_t j = 0; j < size; ++j) row[j] += from[j];
   }
 };
 
@@ -68,6 +75,7 @@ constexpr int kMaxLookups = 4;
 struct Embed {
   float* y;
   int64_t rows, size, lookups, bf16_tables;
+  float scale;
   const void* tables[kMaxLookups];  // fp32, or bf16 where bit t of `bf16_tables` is set
   const int32_t* ids[kMaxLookups];
   NormWeights norm;
@@ -83,6 +91,8 @@ struct Embed {
         if (bf16_tables >> t & 1) add(static_cast<const uint16_t*>(tables[t]) + start, row, t == 0);
         else add(static_cast<const float*>(tables[t]) + start, row, t == 0);
       }
+      if (scale != 1.0f)
+        for (int64_t j = 0; j < size; ++j) row[j] *= scale;
       if (norm.weight != nullptr) norm.apply(row, row, size);
     }
   }
