@@ -10,16 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
+from rtp_llm.config_files import ACTIVATIONS
 from rtp_llm.core import Batch, Int32Array
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models import OnKeys, OnLayer
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
-
-# Hugging Face's name of the activation -> ours.
-_ACTIVATIONS = {
-    "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu", "tanh": "tanh",
-}  # fmt: skip
 
 _MATRICES = ("qkv", "out", "up", "down")
 RENAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
@@ -59,10 +54,10 @@ class BertConfig:
             )
         if hf.get("add_cross_attention"):
             raise CheckpointError("config.json: add_cross_attention is true; a decoder beside an encoder is not served")
-        activation = _ACTIVATIONS.get(hf.get("hidden_act", "gelu"))
+        activation = ACTIVATIONS.get(hf.get("hidden_act", "gelu"))
         if activation is None:
             raise CheckpointError(
-                f"config.json: hidden_act {hf['hidden_act']!r} is not one of {', '.join(_ACTIVATIONS)}"
+                f"config.json: hidden_act {hf['hidden_act']!r} is not one of {', '.join(ACTIVATIONS)}"
             )
         try:
             config = cls(
