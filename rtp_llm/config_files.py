@@ -59,7 +59,7 @@ _PROBLEMS = ("regression", "single_label_classification", "multi_label_classific
 MODEL: dict[str, Kind] = {
     **_all(_whole(1, _SIZE, nullable=False), "hidden_size num_attention_heads intermediate_size embedding_size"),
     **_all(_whole(1, _SIZE, nullable=False), "dim hidden_dim n_heads"),
-    **_all(_whole(1, _SIZE), "num_key_value_heads head_dim num_labels type_vocab_size"),
+    **_all(_whole(1, _SIZE), "num_key_value_heads head_dim num_labels type_vocab_size relative_attention_num_buckets"),
     **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings"),
     **_all(_POSITIVE._replace(nullable=False), "layer_norm_eps rms_norm_eps norm_eps"),
     **_all(_POSITIVE, "rope_theta partial_rotary_factor"),

@@ -151,6 +151,7 @@ class Bert:
         self.vocab_size = config.vocab_size
         self.max_positions = config.max_position_embeddings
         self.causal = config.is_decoder
+        self.distance_bias: Tensor | None = None
         self.word = ops.table(weights["word"])
         self.position = ops.table(weights["position"])
         self.token_type = ops.table(weights["token_type"]) if config.type_vocab_size else None
@@ -214,6 +215,7 @@ class Bert:
             scale=config.head_dim**-0.5,
             causal=self.causal,
             rows=wanted,
+            distance_bias=self.distance_bias,
         )
         hidden_states = hidden_states if wanted is None else ops.rows(hidden_states, wanted)
         attended = ops.norm(

@@ -1,4 +1,4 @@
-"""The encoders that are BERT but for names and embeddings, against transformers: DistilBERT and ELECTRA."""
+"""The encoders that are BERT but for names and embeddings, against transformers: DistilBERT, ELECTRA and MPNet."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from rtp_llm.core import Item
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models import find_model_type
 from rtp_llm.models.bert import Electra
+from rtp_llm.models.distance import distance_buckets
 from rtp_llm.models.distilbert import DistilBert
+from rtp_llm.models.mpnet import MPNet
 from tests.backends import BACKENDS
 from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
 
@@ -30,6 +32,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "electra": ("Electra", {**EVEN, "embedding_size": 64, "hidden_act": "gelu_new"}),
     "electra, narrow tables": ("Electra", {**ODD, "embedding_size": 17, "type_vocab_size": 3}),
+    "mpnet": ("MPNet", {**ODD, "max_position_embeddings": 312}),
+    "mpnet, relu": ("MPNet", {**EVEN, "hidden_act": "relu"}),
 }
 LENGTHS = (1, 2, 17, 64, 7, 90)
 
@@ -47,7 +51,10 @@ def save(folder: Path, family: str, head: str = "Model", **changes: Any) -> Any:
 
 
 def items_of(family: str) -> list[Item]:
-    items = make_items(LENGTHS)
+    """For MPNet one that is longer than the distances that it tells apart, and no padding tokens."""
+    items = make_items((*LENGTHS, 300) if family == "mpnet" else LENGTHS)
+    for item in items if "mpnet" in family else ():
+        item.input_ids = np.maximum(item.input_ids, 2)
     return items if "electra" in family else [Item(item.input_ids, item.index) for item in items]
 
 
@@ -88,6 +95,7 @@ def test_packed_equals_alone_in_any_order_bit_for_bit(family: str, backend: str,
 HEADS = {
     "distilbert": ("ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering"),
     "electra": ("ForMaskedLM", "ForSequenceClassification", "ForPreTraining"),
+    "mpnet": ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification"),
 }
 
 
@@ -102,6 +110,35 @@ def test_prefixed_checkpoints_load_and_heads_are_ignored(family: str, head: str,
 def test_tables_are_narrow_by_default_as_in_transformers(tmp_path: Path) -> None:
     shape = {key: value for key, value in FAMILIES["electra"][1].items() if key != "embedding_size"}
     assert Electra.read_config({**COMMON, **shape}).embedding_size == transformers.ElectraConfig().embedding_size
+
+
+def test_buckets_are_those_of_transformers() -> None:
+    distances = torch.arange(-128, 129)
+    expected = transformers.models.mpnet.modeling_mpnet.MPNetEncoder.relative_position_bucket(distances)
+    assert np.array_equal(distance_buckets(32, 128), expected.numpy())
+    t5 = transformers.models.t5.modeling_t5.T5Attention._relative_position_bucket
+    for num_buckets, max_distance in ((32, 128), (8, 20), (12, 37), (64, 1000)):
+        places = torch.arange(-max_distance, max_distance + 1)
+        expected = t5(places, num_buckets=num_buckets, max_distance=max_distance)
+        assert np.array_equal(distance_buckets(num_buckets, max_distance), expected.numpy())
+        beyond = t5(torch.tensor([-9 * max_distance, 9 * max_distance]), True, num_buckets, max_distance)
+        assert beyond.tolist() == expected[[0, -1]].tolist()
+
+
+def test_mpnet_has_as_many_buckets_as_it_has() -> None:
+    hf = {**COMMON, **ODD, "relative_attention_num_buckets": 16}
+    with pytest.raises(CheckpointError, match="relative_attention_num_buckets 16; MPNet computes with 32"):
+        MPNet.read_config(hf)
+
+
+@pytest.mark.parametrize("pad", [0, 1])
+def test_mpnets_padding_token_is_the_first_whatever_config_json_says(pad: int, tmp_path: Path) -> None:
+    theirs, ops = save(tmp_path, "mpnet", pad_token_id=pad), BACKENDS["numpy"]()
+    rows = ([1], [5, 1, 1, 7, 9], [0, 8, 2, 0], [9] * 20)
+    items = [Item(np.array(row, np.int32), index) for index, row in enumerate(rows)]
+    model = load(tmp_path, ops)
+    assert model.max_positions == 310
+    assert worst(hidden_states(model, ops, items), reference(theirs, items)) <= 1e-5
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "camembert": ("Camembert", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
     "electra": ("Electra", {"max_position_embeddings": LIMIT, "embedding_size": 24}),
     "distilbert": ("DistilBert", {"max_position_embeddings": LIMIT, "hidden_dim": 77}),
+    # MPNet's padding token is number 1, whatever config.json says.
+    "mpnet": ("MPNet", {"max_position_embeddings": LIMIT + 2, "pad_token_id": 1}),
     "qwen2": ("Qwen2", {"max_position_embeddings": LIMIT}),
     "qwen2-both-ways": ("Qwen2", {"max_position_embeddings": LIMIT, "is_causal": False}),
     "qwen3": ("Qwen3", {"max_position_embeddings": ROOM}),
