@@ -23,6 +23,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "electra": ("rtp_llm.models.bert", "Electra"),
     "distilbert": ("rtp_llm.models.distilbert", "DistilBert"),
     "mpnet": ("rtp_llm.models.mpnet", "MPNet"),
+    "t5": ("rtp_llm.models.t5", "T5"),
     "qwen2": ("rtp_llm.models.qwen", "Qwen2"),
     "qwen3": ("rtp_llm.models.qwen", "Qwen3"),
     "qwen_2": ("rtp_llm.models.qwen", "Qwen2"),
@@ -32,7 +33,7 @@ MODELS: dict[str, tuple[str, str]] = {
 # Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
 ARCHITECTURES = {
     "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Electra": "electra",
-    "DistilBert": "distilbert", "MPNet": "mpnet", "Qwen2": "qwen2", "Qwen3": "qwen3",
+    "DistilBert": "distilbert", "MPNet": "mpnet", "T5": "t5", "T5Encoder": "t5", "Qwen2": "qwen2", "Qwen3": "qwen3",
 }  # fmt: skip
 _ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
 

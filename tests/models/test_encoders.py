@@ -117,7 +117,7 @@ def test_buckets_are_those_of_transformers() -> None:
     expected = transformers.models.mpnet.modeling_mpnet.MPNetEncoder.relative_position_bucket(distances)
     assert np.array_equal(distance_buckets(32, 128), expected.numpy())
     t5 = transformers.models.t5.modeling_t5.T5Attention._relative_position_bucket
-    for num_buckets, max_distance in ((32, 128), (8, 20), (12, 37), (64, 1000)):
+    for num_buckets, max_distance in ((32, 128), (4, 2), (8, 20), (14, 37), (64, 1000)):
         places = torch.arange(-max_distance, max_distance + 1)
         expected = t5(places, num_buckets=num_buckets, max_distance=max_distance)
         assert np.array_equal(distance_buckets(num_buckets, max_distance), expected.numpy())
