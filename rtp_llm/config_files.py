@@ -48,22 +48,38 @@ _TEXTS = Kind(
 _OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 _POSITIVE = Kind("a positive number", _is_positive)
 
+# Hugging Face's name of an activation -> ours.
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu", "tanh": "tanh",
+}  # fmt: skip
+
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 MODEL: dict[str, Kind] = {
-    **_all(_whole(1, _SIZE, nullable=False), "hidden_size num_attention_heads intermediate_size"),
+    **_all(_whole(1, _SIZE, nullable=False), "hidden_size num_attention_heads intermediate_size embedding_size"),
+    **_all(
+        _whole(1, _SIZE, nullable=False),
+        "relative_attention_num_buckets dim hidden_dim n_heads d_model d_kv d_ff num_heads",
+    ),
     **_all(_whole(1, _SIZE), "num_key_value_heads head_dim num_labels type_vocab_size"),
-    **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings"),
-    **_all(_POSITIVE._replace(nullable=False), "layer_norm_eps rms_norm_eps query_pre_attn_scalar"),
+    **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings n_positions"),
+    **_all(_whole(1, _POSITIONS, nullable=False), "relative_attention_max_distance"),
+    **_all(_POSITIVE._replace(nullable=False), "layer_norm_eps rms_norm_eps norm_eps layer_norm_epsilon"),
+    **_all(_POSITIVE._replace(nullable=False), "query_pre_attn_scalar"),
     **_all(_POSITIVE, "rope_theta rope_local_base_freq partial_rotary_factor"),
     **_all(_POSITIVE, "attn_logit_softcapping final_logit_softcapping"),
     **_all(_FLAG, "is_causal is_decoder add_cross_attention attention_bias mlp_bias use_sliding_window"),
     **_all(_FLAG, "tie_word_embeddings use_bidirectional_attention"),
-    **_all(_TEXT, "model_type hidden_act hidden_activation position_embedding_type classifier_pooling"),
+    **_all(
+        _TEXT,
+        "model_type hidden_act hidden_activation activation feed_forward_proj position_embedding_type "
+        "classifier_pooling classifier_activation",
+    ),
     **_all(_TEXTS, "architectures layer_types"),
     **_all(_OBJECT, "id2label rope_scaling rope_parameters sentence_transformers"),
     "vocab_size": _whole(1, _VOCABULARY, nullable=False),
-    "num_hidden_layers": _whole(1, _LAYERS, nullable=False),
+    **_all(_whole(1, _LAYERS, nullable=False), "num_hidden_layers n_layers num_layers"),
     "problem_type": Kind(f"one of {', '.join(_PROBLEMS)}", lambda value: value in _PROBLEMS),
     "max_window_layers": _whole(0, _LAYERS),
     "sliding_window_pattern": _whole(1, _LAYERS),

@@ -4,14 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rtp_llm.config_files import ACTIVATIONS
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models.rope import Rope
 
-# Hugging Face's name of the activation -> ours.
-_ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}  # fmt: skip
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -124,6 +120,6 @@ def window(size: int, causal: bool) -> int:
 def activation(hf: Mapping[str, Any], key: str, default: str) -> str:
     """The MLP's activation, by our name."""
     name = hf.get(key, default)
-    if name not in _ACTIVATIONS:
-        raise CheckpointError(f"config.json: {key} {name!r} is not one of {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
+    if name not in ACTIVATIONS:
+        raise CheckpointError(f"config.json: {key} {name!r} is not one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]

@@ -1,46 +1,68 @@
-"""A checkpoint's classification head, found by its tensors' names. Equals transformers' *ForSequenceClassification.
+"""A checkpoint's classification head, found by its tensors' names and, where those do not tell, its architecture.
 
-classifier.dense, classifier.out_proj   RoBERTa, XLM-R, CamemBERT: first token, dense, tanh, out_proj
+classifier.dense, classifier.out_proj   RoBERTa, XLM-R, CamemBERT, MPNet: first token, dense, tanh, out_proj;
+                                        ELECTRA: gelu instead of tanh
+pre_classifier, classifier              DistilBERT: first token, pre_classifier, relu, classifier
+head.dense, head.norm, classifier       ModernBERT: first token or mean, dense, activation, norm, classifier
 pooler.dense, classifier                BERT: first token, pooler, tanh, classifier
-dense, classifier                       EuroBERT: dense, gelu, classifier; which tokens, classifier_pooling says
+dense, classifier                       EuroBERT: dense, gelu, classifier; on which tokens, classifier_pooling says
 score                                   decoders: last token that is not the padding token, score
 classifier                              one linear layer: on a causal model's last token, else on the first
+
+Equals transformers' *ForSequenceClassification.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from rtp_llm.checkpoint import Parameter, TensorSource, bind, open_tensors
+from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, open_tensors
+from rtp_llm.config_files import ACTIVATIONS
 from rtp_llm.core import Batch, Reads
 from rtp_llm.errors import CheckpointError
-from rtp_llm.ops import Ops, PoolMode, Tensor, Weight
+from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight
 from rtp_llm.tasks import TaskSource
 
-_PREFIXES = ("bert.", "roberta.", "model.")
+_PREFIXES = ("bert.", "roberta.", "distilbert.", "electra.", "mpnet.", "model.")
 
 
 class _Layout(NamedTuple):
-    """`hidden`, a layer with an activation before the last one, may be absent."""
+    """`hidden`, a layer with an activation before the last one, may be absent, and so may the `norm` between them.
+
+    poolings     what config.json's `classifier_pooling` may be, its default first, where that comes before `mode`, and
+                 `classifier_activation` before `activation`
+    late         the hidden layer is that of every token, and what it gives is pooled
+    model_types  the architectures whose head this is; (): any with such tensors
+    """
 
     hidden: str | None
     last: str
     mode: PoolMode
     activation: str = "tanh"
+    norm: str | None = None
+    poolings: tuple[str, ...] = ()
     late: bool = False
+    model_types: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the layers, in their order."""
+        return tuple(name for name in (self.hidden, self.norm, self.last) if name)
 
 
 _LAYOUTS = (
+    _Layout("classifier.dense", "classifier.out_proj", "cls", "gelu", model_types=("electra",)),
     _Layout("classifier.dense", "classifier.out_proj", "cls"),
+    _Layout("pre_classifier", "classifier", "cls", "relu"),
+    _Layout("head.dense", "classifier", "cls", "gelu", norm="head.norm", poolings=("cls", "mean")),
     _Layout("pooler.dense", "classifier", "cls"),
-    _Layout("dense", "classifier", "mean", "gelu"),
+    _Layout("dense", "classifier", "mean", "gelu", poolings=("late", "mean", "bos")),
     _Layout(None, "score", "lasttoken"),
     _Layout(None, "classifier", "cls"),
 )
-
-
-# EuroBERT's classifier_pooling -> the rows that are read; `late` is the mean of what the hidden layer gives.
-_POOLINGS: dict[str, PoolMode] = {"bos": "cls", "mean": "mean", "late": "mean"}
+# classifier_pooling -> the rows that are read.
+_POOLINGS: dict[str, PoolMode] = {"cls": "cls", "bos": "cls", "mean": "mean", "late": "mean"}
+_READS: dict[PoolMode, Reads] = {"cls": "first", "lasttoken": "last"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +77,9 @@ class Linear:
 class Head:
     """One row of `num_labels` logits a sequence.
 
+    activation  of the hidden layer, and `norm` what comes after it
+    late        the hidden layer is that of every token, and what it gives is pooled
     unread_end  a token that is not read at the end of a sequence, be it padding or written there; None: there is none
-    activation  of the hidden layer
-    late        whether the hidden layer is that of every token, and what it gives is pooled
     """
 
     mode: PoolMode
@@ -66,20 +88,21 @@ class Head:
     num_labels: int
     unread_end: int | None = None
     activation: str = "tanh"
+    norm: Norm | None = None
     late: bool = False
 
     @property
     def reads(self) -> Reads:
         """The rows it is given to read."""
-        if self.mode == "cls":
-            return "first"
-        return "last" if self.mode == "lasttoken" else "all"
+        return _READS.get(self.mode, "all")
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         """[T, H] -> [B, num_labels]."""
         x = hidden_states if self.late else ops.pool(hidden_states, batch, self.mode)
         if self.hidden is not None:
             x = ops.linear(x, self.hidden.weight, self.hidden.bias, self.activation)
+        if self.norm is not None:
+            x = ops.norm(x, self.norm)
         # NOTE: the last layer's mean over tokens is the last layer of the mean, which is less to compute.
         x = ops.pool(x, batch, self.mode) if self.late else x
         return ops.linear(x, self.last.weight, self.last.bias)
@@ -87,7 +110,7 @@ class Head:
 
 def load_head(source: TaskSource) -> Head:
     """The head, strictly; CheckpointError where there is none, or where it does not fit config.json."""
-    config, hidden_size = source.model_config, source.hidden_size
+    config, ops = source.model_config, source.ops
     tensors = open_tensors(config.transformer_folder)
     shapes = {_stripped(name): info.shape for name, info in tensors.tensors.items()}
     layout = _find_layout(shapes, source, tensors)
@@ -97,45 +120,71 @@ def load_head(source: TaskSource) -> Head:
             f"{tensors.path}: {layout.last}.weight has {num_labels} rows, but config.json names {len(config.labels)} "
             "labels (id2label or num_labels)"
         )
-    widths = {layout.last: num_labels} | ({layout.hidden: hidden_size} if layout.hidden else {})
+    weights = _bind(layout, num_labels, source.hidden_size, shapes, tensors)
+    norm = None
+    if layout.norm is not None:
+        bias = f"{layout.norm}.bias"
+        eps = float(config.hf.get("norm_eps", 1e-5))
+        norm = Norm(ops.vector(weights[f"{layout.norm}.weight"]), _vector(weights, bias, ops), eps)
+    head = Head(
+        layout.mode,
+        _linear(weights, layout.hidden, ops) if layout.hidden else None,
+        _linear(weights, layout.last, ops),
+        num_labels,
+        # transformers looks for the padding token's id, whoever wrote it: its GenericForSequenceClassification.
+        config.hf.get("pad_token_id") if layout.last == "score" and source.causal else None,
+        layout.activation,
+        norm,
+        layout.late,
+    )
+    tensors.close()
+    return head
+
+
+def _bind(
+    layout: _Layout, num_labels: int, hidden_size: int, shapes: Mapping[str, tuple[int, ...]], tensors: TensorSource
+) -> Weights:
+    """The layers' weights, and the biases of those that have one."""
     needed = {}
-    for layer, rows in widths.items():
-        needed[f"{layer}.weight"] = Parameter((f"{layer}.weight",), (rows, hidden_size))
+    for layer in layout.names:
+        rows = num_labels if layer == layout.last else hidden_size
+        shape = (rows,) if layer == layout.norm else (rows, hidden_size)
+        needed[f"{layer}.weight"] = Parameter((f"{layer}.weight",), shape)
         if f"{layer}.bias" in shapes:
             needed[f"{layer}.bias"] = Parameter((f"{layer}.bias",), (rows,))
     # What belongs to the encoder is the model's to be strict about.
-    weights = bind(tensors, needed, prefixes=_PREFIXES, ignore=("",))
-    linears = {
-        layer: Linear(
-            source.ops.matrix(weights[f"{layer}.weight"]),
-            source.ops.vector(weights[f"{layer}.bias"]) if f"{layer}.bias" in needed else None,
-        )
-        for layer in widths
-    }
-    tensors.close()
-    hidden = linears[layout.hidden] if layout.hidden else None
-    # transformers looks for the padding token's id, whoever wrote it: modeling_layers.GenericForSequenceClassification.
-    unread = config.hf.get("pad_token_id") if layout.last == "score" and source.causal else None
-    last = linears[layout.last]
-    return Head(layout.mode, hidden, last, num_labels, unread, layout.activation, layout.late)
+    return bind(tensors, needed, prefixes=_PREFIXES, ignore=("",))
+
+
+def _linear(weights: Weights, name: str, ops: Ops) -> Linear:
+    return Linear(ops.matrix(weights[f"{name}.weight"]), _vector(weights, f"{name}.bias", ops))
+
+
+def _vector(weights: Weights, name: str, ops: Ops) -> Tensor | None:
+    return ops.vector(weights[name]) if name in weights else None
 
 
 def _find_layout(shapes: Mapping[str, tuple[int, ...]], source: TaskSource, tensors: TensorSource) -> _Layout:
+    config = source.model_config
     for layout in _LAYOUTS:
-        if all(f"{layer}.weight" in shapes for layer in (layout.hidden, layout.last) if layer):
-            if layout.hidden == "dense":
-                return _pooled(layout, source.model_config.hf.get("classifier_pooling") or "late")
-            is_plain = layout.hidden is None and layout.last == "classifier"
-            return layout._replace(mode="lasttoken") if is_plain and source.causal else layout
-    known = "; ".join(" with ".join(layer for layer in (item.hidden, item.last) if layer) for item in _LAYOUTS)
+        is_its_own = not layout.model_types or config.model_type in layout.model_types
+        if is_its_own and all(f"{layer}.weight" in shapes for layer in layout.names):
+            is_plain = layout.names == ("classifier",)
+            layout = layout._replace(mode="lasttoken") if is_plain and source.causal else layout
+            return _configured(layout, config.hf) if layout.poolings else layout
+    known = "; ".join(dict.fromkeys(" with ".join(layout.names) for layout in _LAYOUTS))
     raise CheckpointError(f"{tensors.path} has no classification head (one of: {known}); choose another --task_type")
 
 
-def _pooled(layout: _Layout, pooling: str) -> _Layout:
-    """As classifier_pooling says."""
-    if pooling not in _POOLINGS:
-        raise CheckpointError(f"config.json: classifier_pooling {pooling!r} is not one of {', '.join(_POOLINGS)}")
-    return layout._replace(mode=_POOLINGS[pooling], late=pooling == "late")
+def _configured(layout: _Layout, hf: Mapping[str, Any]) -> _Layout:
+    """With the pooling and the activation that config.json names; CheckpointError for others than are served."""
+    pooling = hf.get("classifier_pooling") or layout.poolings[0]
+    if pooling not in layout.poolings:
+        raise CheckpointError(f"config.json: classifier_pooling {pooling!r} is not one of {', '.join(layout.poolings)}")
+    name = hf.get("classifier_activation", layout.activation)
+    if name not in ACTIVATIONS:
+        raise CheckpointError(f"config.json: classifier_activation {name!r} is not one of {', '.join(ACTIVATIONS)}")
+    return layout._replace(mode=_POOLINGS[pooling], activation=ACTIVATIONS[name], late=pooling == "late")
 
 
 def _stripped(name: str) -> str:

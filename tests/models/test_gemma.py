@@ -121,7 +121,7 @@ def test_prefixed_checkpoints_load_and_heads_are_ignored(head: str, tmp_path: Pa
     [
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0; only null is supported"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0; only null"),
-        ({"hidden_activation": "quick_gelu"}, "hidden_activation 'quick_gelu' is not one of silu"),
+        ({"hidden_activation": "quick_gelu"}, "hidden_activation 'quick_gelu' is not one of gelu"),
         ({"is_causal": False}, "is_causal false; a Gemma has use_bidirectional_attention"),
         ({"sliding_window": None}, "sliding_window null; layers of sliding_attention need one"),
         ({"layer_types": ["full_attention"]}, "2 of full_attention, sliding_attention are needed"),

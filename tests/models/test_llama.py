@@ -120,7 +120,7 @@ def test_defaults_are_those_of_the_authors() -> None:
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
-        (Llama, {"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu' is not one of silu"),
+        (Llama, {"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu' is not one of gelu"),
         (Llama, {"vocab_size": None}, "vocab_size is missing"),
         (Llama, {"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "low_freq_factor 4.0, high_freq_factor 4.0"),
         (Llama, {"rope_scaling": {**LLAMA3, "high_freq_factor": None}}, "high_freq_factor None; llama3 needs both"),

@@ -183,7 +183,7 @@ def test_rope_scaling_over_rope_parameters_keeps_their_theta() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_act": "quick_gelu"}, "'quick_gelu' is not one of silu"),
+        ({"hidden_act": "quick_gelu"}, "'quick_gelu' is not one of gelu"),
         ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
         ({"vocab_size": None}, "vocab_size is missing"),
         ({"hidden_size": "64"}, "hidden_size '64' is not a positive whole number"),

@@ -20,6 +20,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta": ("Roberta", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
     "xlm-roberta": ("XLMRoberta", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
     "camembert": ("Camembert", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
+    "electra": ("Electra", {"max_position_embeddings": LIMIT, "embedding_size": 24}),
+    "distilbert": ("DistilBert", {"max_position_embeddings": LIMIT, "hidden_dim": 77}),
+    # MPNet's padding token is number 1, whatever config.json says.
+    "mpnet": ("MPNet", {"max_position_embeddings": LIMIT + 2, "pad_token_id": 1}),
     "qwen2": ("Qwen2", {"max_position_embeddings": LIMIT}),
     "qwen2-both-ways": ("Qwen2", {"max_position_embeddings": LIMIT, "is_causal": False}),
     "qwen3": ("Qwen3", {"max_position_embeddings": ROOM}),
@@ -63,7 +67,7 @@ def save(folder: Path, family: str, shape: str, head: str = "Model", **options: 
     model = getattr(transformers, stem + head)(config).eval()
     add_noise(model)
     model.save_pretrained(folder)
-    names = ["input_ids", "attention_mask", *(["token_type_ids"] if family == "bert" else [])]
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if family in ("bert", "electra") else [])]
     vocab = {word: i for i, word in enumerate(VOCAB)}
     transformers.BertTokenizer(vocab=vocab, model_max_length=LIMIT, model_input_names=names).save_pretrained(folder)
     return model

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -85,36 +85,91 @@ def test_activation_of_the_request_wins(activation: str, tmp_path: Path) -> None
         assert np.abs(model.classify(TEXTS, activation=activation) - expected.numpy()).max() <= 1e-6
 
 
-LAYOUTS: dict[str, tuple[str | None, str, bool, bool, int]] = {
-    # name: hidden layer, last layer, bias of the last, causal model, row of the sequence that is read
-    "bert": ("bert.pooler.dense", "classifier", True, False, 0),
-    "roberta": ("classifier.dense", "classifier.out_proj", True, False, 0),
-    "qwen": (None, "score", False, True, -1),
-    "qwen, both ways": (None, "score", False, False, -1),
-    "plain on an encoder": (None, "classifier", True, False, 0),
-    "plain on a decoder": (None, "classifier", True, True, -1),
+class Layout(NamedTuple):
+    """Names of the layers, the row of the sequence that is read (None: their mean), what config.json says."""
+
+    hidden: str | None
+    last: str
+    place: int | None = 0
+    activation: Any = torch.tanh
+    norm: str | None = None
+    has_bias: bool = True
+    causal: bool = False
+    hf: dict[str, Any] = {}
+
+
+LAYOUTS = {
+    "bert": Layout("bert.pooler.dense", "classifier"),
+    "roberta": Layout("classifier.dense", "classifier.out_proj", hf={"model_type": "roberta"}),
+    "electra": Layout(
+        "classifier.dense",
+        "classifier.out_proj",
+        activation=torch.nn.functional.gelu,
+        hf={"model_type": "electra"},
+    ),
+    "distilbert": Layout("pre_classifier", "classifier", activation=torch.relu),
+    "modernbert": Layout("head.dense", "classifier", activation=torch.nn.functional.gelu, norm="head.norm"),
+    "modernbert, as configured": Layout(
+        "head.dense",
+        "classifier",
+        place=None,
+        activation=torch.nn.functional.silu,
+        norm="head.norm",
+        has_bias=False,
+        hf={"classifier_pooling": "mean", "classifier_activation": "silu", "norm_eps": 0.1},
+    ),
+    "qwen": Layout(None, "score", -1, causal=True),
+    "qwen, both ways": Layout(None, "score", -1, has_bias=False),
+    "plain on an encoder": Layout(None, "classifier"),
+    "plain on a decoder": Layout(None, "classifier", -1, causal=True),
 }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_of_the_head(layout: str, backend: str, tmp_path: Path) -> None:
-    hidden, last, has_bias, causal, place = LAYOUTS[layout]
-    torch.manual_seed(5)
-    layers = {last: torch.nn.Linear(60, 3, bias=has_bias)} | ({hidden: torch.nn.Linear(60, 60)} if hidden else {})
-    tensors = {f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.state_dict().items()}
-    safetensors.save_file({**tensors, "bert.embeddings.unrelated": torch.zeros(2)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "a", "1": "b", "2": "c"}}))
-    ops, batch, states = BACKENDS[backend](), pack(make_items((3, 1, 17))), torch.randn(21, 60)
-    config = read_model_config(tmp_path, EngineConfig(checkpoint_path=str(tmp_path)))
+def a_source(folder: Path, ops: Any, hf: dict[str, Any], *, causal: bool = False) -> TaskSource:
+    """Of a checkpoint with three labels and 60 columns."""
+    (folder / "config.json").write_text(json.dumps({"id2label": {"0": "a", "1": "b", "2": "c"}, **hf}))
+    config = read_model_config(folder, EngineConfig(checkpoint_path=str(folder)))
     vocabulary: Any = None
-    source = TaskSource(
+    return TaskSource(
         model_config=config, pooling="auto", hidden_size=60, causal=causal, ops=ops, vocabulary=vocabulary
     )
-    ours = ops.to_numpy(load_head(source)(ops, ops.vector(states.numpy()), ops.upload(batch)))
-    rows = torch.stack([part[place] for part in states.split([3, 1, 17])])
-    expected = layers[last](layers[hidden](rows).tanh() if hidden else rows).detach().numpy()
-    assert np.abs(ours - expected).max() <= 1e-5
+
+
+def save_layers(folder: Path, layout: Layout) -> dict[str | None, Any]:
+    """Random layers by name, in a file with a tensor of an encoder."""
+    torch.manual_seed(5)
+    layers: dict[str | None, Any] = {layout.last: torch.nn.Linear(60, 3, bias=layout.has_bias)}
+    if layout.hidden:
+        layers[layout.hidden] = torch.nn.Linear(60, 60, bias=layout.has_bias)
+    if layout.norm:
+        eps = layout.hf.get("norm_eps", 1e-5)
+        layers[layout.norm] = torch.nn.LayerNorm(60, eps=eps, bias=layout.has_bias)
+    tensors = {f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.state_dict().items()}
+    safetensors.save_file({**tensors, "bert.embeddings.unrelated": torch.zeros(2)}, folder / "model.safetensors")
+    return layers
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_of_the_head(name: str, backend: str, tmp_path: Path) -> None:
+    layout = LAYOUTS[name]
+    layers = save_layers(tmp_path, layout)
+    ops, batch, states = BACKENDS[backend](), pack(make_items((3, 1, 17))), torch.randn(21, 60)
+    head = load_head(a_source(tmp_path, ops, layout.hf, causal=layout.causal))
+    ours = ops.to_numpy(head(ops, ops.vector(states.numpy()), ops.upload(batch)))
+    parts = states.split([3, 1, 17])
+    rows = torch.stack([part.mean(dim=0) if layout.place is None else part[layout.place] for part in parts])
+    hidden = layout.activation(layers[layout.hidden](rows)) if layout.hidden else rows
+    normed = layers[layout.norm](hidden) if layout.norm else hidden
+    assert np.abs(ours - layers[layout.last](normed).detach().numpy()).max() <= 1e-5
+    assert head.reads == {0: "first", -1: "last", None: "all"}[layout.place]
+
+
+@pytest.mark.parametrize("key", ["classifier_pooling", "classifier_activation"])
+def test_a_head_that_asks_for_what_is_not_served(key: str, tmp_path: Path) -> None:
+    save_layers(tmp_path, LAYOUTS["modernbert"])
+    with pytest.raises(CheckpointError, match=f"{key} 'best' is not one of"):
+        load_head(a_source(tmp_path, BACKENDS["numpy"](), {key: "best"}))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +222,7 @@ def test_classifier_pooling_of_eurobert(pooling: str, backend: str, tmp_path: Pa
     (tmp_path / "model.safetensors").unlink()
     theirs.save_pretrained(tmp_path)
     if pooling == "first":
-        with pytest.raises(CheckpointError, match="classifier_pooling 'first' is not one of bos, mean, late"):
+        with pytest.raises(CheckpointError, match="classifier_pooling 'first' is not one of late, mean, bos"):
             with loaded(tmp_path, backend):
                 pass
         return
