@@ -12,6 +12,7 @@ from rtp_llm.ops import Ops
 from tests.backends import BACKENDS
 from tests.models.oracle import load, make_items
 from tests.models.test_bert import save_bert
+from tests.models.test_encoders import save as save_encoder
 from tests.models.test_gemma import KINDS
 from tests.models.test_gemma import save as save_gemma
 from tests.models.test_qwen import save as save_qwen
@@ -20,6 +21,7 @@ from tests.models.test_roberta import save as save_roberta
 pytest.importorskip("torch")
 
 LENGTHS = (5, 1, 33, 17, 40, 2)
+ENCODERS = ("distilbert", "electra, narrow tables", "mpnet")
 DECODERS: dict[str, dict[str, Any]] = {
     "Qwen2": {},
     "Qwen3": {},
@@ -55,12 +57,14 @@ def assert_same(backend: str, ours: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", ["Bert", "Roberta", *DECODERS])
+@pytest.mark.parametrize("family", ["Bert", "Roberta", *ENCODERS, *DECODERS])
 def test_wanted_rows(family: str, backend: str, tmp_path: Path) -> None:
     if family == "Bert":
         save_bert(tmp_path)
     elif family == "Roberta":
         save_roberta(tmp_path, "Roberta")
+    elif family in ENCODERS:
+        save_encoder(tmp_path, family)
     else:
         save_decoder(tmp_path, family)
     ops = BACKENDS[backend]()
