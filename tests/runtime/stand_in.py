@@ -93,8 +93,9 @@ class MaskedOps(TorchOps):
         window: int | None = None,
         rows: Any | None = None,
         kept: Sequence[Any] = (),
+        distance_bias: Any | None = None,
     ) -> Any:
-        assert window is None and not kept
+        assert window is None and not kept and distance_bias is None
         row = torch.arange(len(qkv))
         sequence = torch.searchsorted(batch.cu_seqlens[1:], row.int(), right=True)
         visible = sequence[:, None] == sequence[None]
