@@ -27,17 +27,19 @@ class Config:
     num_stages: int
 
 
-def config_of(rows: int, block_d: int, itemsize: int, memory: int, hip: bool = False) -> Config:
-    """For tiles of so many queries, heads padded to block_d, so many bytes of shared memory.
+def config_of(rows: int, block_d: int, itemsize: int, memory: int, hip: bool = False, biased: bool = False) -> Config:
+    """For tiles of so many queries, heads padded to block_d, so many bytes of shared memory; `biased`: with a bias.
 
     Chosen so that what a program holds fits into registers: see tests/ops/test_triton_compiled.py.
     """
     # NOTE: from sm_90 on, and only there, there are over 200 KB, and tensor cores that read keys from shared memory.
     reads_shared = memory > 200 << 10
-    block_m = min(rows, 64) if block_d > 128 else rows
-    small_keys = block_d > 128 or itemsize > 2 or not (reads_shared or hip or (block_d <= 64 and rows == 128))
-    block_n = 32 if small_keys else 64
-    num_warps = 8 if block_d > 128 or rows == 128 else 4
+    # A bias takes registers for the places in its table of all scores at once.
+    wide = block_d > (64 if biased else 128)
+    block_m = min(rows, 64) if wide else rows
+    small_keys = wide or itemsize > 2 or not (reads_shared or hip or (block_d <= 64 and rows == 128))
+    block_n = 32 if small_keys or (biased and block_d <= 32) else 64
+    num_warps = 8 if wide or rows == 128 else 4
     stages = 1 if hip else 3 if itemsize == 2 else 2
     while stages > 1 and (block_m + 2 * stages * block_n) * block_d * itemsize > memory:
         stages -= 1
@@ -232,7 +234,9 @@ def attention(
     num_rows = len(qkv) if wanted is None else len(wanted)
     out = torch.empty(num_rows, num_heads * head_dim, dtype=qkv.dtype, device=qkv.device)
     block_d = max(triton.next_power_of_2(head_dim), 16)
-    config = config_of(rows, block_d, qkv.element_size(), shared_memory(qkv.device), is_hip())
+    config = config_of(
+        rows, block_d, qkv.element_size(), shared_memory(qkv.device), is_hip(), distance_bias is not None
+    )
     parts = rows // config.block_m
     grid = (len(tile_list) // tiles.FIELDS * num_heads * parts,)
     bias = qkv if distance_bias is None else distance_bias

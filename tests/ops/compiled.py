@@ -56,12 +56,12 @@ def attention_kernels(memory: int, hip: bool) -> Iterator[Kernel]:
     for rows in (16, 64, 128):
         for head_dim in (32, 64, 96, 128, 256):
             block_d = triton.next_power_of_2(head_dim)
-            config = triton_attention.config_of(rows, block_d, 2, memory, hip)
             decodes = head_dim >= 128
             # A prefix comes with a decoder, a bias with an encoder.
             for has_prefix, has_bias in itertools.product((False, True), repeat=2):
                 if has_prefix > decodes or has_bias > (not decodes):
                     continue
+                config = triton_attention.config_of(rows, block_d, 2, memory, hip, has_bias)
                 constants = {
                     "NUM_HEADS": 16, "NUM_KV_HEADS": 8 if decodes else 16, "HEAD_DIM": head_dim, "CAUSAL": decodes,
                     "WINDOW": 128 if head_dim == 96 else 0, "HAS_PREFIX": has_prefix, "HAS_WANTED": rows == 16,

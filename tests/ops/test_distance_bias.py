@@ -58,8 +58,7 @@ def sdpa(qkv: Any, bias: Any, lengths: list[int], heads: Heads, causal: bool, wi
 def test_the_definition(lengths: list[int], heads: Heads, reach: int, visible: Any) -> None:
     qkv, bias = qkv_of(sum(lengths), heads), 3 * normal(heads[0], 2 * reach - 1)
     options = {"causal": False, "window": None, **visible}
-    pairs = zip(*tensors(qkv, bias), strict=True)
-    results = [sdpa(x, table, lengths, heads, **options).numpy() for x, table in pairs]
+    results = [sdpa(x, table, lengths, heads, **options).numpy() for x, table in zip(*tensors(qkv, bias), strict=True)]
     assert_as_exact(attention(NumpyOps(), qkv, batch_of(lengths), heads, bias, **visible), *results)
 
 

@@ -127,7 +127,7 @@ def test_attention_with_a_distance_bias(lengths: list[int], reach: int, visible:
 
 
 def test_a_distance_bias_behind_a_shared_prefix() -> None:
-    items, heads, bias = items_of([1, 20, 5, 70], [33, 33, 0, 33]), (2, 1, 32), rounded(normal(2, 99), "fp16")
+    items, heads, bias = items_of([1, 20, 5, 70], [33, 33, 0, 33]), (2, 1, 80), rounded(normal(2, 99), "fp16")
     batch = shared_pack(items)
     qkv = qkv_of(batch.num_tokens, heads, "fp16")
     for window in (None, 40):
