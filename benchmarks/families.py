@@ -43,6 +43,7 @@ FAMILIES = {
     "bge-reranker-v2-m3": Family(
         "XLMRoberta", "float32", {**_XLM_LARGE, "num_labels": 1}, "ForSequenceClassification"
     ),
+    "gte-modernbert-base": Family("ModernBert", "float16", {}),
     "qwen3-0.6b": Family(
         "Qwen3",
         "bfloat16",

@@ -61,14 +61,18 @@ MODEL: dict[str, Kind] = {
     **_all(_whole(1, _SIZE), "num_key_value_heads head_dim num_labels type_vocab_size"),
     **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings"),
     **_all(_POSITIVE._replace(nullable=False), "layer_norm_eps rms_norm_eps norm_eps"),
-    **_all(_POSITIVE, "rope_theta partial_rotary_factor"),
+    **_all(_POSITIVE, "rope_theta global_rope_theta local_rope_theta partial_rotary_factor"),
     **_all(_FLAG, "is_causal is_decoder add_cross_attention attention_bias use_sliding_window tie_word_embeddings"),
-    **_all(_TEXT, "model_type hidden_act position_embedding_type classifier_pooling classifier_activation"),
+    **_all(_FLAG, "norm_bias mlp_bias"),
+    **_all(_TEXT, "model_type hidden_act hidden_activation position_embedding_type"),
+    **_all(_TEXT, "classifier_pooling classifier_activation"),
     **_all(_TEXTS, "architectures layer_types"),
     **_all(_OBJECT, "id2label rope_scaling rope_parameters sentence_transformers"),
     "vocab_size": _whole(1, _VOCABULARY, nullable=False),
     "num_hidden_layers": _whole(1, _LAYERS, nullable=False),
     "problem_type": Kind(f"one of {', '.join(_PROBLEMS)}", lambda value: value in _PROBLEMS),
+    "global_attn_every_n_layers": _whole(1, _LAYERS),
+    "local_attention": _whole(0, _VOCABULARY),
     "max_window_layers": _whole(0, _LAYERS),
     "sliding_window": _whole(0, _VOCABULARY),
     "pad_token_id": _whole(-1, _VOCABULARY),
@@ -158,7 +162,10 @@ def check_model(where: Path | str, values: Mapping[str, Any]) -> None:
     check(where, values, MODEL)
     stored_quantization(values, where)
     for key in ("rope_scaling", "rope_parameters"):
-        check(f"{where}: {key}", values.get(key) or {}, ROPE)
+        parameters = values.get(key) or {}
+        check(f"{where}: {key}", parameters, ROPE)
+        for kind, own in parameters.items():
+            check(f"{where}: {key}: {kind}", own if isinstance(own, dict) else {}, ROPE)
 
 
 def stored_quantization(values: Mapping[str, Any], where: Path | str = "config.json") -> Literal["none", "int8"]:

@@ -20,6 +20,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "roberta": ("rtp_llm.models.bert", "Roberta"),
     "xlm-roberta": ("rtp_llm.models.bert", "Roberta"),
     "camembert": ("rtp_llm.models.bert", "Roberta"),
+    "modernbert": ("rtp_llm.models.modernbert", "ModernBert"),
     "qwen2": ("rtp_llm.models.qwen", "Qwen2"),
     "qwen3": ("rtp_llm.models.qwen", "Qwen3"),
     "qwen_2": ("rtp_llm.models.qwen", "Qwen2"),
@@ -28,8 +29,8 @@ MODELS: dict[str, tuple[str, str]] = {
 }
 # Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
 ARCHITECTURES = {
-    "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Qwen2": "qwen2",
-    "Qwen3": "qwen3",
+    "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert",
+    "ModernBert": "modernbert", "Qwen2": "qwen2", "Qwen3": "qwen3",
 }  # fmt: skip
 _ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
 

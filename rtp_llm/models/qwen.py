@@ -11,7 +11,7 @@ from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models import OnKeys, OnLayer
-from rtp_llm.models.rope import LongBatch, Rope, with_rows
+from rtp_llm.models.rope import Rope, RopeTables
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
 # Hugging Face's name of the activation -> ours.
@@ -142,9 +142,7 @@ class Qwen2:
         self.shares_prefixes = config.causal and config.rope.rope_type != "dynamic"
         self.kv_size = 2 * config.num_key_value_heads * config.head_dim
         self.word = ops.table(weights["word"])
-        is_dynamic = config.rope.rope_type == "dynamic"
-        self.num_rows = config.rope.trained_positions if is_dynamic else self.max_positions
-        self.cos_sin = ops.table(config.rope.rows(self.num_rows))
+        self.rope_tables = RopeTables((config.rope,), ops)
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
         self.matrices = {
             (i, name): weights.sources(f"layers.{i}.{name}")
@@ -161,16 +159,13 @@ class Qwen2:
 
     def prepare(self, batch: Batch) -> Batch:
         """Positions count from 0; angles that the table lacks, of longer sequences, are computed for the batch."""
-        return with_rows(batch, self.config.rope) if batch.position_ids.max() >= self.num_rows else batch
+        return self.rope_tables.prepare(batch)
 
     def __call__(
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
     ) -> Tensor:
         """Packed batch -> hidden_states [T, hidden_size], or of the wanted rows."""
-        if isinstance(batch, LongBatch):
-            cos_sin = ops.vector(batch.cos_sin)
-        else:
-            cos_sin = ops.embed([(self.cos_sin, batch.position_ids)])
+        (cos_sin,) = self.rope_tables(ops, batch)
         hidden_states = ops.embed([(self.word, batch.input_ids)])
         for number, layer in enumerate(self.layers):
             if on_layer is not None:

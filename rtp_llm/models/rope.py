@@ -5,7 +5,7 @@ what a checkpoint was trained with.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from rtp_llm.core import Batch, FloatArray
 from rtp_llm.errors import CheckpointError
+from rtp_llm.ops import Ops, Tensor
 
 _TYPES = ("default", "linear", "dynamic", "yarn")
 _CHUNK = 4096  # positions whose angles are held in float64 at once
@@ -40,6 +41,11 @@ class Rope:
         """Tokens of the longest sequence that the scaling is meant for."""
         base = self.original_positions if self.rope_type == "yarn" else self.trained_positions
         return max(self.trained_positions, int(base * self.factor))
+
+    @property
+    def fixed_positions(self) -> int:
+        """Positions whose angles do not depend on the length of their sequence."""
+        return self.trained_positions if self.rope_type == "dynamic" else self.max_positions
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any], head_dim: int, max_position_embeddings: int) -> "Rope":
@@ -134,19 +140,39 @@ def _attention_factor(parameters: Mapping[str, Any], factor: float) -> float:
     return scale(mscale) / scale(mscale_all_dim) if mscale and mscale_all_dim else scale(1)
 
 
+class RopeTables:
+    """The rows of each of a model's ropes, kept where the kernels read them, for sequences of usual length."""
+
+    def __init__(self, ropes: Sequence[Rope], ops: Ops) -> None:
+        self.ropes = ropes
+        self.num_rows = min(rope.fixed_positions for rope in ropes)
+        self.tables = [ops.table(rope.rows(self.num_rows)) for rope in ropes]
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Rows that the tables lack, of longer sequences, are computed for the batch."""
+        return _with_rows(batch, self.ropes) if batch.position_ids.max() >= self.num_rows else batch
+
+    def __call__(self, ops: Ops, batch: Batch) -> list[Tensor]:
+        """Of each rope every token's row [T, head_dim]; the batch is one that `prepare` has seen."""
+        if isinstance(batch, LongBatch):
+            return [ops.vector(rows) for rows in batch.cos_sin]
+        return [ops.embed([(table, batch.position_ids)]) for table in self.tables]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LongBatch(Batch):
-    """A batch with a sequence longer than the table of angles: `cos_sin` [T, head_dim] has every token's row."""
+    """A batch with a sequence longer than the tables: `cos_sin` has, of each rope, every token's row [T, head_dim]."""
 
-    cos_sin: FloatArray
+    cos_sin: tuple[FloatArray, ...]
 
 
-def with_rows(batch: Batch, rope: Rope) -> LongBatch:
+def _with_rows(batch: Batch, ropes: Sequence[Rope]) -> LongBatch:
     """Each sequence's rows as if it were alone, so that neither its neighbours nor earlier batches change it."""
-    if rope.rope_type == "dynamic":
-        rows = [rope.rows(length, seqlen=length) for length in np.diff(batch.cu_seqlens).tolist()]
-        cos_sin = np.concatenate(rows)
-    else:
-        cos_sin = rope.rows(int(batch.position_ids.max()) + 1)[batch.position_ids]
     fields = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
-    return LongBatch(**fields, cos_sin=cos_sin)
+    return LongBatch(**fields, cos_sin=tuple(_rows(batch, rope) for rope in ropes))
+
+
+def _rows(batch: Batch, rope: Rope) -> FloatArray:
+    if rope.rope_type == "dynamic":
+        return np.concatenate([rope.rows(length, seqlen=length) for length in np.diff(batch.cu_seqlens).tolist()])
+    return rope.rows(int(batch.position_ids.max()) + 1)[batch.position_ids]

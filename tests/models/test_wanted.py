@@ -1,5 +1,6 @@
 """The last layer computes the wanted rows alone and a shared prefix is computed once: with the same bits."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,18 @@ from rtp_llm.ops import Ops
 from tests.backends import BACKENDS
 from tests.models.oracle import load, make_items
 from tests.models.test_bert import save_bert
+from tests.models.test_modernbert import save as save_modernbert
 from tests.models.test_qwen import save as save_qwen
 from tests.models.test_roberta import save as save_roberta
 
 pytest.importorskip("torch")
 
 LENGTHS = (5, 1, 33, 17, 40, 2)
+ENCODERS: dict[str, Callable[[Path], Any]] = {
+    "Bert": save_bert,
+    "Roberta": lambda folder: save_roberta(folder, "Roberta"),
+    "ModernBert": save_modernbert,
+}
 QWEN: dict[str, dict[str, Any]] = {
     "Qwen2": {},
     "Qwen3": {},
@@ -44,12 +51,10 @@ def assert_same(backend: str, ours: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", ["Bert", "Roberta", *QWEN])
+@pytest.mark.parametrize("family", [*ENCODERS, *QWEN])
 def test_wanted_rows(family: str, backend: str, tmp_path: Path) -> None:
-    if family == "Bert":
-        save_bert(tmp_path)
-    elif family == "Roberta":
-        save_roberta(tmp_path, "Roberta")
+    if family in ENCODERS:
+        ENCODERS[family](tmp_path)
     else:
         save_qwen(tmp_path, "Qwen3" if family == "Qwen3" else "Qwen2", **QWEN[family])
     ops = BACKENDS[backend]()

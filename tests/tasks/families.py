@@ -15,11 +15,13 @@ LIMIT = 40
 ROOM = 200  # for the template of a Qwen3 that reranks
 VOCAB = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 PAD = VOCAB.index("[PAD]")
+ENDS = {f"{role}_token_id": PAD for role in ("bos", "eos", "cls", "sep")}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("Bert", {"max_position_embeddings": LIMIT}),
     "roberta": ("Roberta", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
     "xlm-roberta": ("XLMRoberta", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
     "camembert": ("Camembert", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
+    "modernbert": ("ModernBert", {"max_position_embeddings": LIMIT, "local_attention": 12, **ENDS}),
     "qwen2": ("Qwen2", {"max_position_embeddings": LIMIT}),
     "qwen2-both-ways": ("Qwen2", {"max_position_embeddings": LIMIT, "is_causal": False}),
     "qwen3": ("Qwen3", {"max_position_embeddings": ROOM}),
