@@ -43,6 +43,8 @@ FAMILIES = {
     "bge-reranker-v2-m3": Family(
         "XLMRoberta", "float32", {**_XLM_LARGE, "num_labels": 1}, "ForSequenceClassification"
     ),
+    "gte-multilingual-base": Family("Gte", "float16", {}),
+    "nomic-embed-text-v1.5": Family("NomicBert", "float32", {}),
     "gte-modernbert-base": Family("ModernBert", "float16", {}),
     "qwen3-0.6b": Family(
         "Qwen3",

@@ -20,7 +20,10 @@ MODELS: dict[str, tuple[str, str]] = {
     "roberta": ("rtp_llm.models.bert", "Roberta"),
     "xlm-roberta": ("rtp_llm.models.bert", "Roberta"),
     "camembert": ("rtp_llm.models.bert", "Roberta"),
+    "gte": ("rtp_llm.models.gte", "Gte"),
+    "new": ("rtp_llm.models.gte", "New"),
     "modernbert": ("rtp_llm.models.modernbert", "ModernBert"),
+    "nomic_bert": ("rtp_llm.models.nomic_bert", "NomicBert"),
     "qwen2": ("rtp_llm.models.qwen", "Qwen2"),
     "qwen3": ("rtp_llm.models.qwen", "Qwen3"),
     "qwen_2": ("rtp_llm.models.qwen", "Qwen2"),
@@ -29,8 +32,8 @@ MODELS: dict[str, tuple[str, str]] = {
 }
 # Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
 ARCHITECTURES = {
-    "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert",
-    "ModernBert": "modernbert", "Qwen2": "qwen2", "Qwen3": "qwen3",
+    "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Gte": "gte",
+    "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2", "Qwen3": "qwen3",
 }  # fmt: skip
 _ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
 

@@ -75,6 +75,8 @@ class BertConfig:
             )
         except KeyError as error:
             raise CheckpointError(f"config.json: {error.args[0]} is missing") from None
+        if not config.type_vocab_size:
+            raise CheckpointError(f"config.json: type_vocab_size {config.type_vocab_size}; BERT has one type at least")
         if config.hidden_size % config.num_attention_heads:
             raise CheckpointError(
                 f"config.json: hidden_size {config.hidden_size} is not a multiple of "

@@ -23,6 +23,8 @@ _CHUNK = 4096  # positions whose angles are held in float64 at once
 class Rope:
     """One kind of rotary positions; the fields have the names of config.json's `rope_parameters`.
 
+    rope_type           one of config.json's, or `ntk`: frequencies of a theta `factor` times as large, slower by
+                        factor ** (2 / head_dim) (Su 2023, https://kexue.fm/archives/9706)
     trained_positions   max_position_embeddings: beyond it `dynamic` changes its frequencies
     original_positions  original_max_position_embeddings, which `yarn` stretches
     """
@@ -39,6 +41,8 @@ class Rope:
     @property
     def max_positions(self) -> int:
         """Tokens of the longest sequence that the scaling is meant for."""
+        if self.rope_type == "ntk":
+            return self.trained_positions
         base = self.original_positions if self.rope_type == "yarn" else self.trained_positions
         return max(self.trained_positions, int(base * self.factor))
 
@@ -102,11 +106,15 @@ class Rope:
             stretch = np.float32(self.factor) * np.float32(seqlen) / np.float32(self.trained_positions)
             exponent = self.head_dim / (self.head_dim - 2)
             theta = float(np.float32(theta) * np.float32(float(stretch - np.float32(self.factor - 1)) ** exponent))
+        if self.rope_type == "ntk":
+            theta *= self.factor
         exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
         wavelengths = np.power(theta, exponents.astype(np.float64)).astype(np.float32)
         frequencies: FloatArray = np.float32(1) / wavelengths
         if self.rope_type == "linear":
             frequencies /= np.float32(self.factor)
+        if self.rope_type == "ntk":
+            frequencies /= np.float32(self.factor ** (2 / self.head_dim))
         return self._yarn(wavelengths) if self.rope_type == "yarn" else frequencies
 
     def _yarn(self, wavelengths: FloatArray) -> FloatArray:

@@ -10,7 +10,7 @@ from rtp_llm.core import Item, pack
 from rtp_llm.models import Model
 from rtp_llm.ops import Ops, Tensor
 from tests.backends import BACKENDS
-from tests.models import test_bert, test_modernbert, test_qwen, test_roberta
+from tests.models import test_bert, test_gte, test_modernbert, test_nomic_bert, test_qwen, test_roberta
 from tests.models.oracle import hidden_states, load, make_items, worst
 
 torch = pytest.importorskip("torch")
@@ -18,6 +18,8 @@ torch = pytest.importorskip("torch")
 FAMILIES: dict[str, Any] = {
     "bert": test_bert.save_bert,
     "xlm_roberta": lambda folder, **shape: test_roberta.save(folder, "XLMRoberta", **shape),
+    "gte": test_gte.save,
+    "nomic_bert": test_nomic_bert.save,
     "modernbert": test_modernbert.save,
     "qwen2": lambda folder, **shape: test_qwen.save(folder, "Qwen2", **shape),
     "qwen3": lambda folder, **shape: test_qwen.save(folder, "Qwen3", **shape),

@@ -13,7 +13,9 @@ from rtp_llm.ops import Ops
 from tests.backends import BACKENDS
 from tests.models.oracle import load, make_items
 from tests.models.test_bert import save_bert
+from tests.models.test_gte import save as save_gte
 from tests.models.test_modernbert import save as save_modernbert
+from tests.models.test_nomic_bert import save as save_nomic_bert
 from tests.models.test_qwen import save as save_qwen
 from tests.models.test_roberta import save as save_roberta
 
@@ -23,6 +25,8 @@ LENGTHS = (5, 1, 33, 17, 40, 2)
 ENCODERS: dict[str, Callable[[Path], Any]] = {
     "Bert": save_bert,
     "Roberta": lambda folder: save_roberta(folder, "Roberta"),
+    "Gte": save_gte,
+    "NomicBert": save_nomic_bert,
     "ModernBert": save_modernbert,
 }
 QWEN: dict[str, dict[str, Any]] = {

@@ -21,12 +21,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta": ("Roberta", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
     "xlm-roberta": ("XLMRoberta", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
     "camembert": ("Camembert", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
+    "gte": ("Gte", {"max_position_embeddings": LIMIT, "type_vocab_size": 2}),
+    "nomic_bert": ("NomicBert", {"max_position_embeddings": LIMIT}),
     "modernbert": ("ModernBert", {"max_position_embeddings": LIMIT, "local_attention": 12, **ENDS}),
     "qwen2": ("Qwen2", {"max_position_embeddings": LIMIT}),
     "qwen2-both-ways": ("Qwen2", {"max_position_embeddings": LIMIT, "is_causal": False}),
     "qwen3": ("Qwen3", {"max_position_embeddings": ROOM}),
 }
 ENCODERS = [family for family in FAMILIES if "qwen" not in family]
+TYPED = ("bert", "gte", "nomic_bert")  # they read which text of a pair a token is of
 # Weights of 0.1 make attention choose: under the usual 0.02 it would be all but uniform at these widths.
 COMMON = {"vocab_size": len(VOCAB), "pad_token_id": PAD, "initializer_range": 0.1}
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -56,7 +59,7 @@ def save(folder: Path, family: str, shape: str, head: str = "Model", **options: 
     model = getattr(transformers, stem + head)(config).eval()
     add_noise(model)
     model.save_pretrained(folder)
-    names = ["input_ids", "attention_mask", *(["token_type_ids"] if family == "bert" else [])]
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if family in TYPED else [])]
     vocab = {word: i for i, word in enumerate(VOCAB)}
     transformers.BertTokenizer(vocab=vocab, model_max_length=LIMIT, model_input_names=names).save_pretrained(folder)
     return model
