@@ -17,6 +17,7 @@ from rtp_llm.ops import Ops, Tensor
 
 _TYPES = ("default", "linear", "dynamic", "yarn")
 _CHUNK = 4096  # positions whose angles are held in float64 at once
+_MOST_ROWS = 1 << 17  # of a table: 64 MB for heads of 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,7 @@ class RopeTables:
 
     def __init__(self, ropes: Sequence[Rope], ops: Ops) -> None:
         self.ropes = ropes
-        self.num_rows = min(rope.fixed_positions for rope in ropes)
+        self.num_rows = min(_MOST_ROWS, *(rope.fixed_positions for rope in ropes))
         self.tables = [ops.table(rope.rows(self.num_rows)) for rope in ropes]
 
     def prepare(self, batch: Batch) -> Batch:
