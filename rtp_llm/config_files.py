@@ -57,21 +57,29 @@ ACTIVATIONS = {
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 MODEL: dict[str, Kind] = {
-    **_all(_whole(1, _SIZE, nullable=False), "hidden_size num_attention_heads intermediate_size"),
+    **_all(_whole(1, _SIZE, nullable=False), "hidden_size num_attention_heads intermediate_size embedding_size"),
+    **_all(
+        _whole(1, _SIZE, nullable=False),
+        "relative_attention_num_buckets dim hidden_dim n_heads d_model d_kv d_ff num_heads",
+    ),
     **_all(_whole(1, _SIZE), "num_key_value_heads head_dim num_labels n_embd n_layer n_head n_inner"),
-    **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings"),
-    **_all(_whole(1, _POSITIONS), "n_positions max_trained_positions"),
-    **_all(_POSITIVE._replace(nullable=False), "layer_norm_eps rms_norm_eps norm_eps"),
+    **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings n_positions"),
+    **_all(_whole(1, _POSITIONS), "max_trained_positions"),
+    **_all(_whole(1, _POSITIONS, nullable=False), "relative_attention_max_distance"),
+    **_all(_POSITIVE._replace(nullable=False), "layer_norm_eps rms_norm_eps norm_eps layer_norm_epsilon"),
     **_all(_POSITIVE, "rope_theta global_rope_theta local_rope_theta partial_rotary_factor"),
-    **_all(_POSITIVE, "layer_norm_epsilon rotary_emb_base rotary_scaling_factor"),
+    **_all(_POSITIVE, "rotary_emb_base rotary_scaling_factor"),
     **_all(_FLAG, "is_causal is_decoder add_cross_attention attention_bias use_sliding_window tie_word_embeddings"),
     **_all(_FLAG, "norm_bias mlp_bias"),
-    **_all(_TEXT, "model_type hidden_act hidden_activation activation_function position_embedding_type"),
-    **_all(_TEXT, "classifier_pooling classifier_activation"),
+    **_all(
+        _TEXT,
+        "model_type hidden_act hidden_activation activation activation_function feed_forward_proj "
+        "position_embedding_type classifier_pooling classifier_activation",
+    ),
     **_all(_TEXTS, "architectures layer_types"),
     **_all(_OBJECT, "id2label rope_scaling rope_parameters sentence_transformers"),
     "vocab_size": _whole(1, _VOCABULARY, nullable=False),
-    "num_hidden_layers": _whole(1, _LAYERS, nullable=False),
+    **_all(_whole(1, _LAYERS, nullable=False), "num_hidden_layers n_layers num_layers"),
     "type_vocab_size": _whole(0, _SIZE),
     "problem_type": Kind(f"one of {', '.join(_PROBLEMS)}", lambda value: value in _PROBLEMS),
     "global_attn_every_n_layers": _whole(1, _LAYERS),

@@ -24,6 +24,10 @@ MODELS: dict[str, tuple[str, str]] = {
     "new": ("rtp_llm.models.gte", "New"),
     "modernbert": ("rtp_llm.models.modernbert", "ModernBert"),
     "nomic_bert": ("rtp_llm.models.nomic_bert", "NomicBert"),
+    "electra": ("rtp_llm.models.bert", "Electra"),
+    "distilbert": ("rtp_llm.models.distilbert", "DistilBert"),
+    "mpnet": ("rtp_llm.models.mpnet", "MPNet"),
+    "t5": ("rtp_llm.models.t5", "T5"),
     "qwen2": ("rtp_llm.models.qwen", "Qwen2"),
     "qwen3": ("rtp_llm.models.qwen", "Qwen3"),
     "qwen_2": ("rtp_llm.models.qwen", "Qwen2"),
@@ -32,8 +36,9 @@ MODELS: dict[str, tuple[str, str]] = {
 }
 # Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
 ARCHITECTURES = {
-    "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Gte": "gte",
-    "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2", "Qwen3": "qwen3",
+    "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Electra": "electra",
+    "DistilBert": "distilbert", "MPNet": "mpnet", "T5": "t5", "T5Encoder": "t5", "Gte": "gte", "New": "new",
+    "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2", "Qwen3": "qwen3",
 }  # fmt: skip
 _ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
 

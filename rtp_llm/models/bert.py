@@ -1,6 +1,6 @@
-"""BERT (Devlin et al. 2018) and RoBERTa: learnt positions, post-norm encoder layers.
+"""BERT (Devlin et al. 2018), RoBERTa, ELECTRA: learnt positions, post-norm encoder layers.
 
-Equal transformers' BertModel and RobertaModel, XLMRobertaModel, CamembertModel.
+Equal transformers' BertModel and RobertaModel, XLMRobertaModel, CamembertModel, ElectraModel.
 """
 
 from collections.abc import Mapping
@@ -24,11 +24,36 @@ IGNORED = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class LayerNames:
+    """Where a checkpoint has a layer's parts: `prefix` with the layer's number, then that of each part of ours."""
+
+    prefix: str
+    linears: Mapping[str, tuple[str, ...]]
+    norms: Mapping[str, str]
+
+
+NAMES = LayerNames(
+    "encoder.layer.{}.",
+    {
+        "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+        "out": ("attention.output.dense",),
+        "up": ("intermediate.dense",),
+        "down": ("output.dense",),
+    },
+    {"attention_norm": "attention.output.LayerNorm", "mlp_norm": "output.LayerNorm"},
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class BertConfig:
-    """The keys of config.json that matter, by their own names."""
+    """The keys of config.json that matter, by BERT's names; without token types `type_vocab_size` is 0.
+
+    embedding_size  columns of the tables
+    """
 
     vocab_size: int
+    embedding_size: int
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
@@ -45,8 +70,13 @@ class BertConfig:
         return self.hidden_size // self.num_attention_heads
 
     @classmethod
-    def from_hf(cls, hf: Mapping[str, Any]) -> "BertConfig":
-        """Read config.json; CheckpointError where a key is missing or asks for what BERT here cannot do."""
+    def from_hf(cls, hf: Mapping[str, Any], names: Mapping[str, str] | None = None) -> "BertConfig":
+        """Read config.json; CheckpointError where a key is missing or asks for what BERT here cannot do.
+
+        names  BERT's key -> the one that this architecture has instead
+        """
+        names = names or {}
+        hf = {**hf, **{ours: hf[theirs] for ours, theirs in names.items() if theirs in hf}}
         position_type = hf.get("position_embedding_type", "absolute")
         if position_type != "absolute":
             raise CheckpointError(
@@ -54,35 +84,38 @@ class BertConfig:
             )
         if hf.get("add_cross_attention"):
             raise CheckpointError("config.json: add_cross_attention is true; a decoder beside an encoder is not served")
-        activation = ACTIVATIONS.get(hf.get("hidden_act", "gelu"))
-        if activation is None:
-            raise CheckpointError(
-                f"config.json: hidden_act {hf['hidden_act']!r} is not one of {', '.join(ACTIVATIONS)}"
-            )
         try:
-            config = cls(
-                vocab_size=hf["vocab_size"],
-                hidden_size=hf["hidden_size"],
-                num_hidden_layers=hf["num_hidden_layers"],
-                num_attention_heads=hf["num_attention_heads"],
-                intermediate_size=hf["intermediate_size"],
-                max_position_embeddings=hf.get("max_position_embeddings", 512),
-                type_vocab_size=hf.get("type_vocab_size", 2),
-                layer_norm_eps=hf.get("layer_norm_eps", 1e-12),
-                activation=activation,
-                pad_token_id=1 if hf.get("pad_token_id") is None else hf["pad_token_id"],
-                is_decoder=bool(hf.get("is_decoder", False)),
-            )
+            config = cls._read(hf, names.get("hidden_act", "hidden_act"))
         except KeyError as error:
-            raise CheckpointError(f"config.json: {error.args[0]} is missing") from None
-        if not config.type_vocab_size:
-            raise CheckpointError(f"config.json: type_vocab_size {config.type_vocab_size}; BERT has one type at least")
+            raise CheckpointError(f"config.json: {names.get(error.args[0], error.args[0])} is missing") from None
         if config.hidden_size % config.num_attention_heads:
             raise CheckpointError(
                 f"config.json: hidden_size {config.hidden_size} is not a multiple of "
                 f"num_attention_heads {config.num_attention_heads}"
             )
         return config
+
+    @classmethod
+    def _read(cls, hf: Mapping[str, Any], activation_key: str) -> "BertConfig":
+        activation = ACTIVATIONS.get(hf.get("hidden_act", "gelu"))
+        if activation is None:
+            raise CheckpointError(
+                f"config.json: {activation_key} {hf['hidden_act']!r} is not one of {', '.join(ACTIVATIONS)}"
+            )
+        return cls(
+            vocab_size=hf["vocab_size"],
+            embedding_size=hf["hidden_size"],
+            hidden_size=hf["hidden_size"],
+            num_hidden_layers=hf["num_hidden_layers"],
+            num_attention_heads=hf["num_attention_heads"],
+            intermediate_size=hf["intermediate_size"],
+            max_position_embeddings=hf.get("max_position_embeddings", 512),
+            type_vocab_size=hf.get("type_vocab_size", 2),
+            layer_norm_eps=hf.get("layer_norm_eps", 1e-12),
+            activation=activation,
+            pad_token_id=1 if hf.get("pad_token_id") is None else hf["pad_token_id"],
+            is_decoder=bool(hf.get("is_decoder", False)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +142,8 @@ class Bert:
     shares_prefixes = False
     kv_size = 0
     prefix: ClassVar[str] = "bert."
+    names: ClassVar[LayerNames] = NAMES
+    ignored: ClassVar[tuple[str, ...]] = IGNORED
 
     def __init__(self, config: BertConfig, weights: Weights, ops: Ops) -> None:
         self.config = config
@@ -116,9 +151,10 @@ class Bert:
         self.vocab_size = config.vocab_size
         self.max_positions = config.max_position_embeddings
         self.causal = config.is_decoder
+        self.distance_bias: Tensor | None = None
         self.word = ops.table(weights["word"])
         self.position = ops.table(weights["position"])
-        self.token_type = ops.table(weights["token_type"])
+        self.token_type = ops.table(weights["token_type"]) if config.type_vocab_size else None
         self.embedding_norm = _norm(weights, "embedding_norm", config, ops)
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
         self.matrices = {
@@ -130,9 +166,19 @@ class Bert:
     @classmethod
     def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "Bert":
         """Strictly from the checkpoint's tensors, with or without the prefix of a checkpoint with a head."""
-        config = BertConfig.from_hf(hf)
-        weights = bind(source, parameters(config), prefixes=(cls.prefix,), renames=RENAMES, ignore=IGNORED)
+        config = cls.read_config(hf)
+        weights = bind(source, cls.parameters(config), prefixes=(cls.prefix,), renames=RENAMES, ignore=cls.ignored)
         return cls(config, weights, ops)
+
+    @classmethod
+    def read_config(cls, hf: Mapping[str, Any]) -> BertConfig:
+        """What config.json says; CheckpointError as `BertConfig.from_hf`."""
+        return BertConfig.from_hf(hf)
+
+    @classmethod
+    def parameters(cls, config: BertConfig) -> dict[str, Parameter]:
+        """Our parameter -> the checkpoint's tensors and the shape they make together."""
+        return parameters(config, cls.names)
 
     def prepare(self, batch: Batch) -> Batch:
         """Positions count from 0, as `pack` left them."""
@@ -142,18 +188,19 @@ class Bert:
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
     ) -> Tensor:
         """Packed batch -> hidden_states [T, hidden_size], or of the wanted rows; `on_keys` is not called."""
-        lookups = (
-            (self.word, batch.input_ids),
-            (self.token_type, batch.token_type_ids),
-            (self.position, batch.position_ids),
-        )
-        hidden_states = ops.embed(lookups, self.embedding_norm)
+        hidden_states = self._embed(ops, batch)
         for number, layer in enumerate(self.layers):
             if on_layer is not None:
                 on_layer(number, hidden_states)
             wanted = batch.wanted if layer is self.layers[-1] else None
             hidden_states = self._run_layer(ops, layer, hidden_states, batch, wanted)
         return hidden_states
+
+    def _embed(self, ops: Ops, batch: Batch) -> Tensor:
+        """-> what goes into the first layer, [T, hidden_size]."""
+        types = [] if self.token_type is None else [(self.token_type, batch.token_type_ids)]
+        lookups = [(self.word, batch.input_ids), *types, (self.position, batch.position_ids)]
+        return ops.embed(lookups, self.embedding_norm)
 
     def _run_layer(
         self, ops: Ops, layer: _Layer, hidden_states: Tensor, batch: Batch, wanted: Int32Array | None
@@ -168,6 +215,7 @@ class Bert:
             scale=config.head_dim**-0.5,
             causal=self.causal,
             rows=wanted,
+            distance_bias=self.distance_bias,
         )
         hidden_states = hidden_states if wanted is None else ops.rows(hidden_states, wanted)
         attended = ops.norm(
@@ -199,29 +247,56 @@ class Roberta(Bert):
         return replace(batch, position_ids=within * counted + np.int32(pad))
 
 
-def parameters(config: BertConfig) -> dict[str, Parameter]:
+class Electra(Bert):
+    """ELECTRA (Clark et al. 2020): where its tables are narrower than its layers, a linear layer widens their sum."""
+
+    prefix = "electra."
+    ignored = (*IGNORED, r"^discriminator_predictions\.", r"^generator_(predictions|lm_head)\.")
+
+    def __init__(self, config: BertConfig, weights: Weights, ops: Ops) -> None:
+        super().__init__(config, weights, ops)
+        self.projection = None
+        if "projection.weight" in weights:
+            self.projection = ops.matrix(weights["projection.weight"]), ops.vector(weights["projection.bias"])
+
+    @classmethod
+    def read_config(cls, hf: Mapping[str, Any]) -> BertConfig:
+        """With the width of the tables, by default that of transformers' ElectraConfig."""
+        return replace(super().read_config(hf), embedding_size=hf.get("embedding_size", 128))
+
+    @classmethod
+    def parameters(cls, config: BertConfig) -> dict[str, Parameter]:
+        """Those of BERT, and the projection."""
+        needed, hidden = super().parameters(config), config.hidden_size
+        if config.embedding_size != hidden:
+            needed["projection.weight"] = Parameter(("embeddings_project.weight",), (hidden, config.embedding_size))
+            needed["projection.bias"] = Parameter(("embeddings_project.bias",), (hidden,))
+        return needed
+
+    def _embed(self, ops: Ops, batch: Batch) -> Tensor:
+        summed = super()._embed(ops, batch)
+        return summed if self.projection is None else ops.linear(summed, *self.projection)
+
+
+def parameters(config: BertConfig, names: LayerNames = NAMES) -> dict[str, Parameter]:
     """Our parameter -> the checkpoint's tensors and the shape they make together."""
-    hidden, wide = config.hidden_size, config.intermediate_size
+    hidden, wide, embedding = config.hidden_size, config.intermediate_size, config.embedding_size
     needed = {
-        "word": Parameter(("embeddings.word_embeddings.weight",), (config.vocab_size, hidden)),
-        "position": Parameter(("embeddings.position_embeddings.weight",), (config.max_position_embeddings, hidden)),
-        "token_type": Parameter(("embeddings.token_type_embeddings.weight",), (config.type_vocab_size, hidden)),
-        "embedding_norm.weight": Parameter(("embeddings.LayerNorm.weight",), (hidden,)),
-        "embedding_norm.bias": Parameter(("embeddings.LayerNorm.bias",), (hidden,)),
+        "word": Parameter(("embeddings.word_embeddings.weight",), (config.vocab_size, embedding)),
+        "position": Parameter(("embeddings.position_embeddings.weight",), (config.max_position_embeddings, embedding)),
+        "embedding_norm.weight": Parameter(("embeddings.LayerNorm.weight",), (embedding,)),
+        "embedding_norm.bias": Parameter(("embeddings.LayerNorm.bias",), (embedding,)),
     }
-    linears = {
-        "qkv": (tuple(f"attention.self.{part}" for part in ("query", "key", "value")), 3 * hidden, hidden),
-        "out": (("attention.output.dense",), hidden, hidden),
-        "up": (("intermediate.dense",), wide, hidden),
-        "down": (("output.dense",), hidden, wide),
-    }
-    norms = {"attention_norm": "attention.output.LayerNorm", "mlp_norm": "output.LayerNorm"}
+    if config.type_vocab_size:
+        shape = (config.type_vocab_size, embedding)
+        needed["token_type"] = Parameter(("embeddings.token_type_embeddings.weight",), shape)
+    shapes = {"qkv": (3 * hidden, hidden), "out": (hidden, hidden), "up": (wide, hidden), "down": (hidden, wide)}
     for i in range(config.num_hidden_layers):
-        ours, theirs = f"layers.{i}.", f"encoder.layer.{i}."
-        for name, (parts, rows, columns) in linears.items():
-            needed[f"{ours}{name}.weight"] = Parameter(tuple(f"{theirs}{p}.weight" for p in parts), (rows, columns))
-            needed[f"{ours}{name}.bias"] = Parameter(tuple(f"{theirs}{p}.bias" for p in parts), (rows,))
-        for name, part in norms.items():
+        ours, theirs = f"layers.{i}.", names.prefix.format(i)
+        for name, parts in names.linears.items():
+            needed[f"{ours}{name}.weight"] = Parameter(tuple(f"{theirs}{p}.weight" for p in parts), shapes[name])
+            needed[f"{ours}{name}.bias"] = Parameter(tuple(f"{theirs}{p}.bias" for p in parts), shapes[name][:1])
+        for name, part in names.norms.items():
             needed[f"{ours}{name}.weight"] = Parameter((f"{theirs}{part}.weight",), (hidden,))
             needed[f"{ours}{name}.bias"] = Parameter((f"{theirs}{part}.bias",), (hidden,))
     return needed

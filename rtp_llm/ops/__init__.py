@@ -36,6 +36,12 @@ class Norm:
     kind: Literal["layer", "rms"] = "layer"
 
 
+def reach_of(shape: Sequence[int], num_heads: int) -> int:
+    """Of a `distance_bias` of this shape: distances from it on have the bias of the table's ends."""
+    assert len(shape) == 2 and shape[0] == num_heads and shape[1] % 2 == 1, f"distance_bias is {tuple(shape)}"
+    return (shape[1] + 1) // 2
+
+
 class Ops(Protocol):
     """One backend bound to one stream of execution; not to be shared between threads."""
 
@@ -106,8 +112,9 @@ class Ops(Protocol):
         window: int | None = None,
         rows: Int32Array | None = None,
         kept: Sequence[Tensor] = (),
+        distance_bias: Tensor | None = None,
     ) -> Tensor:
-        """softmax(scale * q @ k.T) @ v within each sequence -> [T, num_heads * head_dim].
+        """softmax(scale * q @ k.T + bias) @ v within each sequence -> [T, num_heads * head_dim].
 
         `qkv` is [T, (num_heads + 2 * num_kv_heads) * head_dim]: all query heads, then key heads, then value heads.
         Query head h reads key head h // (num_heads // num_kv_heads). `causal`: position i sees j <= i. `window`: only
@@ -115,6 +122,8 @@ class Ops(Protocol):
 
         A sequence with a `batch.prefix_of` goes on where that one ends and sees its keys too; it must be causal. `kept`
         has this layer's tensors of `batch.kept`, [tokens, 2 * num_kv_heads * head_dim]: key heads, then value heads.
+        `distance_bias` [num_heads, 2 * reach - 1], a `vector`, finite: to the score of query i and key j, positions in
+        the sequence, head h adds column clip(j - i, 1 - reach, reach - 1) + reach - 1. T5's bias and ALiBi's are such.
         `rows` [R], as `batch.wanted`: only these rows -> [R, num_heads * head_dim], with the bits they have among all.
         """
 

@@ -28,8 +28,8 @@ LINEAR = _command(2, "9q")  # x, weight, bias, residual, rows, N, K, activation,
 NORM = _command(3, "5qdq")  # x, rows, size, weight, bias, eps, centered
 EMBED = _command(4, "4q4q4q2qdq")  # rows, size, lookups, bf16 tables, tables, ids, weight, bias, eps, centered
 # qkv, cu_seqlens, prefix_of, wanted, num_wanted, kept, their lengths, num_seqs, max_seqlen, heads, kv_heads, head_dim,
-# scale, causal, window
-ATTENTION = _command(5, "12qd2q")
+# scale, causal, window, distance_bias, its reach
+ATTENTION = _command(5, "12qd4q")
 ROTARY = _command(6, "5q2qdq2qdq")  # cos_sin, rows, heads, kv_heads, head_dim, norm of queries, norm of keys
 GATED = _command(7, "4q")  # x, rows, size, activation
 POOL = _command(8, "6q")  # x, cu_seqlens, prompt_lens, num_seqs, size, mode

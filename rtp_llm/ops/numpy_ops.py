@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
-from rtp_llm.ops import Norm, PoolMode, Quantization
+from rtp_llm.ops import Norm, PoolMode, Quantization, reach_of
 from rtp_llm.ops.int8 import Int8Matrix, check_quantized, quantize_weight, quantizes
 from rtp_llm.ops.weight_only import BITS, quantize_groups, to_bf16
 
@@ -146,6 +146,7 @@ class NumpyOps:
         window: int | None = None,
         rows: Int32Array | None = None,
         kept: Sequence[FloatArray] = (),
+        distance_bias: FloatArray | None = None,
     ) -> FloatArray:
         heads = qkv.reshape(len(qkv), -1, head_dim).transpose(1, 0, 2)
         q = heads[:num_heads]
@@ -157,10 +158,12 @@ class NumpyOps:
             seen = np.concatenate([before, heads[num_heads:, start:end]], axis=1)
             keys, values = np.split(seen, 2)
             for row in range(start, end) if rows is None else rows[i - first, None]:
-                low, high = visible_keys(before.shape[1] + row - start, seen.shape[1], causal, window)
+                position = before.shape[1] + row - start
+                low, high = visible_keys(position, seen.shape[1], causal, window)
                 # NOTE: one row and the keys it sees at a time: others would change the order of BLAS's sums.
                 query = q[:, row].reshape(num_kv_heads, -1, head_dim)
-                out.append(_attend(query, keys[:, low:high], values[:, low:high], scale))
+                bias = None if distance_bias is None else _bias(distance_bias, np.arange(low, high) - position)
+                out.append(_attend(query, keys[:, low:high], values[:, low:high], scale, bias))
         return np.stack(out) if out else np.zeros((0, num_heads * head_dim), np.float32)
 
     def rotary(
@@ -236,9 +239,19 @@ def visible_keys(position: int, seqlen: int, causal: bool, window: int | None) -
     return max(0, position - reach + 1), min(seqlen, position + (1 if causal else reach))
 
 
-def _attend(query: FloatArray, keys: FloatArray, values: FloatArray, scale: float) -> FloatArray:
-    """One row: [kv_heads, group, D], [kv_heads, S, D], [kv_heads, S, D] -> [kv_heads * group * D]."""
+def _bias(table: FloatArray, distances: NDArray[np.intp]) -> FloatArray:
+    """Of a `distance_bias`, [num_heads, S] for the keys at these distances from the query."""
+    end = reach_of(table.shape, len(table)) - 1
+    return table[:, np.clip(distances, -end, end) + end]
+
+
+def _attend(
+    query: FloatArray, keys: FloatArray, values: FloatArray, scale: float, bias: FloatArray | None
+) -> FloatArray:
+    """One row: [kv_heads, group, D], [kv_heads, S, D], [kv_heads, S, D], [heads, S] -> [kv_heads * group * D]."""
     scores = (query @ keys.transpose(0, 2, 1)).astype(np.float64) * scale
+    if bias is not None:
+        scores += bias.reshape(scores.shape)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return (weights.astype(np.float32) @ values).reshape(-1)

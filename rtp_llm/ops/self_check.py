@@ -28,15 +28,20 @@ def _self_checks() -> dict[str, Callable[[Ops], Any]]:
         return rng.standard_normal(shape, dtype=np.float32)
 
     x, qkv, table, square = normal(41, size), normal(41, 3 * size), normal(50, size), normal(size, size)
-    weight, bias = normal(size), normal(size)
+    weight, bias, near = normal(size), normal(size), normal(heads, 9)
     return {
         "embed": lambda ops: ops.embed([(ops.table(table), batch.input_ids), (ops.table(table), batch.position_ids)]),
         "norm": lambda ops: ops.norm(ops.vector(x), Norm(ops.vector(weight), ops.vector(bias), 1e-5)),
         "linear": lambda ops: ops.linear(
             ops.vector(x), ops.matrix(square), ops.vector(bias), "gelu", residual=ops.vector(x)
         ),
-        "attention": lambda ops: ops.attention(
-            ops.vector(qkv), batch, num_heads=heads, num_kv_heads=heads, head_dim=head_dim, scale=0.2
+        "attention": lambda ops: ops.concat(
+            [
+                ops.attention(
+                    ops.vector(qkv), batch, num_heads=heads, num_kv_heads=heads, head_dim=head_dim, scale=0.2, **options
+                )
+                for options in ({}, {"distance_bias": ops.vector(near)})
+            ]
         ),
         "rotary": lambda ops: ops.rotary(
             ops.vector(qkv),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import ConfigError
-from rtp_llm.ops import Norm, PoolMode, Quantization
+from rtp_llm.ops import Norm, PoolMode, Quantization, reach_of
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ACTIVATION: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -143,6 +143,7 @@ class TorchOps:
         window: int | None = None,
         rows: Any | None = None,
         kept: Sequence[torch.Tensor] = (),
+        distance_bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim).transpose(0, 1)
         q, kv = heads[:num_heads], heads[num_heads:]
@@ -161,17 +162,23 @@ class TorchOps:
                 own = torch.cat([kv[:, slice(*spans[prefix])] if prefix >= 0 else before[-2 - prefix], own], dim=1)
             keys, values = own.chunk(2)
             skipped = keys.shape[1] - (end - start)
-            visible = self._visible(skipped + low - start, skipped + high - start, keys.shape[1], causal, window)
-            outputs.append(
-                F.scaled_dot_product_attention(
-                    q[None, :, low:high],
-                    keys[None],
-                    values[None],
-                    attn_mask=visible,
-                    scale=scale,
-                    enable_gqa=num_heads != num_kv_heads,
-                )[0]
-            )
+            # A mask with a bias has numbers for every head: of a long sequence, for some queries at a time.
+            step = high - low if distance_bias is None else max(1, _PART // (num_heads * keys.shape[1]))
+            for row in range(low, high, step):
+                end_row, place = min(row + step, high), skipped - start
+                mask = self._mask(
+                    row + place, end_row + place, keys.shape[1], causal, window, distance_bias
+                )  # fmt: skip
+                outputs.append(
+                    F.scaled_dot_product_attention(
+                        q[None, :, row:end_row],
+                        keys[None],
+                        values[None],
+                        attn_mask=mask,
+                        scale=scale,
+                        enable_gqa=num_heads != num_kv_heads,
+                    )[0]
+                )
         return torch.cat(outputs, dim=1).transpose(0, 1).reshape(-1, num_heads * head_dim)
 
     def rotary(
@@ -241,6 +248,18 @@ class TorchOps:
             np.copyto(part[:count].numpy(), flat[start : start + count])
             flat_target[start : start + count] = part[:count].to(self.device)
         return target
+
+    def _mask(
+        self, low: int, high: int, seqlen: int, causal: bool, window: int | None, bias: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """`_visible`, or with a `distance_bias` [num_heads, high - low, seqlen], -inf where the key is not seen."""
+        visible = self._visible(low, high, seqlen, causal, window)
+        if bias is None:
+            return visible
+        end = reach_of(bias.shape, len(bias)) - 1
+        queries, keys = torch.arange(low, high, device=self.device), torch.arange(seqlen, device=self.device)
+        added = bias[:, (keys[None, :] - queries[:, None]).clamp(-end, end) + end]
+        return added if visible is None else added.masked_fill(~visible, -torch.inf)
 
     def _visible(self, low: int, high: int, seqlen: int, causal: bool, window: int | None) -> torch.Tensor | None:
         """[high - low, seqlen]: True where the query at position low + i may see key j; None when all is visible."""

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rtp_llm.ops import tiles
+from rtp_llm.ops import reach_of, tiles
 from rtp_llm.ops.triton_launch import is_hip, shared_memory
 
 _FIELDS = tl.constexpr(tiles.FIELDS)
@@ -62,11 +62,12 @@ def _sequence_of(rows, cu_seqlens, first_seq, num_seqs):
 
 @triton.jit
 def _attend(
-    acc, total, top, q, keys_ptr, values_offset, stride, first, last, low, high, scale,
-    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, SHARED: tl.constexpr,
+    acc, total, top, q, keys_ptr, values_offset, stride, first, last, low, high, scale, bias_ptr, origin, reach,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, HAS_BIAS: tl.constexpr, MASKED: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over the keys from `first` to before `last`; a query sees those from its low to before its high.
 
+    HAS_BIAS: a key so far from its query's `origin` adds the bias of that distance, which stands around `bias_ptr`.
     SHARED: some keys are another sequence's, whose NaN must not come near (0 * NaN is NaN).
     """
     BLOCK_D: tl.constexpr = acc.shape[1]
@@ -86,6 +87,10 @@ def _attend(
             k = tl.load(block)
             v = tl.load(block + values_offset)
         scores = tl.dot(q, tl.trans(k), input_precision=EXACT) * scale
+        if HAS_BIAS:
+            distance = start + n[None, :] - origin[:, None]
+            distance = tl.minimum(tl.maximum(distance, 1 - reach), reach - 1)
+            scores += tl.load(bias_ptr + distance).to(tl.float32) * 1.4426950408889634
         if MASKED:
             visible = (start + n[None, :] >= low[:, None]) & (start + n[None, :] < high[:, None])
             scores = tl.where(visible, scores, float("-inf"))
@@ -109,9 +114,9 @@ def _attend(
 
 @triton.jit
 def attention_kernel(
-    out_ptr, qkv_ptr, prefix_ptr, tiles_ptr, cu_seqlens, wanted_ptr, stride, scale,
+    out_ptr, qkv_ptr, prefix_ptr, tiles_ptr, cu_seqlens, wanted_ptr, bias_ptr, stride, reach, scale,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, CAUSAL: tl.constexpr,
-    WINDOW: tl.constexpr, HAS_PREFIX: tl.constexpr, HAS_WANTED: tl.constexpr,
+    WINDOW: tl.constexpr, HAS_PREFIX: tl.constexpr, HAS_WANTED: tl.constexpr, HAS_BIAS: tl.constexpr,
     PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """out [rows, heads * D] of qkv [T, stride]; `scale` has log2(e) in it; WINDOW 0: none; PARTS programs a tile."""
@@ -134,14 +139,15 @@ def attention_kernel(
         total = tl.zeros([BLOCK_M], tl.float32)
         top = tl.full([BLOCK_M], float("-inf"), tl.float32)
         kv_head = head // (NUM_HEADS // NUM_KV_HEADS)
+        bias_ptr += head * (2 * reach - 1) + reach - 1
         if HAS_PREFIX:
             acc, total, top = _before(
-                acc, total, top, q, prefix_ptr, tile, kv_head, rows - start, scale,
-                NUM_KV_HEADS, HEAD_DIM, WINDOW, BLOCK_N,
+                acc, total, top, q, prefix_ptr, tile, kv_head, rows - start, scale, bias_ptr, reach,
+                NUM_KV_HEADS, HEAD_DIM, WINDOW, BLOCK_N, HAS_BIAS,
             )  # fmt: skip
         acc, total = _own(
             acc, total, top, q, qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM, stride, live, low, high, num_seqs, scale,
-            NUM_KV_HEADS, HEAD_DIM, BLOCK_N,
+            bias_ptr, rows, reach, NUM_KV_HEADS, HEAD_DIM, BLOCK_N, HAS_BIAS,
         )  # fmt: skip
         y = acc / tl.where(live, total, 1.0)[:, None]
         to = out_ptr + places[:, None].to(tl.int64) * (NUM_HEADS * HEAD_DIM) + head * HEAD_DIM + d[None, :]
@@ -150,8 +156,9 @@ def attention_kernel(
 
 @triton.jit
 def _before(
-    acc, total, top, q, prefix_ptr, tile, kv_head, position, scale,
+    acc, total, top, q, prefix_ptr, tile, kv_head, position, scale, bias_ptr, reach,
     NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """The tokens that stand before the sequence, [tokens, 2 * kv_heads * D]; `position` counts without them."""
     first, length = tl.load(tile + 4), tl.load(tile + 5)
@@ -159,14 +166,15 @@ def _before(
     seen_from = first + tl.maximum(length + position - WINDOW + 1, 0) if WINDOW > 0 else first + position * 0
     return _attend(
         acc, total, top, q, prefix_ptr + kv_head * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM, stride, first, first + length,
-        seen_from, first + length + position * 0, scale, HEAD_DIM, BLOCK_N, True, False,
+        seen_from, first + length + position * 0, scale, bias_ptr, first + length + position, reach,
+        HEAD_DIM, BLOCK_N, HAS_BIAS, True, False,
     )  # fmt: skip
 
 
 @triton.jit
 def _own(
-    acc, total, top, q, keys_ptr, stride, live, low, high, num_seqs, scale,
-    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
+    acc, total, top, q, keys_ptr, stride, live, low, high, num_seqs, scale, bias_ptr, rows, reach,
+    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """The keys of the tile's own sequences: masked blocks, those that all queries see whole, masked blocks."""
     values: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
@@ -174,8 +182,9 @@ def _own(
     last = tl.max(tl.where(live, high, 0))
     if num_seqs > 1:
         acc, total, top = _attend(
-            acc, total, top, q, keys_ptr, values, stride, first, last, low, high, scale, HEAD_DIM, BLOCK_N, True, True
-        )
+            acc, total, top, q, keys_ptr, values, stride, first, last, low, high, scale, bias_ptr, rows, reach,
+            HEAD_DIM, BLOCK_N, HAS_BIAS, True, True,
+        )  # fmt: skip
     else:
         all_from = tl.max(tl.where(live, low, 0))
         all_to = tl.min(tl.where(live, high, 0x7FFFFFFF))
@@ -183,29 +192,17 @@ def _own(
         end = tl.maximum(middle, first + (all_to - first) // BLOCK_N * BLOCK_N)
         middle, end = tl.minimum(middle, last), tl.minimum(end, last)
         acc, total, top = _attend(
-            acc,
-            total,
-            top,
-            q,
-            keys_ptr,
-            values,
-            stride,
-            first,
-            middle,
-            low,
-            high,
-            scale,
-            HEAD_DIM,
-            BLOCK_N,
-            True,
-            False,
-        )
+            acc, total, top, q, keys_ptr, values, stride, first, middle, low, high, scale, bias_ptr, rows, reach,
+            HEAD_DIM, BLOCK_N, HAS_BIAS, True, False,
+        )  # fmt: skip
         acc, total, top = _attend(
-            acc, total, top, q, keys_ptr, values, stride, middle, end, low, high, scale, HEAD_DIM, BLOCK_N, False, False
-        )
+            acc, total, top, q, keys_ptr, values, stride, middle, end, low, high, scale, bias_ptr, rows, reach,
+            HEAD_DIM, BLOCK_N, HAS_BIAS, False, False,
+        )  # fmt: skip
         acc, total, top = _attend(
-            acc, total, top, q, keys_ptr, values, stride, end, last, low, high, scale, HEAD_DIM, BLOCK_N, True, False
-        )
+            acc, total, top, q, keys_ptr, values, stride, end, last, low, high, scale, bias_ptr, rows, reach,
+            HEAD_DIM, BLOCK_N, HAS_BIAS, True, False,
+        )  # fmt: skip
     return acc, total
 
 
@@ -223,11 +220,13 @@ def attention(
     window: int | None,
     wanted: torch.Tensor | None = None,
     prefix: torch.Tensor | None = None,
+    distance_bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """qkv [T, (num_heads + 2 * num_kv_heads) * head_dim] -> [T, or rows of `wanted`, num_heads * head_dim].
 
     tile_list  [n * FIELDS] of `tiles`, or of `wanted_tiles` where `wanted` is given
     rows       queries of a tile
+    distance_bias  [num_heads, 2 * reach - 1]
     prefix     [tokens, 2 * num_kv_heads * head_dim]: keys and values of `prefix_sources`, end to end
     """
     num_rows = len(qkv) if wanted is None else len(wanted)
@@ -236,10 +235,13 @@ def attention(
     config = config_of(rows, block_d, qkv.element_size(), shared_memory(qkv.device), is_hip())
     parts = rows // config.block_m
     grid = (len(tile_list) // tiles.FIELDS * num_heads * parts,)
+    bias = qkv if distance_bias is None else distance_bias
+    reach = 0 if distance_bias is None else reach_of(distance_bias.shape, num_heads)
     attention_kernel[grid](
         out, qkv, qkv if prefix is None else prefix, tile_list, cu_seqlens, cu_seqlens if wanted is None else wanted,
-        qkv.stride(0), scale * 1.4426950408889634, num_heads, num_kv_heads, head_dim, causal, window or 0,
-        prefix is not None, wanted is not None, parts, config.block_m, config.block_n, block_d,
+        bias, qkv.stride(0), reach, scale * 1.4426950408889634, num_heads, num_kv_heads, head_dim, causal, window or 0,
+        prefix is not None, wanted is not None, distance_bias is not None, parts, config.block_m, config.block_n,
+        block_d,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out

@@ -102,6 +102,7 @@ def _checks(dtype: torch.dtype) -> Iterator[tuple[str, Run]]:
         yield "attention", _attention(qkv, batch, num_heads=3, num_kv_heads=3, head_dim=64)
         qkv = normal(batch.num_tokens, 8 * 72)
         yield "attention", _attention(qkv, batch, num_heads=4, num_kv_heads=2, head_dim=72, causal=True, window=40)
+    yield "attention", _biased(normal(long.num_tokens, 9 * 64), long, normal(3, 81))
     yield "attention", _prefixed(normal)
 
 
@@ -156,6 +157,14 @@ def _attention(qkv: FloatArray, batch: Batch, kept: tuple[FloatArray, ...] = (),
         there = ops.upload(batch)
         tensors = [ops.vector(x) for x in kept]
         return ops.attention(ops.vector(qkv), there, **shape, scale=0.2, rows=there.wanted, kept=tensors)
+
+    return run
+
+
+def _biased(qkv: FloatArray, batch: Batch, bias: FloatArray) -> Run:
+    def run(ops: TorchOps) -> Any:
+        shape: dict[str, Any] = {"num_heads": 3, "num_kv_heads": 3, "head_dim": 64, "scale": 0.2}
+        return ops.attention(ops.vector(qkv), ops.upload(batch), **shape, distance_bias=ops.vector(bias))
 
     return run
 

@@ -201,10 +201,11 @@ class TritonOps(TorchOps):
         window: int | None = None,
         rows: Any | None = None,
         kept: Sequence[torch.Tensor] = (),
+        distance_bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         shape: dict[str, Any] = {
             "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim, "scale": scale,
-            "causal": causal, "window": window,
+            "causal": causal, "window": window, "distance_bias": distance_bias,
         }  # fmt: skip
         otherwise = partial(super().attention, qkv, batch, **shape, rows=rows, kept=kept)
         if batch.tiles is None or head_dim > _MAX_HEAD_DIM:

@@ -24,6 +24,11 @@ from rtp_llm.runtime.torch_parallel import Group, Leader, load_rank
 
 logger = logging.getLogger(__name__)
 
+# What config.json calls the sizes that decide a device's best budget.
+_SHAPE = (
+    "model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "dim", "n_layers", "hidden_dim", "d_model",
+    "num_layers", "d_ff",
+)  # fmt: skip
 # The default budget on a CPU; larger steps gain nothing there.
 _CPU_TOKENS = 1024
 
@@ -116,7 +121,7 @@ def _load_parts(config: EngineConfig, model_config: ModelConfig, devices: list[s
 def _budget(config: EngineConfig, model_config: ModelConfig, device: Device, ops: TorchOps) -> TokenBudget:
     """Given, or found out for this device, shape and these versions."""
     hf = model_config.hf
-    shape = [hf.get(key) for key in ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size")]
+    shape = [hf[key] for key in _SHAPE if hf.get(key) is not None]
     versions = [f"{name} {_version(name)}" for name in ("rtp-llm", "torch", "triton")]
     parts: list[Any] = [device.name, ops.name, *shape, str(ops.dtype), f"tp {config.tp_size}", *versions]
     folder = Path(config.device_cache_dir) if config.device_cache_dir else Path.home() / ".cache" / "rtp_llm"

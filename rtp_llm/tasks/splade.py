@@ -4,9 +4,9 @@ log1p(relu(logits)), the maximum over all tokens, special ones included. Equals 
 a Transformer for fill-mask and SpladePooling. The logarithm rises with its argument, so the maximum comes first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,12 +20,36 @@ from rtp_llm.tasks import TaskSource, Vocabulary
 
 _RENAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+_PREFIXES = ("bert.", "roberta.", "distilbert.", "mpnet.")
 _LOGARITHMS = {"relu": 1, "log1p_relu": 2}
+
+
+class _Names(NamedTuple):
+    """Where the parts of a head are: `words` of one that is not tied, config.json's key of the activation (gelu)."""
+
+    dense: str
+    norm: str
+    words: str
+    bias: str
+    activation_key: str | None = None
+
+
+_HEADS = (
+    _Names(
+        "cls.predictions.transform.dense",
+        "cls.predictions.transform.LayerNorm",
+        "cls.predictions.decoder",
+        "cls.predictions.bias",
+        "hidden_act",
+    ),
+    _Names("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias", "activation"),
+    _Names("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class MaskedLanguageHead:
-    """transformers' BertLMPredictionHead and RobertaLMHead: dense, activation, norm, a logit for each word."""
+    """The head of BERT, RoBERTa, DistilBERT and MPNet: dense, activation, norm, a logit for each word."""
 
     dense: Weight
     dense_bias: Tensor
@@ -94,34 +118,29 @@ def _logarithms(module: Module) -> int:
 
 
 def _load_head(source: TaskSource) -> MaskedLanguageHead:
-    """BERT's head or RoBERTa's, strictly; its words are the input's table unless config.json unties them."""
+    """Strictly, by its names; its words are the input's table unless config.json unties them."""
     hf, ops, hidden = source.model_config.hf, source.ops, source.hidden_size
     tensors = open_tensors(source.model_config.transformer_folder)
-    is_bert = any(name.startswith("cls.predictions.") for name in tensors.tensors)
-    dense, norm, root = (
-        ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions")
-        if is_bert
-        else ("lm_head.dense", "lm_head.layer_norm", "lm_head")
-    )
+    names = next((names for names in _HEADS if f"{names.dense}.weight" in tensors.tensors), _HEADS[-1])
     tied = hf.get("tie_word_embeddings") is not False
-    own = f"{root}.decoder.bias"
-    bias = own if not tied and own in tensors.tensors else f"{root}.bias"
+    own = f"{names.words}.bias"
+    bias = own if not tied and own in tensors.tensors else names.bias
     needed = {
-        "dense": Parameter((f"{dense}.weight",), (hidden, hidden)),
-        "dense_bias": Parameter((f"{dense}.bias",), (hidden,)),
-        "norm": Parameter((f"{norm}.weight",), (hidden,)),
-        "norm_bias": Parameter((f"{norm}.bias",), (hidden,)),
+        "dense": Parameter((f"{names.dense}.weight",), (hidden, hidden)),
+        "dense_bias": Parameter((f"{names.dense}.bias",), (hidden,)),
+        "norm": Parameter((f"{names.norm}.weight",), (hidden,)),
+        "norm_bias": Parameter((f"{names.norm}.bias",), (hidden,)),
         "words": Parameter(
-            ("embeddings.word_embeddings.weight" if tied else f"{root}.decoder.weight",), (hf["vocab_size"], hidden)
+            ("embeddings.word_embeddings.weight" if tied else f"{names.words}.weight",), (hf["vocab_size"], hidden)
         ),
         "words_bias": Parameter((bias,), (hf["vocab_size"],)),
     }
     # What belongs to the encoder is the model's to be strict about.
-    weights = bind(tensors, needed, prefixes=("bert.", "roberta."), renames=_RENAMES, ignore=("",))
+    weights = bind(tensors, needed, prefixes=_PREFIXES, renames=_RENAMES, ignore=("",))
     head = MaskedLanguageHead(
         dense=ops.matrix(weights["dense"]),
         dense_bias=ops.vector(weights["dense_bias"]),
-        activation=_activation(source) if is_bert else "gelu",
+        activation=_activation(hf, names.activation_key),
         norm=Norm(
             ops.vector(weights["norm"]), ops.vector(weights["norm_bias"]), float(hf.get("layer_norm_eps", 1e-12))
         ),
@@ -132,10 +151,8 @@ def _load_head(source: TaskSource) -> MaskedLanguageHead:
     return head
 
 
-def _activation(source: TaskSource) -> str:
-    name: Any = source.model_config.hf.get("hidden_act", "gelu")
+def _activation(hf: Mapping[str, Any], key: str | None) -> str:
+    name: Any = "gelu" if key is None else hf.get(key, "gelu")
     if name not in _ACTIVATIONS:
-        raise CheckpointError(
-            f"config.json: hidden_act {name!r} of a SPLADE head is not one of {', '.join(_ACTIVATIONS)}"
-        )
+        raise CheckpointError(f"config.json: {key} {name!r} of a SPLADE head is not one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]

@@ -10,7 +10,7 @@ from rtp_llm.models import MODELS, find_model_type
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_flag_wins(name: str) -> None:
-    assert find_model_type(name, {"model_type": "t5"}) == name
+    assert find_model_type(name, {"model_type": "gpt2"}) == name
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,8 @@ def test_the_flag_wins(name: str) -> None:
         ({"architectures": ["RobertaForSequenceClassification"]}, "roberta"),
         ({"architectures": ["XLMRobertaModel"]}, "xlm-roberta"),
         ({"architectures": ["CamembertForMaskedLM"]}, "camembert"),
+        ({"architectures": ["T5EncoderModel"]}, "t5"),
+        ({"architectures": ["T5ForConditionalGeneration"]}, "t5"),
         ({"architectures": ["Qwen2ForCausalLM"]}, "qwen2"),
         ({"architectures": ["Qwen3ForSequenceClassification"]}, "qwen3"),
     ],
@@ -33,8 +35,8 @@ def test_config_json(hf: dict[str, Any], expected: str) -> None:
 @pytest.mark.parametrize(
     ("flag", "hf", "message"),
     [
-        ("auto", {"model_type": "t5"}, "config.json says model_type 't5', which is not one of bert, roberta"),
-        ("auto", {"architectures": ["T5Model"]}, "its architecture is 'T5Model', which is not one of bert"),
+        ("auto", {"model_type": "gpt2"}, "config.json says model_type 'gpt2', which is not one of bert, roberta"),
+        ("auto", {"architectures": ["GPT2Model"]}, "its architecture is 'GPT2Model', which is not one of bert"),
         ("auto", {"architectures": ["Bert"]}, "its architecture is 'Bert'"),
         ("auto", {}, "has no model_type, and its architecture is ''"),
         ("gpt", {"model_type": "bert"}, "model_type is 'gpt'"),

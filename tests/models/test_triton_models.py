@@ -13,6 +13,7 @@ from rtp_llm.errors import ConfigError
 from rtp_llm.ops.numpy_ops import NumpyOps
 from tests.models.oracle import hidden_states, load, make_items, worst
 from tests.models.test_bert import save_bert
+from tests.models.test_encoders import save as save_encoder
 from tests.models.test_modernbert import save as save_modernbert
 from tests.models.test_qwen import save as save_qwen
 from tests.ops import interpreter as _  # noqa: F401
@@ -33,12 +34,14 @@ def save(folder: Path, family: str) -> None:
         save_bert(folder)
     elif family == "ModernBert":
         save_modernbert(folder)
+    elif family == "mpnet":
+        save_encoder(folder, family)
     else:
         save_qwen(folder, family)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["Bert", "ModernBert", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize("family", ["Bert", "mpnet", "ModernBert", "Qwen2", "Qwen3"])
 def test_hidden_states(family: str, tmp_path: Path) -> None:
     save(tmp_path, family)
     items, ops, exact = make_items(LENGTHS), TritonOps("cpu", "fp16"), NumpyOps()

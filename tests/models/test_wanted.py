@@ -1,6 +1,7 @@
 """The last layer computes the wanted rows alone and a shared prefix is computed once: with the same bits."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rtp_llm.ops import Ops
 from tests.backends import BACKENDS
 from tests.models.oracle import load, make_items
 from tests.models.test_bert import save_bert
+from tests.models.test_encoders import save as save_encoder
 from tests.models.test_gte import save as save_gte
 from tests.models.test_modernbert import save as save_modernbert
 from tests.models.test_nomic_bert import save as save_nomic_bert
@@ -25,6 +27,7 @@ LENGTHS = (5, 1, 33, 17, 40, 2)
 ENCODERS: dict[str, Callable[[Path], Any]] = {
     "Bert": save_bert,
     "Roberta": lambda folder: save_roberta(folder, "Roberta"),
+    **{name: partial(save_encoder, family=name) for name in ("distilbert", "electra, narrow tables", "mpnet")},
     "Gte": save_gte,
     "NomicBert": save_nomic_bert,
     "ModernBert": save_modernbert,

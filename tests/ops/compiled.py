@@ -4,6 +4,7 @@ TRITON_INTERPRET=0 python -m tests.ops.compiled TARGET [KERNEL…]: one JSON lin
 sm_100, gfx942.
 """
 
+import itertools
 import json
 import re
 import subprocess
@@ -36,7 +37,7 @@ TARGETS = {
 }
 INT32 = {"tiles_ptr", "cu_seqlens", "wanted_ptr", "prompt_lens", "ids0", "ids1", "ids2"}
 FLOATS = {"eps", "q_eps", "k_eps", "scale"}
-INTEGERS = {"stride", "size", "num_rows"}
+INTEGERS = {"stride", "reach", "size", "num_rows"}
 FP32 = {"scales_ptr"}
 
 
@@ -57,14 +58,20 @@ def attention_kernels(memory: int, hip: bool) -> Iterator[Kernel]:
             block_d = triton.next_power_of_2(head_dim)
             config = triton_attention.config_of(rows, block_d, 2, memory, hip)
             decodes = head_dim >= 128
-            for has_prefix in (False, True) if decodes else (False,):
+            # A prefix comes with a decoder, a bias with an encoder.
+            for has_prefix, has_bias in itertools.product((False, True), repeat=2):
+                if has_prefix > decodes or has_bias > (not decodes):
+                    continue
                 constants = {
                     "NUM_HEADS": 16, "NUM_KV_HEADS": 8 if decodes else 16, "HEAD_DIM": head_dim, "CAUSAL": decodes,
                     "WINDOW": 128 if head_dim == 96 else 0, "HAS_PREFIX": has_prefix, "HAS_WANTED": rows == 16,
+                    "HAS_BIAS": has_bias,
                     "PARTS": rows // config.block_m, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
                     "BLOCK_D": block_d,
                 }  # fmt: skip
-                name = f"attention {rows} x {head_dim}" + (" prefix" if has_prefix else "")
+                name = (
+                    f"attention {rows} x {head_dim}" + (" prefix" if has_prefix else "") + (" bias" if has_bias else "")
+                )
                 options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
                 yield Kernel(name, triton_attention.attention_kernel, "bf16" if decodes else "fp16", constants, options)
 

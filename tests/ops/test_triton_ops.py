@@ -44,14 +44,17 @@ def assert_close(run: Any, dtype: str) -> None:
     assert_as_exact(y, reference, np.asarray(run(numpy_ops), np.float64), floor=FLOORS[dtype])
 
 
-def attention(qkv: FloatArray, batch: Batch, heads: Heads, kept: Any = (), **visible: Any) -> Any:
+def attention(
+    qkv: FloatArray, batch: Batch, heads: Heads, kept: Any = (), bias: FloatArray | None = None, **visible: Any
+) -> Any:
     num_heads, num_kv_heads, head_dim = heads
 
     def run(ops: Any) -> Any:
         there = ops.upload(batch)
         return ops.attention(
             ops.vector(qkv), there, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, scale=0.2,
-            rows=there.wanted, kept=[ops.vector(x) for x in kept], **visible,
+            rows=there.wanted, kept=[ops.vector(x) for x in kept],
+            distance_bias=None if bias is None else ops.vector(bias), **visible,
         )  # fmt: skip
 
     return run
@@ -114,6 +117,21 @@ def test_attention_with_kept_prefixes() -> None:
     assert batch.prefix_of is not None and batch.prefix_of.tolist() == [-1, -2, -3, 0, 0, -1]
     qkv, layers = qkv_of(batch.num_tokens, heads, "fp32"), [normal(n, 128) for n in (33, 7)]
     assert_close(attention(qkv, batch, heads, layers, causal=True), "fp32")
+
+
+@pytest.mark.parametrize("visible", VISIBLE)
+@pytest.mark.parametrize(("lengths", "reach"), [([64, 1, 63, 65, 2, *[3] * 40], 30), ([130, 7, 7], 1), ([70], 129)])
+def test_attention_with_a_distance_bias(lengths: list[int], reach: int, visible: dict[str, Any], dtype: str) -> None:
+    batch, heads, bias = batch_of(lengths), (4, 2, 32), rounded(3 * normal(4, 2 * reach - 1), dtype)
+    assert_close(attention(qkv_of(batch.num_tokens, heads, dtype), batch, heads, bias=bias, **visible), dtype)
+
+
+def test_a_distance_bias_behind_a_shared_prefix() -> None:
+    items, heads, bias = items_of([1, 20, 5, 70], [33, 33, 0, 33]), (2, 1, 32), rounded(normal(2, 99), "fp16")
+    batch = shared_pack(items)
+    qkv = qkv_of(batch.num_tokens, heads, "fp16")
+    for window in (None, 40):
+        assert_close(attention(qkv, batch, heads, bias=bias, causal=True, window=window), "fp16")
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")

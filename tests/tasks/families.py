@@ -24,12 +24,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gte": ("Gte", {"max_position_embeddings": LIMIT, "type_vocab_size": 2}),
     "nomic_bert": ("NomicBert", {"max_position_embeddings": LIMIT}),
     "modernbert": ("ModernBert", {"max_position_embeddings": LIMIT, "local_attention": 12, **ENDS}),
+    "electra": ("Electra", {"max_position_embeddings": LIMIT, "embedding_size": 24}),
+    "distilbert": ("DistilBert", {"max_position_embeddings": LIMIT, "hidden_dim": 77}),
+    # MPNet's padding token is number 1, whatever config.json says.
+    "mpnet": ("MPNet", {"max_position_embeddings": LIMIT + 2, "pad_token_id": 1}),
     "qwen2": ("Qwen2", {"max_position_embeddings": LIMIT}),
     "qwen2-both-ways": ("Qwen2", {"max_position_embeddings": LIMIT, "is_causal": False}),
     "qwen3": ("Qwen3", {"max_position_embeddings": ROOM}),
 }
 ENCODERS = [family for family in FAMILIES if "qwen" not in family]
-TYPED = ("bert", "gte", "nomic_bert")  # they read which text of a pair a token is of
+TYPED = ("bert", "electra", "gte", "nomic_bert")  # they read which text of a pair a token is of
 # Weights of 0.1 make attention choose: under the usual 0.02 it would be all but uniform at these widths.
 COMMON = {"vocab_size": len(VOCAB), "pad_token_id": PAD, "initializer_range": 0.1}
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {

@@ -67,20 +67,29 @@ def test_two_logarithms_and_an_untied_head(tmp_path: Path) -> None:
         assert np.abs(dense(model.embed_sparse(TEXTS)) - expected(folder)).max() <= 1e-5
 
 
-def test_roberta(tmp_path: Path) -> None:
+OTHERS: dict[str, dict[str, Any]] = {
+    "Roberta": {"type_vocab_size": 1, "pad_token_id": 1},
+    "DistilBert": {"activation": "relu", "hidden_dim": 50},
+    "MPNet": {},
+}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_heads(family: str, tied: bool, tmp_path: Path) -> None:
     from transformers import BertTokenizer
 
-    config = transformers.RobertaConfig(
+    config = getattr(transformers, f"{family}Config")(
         vocab_size=len(VOCAB), max_position_embeddings=LIMIT + 2, hidden_size=36, num_hidden_layers=2,
-        num_attention_heads=3, intermediate_size=50, type_vocab_size=1, pad_token_id=1,
+        num_attention_heads=3, intermediate_size=50, tie_word_embeddings=tied, **OTHERS[family],
     )  # fmt: skip
     torch.manual_seed(0)
-    model = transformers.RobertaForMaskedLM(config).eval()
+    model = getattr(transformers, f"{family}ForMaskedLM")(config).eval()
     add_noise(model)
     model.save_pretrained(tmp_path / "plain")
-    BertTokenizer(vocab={word: i for i, word in enumerate(VOCAB)}, model_max_length=LIMIT).save_pretrained(
-        tmp_path / "plain"
-    )
+    vocab = {word: i for i, word in enumerate(VOCAB)}
+    names = ["input_ids", "attention_mask"]
+    BertTokenizer(vocab=vocab, model_max_length=LIMIT, model_input_names=names).save_pretrained(tmp_path / "plain")
     sentence_transformers.SparseEncoder(str(tmp_path / "plain"), device="cpu").save(str(tmp_path / "saved"))
     with loaded(tmp_path / "saved") as ours:
         assert np.abs(dense(ours.embed_sparse(TEXTS)) - expected(tmp_path / "saved")).max() <= 1e-5

@@ -24,6 +24,8 @@ struct Attention {
   int64_t num_seqs, max_seqlen, heads, kv_heads, head_dim;
   float scale;
   Visibility visibility;
+  const float* bias;  // [heads][2 * reach - 1] by the distance from query to key, or null
+  int64_t reach;
   int64_t parts = 1, part_rows = 0, runs = 0, run_length = 1;
 
   // Enough tasks for every thread, and not many more: a short sequence's head takes less than a hand-over. Parts are
@@ -89,7 +91,8 @@ struct Attention {
 #if defined(__AMX_BF16__)
     constexpr int64_t kLeastKeys = TiledAttention::kLeastKeys;
     const int64_t window = visibility.window > 0 ? visibility.window : length;
-    if (head_dim < TiledAttention::kLeastDim) return length;
+    // NOTE: the tiles know of no bias: what has one is computed on vectors, whatever its length.
+    if (head_dim < TiledAttention::kLeastDim || bias != nullptr) return length;
     if (visibility.causal) return visibility.window > 0 && window < kLeastKeys ? length : kLeastKeys - 1;
     return std::min(length, 2 * window - 1) < kLeastKeys ? length : 0;
 #else
@@ -130,7 +133,7 @@ struct Attention {
       for (int64_t row = part.first; row < part.last; row += kRows) {
         const float* q = part.q + row * row_size() + h * head_dim;
         float* y = part.y + (row - part.first) * heads * head_dim + h * head_dim;
-        attend(head, part.place(row), int(std::min<int64_t>(kRows, part.last - row)), q, y);
+        attend(head, part.place(row), int(std::min<int64_t>(kRows, part.last - row)), q, y, bias_of(h));
       }
   }
 
@@ -153,8 +156,13 @@ struct Attention {
     return own_rows(cu_seqlens[prefix], cu_seqlens[prefix + 1] - cu_seqlens[prefix]);
   }
 
+  // What a head adds to its scores: at distance 0, and null where there is none.
+  const float* bias_of(int64_t h) const {
+    return bias == nullptr ? nullptr : bias + h * (2 * reach - 1) + reach - 1;
+  }
+
   // Queries at the places `row` and after of a sequence -> y.
-  void attend(const Head& head, int64_t row, int rows, const float* q, float* y) const {
+  void attend(const Head& head, int64_t row, int rows, const float* q, float* y, const float* bias) const {
     const int64_t from = visible(row, head.length).from / kPanel * kPanel;
     const int64_t to = visible(row + rows - 1, head.length).to;
     for (int64_t j = from; j < to; j += kPanel) {
@@ -162,12 +170,14 @@ struct Attention {
       multiply(rows, cols, head_dim, q, row_size(), head.keys + j * head_dim, head.scores + j, head.padded, false);
     }
     const Keys keys{from, to};
+    const float factor = bias != nullptr ? 1.0f : this->factor();
+    for (int r = 0; bias != nullptr && r < rows; ++r) add_bias(head.scores + r * head.padded, keys, row + r, bias);
     float shifts[kRows], inverse[kRows];
     // NOTE: row after row in each of two passes: the second need not wait for the first's last step.
     for (int r = 0; r < rows; ++r)
-      shifts[r] = highest(head.scores + r * head.padded, visible(row + r, head.length), keys) * factor();
+      shifts[r] = highest(head.scores + r * head.padded, visible(row + r, head.length), keys) * factor;
     for (int r = 0; r < rows; ++r)
-      inverse[r] = 1.0f / weigh(head.scores + r * head.padded, visible(row + r, head.length), keys, shifts[r]);
+      inverse[r] = 1.0f / weigh(head.scores + r * head.padded, visible(row + r, head.length), keys, factor, shifts[r]);
     for (int64_t d = 0; d < head_dim; d += kPanel) {
       const float* v = head.values + d * head.length + from * kPanel;
       const int64_t cols = std::min<int64_t>(kPanel, head_dim - d);
@@ -180,8 +190,25 @@ struct Attention {
       }
   }
 
-  float factor() const { return scale * 1.44269504089f; }
+  static constexpr float kLog2E = 1.44269504089f;
+  float factor() const { return scale * kLog2E; }
   Keys visible(int64_t row, int64_t length) const { return visibility.of(row, length); }
+
+  // Scores of the query at the place `row` -> factor score + log2(e) bias; beyond the table's ends, what stands there.
+  void add_bias(float* scores, Keys keys, int64_t row, const float* bias) const {
+    const float factor = this->factor();
+    for (int64_t j = keys.from; j < keys.to; j += kWidth) {
+      const int64_t distance = j - row;
+      Vec added;
+      if (distance > -reach && distance + kWidth <= reach) {
+        added = load(bias + distance);
+      } else {
+        for (int lane = 0; lane < kWidth; ++lane)
+          added[lane] = bias[std::clamp<int64_t>(distance + lane, 1 - reach, reach - 1)];
+      }
+      store(scores + j, load(scores + j) * factor + added * kLog2E);
+    }
+  }
 
   // The highest score of the visible keys, which lie within `keys`.
   float highest(const float* scores, Keys visible, Keys keys) const {
@@ -193,8 +220,7 @@ struct Attention {
   }
 
   // Scores -> exp2(factor score - shift) on the visible keys, 0 elsewhere; returns their sum.
-  float weigh(float* scores, Keys visible, Keys keys, float shift) const {
-    const float factor = this->factor();
+  float weigh(float* scores, Keys visible, Keys keys, float factor, float shift) const {
     Vec sums{};
     for (int64_t j = keys.from; j < keys.to; j += kWidth) {
       const Vec weight = visible.select(j, exp2(load(scores + j) * factor - shift), Vec{});

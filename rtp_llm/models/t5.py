@@ -1,0 +1,188 @@
+"""T5's encoder (Raffel et al. 2020): pre-norm layers without positions, their scores biased by distance.
+
+Equals transformers' T5EncoderModel. The decoder of a whole T5 is left unread.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
+from rtp_llm.config_files import ACTIVATIONS
+from rtp_llm.core import Batch
+from rtp_llm.errors import CheckpointError
+from rtp_llm.models import OnKeys, OnLayer
+from rtp_llm.models.distance import distance_bias
+from rtp_llm.ops import Norm, Ops, Tensor, Weight
+
+_MATRICES = ("qkv", "out", "up", "down")
+_ATTENTION, _MLP = "layer.0.SelfAttention.", "layer.1.DenseReluDense."
+# The table of words has two names; which of them is there, `T5.load` looks for.
+_WORDS = ("shared.weight", "encoder.embed_tokens.weight")
+IGNORED = (r"^decoder\.", r"^lm_head\.", *(rf"^{name}$" for name in _WORDS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Config:
+    """The keys of config.json that matter, by their own names.
+
+    is_gated, activation  from `feed_forward_proj`
+    """
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    relative_attention_num_buckets: int
+    relative_attention_max_distance: int
+    layer_norm_epsilon: float
+    n_positions: int
+    is_gated: bool
+    activation: str
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> "T5Config":
+        """Read config.json; CheckpointError where a key is missing or asks for what is not supported."""
+        projection = str(hf.get("feed_forward_proj", "relu"))
+        # NOTE: as in transformers: T5 1.1 means the tanh form of gelu, and says gelu.
+        name = "gelu_new" if projection == "gated-gelu" else projection.removeprefix("gated-")
+        if name not in ACTIVATIONS:
+            raise CheckpointError(
+                f"config.json: feed_forward_proj {projection!r} is not one of {', '.join(ACTIVATIONS)}, alone or "
+                "after 'gated-'"
+            )
+        try:
+            config = cls(
+                **{key: hf[key] for key in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")},
+                relative_attention_num_buckets=hf.get("relative_attention_num_buckets", 32),
+                relative_attention_max_distance=hf.get("relative_attention_max_distance", 128),
+                layer_norm_epsilon=hf.get("layer_norm_epsilon", 1e-6),
+                n_positions=hf.get("n_positions") or 512,
+                is_gated=projection.startswith("gated-"),
+                activation=ACTIVATIONS[name],
+            )
+        except KeyError as error:
+            raise CheckpointError(f"config.json: {error.args[0]} is missing") from None
+        buckets, distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
+        if buckets < 4 or distance <= buckets // 4:
+            raise CheckpointError(
+                f"config.json: relative_attention_num_buckets {buckets}, relative_attention_max_distance {distance}; "
+                "at least 4 buckets are needed, and a distance over a quarter of them"
+            )
+        return config
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    attention_norm: Norm
+    qkv: Weight
+    out: Weight
+    mlp_norm: Norm
+    up: Weight
+    down: Weight
+
+
+class T5:
+    """The encoder up to its last hidden states, after the final norm.
+
+    A token may be any distance away; `max_positions` is what the checkpoint was trained with.
+    """
+
+    learnt_positions = False
+    causal = False
+    shares_prefixes = False
+    kv_size = 0
+
+    def __init__(self, config: T5Config, weights: Weights, ops: Ops) -> None:
+        self.config = config
+        self.hidden_size = config.d_model
+        self.vocab_size = config.vocab_size
+        self.max_positions = config.n_positions
+        self.word = ops.table(weights["word"])
+        self.distance_bias = ops.vector(distance_bias(weights["distance_bias"], config.relative_attention_max_distance))
+        self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_layers)]
+        self.matrices = {
+            (i, name): weights.sources(f"layers.{i}.{name}") for i in range(config.num_layers) for name in _MATRICES
+        }
+        self.norm = _norm(weights, "norm", config, ops)
+
+    @classmethod
+    def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "T5":
+        """Strictly from the checkpoint's tensors, but for a decoder."""
+        config = T5Config.from_hf(hf)
+        word = next((name for name in _WORDS if name in source.tensors), _WORDS[0])
+        return cls(config, bind(source, parameters(config, word), ignore=IGNORED), ops)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """There are no positions."""
+        return batch
+
+    def __call__(
+        self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
+    ) -> Tensor:
+        """Packed batch -> hidden_states [T, hidden_size], or of the wanted rows; `on_keys` is not called."""
+        hidden_states = ops.embed([(self.word, batch.input_ids)])
+        for number, layer in enumerate(self.layers):
+            if on_layer is not None:
+                on_layer(number, hidden_states)
+            hidden_states = self._run_layer(ops, layer, hidden_states, batch)
+        return ops.norm(hidden_states, self.norm)
+
+    def _run_layer(self, ops: Ops, layer: _Layer, hidden_states: Tensor, batch: Batch) -> Tensor:
+        config = self.config
+        wanted = batch.wanted if layer is self.layers[-1] else None
+        context = ops.attention(
+            ops.linear(ops.norm(hidden_states, layer.attention_norm), layer.qkv),
+            batch,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_heads,
+            head_dim=config.d_kv,
+            scale=1.0,
+            rows=wanted,
+            distance_bias=self.distance_bias,
+        )
+        hidden_states = hidden_states if wanted is None else ops.rows(hidden_states, wanted)
+        attended = ops.linear(context, layer.out, residual=hidden_states)
+        normed = ops.norm(attended, layer.mlp_norm)
+        if config.is_gated:
+            wide = ops.gated(ops.linear(normed, layer.up), config.activation)
+        else:
+            wide = ops.linear(normed, layer.up, activation=config.activation)
+        return ops.linear(wide, layer.down, residual=attended)
+
+
+def parameters(config: T5Config, word: str) -> dict[str, Parameter]:
+    """Our parameter -> the checkpoint's tensors and the shape they make together; `word` is the table's name."""
+    hidden, wide, heads = config.d_model, config.d_ff, config.num_heads * config.d_kv
+    bias = f"encoder.block.0.{_ATTENTION}relative_attention_bias.weight"
+    needed = {
+        "word": Parameter((word,), (config.vocab_size, hidden)),
+        "norm": Parameter(("encoder.final_layer_norm.weight",), (hidden,)),
+        "distance_bias": Parameter((bias,), (config.relative_attention_num_buckets, config.num_heads)),
+    }
+    up = ("wi_0", "wi_1") if config.is_gated else ("wi",)
+    linears = {
+        "qkv": (tuple(_ATTENTION + part for part in "qkv"), 3 * heads, hidden),
+        "out": ((f"{_ATTENTION}o",), hidden, heads),
+        "up": (tuple(_MLP + part for part in up), len(up) * wide, hidden),
+        "down": ((f"{_MLP}wo",), hidden, wide),
+    }
+    for i in range(config.num_layers):
+        ours, theirs = f"layers.{i}.", f"encoder.block.{i}."
+        for name, (parts, rows, columns) in linears.items():
+            needed[ours + name] = Parameter(tuple(f"{theirs}{part}.weight" for part in parts), (rows, columns))
+        for name, part in (("attention_norm", "layer.0"), ("mlp_norm", "layer.1")):
+            needed[ours + name] = Parameter((f"{theirs}{part}.layer_norm.weight",), (hidden,))
+    return needed
+
+
+def _load_layer(weights: Weights, prefix: str, config: T5Config, ops: Ops) -> _Layer:
+    matrices = {name: ops.matrix(weights.matrix(prefix + name)) for name in _MATRICES}
+    norms = {name: _norm(weights, prefix + name, config, ops) for name in ("attention_norm", "mlp_norm")}
+    return _Layer(**matrices, **norms)
+
+
+def _norm(weights: Weights, name: str, config: T5Config, ops: Ops) -> Norm:
+    return Norm(ops.vector(weights[name]), None, config.layer_norm_epsilon, "rms")

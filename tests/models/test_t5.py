@@ -1,0 +1,148 @@
+"""T5's encoder against transformers' T5EncoderModel, and as sentence-transformers lays it out."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rtp_llm import Model
+from rtp_llm.core import Item
+from rtp_llm.errors import CheckpointError
+from rtp_llm.models.t5 import T5Config
+from tests.backends import BACKENDS
+from tests.conftest import WORDS
+from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
+from tests.models.test_layers import layers
+from tests.models.test_layers import reference as every_layer
+from tests.models.test_wanted import assert_same, last_states
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+COMMON = {"vocab_size": 101, "num_decoder_layers": 1}
+SHAPES: dict[str, dict[str, Any]] = {
+    "original": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},
+    # Heads are wider together than the layers.
+    "gated": {
+        "d_model": 60, "d_kv": 20, "d_ff": 77, "num_layers": 3, "num_heads": 5, "feed_forward_proj": "gated-gelu",
+    },
+    "other buckets": {
+        "d_model": 40, "d_kv": 24, "d_ff": 33, "num_layers": 1, "num_heads": 1, "feed_forward_proj": "gated-silu",
+        "relative_attention_num_buckets": 14, "relative_attention_max_distance": 37, "layer_norm_epsilon": 1e-3,
+    },
+}  # fmt: skip
+LENGTHS = (1, 2, 17, 64, 7, 300)
+
+
+def save(folder: Path, shape: str, head: str = "EncoderModel", **changes: Any) -> Any:
+    """A random checkpoint in which distance matters."""
+    torch.manual_seed(0)
+    config = transformers.T5Config(**{**COMMON, **SHAPES[shape], **changes})
+    config._attn_implementation = "eager"
+    model = getattr(transformers, f"T5{head}")(config).eval()
+    add_noise(model)
+    with torch.no_grad():
+        model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.normal_()
+    model.save_pretrained(folder)
+    return model
+
+
+def untyped(lengths: tuple[int, ...] = LENGTHS) -> list[Item]:
+    return [Item(item.input_ids, item.index) for item in make_items(lengths)]
+
+
+def reference(model: Any, items: list[Item]) -> list[Any]:
+    with torch.no_grad():
+        return [
+            model(input_ids=torch.from_numpy(item.input_ids).long()[None]).last_hidden_state[0].numpy()
+            for item in items
+        ]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_transformers(shape: str, backend: str, tmp_path: Path) -> None:
+    theirs, items, ops = save(tmp_path, shape), untyped(), BACKENDS[backend]()
+    ours = hidden_states(load(tmp_path, ops), ops, items)
+    in_fp32 = reference(theirs, items)
+    truth = reference(theirs.double(), items)
+    assert worst(ours, truth) <= 2 * worst(in_fp32, truth)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "native"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_packed_equals_alone_in_any_order_bit_for_bit(shape: str, backend: str, tmp_path: Path) -> None:
+    save(tmp_path, shape)
+    ops, items = BACKENDS[backend](), untyped()
+    model = load(tmp_path, ops)
+    together = hidden_states(model, ops, items)
+    backwards = hidden_states(model, ops, items[::-1])[::-1]
+    for item, row, other in zip(items, together, backwards, strict=True):
+        assert np.array_equal(row, other)
+        assert np.array_equal(row, hidden_states(model, ops, [item])[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_wanted_rows_and_every_layer(backend: str, tmp_path: Path) -> None:
+    theirs, items, ops = save(tmp_path, "gated"), untyped((5, 1, 33, 17, 2)), BACKENDS[backend]()
+    model = load(tmp_path, ops)
+    every = last_states(model, ops, items, "all")
+    assert_same(backend, last_states(model, ops, items, "first"), np.stack([rows[0] for rows in every]))
+    assert_same(backend, last_states(model, ops, items, "last"), np.stack([rows[-1] for rows in every]))
+    assert max(map(worst, layers(model, ops, items), every_layer(theirs, items))) <= 1e-5
+
+
+def test_a_decoder_is_left_unread(tmp_path: Path) -> None:
+    theirs, items, ops = save(tmp_path, "original", "ForConditionalGeneration"), untyped(), BACKENDS["numpy"]()
+    assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs.encoder, items)) <= 1e-5
+
+
+def test_the_table_of_words_by_its_other_name(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    theirs, items, ops = save(tmp_path, "original"), untyped(), BACKENDS["numpy"]()
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["encoder.embed_tokens.weight"] = tensors.pop("shared.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs, items)) <= 1e-5
+
+
+def test_as_sentence_transformers_lays_it_out(tmp_path: Path) -> None:
+    """Of sentence-t5 and gtr-t5: mean, a linear layer without bias, length one."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.models")
+    plain = tmp_path / "plain"
+    save(plain, "gated", vocab_size=4 + len(WORDS))
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -9.0), *((f"▁{word}", -1.0) for word in WORDS)]
+    transformers.T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(plain)
+    torch.manual_seed(0)
+    chain = [
+        modules.Transformer(str(plain), max_seq_length=30),
+        modules.Pooling(60, "mean"),
+        modules.Dense(60, 24, bias=False, activation_function=torch.nn.Identity()),
+        modules.Normalize(),
+    ]
+    theirs = sentence_transformers.SentenceTransformer(modules=chain, device="cpu")
+    theirs.save(str(tmp_path / "saved"))
+    texts = ["", "the weather is lovely today", "he drove to stadium " * 20, "unknown words"]
+    with Model(str(tmp_path / "saved")) as model:
+        assert (model.info.model_type, model.info.max_seq_len) == ("t5", 30)
+        ours = model.embed(texts)
+        assert np.array_equal(np.stack([model.embed(text) for text in texts]), ours)
+    assert np.abs(ours - theirs.encode(texts, show_progress_bar=False)).max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"feed_forward_proj": "gated-quick_gelu"}, "feed_forward_proj 'gated-quick_gelu' is not one of gelu"),
+        ({"d_kv": None}, "d_kv is missing"),
+        ({"relative_attention_num_buckets": 3}, "relative_attention_num_buckets 3, .* at least 4 buckets are needed"),
+        ({"relative_attention_max_distance": 8}, "max_distance 8; .* a distance over a quarter of them"),
+    ],
+)
+def test_config_refusals(change: dict[str, Any], message: str) -> None:
+    hf = {**COMMON, **SHAPES["original"], **change}
+    with pytest.raises(CheckpointError, match=message):
+        T5Config.from_hf({key: value for key, value in hf.items() if value is not None})
