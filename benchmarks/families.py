@@ -44,6 +44,9 @@ FAMILIES = {
         "XLMRoberta", "float32", {**_XLM_LARGE, "num_labels": 1}, "ForSequenceClassification"
     ),
     "all-mpnet-base": Family("MPNet", "float32", {"max_position_embeddings": 514}),
+    "gte-multilingual-base": Family("Gte", "float16", {}),
+    "nomic-embed-text-v1.5": Family("NomicBert", "float32", {}),
+    "gte-modernbert-base": Family("ModernBert", "float16", {}),
     "qwen3-0.6b": Family(
         "Qwen3",
         "bfloat16",

@@ -30,6 +30,7 @@ FAMILIES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "qwen3-embedding": ("Qwen3", "qwen3", "lasttoken", {"vocab_size": 151936, "num_key_value_heads": 2}),
     "gte-qwen2": ("Qwen2", "qwen2", "lasttoken", {"vocab_size": 151936, "num_key_value_heads": 2, "is_causal": False}),
     "bge-m3": ("XLMRoberta", "xlm-roberta", "cls", {"vocab_size": 250002, "max_position_embeddings": 130}),
+    "nomic-embed": ("NomicBert", "bert-base-uncased", "mean", {"vocab_size": 30528}),
     "roberta": ("Roberta", "roberta-base", "mean", {"vocab_size": 50265, "max_position_embeddings": 130}),
 }
 
@@ -55,6 +56,9 @@ def save(folder: Path, tokenizers: Path, family: str) -> None:
     chain = [transformer, modules.Pooling(SHAPE["hidden_size"], pooling), modules.Normalize()]
     prompts = {"query": "Instruct: find it\nQuery:", "document": ""}
     sentence_transformers.SentenceTransformer(modules=chain, prompts=prompts, device="cpu").save(str(folder / "saved"))
+    if family == "nomic-embed":
+        # The authors' own code, which neither side runs.
+        set_keys(folder / "saved" / "config.json", auto_map={"AutoModel": "nomic-ai/code--modeling.NomicBertModel"})
     if family == "gte-qwen2":
         set_keys(folder / "saved" / "tokenizer_config.json", add_eos_token=True)
 

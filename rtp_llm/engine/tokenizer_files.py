@@ -25,6 +25,7 @@ _CLASSES = {
     "roberta": "RobertaTokenizer", "xlm-roberta": "XLMRobertaTokenizer", "camembert": "CamembertTokenizer",
     "mpnet": "MPNetTokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer",
     "llama": "LlamaTokenizer", "mistral": "LlamaTokenizer", "gemma3_text": "GemmaTokenizer",
+    "gte": "XLMRobertaTokenizer", "nomic_bert": "BertTokenizer",
 }  # fmt: skip
 # Of these, transformers before 5 took the tokens at both ends from tokenizer_config.json alone.
 _ENDED_CLASSES = ("LlamaTokenizer", "GemmaTokenizer")

@@ -20,6 +20,10 @@ MODELS: dict[str, tuple[str, str]] = {
     "roberta": ("rtp_llm.models.bert", "Roberta"),
     "xlm-roberta": ("rtp_llm.models.bert", "Roberta"),
     "camembert": ("rtp_llm.models.bert", "Roberta"),
+    "gte": ("rtp_llm.models.gte", "Gte"),
+    "new": ("rtp_llm.models.gte", "New"),
+    "modernbert": ("rtp_llm.models.modernbert", "ModernBert"),
+    "nomic_bert": ("rtp_llm.models.nomic_bert", "NomicBert"),
     "electra": ("rtp_llm.models.bert", "Electra"),
     "distilbert": ("rtp_llm.models.distilbert", "DistilBert"),
     "mpnet": ("rtp_llm.models.mpnet", "MPNet"),
@@ -37,7 +41,8 @@ MODELS: dict[str, tuple[str, str]] = {
 # Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
 ARCHITECTURES = {
     "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Electra": "electra",
-    "DistilBert": "distilbert", "MPNet": "mpnet", "T5": "t5", "T5Encoder": "t5", "Qwen2": "qwen2", "Qwen3": "qwen3",
+    "DistilBert": "distilbert", "MPNet": "mpnet", "T5": "t5", "T5Encoder": "t5", "Gte": "gte", "New": "new",
+    "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2", "Qwen3": "qwen3",
     "Llama": "llama", "Mistral": "mistral", "Gemma3Text": "gemma3_text", "EuroBert": "eurobert",
 }  # fmt: skip
 _ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")

@@ -14,11 +14,9 @@ from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.core import Batch
 from rtp_llm.models import OnKeys, OnLayer
 from rtp_llm.models.decoder_config import DecoderConfig
-from rtp_llm.models.rope import LongBatch, with_rows
+from rtp_llm.models.rope import RopeTables
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
-# Of longer sequences the angles are computed for the batch; a table of this size takes 64 MB for heads of 128.
-_MOST_ROWS = 1 << 17
 _MATRICES = ("qkv", "out", "gate_up", "down")
 _NORMS = ("input_norm", "attended_norm", "mlp_norm", "down_norm", "q_norm", "k_norm")
 IGNORED = (r"^lm_head\.", r"^score\.", r"^dense\.", r"^classifier\.", r"rotary_emb\.inv_freq$")
@@ -94,13 +92,11 @@ class Decoder(ABC):
         self.vocab_size = config.vocab_size
         self.max_positions = config.rope.max_positions
         self.causal = config.causal
-        dynamic = [rope for rope in config.ropes if rope.rope_type == "dynamic"]
         # With dynamic NTK the angles of the first tokens depend on the length of the whole.
-        self.shares_prefixes = config.causal and not dynamic
+        self.shares_prefixes = config.causal and all(rope.rope_type != "dynamic" for rope in config.ropes)
         self.kv_size = 2 * config.num_key_value_heads * config.head_dim
         self.word = ops.table(weights["word"])
-        self.num_rows = min([self.max_positions, _MOST_ROWS, *(rope.trained_positions for rope in dynamic)])
-        self.cos_sin = [ops.table(rope.rows(self.num_rows)) for rope in config.ropes]
+        self.angles = RopeTables(config.ropes, ops)
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
         self.matrices = {
             (i, name): weights.sources(f"layers.{i}.{name}")
@@ -122,16 +118,13 @@ class Decoder(ABC):
 
     def prepare(self, batch: Batch) -> Batch:
         """Positions count from 0; angles that the tables lack, of longer sequences, are computed for the batch."""
-        return with_rows(batch, self.config.ropes) if batch.position_ids.max() >= self.num_rows else batch
+        return self.angles.prepare(batch)
 
     def __call__(
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
     ) -> Tensor:
         """Packed batch -> hidden_states [T, hidden_size], or of the wanted rows."""
-        if isinstance(batch, LongBatch):
-            angles = [ops.vector(rows) for rows in batch.cos_sin]
-        else:
-            angles = [ops.embed([(rows, batch.position_ids)]) for rows in self.cos_sin]
+        angles = self.angles(ops, batch)
         hidden_states = ops.embed([(self.word, batch.input_ids)], scale=self.config.embedding_scale)
         for number, layer in enumerate(self.layers):
             if on_layer is not None:

@@ -13,15 +13,19 @@ import numpy as np
 
 from rtp_llm.core import Batch, FloatArray
 from rtp_llm.errors import CheckpointError
+from rtp_llm.ops import Ops, Tensor
 
 _TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 _CHUNK = 4096  # positions whose angles are held in float64 at once
+_MOST_ROWS = 1 << 17  # of a table: 64 MB for heads of 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
     """One kind of rotary positions; the fields have the names of config.json's `rope_parameters`.
 
+    rope_type           one of config.json's, or `ntk`: frequencies of a theta `factor` times as large, slower by
+                        factor ** (2 / head_dim) (Su 2023, https://kexue.fm/archives/9706)
     trained_positions   max_position_embeddings: beyond it `dynamic` changes its frequencies
     original_positions  original_max_position_embeddings, which `yarn` and `llama3` stretch
     bands               low_freq_factor and high_freq_factor of `llama3`: turns over the original positions
@@ -40,10 +44,15 @@ class Rope:
     @property
     def max_positions(self) -> int:
         """Tokens of the longest sequence that the scaling is meant for."""
-        if self.rope_type == "llama3":  # its max_position_embeddings is the stretched length already
+        if self.rope_type in ("llama3", "ntk"):  # its max_position_embeddings is the stretched length already
             return self.trained_positions
         base = self.original_positions if self.rope_type == "yarn" else self.trained_positions
         return max(self.trained_positions, int(base * self.factor))
+
+    @property
+    def fixed_positions(self) -> int:
+        """Positions whose angles do not depend on the length of their sequence."""
+        return self.trained_positions if self.rope_type == "dynamic" else self.max_positions
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any], head_dim: int, max_position_embeddings: int) -> "Rope":
@@ -101,11 +110,15 @@ class Rope:
             stretch = np.float32(self.factor) * np.float32(seqlen) / np.float32(self.trained_positions)
             exponent = self.head_dim / (self.head_dim - 2)
             theta = float(np.float32(theta) * np.float32(float(stretch - np.float32(self.factor - 1)) ** exponent))
+        if self.rope_type == "ntk":
+            theta *= self.factor
         exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
         wavelengths = np.power(theta, exponents.astype(np.float64)).astype(np.float32)
         frequencies: FloatArray = np.float32(1) / wavelengths
         if self.rope_type == "linear":
             frequencies /= np.float32(self.factor)
+        if self.rope_type == "ntk":
+            frequencies /= np.float32(self.factor ** (2 / self.head_dim))
         if self.rope_type == "llama3":
             return self._llama3(frequencies)
         return self._yarn(wavelengths) if self.rope_type == "yarn" else frequencies
@@ -166,20 +179,39 @@ def _bands(parameters: Mapping[str, Any]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+class RopeTables:
+    """The rows of each of a model's ropes, kept where the kernels read them, for sequences of usual length."""
+
+    def __init__(self, ropes: Sequence[Rope], ops: Ops) -> None:
+        self.ropes = ropes
+        self.num_rows = min(_MOST_ROWS, *(rope.fixed_positions for rope in ropes))
+        self.tables = [ops.table(rope.rows(self.num_rows)) for rope in ropes]
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Rows that the tables lack, of longer sequences, are computed for the batch."""
+        return _with_rows(batch, self.ropes) if batch.position_ids.max() >= self.num_rows else batch
+
+    def __call__(self, ops: Ops, batch: Batch) -> list[Tensor]:
+        """Of each rope every token's row [T, head_dim]; the batch is one that `prepare` has seen."""
+        if isinstance(batch, LongBatch):
+            return [ops.vector(rows) for rows in batch.cos_sin]
+        return [ops.embed([(table, batch.position_ids)]) for table in self.tables]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LongBatch(Batch):
-    """A batch with a sequence longer than the tables of angles: of each rope, [T, head_dim] has every token's row."""
+    """A batch with a sequence longer than the tables: `cos_sin` has, of each rope, every token's row [T, head_dim]."""
 
     cos_sin: tuple[FloatArray, ...]
 
 
-def with_rows(batch: Batch, ropes: Sequence[Rope]) -> LongBatch:
+def _with_rows(batch: Batch, ropes: Sequence[Rope]) -> LongBatch:
     """Each sequence's rows as if it were alone, so that neither its neighbours nor earlier batches change it."""
     fields = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
-    return LongBatch(**fields, cos_sin=tuple(_rows_of(batch, rope) for rope in ropes))
+    return LongBatch(**fields, cos_sin=tuple(_rows(batch, rope) for rope in ropes))
 
 
-def _rows_of(batch: Batch, rope: Rope) -> FloatArray:
-    if rope.rope_type != "dynamic":
-        return rope.rows(int(batch.position_ids.max()) + 1)[batch.position_ids]
-    return np.concatenate([rope.rows(length, seqlen=length) for length in np.diff(batch.cu_seqlens).tolist()])
+def _rows(batch: Batch, rope: Rope) -> FloatArray:
+    if rope.rope_type == "dynamic":
+        return np.concatenate([rope.rows(length, seqlen=length) for length in np.diff(batch.cu_seqlens).tolist()])
+    return rope.rows(int(batch.position_ids.max()) + 1)[batch.position_ids]

@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 # One of these is there where a driver of NVIDIA's or AMD's is loaded; to ask torch takes seconds.
 _DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 # The encoders are exact to fp16's rounding; decoders have activations that overflow it.
-_FP16_MODELS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet")
+_FP16_MODELS = (
+    "bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet", "gte", "new", "nomic_bert",
+)  # fmt: skip
 
 
 class Runtime(Protocol):

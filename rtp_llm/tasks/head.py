@@ -4,7 +4,7 @@ classifier.dense, classifier.out_proj   RoBERTa, XLM-R, CamemBERT, MPNet: first 
                                         ELECTRA: gelu instead of tanh
 pre_classifier, classifier              DistilBERT: first token, pre_classifier, relu, classifier
 head.dense, head.norm, classifier       ModernBERT: first token or mean, dense, activation, norm, classifier
-pooler.dense, classifier                BERT: first token, pooler, tanh, classifier
+pooler.dense, classifier                BERT, GTE, NomicBERT: first token, pooler, tanh, classifier
 dense, classifier                       EuroBERT: dense, gelu, classifier; on which tokens, classifier_pooling says
 score                                   decoders: last token that is not the padding token, score
 classifier                              one linear layer: on a causal model's last token, else on the first
@@ -23,7 +23,7 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight
 from rtp_llm.tasks import TaskSource
 
-_PREFIXES = ("bert.", "roberta.", "distilbert.", "electra.", "mpnet.", "model.")
+_PREFIXES = ("bert.", "roberta.", "distilbert.", "electra.", "mpnet.", "gte.", "new.", "nomic_bert.", "model.")
 
 
 class _Layout(NamedTuple):

@@ -10,7 +10,16 @@ from rtp_llm.core import Item, pack
 from rtp_llm.models import Model
 from rtp_llm.ops import Ops, Tensor
 from tests.backends import BACKENDS
-from tests.models import test_bert, test_encoders, test_gemma, test_qwen, test_roberta
+from tests.models import (
+    test_bert,
+    test_encoders,
+    test_gemma,
+    test_gte,
+    test_modernbert,
+    test_nomic_bert,
+    test_qwen,
+    test_roberta,
+)
 from tests.models.oracle import hidden_states, load, make_items, worst
 
 torch = pytest.importorskip("torch")
@@ -18,6 +27,9 @@ torch = pytest.importorskip("torch")
 FAMILIES: dict[str, Any] = {
     "bert": test_bert.save_bert,
     "xlm_roberta": lambda folder, **shape: test_roberta.save(folder, "XLMRoberta", **shape),
+    "gte": test_gte.save,
+    "nomic_bert": test_nomic_bert.save,
+    "modernbert": test_modernbert.save,
     **{
         family: lambda folder, family=family, **_: test_encoders.save(folder, family)
         for family in ("distilbert", "electra, narrow tables", "mpnet")

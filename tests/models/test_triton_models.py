@@ -16,6 +16,7 @@ from tests.models.test_bert import save_bert
 from tests.models.test_encoders import save as save_encoder
 from tests.models.test_gemma import KINDS
 from tests.models.test_gemma import save as save_gemma
+from tests.models.test_modernbert import save as save_modernbert
 from tests.models.test_qwen import save as save_qwen
 from tests.ops import interpreter as _  # noqa: F401
 
@@ -35,6 +36,8 @@ def save(folder: Path, family: str) -> None:
         save_bert(folder)
     elif family == "Gemma3":
         save_gemma(folder, layer_types=KINDS, head_dim=16)
+    elif family == "ModernBert":
+        save_modernbert(folder)
     elif family == "mpnet":
         save_encoder(folder, family)
     else:
@@ -42,7 +45,7 @@ def save(folder: Path, family: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["Bert", "mpnet", "Qwen2", "Qwen3", "Gemma3"])
+@pytest.mark.parametrize("family", ["Bert", "mpnet", "ModernBert", "Qwen2", "Qwen3", "Gemma3"])
 def test_hidden_states(family: str, tmp_path: Path) -> None:
     save(tmp_path, family)
     items, ops, exact = make_items(LENGTHS), TritonOps("cpu", "fp16"), NumpyOps()

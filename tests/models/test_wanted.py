@@ -1,5 +1,7 @@
 """The last layer computes the wanted rows alone and a shared prefix is computed once: with the same bits."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,23 @@ from tests.models.test_bert import save_bert
 from tests.models.test_encoders import save as save_encoder
 from tests.models.test_gemma import KINDS
 from tests.models.test_gemma import save as save_gemma
+from tests.models.test_gte import save as save_gte
+from tests.models.test_modernbert import save as save_modernbert
+from tests.models.test_nomic_bert import save as save_nomic_bert
 from tests.models.test_qwen import save as save_qwen
 from tests.models.test_roberta import save as save_roberta
 
 pytest.importorskip("torch")
 
 LENGTHS = (5, 1, 33, 17, 40, 2)
-ENCODERS = ("distilbert", "electra, narrow tables", "mpnet")
+ENCODERS: dict[str, Callable[[Path], Any]] = {
+    "Bert": save_bert,
+    "Roberta": lambda folder: save_roberta(folder, "Roberta"),
+    **{name: partial(save_encoder, family=name) for name in ("distilbert", "electra, narrow tables", "mpnet")},
+    "Gte": save_gte,
+    "NomicBert": save_nomic_bert,
+    "ModernBert": save_modernbert,
+}
 DECODERS: dict[str, dict[str, Any]] = {
     "Qwen2": {},
     "Qwen3": {},
@@ -57,14 +69,10 @@ def assert_same(backend: str, ours: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", ["Bert", "Roberta", *ENCODERS, *DECODERS])
+@pytest.mark.parametrize("family", [*ENCODERS, *DECODERS])
 def test_wanted_rows(family: str, backend: str, tmp_path: Path) -> None:
-    if family == "Bert":
-        save_bert(tmp_path)
-    elif family == "Roberta":
-        save_roberta(tmp_path, "Roberta")
-    elif family in ENCODERS:
-        save_encoder(tmp_path, family)
+    if family in ENCODERS:
+        ENCODERS[family](tmp_path)
     else:
         save_decoder(tmp_path, family)
     ops = BACKENDS[backend]()

@@ -15,11 +15,15 @@ LIMIT = 40
 ROOM = 200  # for the template of a Qwen3 that reranks
 VOCAB = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 PAD = VOCAB.index("[PAD]")
+ENDS = {f"{role}_token_id": PAD for role in ("bos", "eos", "cls", "sep")}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("Bert", {"max_position_embeddings": LIMIT}),
     "roberta": ("Roberta", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
     "xlm-roberta": ("XLMRoberta", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
     "camembert": ("Camembert", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
+    "gte": ("Gte", {"max_position_embeddings": LIMIT, "type_vocab_size": 2}),
+    "nomic_bert": ("NomicBert", {"max_position_embeddings": LIMIT}),
+    "modernbert": ("ModernBert", {"max_position_embeddings": LIMIT, "local_attention": 12, **ENDS}),
     "electra": ("Electra", {"max_position_embeddings": LIMIT, "embedding_size": 24}),
     "distilbert": ("DistilBert", {"max_position_embeddings": LIMIT, "hidden_dim": 77}),
     # MPNet's padding token is number 1, whatever config.json says.
@@ -38,6 +42,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 DECODERS = ("Qwen2", "Qwen3", "Llama", "EuroBert", "Mistral", "Gemma3Text")
 ENCODERS = [family for family, (stem, _) in FAMILIES.items() if stem not in DECODERS]
+TYPED = ("bert", "electra", "gte", "nomic_bert")  # they read which text of a pair a token is of
 # Weights of 0.1 make attention choose: under the usual 0.02 it would be all but uniform at these widths.
 COMMON = {"vocab_size": len(VOCAB), "pad_token_id": PAD, "initializer_range": 0.1}
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -67,7 +72,7 @@ def save(folder: Path, family: str, shape: str, head: str = "Model", **options: 
     model = getattr(transformers, stem + head)(config).eval()
     add_noise(model)
     model.save_pretrained(folder)
-    names = ["input_ids", "attention_mask", *(["token_type_ids"] if family in ("bert", "electra") else [])]
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if family in TYPED else [])]
     vocab = {word: i for i, word in enumerate(VOCAB)}
     transformers.BertTokenizer(vocab=vocab, model_max_length=LIMIT, model_input_names=names).save_pretrained(folder)
     return model

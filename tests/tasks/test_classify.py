@@ -15,6 +15,7 @@ from rtp_llm.tasks import TaskSource
 from rtp_llm.tasks.head import load_head
 from tests.backends import BACKENDS
 from tests.models.oracle import make_items
+from tests.tasks import families
 from tests.tasks.checkpoints import LIMIT, PAIRS, SHAPES, TEXTS, loaded, save, tokenizer
 
 torch = pytest.importorskip("torch")
@@ -250,3 +251,16 @@ def test_a_decoder_reads_the_last_token_that_is_not_padding(family: str, backend
     with loaded(tmp_path, backend) as model:
         ours = model.classify(inputs, activation="none")
     assert np.abs(ours - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_modernbert_pools_as_configured(pooling: str, tmp_path: Path) -> None:
+    options = {"classifier_pooling": pooling, "classifier_bias": True, "norm_bias": True, "num_labels": 3}
+    theirs = families.save(
+        tmp_path, "modernbert", "odd", "ForSequenceClassification", classifier_activation="silu", **options
+    )
+    inputs = families.all_lengths()
+    with torch.no_grad():
+        expected = np.concatenate([theirs(torch.tensor([ids])).logits.numpy() for ids in inputs])
+    with loaded(tmp_path) as model:
+        assert np.abs(model.classify(inputs, activation="none") - expected).max() <= 1e-5

@@ -1,0 +1,110 @@
+"""NomicBERT (Nussbaum et al. 2024), of nomic-embed-text v1 and v1.5: RotaryBert with a SwiGLU and no biases.
+
+Equals transformers' NomicBertModel; config.json may have its keys, those of the authors' code, or both.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rtp_llm.config_files import ACTIVATIONS
+from rtp_llm.errors import CheckpointError
+from rtp_llm.models.rope import Rope
+from rtp_llm.models.rotary_bert import RotaryBert, RotaryBertConfig
+
+# transformers' key -> that of the authors' code, which GPT-2's configuration has named.
+_KEYS = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner",
+    "layer_norm_eps": "layer_norm_epsilon",
+}
+_GATED = {"swiglu": "silu", "geglu": "gelu", "glu": "sigmoid"}
+# Keys of the authors' code by which it computes something else, and the one value that is served.
+_ONLY = {
+    "prenorm": False, "use_rms_norm": False, "causal": False, "parallel_block": False, "norm_mlp": False,
+    "qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False, "rotary_emb_fraction": 1, "rotary_emb_interleaved": False,
+    "rotary_emb_scale_base": None, "moe_every_n_layers": 0, "num_experts": 0,
+}  # fmt: skip
+
+
+class NomicBert(RotaryBert):
+    """Token types, rotary positions, three matrices of the MLP in three tensors."""
+
+    prefixes = ("nomic_bert.", "bert.")
+    renames = (
+        (r"^encoder\.layers\.", "layers."),
+        (r"^emb_ln\.", "embeddings.LayerNorm."),
+        (r"\.attn\.Wqkv\.", ".self_attn.qkv_proj."),
+        (r"\.attn\.out_proj\.", ".self_attn.o_proj."),
+        (r"\.mlp\.fc11\.", ".mlp.up_proj."),
+        (r"\.mlp\.fc12\.", ".mlp.gate_proj."),
+        (r"\.mlp\.fc2\.", ".mlp.down_proj."),
+        (r"\.norm1\.", ".post_attention_layernorm."),
+        (r"\.norm2\.", ".post_mlp_layernorm."),
+    )
+
+    @classmethod
+    def read(cls, hf: Mapping[str, Any]) -> RotaryBertConfig:
+        """config.json in either spelling; CheckpointError where both are there and differ."""
+        for key, served in _ONLY.items():
+            if hf.get(key) not in (None, served):
+                raise CheckpointError(f"config.json: {key} {hf[key]!r}; only {served!r} is supported")
+        values = {key: _value(hf, key) for key in _KEYS} | {"vocab_size": hf.get("vocab_size")}
+        eps = values.pop("layer_norm_eps")
+        missing = next((key for key, value in values.items() if value is None), None)
+        if missing is not None:
+            also = f", and so is {_KEYS[missing]}" if missing in _KEYS else ""
+            raise CheckpointError(f"config.json: {missing} is missing{also}")
+        hidden, num_heads = values["hidden_size"], values["num_attention_heads"]
+        if hidden % num_heads or hf.get("head_dim") not in (None, hidden // num_heads):
+            raise CheckpointError(
+                f"config.json: hidden_size {hidden} is not num_attention_heads {num_heads} times a whole head_dim"
+            )
+        rope = _rope(hf, hidden // num_heads)
+        return RotaryBertConfig(
+            **values,
+            type_vocab_size=hf.get("type_vocab_size", 2),
+            layer_norm_eps=1e-12 if eps is None else eps,
+            activation=_activation(hf),
+            max_positions=max(rope.max_positions, hf.get("n_positions") or 0),
+            rope=rope,
+        )
+
+
+def _value(hf: Mapping[str, Any], key: str) -> Any:
+    """What config.json says under either name."""
+    ours, other = hf.get(key), hf.get(_KEYS[key])
+    if ours is not None and other is not None and ours != other:
+        raise CheckpointError(f"config.json: {key} is {ours!r}, but {_KEYS[key]} is {other!r}")
+    return other if ours is None else ours
+
+
+def _activation(hf: Mapping[str, Any]) -> str:
+    """Of the MLP's gate: by `activation_function`, which names gate and activation together, else `hidden_act`."""
+    gated = hf.get("activation_function")
+    if gated is not None and gated not in _GATED:
+        raise CheckpointError(f"config.json: activation_function {gated!r} is not one of {', '.join(_GATED)}")
+    if gated is not None:
+        return _GATED[gated]
+    activation = ACTIVATIONS.get(hf.get("hidden_act", "silu"))
+    if activation is None:
+        raise CheckpointError(f"config.json: hidden_act {hf['hidden_act']!r} is not one of {', '.join(ACTIVATIONS)}")
+    return activation
+
+
+def _rope(hf: Mapping[str, Any], head_dim: int) -> Rope:
+    """Rotary positions; `rotary_scaling_factor` is transformers' dynamic NTK."""
+    positions = hf.get("max_trained_positions") or hf.get("max_position_embeddings") or 2048
+    factor, theta = hf.get("rotary_scaling_factor"), hf.get("rotary_emb_base") or hf.get("rope_theta") or 1000.0
+    own: dict[str, Any] = {"rope_theta": theta, **(hf.get("rope_parameters") or {})}
+    if hf.get("rotary_emb_base") not in (None, own["rope_theta"]):
+        raise CheckpointError(
+            f"config.json: rotary_emb_base is {hf['rotary_emb_base']}, but rope_parameters have {own['rope_theta']}"
+        )
+    if factor is not None:
+        own |= {"rope_type": "dynamic", "factor": factor}
+    elif own.get("rope_type", "default") == "default":
+        positions = max(positions, hf.get("n_positions") or 0)
+    return Rope.from_hf({**hf, "rope_parameters": own}, head_dim, positions)

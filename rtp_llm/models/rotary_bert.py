@@ -1,0 +1,202 @@
+"""BERT's post-norm layers with rotary positions and a gated MLP: what GTE and NomicBERT have in common."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
+from rtp_llm.core import Batch, FloatArray, QuantizedWeight
+from rtp_llm.models import OnKeys, OnLayer
+from rtp_llm.models.rope import Rope, RopeTables
+from rtp_llm.ops import Norm, Ops, Tensor, Weight
+
+_MATRICES = ("qkv", "out", "gate_up", "down")
+IGNORED = (r"^pooler\.", r"^cls\.", r"^lm_head\.", r"^classifier\.", r"rotary_emb\.")
+# Several of a layer's matrices in one tensor: our name for it, in which `up` comes before `gate`.
+_PACKED_QKV, _PACKED_MLP = "self_attn.qkv_proj", "mlp.up_gate_proj"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotaryBertConfig:
+    """The keys of config.json that matter, by transformers' names.
+
+    max_positions    the longest sequence that the checkpoint was made for
+    type_vocab_size  0: there are no token types
+    biases           of the matrices that have one
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    activation: str
+    max_positions: int
+    rope: Rope
+    biases: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    qkv: Weight
+    qkv_bias: Tensor | None
+    out: Weight
+    out_bias: Tensor | None
+    attention_norm: Norm
+    gate_up: Weight
+    gate_up_bias: Tensor | None
+    down: Weight
+    down_bias: Tensor | None
+    mlp_norm: Norm
+
+
+class RotaryBert:
+    """The encoder up to its last hidden states; heads and poolers belong to the tasks.
+
+    A subclass reads config.json, and says what its checkpoints call things: `prefixes` before every name of the
+    encoder, `renames` from there to transformers' names.
+    """
+
+    learnt_positions = False
+    causal = False
+    shares_prefixes = False
+    kv_size = 0
+    prefixes: ClassVar[tuple[str, ...]] = ()
+    renames: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    def __init__(self, config: RotaryBertConfig, weights: Weights, ops: Ops) -> None:
+        self.config = config
+        self.hidden_size = config.hidden_size
+        self.vocab_size = config.vocab_size
+        self.max_positions = config.max_positions
+        self.word = ops.table(weights["word"])
+        self.token_type = ops.table(weights["token_type"]) if config.type_vocab_size else None
+        self.embedding_norm = _norm(weights, "embedding_norm", config, ops)
+        self.rope_tables = RopeTables((config.rope,), ops)
+        self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
+        self.matrices = {
+            (i, name): weights.sources(f"layers.{i}.{name}")
+            for i in range(config.num_hidden_layers)
+            for name in _MATRICES
+        }
+
+    @classmethod
+    def read(cls, hf: Mapping[str, Any]) -> RotaryBertConfig:
+        """config.json; CheckpointError where a key is missing or asks for what is not supported."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "RotaryBert":
+        """Strictly from the checkpoint's tensors, by transformers' names or those of the authors' code."""
+        config = cls.read(hf)
+        names = [_renamed(name, cls.renames) for name in source.tensors]
+        packed = {part for part in (_PACKED_QKV, _PACKED_MLP) if any(f"{part}.weight" in name for name in names)}
+        needed = parameters(config, packed)
+        return cls(config, bind(source, needed, prefixes=cls.prefixes, renames=cls.renames, ignore=IGNORED), ops)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Positions count from 0; angles that the table lacks, of longer sequences, are computed for the batch."""
+        return self.rope_tables.prepare(batch)
+
+    def __call__(
+        self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
+    ) -> Tensor:
+        """Packed batch -> hidden_states [T, hidden_size], or of the wanted rows; `on_keys` is not called."""
+        (cos_sin,) = self.rope_tables(ops, batch)
+        lookups = [(self.word, batch.input_ids)]
+        if self.token_type is not None:
+            lookups.append((self.token_type, batch.token_type_ids))
+        hidden_states = ops.embed(lookups, self.embedding_norm)
+        for number, layer in enumerate(self.layers):
+            if on_layer is not None:
+                on_layer(number, hidden_states)
+            hidden_states = self._run_layer(ops, layer, hidden_states, cos_sin, batch)
+        return hidden_states
+
+    def _run_layer(self, ops: Ops, layer: _Layer, hidden_states: Tensor, cos_sin: Tensor, batch: Batch) -> Tensor:
+        config = self.config
+        wanted = batch.wanted if layer is self.layers[-1] else None
+        heads: dict[str, Any] = {
+            "num_heads": config.num_attention_heads,
+            "num_kv_heads": config.num_attention_heads,
+            "head_dim": config.head_dim,
+        }
+        qkv = ops.rotary(ops.linear(hidden_states, layer.qkv, layer.qkv_bias), cos_sin, **heads)
+        context = ops.attention(qkv, batch, **heads, scale=config.head_dim**-0.5, rows=wanted)
+        hidden_states = hidden_states if wanted is None else ops.rows(hidden_states, wanted)
+        attended = ops.norm(
+            ops.linear(context, layer.out, layer.out_bias, residual=hidden_states), layer.attention_norm
+        )
+        wide = ops.gated(ops.linear(attended, layer.gate_up, layer.gate_up_bias), config.activation)
+        return ops.norm(ops.linear(wide, layer.down, layer.down_bias, residual=attended), layer.mlp_norm)
+
+
+def parameters(config: RotaryBertConfig, packed: set[str]) -> dict[str, Parameter]:
+    """Our parameter -> the checkpoint's tensors, by transformers' names, and the shape they make together.
+
+    `packed`: what the checkpoint has in one tensor, by our name for it.
+    """
+    hidden, wide = config.hidden_size, config.intermediate_size
+    qkv = (_PACKED_QKV,) if _PACKED_QKV in packed else tuple(f"self_attn.{part}_proj" for part in "qkv")
+    gate_up = (_PACKED_MLP,) if _PACKED_MLP in packed else ("mlp.gate_proj", "mlp.up_proj")
+    linears = {
+        "qkv": (qkv, 3 * hidden, hidden),
+        "out": (("self_attn.o_proj",), hidden, hidden),
+        "gate_up": (gate_up, 2 * wide, hidden),
+        "down": (("mlp.down_proj",), hidden, wide),
+    }
+    needed = {"word": Parameter(("embeddings.word_embeddings.weight",), (config.vocab_size, hidden))}
+    if config.type_vocab_size:
+        shape = (config.type_vocab_size, hidden)
+        needed["token_type"] = Parameter(("embeddings.token_type_embeddings.weight",), shape)
+    norms = {"embedding_norm": "embeddings.LayerNorm"}
+    for prefix in (f"layers.{i}." for i in range(config.num_hidden_layers)):
+        for name, (parts, rows, columns) in linears.items():
+            needed[prefix + name] = Parameter(tuple(f"{prefix}{part}.weight" for part in parts), (rows, columns))
+            if name in config.biases:
+                needed[f"{prefix}{name}_bias"] = Parameter(tuple(f"{prefix}{part}.bias" for part in parts), (rows,))
+        norms[f"{prefix}attention_norm"] = f"{prefix}post_attention_layernorm"
+        norms[f"{prefix}mlp_norm"] = f"{prefix}post_mlp_layernorm"
+    for name, theirs in norms.items():
+        for kind in ("weight", "bias"):
+            needed[f"{name}.{kind}"] = Parameter((f"{theirs}.{kind}",), (hidden,))
+    return needed
+
+
+def _renamed(name: str, renames: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _load_layer(weights: Weights, prefix: str, config: RotaryBertConfig, ops: Ops) -> _Layer:
+    matrices = {name: weights.matrix(prefix + name) for name in _MATRICES}
+    if len(weights.sources(f"{prefix}gate_up")) == 1:
+        matrices["gate_up"] = _gate_first(matrices["gate_up"])
+    biases: dict[str, Any] = {
+        f"{name}_bias": ops.vector(weights[f"{prefix}{name}_bias"]) if name in config.biases else None
+        for name in _MATRICES
+    }
+    norms = {name: _norm(weights, prefix + name, config, ops) for name in ("attention_norm", "mlp_norm")}
+    return _Layer(**{name: ops.matrix(matrix) for name, matrix in matrices.items()}, **biases, **norms)
+
+
+def _gate_first(weight: FloatArray | QuantizedWeight) -> FloatArray | QuantizedWeight:
+    """Rows of up, then gate -> gate, then up, as `Ops.gated` reads them."""
+    if isinstance(weight, QuantizedWeight):
+        half = len(weight.scales) // 2
+        return QuantizedWeight(np.roll(weight.values, half, axis=0), np.roll(weight.scales, half))
+    return np.roll(weight, len(weight) // 2, axis=0)
+
+
+def _norm(weights: Weights, name: str, config: RotaryBertConfig, ops: Ops) -> Norm:
+    return Norm(ops.vector(weights[f"{name}.weight"]), ops.vector(weights[f"{name}.bias"]), config.layer_norm_eps)
