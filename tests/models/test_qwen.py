@@ -8,7 +8,7 @@ import pytest
 
 from rtp_llm.core import Item
 from rtp_llm.errors import CheckpointError
-from rtp_llm.models import decoder
+from rtp_llm.models import rope
 from rtp_llm.models.qwen import Qwen2
 from tests.backends import BACKENDS
 from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
@@ -103,7 +103,7 @@ def test_angles_beyond_the_largest_table(tmp_path: Path, monkeypatch: pytest.Mon
     save(tmp_path, "Qwen3")
     ops, items = BACKENDS["numpy"](), make_items((1, 7, 90, 9))
     expected = hidden_states(load(tmp_path, ops), ops, items)
-    monkeypatch.setattr(decoder, "_MOST_ROWS", 8)
+    monkeypatch.setattr(rope, "_MOST_ROWS", 8)
     model = load(tmp_path, ops)
     assert model.max_positions == 128
     assert all(map(np.array_equal, hidden_states(model, ops, items), expected))

@@ -42,6 +42,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 DECODERS = ("Qwen2", "Qwen3", "Llama", "EuroBert", "Mistral", "Gemma3Text")
 ENCODERS = [family for family, (stem, _) in FAMILIES.items() if stem not in DECODERS]
+MAIN = ("bert", "roberta", "xlm-roberta", "qwen2", "qwen2-both-ways", "qwen3")
 TYPED = ("bert", "electra", "gte", "nomic_bert")  # they read which text of a pair a token is of
 # Weights of 0.1 make attention choose: under the usual 0.02 it would be all but uniform at these widths.
 COMMON = {"vocab_size": len(VOCAB), "pad_token_id": PAD, "initializer_range": 0.1}
