@@ -43,6 +43,13 @@ FAMILIES = {
     "bge-reranker-v2-m3": Family(
         "XLMRoberta", "float32", {**_XLM_LARGE, "num_labels": 1}, "ForSequenceClassification"
     ),
+    "deberta-v3-base": Family(
+        "DebertaV2",
+        "float32",
+        {"vocab_size": 128100, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+         "intermediate_size": 3072, "relative_attention": True, "position_biased_input": False,
+         "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm"},
+    ),
     "qwen3-0.6b": Family(
         "Qwen3",
         "bfloat16",

@@ -71,7 +71,9 @@ MODEL: dict[str, Kind] = {
     **_all(_POSITIVE, "rope_theta rope_local_base_freq partial_rotary_factor"),
     **_all(_POSITIVE, "attn_logit_softcapping final_logit_softcapping"),
     **_all(_FLAG, "is_causal is_decoder add_cross_attention attention_bias mlp_bias use_sliding_window"),
-    **_all(_FLAG, "tie_word_embeddings use_bidirectional_attention relative_attention share_att_key position_biased_input"),
+    **_all(
+        _FLAG, "tie_word_embeddings use_bidirectional_attention relative_attention share_att_key position_biased_input"
+    ),
     **_all(
         _TEXT,
         "model_type hidden_act hidden_activation activation feed_forward_proj position_embedding_type "

@@ -312,12 +312,13 @@ def parameters(config: BertConfig, names: LayerNames = NAMES) -> dict[str, Param
 
 
 def _load_layer(weights: Weights, prefix: str, config: BertConfig, ops: Ops) -> _Layer:
-    linears = {}
+    parts: dict[str, Any] = {}
     for name in _MATRICES:
-        linears[name] = ops.matrix(weights.matrix(f"{prefix}{name}.weight"))
-        linears[f"{name}_bias"] = ops.vector(weights[f"{prefix}{name}.bias"])
-    norms = {name: _norm(weights, prefix + name, config, ops) for name in ("attention_norm", "mlp_norm")}
-    return _Layer(**linears, **norms)
+        parts[name] = ops.matrix(weights.matrix(f"{prefix}{name}.weight"))
+        parts[f"{name}_bias"] = ops.vector(weights[f"{prefix}{name}.bias"])
+    for name in ("attention_norm", "mlp_norm"):
+        parts[name] = _norm(weights, prefix + name, config, ops)
+    return _Layer(**parts)
 
 
 def _norm(weights: Weights, name: str, config: BertConfig, ops: Ops) -> Norm:

@@ -9,7 +9,7 @@ from rtp_llm.core import FloatArray
 
 
 def distance_buckets(num_buckets: int, max_distance: int) -> NDArray[np.int32]:
-    """T5's bucket (Raffel et al. 2020) of each distance from a query to a key, -max_distance to max_distance -> [2 * max_distance + 1].
+    """T5's bucket of each distance from a query to a key, -max_distance to max_distance -> [2 * max_distance + 1].
 
     Half of the buckets are for keys that come after the query. Beyond max_distance a distance has the bucket of the
     ends. Equals transformers' T5Attention._relative_position_bucket, bidirectional, logarithms in fp32 as there.

@@ -151,6 +151,7 @@ class TorchOps:
         distance_bias: torch.Tensor | None = None,
         relative: Relative | None = None,
     ) -> torch.Tensor:
+        assert relative is None or batch.prefix_of is None, "behind a prefix attention is causal and without relative"
         heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim).transpose(0, 1)
         q, kv = heads[:num_heads], heads[num_heads:]
         before = [x.view(len(x), 2 * num_kv_heads, head_dim).transpose(0, 1) for x in kept]
@@ -173,10 +174,7 @@ class TorchOps:
             step = max(1, _PART // (num_heads * keys.shape[1])) if is_biased else high - low
             for row in range(low, high, step):
                 queries, place = q[:, row : min(row + step, high)], row + skipped - start
-                bias = None if distance_bias is None else self._bias(distance_bias, place, queries.shape[1], keys)
-                if relative is not None:
-                    said = self._relative(relative, queries, keys, place) * scale
-                    bias = said if bias is None else bias + said
+                bias = self._added(distance_bias, relative, queries, keys, place, scale)
                 mask = self._mask(place, place + queries.shape[1], keys.shape[1], causal, window, bias)
                 outputs.append(
                     F.scaled_dot_product_attention(
@@ -266,6 +264,22 @@ class TorchOps:
         if bias is None or visible is None:
             return visible if bias is None else bias
         return bias.masked_fill(~visible, -torch.inf)
+
+    def _added(
+        self,
+        table: torch.Tensor | None,
+        relative: Relative | None,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        low: int,
+        scale: float,
+    ) -> torch.Tensor | None:
+        """What the scores of queries from position `low` on have beside the products; None: nothing."""
+        bias = None if table is None else self._bias(table, low, queries.shape[1], keys)
+        if relative is None:
+            return bias
+        said = self._relative(relative, queries, keys, low) * scale
+        return said if bias is None else bias + said
 
     def _bias(self, table: torch.Tensor, low: int, num_queries: int, keys: torch.Tensor) -> torch.Tensor:
         """Of a `distance_bias`, for queries from position `low` on -> [num_heads, num_queries, seqlen]."""

@@ -186,7 +186,9 @@ def _configured(layout: _Layout, hf: Mapping[str, Any]) -> _Layout:
     if layout.activation_key is not None:
         name = hf.get(layout.activation_key, layout.activation)
         if name not in ACTIVATIONS:
-            raise CheckpointError(f"config.json: {layout.activation_key} {name!r} is not one of {', '.join(ACTIVATIONS)}")
+            raise CheckpointError(
+                f"config.json: {layout.activation_key} {name!r} is not one of {', '.join(ACTIVATIONS)}"
+            )
         layout = layout._replace(activation=ACTIVATIONS[name])
     if not layout.poolings:
         return layout

@@ -125,7 +125,9 @@ def test_buckets_are_those_of_transformers() -> None:
         places = torch.arange(-9 * most, 9 * most + 1)
         expected = modeling.make_log_bucket_position(places, buckets, most).long() + buckets
         ours = log_buckets(buckets, most)
-        assert np.array_equal(ours[np.clip(places.numpy(), -most, most) + most], expected.clamp(0, 2 * buckets - 1).numpy())
+        assert np.array_equal(
+            ours[np.clip(places.numpy(), -most, most) + most], expected.clamp(0, 2 * buckets - 1).numpy()
+        )
     assert log_buckets(0, 3).tolist() == [0, 1, 2, 3, 4, 5, 5]
 
 
