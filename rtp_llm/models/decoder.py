@@ -167,7 +167,7 @@ class Decoder(ABC):
         return _added(ops, wide, layer.down, layer.down_bias, layer.down_norm, attended)
 
     @property
-    def _heads(self) -> dict[str, int]:
+    def _heads(self) -> dict[str, Any]:
         config = self.config
         return {
             "num_heads": config.num_attention_heads,

@@ -151,7 +151,7 @@ class TorchOps:
         distance_bias: torch.Tensor | None = None,
         relative: Relative | None = None,
     ) -> torch.Tensor:
-        assert relative is None or batch.prefix_of is None, "behind a prefix attention is causal and without relative"
+        assert relative is None or batch.prefix_of is None, "a prefix is for causal attention without relative"
         heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim).transpose(0, 1)
         q, kv = heads[:num_heads], heads[num_heads:]
         before = [x.view(len(x), 2 * num_kv_heads, head_dim).transpose(0, 1) for x in kept]
@@ -168,24 +168,10 @@ class TorchOps:
             if prefix != -1:
                 own = torch.cat([kv[:, slice(*spans[prefix])] if prefix >= 0 else before[-2 - prefix], own], dim=1)
             keys, values = own.chunk(2)
-            skipped = keys.shape[1] - (end - start)
-            # A mask with a bias has numbers for every head: of a long sequence, for some queries at a time.
-            is_biased = distance_bias is not None or relative is not None
-            step = max(1, _PART // (num_heads * keys.shape[1])) if is_biased else high - low
-            for row in range(low, high, step):
-                queries, place = q[:, row : min(row + step, high)], row + skipped - start
-                bias = self._added(distance_bias, relative, queries, keys, place, scale)
-                mask = self._mask(place, place + queries.shape[1], keys.shape[1], causal, window, bias)
-                outputs.append(
-                    F.scaled_dot_product_attention(
-                        queries[None],
-                        keys[None],
-                        values[None],
-                        attn_mask=mask,
-                        scale=scale,
-                        enable_gqa=num_heads != num_kv_heads,
-                    )[0]
-                )
+            place = low - start + keys.shape[1] - (end - start)
+            outputs += self._attend(
+                q[:, low:high], keys, values, place, scale, causal, window, distance_bias, relative
+            )  # fmt: skip
         return torch.cat(outputs, dim=1).transpose(0, 1).reshape(-1, num_heads * head_dim)
 
     def rotary(
@@ -255,6 +241,35 @@ class TorchOps:
             np.copyto(part[:count].numpy(), flat[start : start + count])
             flat_target[start : start + count] = part[:count].to(self.device)
         return target
+
+    def _attend(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        place: int,
+        scale: float,
+        causal: bool,
+        window: int | None,
+        table: torch.Tensor | None,
+        relative: Relative | None,
+    ) -> list[torch.Tensor]:
+        """Queries [num_heads, R, D], from position `place` on, of one sequence [num_kv_heads, S, D] -> like them, in
+        parts.
+
+        A mask with a bias has numbers for every head: of a long sequence, for some queries at a time.
+        """
+        (num_heads, num_rows, _), seqlen, parts = queries.shape, keys.shape[1], []
+        is_biased = table is not None or relative is not None
+        step = max(1, _PART // (num_heads * seqlen)) if is_biased else num_rows
+        for part, low in zip(torch.split(queries, step, dim=1), range(place, place + num_rows, step), strict=True):
+            bias = self._added(table, relative, part, keys, low, scale)
+            mask = self._mask(low, low + part.shape[1], seqlen, causal, window, bias)
+            attended = F.scaled_dot_product_attention(
+                part[None], keys[None], values[None], mask, scale=scale, enable_gqa=num_heads != len(keys)
+            )
+            parts.append(attended[0])
+        return parts
 
     def _mask(
         self, low: int, high: int, seqlen: int, causal: bool, window: int | None, bias: torch.Tensor | None

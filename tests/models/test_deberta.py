@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rtp_llm.checkpoint import read_json
+from rtp_llm.checkpoint import open_tensors, read_json
 from rtp_llm.core import Item
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models import find_model_type
 from rtp_llm.models.deberta import DebertaConfig
 from rtp_llm.models.distance import log_buckets
+from rtp_llm.quantize.writing import write_weights
 from tests.backends import BACKENDS
 from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
 from tests.models.test_encoders import reference
@@ -118,6 +119,20 @@ def test_what_the_authors_files_have_beside(tmp_path: Path) -> None:
     model = load(tmp_path, ops)
     assert worst(hidden_states(model, ops, items), reference(theirs, items)) <= 1e-5
     assert (model.max_positions, model.learnt_positions) == (64, False)
+
+
+def test_a_checkpoint_in_8_bits(tmp_path: Path) -> None:
+    """Vectors of distances go through the weights as they are stored."""
+    ops, folder = BACKENDS["numpy"](), tmp_path / "whole"
+    save(folder, "v3")
+    source = open_tensors(folder)
+    weights = [name for name in source.tensors if name.endswith(("query_proj.weight", "key_proj.weight"))]
+    values = [name for name in source.tensors if name.endswith("value_proj.weight")]
+    write_weights(source, [*weights, *values], tmp_path / "model.safetensors", lambda _: None)
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    stored, whole = (load(place, ops).layers[1].relative for place in (tmp_path, folder))
+    for ours, exact in zip(stored.tables, whole.tables, strict=True):
+        assert 0 < np.abs(ours - exact).max() <= 0.02 * np.abs(exact).max()
 
 
 def test_buckets_are_those_of_transformers() -> None:

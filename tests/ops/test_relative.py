@@ -7,6 +7,7 @@ import pytest
 
 from rtp_llm.core import Batch, FloatArray, pack
 from rtp_llm.ops import Relative
+from rtp_llm.ops.native_fallback import ThroughNumpy
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
 from tests.ops.data import assert_as_exact, batch_of, normal
@@ -150,6 +151,14 @@ def test_triton_leaves_it_to_torch() -> None:
     heads, batch = (4, 2, 8), batch_of([50, 3])
     qkv, tables = qkv_of(53, heads), tables_of(heads, 21)
     y, expected = (attention(ops("cpu", "fp16"), qkv, batch, heads, tables) for ops in (TritonOps, TorchOps))
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_numpy_in_the_place_of_a_broken_kernel(ops: NativeOps, monkeypatch: pytest.MonkeyPatch) -> None:
+    heads, batch = (4, 2, 8), batch_of([50, 3])
+    qkv, tables = qkv_of(53, heads), tables_of(heads, 21)
+    monkeypatch.setattr(ops, "attention", ThroughNumpy(ops.to_numpy, "attention"))
+    y, expected = (attention(backend, qkv, batch, heads, tables) for backend in (ops, NumpyOps()))
     np.testing.assert_array_equal(y, expected)
 
 
