@@ -226,7 +226,7 @@ class NativeOps:
         assert qkv.shape[1] == size + 2 * num_kv_heads * head_dim, f"qkv is {qkv.shape}"
         assert num_heads % num_kv_heads == 0 and scale > 0 and (window is None or window > 0)
         cu_seqlens, _, prefix_of = self._check(batch, num_tokens)
-        assert not prefix_of or (causal and relative is None), "a prefix is for causal attention without relative"
+        assert not prefix_of or (causal and relative is None), "a prefix does not see what follows, nor distances"
         reach = 0 if distance_bias is None else reach_of(distance_bias.shape, num_heads)
         relative = relative or Relative(None, None)
         wanted, num_wanted = (0, 0) if rows is None else (self._wanted(rows), len(rows))

@@ -153,7 +153,7 @@ class NumpyOps:
         distance_bias: FloatArray | None = None,
         relative: Relative | None = None,
     ) -> FloatArray:
-        assert relative is None or batch.prefix_of is None, "a prefix is for causal attention without relative"
+        assert relative is None or batch.prefix_of is None, "a prefix does not see what follows, nor distances"
         heads = qkv.reshape(len(qkv), -1, head_dim).transpose(1, 0, 2)
         q = heads[:num_heads]
         first = 0 if rows is None else batch.num_seqs - len(rows)

@@ -151,7 +151,7 @@ class TorchOps:
         distance_bias: torch.Tensor | None = None,
         relative: Relative | None = None,
     ) -> torch.Tensor:
-        assert relative is None or batch.prefix_of is None, "a prefix is for causal attention without relative"
+        assert relative is None or batch.prefix_of is None, "a prefix does not see what follows, nor distances"
         heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim).transpose(0, 1)
         q, kv = heads[:num_heads], heads[num_heads:]
         before = [x.view(len(x), 2 * num_kv_heads, head_dim).transpose(0, 1) for x in kept]

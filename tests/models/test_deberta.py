@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rtp_llm import Model
 from rtp_llm.checkpoint import open_tensors, read_json
 from rtp_llm.core import Item
 from rtp_llm.errors import CheckpointError
@@ -14,6 +15,7 @@ from rtp_llm.models.deberta import DebertaConfig
 from rtp_llm.models.distance import log_buckets
 from rtp_llm.quantize.writing import write_weights
 from tests.backends import BACKENDS
+from tests.conftest import WORDS
 from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
 from tests.models.test_encoders import reference
 from tests.models.test_layers import layers
@@ -119,6 +121,23 @@ def test_what_the_authors_files_have_beside(tmp_path: Path) -> None:
     model = load(tmp_path, ops)
     assert worst(hidden_states(model, ops, items), reference(theirs, items)) <= 1e-5
     assert (model.max_positions, model.learnt_positions) == (64, False)
+
+
+def test_a_reranker_with_its_own_tokenizer(tmp_path: Path) -> None:
+    """Of mxbai-rerank v1: pieces of words, both texts of a pair in one sequence, each of a type of its own."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    pieces = [*((token, 0.0) for token in special), ("▁", -9.0), *((f"▁{word}", -1.0) for word in WORDS)]
+    save(tmp_path, "v3, odd", "ForSequenceClassification", vocab_size=len(pieces), num_labels=1)
+    transformers.DebertaV2Tokenizer(vocab=pieces, model_max_length=40).save_pretrained(tmp_path)
+    theirs = sentence_transformers.CrossEncoder(str(tmp_path), device="cpu")
+    documents = ["", "the weather is lovely today", "he drove to stadium " * 20, "unknown words"]
+    expected = theirs.predict([("it is sunny", text) for text in documents], activation_fn=torch.nn.Identity())
+    with Model(str(tmp_path)) as model:
+        assert (model.info.model_type, model.info.max_seq_len) == ("deberta-v2", 40)
+        ranked = model.rerank("it is sunny", documents, activation="none")
+    ours = [entry.score for entry in sorted(ranked, key=lambda entry: entry.index)]
+    assert np.abs(np.array(ours) - expected).max() <= 1e-5
 
 
 def test_a_checkpoint_in_8_bits(tmp_path: Path) -> None:

@@ -175,5 +175,5 @@ def test_tables_of_two_shapes_are_refused(ops: NativeOps) -> None:
 
 def test_behind_a_prefix_it_is_refused(backend: Any) -> None:
     heads, batch = (4, 4, 8), shared_pack(items_of([1, 20], [33, 33]))
-    with pytest.raises(AssertionError, match="without relative"):
+    with pytest.raises(AssertionError, match="nor distances"):
         attention(backend, qkv_of(batch.num_tokens, heads), batch, heads, tables_of(heads, 5), causal=True)
