@@ -6,6 +6,8 @@
 // sequence with a prefix are those of the prefix, then its own. A row's bits depend on the keys that it sees: others of
 // its tile weigh nothing.
 #pragma once
+#include <optional>
+
 #if defined(__AMX_BF16__)
 #include "attention_amx.h"
 #endif

@@ -4,8 +4,6 @@
 // Both are products with the vectors of all distances that occur, some rows at a time, of which each row reads a run of
 // its own. That of a key goes down a column of the scores: it is turned over, a block of keys at a time.
 #pragma once
-#include <optional>
-
 #include "attention_keys.h"
 
 namespace {
@@ -110,8 +108,8 @@ class RelativeHead {
     return (key / kPanel * depth_ + row - start_) * kPanel + key % kPanel;
   }
 
-  // The products of all keys with the vectors from which the queries at `row` and after see them. Of a key they stand by
-  // the distance i - j, so that rows of one number less are rows by the place of the query.
+  // The products of all keys with the vectors of the queries at `row` and after. Those of a key stand by the distance
+  // i - j: rows that are one number shorter than they are stand by the place of the query.
   void turn(int64_t row) {
     start_ = row;
     end_ = std::min(last_, row + kMostQueries);
