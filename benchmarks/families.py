@@ -47,6 +47,13 @@ FAMILIES = {
     "gte-multilingual-base": Family("Gte", "float16", {}),
     "nomic-embed-text-v1.5": Family("NomicBert", "float32", {}),
     "gte-modernbert-base": Family("ModernBert", "float16", {}),
+    "deberta-v3-base": Family(
+        "DebertaV2",
+        "float32",
+        {"vocab_size": 128100, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+         "intermediate_size": 3072, "relative_attention": True, "position_biased_input": False,
+         "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm"},
+    ),
     "qwen3-0.6b": Family(
         "Qwen3",
         "bfloat16",

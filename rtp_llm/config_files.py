@@ -45,6 +45,7 @@ _TEXT = Kind("a string", lambda value: isinstance(value, str))
 _TEXTS = Kind(
     "a list of strings", lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value)
 )
+_WORDS = Kind("a string or a list of strings", lambda value: _TEXT.fits(value) or _TEXTS.fits(value))
 _OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 _POSITIVE = Kind("a positive number", _is_positive)
 
@@ -63,6 +64,7 @@ MODEL: dict[str, Kind] = {
         "relative_attention_num_buckets dim hidden_dim n_heads d_model d_kv d_ff num_heads",
     ),
     **_all(_whole(1, _SIZE), "num_key_value_heads head_dim num_labels n_embd n_layer n_head n_inner"),
+    **_all(_whole(1, _SIZE), "attention_head_size pooler_hidden_size"),
     **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings n_positions"),
     **_all(_whole(1, _POSITIONS), "max_trained_positions"),
     **_all(_whole(1, _POSITIONS, nullable=False), "relative_attention_max_distance"),
@@ -72,11 +74,13 @@ MODEL: dict[str, Kind] = {
     **_all(_POSITIVE, "partial_rotary_factor rotary_scaling_factor"),
     **_all(_POSITIVE, "attn_logit_softcapping final_logit_softcapping"),
     **_all(_FLAG, "is_causal is_decoder add_cross_attention attention_bias mlp_bias norm_bias use_sliding_window"),
-    **_all(_FLAG, "tie_word_embeddings use_bidirectional_attention"),
+    **_all(
+        _FLAG, "tie_word_embeddings use_bidirectional_attention relative_attention share_att_key position_biased_input"
+    ),
     **_all(
         _TEXT,
         "model_type hidden_act hidden_activation activation activation_function feed_forward_proj "
-        "position_embedding_type classifier_pooling classifier_activation",
+        "position_embedding_type classifier_pooling classifier_activation pooler_hidden_act norm_rel_ebd",
     ),
     **_all(_TEXTS, "architectures layer_types"),
     **_all(_OBJECT, "id2label rope_scaling rope_parameters sentence_transformers"),
@@ -86,6 +90,10 @@ MODEL: dict[str, Kind] = {
     "problem_type": Kind(f"one of {', '.join(_PROBLEMS)}", lambda value: value in _PROBLEMS),
     "global_attn_every_n_layers": _whole(1, _LAYERS),
     "local_attention": _whole(0, _VOCABULARY),
+    "pos_att_type": _WORDS,
+    "position_buckets": _whole(-1, _SIZE),
+    "max_relative_positions": _whole(-1, _POSITIONS),
+    "conv_kernel_size": _whole(0, _SIZE),
     "max_window_layers": _whole(0, _LAYERS),
     "sliding_window_pattern": _whole(1, _LAYERS),
     "sliding_window": _whole(0, _VOCABULARY),
@@ -119,7 +127,7 @@ MODULE: dict[str, Kind] = {
     **_all(_TEXT._replace(nullable=False), "path type"),
 }
 POOLING: dict[str, Kind] = {
-    "pooling_mode": Kind("a string or a list of strings", lambda value: _TEXT.fits(value) or _TEXTS.fits(value)),
+    "pooling_mode": _WORDS,
     "include_prompt": _FLAG,
     **_all(_whole(1, _SIZE), "embedding_dimension word_embedding_dimension"),
 }

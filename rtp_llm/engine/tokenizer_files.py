@@ -23,7 +23,7 @@ _ENDS = ("bos", "eos")
 _CLASSES = {
     "bert": "BertTokenizer", "distilbert": "DistilBertTokenizer", "electra": "ElectraTokenizer",
     "roberta": "RobertaTokenizer", "xlm-roberta": "XLMRobertaTokenizer", "camembert": "CamembertTokenizer",
-    "mpnet": "MPNetTokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer",
+    "mpnet": "MPNetTokenizer", "deberta-v2": "DebertaV2Tokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer",
     "llama": "LlamaTokenizer", "mistral": "LlamaTokenizer", "gemma3_text": "GemmaTokenizer",
     "gte": "XLMRobertaTokenizer", "nomic_bert": "BertTokenizer",
 }  # fmt: skip

@@ -27,6 +27,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "electra": ("rtp_llm.models.bert", "Electra"),
     "distilbert": ("rtp_llm.models.distilbert", "DistilBert"),
     "mpnet": ("rtp_llm.models.mpnet", "MPNet"),
+    "deberta-v2": ("rtp_llm.models.deberta", "Deberta"),
     "t5": ("rtp_llm.models.t5", "T5"),
     "qwen2": ("rtp_llm.models.qwen", "Qwen2"),
     "qwen3": ("rtp_llm.models.qwen", "Qwen3"),
@@ -41,8 +42,8 @@ MODELS: dict[str, tuple[str, str]] = {
 # Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
 ARCHITECTURES = {
     "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Electra": "electra",
-    "DistilBert": "distilbert", "MPNet": "mpnet", "T5": "t5", "T5Encoder": "t5", "Gte": "gte", "New": "new",
-    "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2", "Qwen3": "qwen3",
+    "DistilBert": "distilbert", "MPNet": "mpnet", "DebertaV2": "deberta-v2", "T5": "t5", "T5Encoder": "t5",
+    "Gte": "gte", "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2", "Qwen3": "qwen3",
     "Llama": "llama", "Mistral": "mistral", "Gemma3Text": "gemma3_text", "EuroBert": "eurobert",
 }  # fmt: skip
 _ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
@@ -56,6 +57,7 @@ class Model(Protocol):
     causal            a token sees those before it only, so that the last one stands for all
     shares_prefixes   what it computes for a sequence's first tokens serves every sequence that begins with them
     kv_size           of a model that does, columns at the end of what `on_keys` gets that are keys and values
+    reads_host        on a GPU, it needs the batch's lengths on the host too, so that no CUDA graph of it serves
     layers            in their order
     matrices          (layer, attribute) of each linear layer's weight -> the checkpoint's tensors that it is made of
     """
@@ -67,6 +69,7 @@ class Model(Protocol):
     causal: bool
     shares_prefixes: bool
     kv_size: int
+    reads_host: bool
     layers: Sequence[Any]
     matrices: Mapping[tuple[int, str], tuple[str, ...]]
 

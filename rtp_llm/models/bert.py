@@ -14,7 +14,7 @@ from rtp_llm.config_files import ACTIVATIONS
 from rtp_llm.core import Batch, Int32Array
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models import OnKeys, OnLayer
-from rtp_llm.ops import Norm, Ops, Tensor, Weight
+from rtp_llm.ops import Norm, Ops, Relative, Tensor, Weight
 
 _MATRICES = ("qkv", "out", "up", "down")
 RENAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
@@ -130,6 +130,7 @@ class _Layer:
     down: Weight
     down_bias: Tensor
     mlp_norm: Norm
+    relative: Relative | None = None
 
 
 class Bert:
@@ -141,6 +142,7 @@ class Bert:
     learnt_positions = True
     shares_prefixes = False
     kv_size = 0
+    reads_host = False
     prefix: ClassVar[str] = "bert."
     names: ClassVar[LayerNames] = NAMES
     ignored: ClassVar[tuple[str, ...]] = IGNORED
@@ -151,9 +153,10 @@ class Bert:
         self.vocab_size = config.vocab_size
         self.max_positions = config.max_position_embeddings
         self.causal = config.is_decoder
+        self.scale = config.head_dim**-0.5
         self.distance_bias: Tensor | None = None
         self.word = ops.table(weights["word"])
-        self.position = ops.table(weights["position"])
+        self.position = ops.table(weights["position"]) if "position" in weights else None
         self.token_type = ops.table(weights["token_type"]) if config.type_vocab_size else None
         self.embedding_norm = _norm(weights, "embedding_norm", config, ops)
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
@@ -198,9 +201,14 @@ class Bert:
 
     def _embed(self, ops: Ops, batch: Batch) -> Tensor:
         """-> what goes into the first layer, [T, hidden_size]."""
-        types = [] if self.token_type is None else [(self.token_type, batch.token_type_ids)]
-        lookups = [(self.word, batch.input_ids), *types, (self.position, batch.position_ids)]
-        return ops.embed(lookups, self.embedding_norm)
+        return ops.embed(self._lookups(batch), self.embedding_norm)
+
+    def _lookups(self, batch: Batch) -> list[tuple[Tensor, Int32Array]]:
+        """Tables whose rows are summed, and which."""
+        tables = (
+            (self.word, batch.input_ids), (self.token_type, batch.token_type_ids), (self.position, batch.position_ids)
+        )  # fmt: skip
+        return [(table, ids) for table, ids in tables if table is not None]
 
     def _run_layer(
         self, ops: Ops, layer: _Layer, hidden_states: Tensor, batch: Batch, wanted: Int32Array | None
@@ -212,10 +220,11 @@ class Bert:
             num_heads=config.num_attention_heads,
             num_kv_heads=config.num_attention_heads,
             head_dim=config.head_dim,
-            scale=config.head_dim**-0.5,
+            scale=self.scale,
             causal=self.causal,
             rows=wanted,
             distance_bias=self.distance_bias,
+            relative=layer.relative,
         )
         hidden_states = hidden_states if wanted is None else ops.rows(hidden_states, wanted)
         attended = ops.norm(
@@ -303,12 +312,13 @@ def parameters(config: BertConfig, names: LayerNames = NAMES) -> dict[str, Param
 
 
 def _load_layer(weights: Weights, prefix: str, config: BertConfig, ops: Ops) -> _Layer:
-    linears = {}
+    parts: dict[str, Any] = {}
     for name in _MATRICES:
-        linears[name] = ops.matrix(weights.matrix(f"{prefix}{name}.weight"))
-        linears[f"{name}_bias"] = ops.vector(weights[f"{prefix}{name}.bias"])
-    norms = {name: _norm(weights, prefix + name, config, ops) for name in ("attention_norm", "mlp_norm")}
-    return _Layer(**linears, **norms)
+        parts[name] = ops.matrix(weights.matrix(f"{prefix}{name}.weight"))
+        parts[f"{name}_bias"] = ops.vector(weights[f"{prefix}{name}.bias"])
+    for name in ("attention_norm", "mlp_norm"):
+        parts[name] = _norm(weights, prefix + name, config, ops)
+    return _Layer(**parts)
 
 
 def _norm(weights: Weights, name: str, config: BertConfig, ops: Ops) -> Norm:

@@ -85,6 +85,7 @@ class Decoder(ABC):
     """The decoder up to its last hidden states, after the final norm; heads belong to the tasks."""
 
     learnt_positions = False
+    reads_host = False
 
     def __init__(self, config: DecoderConfig, weights: Weights, ops: Ops) -> None:
         self.config = config
@@ -159,7 +160,7 @@ class Decoder(ABC):
         return _added(ops, wide, layer.down, layer.down_bias, layer.down_norm, attended)
 
     @property
-    def _heads(self) -> dict[str, int]:
+    def _heads(self) -> dict[str, Any]:
         config = self.config
         return {
             "num_heads": config.num_attention_heads,

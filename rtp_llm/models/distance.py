@@ -1,4 +1,4 @@
-"""T5's buckets of distances (Raffel et al. 2020): near ones have one each, far ones share, in steps that widen."""
+"""Buckets of distances: near ones have one each, far ones share, in steps that widen. T5's and DeBERTa's."""
 
 import math
 
@@ -9,7 +9,7 @@ from rtp_llm.core import FloatArray
 
 
 def distance_buckets(num_buckets: int, max_distance: int) -> NDArray[np.int32]:
-    """The bucket of each distance from a query to a key, -max_distance to max_distance -> [2 * max_distance + 1].
+    """T5's bucket of each distance from a query to a key, -max_distance to max_distance -> [2 * max_distance + 1].
 
     Half of the buckets are for keys that come after the query. Beyond max_distance a distance has the bucket of the
     ends. Equals transformers' T5Attention._relative_position_bucket, bidirectional, logarithms in fp32 as there.
@@ -22,6 +22,23 @@ def distance_buckets(num_buckets: int, max_distance: int) -> NDArray[np.int32]:
     steps = np.log(ratio) / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
     far = np.minimum(exact + steps.astype(np.int32), half - 1)
     return np.where(distances > 0, half, 0).astype(np.int32) + np.where(size < exact, size, far).astype(np.int32)
+
+
+def log_buckets(num_buckets: int, max_distance: int) -> NDArray[np.int32]:
+    """DeBERTa's rows for distances -max_distance to max_distance -> [2 * max_distance + 1], of 2 * num_buckets.
+
+    Distance 0 has the row in the middle, and each distance below half of num_buckets one of its own. Beyond
+    max_distance a distance has the row of the ends. `num_buckets` 0: each has its own, 2 * max_distance of them in all.
+    Equals transformers' make_log_bucket_position, logarithms in fp32 as there, and what is clamped to the table.
+    """
+    distances = np.arange(-max_distance, max_distance + 1, dtype=np.int32)
+    half, span = num_buckets // 2, num_buckets or max_distance
+    if num_buckets:
+        size = np.maximum(np.abs(distances), half).astype(np.float32)
+        steps = np.log(size / np.float32(half)) / np.log(np.float32((max_distance - 1) / half)) * np.float32(half - 1)
+        far = (np.ceil(steps) + half).astype(np.int32) * np.sign(distances)
+        distances = np.where(np.abs(distances) <= half, distances, far)
+    return np.clip(distances + span, 0, 2 * span - 1).astype(np.int32)
 
 
 def distance_bias(rows: FloatArray, max_distance: int) -> FloatArray:

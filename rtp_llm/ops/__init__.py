@@ -36,10 +36,34 @@ class Norm:
     kind: Literal["layer", "rms"] = "layer"
 
 
-def reach_of(shape: Sequence[int], num_heads: int) -> int:
-    """Of a `distance_bias` of this shape: distances from it on have the bias of the table's ends."""
-    assert len(shape) == 2 and shape[0] == num_heads and shape[1] % 2 == 1, f"distance_bias is {tuple(shape)}"
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """Vectors of distances in attention, as DeBERTa has them (He et al. 2021); from `Ops.vector`, finite, or absent.
+
+    keys     [num_heads * head_dim, 2 * reach - 1]: column j - i, counted from the middle, is what query i sees of key
+             j's place; beyond the ends, what stands there
+    queries  of the same shape: column i - j is what sees key j from query i's place
+    """
+
+    keys: Tensor | None
+    queries: Tensor | None
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        return tuple(table for table in (self.keys, self.queries) if table is not None)
+
+
+def reach_of(shape: Sequence[int], num_rows: int, name: str = "distance_bias") -> int:
+    """Of a table by distance of this shape: distances from it on have what stands at the table's ends."""
+    assert len(shape) == 2 and shape[0] == num_rows and shape[1] % 2 == 1, f"{name} is {tuple(shape)}"
     return (shape[1] + 1) // 2
+
+
+def relative_reach(relative: Relative, num_rows: int) -> int:
+    """`reach_of` of its tables, which have one shape; 0 without any."""
+    reaches = {reach_of(table.shape, num_rows, "relative") for table in relative.tables}
+    assert len(reaches) <= 1, f"relative has tables of {reaches} distances"
+    return max(reaches, default=0)
 
 
 class Ops(Protocol):
@@ -115,6 +139,7 @@ class Ops(Protocol):
         rows: Int32Array | None = None,
         kept: Sequence[Tensor] = (),
         distance_bias: Tensor | None = None,
+        relative: Relative | None = None,
     ) -> Tensor:
         """softmax(scale * q @ k.T + bias) @ v within each sequence -> [T, num_heads * head_dim].
 
@@ -126,6 +151,8 @@ class Ops(Protocol):
         has this layer's tensors of `batch.kept`, [tokens, 2 * num_kv_heads * head_dim]: key heads, then value heads.
         `distance_bias` [num_heads, 2 * reach - 1], a `vector`, finite: to the score of query i and key j, positions in
         the sequence, head h adds column clip(j - i, 1 - reach, reach - 1) + reach - 1. T5's bias and ALiBi's are such.
+        `relative`: to the product of query i with key j, before it is scaled, head h adds q_i . keys[h, :, j - i] and
+        k_j . queries[h, :, i - j]; not behind a prefix.
         `rows` [R], as `batch.wanted`: only these rows -> [R, num_heads * head_dim], with the bits they have among all.
         """
 

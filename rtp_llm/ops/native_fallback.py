@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from rtp_llm.core import FloatArray
-from rtp_llm.ops import Norm
+from rtp_llm.ops import Norm, Relative
 from rtp_llm.ops.native_library import Table
 from rtp_llm.ops.native_stream import Tensor, hosted
 from rtp_llm.ops.numpy_ops import NumpyOps
@@ -28,6 +28,8 @@ class ThroughNumpy:
             return value.widened()
         if isinstance(value, Norm):
             return replace(value, weight=self._to_host(value.weight), bias=self._to_host(value.bias))
+        if isinstance(value, Relative):
+            return Relative(self._to_host(value.keys), self._to_host(value.queries))
         if isinstance(value, (list, tuple)):
             return [self._to_host(item) for item in value]
         return value

@@ -19,7 +19,7 @@ import numpy as np
 
 from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import ConfigError
-from rtp_llm.ops import Norm, PoolMode, Quantization, reach_of
+from rtp_llm.ops import Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
 from rtp_llm.ops.int8 import check_quantized, quantizes
 from rtp_llm.ops.native_checks import check_ids, checked_prefixes, int32
 from rtp_llm.ops.native_fallback import ThroughNumpy
@@ -220,13 +220,15 @@ class NativeOps:
         rows: Int32Array | None = None,
         kept: Sequence[Tensor] = (),
         distance_bias: Tensor | None = None,
+        relative: Relative | None = None,
     ) -> Tensor:
         num_tokens, size = qkv.shape[0], num_heads * head_dim
         assert qkv.shape[1] == size + 2 * num_kv_heads * head_dim, f"qkv is {qkv.shape}"
         assert num_heads % num_kv_heads == 0 and scale > 0 and (window is None or window > 0)
         cu_seqlens, _, prefix_of = self._check(batch, num_tokens)
-        assert causal or not prefix_of, "a prefix does not see what comes after it"
+        assert not prefix_of or (causal and relative is None), "a prefix does not see what follows, nor distances"
         reach = 0 if distance_bias is None else reach_of(distance_bias.shape, num_heads)
+        relative = relative or Relative(None, None)
         wanted, num_wanted = (0, 0) if rows is None else (self._wanted(rows), len(rows))
         num_rows = num_tokens if rows is None else num_wanted
         y = self._new(num_rows, size)
@@ -235,6 +237,7 @@ class NativeOps:
                 y.reference, num_rows * size, self._operand(qkv), cu_seqlens, prefix_of, wanted, num_wanted,
                 *self._kept(batch, kept, 2 * num_kv_heads * head_dim), batch.num_seqs, batch.max_seqlen, num_heads,
                 num_kv_heads, head_dim, scale, causal, window or 0, self._operand(distance_bias), reach,
+                self._operand(relative.keys), self._operand(relative.queries), relative_reach(relative, size),
             ))  # fmt: skip
         return y
 

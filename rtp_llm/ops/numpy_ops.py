@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
-from rtp_llm.ops import Norm, PoolMode, Quantization, reach_of
+from rtp_llm.ops import Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
 from rtp_llm.ops.int8 import Int8Matrix, check_quantized, quantize_weight, quantizes
 from rtp_llm.ops.weight_only import BITS, quantize_groups, to_bf16
 
@@ -151,7 +151,9 @@ class NumpyOps:
         rows: Int32Array | None = None,
         kept: Sequence[FloatArray] = (),
         distance_bias: FloatArray | None = None,
+        relative: Relative | None = None,
     ) -> FloatArray:
+        assert relative is None or batch.prefix_of is None, "a prefix does not see what follows, nor distances"
         heads = qkv.reshape(len(qkv), -1, head_dim).transpose(1, 0, 2)
         q = heads[:num_heads]
         first = 0 if rows is None else batch.num_seqs - len(rows)
@@ -165,9 +167,10 @@ class NumpyOps:
                 position = before.shape[1] + row - start
                 low, high = visible_keys(position, seen.shape[1], causal, window)
                 # NOTE: one row and the keys it sees at a time: others would change the order of BLAS's sums.
-                query = q[:, row].reshape(num_kv_heads, -1, head_dim)
-                bias = None if distance_bias is None else _bias(distance_bias, np.arange(low, high) - position)
-                out.append(_attend(query, keys[:, low:high], values[:, low:high], scale, bias))
+                query, distances = q[:, row].reshape(num_kv_heads, -1, head_dim), np.arange(low, high) - position
+                bias = None if distance_bias is None else _bias(distance_bias, distances)
+                added = None if relative is None else _relative(relative, q[:, row], keys[:, low:high], distances)
+                out.append(_attend(query, keys[:, low:high], values[:, low:high], scale, bias, added))
         return np.stack(out) if out else np.zeros((0, num_heads * head_dim), np.float32)
 
     def rotary(
@@ -249,11 +252,36 @@ def _bias(table: FloatArray, distances: NDArray[np.intp]) -> FloatArray:
     return table[:, np.clip(distances, -end, end) + end]
 
 
+def _relative(
+    relative: Relative, query: FloatArray, keys: FloatArray, distances: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """What `relative` adds to the products of a query [heads, D] with keys [kv_heads, S, D] -> [heads, S]."""
+    heads, size = query.shape
+    end = relative_reach(relative, heads * size) - 1
+    added = np.zeros((heads, len(distances)))
+    if relative.keys is not None:
+        seen = relative.keys[:, np.clip(distances, -end, end) + end].reshape(heads, size, -1)
+        added += np.einsum("hd,hds->hs", query, seen)
+    if relative.queries is not None:
+        seeing = relative.queries[:, np.clip(-distances, -end, end) + end].reshape(heads, size, -1)
+        added += np.einsum("hsd,hds->hs", keys.repeat(heads // len(keys), axis=0), seeing)
+    return added
+
+
 def _attend(
-    query: FloatArray, keys: FloatArray, values: FloatArray, scale: float, bias: FloatArray | None
+    query: FloatArray,
+    keys: FloatArray,
+    values: FloatArray,
+    scale: float,
+    bias: FloatArray | None,
+    added: NDArray[np.float64] | None,
 ) -> FloatArray:
-    """One row: [kv_heads, group, D], [kv_heads, S, D], [kv_heads, S, D], [heads, S] -> [kv_heads * group * D]."""
-    scores = (query @ keys.transpose(0, 2, 1)).astype(np.float64) * scale
+    """One row: [kv_heads, group, D], keys and values [kv_heads, S, D] -> [kv_heads * group * D].
+
+    bias, added  [heads, S], for the scores, and for the products before they are scaled
+    """
+    products = (query @ keys.transpose(0, 2, 1)).astype(np.float64)
+    scores = (products if added is None else products + added.reshape(products.shape)) * scale
     if bias is not None:
         scores += bias.reshape(scores.shape)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))

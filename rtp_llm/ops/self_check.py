@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rtp_llm.core import FloatArray, Item, pack
-from rtp_llm.ops import Norm, Ops
+from rtp_llm.ops import Norm, Ops, Relative
 from rtp_llm.ops.numpy_ops import NumpyOps
 
 
@@ -29,6 +29,7 @@ def _self_checks() -> dict[str, Callable[[Ops], Any]]:
 
     x, qkv, table, square = normal(41, size), normal(41, 3 * size), normal(50, size), normal(size, size)
     weight, bias, near = normal(size), normal(size), normal(heads, 9)
+    seen, seeing = normal(size, 9), normal(size, 9)
     return {
         "embed": lambda ops: ops.embed(
             [(ops.table(table), batch.input_ids), (ops.table(table), batch.position_ids)], scale=3.0
@@ -42,7 +43,11 @@ def _self_checks() -> dict[str, Callable[[Ops], Any]]:
                 ops.attention(
                     ops.vector(qkv), batch, num_heads=heads, num_kv_heads=heads, head_dim=head_dim, scale=0.2, **options
                 )
-                for options in ({}, {"distance_bias": ops.vector(near)})
+                for options in (
+                    {},
+                    {"distance_bias": ops.vector(near)},
+                    {"relative": Relative(ops.vector(seen), ops.vector(seeing))},
+                )
             ]
         ),
         "rotary": lambda ops: ops.rotary(

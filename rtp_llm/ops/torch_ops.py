@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import ConfigError
-from rtp_llm.ops import Norm, PoolMode, Quantization, reach_of
+from rtp_llm.ops import Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ACTIVATION: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -149,7 +149,9 @@ class TorchOps:
         rows: Any | None = None,
         kept: Sequence[torch.Tensor] = (),
         distance_bias: torch.Tensor | None = None,
+        relative: Relative | None = None,
     ) -> torch.Tensor:
+        assert relative is None or batch.prefix_of is None, "a prefix does not see what follows, nor distances"
         heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim).transpose(0, 1)
         q, kv = heads[:num_heads], heads[num_heads:]
         before = [x.view(len(x), 2 * num_kv_heads, head_dim).transpose(0, 1) for x in kept]
@@ -166,24 +168,10 @@ class TorchOps:
             if prefix != -1:
                 own = torch.cat([kv[:, slice(*spans[prefix])] if prefix >= 0 else before[-2 - prefix], own], dim=1)
             keys, values = own.chunk(2)
-            skipped = keys.shape[1] - (end - start)
-            # A mask with a bias has numbers for every head: of a long sequence, for some queries at a time.
-            step = high - low if distance_bias is None else max(1, _PART // (num_heads * keys.shape[1]))
-            for row in range(low, high, step):
-                end_row, place = min(row + step, high), skipped - start
-                mask = self._mask(
-                    row + place, end_row + place, keys.shape[1], causal, window, distance_bias
-                )  # fmt: skip
-                outputs.append(
-                    F.scaled_dot_product_attention(
-                        q[None, :, row:end_row],
-                        keys[None],
-                        values[None],
-                        attn_mask=mask,
-                        scale=scale,
-                        enable_gqa=num_heads != num_kv_heads,
-                    )[0]
-                )
+            place = low - start + keys.shape[1] - (end - start)
+            outputs += self._attend(
+                q[:, low:high], keys, values, place, scale, causal, window, distance_bias, relative
+            )  # fmt: skip
         return torch.cat(outputs, dim=1).transpose(0, 1).reshape(-1, num_heads * head_dim)
 
     def rotary(
@@ -254,17 +242,87 @@ class TorchOps:
             flat_target[start : start + count] = part[:count].to(self.device)
         return target
 
+    def _attend(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        place: int,
+        scale: float,
+        causal: bool,
+        window: int | None,
+        table: torch.Tensor | None,
+        relative: Relative | None,
+    ) -> list[torch.Tensor]:
+        """Queries [num_heads, R, D], from position `place` on, of one sequence [num_kv_heads, S, D] -> like them, in
+        parts.
+
+        A mask with a bias has numbers for every head: of a long sequence, for some queries at a time.
+        """
+        (num_heads, num_rows, _), seqlen, parts = queries.shape, keys.shape[1], []
+        is_biased = table is not None or relative is not None
+        step = max(1, _PART // (num_heads * seqlen)) if is_biased else num_rows
+        for part, low in zip(torch.split(queries, step, dim=1), range(place, place + num_rows, step), strict=True):
+            bias = self._added(table, relative, part, keys, low, scale)
+            mask = self._mask(low, low + part.shape[1], seqlen, causal, window, bias)
+            attended = F.scaled_dot_product_attention(
+                part[None], keys[None], values[None], mask, scale=scale, enable_gqa=num_heads != len(keys)
+            )
+            parts.append(attended[0])
+        return parts
+
     def _mask(
         self, low: int, high: int, seqlen: int, causal: bool, window: int | None, bias: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """`_visible`, or with a `distance_bias` [num_heads, high - low, seqlen], -inf where the key is not seen."""
+        """`_visible`, or with a bias [num_heads, high - low, seqlen], -inf where the key is not seen."""
         visible = self._visible(low, high, seqlen, causal, window)
-        if bias is None:
-            return visible
-        end = reach_of(bias.shape, len(bias)) - 1
-        queries, keys = torch.arange(low, high, device=self.device), torch.arange(seqlen, device=self.device)
-        added = bias[:, (keys[None, :] - queries[:, None]).clamp(-end, end) + end]
-        return added if visible is None else added.masked_fill(~visible, -torch.inf)
+        if bias is None or visible is None:
+            return visible if bias is None else bias
+        return bias.masked_fill(~visible, -torch.inf)
+
+    def _added(
+        self,
+        table: torch.Tensor | None,
+        relative: Relative | None,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        low: int,
+        scale: float,
+    ) -> torch.Tensor | None:
+        """What the scores of queries from position `low` on have beside the products; None: nothing."""
+        bias = None if table is None else self._bias(table, low, queries.shape[1], keys)
+        if relative is None:
+            return bias
+        said = self._relative(relative, queries, keys, low) * scale
+        return said if bias is None else bias + said
+
+    def _bias(self, table: torch.Tensor, low: int, num_queries: int, keys: torch.Tensor) -> torch.Tensor:
+        """Of a `distance_bias`, for queries from position `low` on -> [num_heads, num_queries, seqlen]."""
+        end = reach_of(table.shape, len(table)) - 1
+        queries = torch.arange(low, low + num_queries, device=self.device)
+        places = torch.arange(keys.shape[1], device=self.device)
+        return table[:, (places[None, :] - queries[:, None]).clamp(-end, end) + end]
+
+    def _relative(self, relative: Relative, queries: torch.Tensor, keys: torch.Tensor, low: int) -> torch.Tensor:
+        """What `relative` adds to the products of queries [num_heads, R, D], from position `low` on, with keys
+        [num_kv_heads, S, D] -> [num_heads, R, S].
+
+        Of the products with all distances that occur, each row reads a run of its own: rows of one number less.
+        """
+        (num_heads, num_rows, size), num_keys = queries.shape, keys.shape[1]
+        shape, width = (num_heads, num_rows, num_keys), num_rows + num_keys - 1
+        end, run = relative_reach(relative, num_heads * size) - 1, torch.arange(width, device=self.device)
+        total = queries.new_zeros(shape)
+        if relative.keys is not None:
+            columns = (run - low - num_rows + 1).clamp(-end, end) + end
+            products = (queries @ relative.keys.view(num_heads, size, -1)[:, :, columns]).contiguous()
+            total = total + products.as_strided(shape, (num_rows * width, width - 1, 1), num_rows - 1)
+        if relative.queries is not None:
+            columns = (run + low - num_keys + 1).clamp(-end, end) + end
+            keys = keys.repeat_interleave(num_heads // len(keys), dim=0)
+            products = (keys @ relative.queries.view(num_heads, size, -1)[:, :, columns]).contiguous()
+            total = total + products.as_strided(shape, (num_keys * width, 1, width - 1), num_keys - 1)
+        return total
 
     def _visible(self, low: int, high: int, seqlen: int, causal: bool, window: int | None) -> torch.Tensor | None:
         """[high - low, seqlen]: True where the query at position low + i may see key j; None when all is visible."""

@@ -21,6 +21,7 @@ from rtp_llm.ops import (
     Norm,
     PoolMode,
     Quantization,
+    Relative,
     tiles,
     triton_attention,
     triton_fp8,
@@ -207,13 +208,14 @@ class TritonOps(TorchOps):
         rows: Any | None = None,
         kept: Sequence[torch.Tensor] = (),
         distance_bias: torch.Tensor | None = None,
+        relative: Relative | None = None,
     ) -> torch.Tensor:
         shape: dict[str, Any] = {
             "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim, "scale": scale,
             "causal": causal, "window": window, "distance_bias": distance_bias,
         }  # fmt: skip
-        otherwise = partial(super().attention, qkv, batch, **shape, rows=rows, kept=kept)
-        if batch.tiles is None or head_dim > _MAX_HEAD_DIM:
+        otherwise = partial(super().attention, qkv, batch, **shape, rows=rows, kept=kept, relative=relative)
+        if batch.tiles is None or head_dim > _MAX_HEAD_DIM or relative is not None:
             return otherwise()
         host = batch.host or batch
         kernel = partial(

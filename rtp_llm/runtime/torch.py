@@ -73,7 +73,7 @@ class TorchRuntime:
         self.counts = {"out_of_memory": 0.0, "graphs": 0.0, "graph_replays": 0.0, "largest_step": 0.0}
         self._budget = budget
         self._prefixes = PrefixCache(prefix_cache_bytes)
-        self._graphs = Graphs(device, ops, graph_bytes, model.max_positions)
+        self._graphs = Graphs(device, ops, 0 if model.reads_host else graph_bytes, model.max_positions)
         self._leader = leader
         self._largest_step: int | None = None
         self._launch = device.launch

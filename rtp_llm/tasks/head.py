@@ -4,7 +4,7 @@ classifier.dense, classifier.out_proj   RoBERTa, XLM-R, CamemBERT, MPNet: first 
                                         ELECTRA: gelu instead of tanh
 pre_classifier, classifier              DistilBERT: first token, pre_classifier, relu, classifier
 head.dense, head.norm, classifier       ModernBERT: first token or mean, dense, activation, norm, classifier
-pooler.dense, classifier                BERT, GTE, NomicBERT: first token, pooler, tanh, classifier
+pooler.dense, classifier                BERT, GTE, NomicBERT: first token, pooler, tanh, classifier; DeBERTa: gelu
 dense, classifier                       EuroBERT: dense, gelu, classifier; on which tokens, classifier_pooling says
 score                                   decoders: last token that is not the padding token, score
 classifier                              one linear layer: on a causal model's last token, else on the first
@@ -23,16 +23,18 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight
 from rtp_llm.tasks import TaskSource
 
-_PREFIXES = ("bert.", "roberta.", "distilbert.", "electra.", "mpnet.", "gte.", "new.", "nomic_bert.", "model.")
+_PREFIXES = (
+    "bert.", "roberta.", "distilbert.", "electra.", "mpnet.", "deberta.", "gte.", "new.", "nomic_bert.", "model.",
+)  # fmt: skip
 
 
 class _Layout(NamedTuple):
     """`hidden`, a layer with an activation before the last one, may be absent, and so may the `norm` between them.
 
-    poolings     what config.json's `classifier_pooling` may be, its default first, where that comes before `mode`, and
-                 `classifier_activation` before `activation`
-    late         the hidden layer is that of every token, and what it gives is pooled
-    model_types  the architectures whose head this is; (): any with such tensors
+    poolings        what config.json's `classifier_pooling` may be, its default first, where that comes before `mode`
+    activation_key  what in config.json comes before `activation`
+    late            the hidden layer is that of every token, and what it gives is pooled
+    model_types     the architectures whose head this is; (): any with such tensors
     """
 
     hidden: str | None
@@ -41,6 +43,7 @@ class _Layout(NamedTuple):
     activation: str = "tanh"
     norm: str | None = None
     poolings: tuple[str, ...] = ()
+    activation_key: str | None = None
     late: bool = False
     model_types: tuple[str, ...] = ()
 
@@ -50,13 +53,17 @@ class _Layout(NamedTuple):
         return tuple(name for name in (self.hidden, self.norm, self.last) if name)
 
 
+_BY_CLASSIFIER = "classifier_activation"
 _LAYOUTS = (
     _Layout("classifier.dense", "classifier.out_proj", "cls", "gelu", model_types=("electra",)),
     _Layout("classifier.dense", "classifier.out_proj", "cls"),
     _Layout("pre_classifier", "classifier", "cls", "relu"),
-    _Layout("head.dense", "classifier", "cls", "gelu", norm="head.norm", poolings=("cls", "mean")),
+    _Layout("head.dense", "classifier", "cls", "gelu", "head.norm", ("cls", "mean"), _BY_CLASSIFIER),
+    _Layout(
+        "pooler.dense", "classifier", "cls", "gelu", activation_key="pooler_hidden_act", model_types=("deberta-v2",)
+    ),
     _Layout("pooler.dense", "classifier", "cls"),
-    _Layout("dense", "classifier", "mean", "gelu", poolings=("late", "mean", "bos")),
+    _Layout("dense", "classifier", "mean", "gelu", poolings=("late", "mean", "bos"), activation_key=_BY_CLASSIFIER),
     _Layout(None, "score", "lasttoken"),
     _Layout(None, "classifier", "cls"),
 )
@@ -171,20 +178,26 @@ def _find_layout(shapes: Mapping[str, tuple[int, ...]], source: TaskSource, tens
         if is_its_own and all(f"{layer}.weight" in shapes for layer in layout.names):
             is_plain = layout.names == ("classifier",)
             layout = layout._replace(mode="lasttoken") if is_plain and source.causal else layout
-            return _configured(layout, config.hf) if layout.poolings else layout
+            return _configured(layout, config.hf)
     known = "; ".join(dict.fromkeys(" with ".join(layout.names) for layout in _LAYOUTS))
     raise CheckpointError(f"{tensors.path} has no classification head (one of: {known}); choose another --task_type")
 
 
 def _configured(layout: _Layout, hf: Mapping[str, Any]) -> _Layout:
     """With the pooling and the activation that config.json names; CheckpointError for others than are served."""
+    if layout.activation_key is not None:
+        name = hf.get(layout.activation_key, layout.activation)
+        if name not in ACTIVATIONS:
+            raise CheckpointError(
+                f"config.json: {layout.activation_key} {name!r} is not one of {', '.join(ACTIVATIONS)}"
+            )
+        layout = layout._replace(activation=ACTIVATIONS[name])
+    if not layout.poolings:
+        return layout
     pooling = hf.get("classifier_pooling") or layout.poolings[0]
     if pooling not in layout.poolings:
         raise CheckpointError(f"config.json: classifier_pooling {pooling!r} is not one of {', '.join(layout.poolings)}")
-    name = hf.get("classifier_activation", layout.activation)
-    if name not in ACTIVATIONS:
-        raise CheckpointError(f"config.json: classifier_activation {name!r} is not one of {', '.join(ACTIVATIONS)}")
-    return layout._replace(mode=_POOLINGS[pooling], activation=ACTIVATIONS[name], late=pooling == "late")
+    return layout._replace(mode=_POOLINGS[pooling], late=pooling == "late")
 
 
 def _stripped(name: str) -> str:

@@ -22,6 +22,7 @@ def test_the_flag_wins(name: str) -> None:
         ({"architectures": ["RobertaForSequenceClassification"]}, "roberta"),
         ({"architectures": ["XLMRobertaModel"]}, "xlm-roberta"),
         ({"architectures": ["CamembertForMaskedLM"]}, "camembert"),
+        ({"architectures": ["DebertaV2ForSequenceClassification"]}, "deberta-v2"),
         ({"architectures": ["T5EncoderModel"]}, "t5"),
         ({"architectures": ["T5ForConditionalGeneration"]}, "t5"),
         ({"architectures": ["Qwen2ForCausalLM"]}, "qwen2"),

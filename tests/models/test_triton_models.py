@@ -13,6 +13,7 @@ from rtp_llm.errors import ConfigError
 from rtp_llm.ops.numpy_ops import NumpyOps
 from tests.models.oracle import hidden_states, load, make_items, worst
 from tests.models.test_bert import save_bert
+from tests.models.test_deberta import save as save_deberta
 from tests.models.test_encoders import save as save_encoder
 from tests.models.test_gemma import KINDS
 from tests.models.test_gemma import save as save_gemma
@@ -38,6 +39,8 @@ def save(folder: Path, family: str) -> None:
         save_gemma(folder, layer_types=KINDS, head_dim=16)
     elif family == "ModernBert":
         save_modernbert(folder)
+    elif family == "deberta":
+        save_deberta(folder, "v3")
     elif family == "mpnet":
         save_encoder(folder, family)
     else:
@@ -45,7 +48,7 @@ def save(folder: Path, family: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["Bert", "mpnet", "ModernBert", "Qwen2", "Qwen3", "Gemma3"])
+@pytest.mark.parametrize("family", ["Bert", "mpnet", "ModernBert", "deberta", "Qwen2", "Qwen3", "Gemma3"])
 def test_hidden_states(family: str, tmp_path: Path) -> None:
     save(tmp_path, family)
     items, ops, exact = make_items(LENGTHS), TritonOps("cpu", "fp16"), NumpyOps()

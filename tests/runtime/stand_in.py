@@ -94,8 +94,9 @@ class MaskedOps(TorchOps):
         rows: Any | None = None,
         kept: Sequence[Any] = (),
         distance_bias: Any | None = None,
+        relative: Any | None = None,
     ) -> Any:
-        assert window is None and not kept and distance_bias is None
+        assert window is None and not kept and distance_bias is None and relative is None
         row = torch.arange(len(qkv))
         sequence = torch.searchsorted(batch.cu_seqlens[1:], row.int(), right=True)
         visible = sequence[:, None] == sequence[None]

@@ -201,6 +201,14 @@ def test_ops_that_need_the_host_have_no_graphs(folders: dict[str, Path]) -> None
     assert runtime.counts["graphs"] == 0
 
 
+def test_models_that_need_the_host_have_no_graphs(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rtp_llm.models.bert.Bert.reads_host", True)
+    runtime, _ = make(folders["bert"], "mean", MaskedOps(), graph_bytes=1 << 30)
+    for _ in range(4):
+        runtime.run(some_items((7,)), 1)
+    assert runtime.counts["graphs"] == 0
+
+
 def test_data_parallel(folders: dict[str, Path]) -> None:
     replicas = [make(folders["bert"], "mean")[0] for _ in range(2)]
     used: list[int] = []

@@ -28,6 +28,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "distilbert": ("DistilBert", {"max_position_embeddings": LIMIT, "hidden_dim": 77}),
     # MPNet's padding token is number 1, whatever config.json says.
     "mpnet": ("MPNet", {"max_position_embeddings": LIMIT + 2, "pad_token_id": 1}),
+    "deberta": (
+        "DebertaV2",
+        {
+            "max_position_embeddings": LIMIT, "relative_attention": True, "position_biased_input": False,
+            "pos_att_type": "p2c|c2p", "share_att_key": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm",
+        },
+    ),
     "qwen2": ("Qwen2", {"max_position_embeddings": LIMIT}),
     "qwen2-both-ways": ("Qwen2", {"max_position_embeddings": LIMIT, "is_causal": False}),
     "qwen3": ("Qwen3", {"max_position_embeddings": ROOM}),

@@ -108,6 +108,15 @@ LAYOUTS = {
         activation=torch.nn.functional.gelu,
         hf={"model_type": "electra"},
     ),
+    "deberta": Layout(
+        "deberta.pooler.dense", "classifier", activation=torch.nn.functional.gelu, hf={"model_type": "deberta-v2"}
+    ),
+    "deberta, as configured": Layout(
+        "pooler.dense",
+        "classifier",
+        activation=torch.tanh,
+        hf={"model_type": "deberta-v2", "pooler_hidden_act": "tanh"},
+    ),
     "distilbert": Layout("pre_classifier", "classifier", activation=torch.relu),
     "modernbert": Layout("head.dense", "classifier", activation=torch.nn.functional.gelu, norm="head.norm"),
     "modernbert, as configured": Layout(
@@ -171,6 +180,12 @@ def test_a_head_that_asks_for_what_is_not_served(key: str, tmp_path: Path) -> No
     save_layers(tmp_path, LAYOUTS["modernbert"])
     with pytest.raises(CheckpointError, match=f"{key} 'best' is not one of"):
         load_head(a_source(tmp_path, BACKENDS["numpy"](), {key: "best"}))
+
+
+def test_a_pooler_with_another_activation_than_is_served(tmp_path: Path) -> None:
+    save_layers(tmp_path, LAYOUTS["deberta"])
+    with pytest.raises(CheckpointError, match="pooler_hidden_act 'best' is not one of"):
+        load_head(a_source(tmp_path, BACKENDS["numpy"](), {"model_type": "deberta-v2", "pooler_hidden_act": "best"}))
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@
 // sequence with a prefix are those of the prefix, then its own. A row's bits depend on the keys that it sees: others of
 // its tile weigh nothing.
 #pragma once
+#include <optional>
+
 #if defined(__AMX_BF16__)
 #include "attention_amx.h"
-#else
-#include "attention_keys.h"
 #endif
+#include "attention_relative.h"
 
 namespace {
 
@@ -26,6 +27,7 @@ struct Attention {
   Visibility visibility;
   const float* bias;  // [heads][2 * reach - 1] by the distance from query to key, or null
   int64_t reach;
+  Relative relative;
   int64_t parts = 1, part_rows = 0, runs = 0, run_length = 1;
 
   // Enough tasks for every thread, and not many more: a short sequence's head takes less than a hand-over. Parts are
@@ -91,8 +93,8 @@ struct Attention {
 #if defined(__AMX_BF16__)
     constexpr int64_t kLeastKeys = TiledAttention::kLeastKeys;
     const int64_t window = visibility.window > 0 ? visibility.window : length;
-    // NOTE: the tiles know of no bias: what has one is computed on vectors, whatever its length.
-    if (head_dim < TiledAttention::kLeastDim || bias != nullptr) return length;
+    // NOTE: the tiles know of no distances: what has some is computed on vectors, whatever its length.
+    if (head_dim < TiledAttention::kLeastDim || bias != nullptr || relative.any()) return length;
     if (visibility.causal) return visibility.window > 0 && window < kLeastKeys ? length : kLeastKeys - 1;
     return std::min(length, 2 * window - 1) < kLeastKeys ? length : 0;
 #else
@@ -117,8 +119,9 @@ struct Attention {
   void run_vectors(const Part& part) const {
     const int64_t length = visibility.causal ? part.place(part.last) : part.keys.count();
     const int64_t padded = ceil_div(length, kPanel) * kPanel, depth = ceil_div(head_dim, kPanel) * kPanel;
-    float* keys = thread_scratch().reserve(padded * head_dim + length * depth + kRows * padded);
-    float* values = keys + padded * head_dim;
+    const int64_t room = relative.any() ? RelativeHead::room(length, part.last - part.first, head_dim) : 0;
+    float* keys = thread_scratch().reserve(padded * head_dim + length * depth + kRows * padded + room);
+    float *values = keys + padded * head_dim, *scores = values + length * depth;
     // NOTE: lanes past the last key were set to zero. Their scores are never read, but of whatever else stood there
     // (integers are denormal as fp32) the products can take a hundred times as long.
     if (length < padded) std::fill(values - kPanel * head_dim, values, 0.0f);
@@ -127,20 +130,26 @@ struct Attention {
       pack_keys(rows, first_key, head_dim, head_dim, keys);
       pack_values(rows.moved(kv_heads * head_dim), head_dim, length, values + first_key * kPanel);
     }
-    const Head head{keys, values, values + length * depth, padded, length};
     const int64_t group = heads / kv_heads;
-    for (int64_t h = part.kv_head * group; h < (part.kv_head + 1) * group; ++h)
+    for (int64_t h = part.kv_head * group; h < (part.kv_head + 1) * group; ++h) {
+      Head head{keys, values, scores, padded, length, bias_of(h), {}};
+      if (relative.any())
+        head.relative.emplace(relative, h, seen.own, part.place(part.first), part.place(part.last), head_dim,
+                              scores + kRows * padded);
       for (int64_t row = part.first; row < part.last; row += kRows) {
         const float* q = part.q + row * row_size() + h * head_dim;
         float* y = part.y + (row - part.first) * heads * head_dim + h * head_dim;
-        attend(head, part.place(row), int(std::min<int64_t>(kRows, part.last - row)), q, y, bias_of(h));
+        attend(head, part.place(row), int(std::min<int64_t>(kRows, part.last - row)), q, y);
       }
+    }
   }
 
   struct Head {
     const float *keys, *values;  // [padded / kPanel][head_dim][kPanel], [depth / kPanel][length][kPanel]
     float* scores;               // [kRows][padded]
     int64_t padded, length;
+    const float* bias;  // at distance 0, or null
+    std::optional<RelativeHead> relative;
   };
 
   int64_t row_size() const { return (heads + 2 * kv_heads) * head_dim; }
@@ -162,7 +171,7 @@ struct Attention {
   }
 
   // Queries at the places `row` and after of a sequence -> y.
-  void attend(const Head& head, int64_t row, int rows, const float* q, float* y, const float* bias) const {
+  void attend(Head& head, int64_t row, int rows, const float* q, float* y) const {
     const int64_t from = visible(row, head.length).from / kPanel * kPanel;
     const int64_t to = visible(row + rows - 1, head.length).to;
     for (int64_t j = from; j < to; j += kPanel) {
@@ -170,8 +179,10 @@ struct Attention {
       multiply(rows, cols, head_dim, q, row_size(), head.keys + j * head_dim, head.scores + j, head.padded, false);
     }
     const Keys keys{from, to};
-    const float factor = bias != nullptr ? 1.0f : this->factor();
-    for (int r = 0; bias != nullptr && r < rows; ++r) add_bias(head.scores + r * head.padded, keys, row + r, bias);
+    if (head.relative) head.relative->add(row, rows, q, row_size(), keys, head.scores, head.padded);
+    const float factor = head.bias != nullptr ? 1.0f : this->factor();
+    for (int r = 0; head.bias != nullptr && r < rows; ++r)
+      add_bias(head.scores + r * head.padded, keys, row + r, head.bias);
     float shifts[kRows], inverse[kRows];
     // NOTE: row after row in each of two passes: the second need not wait for the first's last step.
     for (int r = 0; r < rows; ++r)
