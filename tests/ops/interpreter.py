@@ -1,6 +1,6 @@
 """Triton's interpreter, which tests/conftest.py has asked for; who imports this needs torch and triton.
 
-On a GPU: TRITON_INTERPRET=0 RTP_LLM_TEST_DEVICE=cuda pytest tests/ops/test_triton_ops.py
+On a GPU: TRITON_INTERPRET=0 RTP_LLM_TEST_DEVICE=cuda pytest -W default tests/ops/test_triton_ops.py
 """
 
 import os
