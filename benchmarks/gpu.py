@@ -1,12 +1,13 @@
 """A GPU in ten minutes: `python -m benchmarks.gpu`, or on a CPU with tiny shapes `python -m benchmarks.gpu --dry-run`.
 
-Seven parts, each in a process of its own: checks (which kernels agree with torch here; compiles them), ceilings (GEMM
+Eight parts, each in a process of its own: checks (which kernels agree with torch here; compiles them), ceilings (GEMM
 rates at the shapes used, copy bandwidth), kernels (benchmarks.gpu_kernels), engine (tokens a second, beside
-sentence-transformers), served (over HTTP), parity (against fp32) and fp8 (its gate's cosines, its speed).
+sentence-transformers), small (CUDA graphs; batches in flight together beside each alone), served (over HTTP), parity
+(against fp32) and fp8 (its gate's cosines, its speed).
 
-All of it ends within --seconds: each part has its share of what is left, ends by itself, or is stopped. One that fails
-or is stopped loses its own last rows and nothing else. The rows go to benchmarks/results/gpu-DATE-COMMIT.json, written
-again after each part.
+All of it ends within --seconds: each part has its share of what is left, ends by itself, or is stopped. What fails is a
+row that says so, and the next row is measured; a part that is stopped loses the row it was at. The rows, and the end
+of what a part wrote to stderr, go to benchmarks/results/gpu-DATE-COMMIT.json, written again after each part.
 
 From a checkout it needs torch, triton, numpy, safetensors, tokenizers, huggingface-hub, transformers and
 sentence-transformers; `served` needs the server's own libraries too, and is skipped without them.
@@ -21,18 +22,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import date
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
 
 # Each part's share of the time.
-PARTS = {"checks": 70, "ceilings": 40, "kernels": 80, "engine": 180, "served": 80, "parity": 50, "fp8": 60}
+PARTS = {
+    "checks": 70, "ceilings": 40, "kernels": 80, "engine": 170, "small": 40, "served": 70, "parity": 50, "fp8": 60,
+}  # fmt: skip
+# Each part's module, which only that part's process imports: what one lacks is not missed by another.
+_MODULES = {
+    "checks": "gpu_parts", "ceilings": "gpu_parts", "kernels": "gpu_parts", "engine": "gpu_parts",
+    "small": "gpu_small", "served": "gpu_served", "parity": "gpu_parity", "fp8": "gpu_fp8",
+}  # fmt: skip
 _SECONDS = 560.0
 # Of its time, what a part keeps for the end: to finish a row, or to be stopped.
 _GRACE = 0.2
+_STOPPING_SECONDS = 10  # for a stopped part to be gone; a driver may hold it, and it is left behind
+_STDERR_LINES = 40
 # Of the server, beside what all parts need.
 SERVING = ("msgspec", "orjson", "starlette", "uvicorn", "httptools", "uvloop", "prometheus_client", "yaml")
 # model -> tokens a second at 128 tokens, at least and hoped for.
@@ -47,16 +59,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.part:
         _run_part(arguments)
         return
+    deadline, path = time.monotonic() + arguments.seconds, arguments.results
     facts = _device_facts(arguments.device)
     print(f"{facts['name']}, torch {facts['torch']}, triton {facts['triton']}, driver's CUDA {facts['cuda']}")
     if missing := [name for name in SERVING if importlib.util.find_spec(name) is None]:
         print(f"served is skipped, for want of {', '.join(missing)} (pip install them)")
     results: dict[str, Any] = {}
-    deadline, path = time.monotonic() + arguments.seconds, arguments.results
     for part, seconds in _shares(arguments.parts, deadline):
         started = time.monotonic()
-        rows, problem = _in_process(part, arguments, seconds)
-        results[part] = {"rows": rows, "problem": problem, "seconds": round(time.monotonic() - started, 1)}
+        rows, problem, stderr = _in_process(part, arguments, seconds)
+        spent = round(time.monotonic() - started, 1)
+        results[part] = {"rows": rows, "problem": problem, "seconds": spent, "stderr": stderr}
         print(f"\n{part}{f': {problem}' if problem else ''}\n{_table(rows)}", flush=True)
         path = _write({"device": facts, "machine": report.machine(), "commit": _commit(), "parts": results}, arguments)
     print(f"\n{_table(_against_bars(results))}")
@@ -95,24 +108,26 @@ def _shares(parts: Sequence[str], deadline: float) -> Iterator[tuple[str, float]
         yield part, left * PARTS[part] / sum(PARTS[other] for other in parts[place:])
 
 
-def _in_process(part: str, arguments: argparse.Namespace, seconds: float) -> tuple[list[Row], str]:
-    """The part's rows, and what went wrong."""
+def _in_process(part: str, arguments: argparse.Namespace, seconds: float) -> tuple[list[Row], str, list[str]]:
+    """The part's rows, what went wrong, and the end of what it wrote to stderr."""
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows"
         command = [sys.executable, "-m", "benchmarks.gpu", "--part", part, "--rows", str(rows)]
         command += ["--device", arguments.device, "--checkpoint", arguments.checkpoint, "--seconds", f"{seconds:.1f}"]
         command += ["--dry-run"] if arguments.dry_run else []
         # Kernels are interpreted where no GPU is, and nothing but the kernels' own part waits for that.
-        problem = _finish(
+        problem, stderr = _finish(
             command, seconds, {"TRITON_INTERPRET": "1"} if arguments.dry_run and part == "kernels" else {}
         )
         # What stands behind the last end of a line was cut off with the part.
         lines = rows.read_text().rpartition("\n")[0].splitlines() if rows.exists() else []
-    return [json.loads(line) for line in lines], problem
+    found = [json.loads(line) for line in lines]
+    failed = sum("failed" in row for row in found)
+    return found, problem or (f"{failed} rows failed" if failed else ""), stderr
 
 
-def _finish(command: list[str], seconds: float, environ: dict[str, str]) -> str:
-    """What went wrong with a command. Past its time, it ends with all that it has started."""
+def _finish(command: list[str], seconds: float, environ: dict[str, str]) -> tuple[str, list[str]]:
+    """What went wrong with a command, and its last lines of stderr. Past its time, it ends with all it has started."""
     process = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
@@ -121,29 +136,29 @@ def _finish(command: list[str], seconds: float, environ: dict[str, str]) -> str:
         env={**os.environ, **environ},
         start_new_session=True,
     )
+    problem, errors = "", ""
     try:
         _, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
+        problem = f"stopped after {seconds:.0f} s"
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return f"stopped after {seconds:.0f} s"
+        with suppress(subprocess.TimeoutExpired):
+            _, errors = process.communicate(timeout=_STOPPING_SECONDS)
     lines = errors.strip().splitlines()
-    return f"status {process.returncode}: {lines[-1] if lines else ''}" if process.returncode else ""
+    if process.returncode and not problem:
+        problem = f"status {process.returncode}: {lines[-1] if lines else ''}"
+    return problem, lines[-_STDERR_LINES:]
 
 
 def _run_part(arguments: argparse.Namespace) -> None:
     """In the part's own process: rows to a file, one by one."""
     deadline = time.monotonic() + arguments.seconds * (1 - _GRACE)
-    from benchmarks import gpu_fp8, gpu_parity, gpu_parts, gpu_served
     from benchmarks.gpu_models import Machine
 
-    parts: dict[str, Callable[[Machine, float], Iterator[Row]]] = {
-        "checks": gpu_parts.checks, "ceilings": gpu_parts.ceilings, "kernels": gpu_parts.kernels,
-        "engine": gpu_parts.engine, "served": gpu_served.served, "parity": gpu_parity.parity, "fp8": gpu_fp8.fp8,
-    }  # fmt: skip
+    measure = getattr(import_module(f"benchmarks.{_MODULES[arguments.part]}"), arguments.part)
     machine = Machine(arguments.device, arguments.dry_run, arguments.checkpoint)
     with Path(arguments.rows).open("w") as file:
-        for row in parts[arguments.part](machine, deadline):
+        for row in measure(machine, deadline):
             file.write(json.dumps(row) + "\n")
             file.flush()
 
@@ -190,8 +205,10 @@ def _cell(value: Any) -> str:
 
 
 def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    with suppress(OSError):  # there is no git
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        return done.stdout.strip() or "unknown"
+    return "unknown"
 
 
 def _write(result: dict[str, Any], arguments: argparse.Namespace) -> Path:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,13 +11,13 @@ from benchmarks import gpu_models
 from benchmarks.gpu_models import Machine, Work
 from benchmarks.gpu_parity import minilm
 from benchmarks.gpu_parts import gemm_seconds, seconds_of, steady_seconds
+from benchmarks.gpu_rows import Row, attempt
 from rtp_llm.checkpoint import open_tensors, read_json
 from rtp_llm.models import Model, load_model
 from rtp_llm.ops.triton_check import checked_ops
 from rtp_llm.ops.triton_ops import FUSED, TritonOps
 from rtp_llm.runtime.torch_fp8 import likeness
 
-Row = dict[str, Any]
 _LENGTH = 128
 _MODELS = ("bge-large", "Qwen3-0.6B", "Qwen3-8B")
 
@@ -27,16 +28,16 @@ def fp8(machine: Machine, deadline: float) -> Iterator[Row]:
         yield {"what": "fp8", "skipped": "the device has no e4m3"}
         return
     ops = _ops(machine)
-    yield _minilm(machine, ops)
+    yield from attempt({"what": "fp8 gate", "model": "MiniLM"}, partial(_minilm, machine, ops))
     names = [name for name in machine.shapes if name in _MODELS or machine.dry_run]
     for name in names:
         if time.monotonic() > deadline:
             return
-        yield {"what": "fp8", "model": name, **_beside_16_bits(machine, machine.shapes[name], ops)}
+        yield from attempt({"what": "fp8", "model": name}, partial(_beside_16_bits, machine, name, ops))
         machine.free()
     if machine.device != "cpu":
         for name in names:
-            yield from _products(machine, name, deadline)
+            yield from attempt({"what": "fp8 product", "model": name}, partial(_products, machine, name, deadline))
 
 
 def _ops(machine: Machine) -> TritonOps:
@@ -46,15 +47,16 @@ def _ops(machine: Machine) -> TritonOps:
     return checked_ops(machine.device, "bf16", rows8=True)
 
 
-def _minilm(machine: Machine, ops: TritonOps) -> Row:
+def _minilm(machine: Machine, ops: TritonOps) -> Iterator[Row]:
     try:
         folder = minilm(machine)
     except FileNotFoundError as error:
-        return {"what": "fp8 gate", "model": "MiniLM", "skipped": str(error)}
+        yield {"what": "fp8 gate", "model": "MiniLM", "skipped": str(error)}
+        return
     hf, source = read_json(folder, "config.json"), open_tensors(folder)
     exact, narrow = (load_model("bert", hf, source, one) for one in (ops, ops.fork("fp8")))
     source.close()
-    return {"what": "fp8 gate", "model": "MiniLM", **_gate(ops, exact, narrow)}
+    yield {"what": "fp8 gate", "model": "MiniLM", **_gate(ops, exact, narrow)}
 
 
 def _gate(ops: TritonOps, exact: Model, narrow: Model) -> Row:
@@ -62,8 +64,9 @@ def _gate(ops: TritonOps, exact: Model, narrow: Model) -> Row:
     return {"mean_cosine": mean, "p1_cosine": p1}
 
 
-def _beside_16_bits(machine: Machine, hf: Mapping[str, Any], ops: TritonOps) -> Row:
+def _beside_16_bits(machine: Machine, name: str, ops: TritonOps) -> Iterator[Row]:
     """Random weights, the same ones in 16 bits and in 8."""
+    hf: Mapping[str, Any] = machine.shapes[name]
     exact, narrow = (gpu_models.build(hf, one) for one in (ops.in_16_bits(), ops.fork("fp8")))
     found = _gate(ops, exact, narrow)
     rates = {}
@@ -72,7 +75,10 @@ def _beside_16_bits(machine: Machine, hf: Mapping[str, Any], ops: TritonOps) -> 
         batches = [gpu_models.items(hf, _LENGTH, gpu_models.budget(hf), seed) for seed in range(4)]
         seconds, passes = steady_seconds(machine, runtime, batches)
         rates[kind] = passes * sum(item.num_tokens for batch in batches for item in batch) / seconds
-    return {**found, "tokens_s": rates["8"], "tokens_s_16_bits": rates["16"], "times": rates["8"] / rates["16"]}
+    yield {
+        "what": "fp8", "model": name, **found,
+        "tokens_s": rates["8"], "tokens_s_16_bits": rates["16"], "times": rates["8"] / rates["16"],
+    }  # fmt: skip
 
 
 def _products(machine: Machine, name: str, deadline: float) -> Iterator[Row]:

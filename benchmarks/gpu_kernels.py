@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.gpu_rows import problem
 from benchmarks.report import finish, machine, table
 from rtp_llm.core import Batch, Item, pack
 from rtp_llm.ops import Norm, triton_fp8
@@ -235,13 +236,19 @@ def measured(device: str, sizes: Sizes, deadline: float = float("inf")) -> Itera
                 break
             try:
                 yield measure(case, device, sizes.seconds)
-            except RuntimeError as error:
-                problem = " ".join(str(error).split())
-                nan = float("nan")
-                yield Row(f"{case.name}: {problem:.80}", case.dtype, nan, nan, False, nan, nan, nan, "")
+            except Exception as error:  # the border: whatever torch, a compiler or a driver says
+                yield _failed(case.name, case.dtype, error)
         capable = not device.startswith("cuda") or torch.cuda.get_device_capability(device) >= (8, 9)
-        if capable and time.monotonic() < deadline:
-            yield from fp8_rows(device, sizes)
+        try:
+            if capable and time.monotonic() < deadline:
+                yield from fp8_rows(device, sizes)
+        except Exception as error:  # the border, as above
+            yield _failed("fp8", "fp8", error)
+
+
+def _failed(name: str, dtype: str, error: Exception) -> Row:
+    nan = float("nan")
+    return Row(f"{name}: {problem(error)}", dtype, nan, nan, False, nan, nan, nan, "")
 
 
 def show(rows: Sequence[Row]) -> str:

@@ -1,5 +1,6 @@
 """The shapes that a GPU is measured with: random weights made on the device, ours and transformers', and their work."""
 
+import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,8 @@ class Machine:
             torch.cuda.synchronize()
 
     def free(self) -> None:
-        """Give back what is held for later use."""
+        """Give back what is held for later use, what only a cycle of references holds included."""
+        gc.collect()
         if self.device != "cpu":
             torch.cuda.empty_cache()
 
@@ -121,7 +123,9 @@ def runtime(machine: Machine, hf: Mapping[str, Any], dtype: str = "") -> TorchRu
     return with_model(machine, hf, build(hf, ops), ops)
 
 
-def with_model(machine: Machine, hf: Mapping[str, Any], model: Model, ops: TorchOps) -> TorchRuntime:
+def with_model(
+    machine: Machine, hf: Mapping[str, Any], model: Model, ops: TorchOps, graph_bytes: int = 1 << 30
+) -> TorchRuntime:
     """A runtime around a model: the last token of a decoder, the mean of an encoder."""
     ours = TorchRuntime(
         model_type=hf["model_type"],
@@ -129,7 +133,7 @@ def with_model(machine: Machine, hf: Mapping[str, Any], model: Model, ops: Torch
         ops=ops,
         device=open_device(machine.device),
         budget=TokenBudget(given=1024),
-        graph_bytes=1 << 30,
+        graph_bytes=graph_bytes,
     )
     mode: Any = "lasttoken" if model.causal else "mean"
     ours.tasks = {TaskType.DENSE: Dense(PoolingModes((mode,)), [], model.hidden_size)}

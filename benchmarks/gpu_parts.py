@@ -4,20 +4,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks import gpu_kernels, gpu_models
 from benchmarks.gpu_models import Machine, Work
-from benchmarks.gpu_peer import SentenceTransformers
+from benchmarks.gpu_rows import Row, attempt
 from rtp_llm.core import Item
 from rtp_llm.ops.torch_ops import DTYPES
 from rtp_llm.ops.triton_check import failing_ops
 from rtp_llm.ops.triton_ops import TritonOps
 from rtp_llm.runtime.torch import TorchRuntime
 
-Row = dict[str, Any]
 _LENGTHS = (128, 32, 512, 2048, 8192)
 
 
@@ -46,10 +46,14 @@ def checks(machine: Machine, deadline: float) -> Iterator[Row]:
     for dtype in ("fp16", "bf16"):
         if time.monotonic() > deadline:
             return
-        started = time.perf_counter()
-        failing = failing_ops(TritonOps(machine.device, dtype, rows8=machine.has_fp8))
-        seconds = round(time.perf_counter() - started, 1)
-        yield {"what": "check", "dtype": dtype, "failing": failing, "seconds": seconds}
+        yield from attempt({"what": "check", "dtype": dtype}, partial(_checked, machine, dtype))
+
+
+def _checked(machine: Machine, dtype: str) -> Iterator[Row]:
+    started = time.perf_counter()
+    failing = failing_ops(TritonOps(machine.device, dtype, rows8=machine.has_fp8))
+    seconds = round(time.perf_counter() - started, 1)
+    yield {"what": "check", "dtype": dtype, "failing": failing, "seconds": seconds}
 
 
 def kernels(machine: Machine, deadline: float) -> Iterator[Row]:
@@ -60,15 +64,25 @@ def kernels(machine: Machine, deadline: float) -> Iterator[Row]:
 
 def ceilings(machine: Machine, deadline: float) -> Iterator[Row]:
     """GEMM rates at the shapes that are used, in fp16 and bf16, and copy bandwidth."""
+    if time.monotonic() > deadline:
+        return
+    yield from attempt({"what": "copy"}, partial(_copies, machine))
     for name, hf in machine.shapes.items():
-        for rows in {gpu_models.budget(hf), gpu_models.budget(hf) // 8}:
-            for dtype in ("fp32",) if machine.device == "cpu" else ("fp16", "bf16"):
-                for wide, narrow in Work.of(hf).products:
-                    if time.monotonic() > deadline:
-                        return
-                    seconds = gemm_seconds(machine, dtype, rows, wide, narrow)
-                    rate = 2 * rows * wide * narrow / seconds / 1e12
-                    yield {"what": "gemm", "model": name, "dtype": dtype, "m_n_k": [rows, wide, narrow], "tflops": rate}
+        yield from attempt({"what": "gemm", "model": name}, partial(_gemms, machine, name, hf, deadline))
+
+
+def _gemms(machine: Machine, name: str, hf: Mapping[str, Any], deadline: float) -> Iterator[Row]:
+    for rows in (gpu_models.budget(hf), gpu_models.budget(hf) // 8):
+        for dtype in ("fp32",) if machine.device == "cpu" else ("fp16", "bf16"):
+            for wide, narrow in Work.of(hf).products:
+                if time.monotonic() > deadline:
+                    return
+                seconds = gemm_seconds(machine, dtype, rows, wide, narrow)
+                rate = 2 * rows * wide * narrow / seconds / 1e12
+                yield {"what": "gemm", "model": name, "dtype": dtype, "m_n_k": [rows, wide, narrow], "tflops": rate}
+
+
+def _copies(machine: Machine) -> Iterator[Row]:
     for megabytes in (4, 32) if machine.dry_run else (32, 1024):
         source = torch.empty(megabytes << 20, dtype=torch.uint8, device=machine.device)
         target = torch.empty_like(source)
@@ -87,30 +101,43 @@ def gemm_seconds(machine: Machine, dtype: str, rows: int, wide: int, narrow: int
 def engine(machine: Machine, deadline: float) -> Iterator[Row]:
     """Tokens a second of the runtime with its batches in flight, beside the ceiling and sentence-transformers."""
     for name, hf in machine.shapes.items():
-        if time.monotonic() > deadline:
-            return
-        work, tokens = Work.of(hf), gpu_models.budget(hf)
-        layer = sum(gemm_seconds(machine, machine.dtype(hf), tokens, *shape) for shape in work.products)
-        ceiling = tokens / (layer * work.num_layers)
-        lengths = [length for length in _lengths(machine) if length <= gpu_models.longest_of(hf)]
-        ours = gpu_models.runtime(machine, hf)
         rates: dict[int, float] = {}
-        for length in lengths:
+        for what, measure in (("engine", _our_rows), ("peer", _peer_rows)):
             if time.monotonic() > deadline:
                 return
+            yield from attempt({"what": what, "model": name}, partial(measure, machine, name, hf, rates, deadline))
+            machine.free()
+
+
+def _our_rows(
+    machine: Machine, name: str, hf: Mapping[str, Any], rates: dict[int, float], deadline: float
+) -> Iterator[Row]:
+    """Fills in the rates."""
+    work, tokens = Work.of(hf), gpu_models.budget(hf)
+    layer = sum(gemm_seconds(machine, machine.dtype(hf), tokens, *shape) for shape in work.products)
+    ceiling = tokens / (layer * work.num_layers)
+    ours = gpu_models.runtime(machine, hf)
+    for length in _lengths(machine):
+        if time.monotonic() > deadline:
+            return
+        if length <= gpu_models.longest_of(hf):
             row = _ours(machine, ours, hf, length, ceiling) | {"model": name}
             rates[length] = row["tokens_s"]
             yield row
-        del ours
-        machine.free()
-        theirs = SentenceTransformers(machine, hf)
-        for length, own in rates.items():
-            if time.monotonic() > deadline:
-                return
-            rate = theirs.tokens_a_second(length)
-            yield {"what": "peer", "model": name, "length": length, "tokens_s": rate, "ours_is_times": own / rate}
-        del theirs
-        machine.free()
+
+
+def _peer_rows(
+    machine: Machine, name: str, hf: Mapping[str, Any], rates: Mapping[int, float], deadline: float
+) -> Iterator[Row]:
+    # Here, so that what is not measured beside it does without its libraries.
+    from benchmarks.gpu_peer import SentenceTransformers
+
+    theirs = SentenceTransformers(machine, hf)
+    for length, own in rates.items():
+        if time.monotonic() > deadline:
+            return
+        rate = theirs.tokens_a_second(length)
+        yield {"what": "peer", "model": name, "length": length, "tokens_s": rate, "ours_is_times": own / rate}
 
 
 def _ours(machine: Machine, ours: TorchRuntime, hf: Mapping[str, Any], length: int, ceiling: float) -> Row:

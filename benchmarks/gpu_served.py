@@ -4,6 +4,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from benchmarks import checkpoints, gpu_clients
 from benchmarks.gpu import SERVING
 from benchmarks.gpu_models import Machine
 from benchmarks.gpu_parity import minilm
+from benchmarks.gpu_rows import Row, attempt
 from benchmarks.server_process import ServerProcess, body
 from rtp_llm.ops.torch_ops import DTYPES
 
-Row = dict[str, Any]
 _WORDS = 90  # of a text: some 128 tokens
 _BATCH = 32  # texts of a request
 _BARS = {"bge-large": 0.8}
@@ -29,30 +30,34 @@ def served(machine: Machine, deadline: float) -> Iterator[Row]:
         yield {"what": "served", "skipped": f"not installed: {', '.join(missing)}"}
         return
     for name in ("MiniLM",) if machine.dry_run else ("bge-large", "MiniLM"):
-        try:
-            checkpoint = _checkpoint(machine, name)
-        except FileNotFoundError as error:
-            yield {"what": "served", "model": name, "skipped": str(error)}
-            continue
-        texts = _texts(checkpoint, 64 if machine.dry_run else 4096)
-        offline, tokens_a_text = _offline(machine, checkpoint, texts)
-        yield {"what": "offline", "model": name, "tokens_s": offline, "tokens_a_text": tokens_a_text}
-        theirs = tokens_a_text * _sentence_transformers(machine, checkpoint, texts)
-        yield {"what": "sentence-transformers", "model": name, "tokens_s": theirs, "ours_is_times": offline / theirs}
-        num_clients, seconds = (1, 1.0) if machine.dry_run else (6, 8.0)
-        options = ["--backend", "torch"] if machine.device == "cpu" else ["--device", machine.device]
-        with ServerProcess(checkpoint, *options) as server:
-            server.wait_for_embedding("ready?")
-            # Over loopback the client's work is the server's loss: answers are read and not decoded.
-            bodies = [body(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
-            requests, latencies = gpu_clients.load(server.port, bodies, num_clients, seconds)
-        yield {
-            "what": "served", "model": name, "clients": num_clients, "tokens_s": requests * _BATCH * tokens_a_text,
-            "of_offline": requests * _BATCH * tokens_a_text / offline, "bar": _BARS.get(name),
-            **{f"p{share}_ms": float(np.percentile(latencies, share)) * 1e3 for share in (50, 99)},
-        }  # fmt: skip
+        yield from attempt({"what": "served", "model": name}, partial(_served, machine, name))
         if time.monotonic() > deadline:
             return
+
+
+def _served(machine: Machine, name: str) -> Iterator[Row]:
+    try:
+        checkpoint = _checkpoint(machine, name)
+    except FileNotFoundError as error:
+        yield {"what": "served", "model": name, "skipped": str(error)}
+        return
+    texts = _texts(checkpoint, 64 if machine.dry_run else 4096)
+    offline, tokens_a_text = _offline(machine, checkpoint, texts)
+    yield {"what": "offline", "model": name, "tokens_s": offline, "tokens_a_text": tokens_a_text}
+    theirs = tokens_a_text * _sentence_transformers(machine, checkpoint, texts)
+    yield {"what": "sentence-transformers", "model": name, "tokens_s": theirs, "ours_is_times": offline / theirs}
+    num_clients, seconds = (1, 1.0) if machine.dry_run else (6, 8.0)
+    options = ["--backend", "torch"] if machine.device == "cpu" else ["--device", machine.device]
+    with ServerProcess(checkpoint, *options) as server:
+        server.wait_for_embedding("ready?")
+        # Over loopback the client's work is the server's loss: answers are read and not decoded.
+        bodies = [body(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
+        requests, latencies = gpu_clients.load(server.port, bodies, num_clients, seconds)
+    yield {
+        "what": "served", "model": name, "clients": num_clients, "tokens_s": requests * _BATCH * tokens_a_text,
+        "of_offline": requests * _BATCH * tokens_a_text / offline, "bar": _BARS.get(name),
+        **{f"p{share}_ms": float(np.percentile(latencies, share)) * 1e3 for share in (50, 99)},
+    }  # fmt: skip
 
 
 def _checkpoint(machine: Machine, name: str) -> Path:

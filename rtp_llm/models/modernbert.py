@@ -126,6 +126,7 @@ class ModernBert:
     learnt_positions = False
     causal = False
     shares_prefixes = False
+    reads_host = False
     kv_size = 0
 
     def __init__(self, config: ModernBertConfig, weights: Weights, ops: Ops) -> None:

@@ -69,6 +69,7 @@ class RotaryBert:
     learnt_positions = False
     causal = False
     shares_prefixes = False
+    reads_host = False
     kv_size = 0
     prefixes: ClassVar[tuple[str, ...]] = ()
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()

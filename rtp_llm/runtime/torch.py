@@ -16,6 +16,7 @@ import torch
 from rtp_llm.core import Batch, Item, Rows, TaskType
 from rtp_llm.errors import DeviceLost, EngineFailure, one_line
 from rtp_llm.models import Model
+from rtp_llm.ops.native_checks import check_ids
 from rtp_llm.ops.torch_ops import TorchOps
 from rtp_llm.runtime.prefix_cache import PrefixCache
 from rtp_llm.runtime.step import Step, by_item, forward, plan, wanted_tasks
@@ -71,6 +72,8 @@ class TorchRuntime:
         self.replicas = (self,)
         self.batch_tokens = budget.tokens
         self.counts = {"out_of_memory": 0.0, "graphs": 0.0, "graph_replays": 0.0, "largest_step": 0.0}
+        types = getattr(model, "token_type", None)
+        self._num_types = None if types is None else len(types)
         self._budget = budget
         self._prefixes = PrefixCache(prefix_cache_bytes)
         self._graphs = Graphs(device, ops, 0 if model.reads_host else graph_bytes, model.max_positions)
@@ -182,6 +185,9 @@ class TorchRuntime:
     def _enqueue(self, slot: Slot, step: Step, bucket: Any = None) -> _Flight:
         """Copy in, compute, copy out: all begun, none waited for."""
         packed = self.model.prepare(step.batch)
+        if self._num_types is not None:
+            # A kernel reads whatever stands behind its table. Ids and lengths are checked where texts become tokens.
+            check_ids(packed.token_type_ids, self._num_types)
         returned = packed.as_read(step.items)
         batches = [packed] if returned is packed else [packed, returned]
         plain = type(packed) is Batch  # one with angles of its own is made on the host

@@ -1,8 +1,10 @@
 """The GPU's benchmark on tiny shapes: its parts here and now, the whole command when there is time."""
 
+import importlib
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from benchmarks import checkpoints, gpu, gpu_fp8, gpu_models, gpu_parity, gpu_parts, gpu_served
+from benchmarks import checkpoints, gpu, gpu_fp8, gpu_models, gpu_parity, gpu_parts, gpu_rows, gpu_served, gpu_small
 from rtp_llm import Model
 
 MACHINE = gpu_models.Machine("cpu", dry_run=True)
@@ -49,14 +51,64 @@ def test_work_counts_the_weights_of_the_model(name: str) -> None:
 
 
 def test_a_part_that_fails_says_so(tmp_path: Path) -> None:
-    problem = gpu._finish(["python3", "-c", "print(1); raise SystemExit('no device')"], 30, {})
-    assert problem == "status 1: no device"
+    command = ["python3", "-c", "import sys; print('first', file=sys.stderr); raise SystemExit('no device')"]
+    assert gpu._finish(command, 30, {}) == ("status 1: no device", ["first", "no device"])
 
 
 def test_a_part_that_takes_too_long_is_stopped_with_what_it_has_started() -> None:
     started = time.monotonic()
-    assert gpu._finish(["sh", "-c", "sleep 20 & sleep 20"], 0.2, {}) == "stopped after 0 s"
+    problem = gpu._finish(["sh", "-c", "echo why >&2; sleep 20 & sleep 20"], 0.2, {})
+    assert problem == ("stopped after 0 s", ["why"])
     assert time.monotonic() - started < 10
+
+
+def test_what_fails_is_a_row_and_the_next_ones_follow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = gpu_models.build
+
+    def breaks(hf: Any, ops: Any) -> Any:
+        if hf["model_type"] == "bert":
+            raise AttributeError("no such name in this version")
+        return build(hf, ops)
+
+    monkeypatch.setattr(gpu_models, "build", breaks)
+    monkeypatch.setattr(gpu_models, "peer", lambda *_: 1 / 0)
+    rows = list(gpu_parts.engine(MACHINE, math.inf))
+    assert [(row["what"], row["model"], "failed" in row) for row in rows] == [
+        ("engine", "tiny-bert", True),
+        ("peer", "tiny-bert", True),
+        ("engine", "tiny-qwen3", False),
+        ("engine", "tiny-qwen3", False),
+        ("peer", "tiny-qwen3", True),
+    ]
+    assert rows[0]["failed"].startswith("AttributeError: no such name in this version (test_gpu.py:")
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_rows_before_a_failure_stay() -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        yield {"what": 1}
+        raise RuntimeError("two\nlines")
+
+    first, second = gpu_rows.attempt({"model": "x"}, rows)
+    assert first == {"what": 1} and second["model"] == "x" and second["failed"].startswith("RuntimeError: two lines (")
+
+
+@pytest.mark.parametrize("part", gpu.PARTS)
+def test_every_part_has_its_module(part: str) -> None:
+    assert callable(getattr(importlib.import_module(f"benchmarks.{gpu._MODULES[part]}"), part))
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert gpu._commit() == "unknown"
+
+
+def test_batches_in_flight_are_those_of_each_alone() -> None:
+    rows = list(gpu_small.small(MACHINE, math.inf))
+    assert [row["what"] for row in rows] == ["in flight", "small", "small"] * 2
+    assert all(row["ok"] and row["least_cosine"] > 0.999999 for row in rows)
 
 
 def test_parts_share_what_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +118,7 @@ def test_parts_share_what_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     for part, seconds in gpu._shares(["ceilings", "served", "kernels"], 100.0):
         shares[part] = round(seconds)
         now[0] += {"ceilings": 60.0, "served": 10.0}.get(part, 0.0)
-    assert shares == {"ceilings": 20, "served": 20, "kernels": 30}
+    assert shares == {"ceilings": 21, "served": 19, "kernels": 30}
 
 
 def test_fp8_tells_the_gates_cosines() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import Item, TaskType
-from rtp_llm.errors import DeviceLost, EngineFailure
+from rtp_llm.errors import DeviceLost, EngineFailure, InvalidRequest
 from rtp_llm.model_config import read_model_config
 from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.runtime import load_runtime
@@ -91,6 +91,17 @@ def test_rows_are_the_cpus(folders: dict[str, Path], family: str, mode: str, tas
     runtime, _ = make(folders[family], mode)
     for batch in (items, items[:1], items[::-1]):
         assert_same(runtime.run(batch, 1), reference(folders[family], mode, batch))
+
+
+def test_a_token_type_outside_the_table_is_refused(folders: dict[str, Path]) -> None:
+    """A device would read what stands behind the table, or end."""
+    runtime, _ = make(folders["bert"], "mean")
+    items = some_items()
+    items[2].token_type_ids = np.full(items[2].num_tokens, 2, np.int32)
+    with pytest.raises(InvalidRequest, match="id 2 is outside the model's table of 2 rows"):
+        runtime.run(items, 1)
+    items[2].token_type_ids = None
+    assert_same(runtime.run(items, 1), reference(folders["bert"], "mean", items))
 
 
 @pytest.mark.parametrize("cache", [0, 1 << 20])
