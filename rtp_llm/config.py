@@ -126,8 +126,8 @@ class EngineConfig:
     )
     act_type: str = option(
         "auto",
-        help="dtype of the activations; auto on a GPU: fp16 for BERT and RoBERTa, bf16 for decoders or where "
-        "config.json says so; a CPU computes in fp32 whatever is asked",
+        help="dtype of the activations; auto on a GPU: fp16 for encoders, bf16 for decoders, ModernBERT, "
+        "DeBERTa and T5, or where config.json says so; a CPU computes in fp32 whatever is asked",
         group="compute",
         choices=DTYPES,
         aliases=("dtype",),

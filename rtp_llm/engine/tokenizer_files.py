@@ -151,6 +151,9 @@ def _bert(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     _add_special(tokenizer, vocab, special, config)
     cls, sep = special["cls"], special["sep"]
+    if config["tokenizer_class"] == "MPNetTokenizer":  # RoBERTa's special tokens around BERT's words
+        tokenizer.post_processor = processors.RobertaProcessing((sep, vocab[sep]), (cls, vocab[cls]))
+        return tokenizer
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",
         pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",

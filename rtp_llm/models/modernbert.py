@@ -73,7 +73,7 @@ class ModernBertConfig:
             attention_bias=bool(hf.get("attention_bias", False)),
             mlp_bias=bool(hf.get("mlp_bias", False)),
             norm_bias=bool(hf.get("norm_bias", False)),
-            local_attention=hf.get("local_attention", 128),
+            local_attention=128 if hf.get("local_attention") is None else hf["local_attention"],
             layer_types=layer_types,
             ropes={kind: _rope(hf, kind, hidden // num_heads) for kind in _KINDS if kind in layer_types},
         )

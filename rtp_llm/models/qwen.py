@@ -53,7 +53,7 @@ def _windows(hf: Mapping[str, Any], causal: bool) -> tuple[int | None, ...]:
     num_layers = integer(hf, "num_hidden_layers")
     windowed = hf.get("use_sliding_window") and hf.get("sliding_window", 4096) is not None
     size = integer(hf, "sliding_window", 4096) if windowed else None
-    first = hf.get("max_window_layers", 28)
+    first = 28 if hf.get("max_window_layers") is None else hf["max_window_layers"]
     kinds = layer_types(hf, [SLIDING if size is not None and i >= first else FULL for i in range(num_layers)])
     if size is None:
         if SLIDING in kinds:

@@ -13,6 +13,9 @@ from rtp_llm.ops.native_stream import Program, Tensor
 # What each batch of a layout brings.
 _OF_BATCH = ("input_ids", "position_ids", "token_type_ids", "prompt_lens")
 
+# Larger results are copied for longer than their ops take to ask for, and would be kept for each layout.
+_MOST_BYTES = 1 << 16
+
 # Takes a batch of arrays that will be filled anew -> the rows that are wanted of it, by ops alone.
 Compute = Callable[[Batch], Tensor]
 
@@ -39,10 +42,15 @@ class Recording:
 
 
 def record(ops: NativeOps, batch: Batch, compute: Compute) -> tuple[FloatArray, Recording | None]:
-    """The rows of a batch, and how to compute others of its layout; None where some op went through Python."""
+    """The rows of a batch, and how to compute others of its layout; None where some op went through Python.
+
+    So it did where nothing reads the ids: what was made of them is a constant of the program.
+    """
     own = replace(batch, **{name: getattr(batch, name).copy() for name in _OF_BATCH})
     with ops.stream.watched() as programs:
         output = ops.to_numpy(compute(own))
-    if len(programs) != 1 or not programs[0].is_whole(output):
+    if len(programs) != 1 or not programs[0].is_whole(output) or output.nbytes > _MOST_BYTES:
+        return output, None
+    if all(ids is not own.input_ids for ids, _ in programs[0].bounds):
         return output, None
     return output.copy(), Recording(programs[0], [getattr(own, name) for name in _OF_BATCH], output)

@@ -84,9 +84,14 @@ class Stream:
         if handle:
             self.library.stream_delete(handle)
 
+    @property
+    def is_idle(self) -> bool:
+        """Nobody holds a tensor of it."""
+        return len(self.free) == self.num_slots
+
     def begin(self) -> None:
         """Start of a batch: what nobody holds any more is dropped, as after an exception half-way through a model."""
-        if len(self.free) == self.num_slots:
+        if self.is_idle:
             self.program = [RESET(0, 0)]
             self.kept.clear()
             self.bounds.clear()

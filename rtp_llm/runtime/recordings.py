@@ -28,6 +28,8 @@ class Recordings:
             return None
         if step.shares or step.items[0].parts or type(batch) is not Batch or not isinstance(ops, NativeOps):
             return None
+        if not ops.stream.is_idle:  # a traceback may still hold tensors of a batch that failed
+            return None
         key = ops, batch.num_tokens, next(iter(step.tasks))
         if key not in self._kept:
             rows, self._kept[key] = record(ops, batch, compute)

@@ -19,7 +19,6 @@ from rtp_llm.ops import Norm, Ops, Tensor, Weight
 from rtp_llm.tasks import TaskSource, Vocabulary
 
 _RENAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
-_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 _PREFIXES = ("bert.", "roberta.", "distilbert.", "mpnet.")
 _LOGARITHMS = {"relu": 1, "log1p_relu": 2}
 
@@ -153,6 +152,8 @@ def _load_head(source: TaskSource) -> MaskedLanguageHead:
 
 def _activation(hf: Mapping[str, Any], key: str | None) -> str:
     name: Any = "gelu" if key is None else hf.get(key, "gelu")
-    if name not in _ACTIVATIONS:
-        raise CheckpointError(f"config.json: {key} {name!r} of a SPLADE head is not one of {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
+    if name not in config_files.ACTIVATIONS:
+        raise CheckpointError(
+            f"config.json: {key} {name!r} of a SPLADE head is not one of {', '.join(config_files.ACTIVATIONS)}"
+        )
+    return config_files.ACTIVATIONS[name]

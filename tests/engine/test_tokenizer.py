@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtp_llm.core import Input, Item, Params
+from rtp_llm.engine import tokenizer_files
 from rtp_llm.engine.shortening import Side
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokenizer_files import num_ids
@@ -318,3 +319,16 @@ def test_small_requests_need_no_thread(inputs: Any, small: bool) -> None:
 @pytest.mark.parametrize(("vocabulary", "expected"), [({}, 0), ({"a": 0, "b": 1}, 2), ({"a": 0, "b": 7}, 8)])
 def test_ids_may_have_holes(vocabulary: dict[str, int], expected: int) -> None:
     assert num_ids(tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "a"))) == expected
+
+
+def test_mpnet_has_the_words_of_bert_and_the_special_tokens_of_roberta(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    words = ["<s>", "<pad>", "</s>", "[UNK]", "a", "b", "<mask>"]
+    ends = {"cls_token": "<s>", "sep_token": "</s>", "bos_token": "<s>", "eos_token": "</s>"}
+    theirs = transformers.MPNetTokenizer(vocab={word: place for place, word in enumerate(words)}, **ends)
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    settings = {"tokenizer_class": "MPNetTokenizer", "unk_token": "[UNK]", "pad_token": "<pad>", **ends}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours, _ = tokenizer_files.load(tmp_path)
+    for pair in (("a",), ("a", "b"), ("", "b c")):
+        assert ours.encode(*pair).ids == theirs(*pair)["input_ids"]

@@ -124,3 +124,8 @@ def test_config_refusals(change: dict[str, Any], message: str) -> None:
     hf = {key: value for key, value in {**hf, **change}.items() if value is not None}
     with pytest.raises(CheckpointError, match=message):
         BertConfig.from_hf(hf)
+
+
+def test_a_null_is_as_if_the_key_were_absent() -> None:
+    hf = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    assert BertConfig.from_hf({**hf, "max_position_embeddings": None}) == BertConfig.from_hf(hf)

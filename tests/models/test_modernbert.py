@@ -108,6 +108,8 @@ def test_older_keys_and_rope_parameters_say_the_same() -> None:
     }
     assert ModernBertConfig.from_hf({**HF, **older}) == ModernBertConfig.from_hf({**HF, **newer})
     assert ModernBertConfig.from_hf(HF) == ModernBertConfig.from_hf({**HF, **newer})
+    widths = [ModernBertConfig.from_hf({**HF, "local_attention": width}) for width in (None, 128)]
+    assert widths[0] == widths[1]
 
 
 def test_no_local_theta_is_the_global_one() -> None:

@@ -201,3 +201,8 @@ def test_rope_scaling_over_rope_parameters_keeps_their_theta() -> None:
 def test_config_refusals(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         Qwen2.read_config({**HF, **change})
+
+
+def test_a_null_is_as_if_the_key_were_absent() -> None:
+    hf = {**HF, "use_sliding_window": True, "sliding_window": 8}
+    assert Qwen2.read_config({**hf, "max_window_layers": None}) == Qwen2.read_config(hf)

@@ -9,7 +9,10 @@ import pytest
 
 from rtp_llm.core import Batch, FloatArray, Int32Array, Item, Params, Reads, Rows, TaskType
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.ops import Ops, PoolMode, Tensor
+from rtp_llm.ops import Ops, PoolMode, Tensor, native_recording
+from rtp_llm.ops.native_library import load as load_library
+from rtp_llm.ops.native_library import usable
+from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.runtime import recordings
 from rtp_llm.runtime.cpu import CpuRuntime
 from tests.backends import BACKENDS
@@ -122,3 +125,38 @@ def test_what_goes_through_python_is_not_kept(tmp_path: Path) -> None:
     rows = [alone(runtime, item) for _ in range(3)]
     assert task.calls == 3
     np.testing.assert_array_equal(rows[1:], [rows[0]] * 2)
+
+
+@pytest.mark.parametrize("broken", ["embed", "norm", "attention", "pool"])
+def test_an_op_that_numpy_does_is_not_kept(broken: str, tmp_path: Path) -> None:
+    """What it made of one text's ids would be a constant of the program."""
+    save_bert(tmp_path)
+    runtime = runtime_of(tmp_path, Pooled("mean", "all"))
+    ops = object.__new__(NativeOps)._bind(1, load_library(usable()[0]), frozenset({broken}))
+    other = CpuRuntime(model_type="test", model=load(tmp_path, ops), ops=ops, num_cores=1)
+    other.tasks = runtime.tasks
+    for item in items_of((7, 7, 7)):
+        np.testing.assert_allclose(alone(other, item), alone(runtime, item), atol=1e-5)
+
+
+def test_a_large_result_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_bert(tmp_path)
+    monkeypatch.setattr(native_recording, "_MOST_BYTES", 8)
+    task = Pooled("mean", "all")
+    runtime = runtime_of(tmp_path, task)
+    for item in items_of((7, 7, 7)):
+        alone(runtime, item)
+    assert task.calls == 3
+
+
+def test_a_tensor_that_a_failed_batch_left_is_in_nobody_s_way(tmp_path: Path) -> None:
+    save_bert(tmp_path)
+    task = Pooled("mean", "all")
+    runtime = runtime_of(tmp_path, task)
+    ops, items = runtime.ops, items_of((7, 7, 7, 7))
+    held = ops.concat([ops.vector(np.ones((2, 3), np.float32))])
+    rows = [alone(runtime, item) for item in items]
+    np.testing.assert_array_equal(ops.to_numpy(held), np.ones((2, 3)))
+    del held
+    np.testing.assert_array_equal([alone(runtime, item) for item in items], rows)
+    assert task.calls == 5
