@@ -26,6 +26,11 @@ def add_noise(model: Any) -> None:
             assert parameter.isfinite().all(), name
 
 
+def untyped(items: list[Item]) -> list[Item]:
+    """Without token types."""
+    return [Item(item.input_ids, item.index) for item in items]
+
+
 def make_items(lengths: tuple[int, ...], vocab: int = 101) -> list[Item]:
     random = np.random.default_rng(1)
     return [
@@ -39,6 +44,38 @@ def hidden_states(model: Model, ops: Ops, items: list[Item]) -> list[Any]:
     batch = model.prepare(pack(items))
     packed = ops.to_numpy(model(ops, ops.upload(batch)))
     return np.split(packed, batch.cu_seqlens[1:-1])
+
+
+def reference(model: Any, items: list[Item], **options: Any) -> list[Any]:
+    """transformers' last hidden states of each item alone, with its token types where it has them.
+
+    The shortest first: a dynamic rope remembers the longest sequence that it has seen.
+    """
+    torch = pytest.importorskip("torch")
+    rows = {}
+    with torch.no_grad():
+        for item in sorted(items, key=lambda item: item.num_tokens):
+            inputs = {"input_ids": torch.from_numpy(item.input_ids).long()[None]}
+            if item.token_type_ids is not None:
+                inputs["token_type_ids"] = torch.from_numpy(item.token_type_ids).long()[None]
+            rows[item.index] = model(**inputs, **options).last_hidden_state[0].numpy()
+    return [rows[item.index] for item in items]
+
+
+def assert_as_exact(theirs: Any, ours: list[Any], items: list[Item]) -> None:
+    """Rows of each item: their error against fp64 is at most twice that of transformers in fp32."""
+    in_fp32 = reference(theirs, items)
+    truth = reference(theirs.double(), items)
+    assert worst(ours, truth) <= 2 * worst(in_fp32, truth)
+
+
+def assert_alone_and_in_any_order(model: Model, ops: Ops, items: list[Item]) -> None:
+    """Each item has the same bits among the others, in whatever order, as alone."""
+    together = hidden_states(model, ops, items)
+    backwards = hidden_states(model, ops, items[::-1])[::-1]
+    for item, row, other in zip(items, together, backwards, strict=True):
+        assert np.array_equal(row, other)
+        assert np.array_equal(row, hidden_states(model, ops, [item])[0])
 
 
 def worst(left: list[Any], right: list[Any]) -> float:

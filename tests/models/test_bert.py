@@ -3,14 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from rtp_llm.core import Item
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models.bert import BertConfig
 from tests.backends import BACKENDS
-from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
+from tests.models.oracle import (
+    add_noise,
+    assert_alone_and_in_any_order,
+    assert_as_exact,
+    hidden_states,
+    load,
+    make_items,
+    reference,
+    worst,
+)
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -36,23 +43,12 @@ def save_bert(folder: Path, head: str = "BertModel", **shape: Any) -> Any:
     return model
 
 
-def reference(model: Any, items: list[Item]) -> list[Any]:
-    rows = []
-    with torch.no_grad():
-        for item in items:
-            ids, types = (torch.from_numpy(array).long()[None] for array in (item.input_ids, item.token_type_ids))
-            rows.append(model(input_ids=ids, token_type_ids=types).last_hidden_state[0].numpy())
-    return rows
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_transformers(shape: str, backend: str, tmp_path: Path) -> None:
     theirs, items, ops = save_bert(tmp_path, **SHAPES[shape]), make_items(LENGTHS), BACKENDS[backend]()
     ours = hidden_states(load(tmp_path, ops), ops, items)
-    in_fp32 = reference(theirs, items)
-    truth = reference(theirs.double(), items)
-    assert worst(ours, truth) <= 2 * worst(in_fp32, truth)
+    assert_as_exact(theirs, ours, items)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -67,11 +63,7 @@ def test_packed_equals_alone_in_any_order_bit_for_bit(backend: str, tmp_path: Pa
     save_bert(tmp_path, **SHAPES["odd"])
     ops = BACKENDS[backend]()
     model, items = load(tmp_path, ops), make_items(LENGTHS)
-    together = hidden_states(model, ops, items)
-    backwards = hidden_states(model, ops, items[::-1])[::-1]
-    for item, row, other in zip(items, together, backwards, strict=True):
-        assert np.array_equal(row, other)
-        assert np.array_equal(row, hidden_states(model, ops, [item])[0])
+    assert_alone_and_in_any_order(model, ops, items)
 
 
 @pytest.mark.parametrize("head", ["BertForMaskedLM", "BertForSequenceClassification"])

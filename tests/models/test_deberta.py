@@ -16,8 +16,17 @@ from rtp_llm.models.distance import log_buckets
 from rtp_llm.quantize.writing import write_weights
 from tests.backends import BACKENDS
 from tests.conftest import WORDS
-from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
-from tests.models.test_encoders import reference
+from tests.models.oracle import (
+    add_noise,
+    assert_alone_and_in_any_order,
+    assert_as_exact,
+    hidden_states,
+    load,
+    make_items,
+    reference,
+    untyped,
+    worst,
+)
 from tests.models.test_layers import layers
 from tests.models.test_layers import reference as every_layer
 from tests.models.test_wanted import assert_same, last_states
@@ -63,7 +72,7 @@ def save(folder: Path, shape: str, head: str = "Model", **changes: Any) -> Any:
 
 def items_of(shape: str, lengths: tuple[int, ...] = LENGTHS) -> list[Item]:
     items = make_items(lengths)
-    return items if "type_vocab_size" in SHAPES[shape] else [Item(item.input_ids, item.index) for item in items]
+    return items if "type_vocab_size" in SHAPES[shape] else untyped(items)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -71,9 +80,7 @@ def items_of(shape: str, lengths: tuple[int, ...] = LENGTHS) -> list[Item]:
 def test_equals_transformers(shape: str, backend: str, tmp_path: Path) -> None:
     theirs, items, ops = save(tmp_path, shape), items_of(shape), BACKENDS[backend]()
     ours = hidden_states(load(tmp_path, ops), ops, items)
-    in_fp32 = reference(theirs, items)
-    truth = reference(theirs.double(), items)
-    assert worst(ours, truth) <= 2 * worst(in_fp32, truth)
+    assert_as_exact(theirs, ours, items)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "native"])
@@ -82,11 +89,7 @@ def test_packed_equals_alone_in_any_order_bit_for_bit(shape: str, backend: str, 
     save(tmp_path, shape)
     ops, items = BACKENDS[backend](), items_of(shape)
     model = load(tmp_path, ops)
-    together = hidden_states(model, ops, items)
-    backwards = hidden_states(model, ops, items[::-1])[::-1]
-    for item, row, other in zip(items, together, backwards, strict=True):
-        assert np.array_equal(row, other)
-        assert np.array_equal(row, hidden_states(model, ops, [item])[0])
+    assert_alone_and_in_any_order(model, ops, items)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

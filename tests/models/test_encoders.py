@@ -15,7 +15,17 @@ from rtp_llm.models.distance import distance_buckets
 from rtp_llm.models.distilbert import DistilBert
 from rtp_llm.models.mpnet import MPNet
 from tests.backends import BACKENDS
-from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
+from tests.models.oracle import (
+    add_noise,
+    assert_alone_and_in_any_order,
+    assert_as_exact,
+    hidden_states,
+    load,
+    make_items,
+    reference,
+    untyped,
+    worst,
+)
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -55,18 +65,7 @@ def items_of(family: str) -> list[Item]:
     items = make_items((*LENGTHS, 300) if family == "mpnet" else LENGTHS)
     for item in items if "mpnet" in family else ():
         item.input_ids = np.maximum(item.input_ids, 2)
-    return items if "electra" in family else [Item(item.input_ids, item.index) for item in items]
-
-
-def reference(model: Any, items: list[Item]) -> list[Any]:
-    rows = []
-    with torch.no_grad():
-        for item in items:
-            inputs = {"input_ids": torch.from_numpy(item.input_ids).long()[None]}
-            if item.token_type_ids is not None:
-                inputs["token_type_ids"] = torch.from_numpy(item.token_type_ids).long()[None]
-            rows.append(model(**inputs).last_hidden_state[0].numpy())
-    return rows
+    return items if "electra" in family else untyped(items)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -74,9 +73,7 @@ def reference(model: Any, items: list[Item]) -> list[Any]:
 def test_equals_transformers(family: str, backend: str, tmp_path: Path) -> None:
     theirs, items, ops = save(tmp_path, family), items_of(family), BACKENDS[backend]()
     ours = hidden_states(load(tmp_path, ops), ops, items)
-    in_fp32 = reference(theirs, items)
-    truth = reference(theirs.double(), items)
-    assert worst(ours, truth) <= 2 * worst(in_fp32, truth)
+    assert_as_exact(theirs, ours, items)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "native"])
@@ -85,11 +82,7 @@ def test_packed_equals_alone_in_any_order_bit_for_bit(family: str, backend: str,
     save(tmp_path, family)
     ops, items = BACKENDS[backend](), items_of(family)
     model = load(tmp_path, ops)
-    together = hidden_states(model, ops, items)
-    backwards = hidden_states(model, ops, items[::-1])[::-1]
-    for item, row, other in zip(items, together, backwards, strict=True):
-        assert np.array_equal(row, other)
-        assert np.array_equal(row, hidden_states(model, ops, [item])[0])
+    assert_alone_and_in_any_order(model, ops, items)
 
 
 HEADS = {

@@ -3,14 +3,22 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from rtp_llm.core import Item
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models.modernbert import ModernBertConfig
 from tests.backends import BACKENDS
-from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
+from tests.models.oracle import (
+    add_noise,
+    assert_alone_and_in_any_order,
+    assert_as_exact,
+    hidden_states,
+    load,
+    make_items,
+    reference,
+    untyped,
+    worst,
+)
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -49,25 +57,17 @@ def save(folder: Path, head: str = "Model", **changes: Any) -> Any:
     return model
 
 
-def reference(model: Any, items: list[Item]) -> list[Any]:
-    with torch.no_grad():
-        ids = [torch.from_numpy(item.input_ids).long()[None] for item in items]
-        return [model(input_ids=row).last_hidden_state[0].numpy() for row in ids]
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_transformers(shape: str, backend: str, tmp_path: Path) -> None:
-    theirs, items, ops = save(tmp_path, **SHAPES[shape]), make_items(LENGTHS), BACKENDS[backend]()
+    theirs, items, ops = save(tmp_path, **SHAPES[shape]), untyped(make_items(LENGTHS)), BACKENDS[backend]()
     ours = hidden_states(load(tmp_path, ops), ops, items)
-    in_fp32 = reference(theirs, items)
-    truth = reference(theirs.double(), items)
-    assert worst(ours, truth) <= 2 * worst(in_fp32, truth)
+    assert_as_exact(theirs, ours, items)
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"])
 def test_texts_much_longer_than_window_and_tables(backend: str, tmp_path: Path) -> None:
-    theirs, items, ops = save(tmp_path, local_attention=128), make_items((700, 3, 129)), BACKENDS[backend]()
+    theirs, items, ops = save(tmp_path, local_attention=128), untyped(make_items((700, 3, 129))), BACKENDS[backend]()
     model = load(tmp_path, ops)
     assert model.max_positions == 128 and not model.learnt_positions
     ours, in_fp32 = hidden_states(model, ops, items), reference(theirs, items)
@@ -80,17 +80,13 @@ def test_texts_much_longer_than_window_and_tables(backend: str, tmp_path: Path) 
 def test_packed_equals_alone_in_any_order_bit_for_bit(shape: str, backend: str, tmp_path: Path) -> None:
     save(tmp_path, **SHAPES[shape])
     ops = BACKENDS[backend]()
-    model, items = load(tmp_path, ops), make_items((*LENGTHS, 140))
-    together = hidden_states(model, ops, items)
-    backwards = hidden_states(model, ops, items[::-1])[::-1]
-    for item, row, other in zip(items, together, backwards, strict=True):
-        assert np.array_equal(row, other)
-        assert np.array_equal(row, hidden_states(model, ops, [item])[0])
+    model, items = load(tmp_path, ops), untyped(make_items((*LENGTHS, 140)))
+    assert_alone_and_in_any_order(model, ops, items)
 
 
 @pytest.mark.parametrize("head", ["ForMaskedLM", "ForSequenceClassification", "ForTokenClassification"])
 def test_prefixed_checkpoints_load_and_heads_are_ignored(head: str, tmp_path: Path) -> None:
-    theirs, items, ops = save(tmp_path, head, classifier_bias=True), make_items(LENGTHS), BACKENDS["numpy"]()
+    theirs, items, ops = save(tmp_path, head, classifier_bias=True), untyped(make_items(LENGTHS)), BACKENDS["numpy"]()
     assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs.model, items)) <= 1e-5
 
 

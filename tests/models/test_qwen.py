@@ -11,7 +11,16 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.models import rope
 from rtp_llm.models.qwen import Qwen2
 from tests.backends import BACKENDS
-from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
+from tests.models import oracle
+from tests.models.oracle import (
+    add_noise,
+    assert_alone_and_in_any_order,
+    hidden_states,
+    load,
+    make_items,
+    untyped,
+    worst,
+)
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -56,13 +65,7 @@ def save(folder: Path, family: str = "Qwen2", head: str = "Model", **changes: An
 
 
 def reference(model: Any, items: list[Item]) -> list[Any]:
-    """Alone each, the shortest first: a dynamic rope remembers the longest sequence that it has seen."""
-    rows = {}
-    with torch.no_grad():
-        for item in sorted(items, key=lambda item: item.num_tokens):
-            ids = torch.from_numpy(item.input_ids).long()[None]
-            rows[item.index] = model(input_ids=ids, use_cache=False).last_hidden_state[0].numpy()
-    return [rows[item.index] for item in items]
+    return oracle.reference(model, untyped(items), use_cache=False)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -124,11 +127,7 @@ def test_packed_equals_alone_in_any_order_bit_for_bit(
     save(tmp_path, family, **changes)
     ops = BACKENDS[backend]()
     model, items = load(tmp_path, ops), make_items((1, 2, 17, 64, 39, 70))
-    together = hidden_states(model, ops, items)
-    backwards = hidden_states(model, ops, items[::-1])[::-1]
-    for item, row, other in zip(items, together, backwards, strict=True):
-        assert np.array_equal(row, other)
-        assert np.array_equal(row, hidden_states(model, ops, [item])[0])
+    assert_alone_and_in_any_order(model, ops, items)
 
 
 @pytest.mark.parametrize("head", ["ForCausalLM", "ForSequenceClassification"])

@@ -9,7 +9,15 @@ import pytest
 from rtp_llm.core import Item
 from rtp_llm.errors import InvalidRequest
 from tests.backends import BACKENDS
-from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
+from tests.models.oracle import (
+    add_noise,
+    assert_alone_and_in_any_order,
+    hidden_states,
+    load,
+    make_items,
+    untyped,
+    worst,
+)
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -28,10 +36,6 @@ def save(folder: Path, family: str, head: str = "Model", **changes: Any) -> Any:
     add_noise(model)
     model.save_pretrained(folder)
     return model
-
-
-def untyped(items: list[Item]) -> list[Item]:
-    return [Item(item.input_ids, item.index) for item in items]
 
 
 def reference(model: Any, items: list[Item]) -> list[Any]:
@@ -62,11 +66,7 @@ def test_packed_equals_alone_in_any_order_bit_for_bit(backend: str, tmp_path: Pa
     save(tmp_path, "XLMRoberta")
     ops = BACKENDS[backend]()
     model, items = load(tmp_path, ops), untyped(make_items(LENGTHS))
-    together = hidden_states(model, ops, items)
-    backwards = hidden_states(model, ops, items[::-1])[::-1]
-    for item, row, other in zip(items, together, backwards, strict=True):
-        assert np.array_equal(row, other)
-        assert np.array_equal(row, hidden_states(model, ops, [item])[0])
+    assert_alone_and_in_any_order(model, ops, items)
 
 
 @pytest.mark.parametrize("head", ["ForMaskedLM", "ForSequenceClassification"])

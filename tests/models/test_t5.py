@@ -7,12 +7,21 @@ import numpy as np
 import pytest
 
 from rtp_llm import Model
-from rtp_llm.core import Item
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models.t5 import T5Config
 from tests.backends import BACKENDS
 from tests.conftest import WORDS
-from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
+from tests.models.oracle import (
+    add_noise,
+    assert_alone_and_in_any_order,
+    assert_as_exact,
+    hidden_states,
+    load,
+    make_items,
+    reference,
+    untyped,
+    worst,
+)
 from tests.models.test_layers import layers
 from tests.models.test_layers import reference as every_layer
 from tests.models.test_wanted import assert_same, last_states
@@ -48,44 +57,26 @@ def save(folder: Path, shape: str, head: str = "EncoderModel", **changes: Any) -
     return model
 
 
-def untyped(lengths: tuple[int, ...] = LENGTHS) -> list[Item]:
-    return [Item(item.input_ids, item.index) for item in make_items(lengths)]
-
-
-def reference(model: Any, items: list[Item]) -> list[Any]:
-    with torch.no_grad():
-        return [
-            model(input_ids=torch.from_numpy(item.input_ids).long()[None]).last_hidden_state[0].numpy()
-            for item in items
-        ]
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_transformers(shape: str, backend: str, tmp_path: Path) -> None:
-    theirs, items, ops = save(tmp_path, shape), untyped(), BACKENDS[backend]()
+    theirs, items, ops = save(tmp_path, shape), untyped(make_items(LENGTHS)), BACKENDS[backend]()
     ours = hidden_states(load(tmp_path, ops), ops, items)
-    in_fp32 = reference(theirs, items)
-    truth = reference(theirs.double(), items)
-    assert worst(ours, truth) <= 2 * worst(in_fp32, truth)
+    assert_as_exact(theirs, ours, items)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "native"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_packed_equals_alone_in_any_order_bit_for_bit(shape: str, backend: str, tmp_path: Path) -> None:
     save(tmp_path, shape)
-    ops, items = BACKENDS[backend](), untyped()
+    ops, items = BACKENDS[backend](), untyped(make_items(LENGTHS))
     model = load(tmp_path, ops)
-    together = hidden_states(model, ops, items)
-    backwards = hidden_states(model, ops, items[::-1])[::-1]
-    for item, row, other in zip(items, together, backwards, strict=True):
-        assert np.array_equal(row, other)
-        assert np.array_equal(row, hidden_states(model, ops, [item])[0])
+    assert_alone_and_in_any_order(model, ops, items)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_wanted_rows_and_every_layer(backend: str, tmp_path: Path) -> None:
-    theirs, items, ops = save(tmp_path, "gated"), untyped((5, 1, 33, 17, 2)), BACKENDS[backend]()
+    theirs, items, ops = save(tmp_path, "gated"), untyped(make_items((5, 1, 33, 17, 2))), BACKENDS[backend]()
     model = load(tmp_path, ops)
     every = last_states(model, ops, items, "all")
     assert_same(backend, last_states(model, ops, items, "first"), np.stack([rows[0] for rows in every]))
@@ -94,14 +85,18 @@ def test_wanted_rows_and_every_layer(backend: str, tmp_path: Path) -> None:
 
 
 def test_a_decoder_is_left_unread(tmp_path: Path) -> None:
-    theirs, items, ops = save(tmp_path, "original", "ForConditionalGeneration"), untyped(), BACKENDS["numpy"]()
+    theirs, items, ops = (
+        save(tmp_path, "original", "ForConditionalGeneration"),
+        untyped(make_items(LENGTHS)),
+        BACKENDS["numpy"](),
+    )
     assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs.encoder, items)) <= 1e-5
 
 
 def test_the_table_of_words_by_its_other_name(tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
-    theirs, items, ops = save(tmp_path, "original"), untyped(), BACKENDS["numpy"]()
+    theirs, items, ops = save(tmp_path, "original"), untyped(make_items(LENGTHS)), BACKENDS["numpy"]()
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["encoder.embed_tokens.weight"] = tensors.pop("shared.weight")
     save_file(tensors, tmp_path / "model.safetensors")

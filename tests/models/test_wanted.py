@@ -12,7 +12,7 @@ from rtp_llm.core import Item, Prefixes, Reads, pack
 from rtp_llm.models import Model
 from rtp_llm.ops import Ops
 from tests.backends import BACKENDS
-from tests.models.oracle import load, make_items
+from tests.models.oracle import load, make_items, untyped
 from tests.models.test_bert import save_bert
 from tests.models.test_encoders import save as save_encoder
 from tests.models.test_gemma import KINDS
@@ -77,7 +77,7 @@ def test_wanted_rows(family: str, backend: str, tmp_path: Path) -> None:
         save_decoder(tmp_path, family)
     ops = BACKENDS[backend]()
     model = load(tmp_path, ops)
-    items = [Item(item.input_ids, item.index) for item in make_items(LENGTHS, vocab=80)]
+    items = untyped(make_items(LENGTHS, vocab=80))
     every = last_states(model, ops, items, "all")
     assert_same(backend, last_states(model, ops, items, "first"), np.stack([rows[0] for rows in every]))
     assert_same(backend, last_states(model, ops, items, "last"), np.stack([rows[-1] for rows in every]))
