@@ -55,6 +55,15 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu", "tanh": "tanh",
 }  # fmt: skip
 
+
+def activation(hf: Mapping[str, Any], key: str, default: str = "gelu") -> str:
+    """Our name of the activation that config.json has under `key`; CheckpointError for one that is not known."""
+    name = hf.get(key, default)
+    if name not in ACTIVATIONS:
+        raise CheckpointError(f"config.json: {key} {name!r} is not one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 MODEL: dict[str, Kind] = {

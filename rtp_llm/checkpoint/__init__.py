@@ -9,7 +9,7 @@ from rtp_llm.checkpoint.folder import find, inside, read_json, read_json_list
 from rtp_llm.checkpoint.hub import resolve
 from rtp_llm.checkpoint.shards import open_file, open_tensors
 from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
-from rtp_llm.checkpoint.weights import SCALE, Parameter, Weights, bind, check_finite, check_floats
+from rtp_llm.checkpoint.weights import SCALE, Parameter, Weights, bind, canonical_names, check_finite, check_floats
 
 __all__ = [
     "SCALE",
@@ -18,6 +18,7 @@ __all__ = [
     "TensorSource",
     "Weights",
     "bind",
+    "canonical_names",
     "check_finite",
     "check_floats",
     "find",

@@ -127,7 +127,7 @@ def bind(
     renames   (regex, replacement) pairs, applied after that to every name
     ignore    regexes, searched in the resulting name: tensors that may be left unused
     """
-    names = _canonical_names(source, prefixes, renames)
+    names = canonical_names(source, prefixes, renames)
     missing, wrong, bound = [], _wrong_scales(source), {}
     for target, parameter in parameters.items():
         absent = [name for name in parameter.sources if name not in names]
@@ -146,7 +146,7 @@ def bind(
     return Weights(source, bound)
 
 
-def _canonical_names(
+def canonical_names(
     source: TensorSource, prefixes: Sequence[str], renames: Sequence[tuple[str, str]]
 ) -> dict[str, str]:
     """Name as the model declares it -> name in the file."""

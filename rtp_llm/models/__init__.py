@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol, TypeAlias
 
-from rtp_llm.checkpoint import TensorSource
+from rtp_llm.checkpoint import TensorSource, Weights
 from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.ops import Ops, Tensor
@@ -85,6 +85,13 @@ class Model(Protocol):
         What `on_layer` is called with and the result are transformers' `output_hidden_states`, in order. `on_keys` is
         for a model that shares prefixes.
         """
+
+
+def matrix_sources(
+    weights: Weights, num_layers: int, names: Sequence[str], suffix: str = ""
+) -> dict[tuple[int, str], tuple[str, ...]]:
+    """`Model.matrices`, of parameters that are called `layers.NUMBER.NAME` and the suffix."""
+    return {(i, name): weights.sources(f"layers.{i}.{name}{suffix}") for i in range(num_layers) for name in names}
 
 
 def find_model_type(flag: str, hf: Mapping[str, Any]) -> str:

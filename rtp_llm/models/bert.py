@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
-from rtp_llm.config_files import ACTIVATIONS
+from rtp_llm.config_files import activation
 from rtp_llm.core import Batch, Int32Array
 from rtp_llm.errors import CheckpointError
-from rtp_llm.models import OnKeys, OnLayer
+from rtp_llm.models import OnKeys, OnLayer, matrix_sources
+from rtp_llm.models.sizes import read_sizes
 from rtp_llm.ops import Norm, Ops, Relative, Tensor, Weight
 
 _MATRICES = ("qkv", "out", "up", "down")
@@ -84,35 +85,14 @@ class BertConfig:
             )
         if hf.get("add_cross_attention"):
             raise CheckpointError("config.json: add_cross_attention is true; a decoder beside an encoder is not served")
-        try:
-            config = cls._read(hf, names.get("hidden_act", "hidden_act"))
-        except KeyError as error:
-            raise CheckpointError(f"config.json: {names.get(error.args[0], error.args[0])} is missing") from None
-        if config.hidden_size % config.num_attention_heads:
-            raise CheckpointError(
-                f"config.json: hidden_size {config.hidden_size} is not a multiple of "
-                f"num_attention_heads {config.num_attention_heads}"
-            )
-        return config
-
-    @classmethod
-    def _read(cls, hf: Mapping[str, Any], activation_key: str) -> "BertConfig":
-        activation = ACTIVATIONS.get(hf.get("hidden_act", "gelu"))
-        if activation is None:
-            raise CheckpointError(
-                f"config.json: {activation_key} {hf['hidden_act']!r} is not one of {', '.join(ACTIVATIONS)}"
-            )
+        activation_key = names.get("hidden_act", "hidden_act")
         return cls(
-            vocab_size=hf["vocab_size"],
+            **read_sizes(hf, names),
             embedding_size=hf["hidden_size"],
-            hidden_size=hf["hidden_size"],
-            num_hidden_layers=hf["num_hidden_layers"],
-            num_attention_heads=hf["num_attention_heads"],
-            intermediate_size=hf["intermediate_size"],
             max_position_embeddings=hf.get("max_position_embeddings") or 512,
             type_vocab_size=hf.get("type_vocab_size", 2),
             layer_norm_eps=hf.get("layer_norm_eps", 1e-12),
-            activation=activation,
+            activation=activation(hf, activation_key if activation_key in hf else "hidden_act"),
             pad_token_id=1 if hf.get("pad_token_id") is None else hf["pad_token_id"],
             is_decoder=bool(hf.get("is_decoder", False)),
         )
@@ -160,11 +140,7 @@ class Bert:
         self.token_type = ops.table(weights["token_type"]) if config.type_vocab_size else None
         self.embedding_norm = _norm(weights, "embedding_norm", config, ops)
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
-        self.matrices = {
-            (i, name): weights.sources(f"layers.{i}.{name}.weight")
-            for i in range(config.num_hidden_layers)
-            for name in _MATRICES
-        }
+        self.matrices = matrix_sources(weights, config.num_hidden_layers, _MATRICES, ".weight")
 
     @classmethod
     def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "Bert":

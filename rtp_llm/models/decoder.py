@@ -12,7 +12,7 @@ import numpy as np
 
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.core import Batch
-from rtp_llm.models import OnKeys, OnLayer
+from rtp_llm.models import OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.decoder_config import DecoderConfig
 from rtp_llm.models.rope import RopeTables
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
@@ -97,13 +97,9 @@ class Decoder(ABC):
         self.shares_prefixes = config.causal and all(rope.rope_type != "dynamic" for rope in config.ropes)
         self.kv_size = 2 * config.num_key_value_heads * config.head_dim
         self.word = ops.table(weights["word"])
-        self.angles = RopeTables(config.ropes, ops)
+        self.rope_tables = RopeTables(config.ropes, ops)
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
-        self.matrices = {
-            (i, name): weights.sources(f"layers.{i}.{name}")
-            for i in range(config.num_hidden_layers)
-            for name in _MATRICES
-        }
+        self.matrices = matrix_sources(weights, config.num_hidden_layers, _MATRICES)
         self.norm = _norm(weights, "norm", config, ops)
 
     @classmethod
@@ -119,13 +115,13 @@ class Decoder(ABC):
 
     def prepare(self, batch: Batch) -> Batch:
         """Positions count from 0; angles that the tables lack, of longer sequences, are computed for the batch."""
-        return self.angles.prepare(batch)
+        return self.rope_tables.prepare(batch)
 
     def __call__(
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
     ) -> Tensor:
         """Packed batch -> hidden_states [T, hidden_size], or of the wanted rows."""
-        angles = self.angles(ops, batch)
+        angles = self.rope_tables(ops, batch)
         hidden_states = ops.embed([(self.word, batch.input_ids)], scale=self.config.embedding_scale)
         for number, layer in enumerate(self.layers):
             if on_layer is not None:

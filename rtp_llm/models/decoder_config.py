@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rtp_llm.config_files import ACTIVATIONS
+from rtp_llm.config_files import activation
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models.rope import Rope
 
@@ -115,11 +115,3 @@ def window(size: int, causal: bool) -> int:
     """`sliding_window` of config.json as `Ops.attention` counts it."""
     # NOTE: in transformers a window that looks back holds `size` tokens, one that looks both ways reaches `size` far.
     return size if causal else size + 1
-
-
-def activation(hf: Mapping[str, Any], key: str, default: str) -> str:
-    """The MLP's activation, by our name."""
-    name = hf.get(key, default)
-    if name not in ACTIVATIONS:
-        raise CheckpointError(f"config.json: {key} {name!r} is not one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]

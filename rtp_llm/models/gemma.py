@@ -6,9 +6,10 @@ Equal transformers' Gemma3TextModel, causal or, where config.json has `use_bidir
 from collections.abc import Mapping
 from typing import Any
 
+from rtp_llm.config_files import activation
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models.decoder import Decoder
-from rtp_llm.models.decoder_config import FULL, SLIDING, DecoderConfig, activation, integer, layer_types, read
+from rtp_llm.models.decoder_config import FULL, SLIDING, DecoderConfig, integer, layer_types, read
 from rtp_llm.models.rope import Rope
 
 _HEAD_DIM, _MAX_POSITIONS = 256, 131072

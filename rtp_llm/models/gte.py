@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from rtp_llm.config_files import ACTIVATIONS
+from rtp_llm.config_files import activation
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models.rope import Rope
 from rtp_llm.models.rotary_bert import RotaryBert, RotaryBertConfig
+from rtp_llm.models.sizes import read_sizes
 
-_NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 # Keys of the authors' code by which it computes something else, and the one value that is served.
 _ONLY = {"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False}
 
@@ -31,31 +31,21 @@ class Gte(RotaryBert):
     )
 
     @classmethod
-    def read(cls, hf: Mapping[str, Any]) -> RotaryBertConfig:
+    def read_config(cls, hf: Mapping[str, Any]) -> RotaryBertConfig:
         """config.json; CheckpointError where a key is missing or asks for what is not supported."""
-        missing = next((key for key in _NEEDED if key not in hf), None)
-        if missing is not None:
-            raise CheckpointError(f"config.json: {missing} is missing")
+        sizes = read_sizes(hf)
         for key, served in _ONLY.items():
             if hf.get(key, served) != served:
                 raise CheckpointError(f"config.json: {key} {hf[key]!r}; only {served!r} is supported")
-        activation = ACTIVATIONS.get(hf.get("hidden_act", "gelu"))
-        if activation is None:
-            raise CheckpointError(
-                f"config.json: hidden_act {hf['hidden_act']!r} is not one of {', '.join(ACTIVATIONS)}"
-            )
-        hidden, num_heads = hf["hidden_size"], hf["num_attention_heads"]
-        if hidden % num_heads:
-            raise CheckpointError(
-                f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {num_heads}"
-            )
         positions = hf.get("max_position_embeddings") or cls.default_positions
-        rope = _rope({"rope_theta": cls.default_theta, **hf}, hidden // num_heads, positions)
+        rope = _rope(
+            {"rope_theta": cls.default_theta, **hf}, sizes["hidden_size"] // sizes["num_attention_heads"], positions
+        )
         return RotaryBertConfig(
-            **{key: hf[key] for key in _NEEDED},
+            **sizes,
             type_vocab_size=hf.get("type_vocab_size", 1),
             layer_norm_eps=hf.get("layer_norm_eps", 1e-12),
-            activation=activation,
+            activation=activation(hf, "hidden_act"),
             max_positions=rope.max_positions,
             rope=rope,
             biases=frozenset(("qkv", "out", "down")),

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
-from rtp_llm.config_files import ACTIVATIONS
+from rtp_llm.config_files import activation
 from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
-from rtp_llm.models import OnKeys, OnLayer
+from rtp_llm.models import OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.rope import Rope, RopeTables
+from rtp_llm.models.sizes import read_sizes
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
 _MATRICES = ("qkv", "out", "gate_up", "down")
 _BIASES = ("qkv_bias", "out_bias", "gate_up_bias", "down_bias")
 # A layer's kind -> the older key of its rope's theta, and what it is without one.
 _KINDS = {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 10_000.0)}
-_NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 IGNORED = (r"^head\.", r"^classifier\.", r"^decoder\.")
 
 
@@ -52,30 +52,19 @@ class ModernBertConfig:
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> "ModernBertConfig":
         """Read config.json; CheckpointError where a key is missing or asks for what is not supported."""
-        missing = next((key for key in _NEEDED if key not in hf), None)
-        if missing is not None:
-            raise CheckpointError(f"config.json: {missing} is missing")
-        hidden, num_heads = hf["hidden_size"], hf["num_attention_heads"]
-        if hidden % num_heads:
-            raise CheckpointError(
-                f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {num_heads}"
-            )
-        activation = ACTIVATIONS.get(hf.get("hidden_activation", "gelu"))
-        if activation is None:
-            raise CheckpointError(
-                f"config.json: hidden_activation {hf['hidden_activation']!r} is not one of {', '.join(ACTIVATIONS)}"
-            )
+        sizes = read_sizes(hf)
+        head_dim = sizes["hidden_size"] // sizes["num_attention_heads"]
         layer_types = _layer_types(hf)
         return cls(
-            **{key: hf[key] for key in _NEEDED},
+            **sizes,
             norm_eps=hf.get("norm_eps", 1e-5),
-            activation=activation,
+            activation=activation(hf, "hidden_activation"),
             attention_bias=bool(hf.get("attention_bias", False)),
             mlp_bias=bool(hf.get("mlp_bias", False)),
             norm_bias=bool(hf.get("norm_bias", False)),
             local_attention=128 if hf.get("local_attention") is None else hf["local_attention"],
             layer_types=layer_types,
-            ropes={kind: _rope(hf, kind, hidden // num_heads) for kind in _KINDS if kind in layer_types},
+            ropes={kind: _rope(hf, kind, head_dim) for kind in _KINDS if kind in layer_types},
         )
 
 
@@ -138,11 +127,7 @@ class ModernBert:
         self.embedding_norm = _norm(weights, "embedding_norm", config, ops)
         self.rope_tables = RopeTables(tuple(config.ropes.values()), ops)
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
-        self.matrices = {
-            (i, name): weights.sources(f"layers.{i}.{name}")
-            for i in range(config.num_hidden_layers)
-            for name in _MATRICES
-        }
+        self.matrices = matrix_sources(weights, config.num_hidden_layers, _MATRICES)
         self.norm = _norm(weights, "norm", config, ops)
 
     @classmethod

@@ -6,7 +6,7 @@ Equals transformers' NomicBertModel; config.json may have its keys, those of the
 from collections.abc import Mapping
 from typing import Any
 
-from rtp_llm.config_files import ACTIVATIONS
+from rtp_llm.config_files import activation
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models.rope import Rope
 from rtp_llm.models.rotary_bert import RotaryBert, RotaryBertConfig
@@ -46,7 +46,7 @@ class NomicBert(RotaryBert):
     )
 
     @classmethod
-    def read(cls, hf: Mapping[str, Any]) -> RotaryBertConfig:
+    def read_config(cls, hf: Mapping[str, Any]) -> RotaryBertConfig:
         """config.json in either spelling; CheckpointError where both are there and differ."""
         for key, served in _ONLY.items():
             if hf.get(key) not in (None, served):
@@ -86,12 +86,7 @@ def _activation(hf: Mapping[str, Any]) -> str:
     gated = hf.get("activation_function")
     if gated is not None and gated not in _GATED:
         raise CheckpointError(f"config.json: activation_function {gated!r} is not one of {', '.join(_GATED)}")
-    if gated is not None:
-        return _GATED[gated]
-    activation = ACTIVATIONS.get(hf.get("hidden_act", "silu"))
-    if activation is None:
-        raise CheckpointError(f"config.json: hidden_act {hf['hidden_act']!r} is not one of {', '.join(ACTIVATIONS)}")
-    return activation
+    return activation(hf, "hidden_act", "silu") if gated is None else _GATED[gated]
 
 
 def _rope(hf: Mapping[str, Any], head_dim: int) -> Rope:

@@ -1,15 +1,15 @@
 """BERT's post-norm layers with rotary positions and a gated MLP: what GTE and NomicBERT have in common."""
 
-import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
+from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, canonical_names
 from rtp_llm.core import Batch, FloatArray, QuantizedWeight
-from rtp_llm.models import OnKeys, OnLayer
+from rtp_llm.models import OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.rope import Rope, RopeTables
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
@@ -59,7 +59,7 @@ class _Layer:
     mlp_norm: Norm
 
 
-class RotaryBert:
+class RotaryBert(ABC):
     """The encoder up to its last hidden states; heads and poolers belong to the tasks.
 
     A subclass reads config.json, and says what its checkpoints call things: `prefixes` before every name of the
@@ -84,23 +84,19 @@ class RotaryBert:
         self.embedding_norm = _norm(weights, "embedding_norm", config, ops)
         self.rope_tables = RopeTables((config.rope,), ops)
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
-        self.matrices = {
-            (i, name): weights.sources(f"layers.{i}.{name}")
-            for i in range(config.num_hidden_layers)
-            for name in _MATRICES
-        }
+        self.matrices = matrix_sources(weights, config.num_hidden_layers, _MATRICES)
 
     @classmethod
-    def read(cls, hf: Mapping[str, Any]) -> RotaryBertConfig:
+    @abstractmethod
+    def read_config(cls, hf: Mapping[str, Any]) -> RotaryBertConfig:
         """config.json; CheckpointError where a key is missing or asks for what is not supported."""
-        raise NotImplementedError
 
     @classmethod
     def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "RotaryBert":
         """Strictly from the checkpoint's tensors, by transformers' names or those of the authors' code."""
-        config = cls.read(hf)
-        names = [_renamed(name, cls.renames) for name in source.tensors]
-        packed = {part for part in (_PACKED_QKV, _PACKED_MLP) if any(f"{part}.weight" in name for name in names)}
+        config = cls.read_config(hf)
+        names = canonical_names(source, cls.prefixes, cls.renames)
+        packed = {part for part in (_PACKED_QKV, _PACKED_MLP) if any(name.endswith(f"{part}.weight") for name in names)}
         needed = parameters(config, packed)
         return cls(config, bind(source, needed, prefixes=cls.prefixes, renames=cls.renames, ignore=IGNORED), ops)
 
@@ -171,12 +167,6 @@ def parameters(config: RotaryBertConfig, packed: set[str]) -> dict[str, Paramete
         for kind in ("weight", "bias"):
             needed[f"{name}.{kind}"] = Parameter((f"{theirs}.{kind}",), (hidden,))
     return needed
-
-
-def _renamed(name: str, renames: tuple[tuple[str, str], ...]) -> str:
-    for pattern, replacement in renames:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _load_layer(weights: Weights, prefix: str, config: RotaryBertConfig, ops: Ops) -> _Layer:

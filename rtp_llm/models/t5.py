@@ -11,7 +11,7 @@ from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.config_files import ACTIVATIONS
 from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
-from rtp_llm.models import OnKeys, OnLayer
+from rtp_llm.models import OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.distance import distance_bias
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
@@ -104,9 +104,7 @@ class T5:
         self.word = ops.table(weights["word"])
         self.distance_bias = ops.vector(distance_bias(weights["distance_bias"], config.relative_attention_max_distance))
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_layers)]
-        self.matrices = {
-            (i, name): weights.sources(f"layers.{i}.{name}") for i in range(config.num_layers) for name in _MATRICES
-        }
+        self.matrices = matrix_sources(weights, config.num_layers, _MATRICES)
         self.norm = _norm(weights, "norm", config, ops)
 
     @classmethod

@@ -16,9 +16,6 @@ class Recordings:
     def __init__(self) -> None:
         self._kept: dict[tuple[Ops, int, TaskType], Recording | None] = {}
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
     def run(self, ops: Ops, step: Step, batch: Batch, compute: Compute) -> FloatArray | None:
         """The rows of the step's one task; None where it is not one sequence, few tokens and one task, or not native.
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, open_tensors
-from rtp_llm.config_files import ACTIVATIONS
+from rtp_llm.config_files import activation
 from rtp_llm.core import Batch, Reads
 from rtp_llm.errors import CheckpointError
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight
@@ -186,12 +186,7 @@ def _find_layout(shapes: Mapping[str, tuple[int, ...]], source: TaskSource, tens
 def _configured(layout: _Layout, hf: Mapping[str, Any]) -> _Layout:
     """With the pooling and the activation that config.json names; CheckpointError for others than are served."""
     if layout.activation_key is not None:
-        name = hf.get(layout.activation_key, layout.activation)
-        if name not in ACTIVATIONS:
-            raise CheckpointError(
-                f"config.json: {layout.activation_key} {name!r} is not one of {', '.join(ACTIVATIONS)}"
-            )
-        layout = layout._replace(activation=ACTIVATIONS[name])
+        layout = layout._replace(activation=activation(hf, layout.activation_key, layout.activation))
     if not layout.poolings:
         return layout
     pooling = hf.get("classifier_pooling") or layout.poolings[0]

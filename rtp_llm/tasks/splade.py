@@ -4,9 +4,9 @@ log1p(relu(logits)), the maximum over all tokens, special ones included. Equals 
 a Transformer for fill-mask and SpladePooling. The logarithm rises with its argument, so the maximum comes first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -139,7 +139,7 @@ def _load_head(source: TaskSource) -> MaskedLanguageHead:
     head = MaskedLanguageHead(
         dense=ops.matrix(weights["dense"]),
         dense_bias=ops.vector(weights["dense_bias"]),
-        activation=_activation(hf, names.activation_key),
+        activation="gelu" if names.activation_key is None else config_files.activation(hf, names.activation_key),
         norm=Norm(
             ops.vector(weights["norm"]), ops.vector(weights["norm_bias"]), float(hf.get("layer_norm_eps", 1e-12))
         ),
@@ -148,12 +148,3 @@ def _load_head(source: TaskSource) -> MaskedLanguageHead:
     )
     tensors.close()
     return head
-
-
-def _activation(hf: Mapping[str, Any], key: str | None) -> str:
-    name: Any = "gelu" if key is None else hf.get(key, "gelu")
-    if name not in config_files.ACTIVATIONS:
-        raise CheckpointError(
-            f"config.json: {key} {name!r} of a SPLADE head is not one of {', '.join(config_files.ACTIVATIONS)}"
-        )
-    return config_files.ACTIVATIONS[name]

@@ -130,7 +130,7 @@ def test_layers_in_8_bits_are_the_same_in_either_spelling(backend: str, tmp_path
 
 def test_defaults_are_those_of_the_code_that_model_type_names() -> None:
     hf = {key: value for key, value in SHAPE.items() if key != "max_position_embeddings"}
-    assert [(read.rope.theta, read.max_positions) for read in (Gte.read(hf), New.read(hf))] == [
+    assert [(read.rope.theta, read.max_positions) for read in (Gte.read_config(hf), New.read_config(hf))] == [
         (160_000.0, 8192), (10_000.0, 2048),
     ]  # fmt: skip
 
@@ -152,4 +152,4 @@ def test_defaults_are_those_of_the_code_that_model_type_names() -> None:
 def test_config_refusals(change: dict[str, Any], message: str) -> None:
     hf = {key: value for key, value in {**SHAPE, **HUB, **change}.items() if value is not None}
     with pytest.raises(CheckpointError, match=message):
-        New.read(hf)
+        New.read_config(hf)

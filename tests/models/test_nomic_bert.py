@@ -100,7 +100,7 @@ def test_the_authors_scaling_is_dynamic_ntk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "activation"), [("swiglu", "silu"), ("geglu", "gelu"), ("glu", "sigmoid")])
 def test_gates(name: str, activation: str) -> None:
-    assert NomicBert.read({**HUB, "activation_function": name}).activation == activation
+    assert NomicBert.read_config({**HUB, "activation_function": name}).activation == activation
 
 
 @pytest.mark.parametrize(
@@ -122,4 +122,4 @@ def test_gates(name: str, activation: str) -> None:
 )
 def test_config_refusals(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        NomicBert.read({**HUB, **change})
+        NomicBert.read_config({**HUB, **change})

@@ -1,0 +1,22 @@
+"""The sizes of an encoder that config.json gives by BERT's keys."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rtp_llm.errors import CheckpointError
+
+_NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+def read_sizes(hf: Mapping[str, Any], names: Mapping[str, str] | None = None) -> dict[str, int]:
+    """They by their keys; CheckpointError where one is missing, or where heads are no whole part of hidden_size.
+
+    names  BERT's key -> the one that a message has instead
+    """
+    missing = next((key for key in _NEEDED if key not in hf), None)
+    if missing is not None:
+        raise CheckpointError(f"config.json: {(names or {}).get(missing, missing)} is missing")
+    hidden, num_heads = hf["hidden_size"], hf["num_attention_heads"]
+    if hidden % num_heads:
+        raise CheckpointError(f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {num_heads}")
+    return {key: hf[key] for key in _NEEDED}
