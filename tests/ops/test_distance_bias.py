@@ -1,5 +1,7 @@
 """Attention with a bias by the distance from query to key: the definition against torch, the others against it."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,14 +38,25 @@ def qkv_of(num_tokens: int, heads: Heads) -> FloatArray:
     return normal(num_tokens, (heads[0] + 2 * heads[1]) * heads[2])
 
 
+def split_heads(part: Any, heads: Heads) -> Iterator[Any]:
+    """Queries, keys and values of a sequence, [num_heads, S, head_dim] each."""
+    for rows in part.view(len(part), -1, heads[2]).transpose(0, 1).split([heads[0], heads[1], heads[1]]):
+        yield rows.repeat_interleave(heads[0] // len(rows), 0)
+
+
+def assert_same_bits(ops: NativeOps, qkv: FloatArray, lengths: list[int], compute: Callable[..., FloatArray]) -> None:
+    """`compute` gives the rows of some queries, keys and values and their batch: alone, together, on some threads."""
+    parts = np.split(qkv, np.cumsum(lengths)[:-1])
+    alone = [compute(part, batch_of([length])) for part, length in zip(parts, lengths, strict=True)]
+    for ops.num_threads in (1, 2, 5):
+        np.testing.assert_array_equal(compute(qkv, batch_of(lengths)), np.concatenate(alone))
+
+
 def sdpa(qkv: Any, bias: Any, lengths: list[int], heads: Heads, causal: bool, window: int | None) -> Any:
     """torch's own attention, one sequence at a time, its mask written out."""
     outputs, reach = [], (bias.shape[1] + 1) // 2
     for part in qkv.split(lengths):
-        q, k, v = (
-            rows.repeat_interleave(heads[0] // len(rows), 0)
-            for rows in part.view(len(part), -1, heads[2]).transpose(0, 1).split([heads[0], heads[1], heads[1]])
-        )
+        q, k, v = split_heads(part, heads)
         mask = torch.full((heads[0], len(part), len(part)), -torch.inf, dtype=qkv.dtype)
         for i in range(len(part)):
             for j in range(len(part)):
@@ -85,14 +98,8 @@ def test_a_bias_of_nothing_changes_nothing(backend: Any, reach: int) -> None:
 @pytest.mark.parametrize("visible", VISIBLE)
 def test_the_same_bits_in_any_batch_on_any_number_of_threads(ops: NativeOps, visible: Any) -> None:
     heads, lengths, bias = (2, 1, 32), [170, 3, 300, 40], normal(2, 41)
-    qkv, starts = qkv_of(sum(lengths), heads), np.cumsum([0, *lengths])
-    alone = [
-        attention(ops, qkv[start : start + length], batch_of([length]), heads, bias, **visible)
-        for start, length in zip(starts[:-1], lengths, strict=True)
-    ]
-    for ops.num_threads in (1, 2, 5):
-        together = attention(ops, qkv, batch_of(lengths), heads, bias, **visible)
-        np.testing.assert_array_equal(together, np.concatenate(alone))
+    compute = partial(attention, ops, heads=heads, bias=bias, **visible)
+    assert_same_bits(ops, qkv_of(sum(lengths), heads), lengths, compute)
 
 
 @pytest.mark.parametrize("reads", ["first", "last"])

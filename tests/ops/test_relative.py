@@ -1,5 +1,6 @@
 """Attention that reads vectors of distances: the definition against torch in fp64, the others against it."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,15 @@ from rtp_llm.ops.native_fallback import ThroughNumpy
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
 from tests.ops.data import assert_as_exact, batch_of, normal
+from tests.ops.test_distance_bias import VISIBLE, Heads, assert_same_bits, qkv_of, split_heads
 from tests.ops.test_numpy_ops import tensors
 from tests.ops.test_shared_prefix import backend as backend
 from tests.ops.test_shared_prefix import items_of, shared_pack
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
-Heads = tuple[int, int, int]
 Tables = tuple[FloatArray | None, FloatArray | None]
 HEADS = [(1, 1, 3), (4, 2, 8), (3, 3, 40), (2, 2, 64)]
-VISIBLE: list[dict[str, Any]] = [{}, {"causal": True}, {"window": 5}, {"causal": True, "window": 70}]
 LENGTHS = [[1], [2, 1, 13, 70], [230, 33]]
 
 
@@ -48,10 +48,6 @@ def attention(
     return np.asarray(ops.to_numpy(y))
 
 
-def qkv_of(num_tokens: int, heads: Heads) -> FloatArray:
-    return normal(num_tokens, (heads[0] + 2 * heads[1]) * heads[2])
-
-
 def written_out(
     qkv: Any, keys: Any, queries: Any, lengths: list[int], heads: Heads, causal: bool, window: int | None
 ) -> Any:
@@ -59,10 +55,7 @@ def written_out(
     outputs, end = [], keys.shape[1] // 2
     seen, seeing = (table.view(heads[0], heads[2], -1) for table in (keys, queries))
     for part in qkv.split(lengths):
-        q, k, v = (
-            rows.repeat_interleave(heads[0] // len(rows), 0)
-            for rows in part.view(len(part), -1, heads[2]).transpose(0, 1).split([heads[0], heads[1], heads[1]])
-        )
+        q, k, v = split_heads(part, heads)
         scores = torch.full((heads[0], len(part), len(part)), -torch.inf, dtype=qkv.dtype)
         for i in range(len(part)):
             for j in range(len(part)):
@@ -107,15 +100,8 @@ def test_what_is_visible_and_a_bias_beside(backend: Any, visible: Any) -> None:
 @pytest.mark.parametrize("visible", VISIBLE)
 def test_the_same_bits_in_any_batch_on_any_number_of_threads(ops: NativeOps, visible: Any) -> None:
     heads, lengths = (2, 2, 32), [170, 3, 430, 40]
-    tables = tables_of(heads, 41)
-    qkv, starts = qkv_of(sum(lengths), heads), np.cumsum([0, *lengths])
-    alone = [
-        attention(ops, qkv[start : start + length], batch_of([length]), heads, tables, **visible)
-        for start, length in zip(starts[:-1], lengths, strict=True)
-    ]
-    for ops.num_threads in (1, 2, 5):
-        together = attention(ops, qkv, batch_of(lengths), heads, tables, **visible)
-        np.testing.assert_array_equal(together, np.concatenate(alone))
+    compute = partial(attention, ops, heads=heads, tables=tables_of(heads, 41), **visible)
+    assert_same_bits(ops, qkv_of(sum(lengths), heads), lengths, compute)
 
 
 @pytest.mark.parametrize("reads", ["first", "last"])
