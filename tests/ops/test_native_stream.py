@@ -1,5 +1,8 @@
 """Recording: memory of dropped tensors, of host arrays, of batches that failed."""
 
+from pathlib import Path
+from threading import Thread
+
 import numpy as np
 import pytest
 
@@ -36,6 +39,32 @@ def test_the_arena_does_not_grow_in_steady_state(ops: NativeOps) -> None:
         encoder(ops, batch_of([600, 300]))
         sizes.append(capacity(ops))
     assert len(set(sizes[1:])) == 1
+
+
+def test_batches_of_all_sizes_leave_no_holes(ops: NativeOps) -> None:
+    """On a thread of its own, since malloc gives each a heap, with small things that stay between what is freed."""
+    weight, kept, sizes = ops.matrix(normal(1024, 8)), [], np.random.default_rng(0).integers(1, 4000, 160)
+
+    def run(num_rows: int) -> None:
+        ops.upload(batch_of([num_rows]))
+        ops.to_numpy(ops.rows(ops.linear(ops.vector(normal(num_rows, 8)), weight), np.zeros(1, np.int32)))
+        kept.append(bytearray(4000))
+
+    def run_all() -> None:
+        for start in range(0, len(sizes), 4):
+            for num_rows in [*sizes[start : start + 4], *[5] * 25]:
+                run(int(num_rows))
+
+    before = anonymous_megabytes()
+    thread = Thread(target=run_all)
+    thread.start()
+    thread.join()
+    assert len(kept) == 40 * 29 and anonymous_megabytes() - before < 40
+
+
+def anonymous_megabytes() -> float:
+    status = Path("/proc/self/status").read_text()
+    return float(status.partition("RssAnon:")[2].split()[0]) / 1024
 
 
 def test_a_batch_that_failed_half_way_leaves_nothing(ops: NativeOps) -> None:

@@ -4,10 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <iterator>
 #include <map>
-#include <vector>
 
 namespace {
 
@@ -56,21 +54,34 @@ class Arena {
  private:
   static constexpr int64_t kAlign = 64, kChunk = int64_t(2) << 20;
 
-  std::map<char*, int64_t> free_, live_;  // start -> bytes
-  std::vector<char*> chunks_;
+  std::map<char*, int64_t> free_, live_, chunks_;  // start -> bytes
   int64_t capacity_ = 0, used_ = 0, peak_ = 0, recent_ = 0;
 
   std::map<char*, int64_t>::iterator grow(int64_t bytes) {
     const int64_t wanted = std::max(bytes, recent_ - capacity_);
     const int64_t size = (wanted + kChunk - 1) / kChunk * kChunk;
-    char* chunk = static_cast<char*>(std::aligned_alloc(size_t(kChunk), size_t(size)));
+    char* chunk = map(size);
     if (chunk == nullptr) return free_.end();
-#if defined(MADV_HUGEPAGE)
-    madvise(chunk, size_t(size), MADV_HUGEPAGE);
-#endif
-    chunks_.push_back(chunk);
+    chunks_[chunk] = size;
     capacity_ += size;
     return free_.emplace(chunk, size).first;
+  }
+
+  // Whole pages of the system's, to be given back at once: between chunks of several sizes malloc keeps holes that no
+  // later chunk fits into, and a process with a large model kept growing.
+  static char* map(int64_t size) {
+    const size_t wanted = size_t(size), around = wanted + size_t(kChunk);
+    void* memory = mmap(nullptr, around, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return nullptr;
+    char* const start = static_cast<char*>(memory);
+    const size_t before = size_t(-reinterpret_cast<uintptr_t>(start)) % size_t(kChunk);
+    char* const chunk = start + before;
+    if (before > 0) munmap(start, before);
+    munmap(chunk + wanted, size_t(kChunk) - before);
+#if defined(MADV_HUGEPAGE)
+    madvise(chunk, wanted, MADV_HUGEPAGE);
+#endif
+    return chunk;
   }
 
   void merge(char* block, int64_t bytes) {
@@ -90,7 +101,7 @@ class Arena {
   }
 
   void release() {
-    for (char* chunk : chunks_) std::free(chunk);
+    for (const auto& [chunk, size] : chunks_) munmap(chunk, size_t(size));
     chunks_.clear();
     free_.clear();
     capacity_ = 0;
