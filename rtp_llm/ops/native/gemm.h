@@ -123,8 +123,12 @@ struct Scratch {
   std::unique_ptr<float, FreeLines> data;
   int64_t size = 0;
 
+  // bad_alloc leaves what there was, and its size.
   float* reserve(int64_t n) {
-    if (n > size) data.reset(static_cast<float*>(::operator new(size_t(size = n) * 4, kLine)));
+    if (n > size) {
+      data.reset(static_cast<float*>(::operator new(size_t(n) * 4, kLine)));
+      size = n;
+    }
     return data.get();
   }
 };

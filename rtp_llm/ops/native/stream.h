@@ -67,8 +67,12 @@ class Stream {
 
   // Before `walk`: how many tasks each command has, none of them taken.
   void plan(int threads) {
-    if (capacity_ < commands_.size())
-      progress_.reset(new Progress[capacity_ = commands_.size() + commands_.size() / 2]);
+    ran_out_ = false;
+    if (capacity_ < commands_.size()) {
+      const size_t wanted = commands_.size() + commands_.size() / 2;
+      progress_.reset(new Progress[wanted]);
+      capacity_ = wanted;
+    }
     for (size_t i = 0; i < commands_.size(); ++i)
       progress_[i].reset(std::visit([&](auto& command) { return command.plan(threads); }, commands_[i]));
   }
@@ -82,6 +86,9 @@ class Stream {
       wait(progress);
     }
   }
+
+  // After a walk: some thread found no memory for its scratch, and what was computed is worth nothing.
+  bool ran_out() const { return ran_out_; }
 
  private:
   struct alignas(64) Progress {
@@ -100,13 +107,19 @@ class Stream {
   std::vector<Command> commands_;
   std::unique_ptr<Progress[]> progress_;
   size_t capacity_ = 0;
+  std::atomic<bool> ran_out_{false};
 
   template <class C>
-  static void share(const C& command, Progress& progress) {
+  void share(const C& command, Progress& progress) {
     int64_t mine = 0;
     if (progress.taken.load(std::memory_order_relaxed) >= progress.tasks) return;
-    for (int64_t i; (i = progress.taken.fetch_add(1, std::memory_order_relaxed)) < progress.tasks; ++mine)
-      command.run(i);
+    for (int64_t i; (i = progress.taken.fetch_add(1, std::memory_order_relaxed)) < progress.tasks; ++mine) {
+      try {
+        command.run(i);
+      } catch (const std::bad_alloc&) {  // the other threads wait for this task all the same
+        ran_out_ = true;
+      }
+    }
     if (mine > 0) progress.done.fetch_add(mine, std::memory_order_release);
   }
 

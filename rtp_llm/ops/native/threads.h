@@ -24,7 +24,8 @@ inline int available_cores() {
 class Threads {
  public:
   // Runs what `stream` has recorded on the caller and at most `threads - 1` helpers; never on more threads, over all
-  // streams, than there are cores. bad_alloc where there is no memory to share the work out: nothing has been done then.
+  // streams, than there are cores. bad_alloc where there is no memory to share the work out, or to do it: no thread is
+  // at work then.
   void run(Stream& stream, int threads) {
     if (stream.pending() == 0) return;
     threads = std::min(threads, cores_);
@@ -38,6 +39,7 @@ class Threads {
       open(job, place);
       stream.walk();
       close(job, place);
+      if (stream.ran_out()) throw std::bad_alloc();
     }
     stream.clear();
   }
