@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 # As the server sets it: batches are tokenised on the thread that asks for them.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Two test processes whose oracles each took all cores would spend most of their time waiting for each other's threads.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Triton's kernels run in its interpreter, on the CPU; it has to know before anything imports it.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 

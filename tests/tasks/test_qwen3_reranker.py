@@ -76,12 +76,17 @@ def scores(model: Any, **params: Any) -> Any:
     return np.array([model.rerank(query, [document], **params)[0].score for query, document in PAIRS])
 
 
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "apart"])
+def card(request: pytest.FixtureRequest, assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A checkpoint, and what the model card's code makes of `PAIRS`, for all backends once."""
+    folder = tmp_path_factory.mktemp("card") / "Qwen3-Reranker-0.6B"
+    theirs = save(folder, assets, tied=request.param)
+    return folder, card_scores(theirs, card_ids(folder, PAIRS, INSTRUCTION, LIMIT))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("tied", [True, False])
-def test_equals_the_model_card(tied: bool, backend: str, assets: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "Qwen3-Reranker-0.6B"
-    theirs = save(folder, assets, tied=tied)
-    expected = card_scores(theirs, card_ids(folder, PAIRS, INSTRUCTION, LIMIT))
+def test_equals_the_model_card(backend: str, card: tuple[Path, Any]) -> None:
+    folder, expected = card
     with loaded(folder, backend, max_seq_len=LIMIT) as model:
         assert model.info.tasks == (TaskType.RERANK,)
         ours = scores(model)
