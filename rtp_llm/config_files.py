@@ -88,11 +88,11 @@ MODEL: dict[str, Kind] = {
     ),
     **_all(
         _TEXT,
-        "model_type hidden_act hidden_activation activation activation_function feed_forward_proj "
+        "model_type hidden_act hidden_activation activation activation_function feed_forward_proj feed_forward_type "
         "position_embedding_type classifier_pooling classifier_activation pooler_hidden_act norm_rel_ebd",
     ),
     **_all(_TEXTS, "architectures layer_types"),
-    **_all(_OBJECT, "id2label rope_scaling rope_parameters sentence_transformers"),
+    **_all(_OBJECT, "auto_map id2label rope_scaling rope_parameters sentence_transformers"),
     "vocab_size": _whole(1, _VOCABULARY, nullable=False),
     **_all(_whole(1, _LAYERS, nullable=False), "num_hidden_layers n_layers num_layers"),
     "type_vocab_size": _whole(0, _SIZE),

@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, canonical_names
-from rtp_llm.core import Batch, FloatArray, QuantizedWeight
-from rtp_llm.models import OnKeys, OnLayer, matrix_sources
+from rtp_llm.core import Batch
+from rtp_llm.models import OnKeys, OnLayer, gate_first, matrix_sources
 from rtp_llm.models.rope import Rope, RopeTables
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
@@ -172,21 +170,13 @@ def parameters(config: RotaryBertConfig, packed: set[str]) -> dict[str, Paramete
 def _load_layer(weights: Weights, prefix: str, config: RotaryBertConfig, ops: Ops) -> _Layer:
     matrices = {name: weights.matrix(prefix + name) for name in _MATRICES}
     if len(weights.sources(f"{prefix}gate_up")) == 1:
-        matrices["gate_up"] = _gate_first(matrices["gate_up"])
+        matrices["gate_up"] = gate_first(matrices["gate_up"])
     biases: dict[str, Any] = {
         f"{name}_bias": ops.vector(weights[f"{prefix}{name}_bias"]) if name in config.biases else None
         for name in _MATRICES
     }
     norms = {name: _norm(weights, prefix + name, config, ops) for name in ("attention_norm", "mlp_norm")}
     return _Layer(**{name: ops.matrix(matrix) for name, matrix in matrices.items()}, **biases, **norms)
-
-
-def _gate_first(weight: FloatArray | QuantizedWeight) -> FloatArray | QuantizedWeight:
-    """Rows of up, then gate -> gate, then up, as `Ops.gated` reads them."""
-    if isinstance(weight, QuantizedWeight):
-        half = len(weight.scales) // 2
-        return QuantizedWeight(np.roll(weight.values, half, axis=0), np.roll(weight.scales, half))
-    return np.roll(weight, len(weight) // 2, axis=0)
 
 
 def _norm(weights: Weights, name: str, config: RotaryBertConfig, ops: Ops) -> Norm:
