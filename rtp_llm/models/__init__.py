@@ -26,6 +26,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "new": ("rtp_llm.models.gte", "New"),
     "modernbert": ("rtp_llm.models.modernbert", "ModernBert"),
     "nomic_bert": ("rtp_llm.models.nomic_bert", "NomicBert"),
+    "jina_embeddings_v3": ("rtp_llm.models.jina_v3", "JinaV3"),
     "jina_bert": ("rtp_llm.models.jina_bert", "JinaBert"),
     "electra": ("rtp_llm.models.bert", "Electra"),
     "distilbert": ("rtp_llm.models.distilbert", "DistilBert"),
@@ -45,13 +46,16 @@ MODELS: dict[str, tuple[str, str]] = {
 # Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
 ARCHITECTURES = {
     "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Electra": "electra",
-    "JinaBert": "jina_bert",
+    "JinaBert": "jina_bert", "JinaEmbeddingsV3": "jina_embeddings_v3",
     "DistilBert": "distilbert", "MPNet": "mpnet", "DebertaV2": "deberta-v2", "T5": "t5", "T5Encoder": "t5",
     "Gte": "gte", "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2",
     "Qwen3": "qwen3", "Llama": "llama", "Mistral": "mistral", "Gemma3Text": "gemma3_text", "EuroBert": "eurobert",
 }  # fmt: skip
 # A name in MODELS and `position_embedding_type` of config.json -> the architecture that has both.
-_SHARED_NAMES: dict[tuple[str, Any], str] = {("bert", "alibi"): "jina_bert"}
+_SHARED_NAMES: dict[tuple[str, Any], str] = {
+    ("bert", "alibi"): "jina_bert",
+    ("xlm-roberta", "rotary"): "jina_embeddings_v3",
+}
 _ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
 
 

@@ -21,6 +21,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta": ("Roberta", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
     "xlm-roberta": ("XLMRoberta", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
     "camembert": ("Camembert", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
+    "jina_embeddings_v3": ("JinaEmbeddingsV3", {"max_position_embeddings": LIMIT, "type_vocab_size": 1}),
     "gte": ("Gte", {"max_position_embeddings": LIMIT, "type_vocab_size": 2}),
     "nomic_bert": ("NomicBert", {"max_position_embeddings": LIMIT}),
     "modernbert": ("ModernBert", {"max_position_embeddings": LIMIT, "local_attention": 12, **ENDS}),
