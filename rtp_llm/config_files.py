@@ -73,6 +73,7 @@ MODEL: dict[str, Kind] = {
         "relative_attention_num_buckets dim hidden_dim n_heads d_model d_kv d_ff num_heads",
     ),
     **_all(_whole(1, _SIZE), "num_key_value_heads head_dim num_labels n_embd n_layer n_head n_inner"),
+    **_all(_whole(1, _LAYERS), "num_hidden_groups inner_group_num"),
     **_all(_whole(1, _SIZE), "attention_head_size pooler_hidden_size lora_rank"),
     **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings n_positions"),
     **_all(_whole(1, _POSITIONS), "max_trained_positions"),

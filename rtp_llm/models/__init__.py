@@ -28,6 +28,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "nomic_bert": ("rtp_llm.models.nomic_bert", "NomicBert"),
     "jina_embeddings_v3": ("rtp_llm.models.jina_v3", "JinaV3"),
     "jina_bert": ("rtp_llm.models.jina_bert", "JinaBert"),
+    "albert": ("rtp_llm.models.albert", "Albert"),
     "electra": ("rtp_llm.models.bert", "Electra"),
     "distilbert": ("rtp_llm.models.distilbert", "DistilBert"),
     "mpnet": ("rtp_llm.models.mpnet", "MPNet"),
@@ -46,7 +47,7 @@ MODELS: dict[str, tuple[str, str]] = {
 # Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
 ARCHITECTURES = {
     "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Electra": "electra",
-    "JinaBert": "jina_bert", "JinaEmbeddingsV3": "jina_embeddings_v3",
+    "Albert": "albert", "JinaBert": "jina_bert", "JinaEmbeddingsV3": "jina_embeddings_v3",
     "DistilBert": "distilbert", "MPNet": "mpnet", "DebertaV2": "deberta-v2", "T5": "t5", "T5Encoder": "t5",
     "Gte": "gte", "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2",
     "Qwen3": "qwen3", "Llama": "llama", "Mistral": "mistral", "Gemma3Text": "gemma3_text", "EuroBert": "eurobert",

@@ -173,7 +173,7 @@ class Bert:
         for number, layer in enumerate(self.layers):
             if on_layer is not None:
                 on_layer(number, hidden_states)
-            wanted = batch.wanted if layer is self.layers[-1] else None
+            wanted = batch.wanted if number == len(self.layers) - 1 else None
             hidden_states = self._run_layer(ops, layer, hidden_states, batch, wanted)
         return hidden_states
 

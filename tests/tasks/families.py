@@ -25,6 +25,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gte": ("Gte", {"max_position_embeddings": LIMIT, "type_vocab_size": 2}),
     "nomic_bert": ("NomicBert", {"max_position_embeddings": LIMIT}),
     "modernbert": ("ModernBert", {"max_position_embeddings": LIMIT, "local_attention": 12, **ENDS}),
+    "albert": ("Albert", {"max_position_embeddings": LIMIT, "embedding_size": 24, "num_hidden_groups": 2}),
     "electra": ("Electra", {"max_position_embeddings": LIMIT, "embedding_size": 24}),
     "distilbert": ("DistilBert", {"max_position_embeddings": LIMIT, "hidden_dim": 77}),
     # MPNet's padding token is number 1, whatever config.json says.
@@ -51,7 +52,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 DECODERS = ("Qwen2", "Qwen3", "Llama", "EuroBert", "Mistral", "Gemma3Text")
 ENCODERS = [family for family, (stem, _) in FAMILIES.items() if stem not in DECODERS]
 MAIN = ("bert", "roberta", "xlm-roberta", "qwen2", "qwen2-both-ways", "qwen3")
-TYPED = ("bert", "electra", "gte", "nomic_bert")  # they read which text of a pair a token is of
+TYPED = ("bert", "albert", "electra", "gte", "nomic_bert")  # they read which text of a pair a token is of
 # Weights of 0.1 make attention choose: under the usual 0.02 it would be all but uniform at these widths.
 COMMON = {"vocab_size": len(VOCAB), "pad_token_id": PAD, "initializer_range": 0.1}
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
