@@ -42,6 +42,8 @@ MODELS: dict[str, tuple[str, str]] = {
     "llama": ("rtp_llm.models.llama", "Llama"),
     "mistral": ("rtp_llm.models.llama", "Mistral"),
     "eurobert": ("rtp_llm.models.llama", "EuroBert"),
+    "gemma": ("rtp_llm.models.gemma", "Gemma"),
+    "gemma2": ("rtp_llm.models.gemma", "Gemma2"),
     "gemma3_text": ("rtp_llm.models.gemma", "Gemma3"),
 }
 # Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
@@ -50,7 +52,8 @@ ARCHITECTURES = {
     "Albert": "albert", "JinaBert": "jina_bert", "JinaEmbeddingsV3": "jina_embeddings_v3",
     "DistilBert": "distilbert", "MPNet": "mpnet", "DebertaV2": "deberta-v2", "T5": "t5", "T5Encoder": "t5",
     "Gte": "gte", "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2",
-    "Qwen3": "qwen3", "Llama": "llama", "Mistral": "mistral", "Gemma3Text": "gemma3_text", "EuroBert": "eurobert",
+    "Qwen3": "qwen3", "Llama": "llama", "Mistral": "mistral", "Gemma": "gemma", "Gemma2": "gemma2",
+    "Gemma3Text": "gemma3_text", "EuroBert": "eurobert",
 }  # fmt: skip
 # A name in MODELS and `position_embedding_type` of config.json -> the architecture that has both.
 _SHARED_NAMES: dict[tuple[str, Any], str] = {

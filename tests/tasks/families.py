@@ -43,13 +43,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"max_position_embeddings": LIMIT, "attention_bias": True, "mlp_bias": True}),
     "eurobert": ("EuroBert", {"max_position_embeddings": LIMIT}),
     "mistral": ("Mistral", {"max_position_embeddings": LIMIT, "sliding_window": 12}),
+    "gemma": ("Gemma", {"max_position_embeddings": LIMIT}),
+    "gemma2": (
+        "Gemma2",
+        {
+            "max_position_embeddings": LIMIT, "sliding_window": 12, "query_pre_attn_scalar": 16,
+            "attn_logit_softcapping": 3.0, "attn_implementation": "eager",
+        },
+    ),
     "gemma3": ("Gemma3Text", {"max_position_embeddings": LIMIT, "sliding_window": 12}),
     "embeddinggemma": (
         "Gemma3Text",
         {"max_position_embeddings": LIMIT, "sliding_window": 12, "use_bidirectional_attention": True},
     ),
 }  # fmt: skip
-DECODERS = ("Qwen2", "Qwen3", "Llama", "EuroBert", "Mistral", "Gemma3Text")
+DECODERS = ("Qwen2", "Qwen3", "Llama", "EuroBert", "Mistral", "Gemma", "Gemma2", "Gemma3Text")
 ENCODERS = [family for family, (stem, _) in FAMILIES.items() if stem not in DECODERS]
 MAIN = ("bert", "roberta", "xlm-roberta", "qwen2", "qwen2-both-ways", "qwen3")
 TYPED = ("bert", "albert", "electra", "gte", "nomic_bert")  # they read which text of a pair a token is of
