@@ -51,13 +51,14 @@ class AdaptedSource:
         if self._adapter is None:
             return values
         rows, columns = self._factors(stem, values.shape)
-        merged = np.array(values)
+        merged: FloatArray = np.array(values)
         for start in range(0, len(merged), _CHUNK):
             merged[start : start + _CHUNK] += (rows[start : start + _CHUNK] @ columns) * self._scaling
         return merged
 
     def read_row(self, name: str, row: int) -> FloatArray:
-        return self.read(name)[row]
+        values: FloatArray = self.read(name)[row]
+        return values
 
     def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
         return np.ascontiguousarray(np.take(self.read(name), range(start, stop), axis))
@@ -88,4 +89,5 @@ class AdaptedSource:
         assert number is not None
         if number >= count:
             raise CheckpointError(f"{self.path}: {name} has {count} adapters, config.json names more")
-        return self._source.read_part(name, 0, number, number + 1)[0]
+        (matrix,) = self._source.read_part(name, 0, number, number + 1)
+        return np.asarray(matrix)

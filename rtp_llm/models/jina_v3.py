@@ -62,8 +62,8 @@ class JinaV3(RotaryBert):
             activation=activation(hf, "hidden_act"),
             max_positions=rope.max_positions,
             rope=rope,
-            biases=frozenset(("qkv", "out", "up", "down")),
             gated=False,
+            biases=frozenset(("qkv", "out", "up", "down")),
         )
 
 

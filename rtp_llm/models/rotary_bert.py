@@ -23,8 +23,8 @@ class RotaryBertConfig:
 
     max_positions    the longest sequence that the checkpoint was made for
     type_vocab_size  0: there are no token types
-    biases           of the matrices that have one
     gated            whether the MLP has a gate
+    biases           of the matrices that have one
     """
 
     vocab_size: int
@@ -37,8 +37,8 @@ class RotaryBertConfig:
     activation: str
     max_positions: int
     rope: Rope
+    gated: bool
     biases: frozenset[str] = field(default_factory=frozenset)
-    gated: bool = True
 
     @property
     def head_dim(self) -> int:
@@ -147,14 +147,14 @@ def parameters(config: RotaryBertConfig, packed: set[str]) -> dict[str, Paramete
     """
     hidden, wide = config.hidden_size, config.intermediate_size
     qkv = (_PACKED_QKV,) if _PACKED_QKV in packed else tuple(f"self_attn.{part}_proj" for part in "qkv")
-    up, down = ("mlp.fc1",), "mlp.fc2"
+    up: tuple[str, ...] = ("mlp.fc1",)
     if config.gated:
-        up, down = (_PACKED_MLP,) if _PACKED_MLP in packed else ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"
+        up = (_PACKED_MLP,) if _PACKED_MLP in packed else ("mlp.gate_proj", "mlp.up_proj")
     linears = {
         "qkv": (qkv, 3 * hidden, hidden),
         "out": (("self_attn.o_proj",), hidden, hidden),
         "up": (up, (2 if config.gated else 1) * wide, hidden),
-        "down": ((down,), hidden, wide),
+        "down": (("mlp.down_proj" if config.gated else "mlp.fc2",), hidden, wide),
     }
     needed = {"word": Parameter(("embeddings.word_embeddings.weight",), (config.vocab_size, hidden))}
     if config.type_vocab_size:

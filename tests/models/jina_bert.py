@@ -14,9 +14,10 @@ import pytest
 
 from tests.models.oracle import add_noise
 
-torch = pytest.importorskip("torch")
-nn = torch.nn
-F = nn.functional
+torch: Any = pytest.importorskip("torch")
+nn: Any = torch.nn
+F: Any = nn.functional
+Module: Any = nn.Module
 
 PLAIN: dict[str, Any] = {
     "model_type": "bert", "architectures": ["JinaBertForMaskedLM"], "position_embedding_type": "alibi",
@@ -40,7 +41,7 @@ def paper_slopes(num_heads: int) -> list[float]:
     return geometric(below) + geometric(2 * below)[::2][: num_heads - below]
 
 
-class Attention(nn.Module):
+class Attention(Module):  # type: ignore[misc]  # where torch is not installed
     def __init__(self, config: dict[str, Any], slopes: list[float], normed: bool) -> None:
         super().__init__()
         size, self.heads, self.slopes, eps = (
@@ -69,7 +70,7 @@ class Attention(nn.Module):
         return self.output.LayerNorm(self.output.dense(context) + x)
 
 
-class Layer(nn.Module):
+class Layer(Module):  # type: ignore[misc]  # where torch is not installed
     def __init__(self, config: dict[str, Any], slopes: list[float], normed: bool) -> None:
         super().__init__()
         size, wide, eps = config["hidden_size"], config["intermediate_size"], config["layer_norm_eps"]
@@ -93,7 +94,7 @@ class Layer(nn.Module):
         return self.mlp.layernorm(self.mlp.wo(self.act(gate) * value) + attended)
 
 
-class JinaBert(nn.Module):
+class JinaBert(Module):  # type: ignore[misc]  # where torch is not installed
     """Takes and gives what transformers' models do, one sequence at a time."""
 
     def __init__(self, config: dict[str, Any], normed: bool = False, slopes: list[float] | None = None) -> None:
@@ -118,7 +119,7 @@ class JinaBert(nn.Module):
 
 def save(
     folder: Path, normed: bool = False, prefix: str = "", slopes: list[float] | None = None, **changes: Any
-) -> JinaBert:
+) -> Any:
     """A random checkpoint -> the oracle."""
     safetensors = pytest.importorskip("safetensors.torch")
     torch.manual_seed(0)

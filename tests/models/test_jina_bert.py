@@ -86,7 +86,7 @@ def test_slopes_are_those_of_the_paper(num_heads: int) -> None:
 def test_slopes_of_the_first_rerankers(tmp_path: Path) -> None:
     """Their folder has code of its own, by which the last four of twelve heads have half of the slope."""
     slopes = paper_slopes(8) + [slope / 2 for slope in paper_slopes(12)[8:]]
-    changes = {
+    changes: dict[str, Any] = {
         "architectures": ["JinaBertForSequenceClassification"], "hidden_size": 96, "num_attention_heads": 12,
         "auto_map": {"AutoModelForSequenceClassification": "modeling_bert.JinaBertForSequenceClassification"},
     }  # fmt: skip

@@ -43,7 +43,7 @@ def test_vectors(backend: str, normed: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_scores(backend: str, tmp_path: Path) -> None:
-    changes = {"architectures": ["JinaBertForSequenceClassification"], "num_labels": 1}
+    changes: dict[str, Any] = {"architectures": ["JinaBertForSequenceClassification"], "num_labels": 1}
     theirs = save(tmp_path, prefix="bert.", **SHAPE, **changes)
     tokenizer, path = add_tokenizer(tmp_path), tmp_path / "model.safetensors"
     torch.manual_seed(1)
