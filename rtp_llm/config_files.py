@@ -73,7 +73,8 @@ MODEL: dict[str, Kind] = {
         "relative_attention_num_buckets dim hidden_dim n_heads d_model d_kv d_ff num_heads",
     ),
     **_all(_whole(1, _SIZE), "num_key_value_heads head_dim num_labels n_embd n_layer n_head n_inner"),
-    **_all(_whole(1, _SIZE), "attention_head_size pooler_hidden_size"),
+    **_all(_whole(1, _LAYERS), "num_hidden_groups inner_group_num"),
+    **_all(_whole(1, _SIZE), "attention_head_size pooler_hidden_size lora_rank"),
     **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings n_positions"),
     **_all(_whole(1, _POSITIONS), "max_trained_positions"),
     **_all(_whole(1, _POSITIONS, nullable=False), "relative_attention_max_distance"),
@@ -88,11 +89,12 @@ MODEL: dict[str, Kind] = {
     ),
     **_all(
         _TEXT,
-        "model_type hidden_act hidden_activation activation activation_function feed_forward_proj "
-        "position_embedding_type classifier_pooling classifier_activation pooler_hidden_act norm_rel_ebd",
+        "model_type hidden_act hidden_activation activation activation_function feed_forward_proj feed_forward_type "
+        "lora_task position_embedding_type classifier_pooling classifier_activation pooler_hidden_act norm_rel_ebd",
     ),
-    **_all(_TEXTS, "architectures layer_types"),
-    **_all(_OBJECT, "id2label rope_scaling rope_parameters sentence_transformers"),
+    **_all(_TEXTS, "architectures layer_types lora_adaptations"),
+    **_all(_POSITIVE._replace(nullable=False), "lora_alpha"),
+    **_all(_OBJECT, "auto_map id2label rope_scaling rope_parameters sentence_transformers"),
     "vocab_size": _whole(1, _VOCABULARY, nullable=False),
     **_all(_whole(1, _LAYERS, nullable=False), "num_hidden_layers n_layers num_layers"),
     "type_vocab_size": _whole(0, _SIZE),

@@ -120,11 +120,18 @@ class ModelConfig:
         return TaskType.RERANK in self.tasks and self.model_type in ("qwen3", "qwen_3")
 
     @property
+    def is_flag_reranker(self) -> bool:
+        """Whether pairs are to be put as FlagEmbedding's question, as to a Gemma without LogitScore."""
+        is_gemma = self.model_type == "gemma" and self.is_language_model
+        return TaskType.RERANK in self.tasks and is_gemma and self.logit_score is None and not self.chat.asked
+
+    @property
     def is_language_reranker(self) -> bool:
-        """Whether pairs are read through a template: the checkpoint's own, or Qwen3-Reranker's."""
+        """Whether pairs are read through a template: the checkpoint's own, Qwen3-Reranker's or FlagEmbedding's."""
         if TaskType.RERANK not in self.tasks or self.chat.asked is False:
             return False
-        return bool(self.chat.asked) or self.is_qwen3_reranker or self.logit_score is not None
+        asked = bool(self.chat.asked) or self.logit_score is not None
+        return asked or self.is_qwen3_reranker or self.is_flag_reranker
 
     @property
     def is_bge_m3(self) -> bool:
@@ -345,8 +352,9 @@ def _choose_tasks(
         return _TASKS_BY_FLAG["BGE_M3"]
     _check_m3_heads(folder)
     kinds, architecture = [module.kind for module in modules], _architecture(hf)
-    # Nothing in the files of the original Qwen3-Reranker tells it from any other Qwen3, but its name does.
-    named_reranker = architecture == "Qwen3ForCausalLM" and not modules and "reranker" in _names(config, folder)
+    # Nothing in the files of these rerankers tells them from any other Qwen3 or Gemma, but their names do.
+    is_bare = architecture in ("Qwen3ForCausalLM", "GemmaForCausalLM") and not modules
+    named_reranker = is_bare and "reranker" in _names(config, folder)
     if "SpladePooling" in kinds:
         return (TaskType.SPARSE,)
     if "LogitScore" in kinds or named_reranker:

@@ -5,6 +5,7 @@ fits them to a model's declared parameters, strictly. Nothing in a checkpoint is
 leads out of its folder; whatever is missing, malformed or unsafe is a CheckpointError that names the file.
 """
 
+from rtp_llm.checkpoint.adapters import AdaptedSource, has_adapters
 from rtp_llm.checkpoint.folder import find, inside, read_json, read_json_list
 from rtp_llm.checkpoint.hub import resolve
 from rtp_llm.checkpoint.shards import open_file, open_tensors
@@ -13,6 +14,7 @@ from rtp_llm.checkpoint.weights import SCALE, Parameter, Weights, bind, canonica
 
 __all__ = [
     "SCALE",
+    "AdaptedSource",
     "Parameter",
     "TensorInfo",
     "TensorSource",
@@ -22,6 +24,7 @@ __all__ = [
     "check_finite",
     "check_floats",
     "find",
+    "has_adapters",
     "inside",
     "open_file",
     "open_tensors",

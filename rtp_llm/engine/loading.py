@@ -19,6 +19,7 @@ from rtp_llm.engine.calibration import WAYS_OUT, report_likeness
 from rtp_llm.engine.chat_rerank import chat_rerank
 from rtp_llm.engine.chunker import Chunker
 from rtp_llm.engine.engine import Engine
+from rtp_llm.engine.flag_rerank import FlagRerank
 from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokenizer_pool import Encoder, TokenizerPool
@@ -134,9 +135,11 @@ def _describe(config: EngineConfig, model_config: ModelConfig, runtime: Runtime,
 
 
 def _pair_encoder(tokenizer: Tokenizer, model_config: ModelConfig) -> Encoder | None:
-    """How a reranker that is a language model is asked: by its chat template, else as Qwen3-Reranker; None: plainly."""
+    """How a reranker that is a language model is asked: by its chat template, else as its authors do; None: plainly."""
     if not model_config.is_language_reranker:
         return None
+    if model_config.is_flag_reranker:
+        return FlagRerank(tokenizer)
     is_qwen3 = model_config.is_qwen3_reranker
     return chat_rerank(tokenizer, model_config.chat, or_else=is_qwen3) or RerankTemplate(tokenizer)
 

@@ -25,7 +25,8 @@ _CLASSES = {
     "roberta": "RobertaTokenizer", "xlm-roberta": "XLMRobertaTokenizer", "camembert": "CamembertTokenizer",
     "mpnet": "MPNetTokenizer", "deberta-v2": "DebertaV2Tokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer",
     "llama": "LlamaTokenizer", "mistral": "LlamaTokenizer", "gemma3_text": "GemmaTokenizer",
-    "gte": "XLMRobertaTokenizer", "nomic_bert": "BertTokenizer",
+    "gte": "XLMRobertaTokenizer", "nomic_bert": "BertTokenizer", "jina_embeddings_v3": "XLMRobertaTokenizer",
+    "albert": "AlbertTokenizer", "gemma": "GemmaTokenizer", "gemma2": "GemmaTokenizer",
 }  # fmt: skip
 # Of these, transformers before 5 took the tokens at both ends from tokenizer_config.json alone.
 _ENDED_CLASSES = ("LlamaTokenizer", "GemmaTokenizer")

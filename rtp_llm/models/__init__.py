@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
+
 from rtp_llm.checkpoint import TensorSource, Weights
-from rtp_llm.core import Batch
+from rtp_llm.core import Batch, FloatArray, QuantizedWeight
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.ops import Ops, Tensor
 
@@ -24,6 +26,9 @@ MODELS: dict[str, tuple[str, str]] = {
     "new": ("rtp_llm.models.gte", "New"),
     "modernbert": ("rtp_llm.models.modernbert", "ModernBert"),
     "nomic_bert": ("rtp_llm.models.nomic_bert", "NomicBert"),
+    "jina_embeddings_v3": ("rtp_llm.models.jina_v3", "JinaV3"),
+    "jina_bert": ("rtp_llm.models.jina_bert", "JinaBert"),
+    "albert": ("rtp_llm.models.albert", "Albert"),
     "electra": ("rtp_llm.models.bert", "Electra"),
     "distilbert": ("rtp_llm.models.distilbert", "DistilBert"),
     "mpnet": ("rtp_llm.models.mpnet", "MPNet"),
@@ -37,15 +42,24 @@ MODELS: dict[str, tuple[str, str]] = {
     "llama": ("rtp_llm.models.llama", "Llama"),
     "mistral": ("rtp_llm.models.llama", "Mistral"),
     "eurobert": ("rtp_llm.models.llama", "EuroBert"),
+    "gemma": ("rtp_llm.models.gemma", "Gemma"),
+    "gemma2": ("rtp_llm.models.gemma", "Gemma2"),
     "gemma3_text": ("rtp_llm.models.gemma", "Gemma3"),
 }
 # Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
 ARCHITECTURES = {
     "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Electra": "electra",
+    "Albert": "albert", "JinaBert": "jina_bert", "JinaEmbeddingsV3": "jina_embeddings_v3",
     "DistilBert": "distilbert", "MPNet": "mpnet", "DebertaV2": "deberta-v2", "T5": "t5", "T5Encoder": "t5",
     "Gte": "gte", "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2",
-    "Qwen3": "qwen3", "Llama": "llama", "Mistral": "mistral", "Gemma3Text": "gemma3_text", "EuroBert": "eurobert",
+    "Qwen3": "qwen3", "Llama": "llama", "Mistral": "mistral", "Gemma": "gemma", "Gemma2": "gemma2",
+    "Gemma3Text": "gemma3_text", "EuroBert": "eurobert",
 }  # fmt: skip
+# A name in MODELS and `position_embedding_type` of config.json -> the architecture that has both.
+_SHARED_NAMES: dict[tuple[str, Any], str] = {
+    ("bert", "alibi"): "jina_bert",
+    ("xlm-roberta", "rotary"): "jina_embeddings_v3",
+}
 _ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
 
 
@@ -94,8 +108,19 @@ def matrix_sources(
     return {(i, name): weights.sources(f"layers.{i}.{name}{suffix}") for i in range(num_layers) for name in names}
 
 
+def gate_first(weight: FloatArray | QuantizedWeight) -> FloatArray | QuantizedWeight:
+    """Rows of up, then gate, of one tensor -> gate, then up, as `Ops.gated` reads them."""
+    if isinstance(weight, QuantizedWeight):
+        half = len(weight.scales) // 2
+        return QuantizedWeight(np.roll(weight.values, half, axis=0), np.roll(weight.scales, half))
+    return np.roll(weight, len(weight) // 2, axis=0)
+
+
 def find_model_type(flag: str, hf: Mapping[str, Any]) -> str:
-    """The key in MODELS: the flag, else what config.json says; ConfigError lists what there is."""
+    """The key in MODELS: the flag, else what config.json says; ConfigError lists what there is.
+
+    A name that several architectures share, as JinaBERT has BERT's, is told apart by the kind of its positions.
+    """
     if flag != "auto":
         name, origin = flag, "model_type is"
     elif hf.get("model_type"):
@@ -108,7 +133,7 @@ def find_model_type(flag: str, hf: Mapping[str, Any]) -> str:
     if name not in MODELS:
         problem = f"{origin} {name!r}, which is not one of {', '.join(MODELS)}"
         raise CheckpointError(problem) if flag == "auto" else ConfigError(problem, param="model_type")
-    return name
+    return _SHARED_NAMES.get((name, hf.get("position_embedding_type")), name)
 
 
 def load_model(model_type: str, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> Model:

@@ -18,6 +18,7 @@ from rtp_llm.models.sizes import read_sizes
 from rtp_llm.ops import Norm, Ops, Relative, Tensor, Weight
 
 _MATRICES = ("qkv", "out", "up", "down")
+_FLASH_QKV = "mixer.Wqkv"
 RENAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 IGNORED = (
     r"^pooler\.", r"^cls\.", r"^lm_head\.", r"^classifier\.", r"^qa_outputs\.", r"^embeddings\.position_ids$",
@@ -125,6 +126,7 @@ class Bert:
     reads_host = False
     prefix: ClassVar[str] = "bert."
     names: ClassVar[LayerNames] = NAMES
+    renames: ClassVar[tuple[tuple[str, str], ...]] = RENAMES
     ignored: ClassVar[tuple[str, ...]] = IGNORED
 
     def __init__(self, config: BertConfig, weights: Weights, ops: Ops) -> None:
@@ -146,7 +148,7 @@ class Bert:
     def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "Bert":
         """Strictly from the checkpoint's tensors, with or without the prefix of a checkpoint with a head."""
         config = cls.read_config(hf)
-        weights = bind(source, cls.parameters(config), prefixes=(cls.prefix,), renames=RENAMES, ignore=cls.ignored)
+        weights = bind(source, cls.parameters(config), prefixes=(cls.prefix,), renames=cls.renames, ignore=cls.ignored)
         return cls(config, weights, ops)
 
     @classmethod
@@ -171,7 +173,7 @@ class Bert:
         for number, layer in enumerate(self.layers):
             if on_layer is not None:
                 on_layer(number, hidden_states)
-            wanted = batch.wanted if layer is self.layers[-1] else None
+            wanted = batch.wanted if number == len(self.layers) - 1 else None
             hidden_states = self._run_layer(ops, layer, hidden_states, batch, wanted)
         return hidden_states
 
@@ -222,6 +224,12 @@ class Roberta(Bert):
         super().__init__(config, weights, ops)
         self.max_positions = config.max_position_embeddings - config.pad_token_id - 1
 
+    @classmethod
+    def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> Bert:
+        """As BERT, by transformers' names or those of `FlashRoberta`."""
+        is_flash = cls is Roberta and any(f".{_FLASH_QKV}." in name for name in source.tensors)
+        return FlashRoberta.load(hf, source, ops) if is_flash else super().load(hf, source, ops)
+
     def prepare(self, batch: Batch) -> Batch:
         """Positions as fairseq's make_positions, sequence by sequence."""
         pad = self.config.pad_token_id
@@ -230,6 +238,17 @@ class Roberta(Bert):
         before = np.concatenate([np.zeros(1, np.int32), total])[batch.cu_seqlens[:-1]]
         within = total - np.repeat(before, np.diff(batch.cu_seqlens))
         return replace(batch, position_ids=within * counted + np.int32(pad))
+
+
+class FlashRoberta(Roberta):
+    """XLM-RoBERTa by the names of xlm-roberta-flash-implementation, as jina-reranker-v2 has them."""
+
+    names = LayerNames(
+        "encoder.layers.{}.",
+        {"qkv": (_FLASH_QKV,), "out": ("mixer.out_proj",), "up": ("mlp.fc1",), "down": ("mlp.fc2",)},
+        {"attention_norm": "norm1", "mlp_norm": "norm2"},
+    )
+    renames = ((r"^emb_ln\.", "embeddings.LayerNorm."),)
 
 
 class Electra(Bert):

@@ -146,6 +146,7 @@ class Decoder(ABC):
             scale=config.attention_scale,
             causal=config.causal,
             window=config.windows[number],
+            softcap=config.softcap,
             rows=wanted,
             kept=[prefix.layers[number] for prefix in batch.kept],
         )

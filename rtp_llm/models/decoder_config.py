@@ -19,6 +19,7 @@ class DecoderConfig:
                      None: all
     local_rope       of the layers with a window; None: `rope`, as of the others
     attention_scale  of the products of queries and keys
+    softcap          beyond which no score goes, by its tanh; None: there is none
     embedding_scale  of the rows of the embedding table
     norm_offset      what the checkpoint's weights of norms lack
     output_norms     whether what attention and MLP give is normed before it is added to what they were given
@@ -42,6 +43,7 @@ class DecoderConfig:
     mlp_bias: bool = False
     head_norms: bool = False
     local_rope: Rope | None = None
+    softcap: float | None = None
     embedding_scale: float = 1.0
     norm_offset: float = 0.0
     output_norms: bool = False

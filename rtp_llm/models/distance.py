@@ -1,4 +1,7 @@
-"""Buckets of distances: near ones have one each, far ones share, in steps that widen. T5's and DeBERTa's."""
+"""What a score has of the distance from query to key: T5's and DeBERTa's buckets, ALiBi's slopes.
+
+Buckets: near distances have one each, far ones share, in steps that widen.
+"""
 
 import math
 
@@ -44,4 +47,22 @@ def log_buckets(num_buckets: int, max_distance: int) -> NDArray[np.int32]:
 def distance_bias(rows: FloatArray, max_distance: int) -> FloatArray:
     """A table with a row for each bucket [num_buckets, num_heads] -> what `Ops.attention` takes of this name."""
     bias: FloatArray = np.ascontiguousarray(rows[distance_buckets(len(rows), max_distance)].T)
+    return bias
+
+
+def alibi_slopes(num_heads: int, *, halved: bool = False) -> FloatArray:
+    """ALiBi's slope of each head (Press et al. 2022) -> [num_heads].
+
+    Of a power of two, 2 ** (-8 / num_heads) and its powers. Other numbers of heads have those of the largest power of
+    two below, then every other one of twice as many; `halved`: these halved, as jina-reranker-v1's own code has them.
+    """
+    power = 1 << (num_heads.bit_length() - 1)
+    own = [2 ** (-8 * (head + 1) / power) for head in range(power)]
+    more = [2 ** (-8 * (head + 1) / (2 * power)) for head in range(0, 2 * (num_heads - power), 2)]
+    return np.array(own + [slope / 2 if halved else slope for slope in more], np.float32)
+
+
+def alibi_bias(slopes: FloatArray, max_distance: int) -> FloatArray:
+    """-slope * distance, to either side -> what `Ops.attention` takes as `distance_bias`, up to max_distance."""
+    bias: FloatArray = -slopes[:, None] * np.abs(np.arange(1 - max_distance, max_distance, dtype=np.float32))
     return bias

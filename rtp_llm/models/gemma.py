@@ -1,6 +1,7 @@
-"""Gemma 3's text model (gemma3_text) and EmbeddingGemma.
+"""Gemma, Gemma 2, Gemma 3's text model (gemma3_text) and EmbeddingGemma.
 
-Equal transformers' Gemma3TextModel, causal or, where config.json has `use_bidirectional_attention`, bidirectional.
+Equal transformers' GemmaModel, Gemma2Model and Gemma3TextModel, causal or, of Gemma 3 where config.json has
+`use_bidirectional_attention`, bidirectional.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,54 @@ from rtp_llm.models.rope import Rope
 _HEAD_DIM, _MAX_POSITIONS = 256, 131072
 # Of each kind of layer: rope_theta where config.json has none, and the key of older files that has it.
 _THETAS = {FULL: (1_000_000.0, "rope_theta"), SLIDING: (10_000.0, "rope_local_base_freq")}
+_ACTIVATION = "gelu_pytorch_tanh"
 _CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+
+
+class Gemma(Decoder):
+    """Scaled embeddings, and norms whose weights lack one."""
+
+    @classmethod
+    def read_config(cls, hf: Mapping[str, Any]) -> DecoderConfig:
+        return _read_causal(hf, _ACTIVATION if hf.get("hidden_act") in (None, "gelu") else str(hf["hidden_act"]))
+
+
+class Gemma2(Decoder):
+    """Norms before and after attention and MLP; scores have a cap; every other layer, from the first on, a window."""
+
+    @classmethod
+    def read_config(cls, hf: Mapping[str, Any]) -> DecoderConfig:
+        cap, layers = hf.get("attn_logit_softcapping", 50.0), integer(hf, "num_hidden_layers")
+        kinds = layer_types(hf, [FULL if i % 2 else SLIDING for i in range(layers)])
+        if SLIDING in kinds and hf.get("sliding_window", 4096) is None:
+            raise CheckpointError(f"config.json: sliding_window null; layers of {SLIDING} need one")
+        size = integer(hf, "sliding_window", 4096)
+        return _read_causal(
+            {"num_key_value_heads": 4, **hf},
+            hf.get("hidden_activation") or _ACTIVATION,
+            windows=tuple(size if kind == SLIDING else None for kind in kinds),
+            attention_scale=hf.get("query_pre_attn_scalar", 256) ** -0.5,
+            softcap=cap,
+            output_norms=True,
+        )
+
+
+def _read_causal(hf: Mapping[str, Any], act: str, **own: Any) -> DecoderConfig:
+    """What Gemma and Gemma 2 have in common; CheckpointError for one that looks both ways."""
+    for key, served in (("use_bidirectional_attention", False), ("is_causal", True)):
+        if hf.get(key) not in (None, served):
+            raise CheckpointError(f"config.json: {key} {hf[key]!r}; of Gemma and Gemma 2 only {served!r} is supported")
+    bias = bool(hf.get("attention_bias", False))
+    return read(
+        {"hidden_act": act, **{key: value for key, value in hf.items() if key != "hidden_act"}},
+        max_positions=8192,
+        head_dim=_HEAD_DIM,
+        qkv_bias=bias,
+        out_bias=bias,
+        embedding_scale=integer(hf, "hidden_size") ** 0.5,
+        norm_offset=1.0,
+        **own,
+    )
 
 
 class Gemma3(Decoder):
@@ -29,7 +77,7 @@ class Gemma3(Decoder):
             {"num_key_value_heads": 4, **hf},
             max_positions=_MAX_POSITIONS,
             head_dim=_HEAD_DIM,
-            activation=activation(hf, "hidden_activation", "gelu_pytorch_tanh"),
+            activation=activation(hf, "hidden_activation", _ACTIVATION),
             rope=_rope(hf, FULL),
             local_rope=_rope(hf, SLIDING),
             windows=_windows(hf, causal),

@@ -48,6 +48,7 @@ class Gte(RotaryBert):
             activation=activation(hf, "hidden_act"),
             max_positions=rope.max_positions,
             rope=rope,
+            gated=True,
             biases=frozenset(("qkv", "out", "down")),
         )
 

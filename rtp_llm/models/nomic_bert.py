@@ -70,6 +70,7 @@ class NomicBert(RotaryBert):
             activation=_activation(hf),
             max_positions=max(rope.max_positions, hf.get("n_positions") or 0),
             rope=rope,
+            gated=True,
         )
 
 

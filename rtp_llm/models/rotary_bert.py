@@ -1,19 +1,17 @@
-"""BERT's post-norm layers with rotary positions and a gated MLP: what GTE and NomicBERT have in common."""
+"""BERT's post-norm layers with rotary positions: what GTE, NomicBERT and Jina Embeddings v3 have in common."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, canonical_names
-from rtp_llm.core import Batch, FloatArray, QuantizedWeight
-from rtp_llm.models import OnKeys, OnLayer, matrix_sources
+from rtp_llm.core import Batch
+from rtp_llm.models import OnKeys, OnLayer, gate_first, matrix_sources
 from rtp_llm.models.rope import Rope, RopeTables
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
-_MATRICES = ("qkv", "out", "gate_up", "down")
+_MATRICES = ("qkv", "out", "up", "down")
 IGNORED = (r"^pooler\.", r"^cls\.", r"^lm_head\.", r"^classifier\.", r"rotary_emb\.")
 # Several of a layer's matrices in one tensor: our name for it, in which `up` comes before `gate`.
 _PACKED_QKV, _PACKED_MLP = "self_attn.qkv_proj", "mlp.up_gate_proj"
@@ -25,6 +23,7 @@ class RotaryBertConfig:
 
     max_positions    the longest sequence that the checkpoint was made for
     type_vocab_size  0: there are no token types
+    gated            whether the MLP has a gate
     biases           of the matrices that have one
     """
 
@@ -38,6 +37,7 @@ class RotaryBertConfig:
     activation: str
     max_positions: int
     rope: Rope
+    gated: bool
     biases: frozenset[str] = field(default_factory=frozenset)
 
     @property
@@ -52,8 +52,8 @@ class _Layer:
     out: Weight
     out_bias: Tensor | None
     attention_norm: Norm
-    gate_up: Weight
-    gate_up_bias: Tensor | None
+    up: Weight
+    up_bias: Tensor | None
     down: Weight
     down_bias: Tensor | None
     mlp_norm: Norm
@@ -133,7 +133,10 @@ class RotaryBert(ABC):
         attended = ops.norm(
             ops.linear(context, layer.out, layer.out_bias, residual=hidden_states), layer.attention_norm
         )
-        wide = ops.gated(ops.linear(attended, layer.gate_up, layer.gate_up_bias), config.activation)
+        if config.gated:
+            wide = ops.gated(ops.linear(attended, layer.up, layer.up_bias), config.activation)
+        else:
+            wide = ops.linear(attended, layer.up, layer.up_bias, config.activation)
         return ops.norm(ops.linear(wide, layer.down, layer.down_bias, residual=attended), layer.mlp_norm)
 
 
@@ -144,12 +147,14 @@ def parameters(config: RotaryBertConfig, packed: set[str]) -> dict[str, Paramete
     """
     hidden, wide = config.hidden_size, config.intermediate_size
     qkv = (_PACKED_QKV,) if _PACKED_QKV in packed else tuple(f"self_attn.{part}_proj" for part in "qkv")
-    gate_up = (_PACKED_MLP,) if _PACKED_MLP in packed else ("mlp.gate_proj", "mlp.up_proj")
+    up: tuple[str, ...] = ("mlp.fc1",)
+    if config.gated:
+        up = (_PACKED_MLP,) if _PACKED_MLP in packed else ("mlp.gate_proj", "mlp.up_proj")
     linears = {
         "qkv": (qkv, 3 * hidden, hidden),
         "out": (("self_attn.o_proj",), hidden, hidden),
-        "gate_up": (gate_up, 2 * wide, hidden),
-        "down": (("mlp.down_proj",), hidden, wide),
+        "up": (up, (2 if config.gated else 1) * wide, hidden),
+        "down": (("mlp.down_proj" if config.gated else "mlp.fc2",), hidden, wide),
     }
     needed = {"word": Parameter(("embeddings.word_embeddings.weight",), (config.vocab_size, hidden))}
     if config.type_vocab_size:
@@ -171,22 +176,14 @@ def parameters(config: RotaryBertConfig, packed: set[str]) -> dict[str, Paramete
 
 def _load_layer(weights: Weights, prefix: str, config: RotaryBertConfig, ops: Ops) -> _Layer:
     matrices = {name: weights.matrix(prefix + name) for name in _MATRICES}
-    if len(weights.sources(f"{prefix}gate_up")) == 1:
-        matrices["gate_up"] = _gate_first(matrices["gate_up"])
+    if config.gated and len(weights.sources(f"{prefix}up")) == 1:
+        matrices["up"] = gate_first(matrices["up"])
     biases: dict[str, Any] = {
         f"{name}_bias": ops.vector(weights[f"{prefix}{name}_bias"]) if name in config.biases else None
         for name in _MATRICES
     }
     norms = {name: _norm(weights, prefix + name, config, ops) for name in ("attention_norm", "mlp_norm")}
     return _Layer(**{name: ops.matrix(matrix) for name, matrix in matrices.items()}, **biases, **norms)
-
-
-def _gate_first(weight: FloatArray | QuantizedWeight) -> FloatArray | QuantizedWeight:
-    """Rows of up, then gate -> gate, then up, as `Ops.gated` reads them."""
-    if isinstance(weight, QuantizedWeight):
-        half = len(weight.scales) // 2
-        return QuantizedWeight(np.roll(weight.values, half, axis=0), np.roll(weight.scales, half))
-    return np.roll(weight, len(weight) // 2, axis=0)
 
 
 def _norm(weights: Weights, name: str, config: RotaryBertConfig, ops: Ops) -> Norm:

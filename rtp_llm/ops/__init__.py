@@ -138,6 +138,7 @@ class Ops(Protocol):
         window: int | None = None,
         rows: Int32Array | None = None,
         kept: Sequence[Tensor] = (),
+        softcap: float | None = None,
         distance_bias: Tensor | None = None,
         relative: Relative | None = None,
     ) -> Tensor:
@@ -149,6 +150,7 @@ class Ops(Protocol):
 
         A sequence with a `batch.prefix_of` goes on where that one ends and sees its keys too; it must be causal. `kept`
         has this layer's tensors of `batch.kept`, [tokens, 2 * num_kv_heads * head_dim]: key heads, then value heads.
+        `softcap`: a score, scale * product, becomes softcap * tanh(score / softcap), before a bias is added (Gemma 2).
         `distance_bias` [num_heads, 2 * reach - 1], a `vector`, finite: to the score of query i and key j, positions in
         the sequence, head h adds column clip(j - i, 1 - reach, reach - 1) + reach - 1. T5's bias and ALiBi's are such.
         `relative`: to the product of query i with key j, before it is scaled, head h adds q_i . keys[h, :, j - i] and

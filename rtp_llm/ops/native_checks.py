@@ -1,9 +1,13 @@
 """What protects memory from a wrong index: ranges are checked here, the kernels take them as they are."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from rtp_llm.core import Batch, Int32Array
 from rtp_llm.errors import InvalidRequest
+from rtp_llm.ops.native_stream import Tensor
 
 
 def int32(values: Int32Array) -> Int32Array:
@@ -27,3 +31,22 @@ def checked_prefixes(batch: Batch) -> Int32Array | None:
     # An earlier sequence, which has no prefix itself, or one that is kept.
     assert (prefix_of < np.arange(batch.num_seqs)).all() and (prefix_of[prefix_of[prefix_of >= 0]] == -1).all()
     return prefix_of
+
+
+def kept_addresses(alive: list[Any], batch: Batch, kept: Sequence[Tensor], size: int) -> tuple[int, int]:
+    """Addresses of the addresses of `kept` [tokens, size], and of their lengths; `alive` holds them."""
+    assert [x.shape for x in kept] == [(prefix.num_tokens, size) for prefix in batch.kept]
+    if not kept:
+        return 0, 0
+    assert all(x.host is not None for x in kept), "what is kept is on the host"
+    arrays = np.array([x.reference for x in kept]), np.array([x.shape[0] for x in kept])
+    alive += (*kept, *arrays)
+    return arrays[0].ctypes.data, arrays[1].ctypes.data
+
+
+def wanted_address(alive: list[Any], rows: Int32Array, cu_seqlens: Int32Array) -> int:
+    """The address of one row of each of the last sequences of the batch, which was checked; `alive` holds it."""
+    rows, ends = int32(rows), cu_seqlens[-len(rows) - 1 :]
+    assert len(ends) == len(rows) + 1 and (rows >= ends[:-1]).all() and (rows < ends[1:]).all(), rows
+    alive.append(rows)
+    return rows.ctypes.data

@@ -21,7 +21,7 @@ from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import ConfigError
 from rtp_llm.ops import Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
 from rtp_llm.ops.int8 import check_quantized, quantizes
-from rtp_llm.ops.native_checks import check_ids, checked_prefixes, int32
+from rtp_llm.ops.native_checks import check_ids, checked_prefixes, int32, kept_addresses, wanted_address
 from rtp_llm.ops.native_fallback import ThroughNumpy
 from rtp_llm.ops.native_library import (
     GroupedWeight,
@@ -219,25 +219,30 @@ class NativeOps:
         window: int | None = None,
         rows: Int32Array | None = None,
         kept: Sequence[Tensor] = (),
+        softcap: float | None = None,
         distance_bias: Tensor | None = None,
         relative: Relative | None = None,
     ) -> Tensor:
         num_tokens, size = qkv.shape[0], num_heads * head_dim
         assert qkv.shape[1] == size + 2 * num_kv_heads * head_dim, f"qkv is {qkv.shape}"
         assert num_heads % num_kv_heads == 0 and scale > 0 and (window is None or window > 0)
+        assert softcap is None or softcap > 0, f"softcap is {softcap}"
         cu_seqlens, _, prefix_of = self._check(batch, num_tokens)
         assert not prefix_of or (causal and relative is None), "a prefix does not see what follows, nor distances"
         reach = 0 if distance_bias is None else reach_of(distance_bias.shape, num_heads)
         relative = relative or Relative(None, None)
-        wanted, num_wanted = (0, 0) if rows is None else (self._wanted(rows), len(rows))
+        wanted, num_wanted = (0, 0)
+        if rows is not None:
+            wanted, num_wanted = wanted_address(self._stream.kept, rows, self._offsets[0]), len(rows)
         num_rows = num_tokens if rows is None else num_wanted
         y = self._new(num_rows, size)
         if num_rows:
             self._record(ATTENTION(
                 y.reference, num_rows * size, self._operand(qkv), cu_seqlens, prefix_of, wanted, num_wanted,
-                *self._kept(batch, kept, 2 * num_kv_heads * head_dim), batch.num_seqs, batch.max_seqlen, num_heads,
-                num_kv_heads, head_dim, scale, causal, window or 0, self._operand(distance_bias), reach,
-                self._operand(relative.keys), self._operand(relative.queries), relative_reach(relative, size),
+                *kept_addresses(self._stream.kept, batch, kept, 2 * num_kv_heads * head_dim), batch.num_seqs,
+                batch.max_seqlen, num_heads, num_kv_heads, head_dim, causal, window or 0, scale, softcap or 0.0,
+                self._operand(distance_bias), reach, self._operand(relative.keys), self._operand(relative.queries),
+                relative_reach(relative, size),
             ))  # fmt: skip
         return y
 
@@ -359,23 +364,6 @@ class NativeOps:
         assert self._offsets[0][-1] == num_tokens, f"a batch of {self._offsets[0][-1]} tokens for {num_tokens} rows"
         self._stream.kept.append(self._offsets)
         return self._addresses
-
-    def _kept(self, batch: Batch, kept: Sequence[Tensor], size: int) -> tuple[int, int]:
-        """Addresses of the kept tensors' addresses and of their lengths."""
-        assert [x.shape for x in kept] == [(prefix.num_tokens, size) for prefix in batch.kept]
-        if not kept:
-            return 0, 0
-        assert all(x.host is not None for x in kept), "what is kept is on the host"
-        arrays = np.array([x.reference for x in kept]), np.array([x.shape[0] for x in kept])
-        self._stream.kept += (*kept, *arrays)
-        return arrays[0].ctypes.data, arrays[1].ctypes.data
-
-    def _wanted(self, rows: Int32Array) -> int:
-        """The address of one row of each of the last sequences of the batch, which was checked."""
-        rows, ends = int32(rows), self._offsets[0][-len(rows) - 1 :]
-        assert len(ends) == len(rows) + 1 and (rows >= ends[:-1]).all() and (rows < ends[1:]).all(), rows
-        self._stream.kept.append(rows)
-        return rows.ctypes.data
 
 
 @functools.cache

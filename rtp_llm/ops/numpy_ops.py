@@ -150,6 +150,7 @@ class NumpyOps:
         window: int | None = None,
         rows: Int32Array | None = None,
         kept: Sequence[FloatArray] = (),
+        softcap: float | None = None,
         distance_bias: FloatArray | None = None,
         relative: Relative | None = None,
     ) -> FloatArray:
@@ -170,7 +171,7 @@ class NumpyOps:
                 query, distances = q[:, row].reshape(num_kv_heads, -1, head_dim), np.arange(low, high) - position
                 bias = None if distance_bias is None else _bias(distance_bias, distances)
                 added = None if relative is None else _relative(relative, q[:, row], keys[:, low:high], distances)
-                out.append(_attend(query, keys[:, low:high], values[:, low:high], scale, bias, added))
+                out.append(_attend(query, keys[:, low:high], values[:, low:high], scale, softcap, bias, added))
         return np.stack(out) if out else np.zeros((0, num_heads * head_dim), np.float32)
 
     def rotary(
@@ -273,6 +274,7 @@ def _attend(
     keys: FloatArray,
     values: FloatArray,
     scale: float,
+    softcap: float | None,
     bias: FloatArray | None,
     added: NDArray[np.float64] | None,
 ) -> FloatArray:
@@ -282,6 +284,8 @@ def _attend(
     """
     products = (query @ keys.transpose(0, 2, 1)).astype(np.float64)
     scores = (products if added is None else products + added.reshape(products.shape)) * scale
+    if softcap is not None:
+        scores = softcap * np.tanh(scores / softcap)
     if bias is not None:
         scores += bias.reshape(scores.shape)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))

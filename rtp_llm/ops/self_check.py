@@ -46,6 +46,7 @@ def _self_checks() -> dict[str, Callable[[Ops], Any]]:
                 for options in (
                     {},
                     {"distance_bias": ops.vector(near)},
+                    {"softcap": 1.5},
                     {"relative": Relative(ops.vector(seen), ops.vector(seeing))},
                 )
             ]

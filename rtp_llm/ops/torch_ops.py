@@ -148,6 +148,7 @@ class TorchOps:
         window: int | None = None,
         rows: Any | None = None,
         kept: Sequence[torch.Tensor] = (),
+        softcap: float | None = None,
         distance_bias: torch.Tensor | None = None,
         relative: Relative | None = None,
     ) -> torch.Tensor:
@@ -170,7 +171,7 @@ class TorchOps:
             keys, values = own.chunk(2)
             place = low - start + keys.shape[1] - (end - start)
             outputs += self._attend(
-                q[:, low:high], keys, values, place, scale, causal, window, distance_bias, relative
+                q[:, low:high], keys, values, place, scale, causal, window, softcap, distance_bias, relative
             )  # fmt: skip
         return torch.cat(outputs, dim=1).transpose(0, 1).reshape(-1, num_heads * head_dim)
 
@@ -251,20 +252,24 @@ class TorchOps:
         scale: float,
         causal: bool,
         window: int | None,
+        softcap: float | None,
         table: torch.Tensor | None,
         relative: Relative | None,
     ) -> list[torch.Tensor]:
         """Queries [num_heads, R, D], from position `place` on, of one sequence [num_kv_heads, S, D] -> like them, in
         parts.
 
-        A mask with a bias has numbers for every head: of a long sequence, for some queries at a time.
+        Scores, and a mask with a bias, are numbers for every head: of a long sequence, for some queries at a time.
         """
         (num_heads, num_rows, _), seqlen, parts = queries.shape, keys.shape[1], []
-        is_biased = table is not None or relative is not None
-        step = max(1, _PART // (num_heads * seqlen)) if is_biased else num_rows
+        has_scores = table is not None or relative is not None or softcap is not None
+        step = max(1, _PART // (num_heads * seqlen)) if has_scores else num_rows
         for part, low in zip(torch.split(queries, step, dim=1), range(place, place + num_rows, step), strict=True):
             bias = self._added(table, relative, part, keys, low, scale)
             mask = self._mask(low, low + part.shape[1], seqlen, causal, window, bias)
+            if softcap is not None:
+                parts.append(_capped(part, keys, values, mask, scale, softcap))
+                continue
             attended = F.scaled_dot_product_attention(
                 part[None], keys[None], values[None], mask, scale=scale, enable_gqa=num_heads != len(keys)
             )
@@ -332,6 +337,22 @@ class TorchOps:
         distance = queries[:, None] - keys[None, :]
         visible = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
         return visible if window is None else visible & (distance.abs() < window)
+
+
+def _capped(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    softcap: float,
+) -> torch.Tensor:
+    """Attention with capped scores, which torch has not; the softmax in fp32, as transformers has it."""
+    keys, values = (x.repeat_interleave(len(queries) // len(x), dim=0) for x in (keys, values))
+    scores = torch.tanh(queries @ keys.transpose(1, 2) * scale / softcap) * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.float().softmax(-1).to(values.dtype) @ values
 
 
 def offsets_of(arrays: Iterable[Int32Array]) -> tuple[list[int], int]:

@@ -63,13 +63,31 @@ def _sequence_of(rows, cu_seqlens, first_seq, num_seqs):
 
 
 @triton.jit
+def _adjusted(
+    scores, keys, cap, bias_ptr, origin, reach, HAS_CAP: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """Capped, with the bias of the distance from its query's `origin`, which stands around `bias_ptr`, added.
+
+    HAS_CAP: `scores` are by the cap, and `cap` is the cap.
+    """
+    if HAS_CAP:  # its tanh is in [-1, 1] whatever the score
+        scores = cap - 2 * cap / (tl.exp2(2 * 1.4426950408889634 * scores) + 1)
+    if HAS_BIAS:
+        distance = keys[None, :] - origin[:, None]
+        distance = tl.minimum(tl.maximum(distance, 1 - reach), reach - 1)
+        scores += tl.load(bias_ptr + distance).to(tl.float32) * 1.4426950408889634
+    return scores
+
+
+@triton.jit
 def _attend(
-    acc, total, top, q, keys_ptr, values_offset, stride, first, last, low, high, scale, bias_ptr, origin, reach,
-    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, HAS_BIAS: tl.constexpr, MASKED: tl.constexpr, SHARED: tl.constexpr,
+    acc, total, top, q, keys_ptr, values_offset, stride, first, last, low, high, scale, cap, bias_ptr, origin, reach,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, HAS_CAP: tl.constexpr, HAS_BIAS: tl.constexpr, MASKED: tl.constexpr,
+    SHARED: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over the keys from `first` to before `last`; a query sees those from its low to before its high.
 
-    HAS_BIAS: a key so far from its query's `origin` adds the bias of that distance, which stands around `bias_ptr`.
+    HAS_CAP, HAS_BIAS: see `_adjusted`.
     SHARED: some keys are another sequence's, whose NaN must not come near (0 * NaN is NaN).
     """
     BLOCK_D: tl.constexpr = acc.shape[1]
@@ -89,10 +107,7 @@ def _attend(
             k = tl.load(block)
             v = tl.load(block + values_offset)
         scores = tl.dot(q, tl.trans(k), input_precision=EXACT) * scale
-        if HAS_BIAS:
-            distance = start + n[None, :] - origin[:, None]
-            distance = tl.minimum(tl.maximum(distance, 1 - reach), reach - 1)
-            scores += tl.load(bias_ptr + distance).to(tl.float32) * 1.4426950408889634
+        scores = _adjusted(scores, start + n, cap, bias_ptr, origin, reach, HAS_CAP, HAS_BIAS)
         if MASKED:
             visible = (start + n[None, :] >= low[:, None]) & (start + n[None, :] < high[:, None])
             scores = tl.where(visible, scores, float("-inf"))
@@ -116,12 +131,15 @@ def _attend(
 
 @triton.jit
 def attention_kernel(
-    out_ptr, qkv_ptr, prefix_ptr, tiles_ptr, cu_seqlens, wanted_ptr, bias_ptr, stride, reach, scale,
+    out_ptr, qkv_ptr, prefix_ptr, tiles_ptr, cu_seqlens, wanted_ptr, bias_ptr, stride, reach, scale, cap,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, CAUSAL: tl.constexpr,
-    WINDOW: tl.constexpr, HAS_PREFIX: tl.constexpr, HAS_WANTED: tl.constexpr, HAS_BIAS: tl.constexpr,
-    PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    WINDOW: tl.constexpr, HAS_PREFIX: tl.constexpr, HAS_WANTED: tl.constexpr, HAS_CAP: tl.constexpr,
+    HAS_BIAS: tl.constexpr, PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out [rows, heads * D] of qkv [T, stride]; `scale` has log2(e) in it; WINDOW 0: none; PARTS programs a tile."""
+    """out [rows, heads * D] of qkv [T, stride]; WINDOW 0: none; PARTS programs a tile.
+
+    There is log2(e) in `scale`, or with a cap in that.
+    """
     tile = tiles_ptr + (tl.program_id(0) // (NUM_HEADS * PARTS)) * _FIELDS
     head = tl.program_id(0) // PARTS % NUM_HEADS
     place, end_place = tl.load(tile) + tl.program_id(0) % PARTS * BLOCK_M, tl.load(tile + 1)
@@ -144,12 +162,12 @@ def attention_kernel(
         bias_ptr += head * (2 * reach - 1) + reach - 1
         if HAS_PREFIX:
             acc, total, top = _before(
-                acc, total, top, q, prefix_ptr, tile, kv_head, rows - start, scale, bias_ptr, reach,
-                NUM_KV_HEADS, HEAD_DIM, WINDOW, BLOCK_N, HAS_BIAS,
+                acc, total, top, q, prefix_ptr, tile, kv_head, rows - start, scale, cap, bias_ptr, reach,
+                NUM_KV_HEADS, HEAD_DIM, WINDOW, BLOCK_N, HAS_CAP, HAS_BIAS,
             )  # fmt: skip
         acc, total = _own(
             acc, total, top, q, qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM, stride, live, low, high, num_seqs, scale,
-            bias_ptr, rows, reach, NUM_KV_HEADS, HEAD_DIM, BLOCK_N, HAS_BIAS,
+            cap, bias_ptr, rows, reach, NUM_KV_HEADS, HEAD_DIM, BLOCK_N, HAS_CAP, HAS_BIAS,
         )  # fmt: skip
         y = acc / tl.where(live, total, 1.0)[:, None]
         to = out_ptr + places[:, None].to(tl.int64) * (NUM_HEADS * HEAD_DIM) + head * HEAD_DIM + d[None, :]
@@ -158,9 +176,9 @@ def attention_kernel(
 
 @triton.jit
 def _before(
-    acc, total, top, q, prefix_ptr, tile, kv_head, position, scale, bias_ptr, reach,
+    acc, total, top, q, prefix_ptr, tile, kv_head, position, scale, cap, bias_ptr, reach,
     NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    HAS_CAP: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """The tokens that stand before the sequence, [tokens, 2 * kv_heads * D]; `position` counts without them."""
     first, length = tl.load(tile + 4), tl.load(tile + 5)
@@ -168,15 +186,16 @@ def _before(
     seen_from = first + tl.maximum(length + position - WINDOW + 1, 0) if WINDOW > 0 else first + position * 0
     return _attend(
         acc, total, top, q, prefix_ptr + kv_head * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM, stride, first, first + length,
-        seen_from, first + length + position * 0, scale, bias_ptr, first + length + position, reach,
-        HEAD_DIM, BLOCK_N, HAS_BIAS, True, False,
+        seen_from, first + length + position * 0, scale, cap, bias_ptr, first + length + position, reach,
+        HEAD_DIM, BLOCK_N, HAS_CAP, HAS_BIAS, True, False,
     )  # fmt: skip
 
 
 @triton.jit
 def _own(
-    acc, total, top, q, keys_ptr, stride, live, low, high, num_seqs, scale, bias_ptr, rows, reach,
-    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, HAS_BIAS: tl.constexpr,
+    acc, total, top, q, keys_ptr, stride, live, low, high, num_seqs, scale, cap, bias_ptr, rows, reach,
+    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, HAS_CAP: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """The keys of the tile's own sequences: masked blocks, those that all queries see whole, masked blocks."""
     values: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
@@ -184,8 +203,8 @@ def _own(
     last = tl.max(tl.where(live, high, 0))
     if num_seqs > 1:
         acc, total, top = _attend(
-            acc, total, top, q, keys_ptr, values, stride, first, last, low, high, scale, bias_ptr, rows, reach,
-            HEAD_DIM, BLOCK_N, HAS_BIAS, True, True,
+            acc, total, top, q, keys_ptr, values, stride, first, last, low, high, scale, cap, bias_ptr, rows, reach,
+            HEAD_DIM, BLOCK_N, HAS_CAP, HAS_BIAS, True, True,
         )  # fmt: skip
     else:
         all_from = tl.max(tl.where(live, low, 0))
@@ -194,16 +213,16 @@ def _own(
         end = tl.maximum(middle, first + (all_to - first) // BLOCK_N * BLOCK_N)
         middle, end = tl.minimum(middle, last), tl.minimum(end, last)
         acc, total, top = _attend(
-            acc, total, top, q, keys_ptr, values, stride, first, middle, low, high, scale, bias_ptr, rows, reach,
-            HEAD_DIM, BLOCK_N, HAS_BIAS, True, False,
+            acc, total, top, q, keys_ptr, values, stride, first, middle, low, high, scale, cap, bias_ptr, rows, reach,
+            HEAD_DIM, BLOCK_N, HAS_CAP, HAS_BIAS, True, False,
         )  # fmt: skip
         acc, total, top = _attend(
-            acc, total, top, q, keys_ptr, values, stride, middle, end, low, high, scale, bias_ptr, rows, reach,
-            HEAD_DIM, BLOCK_N, HAS_BIAS, False, False,
+            acc, total, top, q, keys_ptr, values, stride, middle, end, low, high, scale, cap, bias_ptr, rows, reach,
+            HEAD_DIM, BLOCK_N, HAS_CAP, HAS_BIAS, False, False,
         )  # fmt: skip
         acc, total, top = _attend(
-            acc, total, top, q, keys_ptr, values, stride, end, last, low, high, scale, bias_ptr, rows, reach,
-            HEAD_DIM, BLOCK_N, HAS_BIAS, True, False,
+            acc, total, top, q, keys_ptr, values, stride, end, last, low, high, scale, cap, bias_ptr, rows, reach,
+            HEAD_DIM, BLOCK_N, HAS_CAP, HAS_BIAS, True, False,
         )  # fmt: skip
     return acc, total
 
@@ -222,6 +241,7 @@ def attention(
     window: int | None,
     wanted: torch.Tensor | None = None,
     prefix: torch.Tensor | None = None,
+    softcap: float | None = None,
     distance_bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """qkv [T, (num_heads + 2 * num_kv_heads) * head_dim] -> [T, or rows of `wanted`, num_heads * head_dim].
@@ -241,11 +261,13 @@ def attention(
     grid = (len(tile_list) // tiles.FIELDS * num_heads * parts,)
     bias = qkv if distance_bias is None else distance_bias
     reach = 0 if distance_bias is None else reach_of(distance_bias.shape, num_heads)
+    log2_e = 1.4426950408889634
+    scale, cap = (scale * log2_e, 0.0) if softcap is None else (scale / softcap, softcap * log2_e)
     attention_kernel[grid](
         out, qkv, qkv if prefix is None else prefix, tile_list, cu_seqlens, cu_seqlens if wanted is None else wanted,
-        bias, qkv.stride(0), reach, scale * 1.4426950408889634, num_heads, num_kv_heads, head_dim, causal, window or 0,
-        prefix is not None, wanted is not None, distance_bias is not None, parts, config.block_m, config.block_n,
-        block_d,
+        bias, qkv.stride(0), reach, scale, cap, num_heads, num_kv_heads, head_dim, causal, window or 0,
+        prefix is not None, wanted is not None, softcap is not None, distance_bias is not None, parts, config.block_m,
+        config.block_n, block_d,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out

@@ -103,6 +103,8 @@ def _checks(dtype: torch.dtype) -> Iterator[tuple[str, Run]]:
         qkv = normal(batch.num_tokens, 8 * 72)
         yield "attention", _attention(qkv, batch, num_heads=4, num_kv_heads=2, head_dim=72, causal=True, window=40)
     yield "attention", _biased(normal(long.num_tokens, 9 * 64), long, normal(3, 81))
+    qkv = normal(long.num_tokens, 4 * 256)
+    yield "attention", _attention(qkv, long, num_heads=2, num_kv_heads=1, head_dim=256, causal=True, softcap=9.0)
     # From 4096 tokens on tiles are larger, which is another kernel.
     large = _batch(*[150] * 27, 65)
     yield "attention", _attention(normal(large.num_tokens, 3 * 64), large, num_heads=1, num_kv_heads=1, head_dim=64)

@@ -207,12 +207,13 @@ class TritonOps(TorchOps):
         window: int | None = None,
         rows: Any | None = None,
         kept: Sequence[torch.Tensor] = (),
+        softcap: float | None = None,
         distance_bias: torch.Tensor | None = None,
         relative: Relative | None = None,
     ) -> torch.Tensor:
         shape: dict[str, Any] = {
             "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim, "scale": scale,
-            "causal": causal, "window": window, "distance_bias": distance_bias,
+            "causal": causal, "window": window, "softcap": softcap, "distance_bias": distance_bias,
         }  # fmt: skip
         otherwise = partial(super().attention, qkv, batch, **shape, rows=rows, kept=kept, relative=relative)
         if batch.tiles is None or head_dim > _MAX_HEAD_DIM or relative is not None:

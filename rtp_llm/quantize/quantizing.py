@@ -51,6 +51,7 @@ def quantize(config: EngineConfig, target: Path, options: Options) -> Report:
     if stored_quantization(model_config.hf) != "none":
         raise ConfigError(f"{config.checkpoint_path} is quantised already", param="checkpoint_path")
     exact = load_runtime(replace(config, quantization="none"), model_config)
+    _check_names(exact, model_config)
     mixture, num_texts = _mixture(config, model_config, exact, options.lines)
     choice = _choose(mixture, options)
     kept = {name for matrix in choice.kept for name in exact.model.matrices[matrix]}
@@ -70,6 +71,18 @@ def _check(config: EngineConfig, target: Path) -> None:
         raise ConfigError("backend torch does not compute in 8 bits: leave it out", param="backend")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ConfigError(f"{target} exists already; name a folder that is not there or empty", param="out")
+
+
+def _check_names(exact: Runtime, model_config: ModelConfig) -> None:
+    """ConfigError where the model's weights are not those of the files, as with an adapter merged into them."""
+    source = open_tensors(model_config.transformer_folder)
+    names = {name for sources in exact.model.matrices.values() for name in sources}
+    merged = sorted(names - set(source.tensors))
+    if merged:
+        raise ConfigError(
+            f"{source.path} has adapters, so that {merged[0]} is not in it: serve it with --quantization int8 instead",
+            param="checkpoint_path",
+        )
 
 
 def _mixture(

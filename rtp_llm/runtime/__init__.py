@@ -24,6 +24,7 @@ _DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 # The encoders are exact to fp16's rounding; decoders have activations that overflow it.
 _FP16_MODELS = (
     "bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet", "gte", "new", "nomic_bert",
+    "jina_bert", "jina_embeddings_v3", "albert",
 )  # fmt: skip
 
 

@@ -15,9 +15,12 @@ from rtp_llm.errors import CheckpointError, ConfigError
 
 _BY_ROWS = re.compile(r"(q|k|v|gate|up)_proj\.(weight|bias)$")
 _BY_COLUMNS = re.compile(r"(o|down)_proj\.weight$")
-_DECODERS = ("qwen2", "qwen3", "qwen_2", "qwen_2_embedding", "qwen_3", "llama", "mistral", "eurobert", "gemma3_text")
+_DECODERS = (
+    "qwen2", "qwen3", "qwen_2", "qwen_2_embedding", "qwen_3", "llama", "mistral", "eurobert", "gemma", "gemma2",
+    "gemma3_text",
+)  # fmt: skip
 # Of the others, a head without head_dim is a part of hidden_size.
-_OWN_HEAD_DIM = ("qwen3", "qwen_3", "gemma3_text")
+_OWN_HEAD_DIM = ("qwen3", "qwen_3", "gemma", "gemma2", "gemma3_text")
 
 
 def check(model_type: str, hf: Mapping[str, Any], size: int) -> None:

@@ -4,6 +4,7 @@ classifier.dense, classifier.out_proj   RoBERTa, XLM-R, CamemBERT, MPNet: first 
                                         ELECTRA: gelu instead of tanh
 pre_classifier, classifier              DistilBERT: first token, pre_classifier, relu, classifier
 head.dense, head.norm, classifier       ModernBERT: first token or mean, dense, activation, norm, classifier
+pooler, classifier                      ALBERT: first token, pooler, tanh, classifier
 pooler.dense, classifier                BERT, GTE, NomicBERT: first token, pooler, tanh, classifier; DeBERTa: gelu
 dense, classifier                       EuroBERT: dense, gelu, classifier; on which tokens, classifier_pooling says
 score                                   decoders: last token that is not the padding token, score
@@ -24,7 +25,8 @@ from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight
 from rtp_llm.tasks import TaskSource
 
 _PREFIXES = (
-    "bert.", "roberta.", "distilbert.", "electra.", "mpnet.", "deberta.", "gte.", "new.", "nomic_bert.", "model.",
+    "albert.", "bert.", "roberta.", "distilbert.", "electra.", "mpnet.", "deberta.", "gte.", "new.", "nomic_bert.",
+    "model.",
 )  # fmt: skip
 
 
@@ -63,6 +65,7 @@ _LAYOUTS = (
         "pooler.dense", "classifier", "cls", "gelu", activation_key="pooler_hidden_act", model_types=("deberta-v2",)
     ),
     _Layout("pooler.dense", "classifier", "cls"),
+    _Layout("pooler", "classifier", "cls", model_types=("albert",)),
     _Layout("dense", "classifier", "mean", "gelu", poolings=("late", "mean", "bos"), activation_key=_BY_CLASSIFIER),
     _Layout(None, "score", "lasttoken"),
     _Layout(None, "classifier", "cls"),

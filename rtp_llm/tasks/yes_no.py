@@ -1,7 +1,7 @@
 """A language model as a reranker: the logit of one answer less that of the other, at the last token.
 
-The head over the vocabulary is folded to one row, in fp32. Equals Qwen3-Reranker's transformers example and
-sentence-transformers' LogitScore.
+The head over the vocabulary is folded to one row, in fp32. Equals Qwen3-Reranker's transformers example,
+sentence-transformers' LogitScore and, of yes alone, FlagEmbedding's FlagLLMReranker.
 """
 
 from rtp_llm.checkpoint import TensorSource, check_finite, check_floats, open_tensors, read_json
@@ -14,19 +14,29 @@ from rtp_llm.tasks.head import Head, Linear
 _NAMES = ("lm_head.weight", "model.embed_tokens.weight", "embed_tokens.weight")
 
 
+# What transformers' configurations have where config.json says nothing.
+_TIED = ("gemma", "gemma2", "gemma3_text")
+_DEFAULT_CAPS = {"gemma2": 30.0}
+
+
 def load_yes_no(source: TaskSource) -> Head:
     """The folded head; ConfigError for a model whose prompt is not known, CheckpointError where a row is missing."""
     config = source.model_config
     if not config.is_language_reranker and config.logit_score is None:
         raise ConfigError(
             f"task_type: {config.transformer_folder} is a language model of type {config.model_type!r}; of those, "
-            "Qwen3 alone is served as a reranker without a LogitScore module and a chat template, since the prompts of "
-            "others are not known",
+            "Qwen3 and Gemma alone are served as rerankers without a LogitScore module and a chat template, since the "
+            "prompts of others are not known",
             param="task_type",
+        )
+    cap = config.hf.get("final_logit_softcapping", _DEFAULT_CAPS.get(config.model_type))
+    if cap is not None:
+        raise CheckpointError(
+            f"config.json: final_logit_softcapping {cap!r}; the logit of a reranker is served where it is null"
         )
     tensors = open_tensors(config.transformer_folder)
     yes, no = _answers(source)
-    name = _head_name(tensors, bool(config.hf.get("tie_word_embeddings", False)))
+    name = _head_name(tensors, bool(config.hf.get("tie_word_embeddings", config.model_type in _TIED)))
     row = _row(tensors, name, yes, source.hidden_size)
     if no is not None:
         row = row - _row(tensors, name, no, source.hidden_size)
@@ -44,6 +54,11 @@ def _answers(source: TaskSource) -> tuple[int, int | None]:
         if type(yes) is not int or not (no is None or type(no) is int):
             raise CheckpointError(f"{module.folder / 'config.json'}: true_token_id {yes!r}, false_token_id {no!r}")
         return yes, no
+    if source.model_config.is_flag_reranker:
+        answer = source.vocabulary.token_id("Yes")
+        if answer is None:
+            raise CheckpointError(f"{source.model_config.folder}: its tokenizer lacks the word 'Yes'")
+        return answer, None
     yes, no = (source.vocabulary.token_id(word) for word in ("yes", "no"))
     if yes is None or no is None:
         raise CheckpointError(f"{source.model_config.folder}: its tokenizer lacks the words 'yes' and 'no'")

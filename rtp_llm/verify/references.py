@@ -118,6 +118,9 @@ def _rerank_plan(model_config: ModelConfig) -> Plan:
     tasks, title = (TaskType.RERANK,), "sentence-transformers' CrossEncoder"
     if not model_config.is_language_reranker:
         return Plan(tasks, "rtp_llm.verify.sbert", "CrossEncoderReference", _ST, title)
+    if model_config.is_flag_reranker:
+        title = "FlagEmbedding's FlagLLMReranker, by its formulas on transformers"
+        return Plan(tasks, "rtp_llm.verify.flag_reranker", "FlagLLMReference", _HF, title)
     card_title = "Qwen3-Reranker's model card on transformers"
     card = Plan(tasks, "rtp_llm.verify.qwen3_reranker", "Qwen3Reference", _HF, card_title)
     otherwise = card if model_config.is_qwen3_reranker else None

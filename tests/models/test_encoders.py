@@ -1,4 +1,4 @@
-"""The encoders that are BERT but for names and embeddings, against transformers: DistilBERT, ELECTRA and MPNet."""
+"""The encoders that are BERT but for names and embeddings, against transformers: DistilBERT, ELECTRA, ALBERT, MPNet."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from rtp_llm.checkpoint import read_json
 from rtp_llm.core import Item
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models import find_model_type
+from rtp_llm.models.albert import Albert
 from rtp_llm.models.bert import Electra
 from rtp_llm.models.distance import distance_buckets
 from rtp_llm.models.distilbert import DistilBert
@@ -42,6 +43,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "electra": ("Electra", {**EVEN, "embedding_size": 64, "hidden_act": "gelu_new"}),
     "electra, narrow tables": ("Electra", {**ODD, "embedding_size": 17, "type_vocab_size": 3}),
+    "albert": ("Albert", {**EVEN, "embedding_size": 64}),
+    "albert, groups": ("Albert", {**ODD, "embedding_size": 17, "num_hidden_groups": 2, "hidden_act": "relu"}),
     "mpnet": ("MPNet", {**ODD, "max_position_embeddings": 312}),
     "mpnet, relu": ("MPNet", {**EVEN, "hidden_act": "relu"}),
 }
@@ -65,7 +68,7 @@ def items_of(family: str) -> list[Item]:
     items = make_items((*LENGTHS, 300) if family == "mpnet" else LENGTHS)
     for item in items if "mpnet" in family else ():
         item.input_ids = np.maximum(item.input_ids, 2)
-    return items if "electra" in family else untyped(items)
+    return items if "electra" in family or "albert" in family else untyped(items)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -86,6 +89,7 @@ def test_packed_equals_alone_in_any_order_bit_for_bit(family: str, backend: str,
 
 
 HEADS = {
+    "albert": ("ForMaskedLM", "ForSequenceClassification", "ForPreTraining"),
     "distilbert": ("ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering"),
     "electra": ("ForMaskedLM", "ForSequenceClassification", "ForPreTraining"),
     "mpnet": ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification"),
@@ -132,6 +136,26 @@ def test_mpnets_padding_token_is_the_first_whatever_config_json_says(pad: int, t
     model = load(tmp_path, ops)
     assert model.max_positions == 310
     assert worst(hidden_states(model, ops, items), reference(theirs, items)) <= 1e-5
+
+
+def test_layers_of_albert_share_weights(tmp_path: Path) -> None:
+    save(tmp_path, "albert, groups")
+    model: Any = load(tmp_path, BACKENDS["numpy"]())
+    first, second, third = model.layers
+    assert first is second and second is not third and model.config.groups == [0, 0, 1]
+    assert model.matrices[1, "up"] == ("encoder.albert_layer_groups.0.albert_layers.0.ffn.weight",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inner_group_num": 2}, "inner_group_num 2; only 1 is supported"),
+        ({"num_hidden_groups": 4}, "num_hidden_groups 4 of 3 layers"),
+    ],
+)
+def test_refusals_of_albert(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        Albert.read_config({**COMMON, **ODD, **change})
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,14 @@ from rtp_llm.checkpoint import open_tensors, read_json
 from rtp_llm.core import Item, Prefixes, pack
 from rtp_llm.errors import ConfigError
 from rtp_llm.ops.numpy_ops import NumpyOps
+from tests.models.jina_bert import save as save_jina_bert
 from tests.models.oracle import hidden_states, load, make_items, worst
 from tests.models.test_bert import save_bert
 from tests.models.test_deberta import save as save_deberta
 from tests.models.test_encoders import save as save_encoder
 from tests.models.test_gemma import KINDS
 from tests.models.test_gemma import save as save_gemma
+from tests.models.test_gemma2 import save as save_gemma2
 from tests.models.test_modernbert import save as save_modernbert
 from tests.models.test_qwen import save as save_qwen
 from tests.ops import interpreter as _  # noqa: F401
@@ -37,6 +39,10 @@ def save(folder: Path, family: str) -> None:
         save_bert(folder)
     elif family == "Gemma3":
         save_gemma(folder, layer_types=KINDS, head_dim=16)
+    elif family == "Gemma2":
+        save_gemma2(folder, "gemma 2", head_dim=16)
+    elif family == "JinaBert":
+        save_jina_bert(folder)
     elif family == "ModernBert":
         save_modernbert(folder)
     elif family == "deberta":
@@ -48,7 +54,9 @@ def save(folder: Path, family: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["Bert", "mpnet", "ModernBert", "deberta", "Qwen2", "Qwen3", "Gemma3"])
+@pytest.mark.parametrize(
+    "family", ["Bert", "mpnet", "JinaBert", "ModernBert", "deberta", "Qwen2", "Qwen3", "Gemma2", "Gemma3"]
+)
 def test_hidden_states(family: str, tmp_path: Path) -> None:
     save(tmp_path, family)
     items, ops, exact = make_items(LENGTHS), TritonOps("cpu", "fp16"), NumpyOps()

@@ -36,7 +36,7 @@ TARGETS = {
     "gfx942": (GPUTarget("hip", "gfx942", 64), 64 << 10),
 }
 INT32 = {"tiles_ptr", "cu_seqlens", "wanted_ptr", "prompt_lens", "ids0", "ids1", "ids2"}
-FLOATS = {"eps", "q_eps", "k_eps", "scale"}
+FLOATS = {"eps", "q_eps", "k_eps", "scale", "cap"}
 INTEGERS = {"stride", "reach", "size", "num_rows"}
 FP32 = {"scales_ptr"}
 
@@ -58,19 +58,21 @@ def attention_kernels(memory: int, hip: bool) -> Iterator[Kernel]:
             block_d = triton.next_power_of_2(head_dim)
             decodes = head_dim >= 128
             # A prefix comes with a decoder, a bias with an encoder.
-            for has_prefix, has_bias in itertools.product((False, True), repeat=2):
-                if has_prefix > decodes or has_bias > (not decodes):
+            for has_prefix, has_bias, has_cap in itertools.product((False, True), repeat=3):
+                # A cap is Gemma 2's, whose heads have 256 numbers.
+                if has_prefix > decodes or has_bias > (not decodes) or has_cap > (head_dim == 256):
                     continue
                 config = triton_attention.config_of(rows, block_d, 2, memory, hip, has_bias)
                 constants = {
                     "NUM_HEADS": 16, "NUM_KV_HEADS": 8 if decodes else 16, "HEAD_DIM": head_dim, "CAUSAL": decodes,
                     "WINDOW": 128 if head_dim == 96 else 0, "HAS_PREFIX": has_prefix, "HAS_WANTED": rows == 16,
-                    "HAS_BIAS": has_bias,
+                    "HAS_CAP": has_cap, "HAS_BIAS": has_bias,
                     "PARTS": rows // config.block_m, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
                     "BLOCK_D": block_d,
                 }  # fmt: skip
-                name = (
-                    f"attention {rows} x {head_dim}" + (" prefix" if has_prefix else "") + (" bias" if has_bias else "")
+                extras = {"prefix": has_prefix, "bias": has_bias, "cap": has_cap}
+                name = " ".join(
+                    (f"attention {rows} x {head_dim}", *(extra for extra, there in extras.items() if there))
                 )
                 options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
                 yield Kernel(name, triton_attention.attention_kernel, "bf16" if decodes else "fp16", constants, options)

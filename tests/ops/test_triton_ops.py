@@ -139,6 +139,21 @@ def test_a_distance_bias_behind_a_shared_prefix() -> None:
         assert_close(attention(qkv, batch, heads, bias=bias, causal=True, window=window), "fp16")
 
 
+@pytest.mark.parametrize("visible", VISIBLE)
+@pytest.mark.parametrize("softcap", [0.5, 20.0])
+def test_attention_with_a_softcap(softcap: float, visible: dict[str, Any], dtype: str) -> None:
+    batch, heads, bias = batch_of([64, 1, 63, 5]), (4, 2, 32), rounded(3 * normal(4, 59), dtype)
+    qkv = qkv_of(batch.num_tokens, heads, dtype)
+    assert_close(attention(qkv, batch, heads, softcap=softcap, **visible), dtype)
+    assert_close(attention(qkv, batch, heads, bias=bias, softcap=softcap, **visible), dtype)
+
+
+def test_a_softcap_behind_a_shared_prefix() -> None:
+    batch, heads = shared_pack(items_of([1, 20, 5, 70], [33, 33, 0, 33])), (2, 1, 80)
+    qkv = qkv_of(batch.num_tokens, heads, "fp16")
+    assert_close(attention(qkv, batch, heads, causal=True, softcap=2.0), "fp16")
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_what_is_not_a_number_stays_in_its_sequence() -> None:
     batch, heads = batch_of([5, 3, 4, 70]), (2, 1, 32)

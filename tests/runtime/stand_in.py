@@ -93,10 +93,11 @@ class MaskedOps(TorchOps):
         window: int | None = None,
         rows: Any | None = None,
         kept: Sequence[Any] = (),
+        softcap: float | None = None,
         distance_bias: Any | None = None,
         relative: Any | None = None,
     ) -> Any:
-        assert window is None and not kept and distance_bias is None and relative is None
+        assert window is None and not kept and softcap is None and distance_bias is None and relative is None
         row = torch.arange(len(qkv))
         sequence = torch.searchsorted(batch.cu_seqlens[1:], row.int(), right=True)
         visible = sequence[:, None] == sequence[None]

@@ -21,9 +21,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta": ("Roberta", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
     "xlm-roberta": ("XLMRoberta", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
     "camembert": ("Camembert", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
+    "jina_embeddings_v3": ("JinaEmbeddingsV3", {"max_position_embeddings": LIMIT, "type_vocab_size": 1}),
     "gte": ("Gte", {"max_position_embeddings": LIMIT, "type_vocab_size": 2}),
     "nomic_bert": ("NomicBert", {"max_position_embeddings": LIMIT}),
     "modernbert": ("ModernBert", {"max_position_embeddings": LIMIT, "local_attention": 12, **ENDS}),
+    "albert": ("Albert", {"max_position_embeddings": LIMIT, "embedding_size": 24, "num_hidden_groups": 2}),
     "electra": ("Electra", {"max_position_embeddings": LIMIT, "embedding_size": 24}),
     "distilbert": ("DistilBert", {"max_position_embeddings": LIMIT, "hidden_dim": 77}),
     # MPNet's padding token is number 1, whatever config.json says.
@@ -41,16 +43,24 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"max_position_embeddings": LIMIT, "attention_bias": True, "mlp_bias": True}),
     "eurobert": ("EuroBert", {"max_position_embeddings": LIMIT}),
     "mistral": ("Mistral", {"max_position_embeddings": LIMIT, "sliding_window": 12}),
+    "gemma": ("Gemma", {"max_position_embeddings": LIMIT}),
+    "gemma2": (
+        "Gemma2",
+        {
+            "max_position_embeddings": LIMIT, "sliding_window": 12, "query_pre_attn_scalar": 16,
+            "attn_logit_softcapping": 3.0, "attn_implementation": "eager",
+        },
+    ),
     "gemma3": ("Gemma3Text", {"max_position_embeddings": LIMIT, "sliding_window": 12}),
     "embeddinggemma": (
         "Gemma3Text",
         {"max_position_embeddings": LIMIT, "sliding_window": 12, "use_bidirectional_attention": True},
     ),
 }  # fmt: skip
-DECODERS = ("Qwen2", "Qwen3", "Llama", "EuroBert", "Mistral", "Gemma3Text")
+DECODERS = ("Qwen2", "Qwen3", "Llama", "EuroBert", "Mistral", "Gemma", "Gemma2", "Gemma3Text")
 ENCODERS = [family for family, (stem, _) in FAMILIES.items() if stem not in DECODERS]
 MAIN = ("bert", "roberta", "xlm-roberta", "qwen2", "qwen2-both-ways", "qwen3")
-TYPED = ("bert", "electra", "gte", "nomic_bert")  # they read which text of a pair a token is of
+TYPED = ("bert", "albert", "electra", "gte", "nomic_bert")  # they read which text of a pair a token is of
 # Weights of 0.1 make attention choose: under the usual 0.02 it would be all but uniform at these widths.
 COMMON = {"vocab_size": len(VOCAB), "pad_token_id": PAD, "initializer_range": 0.1}
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {

@@ -23,10 +23,8 @@ struct Attention {
   const float* const* kept;  // of each kept prefix [tokens][2][kv_heads][head_dim], and its tokens
   const int64_t* kept_lens;
   int64_t num_seqs, max_seqlen, heads, kv_heads, head_dim;
-  float scale;
   Visibility visibility;
-  const float* bias;  // [heads][2 * reach - 1] by the distance from query to key, or null
-  int64_t reach;
+  Adjustment adjustment;
   Relative relative;
   int64_t parts = 1, part_rows = 0, runs = 0, run_length = 1;
 
@@ -93,8 +91,8 @@ struct Attention {
 #if defined(__AMX_BF16__)
     constexpr int64_t kLeastKeys = TiledAttention::kLeastKeys;
     const int64_t window = visibility.window > 0 ? visibility.window : length;
-    // NOTE: the tiles know of no distances: what has some is computed on vectors, whatever its length.
-    if (head_dim < TiledAttention::kLeastDim || bias != nullptr || relative.any()) return length;
+    // NOTE: the tiles know of no caps and no distances: what has some is computed on vectors, whatever its length.
+    if (head_dim < TiledAttention::kLeastDim || adjustment.any() || relative.any()) return length;
     if (visibility.causal) return visibility.window > 0 && window < kLeastKeys ? length : kLeastKeys - 1;
     return std::min(length, 2 * window - 1) < kLeastKeys ? length : 0;
 #else
@@ -110,8 +108,8 @@ struct Attention {
       const TiledAttention::Queries queries{part.q + row * row_size() + head * head_dim, row_size(), part.place(row),
                                             std::min(some, part.last - row), group};
       float* y = part.y + (row - part.first) * heads * head_dim + head * head_dim;
-      TiledAttention{queries, part.keys, part.keys.moved(kv_heads * head_dim), head_dim, factor(), visibility, y,
-                     heads * head_dim}.run();
+      TiledAttention{queries, part.keys, part.keys.moved(kv_heads * head_dim), head_dim, adjustment.factor(),
+                     visibility, y, heads * head_dim}.run();
     }
   }
 #endif
@@ -132,7 +130,7 @@ struct Attention {
     }
     const int64_t group = heads / kv_heads;
     for (int64_t h = part.kv_head * group; h < (part.kv_head + 1) * group; ++h) {
-      Head head{keys, values, scores, padded, length, bias_of(h), {}};
+      Head head{keys, values, scores, padded, length, adjustment.of_head(h), {}};
       if (relative.any())
         head.relative.emplace(relative, h, seen.own, part.place(part.first), part.place(part.last), head_dim,
                               scores + kRows * padded);
@@ -148,7 +146,7 @@ struct Attention {
     const float *keys, *values;  // [padded / kPanel][head_dim][kPanel], [depth / kPanel][length][kPanel]
     float* scores;               // [kRows][padded]
     int64_t padded, length;
-    const float* bias;  // at distance 0, or null
+    Adjustment adjustment;
     std::optional<RelativeHead> relative;
   };
 
@@ -165,11 +163,6 @@ struct Attention {
     return own_rows(cu_seqlens[prefix], cu_seqlens[prefix + 1] - cu_seqlens[prefix]);
   }
 
-  // What a head adds to its scores: at distance 0, and null where there is none.
-  const float* bias_of(int64_t h) const {
-    return bias == nullptr ? nullptr : bias + h * (2 * reach - 1) + reach - 1;
-  }
-
   // Queries at the places `row` and after of a sequence -> y.
   void attend(Head& head, int64_t row, int rows, const float* q, float* y) const {
     const int64_t from = visible(row, head.length).from / kPanel * kPanel;
@@ -180,9 +173,9 @@ struct Attention {
     }
     const Keys keys{from, to};
     if (head.relative) head.relative->add(row, rows, q, row_size(), keys, head.scores, head.padded);
-    const float factor = head.bias != nullptr ? 1.0f : this->factor();
-    for (int r = 0; head.bias != nullptr && r < rows; ++r)
-      add_bias(head.scores + r * head.padded, keys, row + r, head.bias);
+    const float by = head.adjustment.factor(), factor = head.adjustment.any() ? 1.0f : by;
+    for (int r = 0; head.adjustment.any() && r < rows; ++r)
+      head.adjustment.apply(head.scores + r * head.padded, keys, row + r, by);
     float shifts[kRows], inverse[kRows];
     // NOTE: row after row in each of two passes: the second need not wait for the first's last step.
     for (int r = 0; r < rows; ++r)
@@ -201,25 +194,7 @@ struct Attention {
       }
   }
 
-  static constexpr float kLog2E = 1.44269504089f;
-  float factor() const { return scale * kLog2E; }
   Keys visible(int64_t row, int64_t length) const { return visibility.of(row, length); }
-
-  // Scores of the query at the place `row` -> factor score + log2(e) bias; beyond the table's ends, what stands there.
-  void add_bias(float* scores, Keys keys, int64_t row, const float* bias) const {
-    const float factor = this->factor();
-    for (int64_t j = keys.from; j < keys.to; j += kWidth) {
-      const int64_t distance = j - row;
-      Vec added;
-      if (distance > -reach && distance + kWidth <= reach) {
-        added = load(bias + distance);
-      } else {
-        for (int lane = 0; lane < kWidth; ++lane)
-          added[lane] = bias[std::clamp<int64_t>(distance + lane, 1 - reach, reach - 1)];
-      }
-      store(scores + j, load(scores + j) * factor + added * kLog2E);
-    }
-  }
 
   // The highest score of the visible keys, which lie within `keys`.
   float highest(const float* scores, Keys visible, Keys keys) const {

@@ -1,5 +1,6 @@
 // What attention on vectors and attention on tiles share: which keys a row sees, and how rows are packed.
 #pragma once
+#include "activation.h"
 #include "gemm.h"
 
 namespace {
@@ -25,6 +26,43 @@ struct Visibility {
     const int64_t from = window > 0 ? std::max<int64_t>(0, row - window + 1) : 0;
     if (causal) return {from, row + 1};
     return {from, window > 0 ? std::min(length, row + window) : length};
+  }
+};
+
+// What makes a score of a product, beside the scale: a cap, and a bias by the distance from query to key.
+struct Adjustment {
+  static constexpr float kLog2E = 1.44269504089f;
+
+  float scale, softcap;  // 0: none
+  const float* bias;     // [heads][2 * reach - 1], of one head at distance 0, or null
+  int64_t reach;
+
+  bool any() const { return softcap > 0 || bias != nullptr; }
+  Adjustment of_head(int64_t h) const {
+    return {scale, softcap, bias == nullptr ? nullptr : bias + h * (2 * reach - 1) + reach - 1, reach};
+  }
+
+  // What products are multiplied by: it makes exponents of two of them, or what the cap's tanh takes.
+  float factor() const { return softcap > 0 ? scale / softcap : scale * kLog2E; }
+
+  // Of the query at the place `row`: products, which `by` multiplies to what `factor` gives -> exponents of two.
+  void apply(float* scores, Keys keys, int64_t row, float by) const {
+    for (int64_t j = keys.from; j < keys.to; j += kWidth) {
+      Vec score = load(scores + j) * by;
+      if (softcap > 0) score = tanh(score) * (softcap * kLog2E);
+      if (bias != nullptr) score += bias_at(j - row) * kLog2E;
+      store(scores + j, score);
+    }
+  }
+
+ private:
+  // Of the distances from this one on; beyond the table's ends, what stands there.
+  Vec bias_at(int64_t distance) const {
+    if (distance > -reach && distance + kWidth <= reach) return load(bias + distance);
+    Vec found{};
+    for (int lane = 0; lane < kWidth; ++lane)
+      found[lane] = bias[std::clamp<int64_t>(distance + lane, 1 - reach, reach - 1)];
+    return found;
   }
 };
 

@@ -62,7 +62,7 @@ class Program {
       case kAttention:
         return Attention{y, floats(), integers(), integers(), integers(), number(),
                          word<const float* const*>(), word<const int64_t*>(), number(), number(), number(), number(),
-                         number(), real(), Visibility{number() != 0, number()}, floats(), number(),
+                         number(), Visibility{number() != 0, number()}, Adjustment{real(), real(), floats(), number()},
                          Relative{floats(), floats(), number()}};
       case kRotary: return Rotary{y, floats(), number(), number(), number(), number(), norm(), norm()};
       case kGated: return Gated{y, floats(), number(), number(), int(number())};

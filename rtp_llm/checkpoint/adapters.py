@@ -1,0 +1,93 @@
+"""LoRA adapters (Hu et al. 2021) that stand beside the weights of a checkpoint, as torch's parametrizations name them.
+
+Of a weight `X.weight` there are `X.parametrizations.weight.original` and, of all adapters together,
+`X.parametrizations.weight.0.lora_A` and `lora_B`. Source: the authors' code of jina-embeddings-v3.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
+from rtp_llm.core import FloatArray, Int8Array
+from rtp_llm.errors import CheckpointError
+
+_ORIGINAL = ".parametrizations.weight.original"
+_LEFT, _RIGHT = ".parametrizations.weight.0.lora_A", ".parametrizations.weight.0.lora_B"
+_CHUNK = 8192  # rows of a table that are added to at once
+
+
+def has_adapters(source: TensorSource) -> bool:
+    """Whether its weights have adapters beside them."""
+    return any(name.endswith(_ORIGINAL) for name in source.tensors)
+
+
+class AdaptedSource:
+    """The checkpoint's weights by their plain names, with one adapter's part added in fp32.
+
+    adapter  its number; None: the weights as they were before there were adapters
+    scaling  of the product of an adapter's two matrices: lora_alpha / lora_rank
+    """
+
+    def __init__(self, source: TensorSource, adapter: int | None, scaling: float) -> None:
+        self.path: Path = source.path
+        self._source, self._adapter, self._scaling = source, adapter, np.float32(scaling)
+        self._stems = {
+            f"{name.removesuffix(_ORIGINAL)}.weight": name.removesuffix(_ORIGINAL)
+            for name in source.tensors
+            if name.endswith(_ORIGINAL)
+        }
+        parts = {stem + part for stem in self._stems.values() for part in (_ORIGINAL, _LEFT, _RIGHT)}
+        plain = {name: info for name, info in source.tensors.items() if name not in parts}
+        own = {name: source.tensors[stem + _ORIGINAL] for name, stem in self._stems.items()}
+        self.tensors: Mapping[str, TensorInfo] = {**plain, **own}
+
+    def read(self, name: str) -> FloatArray:
+        if name not in self._stems:
+            return self._source.read(name)
+        stem = self._stems[name]
+        values = self._source.read(stem + _ORIGINAL)
+        if self._adapter is None:
+            return values
+        rows, columns = self._factors(stem, values.shape)
+        merged: FloatArray = np.array(values)
+        for start in range(0, len(merged), _CHUNK):
+            merged[start : start + _CHUNK] += (rows[start : start + _CHUNK] @ columns) * self._scaling
+        return merged
+
+    def read_row(self, name: str, row: int) -> FloatArray:
+        values: FloatArray = self.read(name)[row]
+        return values
+
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
+        return np.ascontiguousarray(np.take(self.read(name), range(start, stop), axis))
+
+    def read_int8(self, name: str) -> Int8Array:
+        return self._source.read_int8(name)
+
+    def file(self, name: str) -> Path:
+        return self._source.file(self._stems[name] + _ORIGINAL if name in self._stems else name)
+
+    def close(self) -> None:
+        self._source.close()
+
+    def _factors(self, stem: str, shape: tuple[int, ...]) -> tuple[FloatArray, FloatArray]:
+        """[N, rank] and [rank, K], whose product is added to a weight [N, K].
+
+        Of a linear layer lora_B is the left one, of an embedding table lora_A.
+        """
+        for left, right in ((_RIGHT, _LEFT), (_LEFT, _RIGHT)):
+            infos = [self._source.tensors.get(stem + part) for part in (left, right)]
+            shapes = [info.shape[1:] if info else () for info in infos]
+            if [part[:1] for part in shapes] == [shape[:1], shapes[0][1:]] and shapes[1][1:] == shape[1:]:
+                return self._matrix(stem + left), self._matrix(stem + right)
+        raise CheckpointError(f"{self.path}: {stem}{_LEFT} and lora_B do not fit its weight {list(shape)}")
+
+    def _matrix(self, name: str) -> FloatArray:
+        number, count = self._adapter, self._source.tensors[name].shape[0]
+        assert number is not None
+        if number >= count:
+            raise CheckpointError(f"{self.path}: {name} has {count} adapters, config.json names more")
+        (matrix,) = self._source.read_part(name, 0, number, number + 1)
+        return np.asarray(matrix)
