@@ -8,7 +8,7 @@ change what they mean. `NumpyOps` is the definition of right; the results of the
 the batch, a sequence's result has the same bits: no op may let one sequence's neighbours change the order of a sum.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -64,6 +64,11 @@ def relative_reach(relative: Relative, num_rows: int) -> int:
     reaches = {reach_of(table.shape, num_rows, "relative") for table in relative.tables}
     assert len(reaches) <= 1, f"relative has tables of {reaches} distances"
     return max(reaches, default=0)
+
+
+def optional_vector(ops: "Ops", weights: Mapping[str, FloatArray], name: str) -> Tensor | None:
+    """`Ops.vector` of a parameter that a model may be without."""
+    return ops.vector(weights[name]) if name in weights else None
 
 
 class Ops(Protocol):
