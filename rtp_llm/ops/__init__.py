@@ -158,6 +158,7 @@ class Ops(Protocol):
         the sequence, head h adds column clip(j - i, 1 - reach, reach - 1) + reach - 1. T5's bias and ALiBi's are such.
         `relative`: to the product of query i with key j, before it is scaled, head h adds q_i . keys[h, :, j - i] and
         k_j . queries[h, :, i - j]; not behind a prefix.
+        Of a sequence with `batch.seen_lens` fewer tokens are keys, its first; a query that sees none yields 0.
         `rows` [R], as `batch.wanted`: only these rows -> [R, num_heads * head_dim], with the bits they have among all.
         """
 

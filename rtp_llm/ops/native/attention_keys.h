@@ -20,10 +20,10 @@ struct Visibility {
   bool causal;
   int64_t window;  // 0: none
 
-  // The keys that a row of a sequence of `length` sees.
+  // The keys that a row sees, of `length` that are there; it may be none, from >= to.
   Keys of(int64_t row, int64_t length) const {
     const int64_t from = window > 0 ? std::max<int64_t>(0, row - window + 1) : 0;
-    if (causal) return {from, row + 1};
+    if (causal) return {from, std::min(length, row + 1)};
     return {from, window > 0 ? std::min(length, row + window) : length};
   }
 };
