@@ -38,6 +38,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "mistral": ("rtp_llm.models.llama", "Mistral"),
     "eurobert": ("rtp_llm.models.llama", "EuroBert"),
     "gemma3_text": ("rtp_llm.models.gemma", "Gemma3"),
+    "static_embedding": ("rtp_llm.models.static", "Static"),
 }
 # Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
 ARCHITECTURES = {
