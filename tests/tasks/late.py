@@ -82,13 +82,18 @@ def save(
 
 
 def save_pylate(
-    folder: Path, family: str = "bert", model_type: str | None = "ColBERT", tokenizer: Any = None, **settings: Any
+    folder: Path,
+    family: str = "bert",
+    model_type: str | None = "ColBERT",
+    tokenizer: Any = None,
+    tokens: Sequence[str] = ("[Q] ", "[D] "),
+    **settings: Any,
 ) -> Path:
     """PyLate's: a Transformer and a Dense, all else in config_sentence_transformers.json."""
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 
-    model = save_encoder(folder, family, "tiny", ("[Q] ", "[D] "), tokenizer=tokenizer)
+    model = save_encoder(folder, family, "tiny", tokens, tokenizer=tokenizer)
     hidden = model.config.hidden_size
     torch.manual_seed(1)
     (folder / "1_Dense").mkdir()

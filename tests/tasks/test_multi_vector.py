@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rtp_llm.core import FloatArray, TaskType
+from rtp_llm.core import FloatArray, Params, TaskType
 from rtp_llm.errors import CheckpointError, InvalidRequest
 from tests.backends import BACKENDS
 from tests.models.oracle import worst
@@ -113,6 +113,18 @@ def test_several_projections_and_a_mean_of_similarities(tmp_path: Path) -> None:
 )
 def test_pylate(settings: dict[str, Any], family: str, model_type: str | None, tmp_path: Path) -> None:
     check(late.save_pylate(tmp_path, family, model_type, **settings))
+
+
+@pytest.mark.parametrize("marker", ["[unused{}]", "[unused{}] "])
+def test_pylate_of_colberts_own(marker: str, tmp_path: Path) -> None:
+    """Markers that the tokenizer has as usual tokens, and the mask in the place of the padding."""
+    prefixes = {f"{side}_prefix": marker.format(place) for place, side in enumerate(("query", "document"))}
+    folder = late.save_pylate(tmp_path, tokens=["[unused0]", "[unused1]"], **prefixes)
+    edit(folder / "tokenizer_config.json", pad_token="[MASK]")
+    check(folder)
+    with loaded(folder) as model:
+        (item,) = model._engine._tokenizer.encode(["he drove"], Params(prompt_name="query"))
+        assert item.input_ids[:3].tolist() == [late.VOCAB.index(token) for token in ("[CLS]", "[unused0]", "he")]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
