@@ -97,7 +97,7 @@ def render(body: RerankerBody, response: Response, info: ModelInfo) -> Iterator[
 
 
 def _place(body: RerankerBody, info: ModelInfo, index: int) -> str:
-    if is_paired(info):
+    if is_paired(info, BY_MAX_SIM):
         return f"documents[{index}]"
     return f"documents[{index - 1}]" if index else "query"
 

@@ -29,11 +29,11 @@ def scoring_request(
 
     A model without vectors of one of the `kinds` is asked to rerank, which it refuses where it cannot.
     """
-    kind = next((task for task in kinds if task in info.tasks), None)
-    if TaskType.RERANK in info.tasks or kind is None:
+    if is_paired(info, kinds):
         firsts = queries if len(queries) == len(documents) else queries * len(documents)
         pairs = list(zip(firsts, documents, strict=True))
         return Request(inputs=pairs, tasks=(TaskType.RERANK,), params=params, request_id=request_id)
+    kind = next(task for task in kinds if task in info.tasks)
     # Vectors of tokens are compared as the checkpoint leaves them.
     normalize = True if kind is TaskType.DENSE else None
     params = replace(params, activation=None, normalize=normalize, num_queries=len(queries))
@@ -54,6 +54,6 @@ def scores_of(response: Response, num_queries: int, *, max_sim_sum: bool = False
     return max_sim(scores, queries, "sum") if kind is TaskType.COLBERT and max_sim_sum else scores
 
 
-def is_paired(info: ModelInfo) -> bool:
+def is_paired(info: ModelInfo, kinds: Sequence[TaskType] = _BY_VECTORS) -> bool:
     """Whether the inputs of a `scoring_request` are pairs; of others, the queries come first."""
-    return TaskType.RERANK in info.tasks
+    return TaskType.RERANK in info.tasks or not {*kinds}.intersection(info.tasks)

@@ -125,7 +125,7 @@ def _render_ranks(body: TextsBody, response: Response, info: ModelInfo) -> Itera
 
 
 def _rerank_place(body: TextsBody, info: ModelInfo, index: int) -> str:
-    if is_paired(info):
+    if is_paired(info, BY_MAX_SIM):
         return f"texts[{index}]"
     return f"texts[{index - 1}]" if index else "query"
 
