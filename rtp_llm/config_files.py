@@ -124,13 +124,22 @@ _PROMPTS = Kind(
     lambda value: isinstance(value, dict) and all(text is None or isinstance(text, str) for text in value.values()),
 )
 # config_sentence_transformers.json
-SENTENCE: dict[str, Kind] = {"prompts": _PROMPTS, "default_prompt_name": _TEXT, "activation_fn": _TEXT}
+SENTENCE: dict[str, Kind] = {
+    "prompts": _PROMPTS,
+    **_all(_TEXT, "default_prompt_name activation_fn model_type similarity_fn_name"),
+    # PyLate's
+    **_all(_TEXT, "query_prefix document_prefix"),
+    **_all(_whole(1, _VOCABULARY), "query_length document_length"),
+    **_all(_FLAG, "do_query_expansion attend_to_expansion_tokens attend_to_mask_tokens"),
+    "skiplist_words": _TEXTS,
+    "query_expansion": _OBJECT,
+}
 # sentence_bert_config.json
 TRANSFORMER: dict[str, Kind] = {
-    "max_seq_length": _whole(1, _VOCABULARY),
+    **_all(_whole(1, _VOCABULARY), "max_seq_length query_length document_length"),
     "do_lower_case": _FLAG,
     **_all(_TEXT, "transformer_task module_output_name"),
-    **_all(_OBJECT, "modality_config processing_kwargs"),
+    **_all(_OBJECT, "modality_config processing_kwargs query_expansion"),
     **_all(_OBJECT, "config_args config_kwargs tokenizer_args processor_kwargs"),
 }
 MODULE: dict[str, Kind] = {
@@ -141,6 +150,27 @@ POOLING: dict[str, Kind] = {
     "pooling_mode": _WORDS,
     "include_prompt": _FLAG,
     **_all(_whole(1, _SIZE), "embedding_dimension word_embedding_dimension"),
+}
+EXPANSION: dict[str, Kind] = {"length": _whole(1, _POSITIONS), "attend": _FLAG, **_all(_TEXT, "strategy token")}
+MASK: dict[str, Kind] = {
+    "skiplist_words": _TEXTS,
+    "skiplist_tasks": _WORDS,
+    "keep_only_token_ids": Kind(
+        "a list of whole numbers",
+        lambda value: isinstance(value, list) and all(type(number) is int for number in value),
+    ),
+}
+TOKEN_POOLING: dict[str, Kind] = {
+    "pool_factor": _POSITIVE,
+    "num_protected_tokens": _whole(0, _VOCABULARY),
+    "normalize_embeddings": _FLAG,
+    "tasks": _WORDS,
+}
+# artifact.metadata of ColBERT's authors
+ARTIFACT: dict[str, Kind] = {
+    **_all(_TEXT, "query_token_id doc_token_id"),
+    **_all(_whole(1, _POSITIONS), "query_maxlen doc_maxlen"),
+    **_all(_FLAG, "attend_to_mask_tokens mask_punctuation"),
 }
 SPLADE: dict[str, Kind] = {
     **_all(_TEXT, "pooling_strategy activation_function"),

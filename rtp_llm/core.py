@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -23,6 +23,8 @@ _ID_BYTES = 4
 Priority: TypeAlias = Literal["auto", "interactive", "bulk"]
 # What becomes of a text that is longer than the model reads; see Params.
 Chunking: TypeAlias = Literal["mean", "late"]
+# Names of the prompt of a query, in sentence-transformers' words and in those of several APIs.
+QUERY_PROMPTS = ("query", "search_query", "retrieval.query")
 # Which of a sequence's last hidden states a task reads.
 Reads: TypeAlias = Literal["all", "first", "last"]
 
@@ -71,7 +73,7 @@ class Params:
     max_tokens          a limit below the model's own
     max_tokens_per_doc  the second text of a pair is cut to so many tokens, before the pair is cut to the limit; so are
                         single texts, but for the first `num_queries`
-    num_queries         of single texts, how many at the start are queries and not documents; None: all
+    num_queries         of single texts, how many at the start are queries and not documents; None: `prompt_name` tells
     truncation_side     which end an over-long input loses; None: the checkpoint's, right where it does not say
     chunking            of dense vectors. mean: an over-long text is cut into chunks, whose vectors are averaged; late:
                         the inputs are the chunks of one text, which is read at once; see rtp_llm/engine/chunker.py
@@ -97,6 +99,10 @@ class Params:
     prompt_name: str | None = None
     add_special_tokens: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def is_query(self, index: int) -> bool:
+        """Whether the input at this place is a query, to a model that reads documents differently."""
+        return self.prompt_name in QUERY_PROMPTS if self.num_queries is None else index < self.num_queries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +136,7 @@ class Item:
     prefix  leading token ids that other items have too, as bytes; they are part of `input_ids`
     chunk   of an item that is a part of its input
     parts   of an item that is several inputs, from `index` on: how many tokens each of them has; () is one input
+    num_unseen  tokens at its end that see those before them, and are seen by none
     """
 
     input_ids: Int32Array
@@ -143,6 +150,7 @@ class Item:
     prefix: bytes = b""
     chunk: Chunk | None = None
     parts: tuple[int, ...] = ()
+    num_unseen: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -177,6 +185,8 @@ class Batch:
     max_seqlen                               the longest sequence
     prefix_of                                [B], the earlier sequence whose tokens stand before this one's; -1: none;
                                              below that, -2 - k: the tokens of kept[k]
+    seen_lens                                [B], how many of a sequence's leading tokens are seen by its tokens; None:
+                                             all of them
     wanted                                   [R], the rows whose last hidden states are wanted, one of each of the last
                                              R sequences; None: all
     host                                     of a batch whose arrays are on a device, the same batch on the host
@@ -191,6 +201,7 @@ class Batch:
     prompt_lens: Int32Array
     max_seqlen: int
     prefix_of: Int32Array | None = None
+    seen_lens: Int32Array | None = None
     wanted: Int32Array | None = None
     kept: tuple[KeptPrefix, ...] = ()
     host: "Batch | None" = None
@@ -204,37 +215,6 @@ class Batch:
     @property
     def num_seqs(self) -> int:
         return len(self.cu_seqlens) - 1
-
-    def as_read(self, items: Sequence[Item]) -> "Batch":
-        """What tasks see of the batch of these items: a sequence for each part of an item that has parts.
-
-        Where some rows are wanted, which is not with parts, the model returns them alone: a sequence of one token each.
-        """
-        if any(item.parts for item in items):
-            return self._in_parts(items)
-        return self if self.wanted is None else self._of_wanted(self.wanted)
-
-    def _in_parts(self, items: Sequence[Item]) -> "Batch":
-        assert self.wanted is None and self.num_seqs == len(items)
-        lengths = [length for item in items for length in item.parts or (item.num_tokens,)]
-        prompt_lens = [length for item in items for length in (item.prompt_length, *(0 for _ in item.parts[1:]))]
-        return replace(
-            self,
-            cu_seqlens=np.cumsum([0, *lengths], dtype=np.int32),
-            prompt_lens=np.array(prompt_lens, np.int32),
-            max_seqlen=max(lengths),
-        )
-
-    def _of_wanted(self, wanted: Int32Array) -> "Batch":
-        num_rows = len(wanted)
-        return Batch(
-            input_ids=self.input_ids[wanted],
-            position_ids=self.position_ids[wanted],
-            token_type_ids=self.token_type_ids[wanted],
-            cu_seqlens=np.arange(num_rows + 1, dtype=np.int32),
-            prompt_lens=np.zeros(num_rows, np.int32),
-            max_seqlen=1,
-        )
 
 
 def pack(items: Sequence[Item], reads: Reads = "all", prefixes: "Prefixes | None" = None) -> Batch:
@@ -267,6 +247,7 @@ def pack(items: Sequence[Item], reads: Reads = "all", prefixes: "Prefixes | None
         prompt_lens=np.array([0] * first + [item.prompt_length for item in items], dtype=np.int32),
         max_seqlen=int(lengths.max()),
         prefix_of=np.r_[np.full(first, -1, np.int32), prefixes.of_items] if any(skipped) else None,
+        seen_lens=_seen_lens(items, lengths),
         wanted=wanted[reads],
         kept=prefixes.kept,
     )
@@ -283,8 +264,17 @@ def _pack_one(item: Item, reads: Reads) -> Batch:
         cu_seqlens=np.array([0, num_tokens], np.int32),
         prompt_lens=np.array([item.prompt_length], np.int32),
         max_seqlen=num_tokens,
+        seen_lens=np.array([num_tokens - item.num_unseen], np.int32) if item.num_unseen else None,
         wanted=None if wanted is None else np.array([wanted], np.int32),
     )
+
+
+def _seen_lens(items: Sequence[Item], lengths: Int32Array) -> Int32Array | None:
+    """`Batch.seen_lens`; the items are the last of the sequences of these lengths."""
+    if not any(item.num_unseen for item in items):
+        return None
+    unseen = [0] * (len(lengths) - len(items)) + [item.num_unseen for item in items]
+    return np.asarray(lengths - np.array(unseen, np.int32), np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +327,8 @@ class Response:
 
     dense            fp32 [inputs, dim]
     sparse           list of SparseVector
-    colbert, tokens  list of fp32 [tokens, dim]: colbert without the first token, tokens with all of `input_ids`
+    colbert, tokens  list of fp32 [tokens, dim]: colbert those tokens that the checkpoint compares, tokens all of
+                     `input_ids`
     rerank           fp32 [inputs]
     classify         fp32 [inputs, labels]
     custom           what the module made of all inputs together: None, bool, int, float, str, arrays, lists and dicts
@@ -364,6 +355,7 @@ class ModelInfo:
 
     pooling                   how dense embeddings are pooled, in sentence-transformers' words; empty: there are none
     scores_are_probabilities  of a reranker that is a language model: P(yes), where a cross-encoder has a logit
+    max_sim                   what the checkpoint's authors make of a query's vectors' similarities to a document
     aliases                   other names that callers may ask for it by
     weight_bytes              of the checkpoint's tensors
     memory_bytes              by which the process grew while it was loaded; 0 where the system does not tell
@@ -384,6 +376,7 @@ class ModelInfo:
     labels: tuple[str, ...] = ()
     pooling: str = ""
     scores_are_probabilities: bool = False
+    max_sim: Literal["sum", "mean"] = "mean"
     created: int = 0
     aliases: tuple[str, ...] = ()
     weight_bytes: int = 0

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rtp_llm import config_files
+from rtp_llm import config_files, late_interaction
 from rtp_llm.checkpoint import find, inside, read_json, read_json_list
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
+from rtp_llm.late_interaction import LateInteraction
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,10 @@ _TASKS_BY_FLAG = {
 }
 # sentence-transformers' Transformer for fill-mask, before 5.4.
 _MASKED = "MLMTransformer"
+# What of PyLate's sentence-transformers has too, by its name there.
+_ALIASES = {"pylate.models.Dense.Dense": "sentence_transformers.base.modules.dense.Dense"}
+# sentence-transformers' tables without a transformer, which have no config.json of their own.
+_STATIC, _STATIC_HF = "StaticEmbedding", {"model_type": "static_embedding"}
 # BGE-M3's heads, beside the encoder.
 SPARSE_HEAD, COLBERT_HEAD = "sparse_linear.pt", "colbert_linear.pt"
 # sentence-transformers once named this file after the architecture.
@@ -82,6 +87,8 @@ class ModelConfig:
     score_activation       dotted path of the torch.nn class that a CrossEncoder puts on its scores; None: its default
     labels                 names of a classifier's outputs, in their order
     chat                   of a reranker
+    late                   of a checkpoint with a vector for each token, which are compared one by one
+    is_static              the first module is a table of tokens' vectors, of which a text's is the mean
     tasks                  what to serve
     """
 
@@ -98,6 +105,8 @@ class ModelConfig:
     labels: tuple[str, ...]
     tasks: tuple[TaskType, ...]
     chat: ChatFormat = ChatFormat()
+    late: LateInteraction | None = None
+    is_static: bool = False
 
     @property
     def logit_score(self) -> Module | None:
@@ -147,28 +156,42 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     is_reranker = _reads_pairs(transformer, modules or ())
     config_files.check_transformer(transformer_path, transformer, is_reranker=is_reranker)
     _check_splade(transformer_path, transformer, modules or ())
+    is_static = modules is not None and modules[0].kind == _STATIC
     hf = {
-        **_read_hf(transformer_folder),
+        **(_STATIC_HF if is_static else _read_hf(transformer_folder)),
         **config_files.model_settings(transformer_path, transformer),
         **_overrides(config),
     }
     sentence_path, sentence = _first_json(folder, ("config_sentence_transformers.json",))
     config_files.check(sentence_path, sentence, config_files.SENTENCE)
-    chat = _chat(transformer)
+    chat, limit = _chat(transformer), config_files.text_limit(transformer_path, transformer)
+    late = late_interaction.read(
+        late_interaction.Files(
+            folder=transformer_folder,
+            hf=hf,
+            modules=None if modules is None else [(module.kind, module.folder) for module in modules[1:]],
+            path=transformer_path,
+            transformer=transformer,
+            sentence=sentence,
+            limit=limit,
+        )
+    )
     return ModelConfig(
         folder=folder,
         transformer_folder=transformer_folder,
         hf=hf,
         model_type=str(hf.get("model_type", "")) if config.model_type == "auto" else config.model_type,
         modules=modules[1:] if modules else None,
-        max_seq_length=config_files.text_limit(transformer_path, transformer),
+        max_seq_length=late.max_seq_length if late else limit,
         do_lower_case=bool(transformer.get("do_lower_case", False)),
-        prompts=sentence.get("prompts") or {},
+        prompts=late.prompts if late else sentence.get("prompts") or {},
         default_prompt_name=sentence.get("default_prompt_name"),
         score_activation=sentence.get("activation_fn") or _score_activation(hf),
         labels=_labels(transformer_folder, hf),
-        tasks=_without_chat(transformer_path, _choose_tasks(config, hf, folder, modules or ()), chat),
+        tasks=_without_chat(transformer_path, _choose_tasks(config, hf, folder, modules or (), late), chat),
         chat=chat,
+        late=late,
+        is_static=is_static,
     )
 
 
@@ -230,14 +253,14 @@ def _read_modules(folder: Path) -> tuple[Module, ...] | None:
     for place, entry in enumerate(entries):
         config_files.check(f"{path}: module {place}", entry, config_files.MODULE)
     for entry in sorted(entries, key=lambda entry: entry.get("idx") or 0):
-        dotted = str(entry.get("type", ""))
+        dotted = _ALIASES.get(str(entry.get("type", "")), str(entry.get("type", "")))
         package, _, kind = dotted.rpartition(".")
         code = dotted if package and not dotted.startswith("sentence_transformers.") else None
         kwargs = tuple(map(str, entry.get("kwargs") or ()))
         modules.append(Module(kind, inside(folder, entry.get("path", "")), code, kwargs))
-    if not modules or modules[0].kind not in ("Transformer", _MASKED):
+    if not modules or modules[0].kind not in ("Transformer", _MASKED, _STATIC):
         found = modules[0].kind if modules else "nothing"
-        raise CheckpointError(f"{path}: the first module is {found}; only Transformer is served there")
+        raise CheckpointError(f"{path}: the first module is {found}; Transformer and {_STATIC} are served there")
     return tuple(modules)
 
 
@@ -332,10 +355,14 @@ def _check_m3_heads(folder: Path) -> None:
 
 
 def _choose_tasks(
-    config: EngineConfig, hf: Mapping[str, Any], folder: Path, modules: tuple[Module, ...]
+    config: EngineConfig,
+    hf: Mapping[str, Any],
+    folder: Path,
+    modules: tuple[Module, ...],
+    late: LateInteraction | None,
 ) -> tuple[TaskType, ...]:
-    """A custom module, beside what the flag names; the flag; else what the folder holds: BGE-M3's heads, a language
-    model that reranks, a chain with a pooling, a classification head, an encoder.
+    """A custom module, beside what the flag names; the flag; else what the folder holds: late interaction, BGE-M3's
+    heads, a language model that reranks, a chain with a pooling, a classification head, an encoder.
 
     A head with one label is a reranker, whose logits the classifier's route gives as well.
     """
@@ -348,6 +375,8 @@ def _choose_tasks(
         return _TASKS_BY_FLAG[config.task_type]
     if config.embedding_model == 1:
         return _DENSE
+    if late is not None:
+        return (TaskType.COLBERT, TaskType.TOKENS)
     if _has_m3_heads(folder):
         return _TASKS_BY_FLAG["BGE_M3"]
     _check_m3_heads(folder)

@@ -11,7 +11,8 @@ import numpy as np
 from rtp_llm import arguments
 from rtp_llm.core import Chunking, FloatArray, Input, ModelInfo, Params, Request, Response, SparseVector, TaskType
 from rtp_llm.engine.loading import load_engine
-from rtp_llm.similarity import check_weights_go_with, hybrid, hybrid_weights, similarity
+from rtp_llm.errors import InvalidRequest
+from rtp_llm.similarity import check_weights_go_with, hybrid, hybrid_weights, max_sim, similarity
 
 # Inputs of one request: large enough that batches are full, small enough that a progress bar moves.
 _SLICE = 256
@@ -82,7 +83,11 @@ class Model:
         return self._run(inputs, (TaskType.SPARSE,), arguments.params(**params), progress)[TaskType.SPARSE]
 
     def embed_colbert(self, inputs: Iterable[Input], *, progress: bool = False, **params: Any) -> list[FloatArray]:
-        """-> fp32 [tokens - 1, dim] an input. `params`: fields of core.Params."""
+        """-> fp32 [tokens, dim] an input: those that the checkpoint compares, which of BGE-M3 are all but the first.
+
+        Of late interaction, `prompt_name="query"` asks for queries' vectors, and its absence for documents'. `params`:
+        fields of core.Params.
+        """
         return self._run(inputs, (TaskType.COLBERT,), arguments.params(**params), progress)[TaskType.COLBERT]
 
     def embed_all(
@@ -104,12 +109,20 @@ class Model:
     def rerank(
         self, query: str, documents: Iterable[str], *, top_k: int | None = None, progress: bool = False, **params: Any
     ) -> list[Ranked]:
-        """The documents, best first; scores as the checkpoint's CrossEncoder gives them, or as `activation` says."""
+        """The documents, best first; scores as the checkpoint's CrossEncoder gives them, or as `activation` says.
+
+        Of a model that compares tokens' vectors: MaxSim, as `similarity` of kind colbert has it.
+        """
         query, documents = arguments.text(query, "query"), arguments.texts(documents, "documents")
         top_k = arguments.count(top_k, "top_k")
-        pairs = [(query, document) for document in documents]
-        scores = self._run(pairs, (TaskType.RERANK,), arguments.params(**params), progress)[TaskType.RERANK]
-        order = sorted(range(len(pairs)), key=lambda index: -scores[index])
+        wanted = arguments.params(**params)
+        scores: Sequence[float]
+        if TaskType.COLBERT in self.info.tasks and TaskType.RERANK not in self.info.tasks:
+            scores = self._max_sim(query, documents, wanted, progress).tolist()
+        else:
+            pairs = [(query, document) for document in documents]
+            scores = self._run(pairs, (TaskType.RERANK,), wanted, progress)[TaskType.RERANK]
+        order = sorted(range(len(documents)), key=lambda index: -scores[index])
         return [Ranked(index, float(scores[index]), documents[index]) for index in order[:top_k]]
 
     def classify(self, inputs: Iterable[Input], *, progress: bool = False, **params: Any) -> FloatArray:
@@ -145,12 +158,9 @@ class Model:
         left, right = arguments.inputs(left, "left"), arguments.inputs(right, "right")
         if not left or not right:
             return np.zeros((len(left), len(right)), np.float32)
-        outputs = self._run([*left, *right], tuple(chosen), arguments.params(**params), progress=False)
-        scores = {}
-        for task, rows in outputs.items():
-            output: Any = np.stack(rows) if task is TaskType.DENSE else rows
-            scores[task] = similarity(task, output[: len(left)], output[len(left) :])
-        return hybrid(scores, chosen)
+        wanted = arguments.params(**params)
+        lefts, rights = self._sides(left, right, tuple(chosen), wanted, progress=False)
+        return hybrid({task: self._compared(task, lefts[task], rights[task]) for task in chosen}, chosen)
 
     def close(self) -> None:
         """End the engine's threads."""
@@ -163,6 +173,31 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _max_sim(self, query: str, documents: list[str], params: Params, progress: bool) -> FloatArray:
+        """A score for each document; InvalidRequest for an activation, which they have none of."""
+        if params.activation not in (None, "none"):
+            raise InvalidRequest(
+                f"activation: {params.activation!r}; a sum of similarities has none", param="activation"
+            )
+        kind = TaskType.COLBERT
+        queries, others = self._sides([query], documents, (kind,), params, progress)
+        scores: FloatArray = self._compared(kind, queries[kind], others[kind])[0]
+        return scores
+
+    def _compared(self, task: TaskType, left: list[Any], right: list[Any]) -> FloatArray:
+        """Outputs of a task -> [left, right], a MaxSim as the checkpoint has it."""
+        if task is TaskType.DENSE:
+            return similarity(task, np.stack(left), np.stack(right))
+        scores = similarity(task, left, right)
+        return max_sim(scores, left, self.info.max_sim) if task is TaskType.COLBERT else scores
+
+    def _sides(
+        self, left: Sequence[Input], right: Sequence[Input], tasks: tuple[TaskType, ...], params: Params, progress: bool
+    ) -> tuple[dict[TaskType, list[Any]], dict[TaskType, list[Any]]]:
+        """Of queries, and of what they are compared with, the outputs of each task."""
+        queries, others = replace(params, num_queries=len(left)), replace(params, num_queries=0)
+        return self._run(left, tasks, queries, False), self._run(right, tasks, others, progress)
 
     def _run(
         self, inputs: Input | Iterable[Input], tasks: tuple[TaskType, ...], params: Params, progress: bool

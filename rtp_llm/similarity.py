@@ -1,7 +1,7 @@
 """How alike answers are: every left one with every right one, by kind or as FlagEmbedding's mean of kinds."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,14 @@ def similarity_steps(kind: TaskType, left: Output, right: Output, scores: FloatA
         for one, row in zip(left, scores, strict=True):
             for _ in _max_sim(one, right, row):
                 yield
+
+
+def max_sim(scores: FloatArray, queries: Sequence[FloatArray], how: Literal["sum", "mean"]) -> FloatArray:
+    """`similarity` of colbert vectors [queries, ·] as a mean over each query's, or as their sum."""
+    if how == "mean":
+        return scores
+    counts = np.array([len(vectors) for vectors in queries], np.float32)
+    return np.asarray(scores * counts.reshape(-1, *[1] * (scores.ndim - 1)), np.float32)
 
 
 def hybrid(scores: Mapping[TaskType, FloatArray], weights: Mapping[TaskType, float]) -> FloatArray:

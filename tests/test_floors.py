@@ -20,6 +20,7 @@ FLOORS = [  # top to bottom: a file imports its own package or a floor below
     {"runtime"},
     {"tasks", "models"},
     {"model_config"},
+    {"late_interaction"},
     {"config_files"},
     {"ops", "checkpoint"},
     {"served_models"},

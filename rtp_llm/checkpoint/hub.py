@@ -20,8 +20,8 @@ from rtp_llm.errors import CheckpointError, in_one_line, one_line
 logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HEADS = ("sparse_linear.pt", "colbert_linear.pt")
-_ALWAYS = ("*.json", "*.txt", "*.model", "*.safetensors", *(f"*{name}" for name in _HEADS))
+_BY_NAME = ("sparse_linear.pt", "colbert_linear.pt", "artifact.metadata")
+_ALWAYS = ("*.json", "*.txt", "*.model", "*.safetensors", *(f"*{name}" for name in _BY_NAME))
 _OTHER_FORMATS = ("onnx", "openvino", "coreml", "flax", "tf", "tensorflow", "gguf", "original")
 _NEVER = (*(f"{name}/*" for name in _OTHER_FORMATS), *(f"*/{name}/*" for name in _OTHER_FORMATS), "consolidated*")
 _PICKLES = "*pytorch_model*.bin"
@@ -69,7 +69,7 @@ def wanted_files(names: Sequence[str], *, with_code: bool = False) -> list[str]:
     wanted = []
     for path in paths:
         pickled = path.name.startswith("pytorch_model") and path.suffix == ".bin" and path.parent not in safe
-        if path.suffix in suffixes or path.name in _HEADS or pickled:
+        if path.suffix in suffixes or path.name in _BY_NAME or pickled:
             wanted.append(str(path))
     return wanted
 

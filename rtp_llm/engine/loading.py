@@ -20,6 +20,7 @@ from rtp_llm.engine.chat_rerank import chat_rerank
 from rtp_llm.engine.chunker import Chunker
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.flag_rerank import FlagRerank
+from rtp_llm.engine.late_encoder import LateEncoder
 from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokenizer_pool import Encoder, TokenizerPool
@@ -104,7 +105,9 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
         memory_bytes=max(_resident_bytes() - memory, 0),
     )
     reranking = _pair_encoder(tokenizer, model_config)
-    pool = TokenizerPool(tokenizer, config.tokenizer_threads, reranking, Chunker(tokenizer))
+    late = model_config.late
+    embedding = LateEncoder(tokenizer, late, config.max_seq_len) if late else tokenizer
+    pool = TokenizerPool(tokenizer, config.tokenizer_threads, embedding, reranking, Chunker(tokenizer))
     release_free_memory()
     device = beside.device if beside else None
     cost = _matrix_size(model) / _matrix_size(beside.runtime.model) if beside else 1.0
@@ -127,6 +130,7 @@ def _describe(config: EngineConfig, model_config: ModelConfig, runtime: Runtime,
         max_batch_tokens=config.max_context_batch_size * tokenizer.max_seq_len or runtime.batch_tokens,
         prompts=tuple(tokenizer.prompts),
         scores_are_probabilities=model_config.is_language_reranker or model_config.logit_score is not None,
+        max_sim=model_config.late.max_sim if model_config.late else "mean",
         labels=model_config.labels if TaskType.CLASSIFY in runtime.tasks else (),
         pooling=getattr(runtime.tasks.get(TaskType.DENSE), "pooling_name", ""),
         created=int(time.time()),
@@ -146,7 +150,7 @@ def _pair_encoder(tokenizer: Tokenizer, model_config: ModelConfig) -> Encoder | 
 
 def _matrix_size(model: Model) -> int:
     """What a token costs grows with it: the layers' matrices have some multiple of so many weights."""
-    return len(model.layers) * model.hidden_size**2
+    return max(len(model.layers), 1) * model.hidden_size**2
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -38,6 +38,8 @@ class Tokenizer:
     do_lower_case        of sentence_bert_config.json: text is lower-cased before anything else
     prompts              name -> text put before an input; `query` and `document` always exist, empty by default
     default_prompt_name  the prompt of a request that names none
+    markers              prompts that are read as one token, where the tokenizer has one of that name
+    plain                tokenizer.json alone tells, without special tokens; no text at all is the id `vocab_size`
     """
 
     def __init__(
@@ -49,11 +51,14 @@ class Tokenizer:
         do_lower_case: bool = False,
         prompts: Mapping[str, str | None] | None = None,
         default_prompt_name: str | None = None,
+        markers: Sequence[str] = (),
+        plain: bool = False,
     ) -> None:
-        self._tokenizer, config = files.load(folder)
+        self._tokenizer, config = files.load_plain(folder) if plain else files.load(folder)
         if do_lower_case:
             files.add_lowercase(self._tokenizer)
-        self.max_seq_len = max_seq_len
+        files.add_markers(self._tokenizer, markers)
+        self.max_seq_len = min(max_seq_len, config.get("cuts_at", max_seq_len))
         self.truncation_side: Side = "left" if config.get("truncation_side") == "left" else "right"
         self.prompts = {"query": "", "document": "", **{name: text or "" for name, text in (prompts or {}).items()}}
         self.default_prompt_name = default_prompt_name
@@ -71,6 +76,7 @@ class Tokenizer:
         }
         num_ids = files.num_ids(self._tokenizer)
         self.vocab_size = num_ids if vocab_size is None else vocab_size
+        self._nothing = [self.vocab_size] if plain else []
         self._may_exceed = num_ids > self.vocab_size
         if self._may_exceed:
             logger.warning(
@@ -107,6 +113,8 @@ class Tokenizer:
             do_lower_case=model_config.do_lower_case,
             prompts=model_config.prompts,
             default_prompt_name=model_config.default_prompt_name,
+            markers=model_config.late.markers if model_config.late else (),
+            plain=model_config.is_static,
         )
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
@@ -153,7 +161,7 @@ class Tokenizer:
         return framed
 
     def _framed(self, encoding: Encoding, index: int, prompt_length: int) -> Framed:
-        ids = np.array(encoding.ids, np.int32)
+        ids = np.array(encoding.ids or self._nothing, np.int32)
         own = [place for place, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
         if not len(ids):
             raise InvalidInput(index, " has no tokens; send some text, or leave add_special_tokens true")
@@ -268,14 +276,15 @@ class Tokenizer:
         truncated = len(ids) < length
         if truncated and (most is None or len(ids) == self.max_seq_len):
             self._check_may_truncate(length, index, params)
-        elif not ids:
+        elif not ids and not self._nothing:
             raise InvalidInput(index, " has no tokens; send some text, or leave add_special_tokens true")
         self._check_known(ids, index)
+        ids = ids or self._nothing
         token_type_ids = None if types is None else np.array(types, np.int32)
         return Item(np.array(ids, np.int32), index, token_type_ids, prompt_length, truncated)
 
     def _check_known(self, ids: list[int], index: int) -> None:
-        if self._may_exceed and max(ids) >= self.vocab_size:
+        if self._may_exceed and max(ids, default=0) >= self.vocab_size:
             raise InvalidInput(
                 index,
                 f" has token {self._tokenizer.id_to_token(max(ids))!r}, id {max(ids)}, which is out of "

@@ -1,6 +1,6 @@
 """A folder's tokenizer files -> one `tokenizers.Tokenizer`, and the facts of its configuration that matter."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,29 @@ def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
         raise CheckpointError(f"{folder}: its tokenizer cannot be used: {reason:.300}; download it again") from error
 
 
+def load_plain(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """tokenizer.json as it is but for special tokens, which it never adds; `cuts_at` is its own limit.
+
+    Source: sentence-transformers, StaticEmbedding, which reads no other file.
+    """
+    path = find(folder, "tokenizer.json")
+    if path is None:
+        raise CheckpointError(f"{folder}: no tokenizer.json, which a StaticEmbedding has; download it again")
+    tokenizer = _read(path)
+    limit = (tokenizer.truncation or {}).get("max_length", NO_LIMIT)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.post_processor = None
+    return tokenizer, {"tokenizer_class": "", "special_tokens": {}, "token_flags": {}, "cuts_at": limit}
+
+
+def _read(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the border to the tokenizers library, which raises nothing narrower
+        raise CheckpointError(f"{path} is not a tokenizer: {error}; download it again") from error
+
+
 def _made(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     whole, vocab = find(folder, "tokenizer.json"), find(folder, "vocab.txt")
     if whole is not None:
@@ -88,10 +111,7 @@ def _special_tokens(config: Mapping[str, Any]) -> tuple[dict[str, str], dict[str
 
 
 def _from_json(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the border to the tokenizers library, which raises nothing narrower
-        raise CheckpointError(f"{path} is not a tokenizer: {error}; download it again") from error
+    tokenizer = _read(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     # transformers' BERT classes take these switches from tokenizer_config.json, whatever tokenizer.json says.
@@ -266,6 +286,17 @@ def add_lowercase(tokenizer: tokenizers.Tokenizer) -> None:
     if tokenizer.normalizer is not None:
         steps.append(tokenizer.normalizer)
     tokenizer.normalizer = normalizers.Sequence(steps)
+
+
+def add_markers(tokenizer: tokenizers.Tokenizer, markers: Iterable[str]) -> None:
+    """Read each marker, or its first word, as one token where it is one of the tokenizer's, whatever it would become.
+
+    Source: sentence-transformers, MultiVectorEncoder._register_prefix_tokens.
+    """
+    for marker in markers:
+        names = [name for name in (marker, *marker.split()[:1]) if name and tokenizer.token_to_id(name) is not None]
+        if names and tokenizer.encode(names[0], add_special_tokens=False).tokens != names[:1]:
+            tokenizer.add_special_tokens([AddedToken(names[0], normalized=False, special=True)])
 
 
 def special_ids(tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any]) -> dict[str, int]:

@@ -18,16 +18,18 @@ class Encoder(Protocol):
 
 
 class TokenizerPool:
-    """A Tokenizer on threads of its own, one job a request; others encode what is to be scored, and chunks."""
+    """A Tokenizer on threads of its own, one job a request; others may encode what is embedded, scored, or chunks."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         num_threads: int,
+        embedding: Encoder | None = None,
         reranking: Encoder | None = None,
         chunking: Encoder | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self._embedding = embedding or tokenizer
         self._reranking = reranking or tokenizer
         self._chunking = chunking or tokenizer
         # The library reads only this variable; unset, each call would take all cores from the batches that run.
@@ -48,7 +50,7 @@ class TokenizerPool:
         """`Tokenizer.encode`, on the caller's thread; `rerank`: these are to be scored."""
         if params.chunking is not None:
             return self._chunking.encode(inputs, params, start)
-        return (self._reranking if rerank else self.tokenizer).encode(inputs, params, start)
+        return (self._reranking if rerank else self._embedding).encode(inputs, params, start)
 
     def submit(self, work: Callable[..., None], *arguments: object) -> None:
         """Run `work(*arguments)` on one of the pool's threads; it sees to its own errors."""

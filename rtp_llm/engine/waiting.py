@@ -10,7 +10,7 @@ from rtp_llm.core import Item, TaskType
 from rtp_llm.engine.job import Job
 
 # All that an item's rows depend on.
-Key: TypeAlias = tuple[bytes, bytes | None, int, bytes, tuple[int, ...], tuple[TaskType, ...]]
+Key: TypeAlias = tuple[bytes, bytes | None, int, bytes, tuple[int, ...], int, tuple[TaskType, ...]]
 
 
 def key_of(item: Item) -> Key:
@@ -22,6 +22,7 @@ def key_of(item: Item) -> Key:
         item.prompt_length,
         item.prefix,
         item.parts,
+        item.num_unseen,
         item.tasks,
     )
 

@@ -45,6 +45,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "gemma": ("rtp_llm.models.gemma", "Gemma"),
     "gemma2": ("rtp_llm.models.gemma", "Gemma2"),
     "gemma3_text": ("rtp_llm.models.gemma", "Gemma3"),
+    "static_embedding": ("rtp_llm.models.static", "Static"),
 }
 # Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
 ARCHITECTURES = {

@@ -14,7 +14,7 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.models import OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.rope import Rope, RopeTables
 from rtp_llm.models.sizes import read_sizes
-from rtp_llm.ops import Norm, Ops, Tensor, Weight
+from rtp_llm.ops import Norm, Ops, Tensor, Weight, optional_vector
 
 _MATRICES = ("qkv", "out", "gate_up", "down")
 _BIASES = ("qkv_bias", "out_bias", "gate_up_bias", "down_bias")
@@ -210,13 +210,9 @@ def _load_layer(weights: Weights, prefix: str, config: ModernBertConfig, ops: Op
         attention_norm=_norm(weights, f"{prefix}attention_norm", config, ops) if has_norm else None,
         mlp_norm=_norm(weights, f"{prefix}mlp_norm", config, ops),
         **{name: ops.matrix(weights.matrix(prefix + name)) for name in _MATRICES},
-        **{name: _vector(weights, prefix + name, ops) for name in _BIASES},
+        **{name: optional_vector(ops, weights, prefix + name) for name in _BIASES},
     )
 
 
 def _norm(weights: Weights, name: str, config: ModernBertConfig, ops: Ops) -> Norm:
-    return Norm(ops.vector(weights[f"{name}.weight"]), _vector(weights, f"{name}.bias", ops), config.norm_eps)
-
-
-def _vector(weights: Weights, name: str, ops: Ops) -> Tensor | None:
-    return ops.vector(weights[name]) if name in weights else None
+    return Norm(ops.vector(weights[f"{name}.weight"]), optional_vector(ops, weights, f"{name}.bias"), config.norm_eps)

@@ -8,7 +8,7 @@ change what they mean. `NumpyOps` is the definition of right; the results of the
 the batch, a sequence's result has the same bits: no op may let one sequence's neighbours change the order of a sum.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -64,6 +64,11 @@ def relative_reach(relative: Relative, num_rows: int) -> int:
     reaches = {reach_of(table.shape, num_rows, "relative") for table in relative.tables}
     assert len(reaches) <= 1, f"relative has tables of {reaches} distances"
     return max(reaches, default=0)
+
+
+def optional_vector(ops: "Ops", weights: Mapping[str, FloatArray], name: str) -> Tensor | None:
+    """`Ops.vector` of a parameter that a model may be without."""
+    return ops.vector(weights[name]) if name in weights else None
 
 
 class Ops(Protocol):
@@ -155,6 +160,7 @@ class Ops(Protocol):
         the sequence, head h adds column clip(j - i, 1 - reach, reach - 1) + reach - 1. T5's bias and ALiBi's are such.
         `relative`: to the product of query i with key j, before it is scaled, head h adds q_i . keys[h, :, j - i] and
         k_j . queries[h, :, i - j]; not behind a prefix.
+        Of a sequence with `batch.seen_lens` fewer tokens are keys, its first; a query that sees none yields 0.
         `rows` [R], as `batch.wanted`: only these rows -> [R, num_heads * head_dim], with the bits they have among all.
         """
 

@@ -22,6 +22,15 @@ def check_ids(ids: Int32Array, num_rows: int) -> None:
         raise InvalidRequest(f"id {bad} is outside the model's table of {num_rows} rows")
 
 
+def checked_seen(batch: Batch, lengths: Int32Array) -> Int32Array | None:
+    """`batch.seen_lens`: of each sequence one token at least, and no more than there are."""
+    if batch.seen_lens is None:
+        return None
+    seen_lens = int32(batch.seen_lens)
+    assert seen_lens.shape == lengths.shape and (seen_lens >= 1).all() and (seen_lens <= lengths).all(), seen_lens
+    return seen_lens
+
+
 def checked_prefixes(batch: Batch) -> Int32Array | None:
     """`batch.prefix_of`, each of which is a sequence before or kept."""
     if batch.prefix_of is None:

@@ -21,7 +21,14 @@ from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import ConfigError
 from rtp_llm.ops import Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
 from rtp_llm.ops.int8 import check_quantized, quantizes
-from rtp_llm.ops.native_checks import check_ids, checked_prefixes, int32, kept_addresses, wanted_address
+from rtp_llm.ops.native_checks import (
+    check_ids,
+    checked_prefixes,
+    checked_seen,
+    int32,
+    kept_addresses,
+    wanted_address,
+)
 from rtp_llm.ops.native_fallback import ThroughNumpy
 from rtp_llm.ops.native_library import (
     GroupedWeight,
@@ -227,7 +234,7 @@ class NativeOps:
         assert qkv.shape[1] == size + 2 * num_kv_heads * head_dim, f"qkv is {qkv.shape}"
         assert num_heads % num_kv_heads == 0 and scale > 0 and (window is None or window > 0)
         assert softcap is None or softcap > 0, f"softcap is {softcap}"
-        cu_seqlens, _, prefix_of = self._check(batch, num_tokens)
+        cu_seqlens, _, prefix_of, seen_lens = self._check(batch, num_tokens)
         assert not prefix_of or (causal and relative is None), "a prefix does not see what follows, nor distances"
         reach = 0 if distance_bias is None else reach_of(distance_bias.shape, num_heads)
         relative = relative or Relative(None, None)
@@ -238,7 +245,7 @@ class NativeOps:
         y = self._new(num_rows, size)
         if num_rows:
             self._record(ATTENTION(
-                y.reference, num_rows * size, self._operand(qkv), cu_seqlens, prefix_of, wanted, num_wanted,
+                y.reference, num_rows * size, self._operand(qkv), cu_seqlens, prefix_of, seen_lens, wanted, num_wanted,
                 *kept_addresses(self._stream.kept, batch, kept, 2 * num_kv_heads * head_dim), batch.num_seqs,
                 batch.max_seqlen, num_heads, num_kv_heads, head_dim, causal, window or 0, scale, softcap or 0.0,
                 self._operand(distance_bias), reach, self._operand(relative.keys), self._operand(relative.queries),
@@ -282,7 +289,7 @@ class NativeOps:
 
     def pool(self, x: Tensor, batch: Batch, mode: PoolMode, *, skip_prompt: bool = False) -> Tensor:
         num_tokens, size = x.shape
-        cu_seqlens, prompt_lens, _ = self._check(batch, num_tokens)
+        cu_seqlens, prompt_lens, *_ = self._check(batch, num_tokens)
         y = self._new(batch.num_seqs, size)
         self._record(POOL(
             y.reference, batch.num_seqs * size, self._operand(x), cu_seqlens, prompt_lens if skip_prompt else 0,
@@ -351,16 +358,16 @@ class NativeOps:
         assert norm.weight.shape == (size,) and (norm.bias is None or norm.bias.shape == (size,))
         return self._operand(norm.weight), self._operand(norm.bias), norm.eps, norm.kind == "layer"
 
-    def _check(self, batch: Batch, num_tokens: int) -> tuple[int, int, int]:
-        """Addresses of cu_seqlens, prompt_lens and prefix_of, which are kept, once they are known to fit the rows."""
+    def _check(self, batch: Batch, num_tokens: int) -> list[int]:
+        """Addresses of cu_seqlens, prompt_lens, prefix_of and seen_lens, which are kept; they fit the rows."""
         if batch is not self._checked:
             cu_seqlens, prompt_lens = int32(batch.cu_seqlens), int32(batch.prompt_lens)
             lengths = cu_seqlens[1:] - cu_seqlens[:-1]
             assert cu_seqlens[0] == 0 and lengths.min() >= 0 and lengths.max() <= batch.max_seqlen
             assert len(prompt_lens) == batch.num_seqs and prompt_lens.min() >= 0
-            self._checked, self._offsets = batch, (cu_seqlens, prompt_lens, checked_prefixes(batch))
-            addresses = (0 if array is None else array.ctypes.data for array in self._offsets)
-            self._addresses = next(addresses), next(addresses), next(addresses)
+            others = checked_prefixes(batch), checked_seen(batch, lengths)
+            self._checked, self._offsets = batch, (cu_seqlens, prompt_lens, *others)
+            self._addresses = [0 if array is None else array.ctypes.data for array in self._offsets]
         assert self._offsets[0][-1] == num_tokens, f"a batch of {self._offsets[0][-1]} tokens for {num_tokens} rows"
         self._stream.kept.append(self._offsets)
         return self._addresses

@@ -29,9 +29,9 @@ LINEAR = _command(2, "9q")  # x, weight, bias, residual, rows, N, K, activation,
 NORM = _command(3, "6qdq")  # x, residual, rows, size, weight, bias, eps, centered
 # rows, size, lookups, bf16 tables, scale, tables, ids, weight, bias, eps, centered
 EMBED = _command(4, "4qd4q4q2qdq")
-# qkv, cu_seqlens, prefix_of, wanted, num_wanted, kept, their lengths, num_seqs, max_seqlen, heads, kv_heads, head_dim,
-# causal, window, scale, softcap, distance_bias, its reach, relative keys, relative queries, their reach
-ATTENTION = _command(5, "14q2d5q")
+# qkv, cu_seqlens, prefix_of, seen_lens, wanted, num_wanted, kept, their lengths, num_seqs, max_seqlen, heads, kv_heads,
+# head_dim, causal, window, scale, softcap, distance_bias, its reach, relative keys, relative queries, their reach
+ATTENTION = _command(5, "15q2d5q")
 ROTARY = _command(6, "5q2qdq2qdq")  # cos_sin, rows, heads, kv_heads, head_dim, norm of queries, norm of keys
 GATED = _command(7, "4q")  # x, rows, size, activation
 POOL = _command(8, "6q")  # x, cu_seqlens, prompt_lens, num_seqs, size, mode

@@ -162,7 +162,8 @@ class NumpyOps:
         for i in range(first, batch.num_seqs):
             start, end = batch.cu_seqlens[i : i + 2]
             before = _prefix(heads[num_heads:], batch, i, kept)
-            seen = np.concatenate([before, heads[num_heads:, start:end]], axis=1)
+            last = end if batch.seen_lens is None else start + batch.seen_lens[i]
+            seen = np.concatenate([before, heads[num_heads:, start:last]], axis=1)
             keys, values = np.split(seen, 2)
             for row in range(start, end) if rows is None else rows[i - first, None]:
                 position = before.shape[1] + row - start
@@ -242,9 +243,10 @@ def _prefix(heads: FloatArray, batch: Batch, seq: int, kept: Sequence[FloatArray
 
 
 def visible_keys(position: int, seqlen: int, causal: bool, window: int | None) -> tuple[int, int]:
-    """The keys that the query at `position` sees: from the first to before the second."""
-    reach = seqlen if window is None else window
-    return max(0, position - reach + 1), min(seqlen, position + (1 if causal else reach))
+    """The keys that the query at `position` sees, of `seqlen` that are there: from the first to before the second."""
+    low = 0 if window is None else max(0, position - window + 1)
+    high = position + 1 if causal else seqlen if window is None else position + window
+    return min(low, seqlen), min(high, seqlen)
 
 
 def _bias(table: FloatArray, distances: NDArray[np.intp]) -> FloatArray:
@@ -278,10 +280,12 @@ def _attend(
     bias: FloatArray | None,
     added: NDArray[np.float64] | None,
 ) -> FloatArray:
-    """One row: [kv_heads, group, D], keys and values [kv_heads, S, D] -> [kv_heads * group * D].
+    """One row: [kv_heads, group, D], keys and values [kv_heads, S, D] -> [kv_heads * group * D]; 0 without keys.
 
     bias, added  [heads, S], for the scores, and for the products before they are scaled
     """
+    if not keys.shape[1]:
+        return np.zeros(query.size, np.float32)
     products = (query @ keys.transpose(0, 2, 1)).astype(np.float64)
     scores = (products if added is None else products + added.reshape(products.shape)) * scale
     if softcap is not None:

@@ -1,6 +1,7 @@
 """Does a backend compute what NumpyOps computes, on this machine, with this compiler and these drivers?"""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,13 +42,14 @@ def _self_checks() -> dict[str, Callable[[Ops], Any]]:
         "attention": lambda ops: ops.concat(
             [
                 ops.attention(
-                    ops.vector(qkv), batch, num_heads=heads, num_kv_heads=heads, head_dim=head_dim, scale=0.2, **options
+                    ops.vector(qkv), read, num_heads=heads, num_kv_heads=heads, head_dim=head_dim, scale=0.2, **options
                 )
-                for options in (
-                    {},
-                    {"distance_bias": ops.vector(near)},
-                    {"softcap": 1.5},
-                    {"relative": Relative(ops.vector(seen), ops.vector(seeing))},
+                for read, options in (
+                    (batch, {}),
+                    (replace(batch, seen_lens=np.array((2, 1, 9), np.int32)), {}),
+                    (batch, {"distance_bias": ops.vector(near)}),
+                    (batch, {"softcap": 1.5}),
+                    (batch, {"relative": Relative(ops.vector(seen), ops.vector(seeing))}),
                 )
             ]
         ),

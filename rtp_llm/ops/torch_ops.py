@@ -160,16 +160,17 @@ class TorchOps:
         host = batch.host or batch
         rows = None if rows is None else host.wanted
         spans = list(pairwise(host.cu_seqlens.tolist()))
+        seen = [end - start for start, end in spans] if host.seen_lens is None else host.seen_lens.tolist()
         prefix_of = [-1] * len(spans) if batch.prefix_of is None else batch.prefix_of.tolist()
         first = 0 if rows is None else len(spans) - len(rows)
         wanted = spans if rows is None else [(-1, -1)] * first + [(row, row + 1) for row in rows.tolist()]
         outputs = []
-        for (start, end), prefix, (low, high) in list(zip(spans, prefix_of, wanted, strict=True))[first:]:
-            own = kv[:, start:end]
+        for (start, _), length, prefix, (low, high) in list(zip(spans, seen, prefix_of, wanted, strict=True))[first:]:
+            own = kv[:, start : start + length]
             if prefix != -1:
                 own = torch.cat([kv[:, slice(*spans[prefix])] if prefix >= 0 else before[-2 - prefix], own], dim=1)
             keys, values = own.chunk(2)
-            place = low - start + keys.shape[1] - (end - start)
+            place = low - start + keys.shape[1] - length
             outputs += self._attend(
                 q[:, low:high], keys, values, place, scale, causal, window, softcap, distance_bias, relative
             )  # fmt: skip

@@ -216,7 +216,7 @@ class TritonOps(TorchOps):
             "causal": causal, "window": window, "softcap": softcap, "distance_bias": distance_bias,
         }  # fmt: skip
         otherwise = partial(super().attention, qkv, batch, **shape, rows=rows, kept=kept, relative=relative)
-        if batch.tiles is None or head_dim > _MAX_HEAD_DIM or relative is not None:
+        if batch.tiles is None or head_dim > _MAX_HEAD_DIM or relative is not None or batch.seen_lens is not None:
             return otherwise()
         host = batch.host or batch
         kernel = partial(

@@ -50,6 +50,8 @@ def quantize(config: EngineConfig, target: Path, options: Options) -> Report:
     model_config = read_model_config(folder, config)
     if stored_quantization(model_config.hf) != "none":
         raise ConfigError(f"{config.checkpoint_path} is quantised already", param="checkpoint_path")
+    if model_config.is_static:
+        raise ConfigError(f"{config.checkpoint_path} has no linear layers to quantise", param="checkpoint_path")
     exact = load_runtime(replace(config, quantization="none"), model_config)
     _check_names(exact, model_config)
     mixture, num_texts = _mixture(config, model_config, exact, options.lines)

@@ -11,7 +11,7 @@ from rtp_llm.models import Model
 from rtp_llm.ops import Ops, Tensor
 from rtp_llm.runtime.prefix_cache import PrefixCache
 from rtp_llm.runtime.recordings import Recordings
-from rtp_llm.runtime.step import Step, by_item, forward, plan, wanted_tasks
+from rtp_llm.runtime.step import Step, as_read, by_item, forward, plan, wanted_tasks
 from rtp_llm.tasks import Task
 
 # Activations of 1024 tokens of a base-sized model stay in the second-level cache; larger steps only add latency.
@@ -79,7 +79,7 @@ class CpuRuntime:
 
     def _tensors(self, ops: Ops, step: Step, packed: Batch) -> dict[TaskType, Tensor]:
         """Ask for the forward and the step's tasks."""
-        read = packed.as_read(step.items)
+        read = as_read(packed, step.items)
         returned = ops.upload(read)
         batch = returned if read is packed else ops.upload(packed)
 

@@ -14,7 +14,7 @@ class Recordings:
     """Those of one model, of each stream its own, which whoever uses it holds."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Ops, int, TaskType], Recording | None] = {}
+        self._kept: dict[tuple[Ops, int, int, TaskType], Recording | None] = {}
 
     def run(self, ops: Ops, step: Step, batch: Batch, compute: Compute) -> FloatArray | None:
         """The rows of the step's one task; None where it is not one sequence, few tokens and one task, or not native.
@@ -27,7 +27,7 @@ class Recordings:
             return None
         if not ops.stream.is_idle:  # a traceback may still hold tensors of a batch that failed
             return None
-        key = ops, batch.num_tokens, next(iter(step.tasks))
+        key = ops, batch.num_tokens, step.items[0].num_unseen, next(iter(step.tasks))
         if key not in self._kept:
             rows, self._kept[key] = record(ops, batch, compute)
             return rows

@@ -1,12 +1,12 @@
 """One batch from items to the tasks' tensors: what every runtime does, on whatever device."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from rtp_llm.core import Batch, FloatArray, Item, Prefixes, Rows, TaskType, pack
+from rtp_llm.core import Batch, FloatArray, Int32Array, Item, Prefixes, Rows, TaskType, pack
 from rtp_llm.models import Model
 from rtp_llm.ops import Ops, Tensor
 from rtp_llm.runtime.prefix_cache import PrefixCache
@@ -48,6 +48,41 @@ def plan(model: Model, tasks: Mapping[TaskType, Task], items: Sequence[Item], ca
     reads = read.pop() if len(read) == 1 else "all"
     prefixes = cache.find(items) if reads == "last" and model.shares_prefixes else None
     return Step(tasks, items, pack(items, reads, prefixes), prefixes)
+
+
+def as_read(batch: Batch, items: Sequence[Item]) -> Batch:
+    """What tasks see of the batch of these items: a sequence for each part of an item that has parts.
+
+    Where some rows are wanted, which is not with parts, the model returns them alone: a sequence of one token each.
+    """
+    if any(item.parts for item in items):
+        return _in_parts(batch, items)
+    return batch if batch.wanted is None else _of_wanted(batch, batch.wanted)
+
+
+def _in_parts(batch: Batch, items: Sequence[Item]) -> Batch:
+    assert batch.wanted is None and batch.num_seqs == len(items)
+    lengths = [length for item in items for length in item.parts or (item.num_tokens,)]
+    prompt_lens = [length for item in items for length in (item.prompt_length, *(0 for _ in item.parts[1:]))]
+    return replace(
+        batch,
+        cu_seqlens=np.cumsum([0, *lengths], dtype=np.int32),
+        prompt_lens=np.array(prompt_lens, np.int32),
+        seen_lens=None,
+        max_seqlen=max(lengths),
+    )
+
+
+def _of_wanted(batch: Batch, wanted: Int32Array) -> Batch:
+    num_rows = len(wanted)
+    return Batch(
+        input_ids=batch.input_ids[wanted],
+        position_ids=batch.position_ids[wanted],
+        token_type_ids=batch.token_type_ids[wanted],
+        cu_seqlens=np.arange(num_rows + 1, dtype=np.int32),
+        prompt_lens=np.zeros(num_rows, np.int32),
+        max_seqlen=1,
+    )
 
 
 def forward(

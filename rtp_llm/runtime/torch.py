@@ -19,7 +19,7 @@ from rtp_llm.models import Model
 from rtp_llm.ops.native_checks import check_ids
 from rtp_llm.ops.torch_ops import TorchOps
 from rtp_llm.runtime.prefix_cache import PrefixCache
-from rtp_llm.runtime.step import Step, by_item, forward, plan, wanted_tasks
+from rtp_llm.runtime.step import Step, as_read, by_item, forward, plan, wanted_tasks
 from rtp_llm.runtime.token_budget import TokenBudget
 from rtp_llm.runtime.torch_device import Device, Event
 from rtp_llm.runtime.torch_graphs import Graphs
@@ -188,7 +188,7 @@ class TorchRuntime:
         if self._num_types is not None:
             # A kernel reads whatever stands behind its table. Ids and lengths are checked where texts become tokens.
             check_ids(packed.token_type_ids, self._num_types)
-        returned = packed.as_read(step.items)
+        returned = as_read(packed, step.items)
         batches = [packed] if returned is packed else [packed, returned]
         plain = type(packed) is Batch  # one with angles of its own is made on the host
         staged = slot.stage(self.ops, batches, fixed=bucket is not None and plain)

@@ -31,7 +31,9 @@ from rtp_llm.runtime.torch_slot import Slot
 # The slowest a sum over the ranks may be; a follower's wait for the next batch has no limit.
 _TIMEOUT = timedelta(seconds=120)
 _NO_TIMEOUT = timedelta(days=365)
-_ARRAYS = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "prompt_lens", "prefix_of", "wanted")
+_ARRAYS = (
+    "input_ids", "position_ids", "token_type_ids", "cu_seqlens", "prompt_lens", "prefix_of", "seen_lens", "wanted"
+)  # fmt: skip
 _ABSENT, _END = -1, -2
 
 

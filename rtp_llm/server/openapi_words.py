@@ -29,12 +29,15 @@ of them at once, each under its own name: `embedding`, `sparse_embedding`, `colb
 
 Sparse weights are those of FlagEmbedding: relu of the head, the maximum of each id, without the ids of cls, eos,
 pad and unk. A SPLADE checkpoint gives sparse embeddings alone, whose tokens are words that the text need not have.
-Colbert leaves out the first token and keeps the last; its vectors are normalised. Tokens are the last hidden states
+BGE-M3's colbert leaves out the first token and keeps the last; its vectors are normalised. A checkpoint of late
+interaction gives a query's or a document's, as `input_type`, `task` or `prompt_name` say; without a word they are a
+document's. Tokens are the last hidden states
 of all tokens, normalised unless `normalize` is `false`. `dimensions`, `normalize` and `encoding_format` apply to
 every vector.
 
 Similarity has a row for each left text. `dense` is the dot product; `sparse` the sum over shared ids of the
-products of their weights; `colbert` the mean over the left tokens of the largest dot product with a right one;
+products of their weights; `colbert` the mean over the left tokens of the largest dot product with a right one, of
+late interaction their sum;
 `hybrid` their mean, weighted as by FlagEmbedding's `weights_for_different_modes`, where 0 leaves one out."""
 
 _SCORES = """\

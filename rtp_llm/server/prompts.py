@@ -1,10 +1,9 @@
 """What an input is for, in the words of several APIs -> the checkpoint's prompt for it."""
 
-from rtp_llm.core import ModelInfo
+from rtp_llm.core import QUERY_PROMPTS, ModelInfo
 from rtp_llm.errors import InvalidRequest
 
-# The words of Cohere, Voyage, Jina and NVIDIA; sentence-transformers' names for the prompts of both sides.
-_QUERY_WORDS = ("query", "search_query", "retrieval.query")
+# The words of Cohere, Voyage, Jina and NVIDIA; sentence-transformers' names for the prompts of documents.
 _DOCUMENT_WORDS = ("document", "search_document", "retrieval.passage", "passage", "corpus")
 _OTHER_WORDS = ("classification", "clustering", "separation", "text-matching", "none")
 
@@ -18,10 +17,10 @@ def prompt_for(word: str | None, info: ModelInfo, param: str) -> str | None:
         return None
     if word in info.prompts:
         return word
-    for words in (_QUERY_WORDS, _DOCUMENT_WORDS):
+    for words in (QUERY_PROMPTS, _DOCUMENT_WORDS):
         if word in words:
             return next((name for name in words if name in info.prompts), None)
     if word in _OTHER_WORDS:
         return None
-    known = ", ".join(dict.fromkeys([*info.prompts, *_QUERY_WORDS, *_DOCUMENT_WORDS, *_OTHER_WORDS]))
+    known = ", ".join(dict.fromkeys([*info.prompts, *QUERY_PROMPTS, *_DOCUMENT_WORDS, *_OTHER_WORDS]))
     raise InvalidRequest(f"{param}: {word!r:.100} is not one of {known}", param=param)

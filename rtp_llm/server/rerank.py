@@ -15,14 +15,14 @@ import orjson
 from msgspec import UNSET, Meta, UnsetType
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.core import ModelInfo, Params, Request, Response
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server import cohere, openai
 from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.errors import shared_form
 from rtp_llm.server.scheduling import BodyPriority
-from rtp_llm.server.scoring import SCORERS, scores_of, scoring_request
+from rtp_llm.server.scoring import SCORERS, is_paired, scores_of, scoring_request
 
 PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 
@@ -183,7 +183,7 @@ def render(body: RerankBody, response: Response, info: ModelInfo) -> Iterator[by
 
 def _place(body: RerankBody, info: ModelInfo, index: int) -> str:
     """A pair by its document; of a model that gives vectors, the query comes first."""
-    if TaskType.RERANK in info.tasks:
+    if is_paired(info):
         return f"documents[{index}]"
     return f"documents[{index - 1}]" if index else "query"
 

@@ -9,10 +9,11 @@ import orjson
 from msgspec import Meta
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.core import ModelInfo, Params, Request, Response
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.catalog import ModelName, one_of
+from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect, check_count
+from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, is_paired, scores_of, scoring_request
 
 PATH = "/v1/reranker"
 
@@ -28,7 +29,11 @@ class RerankerBody(msgspec.Struct, kw_only=True):
     sorted: Annotated[bool | None, Meta(description="best first; null: true")] = None
     return_documents: Annotated[bool | None, Meta(description="repeat each document in its result; null: true")] = None
     normalize: Annotated[
-        bool | None, Meta(description="sigmoid of the logit; null: false, the raw logit, or P(yes) of a language model")
+        bool | None,
+        Meta(
+            description="sigmoid of the logit; null: false, the raw logit, or P(yes) of a language model; "
+            "of late interaction the mean over the query's vectors, null: their sum"
+        ),
     ] = None
     truncation: Annotated[
         bool | Literal["longest_first", "only_second"] | None,
@@ -60,7 +65,7 @@ class RerankerAnswer(msgspec.Struct, kw_only=True):
 
 
 def to_request(body: RerankerBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
-    """A pair for each document."""
+    """A pair for each document; or the vectors of all, of a model that compares those of tokens."""
     if not body.documents:
         raise InvalidRequest("documents is an empty list: give at least one text", param="documents")
     check_count(len(body.documents), config, "documents")
@@ -74,13 +79,12 @@ def to_request(body: RerankerBody, info: ModelInfo, config: ServerConfig, reques
         truncate=body.truncation is not False,
         truncation="only_second" if body.truncation == "only_second" else "longest_first",
     )
-    pairs = [(body.query, document) for document in body.documents]
-    return Request(inputs=pairs, tasks=(TaskType.RERANK,), params=params, request_id=request_id)
+    return scoring_request([body.query], body.documents, info, params, request_id, BY_MAX_SIM)
 
 
 def render(body: RerankerBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
     """The results, best first unless `sorted` is false; equal scores keep the request's order."""
-    scores = response.outputs[TaskType.RERANK]
+    scores = scores_of(response, 1, max_sim_sum=not body.normalize)
     order = range(len(scores)) if body.sorted is False else np.argsort(-scores, kind="stable").tolist()
     results: list[dict[str, Any]] = []
     for index in order[: body.top_k]:
@@ -93,14 +97,16 @@ def render(body: RerankerBody, response: Response, info: ModelInfo) -> Iterator[
 
 
 def _place(body: RerankerBody, info: ModelInfo, index: int) -> str:
-    return f"documents[{index}]"
+    if is_paired(info, BY_MAX_SIM):
+        return f"documents[{index}]"
+    return f"documents[{index - 1}]" if index else "query"
 
 
 RERANKER: Dialect[RerankerBody] = Dialect(
     msgspec.json.Decoder(RerankerBody),
     to_request,
     render,
-    one_of(TaskType.RERANK),
+    RERANKERS,
     place=_place,
     cut="truncation to true",
 )

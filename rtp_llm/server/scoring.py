@@ -1,31 +1,42 @@
 """Scores of queries and documents by what the model offers: a reranker's head, MaxSim, or the cosine of vectors."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from rtp_llm.core import FloatArray, ModelInfo, Output, Params, Request, Response, TaskType
+from rtp_llm.core import FloatArray, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.server.catalog import Wanted, one_of
-from rtp_llm.similarity import similarity
+from rtp_llm.similarity import max_sim, similarity
 
 _BY_VECTORS = (TaskType.COLBERT, TaskType.DENSE)
 # A reranker, wherever it stands among the models; else the first that has vectors.
 SCORERS: Wanted = (*one_of(TaskType.RERANK), *one_of(*_BY_VECTORS))
+# Where it is a reranker that is asked for: MaxSim ranks, a cosine may do so elsewhere.
+BY_MAX_SIM = (TaskType.COLBERT,)
+RERANKERS: Wanted = (*one_of(TaskType.RERANK), *one_of(*BY_MAX_SIM))
 
 
 def scoring_request(
-    queries: list[str], documents: list[str], info: ModelInfo, params: Params, request_id: str
+    queries: list[str],
+    documents: list[str],
+    info: ModelInfo,
+    params: Params,
+    request_id: str | None = None,
+    kinds: Sequence[TaskType] = _BY_VECTORS,
 ) -> Request:
     """One query with each document, or each query with its own.
 
-    A model without vectors is asked to rerank, which it refuses where it cannot.
+    A model without vectors of one of the `kinds` is asked to rerank, which it refuses where it cannot.
     """
-    kind = next((task for task in _BY_VECTORS if task in info.tasks), None)
-    if TaskType.RERANK in info.tasks or kind is None:
+    if is_paired(info, kinds):
         firsts = queries if len(queries) == len(documents) else queries * len(documents)
         pairs = list(zip(firsts, documents, strict=True))
         return Request(inputs=pairs, tasks=(TaskType.RERANK,), params=params, request_id=request_id)
-    params = replace(params, activation=None, normalize=True, num_queries=len(queries))
+    kind = next(task for task in kinds if task in info.tasks)
+    # Vectors of tokens are compared as the checkpoint leaves them.
+    normalize = True if kind is TaskType.DENSE else None
+    params = replace(params, activation=None, normalize=normalize, num_queries=len(queries))
     return Request(inputs=[*queries, *documents], tasks=(kind,), params=params, request_id=request_id)
 
 
@@ -40,9 +51,9 @@ def scores_of(response: Response, num_queries: int, *, max_sim_sum: bool = False
     else:
         each = range(num_queries)
         scores = np.array([similarity(kind, queries[i : i + 1], documents[i : i + 1])[0, 0] for i in each], np.float32)
-    counts = _token_counts(queries) if kind is TaskType.COLBERT and max_sim_sum else np.float32(1)
-    return np.asarray(scores * counts, np.float32)
+    return max_sim(scores, queries, "sum") if kind is TaskType.COLBERT and max_sim_sum else scores
 
 
-def _token_counts(queries: Output) -> FloatArray:
-    return np.array([len(vectors) for vectors in queries], np.float32)
+def is_paired(info: ModelInfo, kinds: Sequence[TaskType] = _BY_VECTORS) -> bool:
+    """Whether the inputs of a `scoring_request` are pairs; of others, the queries come first."""
+    return TaskType.RERANK in info.tasks or not {*kinds}.intersection(info.tasks)

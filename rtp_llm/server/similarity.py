@@ -17,7 +17,7 @@ from rtp_llm.errors import InvalidRequest, UnsupportedTask
 from rtp_llm.server.catalog import ModelName, Need, Wanted, one_of
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.embeddings import default_kind
-from rtp_llm.similarity import KINDS, check_weights_go_with, hybrid, hybrid_weights, similarity_steps
+from rtp_llm.similarity import KINDS, check_weights_go_with, hybrid, hybrid_weights, max_sim, similarity_steps
 
 PATH = "/v1/embeddings/similarity"
 
@@ -25,8 +25,10 @@ PATH = "/v1/embeddings/similarity"
 class SimilarityBody(msgspec.Struct, kw_only=True):
     """Two lists of texts. Unknown fields are ignored; null means absent."""
 
-    left: Annotated[list[str], Meta(description="texts; the answer has a row for each")]
-    right: Annotated[list[str], Meta(description="texts; the answer has a column for each")]
+    left: Annotated[
+        list[str], Meta(description="texts; the answer has a row for each; queries, to a model of late interaction")
+    ]
+    right: Annotated[list[str], Meta(description="texts; the answer has a column for each; documents, to such a model")]
     kind: Annotated[
         Literal["dense", "sparse", "colbert", "hybrid"] | None,
         Meta(description="what is compared; null: what the checkpoint offers first"),
@@ -57,7 +59,7 @@ def to_request(body: SimilarityBody, info: ModelInfo, config: ServerConfig, requ
         check_count(len(texts), config, name)
     inputs = [*body.left, *body.right]
     check_count(len(inputs), config, "right")
-    params = Params(normalize=body.normalize)
+    params = Params(normalize=body.normalize, num_queries=len(body.left))
     return Request(inputs=inputs, tasks=tuple(_weights(body, info)), params=params, request_id=request_id)
 
 
@@ -85,6 +87,8 @@ def render(body: SimilarityBody, response: Response, info: ModelInfo) -> Iterato
         outputs = response.outputs[kind]
         for _ in similarity_steps(kind, outputs[:middle], outputs[middle:], table):
             yield b""
+        if kind is TaskType.COLBERT:
+            scores[kind] = max_sim(table, outputs[:middle], info.max_sim)
     answer = {
         "model": info.name,
         "similarity": hybrid(scores, weights),

@@ -25,8 +25,9 @@ from rtp_llm.server.chat import ChatBody, rendered
 from rtp_llm.server.cohere import ContentPart, text_of
 from rtp_llm.server.dialect import Dialect, Route, check_count
 from rtp_llm.server.packed import CONTENT_TYPE, EncodedBody, check_described, metadata, render_bytes, row_encoder
+from rtp_llm.server.prompts import prompt_for
 from rtp_llm.server.scheduling import BodyPriority
-from rtp_llm.server.scoring import SCORERS, scores_of, scoring_request
+from rtp_llm.server.scoring import SCORERS, is_paired, scores_of, scoring_request
 
 VERSION_PATH = "/version"
 
@@ -131,6 +132,9 @@ class PoolingBody(EncodedBody, kw_only=True):
         Literal["embed", "token_embed", "classify"] | None,
         Meta(description="a vector an input; one a token (colbert's, or the hidden states); scores; null: the first"),
     ] = None
+    input_type: Annotated[
+        str | None, Meta(description="what the inputs are for: query, document, …; puts the checkpoint's prompt before")
+    ] = None
     dimensions: Annotated[int | None, Meta(description="of task embed: leading dimensions to keep; null: all")] = None
     use_activation: Activation = None
     model: ModelName = None
@@ -198,7 +202,7 @@ def _sides(body: ScoreBody) -> tuple[list[str], list[str]]:
 def _score_place(body: ScoreBody, info: ModelInfo, index: int) -> str:
     """A pair by its second text; of a model that gives vectors, the first side's come first."""
     first, second = _names(body)
-    ahead = 0 if TaskType.RERANK in info.tasks else len(_sides(body)[0])
+    ahead = 0 if is_paired(info) else len(_sides(body)[0])
     name, place = (first, index) if index < ahead else (second, index - ahead)
     return f"{name}[{place}]" if isinstance(getattr(body, name), list) else name
 
@@ -293,6 +297,7 @@ def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_i
         activation="none" if body.use_activation is False else None,
         max_tokens=openai.max_tokens_of(body.truncate_prompt_tokens),
         prompt="" if body.messages is not None else None,
+        prompt_name=prompt_for(body.input_type, info, "input_type"),
         add_special_tokens=body.adds_special_tokens,
     )
     request = Request(inputs=inputs, tasks=(task,), params=params, request_id=request_id)

@@ -21,6 +21,8 @@ TASKS: dict[TaskType, tuple[str, str]] = {
 }
 # Dense embeddings where modules.json names code that comes with the checkpoint.
 SHIPPED = ("rtp_llm.tasks.shipped", "Shipped")
+# A vector a token where the checkpoint is one of late interaction.
+MULTI_VECTOR = ("rtp_llm.tasks.multi_vector", "MultiVector")
 # Sparse embeddings where modules.json has SpladePooling.
 SPLADE = ("rtp_llm.tasks.splade", "Splade")
 
@@ -132,5 +134,7 @@ def load_task(task_type: TaskType, source: TaskSource) -> Task:
         module, name = SHIPPED
     elif task_type is TaskType.SPARSE and source.model_config.splade is not None:
         module, name = SPLADE
+    elif task_type is TaskType.COLBERT and source.model_config.late is not None:
+        module, name = MULTI_VECTOR
     task: Task = getattr(import_module(module), name).load(source)
     return task

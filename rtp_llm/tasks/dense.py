@@ -1,9 +1,10 @@
 """Dense embeddings: the sentence-transformers module chain, natively.
 
-Pooling, Dense, LayerNorm, Normalize and Dropout as sentence_transformers 2 to 6 write them to disk. Without
-modules.json the hidden states are mean-pooled and not normalised, as sentence-transformers does; those of a BGE-M3 are
-the first token's, normalised, as FlagEmbedding does. Normalize modules at the end of the chain are left to `finish`,
-since a request may slice the vector before (Matryoshka) or not want it.
+Pooling, Dense, LayerNorm, Normalize and Dropout as sentence_transformers 2 to 6 write them to disk; of a
+StaticEmbedding, the mean of the tokens' rows comes before them. Without modules.json the hidden states are mean-pooled
+and not normalised, as sentence-transformers does; those of a BGE-M3 are the first token's, normalised, as FlagEmbedding
+does. Normalize modules at the end of the chain are left to `finish`, since a request may slice the vector before
+(Matryoshka) or not want it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,7 @@ class PoolingModes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Linear:
+class DenseStage:
     """sentence_transformers Dense: activation(linear(x)), plus the input where `use_residual`."""
 
     weight: Weight
@@ -119,15 +120,18 @@ class Dense:
             mode: Any = default if source.pooling == "auto" else source.pooling
             return cls(PoolingModes((mode,)), [Normalize()] if is_m3 else [], hidden_size)
         chain = [module for module in model_config.modules if module.kind != "Dropout"]
-        if not chain or chain[0].kind != "Pooling":
+        if model_config.is_static:
+            first = PoolingModes(("mean",))
+        elif not chain or chain[0].kind != "Pooling":
             found = chain[0].kind if chain else "missing"
             raise CheckpointError(
                 f"{model_config.folder / 'modules.json'}: the second module is {found}; only Pooling is served there"
             )
-        first = load_pooling(chain[0], hidden_size)
+        else:
+            first = load_pooling(chain.pop(0), hidden_size)
         dimension = hidden_size * len(first.modes)
         stages: list[Stage] = []
-        for module in chain[1:]:
+        for module in chain:
             stage, dimension = load_stage(module, dimension, source.ops)
             stages.append(stage)
         return cls(first, stages, dimension)
@@ -170,10 +174,12 @@ def load_pooling(module: Module, hidden_size: int) -> PoolingModes:
     return PoolingModes(modes or ("mean",), settings.get("include_prompt") is not False)
 
 
-def load_stage(module: Module, dimension: int, ops: Ops) -> tuple[Stage, int]:
-    """One module and the columns it leaves."""
+def load_stage(
+    module: Module, dimension: int, ops: Ops, features: Sequence[str] = ("sentence_embedding",)
+) -> tuple[Stage, int]:
+    """One module and the columns it leaves; it must read and write one of `features`, where it names them."""
+    check_features(module, read_json(module.folder, "config.json", required=False), features)
     if module.kind == "Normalize":
-        _check_names(module, read_json(module.folder, "config.json", required=False))
         return Normalize(), dimension
     if module.kind == "LayerNorm":
         return _load_layer_norm(module, dimension, ops), dimension
@@ -189,7 +195,7 @@ def _load_layer_norm(module: Module, dimension: int, ops: Ops) -> _LayerNorm:
     return _LayerNorm(Norm(ops.vector(weights["weight"]), ops.vector(weights["bias"]), eps=1e-5))
 
 
-def _load_linear(module: Module, dimension: int, ops: Ops) -> tuple[_Linear, int]:
+def _load_linear(module: Module, dimension: int, ops: Ops) -> tuple[DenseStage, int]:
     settings = read_json(module.folder, "config.json")
     _check_linear(module, settings, dimension)
     columns = int(settings["out_features"])
@@ -200,7 +206,7 @@ def _load_linear(module: Module, dimension: int, ops: Ops) -> tuple[_Linear, int
     if add_input and columns != dimension:
         needed["residual"] = Parameter(("residual.weight",), (columns, dimension))
     weights = bind(open_tensors(module.folder), needed)
-    linear = _Linear(
+    linear = DenseStage(
         weight=ops.matrix(weights["weight"]),
         bias=ops.vector(weights["bias"]) if "bias" in needed else None,
         activation=_activation(module, settings),
@@ -218,15 +224,14 @@ def _check_linear(module: Module, settings: Mapping[str, Any], dimension: int) -
         raise CheckpointError(f"{path}: in_features {settings.get('in_features')!r}, but {dimension} columns come in")
     if "out_features" not in settings:
         raise CheckpointError(f"{path}: out_features is missing")
-    _check_names(module, settings)
 
 
-def _check_names(module: Module, settings: Mapping[str, Any]) -> None:
-    """The module reads and writes the sentence's vector, not another feature."""
+def check_features(module: Module, settings: Mapping[str, Any], features: Sequence[str]) -> None:
+    """CheckpointError where the module reads or writes something else."""
     for key in ("module_input_name", "module_output_name"):
-        if settings.get(key) not in (None, "sentence_embedding"):
+        if settings.get(key) not in (None, *features):
             path = module.folder / "config.json"
-            raise CheckpointError(f"{path}: {key} {settings[key]!r}; only 'sentence_embedding' is supported")
+            raise CheckpointError(f"{path}: {key} {settings[key]!r}; only {features[0]!r} is supported")
 
 
 def _activation(module: Module, settings: Mapping[str, Any]) -> str | None:

@@ -21,7 +21,7 @@ from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, open_tens
 from rtp_llm.config_files import activation
 from rtp_llm.core import Batch, Reads
 from rtp_llm.errors import CheckpointError
-from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight
+from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight, optional_vector
 from rtp_llm.tasks import TaskSource
 
 _PREFIXES = (
@@ -135,7 +135,7 @@ def load_head(source: TaskSource) -> Head:
     if layout.norm is not None:
         bias = f"{layout.norm}.bias"
         eps = float(config.hf.get("norm_eps", 1e-5))
-        norm = Norm(ops.vector(weights[f"{layout.norm}.weight"]), _vector(weights, bias, ops), eps)
+        norm = Norm(ops.vector(weights[f"{layout.norm}.weight"]), optional_vector(ops, weights, bias), eps)
     head = Head(
         layout.mode,
         _linear(weights, layout.hidden, ops) if layout.hidden else None,
@@ -167,11 +167,7 @@ def _bind(
 
 
 def _linear(weights: Weights, name: str, ops: Ops) -> Linear:
-    return Linear(ops.matrix(weights[f"{name}.weight"]), _vector(weights, f"{name}.bias", ops))
-
-
-def _vector(weights: Weights, name: str, ops: Ops) -> Tensor | None:
-    return ops.vector(weights[name]) if name in weights else None
+    return Linear(ops.matrix(weights[f"{name}.weight"]), optional_vector(ops, weights, f"{name}.bias"))
 
 
 def _find_layout(shapes: Mapping[str, tuple[int, ...]], source: TaskSource, tensors: TensorSource) -> _Layout:

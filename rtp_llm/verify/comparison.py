@@ -126,11 +126,12 @@ def _ask_ours(
     engine = load_engine(config, config.checkpoint_path.rstrip("/").rpartition("/")[2])
     try:
         info = engine.info()
-        prompts = [name for name, text in model_config.prompts.items() if text]
+        prompts = ["query"] if model_config.late else [name for name, text in model_config.prompts.items() if text]
         asked = []
         for plan in make_plans(original, info.tasks):
             task = plan.tasks[0]
-            default = default_samples(task, info.max_seq_len, prompts)
+            named = prompts if task is TaskType.DENSE or model_config.late else []
+            default = default_samples(task, info.max_seq_len, named)
             asked.append((plan, own_samples(task, options.lines) if options.lines else default))
         progress.total = 2 * sum(len(samples) for _, samples in asked)
         works = [
@@ -145,7 +146,8 @@ def _ask_ours(
 
 def _without_reference(info: ModelInfo, works: Sequence[_Work]) -> list[str]:
     planned = {task for work in works for task in work.plan.tasks}
-    if TaskType.DENSE in planned:
+    # What vectors were made of.
+    if planned & {TaskType.DENSE, TaskType.COLBERT}:
         planned.add(TaskType.TOKENS)
     return [f"{task.value}: no other implementation is known" for task in info.tasks if task not in planned]
 

@@ -85,6 +85,14 @@ _ST = ("sentence_transformers", "transformers", "torch")
 def make_plans(model_config: ModelConfig, tasks: tuple[TaskType, ...]) -> list[Plan]:
     """A plan for each task that has authors' code; some for several."""
     plans = []
+    if TaskType.COLBERT in tasks and model_config.late is not None:
+        title = "sentence-transformers' MultiVectorEncoder"
+        plans.append(Plan((TaskType.COLBERT,), "rtp_llm.verify.sbert", "MultiVectorReference", _ST, title))
+        tasks = tuple(task for task in tasks if task not in (TaskType.COLBERT, TaskType.TOKENS))
+    if TaskType.SPARSE in tasks and model_config.splade is not None:
+        title = "sentence-transformers' SparseEncoder"
+        plans.append(Plan((TaskType.SPARSE,), "rtp_llm.verify.sbert", "SpladeReference", _ST, title))
+        tasks = tuple(task for task in tasks if task is not TaskType.SPARSE)
     lexical = tuple(task for task in tasks if task in (TaskType.SPARSE, TaskType.COLBERT))
     is_plain_m3 = model_config.is_bge_m3 and model_config.modules is None
     if TaskType.DENSE in tasks and not is_plain_m3:

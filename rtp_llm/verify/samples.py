@@ -51,7 +51,7 @@ def default_samples(task: TaskType, limit: int, prompts: Sequence[str]) -> list[
         return pairs(limit)
     if task is TaskType.CLASSIFY:
         return texts(limit, ()) + pairs(limit)[:3]
-    return texts(limit, prompts if task is TaskType.DENSE else ())
+    return texts(limit, prompts)
 
 
 def own_samples(task: TaskType, lines: Sequence[str]) -> list[Sample]:

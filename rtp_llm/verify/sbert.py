@@ -1,4 +1,4 @@
-"""sentence-transformers as a reference: SentenceTransformer for dense embeddings, CrossEncoder for rerankers."""
+"""sentence-transformers as a reference: SentenceTransformer, MultiVectorEncoder, SparseEncoder and CrossEncoder."""
 
 from importlib import import_module
 from typing import Any
@@ -17,7 +17,8 @@ class DenseReference:
     def __init__(self, original: Original) -> None:
         self._model = _sentence_transformer(original)
         self._model.float().eval()
-        add_ends(self._model.tokenizer, original)
+        if not original.model_config.is_static:
+            add_ends(self._model.tokenizer, original)
         if original.config.max_seq_len:
             self._model.max_seq_length = original.config.max_seq_len
         self._ids = InputIds(self._model)
@@ -26,6 +27,44 @@ class DenseReference:
         """The vector of one text."""
         (vector,) = self._model.encode([sample.input], prompt_name=sample.prompt_name, show_progress_bar=False)
         return Answer({TaskType.DENSE: {"dense": np.asarray(vector, np.float32)}}, self._ids.last)
+
+
+class MultiVectorReference:
+    """`encode_query` under the prompt of that name, `encode_document` elsewhere."""
+
+    def __init__(self, original: Original) -> None:
+        # By name, since the library has it from 6.0 on.
+        library: Any = import_module("sentence_transformers")
+        self._model = library.MultiVectorEncoder(str(original.folder), **_options(original))
+        self._model.float().eval()
+        if original.config.max_seq_len:
+            self._model[0].document_length = original.config.max_seq_len
+        self._ids = InputIds(self._model)
+
+    def answer(self, sample: Sample) -> Answer:
+        """The vectors of one text."""
+        is_query = sample.prompt_name == "query"
+        encode = self._model.encode_query if is_query else self._model.encode_document
+        (vectors,) = encode([sample.input], convert_to_numpy=True, show_progress_bar=False)
+        return Answer({TaskType.COLBERT: {"colbert": np.asarray(vectors, np.float32)}}, self._ids.last)
+
+
+class SpladeReference:
+    """`encode` of a masked language model."""
+
+    def __init__(self, original: Original) -> None:
+        library: Any = import_module("sentence_transformers")
+        self._model = library.SparseEncoder(str(original.folder), **_options(original))
+        self._model.float().eval()
+        self._ids = InputIds(self._model)
+
+    def answer(self, sample: Sample) -> Answer:
+        """The weights of one text."""
+        rows = self._model.encode([sample.input], convert_to_sparse_tensor=False, show_progress_bar=False)
+        weights = np.asarray(rows[0], np.float32)
+        found = np.flatnonzero(weights)
+        sparse = dict(zip(found.tolist(), weights[found].tolist(), strict=True))
+        return Answer({TaskType.SPARSE: {"sparse": sparse}}, self._ids.last)
 
 
 class CrossEncoderReference:
@@ -63,15 +102,18 @@ class InputIds:
     """The ids that a module's transformer has read last, whatever tokenised them."""
 
     def __init__(self, module: Any) -> None:
+        from torch.nn import EmbeddingBag
         from transformers import PreTrainedModel
 
         self.last: list[int] = []
-        transformer: Any = next(part for part in module.modules() if isinstance(part, PreTrainedModel))
+        table: Any = next(part for part in module.modules() if isinstance(part, PreTrainedModel | EmbeddingBag))
         # The table of embeddings, since not every version of the library calls the transformer as a module.
-        transformer.get_input_embeddings().register_forward_pre_hook(self._keep)
+        table = table if isinstance(table, EmbeddingBag) else table.get_input_embeddings()
+        table.register_forward_pre_hook(self._keep)
 
     def _keep(self, module: Any, arguments: tuple[Any, ...]) -> None:
-        self.last = arguments[0].reshape(-1).tolist()
+        # No text at all is the id after a table's last to us.
+        self.last = arguments[0].reshape(-1).tolist() or [module.num_embeddings]
 
 
 def _check_takes_pairs(tokenizer: Any) -> None:

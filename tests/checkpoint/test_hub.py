@@ -27,6 +27,7 @@ MODEL = {
     "pytorch_model.bin": b"twice the same",
     "1_Pooling/config.json": b"{}",
     "2_Dense/pytorch_model.bin": b"the only copy",
+    "artifact.metadata": b"{}",
     "sparse_linear.pt": b"head",
     "onnx/model.onnx": b"other",
     "onnx/config.json": b"{}",
@@ -37,7 +38,8 @@ MODEL = {
     "README.md": b"# model",
 }
 NEEDED = [
-    "1_Pooling/config.json", "2_Dense/pytorch_model.bin", "config.json", "model.safetensors", "sparse_linear.pt",
+    "1_Pooling/config.json", "2_Dense/pytorch_model.bin", "artifact.metadata", "config.json", "model.safetensors",
+    "sparse_linear.pt",
     "vocab.txt",
 ]  # fmt: skip
 
@@ -238,7 +240,7 @@ def test_progress_is_logged_where_there_is_no_terminal(
     caplog.set_level(logging.INFO, "rtp_llm")
     config = EngineConfig(checkpoint_path="org/model", hf_endpoint=hub.endpoint, download_dir=str(cache))
     resolve(config, progress=True)
-    assert "org/model: " in caplog.text and " of 6.00 files" in caplog.text
+    assert "org/model: " in caplog.text and " of 7.00 files" in caplog.text
 
 
 def test_wanted_files_of_shards() -> None:

@@ -230,3 +230,11 @@ def link_all(source: Path, target: Path) -> None:
     for path in source.iterdir():
         if path.name != "model.safetensors":
             (target / path.name).symlink_to(path)
+
+
+def test_a_table_has_nothing_to_quantise(tmp_path: Path) -> None:
+    from tests.tasks.test_static import save as save_static
+
+    config = EngineConfig(checkpoint_path=str(save_static(tmp_path)), backend="numpy")
+    with pytest.raises(ConfigError, match="has no linear layers to quantise"):
+        quantize(config, tmp_path / "out", Options())

@@ -161,7 +161,6 @@ def test_headers(m3: Served) -> None:
         ("/predict", {"inputs": [["a", "b", "c"]]}, 422, "Validation", "inputs[0]: expected a list of one text"),
         ("/predict", {"inputs": ["a", "b", "c"]}, 422, "Validation", "a batch of texts is a list of lists"),
         ("/rerank", {"query": "a", "texts": []}, 400, "Empty", "cannot be empty"),
-        ("/rerank", {"query": "a", "texts": ["a"]}, 424, "Backend", "not rerank"),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": []}}, 400, "Empty", "cannot be empty"),
         ("/tokenize", {"inputs": []}, 400, "Empty", "cannot be empty"),
         ("/decode", {"ids": [[1], 2]}, 422, "Validation", "ids[1]"),
@@ -173,6 +172,13 @@ def test_headers(m3: Served) -> None:
 def test_refusals(path: str, body: dict[str, Any], status: int, kind: str, message: str, m3: Served) -> None:
     told = refused(m3, path, **body)
     assert told[:2] == (status, kind) and message in told[2]
+
+
+def test_vectors_of_tokens_rank_and_those_of_texts_do_not(m3: Served, dense: Served) -> None:
+    body = {"query": "a b", "texts": ["so sunny", "a b"]}
+    assert [entry["index"] for entry in m3.post("/rerank", **body)] == [1, 0]
+    status, kind, message = refused(dense, "/rerank", **body)
+    assert (status, kind) == (424, "Backend") and "not rerank" in message
 
 
 def test_a_body_over_the_limit(m3: Served) -> None:

@@ -166,8 +166,18 @@ def test_a_single_task_by_its_flag(flag: str, task: str, tmp_path: Path) -> None
     with loaded(tmp_path, task_type=flag) as model:
         assert model.info.tasks[0] == task
         assert list(model.embed_all(["a b"])) == [TaskType(task).value]
-        with pytest.raises(UnsupportedTask, match=f"this model offers {TaskType(task).value}"):
-            model.rerank("a", ["b"])
+        if task != "colbert":
+            with pytest.raises(UnsupportedTask, match=f"this model offers {TaskType(task).value}"):
+                model.rerank("a", ["b"])
+
+
+def test_colbert_vectors_rank(tmp_path: Path) -> None:
+    """By FlagEmbedding's mean."""
+    save_m3(tmp_path)
+    with loaded(tmp_path) as model:
+        ranked = model.rerank(TEXTS[0], TEXTS)
+        scores = model.similarity(TEXTS[:1], TEXTS, kind="colbert")[0]
+        assert ranked[0].index == 0 and [entry.score for entry in ranked] == sorted(scores.tolist(), reverse=True)
 
 
 def test_pairs_and_ids_are_inputs_too(tmp_path: Path) -> None:

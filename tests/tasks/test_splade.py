@@ -67,32 +67,67 @@ def test_two_logarithms_and_an_untied_head(tmp_path: Path) -> None:
         assert np.abs(dense(model.embed_sparse(TEXTS)) - expected(folder)).max() <= 1e-5
 
 
+ENDS = {f"{role}_token_id": 0 for role in ("bos", "eos", "cls", "sep", "pad")}
 OTHERS: dict[str, dict[str, Any]] = {
     "Roberta": {"type_vocab_size": 1, "pad_token_id": 1},
     "DistilBert": {"activation": "relu", "hidden_dim": 50},
     "MPNet": {},
+    "ModernBert": {"local_attention": 12, "norm_eps": 1e-3, "classifier_activation": "silu", **ENDS},
+    "Gte": {"layer_norm_eps": 1e-3},
+    "NomicBert": {"layer_norm_eps": 1e-3, "pad_token_id": 0},
 }
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", OTHERS)
-def test_other_heads(family: str, tied: bool, tmp_path: Path) -> None:
+def make_other(folder: Path, family: str, **options: Any) -> Any:
+    """A SparseEncoder of another family in `folder/saved` -> transformers' model."""
     from transformers import BertTokenizer
 
     config = getattr(transformers, f"{family}Config")(
         vocab_size=len(VOCAB), max_position_embeddings=LIMIT + 2, hidden_size=36, num_hidden_layers=2,
-        num_attention_heads=3, intermediate_size=50, tie_word_embeddings=tied, **OTHERS[family],
+        num_attention_heads=3, intermediate_size=50, **OTHERS[family], **options,
     )  # fmt: skip
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}ForMaskedLM")(config).eval()
     add_noise(model)
-    model.save_pretrained(tmp_path / "plain")
+    model.save_pretrained(folder / "plain")
     vocab = {word: i for i, word in enumerate(VOCAB)}
     names = ["input_ids", "attention_mask"]
-    BertTokenizer(vocab=vocab, model_max_length=LIMIT, model_input_names=names).save_pretrained(tmp_path / "plain")
-    sentence_transformers.SparseEncoder(str(tmp_path / "plain"), device="cpu").save(str(tmp_path / "saved"))
+    BertTokenizer(vocab=vocab, model_max_length=LIMIT, model_input_names=names).save_pretrained(folder / "plain")
+    sentence_transformers.SparseEncoder(str(folder / "plain"), device="cpu").save(str(folder / "saved"))
+    return model
+
+
+def check_other(folder: Path, backend: str = "numpy") -> None:
+    rows = expected(folder)
+    assert 0.1 < (rows > 0).mean() < 0.99
+    with loaded(folder, backend) as ours:
+        assert np.abs(dense(ours.embed_sparse(TEXTS)) - rows).max() <= 1e-5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_heads(family: str, tied: bool, backend: str, tmp_path: Path) -> None:
+    make_other(tmp_path, family, tie_word_embeddings=tied)
+    check_other(tmp_path / "saved", backend)
+
+
+@pytest.mark.parametrize("parts", [(False, False, False), (True, True, True)])
+def test_biases_of_modernberts_head(parts: tuple[bool, bool, bool], tmp_path: Path) -> None:
+    names = ("classifier_bias", "norm_bias", "decoder_bias")
+    make_other(tmp_path, "ModernBert", **dict(zip(names, parts, strict=True)))
+    check_other(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_nomicberts_head_as_its_authors_name_it(activation: str, tmp_path: Path) -> None:
+    make_other(tmp_path, "NomicBert", hidden_act=activation)
+    rows, path = expected(tmp_path / "saved"), tmp_path / "saved" / "config.json"
+    config = json.loads(path.read_text())
+    del config["hidden_act"]
+    path.write_text(json.dumps({**config, "activation_function": {"silu": "swiglu", "gelu": "geglu"}[activation]}))
     with loaded(tmp_path / "saved") as ours:
-        assert np.abs(dense(ours.embed_sparse(TEXTS)) - expected(tmp_path / "saved")).max() <= 1e-5
+        assert np.abs(dense(ours.embed_sparse(TEXTS)) - rows).max() <= 1e-5
 
 
 def test_files_of_sentence_transformers_5_0(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from rtp_llm.verify import published as published_module
 from rtp_llm.verify import references as references_module
 from rtp_llm.verify.table import as_object, as_text
 from tests.tasks.checkpoints import save, save_m3
+from tests.tasks.late import save as save_late
+from tests.tasks.test_splade import make as make_splade
+from tests.tasks.test_static import save as save_static
 from tests.test_families import save as save_family
 
 pytest.importorskip("torch")
@@ -72,6 +75,22 @@ def test_default_samples_and_prompts(tiny_bert: Path, tmp_path: Path) -> None:
     assert [row.sample.prompt_name for row in report.rows].count("query") == 3
     assert max(row.num_tokens for row in report.rows) == 40
     assert "[query] The weather" in as_text(report)
+
+
+def test_late_interaction(tmp_path: Path) -> None:
+    expansion = {"strategy": "fixed", "attend": False, "length": 16}
+    folder = save_late(tmp_path, lengths={"query_expansion": expansion}, mask={"skiplist_words": ["."]})
+    report = run(folder, Options())
+    check_equal(report, {"colbert"})
+    assert [row.sample.prompt_name for row in report.rows].count("query") == 3
+
+
+def test_static(tmp_path: Path) -> None:
+    check_equal(run(save_static(tmp_path)), {"dense"})
+
+
+def test_splade(tmp_path: Path) -> None:
+    check_equal(run(make_splade(tmp_path)), {"sparse"})
 
 
 @pytest.mark.parametrize("task", ["bge_m3", "sparse_embedding", "colbert_embedding", "dense_embedding"])

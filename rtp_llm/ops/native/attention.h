@@ -3,8 +3,8 @@
 // One task is some (sequence, key head), or a run of the query rows of one. On vectors K^T and V of a head are packed
 // into panels in thread-local scratch; kRows query rows at a time then have their scores, softmax and output computed
 // in cache. Rows that see many keys are computed on tiles where there are some (attention_amx.h). The keys of a
-// sequence with a prefix are those of the prefix, then its own. A row's bits depend on the keys that it sees: others of
-// its tile weigh nothing.
+// sequence with a prefix are those of the prefix, then its own; of one whose last tokens are not seen, those before
+// them. A row's bits depend on the keys that it sees: others of its tile weigh nothing.
 #pragma once
 #include <optional>
 
@@ -18,7 +18,7 @@ namespace {
 struct Attention {
   float* out;
   const float* qkv;
-  const int32_t *cu_seqlens, *prefix_of, *wanted;  // prefix_of null: none; wanted null: all rows
+  const int32_t *cu_seqlens, *prefix_of, *seen_lens, *wanted;  // null: no prefix; all are seen; all rows
   int64_t num_wanted;  // one row of each of the last sequences
   const float* const* kept;  // of each kept prefix [tokens][2][kv_heads][head_dim], and its tokens
   const int64_t* kept_lens;
@@ -74,9 +74,11 @@ struct Attention {
       last = first + 1;
     }
     if (first >= last) return;
-    const KeyRows keys = KeyRows{prefix_rows(seq), own_rows(start, own)}.moved(kv_head * head_dim);
+    const int64_t seen = seen_lens != nullptr ? seen_lens[seq] : own;
+    const KeyRows keys = KeyRows{prefix_rows(seq), own_rows(start, seen)}.moved(kv_head * head_dim);
     Part part{first, last, kv_head, qkv + start * row_size(), out + result * heads * head_dim, keys};
-    part.last = std::clamp(first_tiled(keys.count()) - keys.before.count, first, last);
+    // NOTE: on tiles every row sees some key; one that is not seen itself may see none.
+    if (seen == own) part.last = std::clamp(first_tiled(keys.count()) - keys.before.count, first, last);
     if (part.first < part.last) run_vectors(part);
 #if defined(__AMX_BF16__)
     part.y += (part.last - first) * heads * head_dim;
@@ -115,7 +117,7 @@ struct Attention {
 #endif
 
   void run_vectors(const Part& part) const {
-    const int64_t length = visibility.causal ? part.place(part.last) : part.keys.count();
+    const int64_t length = std::min(part.keys.count(), visibility.causal ? part.place(part.last) : part.keys.count());
     const int64_t padded = ceil_div(length, kPanel) * kPanel, depth = ceil_div(head_dim, kPanel) * kPanel;
     const int64_t room = relative.any() ? RelativeHead::room(length, part.last - part.first, head_dim) : 0;
     float* keys = thread_scratch().reserve(padded * head_dim + length * depth + kRows * padded + room);
@@ -166,7 +168,7 @@ struct Attention {
   // Queries at the places `row` and after of a sequence -> y.
   void attend(Head& head, int64_t row, int rows, const float* q, float* y) const {
     const int64_t from = visible(row, head.length).from / kPanel * kPanel;
-    const int64_t to = visible(row + rows - 1, head.length).to;
+    const int64_t to = std::max(from, visible(row + rows - 1, head.length).to);
     for (int64_t j = from; j < to; j += kPanel) {
       const int64_t cols = to - j <= kWidth ? kWidth : kPanel;
       multiply(rows, cols, head_dim, q, row_size(), head.keys + j * head_dim, head.scores + j, head.padded, false);
@@ -181,7 +183,8 @@ struct Attention {
     for (int r = 0; r < rows; ++r)
       shifts[r] = highest(head.scores + r * head.padded, visible(row + r, head.length), keys) * factor;
     for (int r = 0; r < rows; ++r)
-      inverse[r] = 1.0f / weigh(head.scores + r * head.padded, visible(row + r, head.length), keys, factor, shifts[r]);
+      inverse[r] = inverted(
+          weigh(head.scores + r * head.padded, visible(row + r, head.length), keys, factor, shifts[r]));
     for (int64_t d = 0; d < head_dim; d += kPanel) {
       const float* v = head.values + d * head.length + from * kPanel;
       const int64_t cols = std::min<int64_t>(kPanel, head_dim - d);

@@ -17,14 +17,17 @@ struct Keys {
   }
 };
 
+// 1 / the sum of a row's weights; 0 of a row that sees no key, whose result is 0.
+inline float inverted(float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; }
+
 struct Visibility {
   bool causal;
   int64_t window;  // 0: none
 
-  // The keys that a row of a sequence of `length` sees.
+  // The keys that a row sees, of `length` that are there; it may be none, from >= to.
   Keys of(int64_t row, int64_t length) const {
     const int64_t from = window > 0 ? std::max<int64_t>(0, row - window + 1) : 0;
-    if (causal) return {from, row + 1};
+    if (causal) return {from, std::min(length, row + 1)};
     return {from, window > 0 ? std::min(length, row + window) : length};
   }
 };

@@ -60,7 +60,7 @@ class Program {
       case kNorm: return NormRows{y, floats(), floats(), number(), number(), norm()};
       case kEmbed: return embed(y);
       case kAttention:
-        return Attention{y, floats(), integers(), integers(), integers(), number(),
+        return Attention{y, floats(), integers(), integers(), integers(), integers(), number(),
                          word<const float* const*>(), word<const int64_t*>(), number(), number(), number(), number(),
                          number(), Visibility{number() != 0, number()}, Adjustment{real(), real(), floats(), number()},
                          Relative{floats(), floats(), number()}};

@@ -13,7 +13,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import Request, Response, TaskType, Timings
+from rtp_llm.core import Request, Response, Timings
 from rtp_llm.errors import (
     DeadlineExceeded,
     EngineFailure,
@@ -26,12 +26,13 @@ from rtp_llm.errors import (
 )
 from rtp_llm.observability import Answered, Metrics, Observer, Seen
 from rtp_llm.server.admission import Admission
-from rtp_llm.server.catalog import Catalog, one_of
+from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.errors import as_rtp_error
 from rtp_llm.server.exchange import choose_id
 from rtp_llm.server.grpc import tei
 from rtp_llm.server.grpc.proto import Message, message
 from rtp_llm.server.scheduling import scheduled
+from rtp_llm.server.scoring import RERANKERS, scores_of
 from rtp_llm.server.service import EngineLike
 from rtp_llm.server.tei.frame import COMPUTE_TYPE
 
@@ -280,7 +281,7 @@ class Calls:
 
     async def _rank(self, received: AsyncIterator[bytes], rpc: Rpc) -> Message:
         asked = self._catalog.asked(None, rpc.metadata)
-        engine = asked or self._catalog.first_able(one_of(TaskType.RERANK))
+        engine = asked or self._catalog.first_able(RERANKERS)
         rpc.metrics = engine.metrics
 
         async def score(content: bytes, rpc: Rpc) -> Scored:
@@ -294,7 +295,7 @@ class Calls:
         characters = tokens = kept_bytes = 0
         async with aclosing(self._in_order(received, score, rpc)) as pairs:
             async for body, request, response in pairs:
-                scores.append(response.outputs[TaskType.RERANK][0])
+                scores.append(scores_of(response, 1, max_sim_sum=body.raw_scores)[0])
                 texts.append(body.text if body.return_text else None)
                 timings.append(response.timings)
                 characters += _characters(request)

@@ -16,7 +16,7 @@ _LOOK_AGAIN = 1.0  # seconds between two looks of a Watch
 _NEEDED = {
     "tei.v1.Embed": {TaskType.DENSE, TaskType.SPARSE, TaskType.TOKENS},
     "tei.v1.Predict": {TaskType.CLASSIFY, TaskType.RERANK},
-    "tei.v1.Rerank": {TaskType.RERANK},
+    "tei.v1.Rerank": {TaskType.RERANK, TaskType.COLBERT},
 }
 
 

@@ -15,6 +15,7 @@ from rtp_llm.server.catalog import CLASSIFIERS, Wanted, one_of
 from rtp_llm.server.dialect import check_count, decoded
 from rtp_llm.server.grpc.proto import Message, message
 from rtp_llm.server.openai import check_dimensions
+from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, scores_of, scoring_request
 from rtp_llm.server.service import EngineLike
 from rtp_llm.server.tei.scores import best_first
 
@@ -74,21 +75,30 @@ def _rerank(body: Message, info: ModelInfo, config: ServerConfig) -> Request:
     if not body.texts:
         raise InvalidRequest("texts is empty: give at least one text", param="texts")
     check_count(len(body.texts), config, "texts")
-    pairs: list[Input] = [_pair(body.query, text) for text in body.texts]
-    return _scores(pairs, TaskType.RERANK, body, info)
+    return _ranking(body, list(body.texts), info)
 
 
 def _rerank_one(body: Message, info: ModelInfo, config: ServerConfig) -> Request:
     """One message of RerankStream."""
-    return _scores([_pair(body.query, body.text)], TaskType.RERANK, body, info)
+    return _ranking(body, [body.text], info)
+
+
+def _ranking(body: Message, texts: list[str], info: ModelInfo) -> Request:
+    for text in texts:
+        _pair(body.query, text)
+    params = _score_params(TaskType.RERANK, body, info)
+    return scoring_request([body.query], texts, info, params, kinds=BY_MAX_SIM)
 
 
 def _scores(inputs: list[Input], task: TaskType, body: Message, info: ModelInfo) -> Request:
+    return Request(inputs=inputs, tasks=(task,), params=_score_params(task, body, info))
+
+
+def _score_params(task: TaskType, body: Message, info: ModelInfo) -> Params:
     activation: Literal["none", "sigmoid"] | None = "none" if body.raw_scores else None
     if activation is None and task is TaskType.RERANK and not info.scores_are_probabilities:
         activation = "sigmoid"  # whatever the checkpoint's own is: these scores lie between 0 and 1
-    params = Params(activation=activation, truncate=body.truncate, truncation_side=_side(body))
-    return Request(inputs=inputs, tasks=(task,), params=params)
+    return Params(activation=activation, truncate=body.truncate, truncation_side=_side(body))
 
 
 def _label_task(info: ModelInfo) -> TaskType:
@@ -125,7 +135,8 @@ def _render_labels(body: Message, response: Response, info: ModelInfo) -> Messag
 
 
 def _render_ranks(body: Message, response: Response, info: ModelInfo) -> Message:
-    return ranks(response.outputs[TaskType.RERANK], list(body.texts) if body.return_text else None)
+    scores = scores_of(response, 1, max_sim_sum=body.raw_scores)
+    return ranks(scores, list(body.texts) if body.return_text else None)
 
 
 def ranks(scores: FloatArray, texts: list[str] | list[str | None] | None) -> Message:
@@ -145,7 +156,7 @@ INFERENCES: dict[str, Inference] = {
     "Embed/EmbedAll": Inference(_embed_tokens(TaskType.TOKENS), _render_tokens, one_of(TaskType.TOKENS)),
     "Predict/Predict": Inference(_predict, _render_labels, _LABELLERS),
     "Predict/PredictPair": Inference(_predict_pair, _render_labels, _LABELLERS),
-    "Rerank/Rerank": Inference(_rerank, _render_ranks, one_of(TaskType.RERANK)),
+    "Rerank/Rerank": Inference(_rerank, _render_ranks, RERANKERS),
 }
 # Its messages are ranked together, so it has no rendering of one.
 RERANK_ONE = _rerank_one

@@ -12,8 +12,9 @@ from msgspec import UNSET, Meta, UnsetType
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.catalog import CLASSIFIERS, ModelName, one_of
+from rtp_llm.server.catalog import CLASSIFIERS, ModelName
 from rtp_llm.server.dialect import Dialect
+from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, is_paired, scores_of, scoring_request
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import RawScores, Truncate, Truncation
 
@@ -96,8 +97,7 @@ def _rerank(body: TextsBody, info: ModelInfo, config: ServerConfig, request_id: 
     frame.check_inputs(body.texts, config, "texts")
     params = frame.truncation(body.truncate, body.truncation_direction)
     params = replace(params, activation="none" if body.raw_scores else "sigmoid")
-    pairs = [(body.query, text) for text in body.texts]
-    return Request(inputs=pairs, tasks=(TaskType.RERANK,), params=params, request_id=request_id)
+    return scoring_request([body.query], body.texts, info, params, request_id, BY_MAX_SIM)
 
 
 def best_first(scores: FloatArray) -> list[int]:
@@ -116,12 +116,18 @@ def _render_predictions(body: PredictBody, response: Response, info: ModelInfo) 
 
 
 def _render_ranks(body: TextsBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
-    scores = response.outputs[TaskType.RERANK]
+    scores = scores_of(response, 1, max_sim_sum=bool(body.raw_scores))
     ranks = [
         {"index": place, **({"text": body.texts[place]} if body.return_text else {}), "score": scores[place]}
         for place in best_first(scores)
     ]
     yield orjson.dumps(ranks, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _rerank_place(body: TextsBody, info: ModelInfo, index: int) -> str:
+    if is_paired(info, BY_MAX_SIM):
+        return f"texts[{index}]"
+    return f"texts[{index - 1}]" if index else "query"
 
 
 PREDICT: Dialect[PredictBody] = frame.dialect(
@@ -131,6 +137,6 @@ RERANK: Dialect[TextsBody] = frame.dialect(
     msgspec.json.Decoder(TextsBody),
     _rerank,
     _render_ranks,
-    one_of(TaskType.RERANK),
-    place=lambda body, info, index: f"texts[{index}]",
+    RERANKERS,
+    place=_rerank_place,
 )

@@ -18,6 +18,7 @@ from rtp_llm.engine.loading import load_engine
 from rtp_llm.server import create_app
 from tests.server.grpc.conftest import Client, Loop, Stubs, connected, serving
 from tests.tasks.checkpoints import save, save_m3
+from tests.tasks.late import save as save_late
 
 grpc: Any = pytest.importorskip("grpc")
 TEXTS = ["the weather is lovely today .", "he drove to stadium", "so sunny outside ! a b c"]
@@ -130,6 +131,19 @@ def test_rerank(tmp_path: Path, loop: Loop, stubs: Stubs, config: ServerConfig) 
         with pytest.raises(grpc.RpcError) as caught:
             one.client.rerank.RerankStream(iter([]))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_rerank_by_vectors_of_tokens(tmp_path: Path, loop: Loop, stubs: Stubs, config: ServerConfig) -> None:
+    with served(save_late(tmp_path), loop, stubs, config) as one:
+        messages = stubs.messages
+        for raw in (False, True):
+            body = {"query": "the weather", "documents": TEXTS, "normalize": not raw, "sorted": False}
+            expected = [result["relevance_score"] for result in one.post("/v1/reranker", body)["results"]]
+            request = messages.RerankRequest(query="the weather", texts=TEXTS, raw_scores=raw)
+            pairs = (messages.RerankStreamRequest(query="the weather", text=text, raw_scores=raw) for text in TEXTS)
+            for answer in (one.client.rerank.Rerank(request), one.client.rerank.RerankStream(pairs)):
+                scores = {rank.index: rank.score for rank in answer.ranks}
+                np.testing.assert_allclose([scores[place] for place in range(len(TEXTS))], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification"])
