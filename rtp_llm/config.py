@@ -214,7 +214,6 @@ class EngineConfig:
     result_cache_mb: int = option(
         0, help="megabytes of results kept for inputs that come again; 0: none", group="batching", minimum=0
     )
-    max_client_batch_size: int = option(2048, help="inputs of one request", group="batching", minimum=1)
     max_request_tokens: int = option(
         2_000_000, help="tokens of one request, all inputs together; over it 413", group="batching", minimum=1
     )
@@ -244,8 +243,15 @@ class ServerConfig(EngineConfig):
         help="name in /v1/models and answers; empty: the checkpoint's own; once for each checkpoint_path",
         group="server",
     )
+    max_client_batch_size: int = option(2048, help="inputs of one request; over it 413", group="server", minimum=1)
     concurrency_limit: int = option(1024, help="requests in flight; over it 429", group="server", minimum=1)
     max_body_bytes: int = option(32 << 20, help="largest request body; over it 413", group="server", minimum=1024)
+    max_answer_bytes: int = option(
+        256 << 20,
+        help="bytes of an answer with a vector a token, about, or of such vectors where they are compared; over it 413",
+        group="server",
+        minimum=1024,
+    )
     max_input_characters: int = option(
         2_000_000, help="characters of one text, before it is tokenised; over it 413", group="server", minimum=1
     )
