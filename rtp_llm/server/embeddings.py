@@ -22,7 +22,7 @@ from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.errors import Headers, shared_form
 from rtp_llm.server.openai import EmbeddingsBody
 from rtp_llm.server.packed import CONTENT_TYPE, check_described, metadata, render_bytes, row_encoder, truncated_header
-from rtp_llm.server.vectors import finite, npy_file, raw_bytes
+from rtp_llm.server.vectors import NUMBER_BYTES, PACKED_BYTES, finite, npy_file, raw_bytes
 
 PATHS: dict[str, TaskType | None] = {
     "/v1/embeddings": None,
@@ -129,7 +129,13 @@ def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
         prepare=rendered,
         by_accept=by_accept,
         by_body=lambda body: raw if body.is_bytes else None,
+        number_bytes=_number_bytes,
     )
+
+
+def _number_bytes(body: EmbeddingsBody) -> int:
+    is_long = body.encoding != "base64" and body.vector_type in ("float", "float32", "float16")
+    return NUMBER_BYTES if is_long else PACKED_BYTES
 
 
 def _binary_render(

@@ -73,7 +73,9 @@ class EmbeddingsBody(EncodedBody, kw_only=True):
     output_dtype: Annotated[
         VectorType | None, Meta(description="type of the numbers; int8 and uint8 are of unit vectors; null: float")
     ] = None
-    embedding_types: Annotated[list[str] | None, Meta(description="one output_dtype, in a list")] = None
+    embedding_types: Annotated[
+        list[str] | None, Meta(description="one output_dtype, in a list; base64 stands for encoding_format")
+    ] = None
     embedding_type: Annotated[
         str | list[str] | None, Meta(description="Jina's output_dtype; base64 stands for encoding_format")
     ] = None
@@ -122,7 +124,8 @@ class EmbeddingsBody(EncodedBody, kw_only=True):
     @property
     def encoding(self) -> str | None:
         """base64 or float, by whichever name it was asked for."""
-        if self.embedding_type is not None and self.embedding_type in ("base64", ["base64"]):
+        named = (self.embedding_type, *(self.embedding_types or ()))
+        if "base64" in named or ["base64"] in named:
             return "base64"
         return self.encoding_format
 
@@ -216,7 +219,7 @@ def inputs_of(given: Inputs, info: ModelInfo, config: ServerConfig) -> Sequence[
     """A text, texts, a sequence of token ids or several -> the inputs; InvalidRequest names the place that is wrong."""
     if isinstance(given, str):
         return (given,)
-    assert not isinstance(given, UnsetType)
+    assert given is not None and not isinstance(given, UnsetType)
     given = [_text(value, place) if isinstance(value, TextObject) else value for place, value in enumerate(given)]
     kinds = set(map(type, given))
     if not kinds:

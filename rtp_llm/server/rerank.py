@@ -22,7 +22,7 @@ from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.errors import shared_form
 from rtp_llm.server.scheduling import BodyPriority
-from rtp_llm.server.scoring import SCORERS, scores_of, scoring_request
+from rtp_llm.server.scoring import SCORERS, scores_of, scoring_request, takes_long
 
 PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 
@@ -193,7 +193,7 @@ RERANK: Dialect[RerankBody] = Dialect(
     to_request,
     render,
     SCORERS,
-    render_on_thread=True,
+    render_on_thread=takes_long,
     error_form=shared_form,
     place=_place,
 )

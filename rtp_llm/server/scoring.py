@@ -9,6 +9,7 @@ from rtp_llm.server.catalog import Wanted, one_of
 from rtp_llm.similarity import similarity
 
 _BY_VECTORS = (TaskType.COLBERT, TaskType.DENSE)
+_MOST_INLINE = 256
 # A reranker, wherever it stands among the models; else the first that has vectors.
 SCORERS: Wanted = (*one_of(TaskType.RERANK), *one_of(*_BY_VECTORS))
 
@@ -42,6 +43,11 @@ def scores_of(response: Response, num_queries: int, *, max_sim_sum: bool = False
         scores = np.array([similarity(kind, queries[i : i + 1], documents[i : i + 1])[0, 0] for i in each], np.float32)
     counts = _token_counts(queries) if kind is TaskType.COLBERT and max_sim_sum else np.float32(1)
     return np.asarray(scores * counts, np.float32)
+
+
+def takes_long(response: Response) -> bool:
+    """Whether it is worth a thread to make scores of it: of a vector a token, or of many rows; some milliseconds."""
+    return TaskType.COLBERT in response.outputs or len(response.num_tokens) > _MOST_INLINE
 
 
 def _token_counts(queries: Output) -> FloatArray:

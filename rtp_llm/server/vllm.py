@@ -26,7 +26,8 @@ from rtp_llm.server.cohere import ContentPart, text_of
 from rtp_llm.server.dialect import Dialect, Route, check_count
 from rtp_llm.server.packed import CONTENT_TYPE, EncodedBody, check_described, metadata, render_bytes, row_encoder
 from rtp_llm.server.scheduling import BodyPriority
-from rtp_llm.server.scoring import SCORERS, scores_of, scoring_request
+from rtp_llm.server.scoring import SCORERS, scores_of, scoring_request, takes_long
+from rtp_llm.server.vectors import NUMBER_BYTES, PACKED_BYTES
 
 VERSION_PATH = "/version"
 
@@ -313,7 +314,7 @@ def _render_pooled(body: PoolingBody, response: Response, info: ModelInfo) -> It
 
 
 _score_dialect: Dialect[ScoreBody] = Dialect(
-    msgspec.json.Decoder(ScoreBody), _score, _render_scores, SCORERS, render_on_thread=True, place=_score_place
+    msgspec.json.Decoder(ScoreBody), _score, _render_scores, SCORERS, render_on_thread=takes_long, place=_score_place
 )
 _pooling_dialect: Dialect[PoolingBody] = Dialect(
     msgspec.json.Decoder(PoolingBody),
@@ -322,6 +323,7 @@ _pooling_dialect: Dialect[PoolingBody] = Dialect(
     lambda body: _POOLED[body.task],
     render_on_thread=True,
     prepare=rendered,
+    number_bytes=lambda body: NUMBER_BYTES if body.encoding_format in (None, "float") else PACKED_BYTES,
 )
 _raw_pooling: Dialect[PoolingBody] = replace(
     _pooling_dialect, render=render_bytes, own_headers=metadata("pool"), content_type=CONTENT_TYPE
