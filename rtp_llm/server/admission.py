@@ -57,7 +57,7 @@ class Admission:
             )
 
     def check_together(self, texts: Sequence[str] | Sequence[list[int]], param: str) -> None:
-        """RequestTooLarge for texts of which all tokens are asked for, or ids of which all texts, if they are too many."""
+        """RequestTooLarge for texts of which all tokens are asked for, or ids of which the text is, if too many."""
         total = sum(map(len, texts))
         kind, limit, option = self._limit_of(texts[0])
         if total > limit:

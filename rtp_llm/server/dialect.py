@@ -216,7 +216,7 @@ class Choice:
             found = _keys.decode(content)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             found = {}
-        given = {key for key, value in found.items() if memoryview(value) != b"null"}
+        given = {key for key, value in found.items() if memoryview(value).nbytes != 4 or bytes(value) != b"null"}
         route = next((route for key, route in self.by_key.items() if key in given), self.otherwise)
         exchange.error_form = route.error_form  # a route that goes by the model may find none
         return route.choose(content, exchange, catalog)

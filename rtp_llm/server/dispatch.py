@@ -51,6 +51,11 @@ def _rtp_input(info: ModelInfo) -> dialects.Route:
     return classifier.CLASSIFIER if TaskType.CLASSIFY in info.tasks else _EMBEDDINGS
 
 
+# RTP-LLM's bodies by their keys, else TEI's by the model.
+_BY_BODY = dialects.Choice(
+    {"input": dialects.ByModel(_rtp_input), "documents": reranker.RERANKER, "left": similarity.SIMILARITY},
+    tei.by_model,
+)
 # Every path that is answered by POST, from a body.
 DIALECTS: dict[str, dialects.Route] = {
     **{path: embeddings.dialect(kind) for path, kind in embeddings.PATHS.items()},
@@ -65,16 +70,9 @@ DIALECTS: dict[str, dialects.Route] = {
     **cohere.ROUTES,
     **vllm.ROUTES,
     "/rerank": dialects.Choice({"texts": tei.RERANK}, rerank.RERANK),
-    "/": dialects.Quoted(
-        dialects.Choice(
-            {
-                "input": dialects.ByModel(_rtp_input),
-                "documents": reranker.RERANKER,
-                "left": similarity.SIMILARITY,
-            },
-            tei.by_model,
-        )
-    ),
+    "/": dialects.Quoted(_BY_BODY),
+    "/invocations": _BY_BODY,
+    "/vertex": tei.Vertex(_BY_BODY),
 }
 
 _CLIENT_LEFT = 499  # nginx's word for it; only the metrics see it

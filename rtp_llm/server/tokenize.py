@@ -90,10 +90,8 @@ def _parts(body: TokenizeBody, engine: EngineLike, service: Service) -> Iterator
 
 
 async def _rendered(body: TokenizeChatBody, config: ServerConfig, engine: EngineLike) -> TokenizeChatBody:
-    if (
-        not isinstance(body.input, (str, list))
-        and len([one for one in body.messages or () if isinstance(one, list)]) > 1
-    ):
+    several = [one for one in body.messages or () if isinstance(one, list)]
+    if len(several) > 1 and not isinstance(body.input, (str, list)):
         raise InvalidRequest("messages: one conversation is tokenised at a time", param="messages")
     return await rendered(body, config, engine)
 
@@ -158,11 +156,11 @@ def _detokenize(body: DetokenizeBody, engine: EngineLike, service: Service) -> I
 
 
 TOKENIZE_CHAT: Lookup[TokenizeChatBody] = Lookup(
-    msgspec.json.Decoder(TokenizeChatBody), _tokenize_chat, prepare=_rendered
+    msgspec.json.Decoder(TokenizeChatBody, strict=False), _tokenize_chat, prepare=_rendered
 )
-_decoder = msgspec.json.Decoder(TokenizeBody)
+_decoder = msgspec.json.Decoder(TokenizeBody, strict=False)
 ROUTES: dict[str, Route] = {
     TOKENIZE: Choice({"messages": TOKENIZE_CHAT}, Lookup(_decoder, _tokenize)),
     ENCODE: Lookup(_decoder, _encode),
-    DETOKENIZE: Lookup(msgspec.json.Decoder(DetokenizeBody), _detokenize),
+    DETOKENIZE: Lookup(msgspec.json.Decoder(DetokenizeBody, strict=False), _detokenize),
 }

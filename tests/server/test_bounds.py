@@ -1,4 +1,4 @@
-"""What one request may cost beside its tokens: the memory of its answer, templates, decoding, and instances of its own."""
+"""What one request may cost beside its tokens: the memory of its answer, templates, decoding, instances of its own."""
 
 import threading
 import time
@@ -110,3 +110,45 @@ def test_ids_to_decode_are_bounded(path: str, body: dict[str, Any], place: str) 
 def test_no_sequence_is_decoded_for_long() -> None:
     answer = post(FakeEngine(), "/detokenize", replace(CONFIG, max_body_bytes=1 << 20), tokens=[1] * 200_001)
     assert answer.status_code == 413 and "the limit is 200000" in answer.json()["error"]["message"]
+
+
+def test_instances_run_together_and_their_answers_keep_their_order() -> None:
+    engine = FakeEngine()
+    engine.delay = 0.2
+    began = time.monotonic()
+    answer = post(engine, "/vertex", instances=[{"inputs": f"{place}"} for place in range(16)])
+    assert time.monotonic() - began < 1.5
+    alone = [post(engine, "/embed", inputs=f"{place}").json() for place in range(2)]
+    assert answer.json()["predictions"][:2] == alone and len(answer.json()["predictions"]) == 16
+
+
+def test_instances_share_a_deadline_and_a_count() -> None:
+    engine, instances = FakeEngine(), [{"inputs": ["a"] * 3} for _ in range(4)]
+    engine.delay = 0.2
+    with running_server(engine, replace(CONFIG, max_client_batch_size=10)) as address:
+        options: dict[str, Any] = {"json": {"instances": instances}, "trust_env": False}
+        many = httpx.post(f"{address.url}/vertex", **options)
+        instances.pop()
+        assert httpx.post(f"{address.url}/vertex", **options).status_code == 200
+        options["json"] = {"instances": [{"inputs": "a"}] * 10}
+        began = time.monotonic()
+        late = httpx.post(f"{address.url}/vertex", headers={"x-request-timeout": "0.3"}, **options)
+        assert late.status_code == 504 and time.monotonic() - began < 1
+    assert many.status_code == 422 and many.json()["error"].startswith("instances[3]: 12 inputs are over the limit")
+
+
+def test_answers_to_instances_have_a_limit_together() -> None:
+    instances = [{"inputs": "a"}] * 100
+    answer = post(FakeEngine(), "/vertex", replace(CONFIG, max_answer_bytes=1024), instances=instances)
+    assert answer.status_code in (413, 422) and "max_answer_bytes" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/", "/invocations", "/vertex"])
+def test_bodies_of_every_dialect_for_the_clouds_paths(path: str) -> None:
+    engine = FakeEngine()
+    for body in ({"input": "a"}, {"query": "a", "documents": ["b"]}, {"left": ["a"], "right": ["b"]}, {"inputs": "a"}):
+        sent = {"instances": [body]} if path == "/vertex" else body
+        answer = post(engine, path, **sent)
+        assert answer.status_code == 200, answer.text
+    packed = {"instances": [{"input": "a", "encoding_format": "bytes"}]}
+    assert "instances[0]: bytes are no JSON" in post(FakeEngine(), "/vertex", **packed).json()["error"]
