@@ -37,7 +37,7 @@ _OBJECTS = {TaskType.SPARSE: "sparse_embedding", TaskType.COLBERT: "colbert_embe
 _KEYS = {TaskType.DENSE: "embedding", TaskType.TOKENS: "token_embeddings", **_OBJECTS}
 _VECTORS_A_PART = 64
 _PIECE_BYTES = 256 << 10  # some milliseconds of rendering
-_decoder = msgspec.json.Decoder(EmbeddingsBody)
+_decoder = msgspec.json.Decoder(EmbeddingsBody, strict=False)
 # What Accept may ask for instead of JSON.
 _BINARY_FORMS = {b"application/octet-stream": raw_bytes, b"application/x-npy": npy_file}
 _VECTOR = {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]}

@@ -189,7 +189,7 @@ def _place(body: RerankBody, info: ModelInfo, index: int) -> str:
 
 
 RERANK: Dialect[RerankBody] = Dialect(
-    msgspec.json.Decoder(RerankBody),
+    msgspec.json.Decoder(RerankBody, strict=False),
     to_request,
     render,
     SCORERS,

@@ -314,10 +314,15 @@ def _render_pooled(body: PoolingBody, response: Response, info: ModelInfo) -> It
 
 
 _score_dialect: Dialect[ScoreBody] = Dialect(
-    msgspec.json.Decoder(ScoreBody), _score, _render_scores, SCORERS, render_on_thread=takes_long, place=_score_place
+    msgspec.json.Decoder(ScoreBody, strict=False),
+    _score,
+    _render_scores,
+    SCORERS,
+    render_on_thread=takes_long,
+    place=_score_place,
 )
 _pooling_dialect: Dialect[PoolingBody] = Dialect(
-    msgspec.json.Decoder(PoolingBody),
+    msgspec.json.Decoder(PoolingBody, strict=False),
     _pooling,
     _render_pooled,
     lambda body: _POOLED[body.task],
@@ -331,7 +336,9 @@ _raw_pooling: Dialect[PoolingBody] = replace(
 ROUTES: dict[str, Route] = {
     "/score": _score_dialect,
     "/v1/score": _score_dialect,
-    "/classify": Dialect(msgspec.json.Decoder(ClassifyBody), _classify, _render_classes, CLASSIFIERS, prepare=rendered),
+    "/classify": Dialect(
+        msgspec.json.Decoder(ClassifyBody, strict=False), _classify, _render_classes, CLASSIFIERS, prepare=rendered
+    ),
     "/pooling": replace(_pooling_dialect, by_body=lambda body: _raw_pooling if body.is_bytes else None),
 }
 
