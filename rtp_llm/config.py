@@ -92,6 +92,10 @@ class EngineConfig:
     trust_remote_code: bool = option(
         False, help="run the Python modules that modules.json names in the checkpoint's own folder", group="model"
     )
+    default_prompt_name: str = option(
+        "", help="the checkpoint's prompt for requests that name none; empty: its own default", group="model"
+    )
+    default_prompt: str = option("", help="text put before inputs where a request names no prompt", group="model")
     max_seq_len: int = option(0, help="tokens kept of one input; 0: the checkpoint's limit", group="model", minimum=0)
     json_model_override_args: str = option(
         "", help='a JSON object over config.json, e.g. {"rope_scaling": {"type": "yarn", "factor": 4.0}}', group="model"
@@ -234,7 +238,9 @@ class ServerConfig(EngineConfig):
         group="model",
         env="RTP_LLM_MODELS",
     )
-    host: str = option("0.0.0.0", help="address to listen on", group="server", env="RTP_LLM_HOST")
+    host: str = option(
+        "0.0.0.0", help="address to listen on", group="server", env="RTP_LLM_HOST", aliases=("hostname",)
+    )
     start_port: int = option(
         8088, help="port to listen on", group="server", minimum=0, maximum=65535, aliases=("port",)
     )
@@ -244,11 +250,18 @@ class ServerConfig(EngineConfig):
         group="server",
     )
     max_client_batch_size: int = option(2048, help="inputs of one request; over it 413", group="server", minimum=1)
-    concurrency_limit: int = option(1024, help="requests in flight; over it 429", group="server", minimum=1)
-    max_body_bytes: int = option(32 << 20, help="largest request body; over it 413", group="server", minimum=1024)
+    auto_truncate: bool = option(
+        True, help="cut inputs over the limit where a request does not say; off: they are errors", group="server"
+    )
+    concurrency_limit: int = option(
+        1024, help="requests in flight; over it 429", group="server", minimum=1, aliases=("max_concurrent_requests",)
+    )
+    max_body_bytes: int = option(
+        32 << 20, help="largest request body; over it 413", group="server", minimum=1024, aliases=("payload_limit",)
+    )
     max_answer_bytes: int = option(
         256 << 20,
-        help="bytes of an answer with a vector a token, about, or of such vectors where they are compared; over it 413",
+        help="bytes of tokens' vectors in an answer, or compared for it; over it 413",
         group="server",
         minimum=1024,
     )
@@ -325,7 +338,14 @@ class ServerConfig(EngineConfig):
         "info",
         help="least severe message to log",
         group="observability",
-        choices={"debug": "debug", "info": "info", "warning": "warning", "warn": "warning", "error": "error"},
+        choices={
+            "trace": "debug",
+            "debug": "debug",
+            "info": "info",
+            "warning": "warning",
+            "warn": "warning",
+            "error": "error",
+        },
     )
     log_format: str = option(
         "text", help="a line of the log: text, or a JSON object", group="observability", choices=("text", "json")

@@ -31,6 +31,8 @@ _LOOKUP_CHARACTERS = 2000  # what a lookup may take on the event loop, which has
 # What is decoded and checked on the event loop, in a millisecond or two.
 _INLINE_BYTES = 256 << 10
 _OF_TOKENS = frozenset({TaskType.COLBERT, TaskType.TOKENS})
+# The fields of several dialects that say what becomes of an input over the limit.
+_CUTS = ("truncate", "truncation", "truncate_prompt_tokens", "max_tokens")
 _MOST_IDS = 200_000
 MEMORY_BYTES = 4  # of a number that is computed, and not answered
 _keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -146,6 +148,8 @@ class Dialect(Generic[Body]):
         engine, info, request = await inline(
             catalog.choose, asked, wanted, lambda info: self.to_request(body, info, config, exchange.request_id)
         )
+        if not config.auto_truncate and not _says_what_is_cut(body):
+            request = replace(request, params=replace(request.params, truncate=False))
         return engine, info, body, limited(request, config, self.number_bytes(body))
 
     async def _run(
@@ -305,6 +309,13 @@ async def admitted(
         return await unless_client_leaves(work(), exchange.receive, seconds)
     finally:
         service.admission.leave()
+
+
+def _says_what_is_cut(body: object) -> bool:
+    """Whether a body says for itself what becomes of an input over the limit."""
+    given = [getattr(body, name, None) for name in _CUTS]
+    given.append(getattr(getattr(body, "parameters", None), "truncate", None))
+    return any(value is not None and value is not msgspec.UNSET for value in given)
 
 
 def limited(request: Request, config: ServerConfig, number_bytes: int) -> Request:

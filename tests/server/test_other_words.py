@@ -116,3 +116,56 @@ def test_words_for_what_an_input_is_for(engine: FakeEngine) -> None:
 @pytest.mark.parametrize(("dtype", "word"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
 def test_the_dtype_that_is_computed_in(dtype: str, word: str) -> None:
     assert tei_info(FakeEngine(dtype=dtype).info(), CONFIG).model_dtype == word
+
+
+def test_azures_paths(engine: FakeEngine) -> None:
+    engines = [FakeEngine(name="one"), FakeEngine(name="two")]
+    with running_server(engines) as address:
+        path = f"{address.url}/openai/deployments/two/embeddings?api-version=2024-10-21"
+        answer = httpx.post(path, json={"input": "a"}, trust_env=False)
+        assert answer.json()["model"] == "two"
+        assert httpx.post(path, json={"input": "a", "model": "one"}, trust_env=False).json()["model"] == "one"
+        path = path.replace("two", "three")
+        assert httpx.post(path, json={"input": "a"}, trust_env=False).status_code == 404
+    assert post(engine, "/openai/v1/embeddings", {"input": "a"}).status_code == 200
+
+
+def test_vllms_load() -> None:
+    assert ask(CONFIG, "GET", "/load").json() == {"server_load": 0}
+
+
+def test_vllms_query_in_parts_and_the_end_that_is_cut() -> None:
+    engine = FakeEngine(tasks=(TaskType.RERANK, TaskType.CLASSIFY))
+    body: dict[str, Any] = {"query": {"content": [{"type": "text", "text": "q"}]}, "documents": ["a"]}
+    assert post(engine, "/rerank", body).status_code == 200
+    assert list(engine.requests[-1].inputs) == [("q", "a")]
+    body["query"] = {"content": [{"type": "image_url"}]}
+    assert post(engine, "/rerank", body).json()["error"]["param"] == "query"
+    for path in ("/pooling", "/classify"):
+        engine = FakeEngine(tasks=(TaskType.DENSE, TaskType.CLASSIFY), labels=("a", "b"))
+        assert post(engine, path, {"input": "a", "truncation_side": "left"}).status_code == 200
+        assert engine.requests[-1].params.truncation_side == "left"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "own"),
+    [
+        ("/embed", {"inputs": "a"}, {"truncate": True}),
+        (EMBEDDINGS, {"input": "a"}, {"truncation": True}),
+        (EMBEDDINGS, {"input": "a"}, {"truncate_prompt_tokens": 4}),
+        ("/rerank", {"query": "a", "documents": ["b"]}, {"truncation": True}),
+        ("/v2/embed", {"texts": ["a"]}, {"truncate": "START"}),
+        (
+            "/similarity",
+            {"inputs": {"source_sentence": "a", "sentences": ["b"]}},
+            {"parameters": {"truncate": True}},
+        ),
+    ],
+)
+def test_the_servers_default_of_truncation(path: str, body: dict[str, Any], own: dict[str, Any]) -> None:
+    engine = FakeEngine()
+    with running_server(engine, replace(CONFIG, auto_truncate=False)) as address:
+        for sent in (body, body | own):
+            assert httpx.post(f"{address.url}{path}", json=sent, trust_env=False).status_code == 200
+        assert httpx.get(f"{address.url}/info", trust_env=False).json()["auto_truncate"] is False
+    assert [request.params.truncate for request in engine.requests] == [False, True]

@@ -110,7 +110,7 @@ def tei_info(info: ModelInfo, config: ServerConfig) -> TeiInfo:
         max_batch_tokens=info.max_batch_tokens,
         max_batch_requests=None,
         max_client_batch_size=config.max_client_batch_size,
-        auto_truncate=True,
+        auto_truncate=config.auto_truncate,
         tokenization_workers=config.tokenizer_threads,
         version=__version__,
         sha=None,
