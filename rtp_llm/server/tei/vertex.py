@@ -1,7 +1,7 @@
 """Google Vertex AI's form: several bodies of other routes in one, with the place, the time and the limits of one."""
 
 import asyncio
-import time
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Request
-from rtp_llm.errors import InvalidRequest, RequestTooLarge, RtpError
+from rtp_llm.errors import CustomModuleError, EngineFailure, InvalidRequest, RequestTooLarge
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.body import decode
 from rtp_llm.server.catalog import Catalog, ModelName, Service
@@ -40,12 +40,11 @@ class VertexAnswer(msgspec.Struct, kw_only=True):
 
 
 class _Shared(Admission):
-    """The admission of the instances of one request, which has its place: its time left, and its count of inputs."""
+    """The admission of the instances of one request, which has its place and its deadline: one count."""
 
-    def __init__(self, config: ServerConfig, seconds: float) -> None:
+    def __init__(self, config: ServerConfig) -> None:
         super().__init__(config)
         self._limits = config
-        self._deadline = time.monotonic() + seconds
         self._num_inputs = self._num_bytes = 0
 
     def check_room(self) -> None:
@@ -58,8 +57,8 @@ class _Shared(Admission):
         """The request will."""
 
     def seconds(self, headers: Mapping[bytes, bytes]) -> float:
-        """What is left of the request's."""
-        return self._deadline - time.monotonic()
+        """No end of their own: they end with the request."""
+        return math.inf
 
     def check_size(self, request: Request, num_bytes: int, place: Callable[[int], str] = "input[{}]".format) -> None:
         """As ever, and the inputs of all instances count together."""
@@ -94,7 +93,7 @@ class Vertex:
         instances = decode(self.decoder, content).instances
         frame.check_inputs(instances, service.config, "instances")
         seconds = service.admission.seconds(exchange.headers)
-        shared = _Shared(service.config, seconds)
+        shared = _Shared(service.config)
         work = partial(self._answers, instances, replace(service, admission=shared), exchange, shared)
         answers = await admitted(work, service, exchange, seconds)
         return b'{"predictions":[%b]}' % b",".join(answers), []
@@ -121,7 +120,7 @@ class Vertex:
             answer, _ = await self.route.choose(body, part, service.catalog).answer(body, service, part)
             if part.content_type != JSON:
                 raise InvalidRequest("bytes are no JSON; leave the encoding_format out", param="encoding_format")
-        except RtpError as error:
+        except (InvalidRequest, EngineFailure, CustomModuleError) as error:
             where = f"instances[{place}]"
             error.message = f"{where}: {error.message}"
             error.param = f"{where}.{error.param}" if error.param else where
