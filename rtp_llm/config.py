@@ -92,6 +92,10 @@ class EngineConfig:
     trust_remote_code: bool = option(
         False, help="run the Python modules that modules.json names in the checkpoint's own folder", group="model"
     )
+    default_prompt_name: str = option(
+        "", help="the checkpoint's prompt for requests that name none; empty: its own default", group="model"
+    )
+    default_prompt: str = option("", help="text put before inputs where a request names no prompt", group="model")
     max_seq_len: int = option(0, help="tokens kept of one input; 0: the checkpoint's limit", group="model", minimum=0)
     json_model_override_args: str = option(
         "", help='a JSON object over config.json, e.g. {"rope_scaling": {"type": "yarn", "factor": 4.0}}', group="model"
@@ -214,7 +218,6 @@ class EngineConfig:
     result_cache_mb: int = option(
         0, help="megabytes of results kept for inputs that come again; 0: none", group="batching", minimum=0
     )
-    max_client_batch_size: int = option(2048, help="inputs of one request", group="batching", minimum=1)
     max_request_tokens: int = option(
         2_000_000, help="tokens of one request, all inputs together; over it 413", group="batching", minimum=1
     )
@@ -235,7 +238,9 @@ class ServerConfig(EngineConfig):
         group="model",
         env="RTP_LLM_MODELS",
     )
-    host: str = option("0.0.0.0", help="address to listen on", group="server", env="RTP_LLM_HOST")
+    host: str = option(
+        "0.0.0.0", help="address to listen on", group="server", env="RTP_LLM_HOST", aliases=("hostname",)
+    )
     start_port: int = option(
         8088, help="port to listen on", group="server", minimum=0, maximum=65535, aliases=("port",)
     )
@@ -244,8 +249,22 @@ class ServerConfig(EngineConfig):
         help="name in /v1/models and answers; empty: the checkpoint's own; once for each checkpoint_path",
         group="server",
     )
-    concurrency_limit: int = option(1024, help="requests in flight; over it 429", group="server", minimum=1)
-    max_body_bytes: int = option(32 << 20, help="largest request body; over it 413", group="server", minimum=1024)
+    max_client_batch_size: int = option(2048, help="inputs of one request; over it 413", group="server", minimum=1)
+    auto_truncate: bool = option(
+        True, help="cut inputs over the limit where a request does not say; off: they are errors", group="server"
+    )
+    concurrency_limit: int = option(
+        1024, help="requests in flight; over it 429", group="server", minimum=1, aliases=("max_concurrent_requests",)
+    )
+    max_body_bytes: int = option(
+        32 << 20, help="largest request body; over it 413", group="server", minimum=1024, aliases=("payload_limit",)
+    )
+    max_answer_bytes: int = option(
+        256 << 20,
+        help="bytes of tokens' vectors in an answer, or compared for it; over it 413",
+        group="server",
+        minimum=1024,
+    )
     max_input_characters: int = option(
         2_000_000, help="characters of one text, before it is tokenised; over it 413", group="server", minimum=1
     )
@@ -319,7 +338,14 @@ class ServerConfig(EngineConfig):
         "info",
         help="least severe message to log",
         group="observability",
-        choices={"debug": "debug", "info": "info", "warning": "warning", "warn": "warning", "error": "error"},
+        choices={
+            "trace": "debug",
+            "debug": "debug",
+            "info": "info",
+            "warning": "warning",
+            "warn": "warning",
+            "error": "error",
+        },
     )
     log_format: str = option(
         "text", help="a line of the log: text, or a JSON object", group="observability", choices=("text", "json")

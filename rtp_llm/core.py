@@ -105,12 +105,20 @@ class Params:
         return self.prompt_name in QUERY_PROMPTS if self.num_queries is None else index < self.num_queries
 
 
+class AnswerLimit(NamedTuple):
+    """What the vectors of a request's tokens may take, in all, and what one of their numbers does."""
+
+    max_bytes: int
+    number_bytes: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One call: `inputs` are answered in order, each by every task of `tasks`.
 
     priority  interactive work overtakes bulk work; auto: what fits one step is interactive
     deadline  as time.monotonic() counts: what has not been computed by then is not computed
+    answer_limit  of tasks with a vector a token, for which no other limit is one of memory; None: none
     """
 
     inputs: Sequence[Input]
@@ -119,6 +127,7 @@ class Request:
     request_id: str | None = None
     priority: Priority = "auto"
     deadline: float = math.inf
+    answer_limit: AnswerLimit | None = None
 
 
 class Chunk(NamedTuple):

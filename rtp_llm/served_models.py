@@ -13,9 +13,7 @@ from rtp_llm.errors import ConfigError, one_line
 from rtp_llm.flags import Repeated
 
 # What all models share: the device, its threads, and what holds for requests before their model is known.
-_SHARED = (
-    "backend", "device", "num_threads", "instruction_set", "bulk_share", "warm_up", "max_client_batch_size",
-)  # fmt: skip
+_SHARED = ("backend", "device", "num_threads", "instruction_set", "bulk_share", "warm_up")
 _OWN = {spec.name: spec for spec in fields(EngineConfig) if spec.name not in _SHARED}
 _SPELLINGS = {alias: name for name, spec in _OWN.items() for alias in spec.metadata["aliases"]} | {
     "name": "served_model_name",

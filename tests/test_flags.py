@@ -146,3 +146,19 @@ def test_what_is_wrong_is_said_in_one_line(line: str, message: str, capsys: pyte
         parse_args(line.split(), {})
     said = capsys.readouterr().err
     assert caught.value.code == 2 and message in said and said.count("\n") == 1
+
+
+def test_teis_spellings() -> None:
+    line = (
+        "--model-id /m --hostname 127.0.0.1 --payload-limit 2000000 --max-concurrent-requests 7 --auto-truncate false "
+        "--default-prompt-name query"
+    )
+    assert parse_args(line.split(), {"LOG_LEVEL": "trace"}) == ServerConfig(
+        checkpoint_path="/m",
+        host="127.0.0.1",
+        max_body_bytes=2_000_000,
+        concurrency_limit=7,
+        auto_truncate=False,
+        default_prompt_name="query",
+        log_level="debug",
+    )

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from rtp_llm.cli.terminal import prepare
+
 # command -> (module, what it does).
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("rtp_llm.cli.serve", "answer HTTP"),
@@ -17,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the subcommand that the command line names."""
+    prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else ""
     if name in ("--version", "-V"):

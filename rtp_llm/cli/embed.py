@@ -2,14 +2,22 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rtp_llm.cli.terminal import LINES_HELP, STDIN, failures_reported, json_line, load, progress, read_lines
+from rtp_llm.cli.terminal import (
+    LINES_HELP,
+    STDIN,
+    failures_reported,
+    json_line,
+    load,
+    progress,
+    read_lines,
+    whole_file,
+)
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import SparseVector, TaskType
 from rtp_llm.errors import ConfigError, UnsupportedTask
@@ -60,22 +68,29 @@ def _write_matrix(
 ) -> None:
     if kinds != ("dense",):
         raise ConfigError("output: an .npy file holds dense vectors; name it .jsonl for other kinds", param="output")
-    # Opened before the model is loaded: a file that cannot be written is worth knowing early.
-    with Path(path).open("wb") as file, load(config) as model:
+    with whole_file(path) as file, load(config) as model:
         np.save(file, model.embed(lines, progress=progress(), **options))
 
 
 def _write_json_lines(
     path: str, config: EngineConfig, lines: list[str], kinds: tuple[str, ...], options: dict[str, Any]
 ) -> None:
-    target = nullcontext(sys.stdout) if path == STDIN else Path(path).open("w", encoding="utf-8")
-    with target as file, load(config) as model:
+    with _lines_out(path) as write, load(config) as model:
         missing = [kind for kind in kinds if kind not in model.info.tasks]
         if missing:
             offered = ", ".join(task.value for task in model.info.tasks)
             raise UnsupportedTask(f"this model offers {offered}, not {missing[0]}", param="output")
         for row in _rows(model, lines, kinds, options):
-            file.write(json_line(row))
+            write(json_line(row))
+
+
+@contextmanager
+def _lines_out(path: str) -> Iterator[Callable[[str], object]]:
+    if path == STDIN:
+        yield sys.stdout.write
+        return
+    with whole_file(path) as file:
+        yield lambda line: file.write(line.encode())
 
 
 def _rows(

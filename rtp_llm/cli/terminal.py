@@ -1,12 +1,15 @@
 """What the commands share: files of lines in, lines out, and failures as one line with the right exit status."""
 
+import errno
+import io
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
@@ -20,6 +23,23 @@ STDIN = "-"
 LINES_HELP = f"UTF-8 file with one text a line; {STDIN} is standard input"
 # What a shell reports of a program that SIGPIPE or SIGINT has ended.
 _BROKEN_PIPE, _INTERRUPTED = 141, 130
+
+
+class _Closed(io.TextIOBase):
+    """Standard output that the caller has closed: what needs none runs, what writes fails with a word."""
+
+    def write(self, text: str) -> int:
+        raise OSError("standard output is closed")
+
+
+def prepare() -> None:
+    """Standard output in UTF-8, as files are read and written; a stream that the caller has closed gets a stand-in."""
+    if sys.stdout is None:
+        sys.stdout = _Closed()
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
 
 
 @contextmanager
@@ -57,6 +77,8 @@ def load(config: EngineConfig) -> "Model":
 
 def read_lines(path: str) -> list[str]:
     """The texts of a file, or of standard input; OSError, or InvalidRequest that names the line that is not UTF-8."""
+    if path == STDIN and sys.stdin is None:
+        raise OSError("standard input is closed; name a file")
     content = sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -68,6 +90,37 @@ def read_lines(path: str) -> list[str]:
         ) from None
     # Not splitlines(), which also ends lines at form feeds and Unicode's separators.
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+@contextmanager
+def whole_file(path: str) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once all of it is written; a failure leaves what was there.
+
+    It is made at once, beside `path`: a place that cannot be written is worth knowing before a model is loaded. What is
+    no regular file, such as a pipe, is written as it stands.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file() and not target.is_dir():
+        with target.open("wb") as file:
+            yield file
+        return
+    if target.is_dir() or (target.exists() and not os.access(target, os.W_OK)):
+        number = errno.EISDIR if target.is_dir() else errno.EACCES
+        raise OSError(number, os.strerror(number), path)
+    made = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        file = made.open("xb")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    try:
+        with file:
+            yield file
+        if target.exists():
+            shutil.copymode(target, made)
+        made.replace(target)
+    except BaseException:
+        made.unlink(missing_ok=True)
+        raise
 
 
 def json_line(value: Mapping[str, Any]) -> str:

@@ -57,7 +57,7 @@ class FlagRerank:
 
     def _room(self, max_tokens: int | None, question: int) -> int:
         """FlagEmbedding's max_length, so that nothing is longer than the limit."""
-        limit = min(self._tokenizer.max_seq_len, max_tokens or self._tokenizer.max_seq_len)
+        limit: int = min(self._tokenizer.max_seq_len, max_tokens or self._tokenizer.max_seq_len)
         if limit < 2 * question + _LEAST_ROOM:
             raise InvalidRequest(f"a limit of {limit} tokens leaves no room beside twice a question of {question}")
         return limit - 2 * question

@@ -13,6 +13,8 @@ from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import DeadlineExceeded, EngineFailure, InvalidRequest, RequestTooLarge, UnsupportedTask
 from rtp_llm.tasks import Task, unread_end
 
+_OF_TOKENS = frozenset({TaskType.COLBERT, TaskType.TOKENS})
+
 
 class Intake:
     """Checks requests and tokenises them; `on_expired` is told of each that comes too late."""
@@ -63,12 +65,26 @@ class Intake:
                 f"the request has over {self._max_tokens} tokens (max_request_tokens): send fewer inputs at a time",
                 param="input",
             )
+        self._check_answer(request, job.total_tokens)
         for task in request.tasks:
             token = unread_end(self._tasks[task])
             if token is not None:
                 for item in items:
                     _cut_end(item, token)
         return items
+
+    def _check_answer(self, request: Request, num_tokens: int) -> None:
+        """RequestTooLarge where the vectors of so many tokens are over the request's own limit."""
+        if request.answer_limit is None:
+            return
+        (most, number_bytes), kinds = request.answer_limit, _OF_TOKENS.intersection(request.tasks)
+        numbers = num_tokens * sum(self._tasks[kind].dimension for kind in kinds)
+        if numbers * number_bytes > most:
+            raise RequestTooLarge(
+                f"the vectors of {num_tokens} tokens or more take {numbers * number_bytes} bytes, the limit is {most} "
+                "(max_answer_bytes): send fewer inputs at a time, or shorter ones",
+                param="input",
+            )
 
 
 def _cut_end(item: Item, token: int) -> None:

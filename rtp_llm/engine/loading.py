@@ -18,6 +18,7 @@ from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.engine.calibration import WAYS_OUT, report_likeness
 from rtp_llm.engine.chat_rerank import chat_rerank
 from rtp_llm.engine.chunker import Chunker
+from rtp_llm.engine.default_prompt import with_default_prompt
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.flag_rerank import FlagRerank
 from rtp_llm.engine.late_encoder import LateEncoder
@@ -85,7 +86,7 @@ def load_engine(
 def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Engine | None) -> Engine:
     memory = _resident_bytes()
     folder = resolve(config)
-    model_config = read_model_config(folder, config)
+    model_config = with_default_prompt(read_model_config(folder, config), config)
     runtime = load_runtime(config, model_config, beside.runtime if beside else None)
     model = runtime.model
     tokenizer = load_tokenizer(config, model_config, model)

@@ -50,24 +50,26 @@ class Admission:
 
     def check_text(self, text: str | list[int], param: str) -> None:
         """RequestTooLarge for a text over the limit, or for more token ids than a request may have."""
-        config = self._config
-        if isinstance(text, str):
-            kind, limit, option = "characters", config.max_input_characters, "max_input_characters"
-        else:
-            kind, limit, option = "token ids", config.max_request_tokens, "max_request_tokens"
+        kind, limit, option = self._limit_of(text)
         if len(text) > limit:
             raise RequestTooLarge(
                 f"{param} has {len(text)} {kind}, the limit is {limit} ({option}): split it", param=param
             )
 
-    def check_together(self, texts: Sequence[str], param: str) -> None:
-        """RequestTooLarge for texts of which all tokens are asked for, if they have too many characters together."""
-        total, limit = sum(map(len, texts)), self._config.max_input_characters
+    def check_together(self, texts: Sequence[str] | Sequence[list[int]], param: str) -> None:
+        """RequestTooLarge for texts of which all tokens are asked for, or ids of which the text is, if too many."""
+        total = sum(map(len, texts))
+        kind, limit, option = self._limit_of(texts[0])
         if total > limit:
             raise RequestTooLarge(
-                f"{param} has {total} characters in all, the limit is {limit} (max_input_characters): send fewer",
-                param=param,
+                f"{param} has {total} {kind} in all, the limit is {limit} ({option}): send fewer", param=param
             )
+
+    def _limit_of(self, text: str | list[int]) -> tuple[str, int, str]:
+        """What is counted, how much of it there may be, and the option that says so."""
+        if isinstance(text, str):
+            return "characters", self._config.max_input_characters, "max_input_characters"
+        return "token ids", self._config.max_request_tokens, "max_request_tokens"
 
     def seconds(self, headers: Mapping[bytes, bytes]) -> float:
         """How long the request may take: what its header asks for, at most `request_timeout`; inf: as long as it may.

@@ -59,13 +59,14 @@ class KeyRing:
         if self.is_open:
             return
         given = _given(headers)
-        if given is None:
+        if not given:
             raise Unauthorized("an API key is needed: send the header Authorization: Bearer KEY")
         self._follow_file()
-        digest, known = _digest(given), False
+        digests, known = [_digest(key) for key in given], False
         for key in (*self._fixed, *self._from_file):
-            # Every key is compared, in constant time: how long it takes tells nothing.
-            known |= hmac.compare_digest(digest, key)
+            for digest in digests:
+                # Every key is compared, in constant time: how long it takes tells nothing.
+                known |= hmac.compare_digest(digest, key)
         if not known:
             raise Unauthorized("the API key is not one of this server's")
 
@@ -119,11 +120,12 @@ def _checked(key: str, where: str) -> bytes:
     return key.encode()
 
 
-def _given(headers: Mapping[bytes, bytes]) -> bytes | None:
+def _given(headers: Mapping[bytes, bytes]) -> list[bytes]:
+    """The key of each header that has one: clients that insist on a bearer send a made-up one beside the right one."""
     scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() == b"bearer" and credentials.strip():
-        return credentials.strip()
-    return next((headers[name].strip() for name in _KEY_HEADERS if headers.get(name)), None)
+    bearer = credentials if scheme.lower() == b"bearer" else b""
+    found = [bearer, *(headers.get(name, b"") for name in _KEY_HEADERS)]
+    return [key.strip() for key in found if key.strip()]
 
 
 def _digest(key: bytes) -> bytes:

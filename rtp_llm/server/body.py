@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from typing import TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -101,15 +102,28 @@ def _unexpected(decoder: msgspec.json.Decoder[Body], text: str) -> InvalidReques
     if not param:
         return InvalidRequest(f"the body must be a JSON object: {_lower(detail)}")
     if detail.startswith("Invalid enum value"):
-        detail = f"{detail}, allowed: {_choices(decoder, param)}"
+        allowed = _choices(decoder.type, param)
+        detail += f", allowed: {', '.join(map(repr, allowed))}" if allowed else ""
     elif "str" in detail and detail.endswith("got object"):
         detail += "; texts are strings, or objects with `text`; chat messages go into `messages`"
     return InvalidRequest(f"{param}: {_lower(detail)}", param=param)
 
 
-def _choices(decoder: msgspec.json.Decoder[Body], field: str) -> str:
-    literals = get_args(get_type_hints(decoder.type)[field])
-    return ", ".join(repr(value) for literal in literals for value in get_args(literal))
+def _choices(kind: Any, path: str) -> list[Any]:
+    """What the field at `a.b` may be; nothing where the path leads through lists, or is not known."""
+    name, _, rest = path.partition(".")
+    hints = next((get_type_hints(one) for one in _members(kind) if hasattr(one, "__struct_fields__")), {})
+    if name not in hints:
+        return []
+    if rest:
+        return _choices(hints[name], rest)
+    literals = [one for one in _members(hints[name]) if get_origin(one) is Literal]
+    return [value for literal in literals for value in get_args(literal)]
+
+
+def _members(kind: Any) -> list[Any]:
+    """A type alone, or those of a union."""
+    return [*get_args(kind)] if get_origin(kind) in (Union, UnionType) else [kind]
 
 
 def _lower(text: str) -> str:

@@ -7,7 +7,9 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from rtp_llm.config import ServerConfig
 from rtp_llm.errors import InvalidRequest
+from rtp_llm.server.dialect import check_count
 from rtp_llm.server.scheduling import BodyPriority
 from rtp_llm.server.service import EngineLike
 
@@ -21,7 +23,7 @@ class TextObject(msgspec.Struct, kw_only=True):
 
 
 Inputs = Annotated[
-    str | list[str | int | list[int] | TextObject] | UnsetType,
+    str | list[str | int | list[int] | TextObject] | None | UnsetType,
     Meta(description="a text, texts, objects with `text`, one sequence of the model's own token ids, or several"),
 ]
 
@@ -49,7 +51,7 @@ class ChatBody(msgspec.Struct, kw_only=True):
     priority: BodyPriority = None
 
     def __post_init__(self) -> None:
-        if self.input is UNSET and self.messages is None:
+        if not isinstance(self.input, (str, list)) and self.messages is None:
             raise ValueError("Object missing required field `input`")  # what msgspec says of a required field
 
     @property
@@ -61,42 +63,44 @@ class ChatBody(msgspec.Struct, kw_only=True):
 Body = TypeVar("Body", bound=ChatBody)
 
 
-async def rendered(body: Body, engine: EngineLike) -> Body:
-    """The body with `input`: where there are messages, their text."""
+async def rendered(body: Body, config: ServerConfig, engine: EngineLike) -> Body:
+    """The body with `input`: where there are messages, their text; RequestTooLarge where there are too many."""
     if body.messages is None:
         return body
-    if body.input is not UNSET:
+    if isinstance(body.input, (str, list)):
         raise InvalidRequest("input and messages: send one of them", param="messages")
     if body.chat_template is not None:
         message = "chat_template is not taken from a request; leave it out for the checkpoint's own"
         raise InvalidRequest(message, param="chat_template")
-    conversations = _conversations(body.messages)
+    conversations = _conversations(body.messages, config)
     size = sum(len(message["content"]) for conversation in conversations for message in conversation)
-    if size > _INLINE_CHARACTERS or len(conversations) > 1:
-        body.input = await asyncio.to_thread(_texts, body, conversations, engine)
-    else:
-        body.input = _texts(body, conversations, engine)
+    is_small = size <= _INLINE_CHARACTERS and len(conversations) == 1
+    # One at a time, so that a request that has expired, or whose client has left, ends after the one that is written.
+    body.input = [
+        _text(body, conversation, engine) if is_small else await asyncio.to_thread(_text, body, conversation, engine)
+        for conversation in conversations
+    ]
     return body
 
 
-def _texts(body: ChatBody, conversations: list[list[dict[str, Any]]], engine: EngineLike) -> Any:
-    return [
-        engine.chat(
-            conversation,
-            add_generation_prompt=bool(body.add_generation_prompt),
-            continue_final_message=bool(body.continue_final_message),
-            variables=body.chat_template_kwargs,
-        )
-        for conversation in conversations
-    ]
+def _text(body: ChatBody, conversation: list[dict[str, Any]], engine: EngineLike) -> str:
+    return engine.chat(
+        conversation,
+        add_generation_prompt=bool(body.add_generation_prompt),
+        continue_final_message=bool(body.continue_final_message),
+        variables=body.chat_template_kwargs,
+    )
 
 
-def _conversations(messages: list[dict[str, Any] | list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+def _conversations(
+    messages: list[dict[str, Any] | list[dict[str, Any]]], config: ServerConfig
+) -> list[list[dict[str, Any]]]:
     """One conversation or several, each message with its content as one text."""
     kinds = set(map(type, messages))
     if len(kinds) > 1:
         raise InvalidRequest("messages: send one conversation, or a list of conversations", param="messages")
     several: list[Any] = messages if list in kinds else [messages]
+    check_count(len(several), config, "messages")
     read = []
     for number, conversation in enumerate(several):
         where = f"messages[{number}]" if list in kinds else "messages"

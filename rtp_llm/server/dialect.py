@@ -6,15 +6,15 @@ several, which share a path and are told apart by their bodies.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import ModelInfo, Request, Response
+from rtp_llm.core import AnswerLimit, ModelInfo, Request, Response, TaskType
 from rtp_llm.errors import InvalidInput, RequestTooLarge
 from rtp_llm.observability import Answered
 from rtp_llm.server.body import decode
@@ -30,6 +30,11 @@ Body = TypeVar("Body")
 _LOOKUP_CHARACTERS = 2000  # what a lookup may take on the event loop, which has others to serve
 # What is decoded and checked on the event loop, in a millisecond or two.
 _INLINE_BYTES = 256 << 10
+_OF_TOKENS = frozenset({TaskType.COLBERT, TaskType.TOKENS})
+# The fields of several dialects that say what becomes of an input over the limit.
+_CUTS = ("truncate", "truncation", "truncate_prompt_tokens", "max_tokens")
+_MOST_IDS = 200_000
+MEMORY_BYTES = 4  # of a number that is computed, and not answered
 _keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -65,29 +70,31 @@ class Dialect(Generic[Body]):
     to_request  what the body asks for; InvalidRequest where this model or these limits cannot serve it
     render      the answer in pieces; the event loop serves others between two of them
     wanted      which models may be asked where the body names none; of a body, where they hang on it
-    render_on_thread  for a `render` that computes: it is run beside the event loop
+    render_on_thread  for a `render` that computes: it is run beside the event loop; always, or with these responses
     error_form  how its clients are told of failures
     headers     of an answer; own_headers: those that hang on what the body asked for
     place       the field by which the input of this number came, where that is not `input`
     cut         what the body must say so that an input over the limit is cut
     by_accept   other forms of the answer, by the value of the request's Accept
     by_body     another form of the answer, where the body asks for one
+    number_bytes  what a number of a vector a token takes in the answer, about; in memory alone, where none is answered
     """
 
     decoder: msgspec.json.Decoder[Body]
     to_request: Callable[[Body, ModelInfo, ServerConfig, str], Request]
     render: Callable[[Body, Response, ModelInfo], Iterator[bytes]]
     wanted: Wanted | Callable[[Body], Wanted] = ()
-    render_on_thread: bool = False
+    render_on_thread: bool | Callable[[Response], bool] = False
     error_form: ErrorForm = openai_form
     headers: Callable[[Request, Response], Headers] = answer_headers
     own_headers: Callable[[Body, Response, ModelInfo], Headers] | None = None
-    prepare: Callable[[Body, EngineLike], Awaitable[Body]] | None = None
+    prepare: Callable[[Body, ServerConfig, EngineLike], Awaitable[Body]] | None = None
     content_type: bytes = JSON
     place: Callable[[Body, ModelInfo, int], str] | None = None
     cut: str = "truncate to true"
     by_accept: "Mapping[bytes, Dialect[Body]]" = field(default_factory=dict)
     by_body: "Callable[[Body], Dialect[Body] | None] | None" = None
+    number_bytes: Callable[[Body], int] = lambda body: MEMORY_BYTES
 
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         """Itself, or what the client would rather accept."""
@@ -104,34 +111,46 @@ class Dialect(Generic[Body]):
         return await (form or self)._answer(body, len(content), service, exchange)
 
     async def _answer(self, body: Body, num_bytes: int, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
-        inline = _inline if num_bytes <= _INLINE_BYTES else service.turns.call
-        catalog, config, admission = service.catalog, service.config, service.admission
-        wanted = self.wanted(body) if callable(self.wanted) else self.wanted
-        asked = catalog.asked(getattr(body, "model", None), exchange.headers)
-        exchange.metrics = asked.metrics if asked else None
-        if self.prepare is not None and getattr(body, "messages", None) is not None:
-            asked, body = await catalog.prepared(asked, wanted, partial(self.prepare, body))
-        engine, info, request = await inline(
-            catalog.choose, asked, wanted, lambda info: self.to_request(body, info, config, exchange.request_id)
-        )
+        """Within a place among those in flight, the time that it may take, and as long as the client is there."""
+        seconds = service.admission.seconds(exchange.headers)
+        work = partial(self._served, body, num_bytes, service, exchange, time.monotonic() + seconds)
+        return await admitted(work, service, exchange, seconds)
+
+    async def _served(
+        self, body: Body, num_bytes: int, service: Service, exchange: Exchange, deadline: float
+    ) -> tuple[bytes, Headers]:
+        engine, info, body, request = await self._asked(body, num_bytes, service, exchange)
         exchange.metrics, exchange.content_type = engine.metrics, self.content_type
         named = None if self.place is None else partial(self.place, body, info)
-        admission.check_size(request, num_bytes, *([named] if named else []))
-        seconds = admission.seconds(exchange.headers)
-        number = getattr(body, "priority", None)
-        request = scheduled(request, exchange.headers, seconds, number, by_client=config.client_priority)
-        await admission.enter()
+        service.admission.check_size(request, num_bytes, *([named] if named else []))
+        number, by_client = getattr(body, "priority", None), service.config.client_priority
+        request = scheduled(request, exchange.headers, deadline - time.monotonic(), number, by_client=by_client)
         try:
-            work = self._run(body, request, engine, info, service.turns)
-            response, rendered, seconds_to_encode = await unless_client_leaves(work, exchange.receive, seconds)
+            response, rendered, seconds_to_encode = await self._run(body, request, engine, info, service.turns)
         except InvalidInput as error:
             raise error if named is None else error.at(named(error.index), self.cut) from None
-        finally:
-            admission.leave()
         engine.metrics.observe_encode(seconds_to_encode)
         exchange.answered.append(Answered(request, response, info.name, seconds_to_encode))
         own = self.own_headers(body, response, info) if self.own_headers is not None else []
         return rendered, [*self.headers(request, response), *own]
+
+    async def _asked(
+        self, body: Body, num_bytes: int, service: Service, exchange: Exchange
+    ) -> tuple[EngineLike, ModelInfo, Body, Request]:
+        """The model, the body as it is read, and what it asks of the model."""
+        inline = _inline if num_bytes <= _INLINE_BYTES else service.turns.call
+        catalog, config = service.catalog, service.config
+        wanted = self.wanted(body) if callable(self.wanted) else self.wanted
+        asked = catalog.asked(getattr(body, "model", None), exchange.headers)
+        exchange.metrics = asked.metrics if asked else None
+        if self.prepare is not None and getattr(body, "messages", None) is not None:
+            asked, body = await catalog.prepared(asked, wanted, partial(self.prepare, body, config))
+        engine, info, request = await inline(
+            catalog.choose, asked, wanted, lambda info: self.to_request(body, info, config, exchange.request_id)
+        )
+        if not config.auto_truncate and not _says_what_is_cut(body):
+            request = replace(request, params=replace(request.params, truncate=False))
+        return engine, info, body, limited(request, config, self.number_bytes(body))
 
     async def _run(
         self, body: Body, request: Request, engine: EngineLike, info: ModelInfo, turns: Turns
@@ -139,8 +158,9 @@ class Dialect(Generic[Body]):
         """The engine's answer, its rendering, and the seconds that this took."""
         response = await engine.run(request)
         began = time.perf_counter()
-        pieces = self.render(body, response, info)
-        rendered = await (turns.join(pieces) if self.render_on_thread else _join(pieces))
+        pieces, on_thread = self.render(body, response, info), self.render_on_thread
+        on_thread = on_thread(response) if callable(on_thread) else on_thread
+        rendered = await (turns.join(pieces) if on_thread else _join(pieces))
         return response, rendered, time.perf_counter() - began
 
 
@@ -155,7 +175,7 @@ class Lookup(Generic[Body]):
     decoder: msgspec.json.Decoder[Body]
     render: Callable[[Body, EngineLike, Service], Iterator[bytes]]
     error_form: ErrorForm = openai_form
-    prepare: Callable[[Body, EngineLike], Awaitable[Body]] | None = None
+    prepare: Callable[[Body, ServerConfig, EngineLike], Awaitable[Body]] | None = None
 
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         """Itself."""
@@ -165,24 +185,26 @@ class Lookup(Generic[Body]):
         """Decode and look up."""
         body = decode(self.decoder, content)
         asked = service.catalog.asked(getattr(body, "model", None), exchange.headers)
+        if self.prepare is None and len(content) <= _LOOKUP_CHARACTERS:
+            return b"".join(self._pieces(body, asked, service, exchange)), []
+        work = partial(self._looked_up, body, asked, service, exchange)
+        return await admitted(work, service, exchange, service.admission.seconds(exchange.headers)), []
+
+    async def _looked_up(self, body: Body, asked: EngineLike | None, service: Service, exchange: Exchange) -> bytes:
         if self.prepare is not None:
-            asked, body = await service.catalog.prepared(asked, (), partial(self.prepare, body))
+            prepare = partial(self.prepare, body, service.config)
+            asked, body = await service.catalog.prepared(asked, (), prepare)
+        return await service.turns.join(self._pieces(body, asked, service, exchange))
+
+    def _pieces(self, body: Body, asked: EngineLike | None, service: Service, exchange: Exchange) -> Iterator[bytes]:
         engine = asked or service.catalog.default
         exchange.metrics = engine.metrics
-        pieces = self.render(body, engine, service)
-        if len(content) <= _LOOKUP_CHARACTERS:
-            return b"".join(pieces), []
-        seconds = service.admission.seconds(exchange.headers)
-        await service.admission.enter()
-        try:
-            return await unless_client_leaves(service.turns.join(pieces), exchange.receive, seconds), []
-        finally:
-            service.admission.leave()
+        return self.render(body, engine, service)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Dialects that share a path: the first whose key the body has, else `otherwise`."""
+    """Dialects that share a path: the first whose key the body has, and not as null, else `otherwise`."""
 
     by_key: Mapping[str, Route]
     otherwise: Route
@@ -198,7 +220,8 @@ class Choice:
             found = _keys.decode(content)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             found = {}
-        route = next((route for key, route in self.by_key.items() if key in found), self.otherwise)
+        given = {key for key, value in found.items() if memoryview(value).nbytes != 4 or bytes(value) != b"null"}
+        route = next((route for key, route in self.by_key.items() if key in given), self.otherwise)
         exchange.error_form = route.error_form  # a route that goes by the model may find none
         return route.choose(content, exchange, catalog)
 
@@ -257,7 +280,12 @@ class ByModel:
 
 
 def decoded(engine: EngineLike, ids: list[int], place: str, *, skip_special_tokens: bool) -> str:
-    """The text of token ids; what is wrong with them is told by the name of their field, `place`."""
+    """The text of token ids; what is wrong with them is told by the name of their field, `place`.
+
+    RequestTooLarge for more than are decoded in some 0.1 s, which is one piece of work and holds the interpreter.
+    """
+    if len(ids) > _MOST_IDS:
+        raise RequestTooLarge(f"{place} has {len(ids)} token ids, the limit is {_MOST_IDS}: split it", param=place)
     try:
         return engine.decode(ids, skip_special_tokens=skip_special_tokens)
     except InvalidInput as error:
@@ -270,6 +298,31 @@ def check_count(count: int, config: ServerConfig, param: str) -> None:
     if count > limit:
         message = f"{count} inputs are over the limit of {limit} (max_client_batch_size): send fewer at a time"
         raise RequestTooLarge(message, param=param)
+
+
+async def admitted(
+    work: Callable[[], Coroutine[Any, Any, Result]], service: Service, exchange: Exchange, seconds: float
+) -> Result:
+    """What `work` comes to, in a place among those in flight; see `unless_client_leaves`."""
+    await service.admission.enter()
+    try:
+        return await unless_client_leaves(work(), exchange.receive, seconds)
+    finally:
+        service.admission.leave()
+
+
+def _says_what_is_cut(body: object) -> bool:
+    """Whether a body says for itself what becomes of an input over the limit."""
+    given = [getattr(body, name, None) for name in _CUTS]
+    given.append(getattr(getattr(body, "parameters", None), "truncate", None))
+    return any(value is not None and value is not msgspec.UNSET for value in given)
+
+
+def limited(request: Request, config: ServerConfig, number_bytes: int) -> Request:
+    """The request, which an answer with a vector a token may make too large."""
+    if _OF_TOKENS.isdisjoint(request.tasks):
+        return request
+    return replace(request, answer_limit=AnswerLimit(config.max_answer_bytes, number_bytes))
 
 
 async def _inline(work: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs) -> Result:

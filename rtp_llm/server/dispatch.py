@@ -4,6 +4,7 @@ POST routes that run the model are dispatched here, by path; everything else goe
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 
@@ -36,7 +37,7 @@ from rtp_llm.server import dialect as dialects
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.body import read_body
-from rtp_llm.server.catalog import Catalog, Service
+from rtp_llm.server.catalog import MODEL_HEADER, Catalog, Service
 from rtp_llm.server.cors import Cors
 from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_headers
 from rtp_llm.server.exchange import Exchange
@@ -51,6 +52,11 @@ def _rtp_input(info: ModelInfo) -> dialects.Route:
     return classifier.CLASSIFIER if TaskType.CLASSIFY in info.tasks else _EMBEDDINGS
 
 
+# RTP-LLM's bodies by their keys, else TEI's by the model.
+_BY_BODY = dialects.Choice(
+    {"input": dialects.ByModel(_rtp_input), "documents": reranker.RERANKER, "left": similarity.SIMILARITY},
+    tei.by_model,
+)
 # Every path that is answered by POST, from a body.
 DIALECTS: dict[str, dialects.Route] = {
     **{path: embeddings.dialect(kind) for path, kind in embeddings.PATHS.items()},
@@ -65,18 +71,12 @@ DIALECTS: dict[str, dialects.Route] = {
     **cohere.ROUTES,
     **vllm.ROUTES,
     "/rerank": dialects.Choice({"texts": tei.RERANK}, rerank.RERANK),
-    "/": dialects.Quoted(
-        dialects.Choice(
-            {
-                "input": dialects.ByModel(_rtp_input),
-                "documents": reranker.RERANKER,
-                "left": similarity.SIMILARITY,
-            },
-            tei.by_model,
-        )
-    ),
+    "/": dialects.Quoted(_BY_BODY),
+    "/invocations": _BY_BODY,
+    "/vertex": tei.Vertex(_BY_BODY),
 }
 
+_AZURE = re.compile(r"/openai/(?:deployments/(?P<name>[^/]+)|v1)/embeddings/?")
 _CLIENT_LEFT = 499  # nginx's word for it; only the metrics see it
 
 
@@ -99,7 +99,7 @@ class Dispatcher:
         self._max_body_bytes, self._body_timeout = config.max_body_bytes, config.body_timeout
         own = [*pages.routes(), Route("/metrics", self._metrics)]
         shared = (openai.routes(catalog), infinity.routes(catalog), rtp.routes(catalog))
-        parts = (*shared, tei.get_routes(catalog, config), vllm.get_routes(), own)
+        parts = (*shared, tei.get_routes(catalog, config), vllm.get_routes(catalog), own)
         self.routes = [route for part in parts for route in part]
         self._paths = {*DIALECTS, *(route.path for route in self.routes if "{" not in route.path)}
         self._process = process or ProcessMetrics()
@@ -128,7 +128,7 @@ class Dispatcher:
                 observer.observe(seen)
 
     async def _dispatch(self, exchange: Exchange) -> None:
-        path = exchange.path.rstrip("/") or "/"
+        path = _from_azure(exchange) or exchange.path.rstrip("/") or "/"
         posted = DIALECTS.get(path)
         if path in self._paths:  # also of what is refused for its key or its method
             exchange.route = path
@@ -177,6 +177,16 @@ class Dispatcher:
 
     async def _metrics(self, _: HttpRequest) -> HttpResponse:
         return HttpResponse(render(self._process, self.catalog.metrics), headers={"content-type": CONTENT_TYPE})
+
+
+def _from_azure(exchange: Exchange) -> str:
+    """The path that Azure's of a deployment stands for, whose name is the model's; empty for others."""
+    found = _AZURE.fullmatch(exchange.path)
+    if found is None:
+        return ""
+    if found["name"]:
+        exchange.headers.setdefault(MODEL_HEADER, found["name"].encode())
+    return "/v1/embeddings"
 
 
 async def _respond_error(exchange: Exchange, error: Exception) -> None:

@@ -22,7 +22,7 @@ from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.errors import Headers, shared_form
 from rtp_llm.server.openai import EmbeddingsBody
 from rtp_llm.server.packed import CONTENT_TYPE, check_described, metadata, render_bytes, row_encoder, truncated_header
-from rtp_llm.server.vectors import finite, npy_file, raw_bytes
+from rtp_llm.server.vectors import NUMBER_BYTES, PACKED_BYTES, finite, npy_file, raw_bytes
 
 PATHS: dict[str, TaskType | None] = {
     "/v1/embeddings": None,
@@ -37,7 +37,7 @@ _OBJECTS = {TaskType.SPARSE: "sparse_embedding", TaskType.COLBERT: "colbert_embe
 _KEYS = {TaskType.DENSE: "embedding", TaskType.TOKENS: "token_embeddings", **_OBJECTS}
 _VECTORS_A_PART = 64
 _PIECE_BYTES = 256 << 10  # some milliseconds of rendering
-_decoder = msgspec.json.Decoder(EmbeddingsBody)
+_decoder = msgspec.json.Decoder(EmbeddingsBody, strict=False)
 # What Accept may ask for instead of JSON.
 _BINARY_FORMS = {b"application/octet-stream": raw_bytes, b"application/x-npy": npy_file}
 _VECTOR = {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]}
@@ -129,7 +129,13 @@ def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
         prepare=rendered,
         by_accept=by_accept,
         by_body=lambda body: raw if body.is_bytes else None,
+        number_bytes=_number_bytes,
     )
+
+
+def _number_bytes(body: EmbeddingsBody) -> int:
+    is_long = body.encoding != "base64" and body.vector_type in ("float", "float32", "float16")
+    return NUMBER_BYTES if is_long else PACKED_BYTES
 
 
 def _binary_render(

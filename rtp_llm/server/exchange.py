@@ -1,9 +1,11 @@
 """One HTTP request and its answer: the headers that every answer carries, whoever writes it."""
 
+import asyncio
 import itertools
 import os
 import re
 import time
+from copy import copy
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -20,6 +22,11 @@ _numbers = itertools.count(1)
 def choose_id(given: bytes | None = None) -> str:
     """The caller's own name for its request where it is a sane one, else a new one."""
     return given.decode("latin-1") if given and _SANE_ID(given) else f"{_PREFIX}-{next(_numbers):x}"
+
+
+async def _nobody_leaves() -> Message:
+    await asyncio.Event().wait()
+    raise AssertionError("it waits until it is cancelled")
 
 
 class Exchange:
@@ -80,6 +87,13 @@ class Exchange:
         sized = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers, *self._common()]
         await self._send({"type": "http.response.start", "status": status, "headers": sized})
         await self._send({"type": "http.response.body", "body": body})
+
+    def part(self) -> "Exchange":
+        """An exchange for a part of this one's body: nobody leaves it, and its answer, which is JSON, is kept here."""
+        part = copy(self)
+        part.headers = {name: value for name, value in self.headers.items() if name != b"accept"}
+        part.receive = _nobody_leaves
+        return part
 
     def seen(self) -> Seen:
         """The exchange, now that it has ended."""

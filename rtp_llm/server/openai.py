@@ -28,6 +28,8 @@ from rtp_llm.server.vectors import SCALED, VectorType, check_type, finite
 MODELS_PATH = "/v1/models"
 MODEL_PATHS = (MODELS_PATH, "/models")  # of one model
 _TYPE_PARAMS = ("output_dtype", "embedding_types", "embedding_type")
+# NVIDIA's words for what becomes of an over-long input.
+_LOST_END: dict[Any, Literal["left", "right"]] = {"START": "left", "END": "right"}
 _ROWS_A_PIECE = 64  # about 0.7 ms of float rendering at 384 dimensions
 
 
@@ -58,7 +60,12 @@ class EmbeddingsBody(EncodedBody, kw_only=True):
     ] = None
     prompt: Annotated[str | None, Meta(description="text put before each input; empty: none of its own")] = None
     prompt_name: Annotated[str | None, Meta(description="one of the checkpoint's prompts")] = None
-    truncate: Annotated[bool | None, Meta(description="false: an input over the limit is an error")] = None
+    truncate: Annotated[
+        bool | Literal["NONE", "START", "END"] | None,
+        Meta(
+            description="false, NONE: an input over the limit is an error; START, END: the end that it loses (NVIDIA's)"
+        ),
+    ] = None
     truncation_side: Annotated[
         Literal["left", "right"] | None,
         Meta(description="the end that an over-long input loses; null: the checkpoint's own, mostly right"),
@@ -73,7 +80,9 @@ class EmbeddingsBody(EncodedBody, kw_only=True):
     output_dtype: Annotated[
         VectorType | None, Meta(description="type of the numbers; int8 and uint8 are of unit vectors; null: float")
     ] = None
-    embedding_types: Annotated[list[str] | None, Meta(description="one output_dtype, in a list")] = None
+    embedding_types: Annotated[
+        list[str] | None, Meta(description="one output_dtype, in a list; base64 stands for encoding_format")
+    ] = None
     embedding_type: Annotated[
         str | list[str] | None, Meta(description="Jina's output_dtype; base64 stands for encoding_format")
     ] = None
@@ -108,6 +117,7 @@ class EmbeddingsBody(EncodedBody, kw_only=True):
     extra: Annotated[
         dict[str, Any] | None, Meta(description="what a custom module wants to know; nothing else looks at it")
     ] = None
+    modality: Annotated[str | None, Meta(description="Infinity's: text, the only one that is served")] = None
     user: Annotated[Any, Meta(description="ignored")] = None
 
     @property
@@ -122,7 +132,8 @@ class EmbeddingsBody(EncodedBody, kw_only=True):
     @property
     def encoding(self) -> str | None:
         """base64 or float, by whichever name it was asked for."""
-        if self.embedding_type is not None and self.embedding_type in ("base64", ["base64"]):
+        named = (self.embedding_type, *(self.embedding_types or ()))
+        if "base64" in named or ["base64"] in named:
             return "base64"
         return self.encoding_format
 
@@ -209,6 +220,9 @@ def model_entry(info: ModelInfo) -> ModelEntry:
 
 def to_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     """What the body asks of the engine."""
+    if body.modality not in (None, "text"):
+        message = f"modality: {body.modality!r:.100} is not served; a text model is, so send texts"
+        raise InvalidRequest(message, param="modality")
     return Request(inputs=inputs_of(body.input, info, config), params=_params(body, info), request_id=request_id)
 
 
@@ -216,7 +230,7 @@ def inputs_of(given: Inputs, info: ModelInfo, config: ServerConfig) -> Sequence[
     """A text, texts, a sequence of token ids or several -> the inputs; InvalidRequest names the place that is wrong."""
     if isinstance(given, str):
         return (given,)
-    assert not isinstance(given, UnsetType)
+    assert given is not None and not isinstance(given, UnsetType)
     given = [_text(value, place) if isinstance(value, TextObject) else value for place, value in enumerate(given)]
     kinds = set(map(type, given))
     if not kinds:
@@ -277,8 +291,8 @@ def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
     return Params(
         dimensions=None if dimensions == info.dimension else dimensions,
         normalize=_normalize(body),
-        truncate=body.truncate is not False and body.truncation is not False,
-        truncation_side=body.truncation_side,
+        truncate=body.truncate not in (False, "NONE") and body.truncation is not False,
+        truncation_side=body.truncation_side or _LOST_END.get(body.truncate),
         chunking=_chunking(body),
         max_tokens=max_tokens_of(body.truncate_prompt_tokens),
         prompt=_prompt(body),

@@ -47,7 +47,8 @@ FORMS: dict[ErrorForm, type] = {
 }
 _TYPES = (
     *(type_ for row in ROWS for type_ in types_of([*row.bodies, row.answer])),
-    openai.ModelList, openai.ModelEntry, infinity.InfinityModels, TeiInfo, vllm.VersionAnswer, *FORMS.values(),
+    openai.ModelList, openai.ModelEntry, infinity.InfinityModels, TeiInfo, vllm.VersionAnswer,
+    vllm.LoadAnswer, *FORMS.values(),
 )  # fmt: skip
 _KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -138,12 +139,13 @@ def _models() -> list[Operation]:
     entry = _json(_ref(openai.ModelEntry), {"one": _MODEL})
     with_stats = _json(_ref(infinity.InfinityModels), {"one": {"object": "list", "data": [_MODEL | _STATS]}})
     info, version = _json(_ref(TeiInfo), {"one": _INFO}), _json(_ref(vllm.VersionAnswer), {"one": {"version": "0.1.0"}})
-    named = "A served model, by name"
+    load, named = _json(_ref(vllm.LoadAnswer), {"one": {"server_load": 3}}), "A served model, by name"
     rows: list[tuple[str, str, dict[str, Any], str | None, tuple[RtpError, ...]]] = [
         (openai.MODELS_PATH, "The served models", listed, None, ()),
         (infinity.MODELS_PATH, "The served models, as Infinity", with_stats, None, ()),
         *((f"{path}/{{model}}", named, entry, "model", (UNKNOWN_MODEL,)) for path in openai.MODEL_PATHS),
         (vllm.VERSION_PATH, "The server's version, as vLLM", version, None, ()),
+        (vllm.LOAD_PATH, "How many requests have no answer yet, as vLLM", load, None, ()),
     ]
     told = Operation(
         path=tei.INFO_PATH,

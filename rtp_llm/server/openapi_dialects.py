@@ -6,7 +6,7 @@ from typing import Any
 
 from rtp_llm.server import classifier, cohere, custom, embeddings, openai, rerank, reranker, similarity, tokenize, vllm
 from rtp_llm.server.errors import ErrorForm, openai_form, shared_form
-from rtp_llm.server.tei import embed, frame, routes, scores, tokens
+from rtp_llm.server.tei import embed, frame, scores, tokens, vertex
 
 _TEXTS = ["a cat sat on the mat", "a dog lay on the rug"]
 _PANDA = ["hi", "The giant panda is a bear endemic to China."]
@@ -211,13 +211,12 @@ def _tei() -> list[Row]:
             [[{"score": 0.9, "label": "joy"}]], _TEI),
         Row(("/decode",), "TEI", "The texts of token ids", (tokens.DecodeBody,), _array({"type": "string"}),
             {"ids": {"ids": [101, 1037, 4937, 102]}}, ["a cat"], _TEI),
-        Row(("/",), "TEI", "What the model does with `inputs` or `texts`; RTP-LLM's bodies too",
+        Row(("/", "/invocations"), "TEI",
+            "What the model does with `inputs` or `texts`; RTP-LLM's bodies too. /invocations is SageMaker's",
             (*bodies, openai.EmbeddingsBody, reranker.RerankerBody, similarity.SimilarityBody),
             _any(by_model, {"type": "object"}), by_inputs | rtp, vectors, (frame.error_form, openai_form, shared_form)),
-        Row(("/invocations",), "TEI", "What the model does with `inputs` or `texts`, for SageMaker", bodies, by_model,
-            by_inputs, vectors, _TEI),
-        Row(("/vertex",), "TEI", "Several bodies of the other routes, for Vertex AI", (routes.VertexBody,),
-            routes.VertexAnswer, {"a text": {"instances": [{"inputs": "a text"}]}}, {"predictions": [vectors[:1]]},
+        Row(("/vertex",), "TEI", "Several such bodies, for Vertex AI", (vertex.VertexBody,),
+            vertex.VertexAnswer, {"a text": {"instances": [{"inputs": "a text"}]}}, {"predictions": [vectors[:1]]},
             _TEI),
     ]  # fmt: skip
 

@@ -22,7 +22,7 @@ from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.errors import shared_form
 from rtp_llm.server.scheduling import BodyPriority
-from rtp_llm.server.scoring import SCORERS, is_paired, scores_of, scoring_request
+from rtp_llm.server.scoring import SCORERS, is_paired, scores_of, scoring_request, takes_long
 
 PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 
@@ -37,7 +37,9 @@ class DocumentObject(msgspec.Struct, kw_only=True):
 class RerankBody(msgspec.Struct, kw_only=True):
     """What to score. Unknown fields are ignored; null means absent."""
 
-    query: Annotated[str, Meta(description="what is looked for")]
+    query: Annotated[
+        str | DocumentObject, Meta(description="what is looked for: a text, or an object as those of `documents`")
+    ]
     documents: Annotated[
         list[str | DocumentObject],
         Meta(description="what is scored: texts, or objects with `text`, or with `content` of text parts"),
@@ -124,25 +126,23 @@ def to_request(body: RerankBody, info: ModelInfo, config: ServerConfig, request_
         max_tokens=openai.max_tokens_of(body.truncate_prompt_tokens),
         max_tokens_per_doc=body.max_tokens_per_doc or None,
     )
-    return scoring_request([body.query], _texts(body), info, params, request_id)
+    return scoring_request([_text(body.query, "query")], _texts(body), info, params, request_id)
 
 
 def _texts(body: RerankBody) -> list[str]:
-    return [
-        document if isinstance(document, str) else _text(document, place)
-        for place, document in enumerate(body.documents)
-    ]
+    return [_text(document, f"documents[{place}]") for place, document in enumerate(body.documents)]
 
 
-def _text(document: DocumentObject, place: int) -> str:
-    """The text of a document that is an object; InvalidRequest where it has none, or has pictures."""
+def _text(document: str | DocumentObject, where: str) -> str:
+    """The text, also of an object; InvalidRequest where it has none, or has pictures."""
+    if isinstance(document, str):
+        return document
     if document.text is not None:
         return document.text
     if isinstance(document.content, str):
         return document.content
     texts = [part.text for part in document.content or () if part.type == "text"]
     if not texts or None in texts or len(texts) < len(document.content or ()):
-        where = f"documents[{place}]"
         raise InvalidRequest(f"{where}: an object must have `text`, or `content` of text parts alone", param=where)
     return "\n".join(text for text in texts if text is not None)
 
@@ -189,11 +189,11 @@ def _place(body: RerankBody, info: ModelInfo, index: int) -> str:
 
 
 RERANK: Dialect[RerankBody] = Dialect(
-    msgspec.json.Decoder(RerankBody),
+    msgspec.json.Decoder(RerankBody, strict=False),
     to_request,
     render,
     SCORERS,
-    render_on_thread=True,
+    render_on_thread=takes_long,
     error_form=shared_form,
     place=_place,
 )

@@ -10,6 +10,7 @@ from rtp_llm.server.catalog import Wanted, one_of
 from rtp_llm.similarity import max_sim, similarity
 
 _BY_VECTORS = (TaskType.COLBERT, TaskType.DENSE)
+_MOST_INLINE = 256
 # A reranker, wherever it stands among the models; else the first that has vectors.
 SCORERS: Wanted = (*one_of(TaskType.RERANK), *one_of(*_BY_VECTORS))
 # Where it is a reranker that is asked for: MaxSim ranks, a cosine may do so elsewhere.
@@ -57,3 +58,8 @@ def scores_of(response: Response, num_queries: int, *, max_sim_sum: bool = False
 def is_paired(info: ModelInfo, kinds: Sequence[TaskType] = _BY_VECTORS) -> bool:
     """Whether the inputs of a `scoring_request` are pairs; of others, the queries come first."""
     return TaskType.RERANK in info.tasks or not {*kinds}.intersection(info.tasks)
+
+
+def takes_long(response: Response) -> bool:
+    """Whether it is worth a thread to make scores of it: of a vector a token, or of many rows; some milliseconds."""
+    return TaskType.COLBERT in response.outputs or len(response.num_tokens) > _MOST_INLINE

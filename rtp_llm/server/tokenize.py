@@ -10,6 +10,7 @@ import msgspec
 import orjson
 from msgspec import Meta
 
+from rtp_llm.config import ServerConfig
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import ModelName, Service
 from rtp_llm.server.chat import ChatBody, rendered
@@ -88,15 +89,16 @@ def _parts(body: TokenizeBody, engine: EngineLike, service: Service) -> Iterator
         yield part.tokens
 
 
-async def _rendered(body: TokenizeChatBody, engine: EngineLike) -> TokenizeChatBody:
-    body = await rendered(body, engine)
-    if not isinstance(body.input, list) or len(body.input) != 1:
+async def _rendered(body: TokenizeChatBody, config: ServerConfig, engine: EngineLike) -> TokenizeChatBody:
+    several = [one for one in body.messages or () if isinstance(one, list)]
+    if len(several) > 1 and not isinstance(body.input, (str, list)):
         raise InvalidRequest("messages: one conversation is tokenised at a time", param="messages")
-    return body
+    return await rendered(body, config, engine)
 
 
 def _tokenize_chat(body: TokenizeChatBody, engine: EngineLike, service: Service) -> Iterator[bytes]:
-    assert isinstance(body.input, list)
+    if not isinstance(body.input, list) or len(body.input) != 1:
+        raise InvalidRequest("messages: one conversation is tokenised at a time", param="messages")
     text = str(body.input[0])
     service.admission.check_text(text, "messages")
     parts = engine.token_parts(text, add_special_tokens=body.adds_special_tokens)
@@ -149,15 +151,16 @@ def _array(values: list[Any]) -> Iterator[bytes]:
 
 
 def _detokenize(body: DetokenizeBody, engine: EngineLike, service: Service) -> Iterator[bytes]:
+    service.admission.check_text(body.tokens, "tokens")
     yield orjson.dumps({"prompt": decoded(engine, body.tokens, "tokens", skip_special_tokens=False)})
 
 
 TOKENIZE_CHAT: Lookup[TokenizeChatBody] = Lookup(
-    msgspec.json.Decoder(TokenizeChatBody), _tokenize_chat, prepare=_rendered
+    msgspec.json.Decoder(TokenizeChatBody, strict=False), _tokenize_chat, prepare=_rendered
 )
-_decoder = msgspec.json.Decoder(TokenizeBody)
+_decoder = msgspec.json.Decoder(TokenizeBody, strict=False)
 ROUTES: dict[str, Route] = {
     TOKENIZE: Choice({"messages": TOKENIZE_CHAT}, Lookup(_decoder, _tokenize)),
     ENCODE: Lookup(_decoder, _encode),
-    DETOKENIZE: Lookup(msgspec.json.Decoder(DetokenizeBody), _detokenize),
+    DETOKENIZE: Lookup(msgspec.json.Decoder(DetokenizeBody, strict=False), _detokenize),
 }

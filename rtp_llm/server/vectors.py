@@ -27,6 +27,8 @@ from rtp_llm.errors import EngineFailure, InvalidRequest
 VectorType: TypeAlias = Literal["float", "float32", "float16", "int8", "uint8", "binary", "ubinary"]
 VECTOR_TYPES: tuple[str, ...] = get_args(VectorType)
 SCALED: tuple[str, ...] = ("int8", "uint8")  # made of unit vectors
+# A JSON number of fp32 with its comma, and one in base64 or of a narrower type: no less than most take.
+NUMBER_BYTES, PACKED_BYTES = 12, 6
 _LARGEST_HALF = np.float32(65504)
 _RANGE = 8.0  # standard deviations of a unit vector's components that int8 covers
 

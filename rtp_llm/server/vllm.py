@@ -20,16 +20,17 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest, UnsupportedTask
 from rtp_llm.server import openai
-from rtp_llm.server.catalog import CLASSIFIERS, ModelName, Wanted, one_of
+from rtp_llm.server.catalog import CLASSIFIERS, Catalog, ModelName, Wanted, one_of
 from rtp_llm.server.chat import ChatBody, rendered
 from rtp_llm.server.cohere import ContentPart, text_of
 from rtp_llm.server.dialect import Dialect, Route, check_count
 from rtp_llm.server.packed import CONTENT_TYPE, EncodedBody, check_described, metadata, render_bytes, row_encoder
 from rtp_llm.server.prompts import prompt_for
 from rtp_llm.server.scheduling import BodyPriority
-from rtp_llm.server.scoring import SCORERS, is_paired, scores_of, scoring_request
+from rtp_llm.server.scoring import SCORERS, is_paired, scores_of, scoring_request, takes_long
+from rtp_llm.server.vectors import NUMBER_BYTES, PACKED_BYTES
 
-VERSION_PATH = "/version"
+VERSION_PATH, LOAD_PATH = "/version", "/load"
 
 
 class Content(msgspec.Struct, kw_only=True):
@@ -40,6 +41,10 @@ class Content(msgspec.Struct, kw_only=True):
 
 Texts = Annotated[str | Content | list[str | Content] | None, Meta(description="a text or texts, or their parts")]
 KeptTokens = Annotated[int | None, Meta(description="tokens kept of each input; null, -1: the model's limit")]
+Side = Annotated[
+    Literal["left", "right"] | None,
+    Meta(description="the end that an over-long input loses; null: the checkpoint's own, mostly right"),
+]
 Activation = Annotated[bool | None, Meta(description="false: logits; null: true")]
 # The names under which both sides of a pair may come, in vLLM's order.
 _SIDES = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
@@ -88,6 +93,7 @@ class ClassifyBody(ChatBody, kw_only=True):
     """Texts, messages, or the model's own token ids, to classify. Infinity's clients send `raw_scores`."""
 
     truncate_prompt_tokens: KeptTokens = None
+    truncation_side: Side = None
     use_activation: Activation = None
     raw_scores: Annotated[bool | None | UnsetType, Meta(description="Infinity's; true: logits")] = UNSET
     model: ModelName = None
@@ -128,6 +134,7 @@ class PoolingBody(EncodedBody, kw_only=True):
     """Texts, messages, or token ids, and what is wanted of them."""
 
     truncate_prompt_tokens: KeptTokens = None
+    truncation_side: Side = None
     task: Annotated[
         Literal["embed", "token_embed", "classify"] | None,
         Meta(description="a vector an input; one a token (colbert's, or the hidden states); scores; null: the first"),
@@ -163,6 +170,12 @@ class VersionAnswer(msgspec.Struct, kw_only=True):
     """The server's version."""
 
     version: str
+
+
+class LoadAnswer(msgspec.Struct, kw_only=True):
+    """Requests that have no answer yet."""
+
+    server_load: int
 
 
 def _answer(kind: str, data: list[Any], response: Response, info: ModelInfo, object_: str = "list") -> bytes:
@@ -246,6 +259,7 @@ def _classify(body: ClassifyBody, info: ModelInfo, config: ServerConfig, request
     params = Params(
         activation="none" if is_raw else None,
         max_tokens=openai.max_tokens_of(body.truncate_prompt_tokens),
+        truncation_side=body.truncation_side,
         add_special_tokens=body.adds_special_tokens,
     )
     return Request(inputs=inputs, tasks=(TaskType.CLASSIFY,), params=params, request_id=request_id)
@@ -296,6 +310,7 @@ def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_i
         dimensions=body.dimensions,
         activation="none" if body.use_activation is False else None,
         max_tokens=openai.max_tokens_of(body.truncate_prompt_tokens),
+        truncation_side=body.truncation_side,
         prompt="" if body.messages is not None else None,
         prompt_name=prompt_for(body.input_type, info, "input_type"),
         add_special_tokens=body.adds_special_tokens,
@@ -318,15 +333,21 @@ def _render_pooled(body: PoolingBody, response: Response, info: ModelInfo) -> It
 
 
 _score_dialect: Dialect[ScoreBody] = Dialect(
-    msgspec.json.Decoder(ScoreBody), _score, _render_scores, SCORERS, render_on_thread=True, place=_score_place
+    msgspec.json.Decoder(ScoreBody, strict=False),
+    _score,
+    _render_scores,
+    SCORERS,
+    render_on_thread=takes_long,
+    place=_score_place,
 )
 _pooling_dialect: Dialect[PoolingBody] = Dialect(
-    msgspec.json.Decoder(PoolingBody),
+    msgspec.json.Decoder(PoolingBody, strict=False),
     _pooling,
     _render_pooled,
     lambda body: _POOLED[body.task],
     render_on_thread=True,
     prepare=rendered,
+    number_bytes=lambda body: NUMBER_BYTES if body.encoding_format in (None, "float") else PACKED_BYTES,
 )
 _raw_pooling: Dialect[PoolingBody] = replace(
     _pooling_dialect, render=render_bytes, own_headers=metadata("pool"), content_type=CONTENT_TYPE
@@ -334,15 +355,21 @@ _raw_pooling: Dialect[PoolingBody] = replace(
 ROUTES: dict[str, Route] = {
     "/score": _score_dialect,
     "/v1/score": _score_dialect,
-    "/classify": Dialect(msgspec.json.Decoder(ClassifyBody), _classify, _render_classes, CLASSIFIERS, prepare=rendered),
+    "/classify": Dialect(
+        msgspec.json.Decoder(ClassifyBody, strict=False), _classify, _render_classes, CLASSIFIERS, prepare=rendered
+    ),
     "/pooling": replace(_pooling_dialect, by_body=lambda body: _raw_pooling if body.is_bytes else None),
 }
 
 
-def get_routes() -> list[routing.Route]:
-    """GET /version."""
+def get_routes(catalog: Catalog) -> list[routing.Route]:
+    """GET /version and /load."""
 
     async def version(_: HttpRequest) -> HttpResponse:
         return HttpResponse(orjson.dumps({"version": __version__}), media_type="application/json")
 
-    return [routing.Route(VERSION_PATH, version)]
+    async def load(_: HttpRequest) -> HttpResponse:
+        answer = LoadAnswer(server_load=sum(engine.metrics.waiting()[1] for engine in catalog.engines))
+        return HttpResponse(msgspec.json.encode(answer), media_type="application/json")
+
+    return [routing.Route(VERSION_PATH, version), routing.Route(LOAD_PATH, load)]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,28 @@ def test_embed_to_a_matrix(content: bytes, shape: tuple[int, int], shell: Shell,
     assert np.load(tmp_path / "out.npy").shape == shape
 
 
+@pytest.mark.parametrize("name", ["out.npy", "out.jsonl"])
+@pytest.mark.parametrize("wrong", [("--prompt_name", "none such"), ("--dimensions", "10000")])
+def test_a_failure_leaves_the_file_that_was_there(
+    name: str, wrong: tuple[str, str], shell: Shell, m3: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("an hour's work")
+    assert shell("embed", m3, "-", tmp_path / name, *wrong, *FAST, stdin=b"so").status in (1, 2)
+    assert (tmp_path / name).read_text() == "an hour's work" and len([*tmp_path.iterdir()]) == 1
+
+
+def test_a_written_file_takes_the_place_of_another(shell: Shell, m3: Path, tmp_path: Path) -> None:
+    (tmp_path / "old.jsonl").write_text("old")
+    (tmp_path / "old.jsonl").chmod(0o640)
+    (tmp_path / "link.jsonl").symlink_to("old.jsonl")
+    assert shell("embed", m3, "-", tmp_path / "link.jsonl", *FAST, stdin=b"so").status == 0
+    assert (tmp_path / "link.jsonl").is_symlink() and (tmp_path / "old.jsonl").stat().st_mode & 0o777 == 0o640
+    assert json.loads((tmp_path / "old.jsonl").read_text())["index"] == 0
+    done = shell("embed", m3, "-", tmp_path, *FAST, stdin=b"so")
+    assert done.status == 1 and "Is a directory" in done.err and "Traceback" not in done.err
+    assert shell("embed", m3, "-", "/dev/null", *FAST, stdin=b"so").status == 0
+
+
 def test_rerank(shell: Shell, reranker: Path, tmp_path: Path) -> None:
     (tmp_path / "documents").write_text("the weather\nis\tlovely\nso sunny\n")
     done = shell("rerank", reranker, "the query", "--top-k", 2, tmp_path / "documents", *FAST)
@@ -131,6 +154,7 @@ def test_classify(shell: Shell, classifier: Path) -> None:
         (["rerank", "{m3}", "query", "--topk", "1"], 2, "did you mean --top_k?"),
         (["rerank", "{m3}", "query", "--top_k", "0"], 2, "top_k: 0 is below the least allowed, 1"),
         (["rerank", "{m3}", "query", "-", "--port", "1"], 2, "unknown option --port"),
+        (["embed", "{m3}", "-", "-", "--max_client_batch_size", "1"], 2, "unknown option --max_client_batch_size"),
         (["classify", "{m3}", "--pairs"], 1, "line 1 has no tab"),
         (["verify"], 2, "checkpoint_path is missing"),
         (["verify", "{m3}", "--bound", "0"], 2, "bound: 0 is not above 0"),
@@ -161,6 +185,27 @@ def test_a_reader_that_leaves_ends_the_command_silently(m3: Path) -> None:
         process.stdout = None
         _, err = process.communicate(b"the weather\n" * 2000, timeout=60)
     assert process.returncode == 141 and err == b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ends"),
+    [("- - <&-", "standard input is closed; name a file"), ("/dev/null - >&-", ""), ("{texts} - >&-", "is closed")],
+)
+def test_a_stream_that_is_closed_is_told_in_a_line(arguments: str, ends: str, m3: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts").write_text("so sunny")
+    command = f"{sys.executable} -m rtp_llm embed {m3} {arguments} {' '.join(FAST)}"
+    done = subprocess.run(
+        ["sh", "-c", command.format(texts=tmp_path / "texts")], stderr=subprocess.PIPE, cwd=ROOT, text=True, timeout=60
+    )
+    assert done.returncode == (1 if ends else 0) and done.stderr.rstrip().endswith(ends), done
+    assert len(done.stderr.splitlines()) <= 1
+
+
+def test_what_is_printed_is_utf8_whatever_the_terminal_takes(classifier: Path) -> None:
+    command = [sys.executable, "-m", "rtp_llm", "classify", str(classifier), *FAST]
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, input="é".encode(), capture_output=True, cwd=ROOT, env=environ, timeout=60)
+    assert done.returncode == 0 and done.stdout.decode().endswith("\té\n"), done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

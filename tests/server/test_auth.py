@@ -59,7 +59,7 @@ def test_a_key_opens(headers: dict[str, str]) -> None:
         {"authorization": "Bearer first-ke"},
         {"authorization": "Bearer first-key second-key"},
         {"x-api-key": ""},
-        {"authorization": "Bearer wrong", "x-api-key": "first-key"},
+        {"authorization": "Bearer wrong", "x-api-key": "first-ke", "api-key": "second-ke"},
     ],
 )
 def test_anything_else_does_not(headers: dict[str, str]) -> None:

@@ -43,7 +43,7 @@ def serve(body: bytes) -> list[Any]:
         dialect = dialects(DIALECTS["/v1/embeddings"])[-1]
         decoded, engine = decode(dialect.decoder, body), FakeEngine()
         if dialect.prepare is not None and decoded.messages is not None:
-            decoded = asyncio.run(asyncio.wait_for(dialect.prepare(decoded, engine), timeout=10))
+            decoded = asyncio.run(asyncio.wait_for(dialect.prepare(decoded, CONFIG, engine), timeout=10))
         request = dialect.to_request(decoded, engine.info(), CONFIG, "id")
         return list(request.inputs)
     return []

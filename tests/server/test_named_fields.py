@@ -72,7 +72,7 @@ ROWS: list[tuple[str, dict[str, Any], str, str]] = [
     ("/similarity", {"inputs": {"source_sentence": BIG, "sentences": [GOOD]}}, "m3", "inputs.source_sentence"),
     ("/predict", {"inputs": [[GOOD], [BIG]]}, "reranker", "inputs[1]"),
     ("/invocations", {"inputs": [GOOD, BIG]}, "m3", "inputs[1]"),
-    ("/vertex", {"instances": [{"inputs": [GOOD, BIG]}]}, "m3", "inputs[1]"),
+    ("/vertex", {"instances": [{"inputs": GOOD}, {"inputs": [GOOD, BIG]}]}, "m3", "instances[1]: inputs[1]"),
     ("/", {"inputs": [GOOD, BIG]}, "m3", "inputs[1]"),
     ("/", {"input": [GOOD, BIG]}, "m3", "input[1]"),
     ("/tokenize", {"prompt": BIG}, "m3", "prompt"),

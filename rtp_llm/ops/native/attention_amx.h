@@ -251,7 +251,7 @@ struct TiledAttention {
       Vec sum = reduce_sixteen(block.row_sums + row, [](Vec a, Vec b) { return a + b; });
       if (!block.first) sum += load(block.sums + row) * load(block.scales + row);
       store(block.sums + row, sum);
-      store(block.inverse + row, sum == Vec{} ? Vec{} : 1.0f / sum);
+      store(block.inverse + row, 1.0f / sum);
     }
   }
 

@@ -27,6 +27,7 @@ from rtp_llm.errors import (
 from rtp_llm.observability import Answered, Metrics, Observer, Seen
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.catalog import Catalog
+from rtp_llm.server.dialect import MEMORY_BYTES, limited
 from rtp_llm.server.errors import as_rtp_error
 from rtp_llm.server.exchange import choose_id
 from rtp_llm.server.grpc import tei
@@ -221,7 +222,7 @@ class Calls:
 
     async def _run(self, engine: EngineLike, request: Request, rpc: Rpc, num_bytes: int, *, patient: bool) -> Response:
         self._admission.check_size(request, num_bytes)
-        request = replace(request, request_id=rpc.id)
+        request = limited(replace(request, request_id=rpc.id), self._config, MEMORY_BYTES)
         await (self._admission.wait() if patient else self._admission.enter())
         try:
             while True:

@@ -196,7 +196,7 @@ def describe(engine: EngineLike, config: ServerConfig) -> Message:
     return message("InfoResponse")(
         version=__version__,
         model_id=info.name,
-        model_dtype=info.dtype.replace("fp", "float"),
+        model_dtype=info.dtype.replace("fp", "float").replace("bf16", "bfloat16"),
         model_type=kind,
         max_concurrent_requests=config.concurrency_limit,
         max_input_length=info.max_seq_len,

@@ -17,6 +17,7 @@ from rtp_llm.server.catalog import ModelName, one_of
 from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import PromptName, Truncate, Truncation
+from rtp_llm.server.vectors import NUMBER_BYTES
 
 _VECTORS_A_PIECE = 64
 
@@ -161,7 +162,10 @@ _all_decoder = msgspec.json.Decoder(EmbedAllBody)
 EMBED: Dialect[EmbedBody] = frame.dialect(
     msgspec.json.Decoder(EmbedBody), _embed, _render_vectors, one_of(TaskType.DENSE)
 )
-EMBED_ALL: Dialect[EmbedAllBody] = frame.dialect(_all_decoder, _embed_all, _render_matrices, one_of(TaskType.TOKENS))
+EMBED_ALL: Dialect[EmbedAllBody] = replace(
+    frame.dialect(_all_decoder, _embed_all, _render_matrices, one_of(TaskType.TOKENS)),
+    number_bytes=lambda body: NUMBER_BYTES,
+)
 EMBED_SPARSE: Dialect[EmbedAllBody] = frame.dialect(
     _all_decoder, _embed_sparse, _render_sparse, one_of(TaskType.SPARSE)
 )

@@ -1,11 +1,9 @@
-"""Which of TEI's paths goes where; /, /invocations and /vertex go by the model, GET /info and /ping."""
+"""Which of TEI's paths goes where; `by_model` is for /, /invocations and /vertex; GET /info and /ping."""
 
-import asyncio
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 from starlette import routing
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
@@ -13,10 +11,9 @@ from starlette.responses import Response as HttpResponse
 from rtp_llm import __version__
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, TaskType
-from rtp_llm.server.body import decode
-from rtp_llm.server.catalog import Catalog, ModelName, Service
+from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.dialect import Answerer, Choice, Route
-from rtp_llm.server.errors import ErrorForm, Headers
+from rtp_llm.server.errors import ErrorForm
 from rtp_llm.server.exchange import Exchange
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.embed import EMBED, EMBED_ALL, EMBED_SPARSE, SIMILARITY
@@ -25,21 +22,6 @@ from rtp_llm.server.tei.tokens import DECODE
 
 INFO_PATH, PING_PATH = "/info", "/ping"
 _inputs = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-class VertexBody(msgspec.Struct, kw_only=True):
-    """Google Vertex AI's form: each instance is a body of any of the other routes."""
-
-    instances: Annotated[
-        list[msgspec.Raw], Meta(description="bodies of other routes", extra_json_schema={"items": {"type": "object"}})
-    ]
-    model: ModelName = None
-
-
-class VertexAnswer(msgspec.Struct, kw_only=True):
-    """The answers to the instances, in their order."""
-
-    predictions: list[Any]
 
 
 class TeiInfo(msgspec.Struct, kw_only=True):
@@ -87,30 +69,7 @@ def _by_model(info: ModelInfo) -> Route:
     return EMBED_SPARSE if info.tasks[0] is TaskType.SPARSE else EMBED
 
 
-@dataclass(frozen=True, slots=True)
-class _Vertex:
-    """Every instance goes where `by_model` sends it; one that fails fails them all, as in TEI."""
-
-    error_form: ErrorForm = frame.error_form
-    decoder: "msgspec.json.Decoder[VertexBody]" = msgspec.json.Decoder(VertexBody)
-
-    def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
-        return self
-
-    async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
-        instances = decode(self.decoder, content).instances
-        frame.check_inputs(instances, service.config, "instances")
-        answers = []
-        for instance in instances:
-            body = bytes(instance)
-            chosen = by_model.choose(body, exchange, service.catalog)
-            answers.append((await chosen.answer(body, service, exchange))[0])
-            await asyncio.sleep(0)
-        return b'{"predictions":[%b]}' % b",".join(answers), []
-
-
 by_model = Choice({"texts": RERANK}, _Inputs())
-VERTEX = _Vertex()
 ROUTES: dict[str, Route] = {
     "/embed": EMBED,
     "/embed_all": EMBED_ALL,
@@ -118,8 +77,6 @@ ROUTES: dict[str, Route] = {
     "/similarity": SIMILARITY,
     "/predict": PREDICT,
     "/decode": DECODE,
-    "/invocations": by_model,
-    "/vertex": VERTEX,
 }
 
 
@@ -145,7 +102,7 @@ def tei_info(info: ModelInfo, config: ServerConfig) -> TeiInfo:
     return TeiInfo(
         model_id=info.name,
         model_sha=None,
-        model_dtype="float32",
+        model_dtype=info.dtype.replace("fp", "float").replace("bf16", "bfloat16"),
         served_model_name=info.name,
         model_type=_model_type(info),
         max_concurrent_requests=config.concurrency_limit,
@@ -153,7 +110,7 @@ def tei_info(info: ModelInfo, config: ServerConfig) -> TeiInfo:
         max_batch_tokens=info.max_batch_tokens,
         max_batch_requests=None,
         max_client_batch_size=config.max_client_batch_size,
-        auto_truncate=True,
+        auto_truncate=config.auto_truncate,
         tokenization_workers=config.tokenizer_threads,
         version=__version__,
         sha=None,

@@ -87,13 +87,17 @@ def _tokens(found: Sequence[Token], text: str, places: Sequence[int], first: int
 def _decode(body: DecodeBody, engine: EngineLike, service: Service) -> Iterator[bytes]:
     frame.check_inputs(body.ids, service.config, "ids")
     given: Any = body.ids if isinstance(body.ids[0], list) else [body.ids]
-    skip = body.skip_special_tokens is not False
     alone = given is not body.ids
-    texts = []
-    for place, ids in enumerate(given):
-        name = "ids" if alone else f"ids[{place}]"
-        texts.append(decoded(engine, _sequence(ids, place), name, skip_special_tokens=skip))
-    yield orjson.dumps(texts)
+    named = [("ids" if alone else f"ids[{place}]", _sequence(ids, place)) for place, ids in enumerate(given)]
+    for name, ids in named:
+        service.admission.check_text(ids, name)
+    service.admission.check_together([ids for _, ids in named], "ids")
+    opening = b"["
+    for name, ids in named:
+        text = decoded(engine, ids, name, skip_special_tokens=body.skip_special_tokens is not False)
+        yield opening + orjson.dumps(text)
+        opening = b","
+    yield b"]"
 
 
 def _sequence(ids: Any, place: int) -> list[int]:
