@@ -17,7 +17,7 @@ from rtp_llm.engine.device import Device
 from rtp_llm.engine.gate import Gate
 from rtp_llm.engine.intake import Intake, expired
 from rtp_llm.engine.job import Job
-from rtp_llm.engine.lane import Lane, estimate_tokens, lane_of
+from rtp_llm.engine.lane import Lane, lane_of
 from rtp_llm.engine.result_cache import ResultCache
 from rtp_llm.engine.scheduler import Grant
 from rtp_llm.engine.step import ItemRows, Outcome, compute, item_failure
@@ -157,7 +157,7 @@ class Engine:
         """Admit a request and start it; raises at once what can be known at once, else `future` gets it."""
         lane = self._admit(request)
         job = Job(request, future, loop, lane, self._number)
-        if self._tokenizer.is_small(request.inputs):
+        if self._tokenizer.is_small(request.inputs, request.params):
             items = self._intake.encode(job, 0, len(request.inputs))
             self._jobs[lane].add(job)
             self._enqueue(job, items)
@@ -165,8 +165,11 @@ class Engine:
                 self.device.wake_after_this_round(loop)
         else:
             self._jobs[lane].add(job)
+            # Over this it is refused, once that is known for certain: no more of it will ever wait.
+            most = self.config.max_request_tokens
+            expected = min(self._tokenizer.estimate(request.params).tokens(request.inputs, most), most)
             with self._changed:
-                self._gate.announce(job, estimate_tokens(request.inputs))
+                self._gate.announce(job, expected)
             try:
                 self._tokenizer.submit(self._encode_all, job)
             except RuntimeError:  # the pool was closed meanwhile
@@ -197,7 +200,7 @@ class Engine:
         if self.device.closing or self.device.ended is not None:
             raise NotReady(self.device.failure or _SHUTTING_DOWN)
         self._intake.check(request)
-        lane = lane_of(request, self._info.max_batch_tokens)
+        lane = lane_of(request, self._tokenizer.estimate(request.params), self._info.max_batch_tokens)
         try:
             # Where results are kept, the answer may be there already.
             left = math.inf if self._cache.capacity else request.deadline - time.monotonic()

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from rtp_llm.core import Input, Item, Params
+from rtp_llm.engine.estimate import Estimate
 from rtp_llm.engine.tokenizer import Tokenizer
 
 _SMALL_CHARACTERS = 2000
@@ -34,15 +35,17 @@ class TokenizerPool:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
 
-    @staticmethod
-    def is_small(inputs: Sequence[Input]) -> bool:
+    def estimate(self, params: Params) -> Estimate:
+        """The measure of inputs that come with these parameters."""
+        prompts, name = self.tokenizer.prompts, params.prompt_name or self.tokenizer.default_prompt_name
+        prompt = params.prompt if params.prompt is not None else prompts.get(name or "", "")
+        most = self.tokenizer.max_seq_len if params.max_tokens is None else params.max_tokens
+        lead = len(prompt) + len(params.instruction or "")
+        return Estimate(lead, min(most, self.tokenizer.max_seq_len), params.chunking)
+
+    def is_small(self, inputs: Sequence[Input], params: Params) -> bool:
         """Whether encoding takes less time than a hop to another thread: do it where you are."""
-        total = 0
-        for value in inputs:
-            total += 1 + (len(value[0]) + len(value[1]) if isinstance(value, tuple) else len(value))
-            if total > _SMALL_CHARACTERS:
-                return False
-        return True
+        return self.estimate(params).characters(inputs, _SMALL_CHARACTERS) <= _SMALL_CHARACTERS
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0, *, rerank: bool = False) -> list[Item]:
         """`Tokenizer.encode`, on the caller's thread; `rerank`: these are to be scored."""

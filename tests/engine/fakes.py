@@ -10,6 +10,7 @@ import numpy as np
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import FloatArray, Input, Item, ModelInfo, Params, TaskType
 from rtp_llm.engine.engine import Engine
+from rtp_llm.engine.estimate import Estimate
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.observability import Metrics
 
@@ -79,7 +80,10 @@ class FakeTokenizer:
     def __init__(self) -> None:
         self.threads: list[threading.Thread] = []
 
-    def is_small(self, inputs: Sequence[Input]) -> bool:
+    def estimate(self, params: Params) -> Estimate:
+        return Estimate(len(params.prompt or ""), INFO.max_seq_len, params.chunking)
+
+    def is_small(self, inputs: Sequence[Input], params: Params) -> bool:
         return sum(len(text) for text in inputs) <= 20
 
     def encode(self, inputs: Sequence[Any], params: Params, start: int = 0, *, rerank: bool = False) -> list[Item]:

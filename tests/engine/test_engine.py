@@ -11,6 +11,7 @@ import pytest
 from rtp_llm.core import Params, Request, Response, TaskType
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.job import Job
+from rtp_llm.engine.lane import Lane
 from rtp_llm.errors import (
     DeadlineExceeded,
     EngineFailure,
@@ -152,6 +153,20 @@ def test_tokens_of_a_request_are_limited(runtime: FakeRuntime, text: str) -> Non
         engine.run_sync(ask(text, text, "b"))
     assert engine.run_sync(ask("a")).total_tokens == 1
     engine.close()
+
+
+def test_no_more_is_expected_of_a_request_than_will_be_read_of_it(engine: Engine) -> None:
+    """Texts of any length close no lane, for the model reads 64 tokens of each."""
+    announced = []
+    tokenise = engine._tokenizer.encode
+
+    def watched(*args: Any, **options: Any) -> Any:
+        announced.append(engine._gate.announced[Lane.BULK])
+        return tokenise(*args, **options)
+
+    engine._tokenizer.encode = watched  # type: ignore[method-assign]
+    engine.run_sync(ask(*["x" * 10_000] * 3))
+    assert announced[0] == 3 * 64
 
 
 @pytest.mark.parametrize("text", ["\x0d", "break" * 5])

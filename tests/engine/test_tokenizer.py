@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from rtp_llm.core import Input, Item, Params
 from rtp_llm.engine import tokenizer_files
+from rtp_llm.engine.estimate import Estimate
 from rtp_llm.engine.shortening import Side
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokenizer_files import num_ids
@@ -309,11 +310,44 @@ def test_pool(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "small"),
-    [(["a" * 1999], True), (["a" * 2001], False), ([("a" * 1000, "b" * 1000)], False), ([[1] * 1000] * 3, False)],
+    ("inputs", "params", "small"),
+    [
+        (["a" * 1999], {}, True),
+        (["a" * 2001], {}, False),
+        ([("a" * 1000, "b" * 1000)], {}, False),
+        ([[1] * 1000] * 3, {}, False),
+        (["a"] * 19, {"prompt": "x" * 100}, True),
+        (["a"] * 20, {"prompt": "x" * 100}, False),
+        (["a"] * 20, {"prompt_name": "long"}, False),
+        ([[1]] * 20, {"prompt_name": "long"}, True),
+        ([("q", "d")] * 20, {"instruction": "x" * 100}, False),
+    ],
 )
-def test_small_requests_need_no_thread(inputs: Any, small: bool) -> None:
-    assert TokenizerPool.is_small(inputs) == small
+def test_small_requests_need_no_thread(inputs: Any, params: Any, small: bool, tiny: Path) -> None:
+    """What stands before each input is tokenised with each: it counts as often."""
+    pool = TokenizerPool(Tokenizer(tiny, max_seq_len=LIMIT, prompts={"long": "x" * 100}), 1)
+    assert pool.is_small(inputs, Params(**params)) == small
+
+
+def test_the_measure_of_a_request(tiny: Path) -> None:
+    tokenizer = Tokenizer(tiny, max_seq_len=LIMIT, prompts={"own": "abc"}, default_prompt_name="own")
+    pool = TokenizerPool(tokenizer, 1)
+    assert pool.estimate(Params()) == Estimate(3, LIMIT)
+    assert pool.estimate(Params(prompt="a", instruction="bc", max_tokens=9)) == Estimate(3, 9)
+    assert pool.estimate(Params(prompt_name="unknown", chunking="mean")) == Estimate(0, LIMIT, "mean")
+
+
+@pytest.mark.parametrize(("text", "problem"), [("a" * 16 * LIMIT, None), ("a" * (16 * LIMIT + 1), "limit is 512")])
+def test_an_instruction_is_bounded_as_a_prompt_is(text: str, problem: str | None, tiny: Path) -> None:
+    tokenizer = Tokenizer(tiny, max_seq_len=LIMIT)
+    for param in ("prompt", "instruction"):
+        read = tokenizer.prompt_text if param == "prompt" else tokenizer.instruction_text
+        if problem is None:
+            assert read(Params(**{param: text})) == text
+            continue
+        with pytest.raises(InvalidRequest, match=f"{param} has 513 characters, the {problem}") as error:
+            read(Params(**{param: text}))
+        assert error.value.param == param
 
 
 @pytest.mark.parametrize(("vocabulary", "expected"), [({}, 0), ({"a": 0, "b": 1}, 2), ({"a": 0, "b": 7}, 8)])
