@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from rtp_llm.config import EngineConfig
@@ -31,8 +32,9 @@ from rtp_llm.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
-# Inputs that one tokeniser job hands over at a time, so that computing starts before a large request is tokenised.
-_TOKENIZE_CHUNK = 64
+# What is tokenised of a large request at a time, some 30 ms of work: then computing starts, and others have their turn.
+_PART_INPUTS = 64
+_PART_TOKENS = 1 << 14
 _CANARY_TOKENS = 128
 # Requests that `run_many` keeps in flight: enough for full batches, few enough to bound memory.
 _OFFLINE_IN_FLIGHT = 8
@@ -171,7 +173,7 @@ class Engine:
             with self._changed:
                 self._gate.announce(job, expected)
             try:
-                self._tokenizer.submit(self._encode_all, job)
+                self._tokenizer.submit(partial(self._encode_part, job), lane)
             except RuntimeError:  # the pool was closed meanwhile
                 with self._changed:
                     self._gate.announce(job, -job.announced)
@@ -183,10 +185,10 @@ class Engine:
         """End the device, for all models that share it: `Device.close`."""
         self.device.close(timeout)
 
-    def stop_intake(self) -> None:
-        """Take no more requests, and wait until what came in is queued."""
+    def stop_intake(self, timeout: float) -> None:
+        """Take no more requests, and wait until what came in is queued, but no longer than `timeout` seconds."""
         self._not_ready = _SHUTTING_DOWN
-        self._tokenizer.close()
+        self._tokenizer.close(timeout)
 
     def release(self) -> None:
         """End what the runtime has started, after the last batch."""
@@ -216,25 +218,28 @@ class Engine:
     def _work_of_others(self) -> Mapping[Lane, float]:
         return self.device.seconds_of_work(besides=self)
 
-    def _encode_all(self, job: Job) -> None:
-        """Tokenise a large request part by part; runs on a tokeniser thread."""
+    def _encode_part(self, job: Job) -> bool:
+        """Tokenise the next part of a large request -> whether more is left; runs on a tokeniser thread."""
+        is_left = False
         try:
-            count = len(job.request.inputs)
-            step = count if job.request.params.chunking == "late" else _TOKENIZE_CHUNK
-            for start in range(0, count, step):
-                if job.done:
-                    return
+            if not job.done:
+                inputs, start = job.request.inputs, job.next_input
                 self._intake.check_deadline(job.request)
-                self._enqueue(job, self._intake.encode(job, start, start + step))
+                estimate = self._tokenizer.estimate(job.request.params)
+                job.next_input = estimate.end_of_part(inputs, start, _PART_INPUTS, _PART_TOKENS)
+                self._enqueue(job, self._intake.encode(job, start, job.next_input))
                 self.device.wake()
+                is_left = job.next_input < len(inputs) and not job.done
         except Exception as error:  # the border: whatever a tokeniser raises belongs to this request alone
             if not isinstance(error, RtpError):
                 logger.exception("request %s: tokenising failed", job.request.request_id)
                 error = EngineFailure(f"tokenising failed: {type(error).__name__}")
             self._fail(job, error)
         finally:
-            with self._changed:
-                self._gate.announce(job, -job.announced)
+            if not is_left:
+                with self._changed:
+                    self._gate.announce(job, -job.announced)
+        return is_left
 
     def _enqueue(self, job: Job, items: list[Item]) -> None:
         """Queue what must be computed; what the cache knows is there at once."""
@@ -263,6 +268,7 @@ class Engine:
         with self._changed:
             if not job.done:
                 job.cancelled = True
+                self._gate.announce(job, -job.announced)
                 self.device.scheduler.drop(job)
                 self._jobs[job.lane].discard(job)
                 # Whoever waits gives up at the deadline too, and may be the first to notice.

@@ -1,12 +1,13 @@
 """Encoding inputs on threads of its own, each request by what is wanted of it."""
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Protocol
 
 from rtp_llm.core import Input, Item, Params
 from rtp_llm.engine.estimate import Estimate
+from rtp_llm.engine.lane import Lane
+from rtp_llm.engine.lane_threads import LaneThreads, Work
 from rtp_llm.engine.tokenizer import Tokenizer
 
 _SMALL_CHARACTERS = 2000
@@ -19,7 +20,7 @@ class Encoder(Protocol):
 
 
 class TokenizerPool:
-    """A Tokenizer on threads of its own, one job a request; others encode what is to be scored, and chunks."""
+    """A Tokenizer on threads of its own; others encode what is to be scored, and chunks."""
 
     def __init__(
         self,
@@ -33,7 +34,7 @@ class TokenizerPool:
         self._chunking = chunking or tokenizer
         # The library reads only this variable; unset, each call would take all cores from the batches that run.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
+        self._threads = LaneThreads(num_threads, "tokenizer")
 
     def estimate(self, params: Params) -> Estimate:
         """The measure of inputs that come with these parameters."""
@@ -53,10 +54,10 @@ class TokenizerPool:
             return self._chunking.encode(inputs, params, start)
         return (self._reranking if rerank else self.tokenizer).encode(inputs, params, start)
 
-    def submit(self, work: Callable[..., None], *arguments: object) -> None:
-        """Run `work(*arguments)` on one of the pool's threads; it sees to its own errors."""
-        self._executor.submit(work, *arguments)
+    def submit(self, work: Work, lane: Lane) -> None:
+        """Work, turn by turn, on the pool's threads: `LaneThreads.submit`."""
+        self._threads.submit(work, lane)
 
-    def close(self) -> None:
-        """Take no more work, and wait until what was submitted is done."""
-        self._executor.shutdown(wait=True)
+    def close(self, timeout: float) -> None:
+        """Take no more work, and wait until what was submitted is done, or given up: `LaneThreads.close`."""
+        self._threads.close(timeout)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -208,6 +209,66 @@ def test_close_fails_what_is_not_done_in_time(runtime: FakeRuntime) -> None:
     result = asyncio.run(stuck())
     runtime.gate.set()
     assert isinstance(result, NotReady)
+
+
+def slow_to_encode(engine: Engine, seconds: float) -> list[int]:
+    """-> how many inputs were encoded at a time, as it goes on."""
+    encode, parts = engine._tokenizer.encode, list[int]()
+
+    def slowly(inputs: Any, *args: Any, **options: Any) -> Any:
+        parts.append(len(inputs))
+        time.sleep(seconds)
+        return encode(inputs, *args, **options)
+
+    engine._tokenizer.encode = slowly  # type: ignore[method-assign]
+    return parts
+
+
+def test_close_keeps_its_time_though_much_is_not_tokenised_yet(runtime: FakeRuntime) -> None:
+    engine = make_engine(runtime)
+    slow_to_encode(engine, 0.05)
+    waiting = [Future[Response]() for _ in range(4)]
+    for future in waiting:
+        engine.submit(ask(*["x" * 30] * 2000), future)
+    started = time.monotonic()
+    engine.close(0.1)
+    assert time.monotonic() - started < 0.5
+    for future in waiting:
+        with pytest.raises(NotReady, match="shut down"):
+            future.result(0)
+
+
+def test_nobody_waits_for_all_that_others_have_tokenised(engine: Engine) -> None:
+    """Interactive requests go first, and a bulk request takes its turn after a part of those before it."""
+    parts = slow_to_encode(engine, 0.01)
+    order: list[str] = []
+
+    def note(name: str, request: Request) -> Future[Response]:
+        future = Future[Response]()
+        future.add_done_callback(lambda _: order.append(name))
+        engine.submit(request, future)
+        return future
+
+    large = [note(f"large {letter}", ask(*[letter * 30] * 1000)) for letter in "abc"]
+    waiting = [*large, note("bulk", ask("x" * 30, "y" * 50)), note("interactive", ask("z" * 40))]
+    for future in waiting:
+        future.result(10)
+    assert set(order[:2]) == {"interactive", "bulk"}
+    assert max(parts) == 64
+
+
+def test_cancelling_what_is_not_tokenised_yet_leaves_nothing(engine: Engine) -> None:
+    slow_to_encode(engine, 0.02)
+
+    async def leave() -> dict[Any, int]:
+        tasks = [asyncio.ensure_future(engine.run(ask(*["x" * 30] * 1000))) for _ in range(5)]
+        await asyncio.sleep(0.03)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return dict(engine._gate.announced)
+
+    assert not any(asyncio.run(leave()).values()) and not any(engine._jobs.values())
 
 
 def test_an_event_loop_that_closed_early_harms_nobody(engine: Engine, runtime: FakeRuntime) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rtp_llm.core import Input, Item, Params
 from rtp_llm.engine import tokenizer_files
 from rtp_llm.engine.estimate import Estimate
+from rtp_llm.engine.lane import Lane
 from rtp_llm.engine.shortening import Side
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokenizer_files import num_ids
@@ -302,9 +303,14 @@ def test_threads_share_one_tokenizer(tiny: Path) -> None:
 def test_pool(tiny: Path) -> None:
     pool = TokenizerPool(Tokenizer(tiny, max_seq_len=LIMIT), 2)
     done: list[tuple[str, list[Item]]] = []
+
+    def work() -> bool:
+        done.append((threading.current_thread().name, pool.encode(["a"], Params())))
+        return False
+
     for _ in range(10):
-        pool.submit(lambda text: done.append((threading.current_thread().name, pool.encode([text], Params()))), "a")
-    pool.close()
+        pool.submit(work, Lane.INTERACTIVE)
+    pool.close(5)
     assert [ids(items) for _, items in done] == [[[2, 20, 3]]] * 10
     assert {name.partition("_")[0] for name, _ in done} == {"tokenizer"}
 
