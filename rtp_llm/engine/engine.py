@@ -11,17 +11,19 @@ from functools import partial
 from typing import Any
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import Item, ModelInfo, Request, Response, TaskType
+from rtp_llm.core import Item, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.engine.chat_template import Messages
 from rtp_llm.engine.delivery import Delivery
 from rtp_llm.engine.device import Device
+from rtp_llm.engine.estimate import Estimate
 from rtp_llm.engine.gate import Gate
+from rtp_llm.engine.in_order import run_in_order
 from rtp_llm.engine.intake import Intake, expired
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane, lane_of
 from rtp_llm.engine.result_cache import ResultCache
 from rtp_llm.engine.scheduler import Grant
-from rtp_llm.engine.step import ItemRows, Outcome, compute, item_failure
+from rtp_llm.engine.step import BrokenOff, ItemRows, Outcome, compute, item_failure
 from rtp_llm.engine.token_parts import token_parts
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.engine.tokens import Part
@@ -36,8 +38,6 @@ logger = logging.getLogger(__name__)
 _PART_INPUTS = 64
 _PART_TOKENS = 1 << 14
 _CANARY_TOKENS = 128
-# Requests that `run_many` keeps in flight: enough for full batches, few enough to bound memory.
-_OFFLINE_IN_FLIGHT = 8
 _SHUTTING_DOWN = "the server is shutting down"
 
 
@@ -100,6 +100,10 @@ class Engine:
             self.run_sync(request)
         self._not_ready = None
 
+    def estimate(self, params: Params) -> Estimate:
+        """The measure of inputs that come with these parameters."""
+        return self._tokenizer.estimate(params)
+
     def check_health(self) -> None:
         """Raise NotReady unless the canary has passed and every thread of the device lives."""
         reason = self.device.failure or self._not_ready or self.device.problem
@@ -130,34 +134,32 @@ class Engine:
         try:
             return await future
         except asyncio.CancelledError:
-            self._cancel(job)
+            self.cancel(job)
             raise
 
     def run_sync(self, request: Request) -> Response:
         """Answer one request; the calling thread computes too, which saves a lone request two thread hops."""
         future: Future[Response] = Future()
         self.submit(request, future)
-        return self.device.help_until(future)
+        return self.help_until(future)
 
     def run_many(self, requests: Iterable[Request]) -> Iterator[Response]:
-        """Answer requests in order, a few of them in flight; waits where `run` would refuse."""
-        waiting: list[Future[Response]] = []
-        for request in requests:
-            if len(waiting) == _OFFLINE_IN_FLIGHT:
-                yield self.device.help_until(waiting.pop(0))
-            waiting.append(Future())
-            self.submit(request, waiting[-1])
-        for future in waiting:
-            yield self.device.help_until(future)
+        """Answer requests in order, a few of them in flight; waits where `run` would refuse: `run_in_order`."""
+        yield from run_in_order(self, requests)
 
     def submit(
         self,
         request: Request,
         future: "asyncio.Future[Response] | Future[Response]",
         loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        may_refuse: bool = True,
     ) -> Job:
-        """Admit a request and start it; raises at once what can be known at once, else `future` gets it."""
-        lane = self._admit(request)
+        """Admit a request and start it; raises at once what can be known at once, else `future` gets it.
+
+        `may_refuse`: Overloaded where there is no room; else it is taken in all the same.
+        """
+        lane = self._admit(request, may_refuse)
         job = Job(request, future, loop, lane, self._number)
         if self._tokenizer.is_small(request.inputs, request.params):
             items = self._intake.encode(job, 0, len(request.inputs))
@@ -169,7 +171,7 @@ class Engine:
             self._jobs[lane].add(job)
             # Over this it is refused, once that is known for certain: no more of it will ever wait.
             most = self.config.max_request_tokens
-            expected = min(self._tokenizer.estimate(request.params).tokens(request.inputs, most), most)
+            expected = min(self.estimate(request.params).tokens(request.inputs, most), most)
             with self._changed:
                 self._gate.announce(job, expected)
             try:
@@ -180,6 +182,10 @@ class Engine:
                 self._jobs[lane].discard(job)
                 raise NotReady(_SHUTTING_DOWN) from None
         return job
+
+    def help_until(self, future: "Future[Response]") -> Response:
+        """Compute on the calling thread while `future` is open; then its result."""
+        return self.device.help_until(future)
 
     def close(self, timeout: float = 30.0) -> None:
         """End the device, for all models that share it: `Device.close`."""
@@ -198,11 +204,13 @@ class Engine:
         """What waits for this model, by lane, in seconds of the device."""
         return self._gate.seconds_of_work(self._queued())
 
-    def _admit(self, request: Request) -> Lane:
+    def _admit(self, request: Request, may_refuse: bool) -> Lane:
         if self.device.closing or self.device.ended is not None:
             raise NotReady(self.device.failure or _SHUTTING_DOWN)
         self._intake.check(request)
-        lane = lane_of(request, self._tokenizer.estimate(request.params), self._info.max_batch_tokens)
+        lane = lane_of(request, self.estimate(request.params), self._info.max_batch_tokens)
+        if not may_refuse:
+            return lane
         try:
             # Where results are kept, the answer may be there already.
             left = math.inf if self._cache.capacity else request.deadline - time.monotonic()
@@ -225,7 +233,7 @@ class Engine:
             if not job.done:
                 inputs, start = job.request.inputs, job.next_input
                 self._intake.check_deadline(job.request)
-                estimate = self._tokenizer.estimate(job.request.params)
+                estimate = self.estimate(job.request.params)
                 job.next_input = estimate.end_of_part(inputs, start, _PART_INPUTS, _PART_TOKENS)
                 self._enqueue(job, self._intake.encode(job, start, job.next_input))
                 self.device.wake()
@@ -264,7 +272,8 @@ class Engine:
         self._keep(job, item, rows)
         return True
 
-    def _cancel(self, job: Job) -> None:
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for it any more."""
         with self._changed:
             if not job.done:
                 job.cancelled = True
@@ -311,7 +320,7 @@ class Engine:
     def process(self, grant: Grant) -> None:
         """Compute a batch, free its cores, hand out what it finished."""
         started = time.perf_counter()
-        outcomes = [Outcome(group, {}, EngineFailure("the batch was broken off")) for group in grant.groups]
+        outcomes = [Outcome(group, {}, BrokenOff("the batch was broken off")) for group in grant.groups]
         try:
             outcomes = compute(self.runtime, grant.groups, grant.num_cores, self.metrics)
         finally:  # an interrupt, too, frees the cores and tells those who wait

@@ -178,11 +178,37 @@ def test_the_log_names_the_request_that_failed(engine: Engine, caplog: pytest.Lo
     assert "request look-me-up: " in caplog.text
 
 
+def test_an_interrupt_of_the_caller_is_not_an_inputs_failure(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(engine.runtime, "run", interrupted)
+        engine.run_sync(ask("abc"))
+    assert not caplog.records and engine.device.scheduler.free_cores == 2
+    assert lengths(engine.run_sync(ask("ok"))) == [2]
+
+
 def test_health(engine: Engine) -> None:
     with pytest.raises(NotReady, match="canary"):
         engine.check_health()
     engine.warm_up()
     engine.check_health()
+
+
+def test_many_requests_are_never_refused_and_their_errors_come_in_order(runtime: FakeRuntime) -> None:
+    engine = make_engine(runtime, max_queued_tokens=20, max_bulk_requests=1)
+    requests = [ask("x" * 30 + str(number), "y" * 50 + str(number)) for number in range(40)]
+    assert [lengths(response)[0] for response in engine.run_many(requests)] == [31] * 10 + [32] * 30
+    assert not any(engine._jobs.values())
+    responses = engine.run_many([*requests[:3], ask("refuse"), *requests])
+    assert [lengths(next(responses))[0] for _ in range(3)] == [31] * 3
+    with pytest.raises(InvalidRequest, match="refused"):
+        next(responses)
+    assert not any(engine._jobs.values()) and engine.device.scheduler.queued_items == 0
+    engine.close()
 
 
 def test_close_answers_what_is_in_and_refuses_the_rest(runtime: FakeRuntime) -> None:
