@@ -91,7 +91,7 @@ def test_errors_come_in_order_and_name_the_place_among_all_inputs(model: Model) 
 
 def test_an_iteration_that_is_broken_off_leaves_no_work(model: Model) -> None:
     engine = model._engine
-    responses = engine.run_many(Request(inputs=[f"a {n} {m}" for m in range(200)]) for n in range(8))
+    responses = engine.run_many(Request(inputs=[f"{n} {m} {LONG}" for m in range(200)]) for n in range(8))
     next(responses)
     responses.close()  # type: ignore[attr-defined]
     assert engine.device.scheduler.queued_items == 0 and not any(engine._jobs.values())
@@ -103,7 +103,7 @@ def test_an_interrupt_ends_at_once_and_quietly(
     run = CpuRuntime.run
 
     def slow(self: CpuRuntime, *args: Any) -> Any:
-        time.sleep(0.02)
+        time.sleep(0.1)
         return run(self, *args)
 
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt), loaded(folder) as model:
