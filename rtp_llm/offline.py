@@ -199,7 +199,7 @@ class Model:
         done, size = 0, min(_SLICE, max(most_tokens // estimate.max_seq_len, 1))
 
         def stop_of(start: int) -> int:
-            return estimate.end_of_part(inputs, start, size, _SLICE_TOKENS)
+            return estimate.end_of_part(inputs, start, size, max_tokens=_SLICE_TOKENS)
 
         def requests() -> Iterator[Request]:
             start = done

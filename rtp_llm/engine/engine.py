@@ -34,9 +34,9 @@ from rtp_llm.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
-# What is tokenised of a large request at a time, some 30 ms of work: then computing starts, and others have their turn.
+# What is tokenised of a large request at a time, some 25 ms of work: then computing starts, and others have their turn.
 _PART_INPUTS = 64
-_PART_TOKENS = 1 << 14
+_PART_CHARACTERS = 1 << 16
 _CANARY_TOKENS = 128
 _SHUTTING_DOWN = "the server is shutting down"
 
@@ -234,7 +234,7 @@ class Engine:
                 inputs, start = job.request.inputs, job.next_input
                 self._intake.check_deadline(job.request)
                 estimate = self.estimate(job.request.params)
-                job.next_input = estimate.end_of_part(inputs, start, _PART_INPUTS, _PART_TOKENS)
+                job.next_input = estimate.end_of_part(inputs, start, _PART_INPUTS, max_characters=_PART_CHARACTERS)
                 self._enqueue(job, self._intake.encode(job, start, job.next_input))
                 self.device.wake()
                 is_left = job.next_input < len(inputs) and not job.done

@@ -27,7 +27,7 @@ class Estimate:
         """What is tokenised, and one for each input; counting stops above `enough`. Ready token ids count too."""
         total = 0
         for value in inputs:
-            total += 1 + (len(value) if isinstance(value, list) else self._length(value))
+            total += self._characters(value)
             if total > enough:
                 break
         return total
@@ -43,17 +43,29 @@ class Estimate:
                 break
         return min(total, self.max_seq_len) if self.chunking == "late" else total
 
-    def end_of_part(self, inputs: Sequence[Input], start: int, max_inputs: int, max_tokens: float) -> int:
-        """Where a part from `start` ends that has at most so many inputs and about so many tokens, and one at least."""
+    def end_of_part(
+        self,
+        inputs: Sequence[Input],
+        start: int,
+        max_inputs: int,
+        *,
+        max_tokens: float = math.inf,
+        max_characters: float = math.inf,
+    ) -> int:
+        """Where a part from `start` ends that has at most so many inputs, about so many tokens, and one at least."""
         if self.chunking == "late":
             return len(inputs)
-        total, stop = 0, start
+        stop, tokens, characters = start, 0, 0
         for value in inputs[start : start + max_inputs]:
-            total += self._tokens(value)
-            if total > max_tokens and stop > start:
+            tokens += self._tokens(value)
+            characters += self._characters(value)
+            if stop > start and (tokens > max_tokens or characters > max_characters):
                 break
             stop += 1
         return stop
+
+    def _characters(self, value: Input) -> int:
+        return 1 + (len(value) if isinstance(value, list) else self._length(value))
 
     def _length(self, value: str | tuple[str, str]) -> int:
         return self.lead + (len(value) if isinstance(value, str) else len(value[0]) + len(value[1]))

@@ -66,5 +66,11 @@ def test_what_cannot_matter_is_not_looked_at() -> None:
 def test_parts(inputs: Any, chunking: Any, ends: list[int]) -> None:
     estimate, stops = Estimate(0, 512, chunking), [0]
     while stops[-1] < len(inputs):
-        stops.append(estimate.end_of_part(inputs, stops[-1], 4, 700))
+        stops.append(estimate.end_of_part(inputs, stops[-1], 4, max_tokens=700))
     assert stops[1:] == ends
+
+
+def test_parts_by_what_is_tokenised() -> None:
+    """Of long texts more is tokenised than is read."""
+    estimate, inputs = Estimate(0, 16), ["x" * 600] * 3 + ["a"] * 9
+    assert [estimate.end_of_part(inputs, start, 8, max_characters=1000) for start in (0, 2, 3)] == [1, 10, 11]
