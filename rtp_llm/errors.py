@@ -20,7 +20,7 @@ DeviceLost stands beside the tree: nothing can be computed any more.
 """
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class RtpError(Exception):
@@ -35,10 +35,20 @@ class RtpError(Exception):
         self.message = message
         self.param = param
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own would call the class with its message, which not every class here takes: a worker process that
+        # fails with one of those would never be heard of again.
+        return _restored, (type(self), self.args), self.__dict__
+
     @property
     def failure(self) -> str:
         """The word for it where the request was in order; empty where the request was at fault."""
         return (self.code or self.kind) if self.status >= 500 else ""
+
+
+def _restored(kind: type[RtpError], args: tuple[Any, ...]) -> RtpError:
+    """An error that was pickled or copied, as yet without its attributes."""
+    return kind.__new__(kind, *args)
 
 
 class InvalidRequest(RtpError):

@@ -11,11 +11,15 @@ import numpy as np
 from rtp_llm import arguments
 from rtp_llm.core import Chunking, FloatArray, Input, ModelInfo, Params, Request, Response, SparseVector, TaskType
 from rtp_llm.engine.loading import load_engine
-from rtp_llm.errors import InvalidRequest
+from rtp_llm.errors import InvalidInput, InvalidRequest, RequestTooLarge
 from rtp_llm.similarity import check_weights_go_with, hybrid, hybrid_weights, max_sim, similarity
 
-# Inputs of one request: large enough that batches are full, small enough that a progress bar moves.
+# Inputs of one request, and about how many tokens: large enough that batches are full, small enough that a progress bar
+# moves and that memory is bounded.
 _SLICE = 256
+_SLICE_TOKENS = 1 << 17
+# Seconds for what is asked already when a model is closed.
+_CLOSING = 30.0
 _NO_EMBEDDINGS = (TaskType.RERANK, TaskType.CLASSIFY, TaskType.CUSTOM)
 _DEFAULT_KINDS = (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT)
 _KINDS = ("dense", "sparse", "colbert", "hybrid")
@@ -163,8 +167,8 @@ class Model:
         return hybrid({task: self._compared(task, lefts[task], rights[task]) for task in chosen}, chosen)
 
     def close(self) -> None:
-        """End the engine's threads."""
-        self._engine.close()
+        """End the engine's threads, after what has been asked of them."""
+        self._engine.close(_CLOSING)
 
     def __enter__(self) -> "Model":
         return self
@@ -172,7 +176,8 @@ class Model:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # Whoever was interrupted, or has met an error, does not want what is still to be computed.
+        self._engine.close(_CLOSING if error is None else 0.0)
 
     def _max_sim(self, query: str, documents: list[str], params: Params, progress: bool) -> FloatArray:
         """A score for each document; InvalidRequest for an activation, which they have none of."""
@@ -212,15 +217,39 @@ class Model:
     def _responses(
         self, inputs: Sequence[Any], tasks: tuple[TaskType, ...], params: Params, progress: bool
     ) -> Iterator[Response]:
-        size = len(inputs) or 1 if params.chunking == "late" else _SLICE
-        slices = (inputs[start : start + size] for start in range(0, len(inputs), size))
-        requests = (Request(inputs=part, tasks=tasks, params=params) for part in slices)
         if not progress:
-            yield from self._engine.run_many(requests)
+            yield from self._sliced(inputs, tasks, params)
             return
         from tqdm import tqdm
 
         with tqdm(total=len(inputs), unit="text") as bar:
-            for response in self._engine.run_many(requests):
+            for response in self._sliced(inputs, tasks, params):
                 bar.update(len(response.num_tokens))
                 yield response
+
+    def _sliced(self, inputs: Sequence[Any], tasks: tuple[TaskType, ...], params: Params) -> Iterator[Response]:
+        """In requests that no limit is meant for; one that has more tokens than was thought is asked in halves."""
+        estimate, most_tokens = self._engine.estimate(params), self._engine.config.max_request_tokens
+        done, size = 0, min(_SLICE, max(most_tokens // estimate.max_seq_len, 1))
+
+        def stop_of(start: int) -> int:
+            return estimate.end_of_part(inputs, start, size, max_tokens=_SLICE_TOKENS)
+
+        def requests() -> Iterator[Request]:
+            start = done
+            while start < len(inputs):
+                stop = stop_of(start)
+                yield Request(inputs=inputs[start:stop], tasks=tasks, params=params)
+                start = stop
+
+        while done < len(inputs):
+            try:
+                for response in self._engine.run_many(requests()):
+                    done += len(response.num_tokens)
+                    yield response
+            except RequestTooLarge:
+                size = (stop_of(done) - done) // 2
+                if size == 0 or params.chunking == "late":
+                    raise
+            except InvalidInput as error:
+                raise type(error)(done + error.index, error.problem) from None

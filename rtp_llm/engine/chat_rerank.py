@@ -45,7 +45,7 @@ class ChatRerank:
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
         """An Item per input, in order, that knows what it shares with others; InvalidRequest for a text alone."""
         items, pairs = read_pairs(self._tokenizer, inputs, params, start)
-        prompt = params.instruction or self._tokenizer.prompt_text(params)
+        prompt = self._tokenizer.instruction_text(params) or self._tokenizer.prompt_text(params)
         texts = [self._rendered(query, document, prompt) for query, document in pairs.values()]
         own = replace(params, prompt="", add_special_tokens=False)
         for index, item in zip(pairs, self._tokenizer.encode(texts, own), strict=True):

@@ -38,8 +38,8 @@ class Tenant(Protocol):
     def seconds_of_work(self) -> Mapping[Lane, float]:
         """What waits for it, by lane, in seconds of the device."""
 
-    def stop_intake(self) -> None:
-        """Take no more requests, and wait until what came in is queued."""
+    def stop_intake(self, timeout: float) -> None:
+        """Take no more requests, and wait until what came in is queued, but no longer than `timeout` seconds."""
 
     def end(self, reason: str) -> None:
         """Fail all that is left."""
@@ -124,7 +124,7 @@ class Device:
         deadline = time.monotonic() + timeout
         self.closing = True
         for tenant in self._tenants:
-            tenant.stop_intake()
+            tenant.stop_intake(max(deadline - time.monotonic(), 0.0))
         with self.changed:
             self._drained = True
             self.changed.notify_all()

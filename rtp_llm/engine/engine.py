@@ -7,20 +7,23 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import Item, ModelInfo, Request, Response, TaskType
+from rtp_llm.core import Item, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.engine.chat_template import Messages
 from rtp_llm.engine.delivery import Delivery
 from rtp_llm.engine.device import Device
+from rtp_llm.engine.estimate import Estimate
 from rtp_llm.engine.gate import Gate
+from rtp_llm.engine.in_order import run_in_order
 from rtp_llm.engine.intake import Intake, expired
 from rtp_llm.engine.job import Job
-from rtp_llm.engine.lane import Lane, estimate_tokens, lane_of
+from rtp_llm.engine.lane import Lane, lane_of
 from rtp_llm.engine.result_cache import ResultCache
 from rtp_llm.engine.scheduler import Grant
-from rtp_llm.engine.step import ItemRows, Outcome, compute, item_failure
+from rtp_llm.engine.step import BrokenOff, ItemRows, Outcome, compute, item_failure
 from rtp_llm.engine.token_parts import token_parts
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.engine.tokens import Part
@@ -31,11 +34,10 @@ from rtp_llm.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
-# Inputs that one tokeniser job hands over at a time, so that computing starts before a large request is tokenised.
-_TOKENIZE_CHUNK = 64
+# What is tokenised of a large request at a time, some 25 ms of work: then computing starts, and others have their turn.
+_PART_INPUTS = 64
+_PART_CHARACTERS = 1 << 16
 _CANARY_TOKENS = 128
-# Requests that `run_many` keeps in flight: enough for full batches, few enough to bound memory.
-_OFFLINE_IN_FLIGHT = 8
 _SHUTTING_DOWN = "the server is shutting down"
 
 
@@ -98,6 +100,10 @@ class Engine:
             self.run_sync(request)
         self._not_ready = None
 
+    def estimate(self, params: Params) -> Estimate:
+        """The measure of inputs that come with these parameters."""
+        return self._tokenizer.estimate(params)
+
     def check_health(self) -> None:
         """Raise NotReady unless the canary has passed and every thread of the device lives."""
         reason = self.device.failure or self._not_ready or self.device.problem
@@ -128,36 +134,34 @@ class Engine:
         try:
             return await future
         except asyncio.CancelledError:
-            self._cancel(job)
+            self.cancel(job)
             raise
 
     def run_sync(self, request: Request) -> Response:
         """Answer one request; the calling thread computes too, which saves a lone request two thread hops."""
         future: Future[Response] = Future()
         self.submit(request, future)
-        return self.device.help_until(future)
+        return self.help_until(future)
 
     def run_many(self, requests: Iterable[Request]) -> Iterator[Response]:
-        """Answer requests in order, a few of them in flight; waits where `run` would refuse."""
-        waiting: list[Future[Response]] = []
-        for request in requests:
-            if len(waiting) == _OFFLINE_IN_FLIGHT:
-                yield self.device.help_until(waiting.pop(0))
-            waiting.append(Future())
-            self.submit(request, waiting[-1])
-        for future in waiting:
-            yield self.device.help_until(future)
+        """Answer requests in order, a few of them in flight; waits where `run` would refuse: `run_in_order`."""
+        yield from run_in_order(self, requests)
 
     def submit(
         self,
         request: Request,
         future: "asyncio.Future[Response] | Future[Response]",
         loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        may_refuse: bool = True,
     ) -> Job:
-        """Admit a request and start it; raises at once what can be known at once, else `future` gets it."""
-        lane = self._admit(request)
+        """Admit a request and start it; raises at once what can be known at once, else `future` gets it.
+
+        `may_refuse`: Overloaded where there is no room; else it is taken in all the same.
+        """
+        lane = self._admit(request, may_refuse)
         job = Job(request, future, loop, lane, self._number)
-        if self._tokenizer.is_small(request.inputs):
+        if self._tokenizer.is_small(request.inputs, request.params):
             items = self._intake.encode(job, 0, len(request.inputs))
             self._jobs[lane].add(job)
             self._enqueue(job, items)
@@ -165,10 +169,13 @@ class Engine:
                 self.device.wake_after_this_round(loop)
         else:
             self._jobs[lane].add(job)
+            # Over this it is refused, once that is known for certain: no more of it will ever wait.
+            most = self.config.max_request_tokens
+            expected = min(self.estimate(request.params).tokens(request.inputs, most), most)
             with self._changed:
-                self._gate.announce(job, estimate_tokens(request.inputs))
+                self._gate.announce(job, expected)
             try:
-                self._tokenizer.submit(self._encode_all, job)
+                self._tokenizer.submit(partial(self._encode_part, job), lane)
             except RuntimeError:  # the pool was closed meanwhile
                 with self._changed:
                     self._gate.announce(job, -job.announced)
@@ -176,14 +183,18 @@ class Engine:
                 raise NotReady(_SHUTTING_DOWN) from None
         return job
 
+    def help_until(self, future: "Future[Response]") -> Response:
+        """Compute on the calling thread while `future` is open; then its result."""
+        return self.device.help_until(future)
+
     def close(self, timeout: float = 30.0) -> None:
         """End the device, for all models that share it: `Device.close`."""
         self.device.close(timeout)
 
-    def stop_intake(self) -> None:
-        """Take no more requests, and wait until what came in is queued."""
+    def stop_intake(self, timeout: float) -> None:
+        """Take no more requests, and wait until what came in is queued, but no longer than `timeout` seconds."""
         self._not_ready = _SHUTTING_DOWN
-        self._tokenizer.close()
+        self._tokenizer.close(timeout)
 
     def release(self) -> None:
         """End what the runtime has started, after the last batch."""
@@ -193,11 +204,13 @@ class Engine:
         """What waits for this model, by lane, in seconds of the device."""
         return self._gate.seconds_of_work(self._queued())
 
-    def _admit(self, request: Request) -> Lane:
+    def _admit(self, request: Request, may_refuse: bool) -> Lane:
         if self.device.closing or self.device.ended is not None:
             raise NotReady(self.device.failure or _SHUTTING_DOWN)
         self._intake.check(request)
-        lane = lane_of(request, self._info.max_batch_tokens)
+        lane = lane_of(request, self.estimate(request.params), self._info.max_batch_tokens)
+        if not may_refuse:
+            return lane
         try:
             # Where results are kept, the answer may be there already.
             left = math.inf if self._cache.capacity else request.deadline - time.monotonic()
@@ -213,25 +226,28 @@ class Engine:
     def _work_of_others(self) -> Mapping[Lane, float]:
         return self.device.seconds_of_work(besides=self)
 
-    def _encode_all(self, job: Job) -> None:
-        """Tokenise a large request part by part; runs on a tokeniser thread."""
+    def _encode_part(self, job: Job) -> bool:
+        """Tokenise the next part of a large request -> whether more is left; runs on a tokeniser thread."""
+        is_left = False
         try:
-            count = len(job.request.inputs)
-            step = count if job.request.params.chunking == "late" else _TOKENIZE_CHUNK
-            for start in range(0, count, step):
-                if job.done:
-                    return
+            if not job.done:
+                inputs, start = job.request.inputs, job.next_input
                 self._intake.check_deadline(job.request)
-                self._enqueue(job, self._intake.encode(job, start, start + step))
+                estimate = self.estimate(job.request.params)
+                job.next_input = estimate.end_of_part(inputs, start, _PART_INPUTS, max_characters=_PART_CHARACTERS)
+                self._enqueue(job, self._intake.encode(job, start, job.next_input))
                 self.device.wake()
+                is_left = job.next_input < len(inputs) and not job.done
         except Exception as error:  # the border: whatever a tokeniser raises belongs to this request alone
             if not isinstance(error, RtpError):
                 logger.exception("request %s: tokenising failed", job.request.request_id)
                 error = EngineFailure(f"tokenising failed: {type(error).__name__}")
             self._fail(job, error)
         finally:
-            with self._changed:
-                self._gate.announce(job, -job.announced)
+            if not is_left:
+                with self._changed:
+                    self._gate.announce(job, -job.announced)
+        return is_left
 
     def _enqueue(self, job: Job, items: list[Item]) -> None:
         """Queue what must be computed; what the cache knows is there at once."""
@@ -256,10 +272,12 @@ class Engine:
         self._keep(job, item, rows)
         return True
 
-    def _cancel(self, job: Job) -> None:
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for it any more."""
         with self._changed:
             if not job.done:
                 job.cancelled = True
+                self._gate.announce(job, -job.announced)
                 self.device.scheduler.drop(job)
                 self._jobs[job.lane].discard(job)
                 # Whoever waits gives up at the deadline too, and may be the first to notice.
@@ -302,7 +320,7 @@ class Engine:
     def process(self, grant: Grant) -> None:
         """Compute a batch, free its cores, hand out what it finished."""
         started = time.perf_counter()
-        outcomes = [Outcome(group, {}, EngineFailure("the batch was broken off")) for group in grant.groups]
+        outcomes = [Outcome(group, {}, BrokenOff("the batch was broken off")) for group in grant.groups]
         try:
             outcomes = compute(self.runtime, grant.groups, grant.num_cores, self.metrics)
         finally:  # an interrupt, too, frees the cores and tells those who wait

@@ -27,6 +27,7 @@ class Job:
     batch_rows  sequences of the step that computes the first of its items
     chunks      instead of `outputs`, where inputs are computed in chunks
     model       the number of its model among those of the device
+    next_input  the first of its inputs that a tokeniser thread has not seen to yet
     """
 
     __slots__ = (
@@ -41,6 +42,7 @@ class Job:
         "lane",
         "loop",
         "model",
+        "next_input",
         "num_tokens",
         "outputs",
         "queued_items",
@@ -68,7 +70,7 @@ class Job:
         self.lane = lane
         self.model = model
         self.announced = 0
-        self.batch_rows = 0
+        self.batch_rows = self.next_input = 0
         self.remaining = count
         self.queued_tokens = self.queued_items = self.total_tokens = 0
         self.cancelled = False

@@ -33,7 +33,8 @@ class RerankTemplate:
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
         """An Item per input, in order, that knows what it shares with others; InvalidRequest for a text alone."""
         items, pairs = read_pairs(self._tokenizer, inputs, params, start)
-        questions = {query: _question(query, params) for query, _ in pairs.values()}
+        instruction = self._tokenizer.instruction_text(params) or INSTRUCTION
+        questions = {query: _question(query, instruction) for query, _ in pairs.values()}
         texts = [f"{questions[query]} {document}" for query, document in pairs.values()]
         bodies = self._bodies.encode(texts, replace(params, prompt="", max_tokens=self._room(params.max_tokens)))
         for index, body in zip(pairs, bodies, strict=True):
@@ -53,8 +54,8 @@ class RerankTemplate:
         return max_tokens - template
 
 
-def _question(query: str, params: Params) -> str:
-    return f"<Instruct>: {params.instruction or INSTRUCTION}\n<Query>: {query}\n<Document>:"
+def _question(query: str, instruction: str) -> str:
+    return f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>:"
 
 
 def read_pairs(

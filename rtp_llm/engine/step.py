@@ -25,6 +25,10 @@ class Outcome(NamedTuple):
     error: Exception | None = None
 
 
+class BrokenOff(EngineFailure):
+    """A batch ended on the way, by an interrupt or the end of its thread, which whoever sees to those reports."""
+
+
 def compute(
     runtime: Runtime, groups: Sequence[list[Item]], num_cores: int, metrics: Metrics | None = None
 ) -> list[Outcome]:
@@ -57,10 +61,11 @@ def _outcome(group: list[Item], rows: Mapping[TaskType, Rows], place: int) -> Ou
 
 
 def item_failure(item: Item, error: Exception) -> EngineFailure:
-    """What the request of an item that failed is told; the whole error is logged."""
-    id_, length = item.owner.request.request_id, len(item.input_ids)
-    # What did not fit into memory says all, and its traceback nothing.
-    reason, trace = (f": {error}", None) if isinstance(error, MemoryError) else ("", error)
-    logger.error("request %s: input %d of %d tokens failed%s", id_, item.index, length, reason, exc_info=trace)
+    """What the request of an item that failed is told; the whole error is logged, where it is not known already."""
+    if not isinstance(error, BrokenOff):
+        id_, length = item.owner.request.request_id, len(item.input_ids)
+        # What did not fit into memory says all, and its traceback nothing.
+        reason, trace = (f": {error}", None) if isinstance(error, MemoryError) else ("", error)
+        logger.error("request %s: input %d of %d tokens failed%s", id_, item.index, length, reason, exc_info=trace)
     message = error.message if isinstance(error, RtpError) else type(error).__name__
     return EngineFailure(f"computing input {item.index} failed: {message}")

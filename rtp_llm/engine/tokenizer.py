@@ -226,15 +226,23 @@ class Tokenizer:
         """What a request, or the checkpoint where it is silent, puts before each input; InvalidRequest as `encode`."""
         return self._prompt(params)
 
+    def instruction_text(self, params: Params) -> str:
+        """What a request tells a reranker to look for; InvalidRequest as for a prompt. Empty where it says nothing."""
+        return self._checked(params.instruction or "", "instruction")
+
+    def _checked(self, text: str, param: str) -> str:
+        """A text of the caller's that stands before each input, and is tokenised with each."""
+        problem = _unicode_problem(text)
+        if problem:
+            raise InvalidRequest(f"{param}{problem}", param=param)
+        most = self.max_seq_len * CHARACTERS_PER_TOKEN
+        if len(text) > most:
+            raise InvalidRequest(f"{param} has {len(text)} characters, the limit is {most}", param=param)
+        return text
+
     def _prompt(self, params: Params) -> str:
         if params.prompt is not None:
-            problem = _unicode_problem(params.prompt)
-            if problem:
-                raise InvalidRequest(f"prompt{problem}", param="prompt")
-            most = self.max_seq_len * CHARACTERS_PER_TOKEN
-            if len(params.prompt) > most:
-                raise InvalidRequest(f"prompt has {len(params.prompt)} characters, the limit is {most}", param="prompt")
-            return params.prompt
+            return self._checked(params.prompt, "prompt")
         name = params.prompt_name if params.prompt_name is not None else self.default_prompt_name
         if name is None:
             return ""

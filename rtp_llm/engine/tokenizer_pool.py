@@ -1,11 +1,13 @@
 """Encoding inputs on threads of its own, each request by what is wanted of it."""
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Protocol
 
 from rtp_llm.core import Input, Item, Params
+from rtp_llm.engine.estimate import Estimate
+from rtp_llm.engine.lane import Lane
+from rtp_llm.engine.lane_threads import LaneThreads, Work
 from rtp_llm.engine.tokenizer import Tokenizer
 
 _SMALL_CHARACTERS = 2000
@@ -18,7 +20,7 @@ class Encoder(Protocol):
 
 
 class TokenizerPool:
-    """A Tokenizer on threads of its own, one job a request; others may encode what is embedded, scored, or chunks."""
+    """A Tokenizer on threads of its own; others may encode what is embedded, scored, or chunks."""
 
     def __init__(
         self,
@@ -34,17 +36,19 @@ class TokenizerPool:
         self._chunking = chunking or tokenizer
         # The library reads only this variable; unset, each call would take all cores from the batches that run.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
+        self._threads = LaneThreads(num_threads, "tokenizer")
 
-    @staticmethod
-    def is_small(inputs: Sequence[Input]) -> bool:
+    def estimate(self, params: Params) -> Estimate:
+        """The measure of inputs that come with these parameters."""
+        prompts, name = self.tokenizer.prompts, params.prompt_name or self.tokenizer.default_prompt_name
+        prompt = params.prompt if params.prompt is not None else prompts.get(name or "", "")
+        most = self.tokenizer.max_seq_len if params.max_tokens is None else params.max_tokens
+        lead = len(prompt) + len(params.instruction or "")
+        return Estimate(lead, min(most, self.tokenizer.max_seq_len), params.chunking)
+
+    def is_small(self, inputs: Sequence[Input], params: Params) -> bool:
         """Whether encoding takes less time than a hop to another thread: do it where you are."""
-        total = 0
-        for value in inputs:
-            total += 1 + (len(value[0]) + len(value[1]) if isinstance(value, tuple) else len(value))
-            if total > _SMALL_CHARACTERS:
-                return False
-        return True
+        return self.estimate(params).characters(inputs, _SMALL_CHARACTERS) <= _SMALL_CHARACTERS
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0, *, rerank: bool = False) -> list[Item]:
         """`Tokenizer.encode`, on the caller's thread; `rerank`: these are to be scored."""
@@ -52,10 +56,10 @@ class TokenizerPool:
             return self._chunking.encode(inputs, params, start)
         return (self._reranking if rerank else self._embedding).encode(inputs, params, start)
 
-    def submit(self, work: Callable[..., None], *arguments: object) -> None:
-        """Run `work(*arguments)` on one of the pool's threads; it sees to its own errors."""
-        self._executor.submit(work, *arguments)
+    def submit(self, work: Work, lane: Lane) -> None:
+        """Work, turn by turn, on the pool's threads: `LaneThreads.submit`."""
+        self._threads.submit(work, lane)
 
-    def close(self) -> None:
-        """Take no more work, and wait until what was submitted is done."""
-        self._executor.shutdown(wait=True)
+    def close(self, timeout: float) -> None:
+        """Take no more work, and wait until what was submitted is done, or given up: `LaneThreads.close`."""
+        self._threads.close(timeout)

@@ -1,7 +1,6 @@
 """Devices: a runtime takes Items to rows; it owns the model, the tasks and the ops they run on."""
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from rtp_llm.errors import ConfigError, DeviceLost
 from rtp_llm.model_config import ModelConfig
 from rtp_llm.models import Model, find_model_type, load_model
 from rtp_llm.ops import Ops
+from rtp_llm.runtime.cores import usable_cores
 from rtp_llm.runtime.cpu import CpuRuntime
 from rtp_llm.tasks import Task
 
@@ -118,7 +118,7 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig, beside: Runtim
 
 def available_cores(config: EngineConfig) -> int:
     """Cores to compute on: the flag, but never more than this process may use."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_cores()
     return min(config.num_threads or usable, usable)
 
 

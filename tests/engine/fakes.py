@@ -10,6 +10,9 @@ import numpy as np
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import FloatArray, Input, Item, ModelInfo, Params, TaskType
 from rtp_llm.engine.engine import Engine
+from rtp_llm.engine.estimate import Estimate
+from rtp_llm.engine.lane import Lane
+from rtp_llm.engine.lane_threads import LaneThreads
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.observability import Metrics
 
@@ -74,12 +77,15 @@ class FakeRuntime:
 
 
 class FakeTokenizer:
-    """One id a character; inputs of more than 20 characters in all go to a thread, as one job a request."""
+    """One id a character; inputs of more than 20 characters in all go to a thread."""
 
     def __init__(self) -> None:
-        self.threads: list[threading.Thread] = []
+        self._threads = LaneThreads(2, "fake")
 
-    def is_small(self, inputs: Sequence[Input]) -> bool:
+    def estimate(self, params: Params) -> Estimate:
+        return Estimate(len(params.prompt or ""), INFO.max_seq_len, params.chunking)
+
+    def is_small(self, inputs: Sequence[Input], params: Params) -> bool:
         return sum(len(text) for text in inputs) <= 20
 
     def encode(self, inputs: Sequence[Any], params: Params, start: int = 0, *, rerank: bool = False) -> list[Item]:
@@ -90,13 +96,11 @@ class FakeTokenizer:
         rows = [[ord(letter) for letter in text] if isinstance(text, str) else text for text in inputs]
         return [Item(np.array(row, np.int32), start + i, truncated=len(row) > 60) for i, row in enumerate(rows)]
 
-    def submit(self, work: Callable[..., None], *arguments: object) -> None:
-        self.threads.append(threading.Thread(target=work, args=arguments))
-        self.threads[-1].start()
+    def submit(self, work: Callable[[], bool], lane: Lane) -> None:
+        self._threads.submit(work, lane)
 
-    def close(self) -> None:
-        for thread in self.threads:
-            thread.join()
+    def close(self, timeout: float) -> None:
+        self._threads.close(timeout)
 
 
 def make_engine(runtime: FakeRuntime, beside: Engine | None = None, **options: Any) -> Engine:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from rtp_llm.core import Params, Request, Response, TaskType
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.job import Job
+from rtp_llm.engine.lane import Lane
 from rtp_llm.errors import (
     DeadlineExceeded,
     EngineFailure,
@@ -154,6 +156,20 @@ def test_tokens_of_a_request_are_limited(runtime: FakeRuntime, text: str) -> Non
     engine.close()
 
 
+def test_no_more_is_expected_of_a_request_than_will_be_read_of_it(engine: Engine) -> None:
+    """Texts of any length close no lane, for the model reads 64 tokens of each."""
+    announced = []
+    tokenise = engine._tokenizer.encode
+
+    def watched(*args: Any, **options: Any) -> Any:
+        announced.append(engine._gate.announced[Lane.BULK])
+        return tokenise(*args, **options)
+
+    engine._tokenizer.encode = watched  # type: ignore[method-assign]
+    engine.run_sync(ask(*["x" * 10_000] * 3))
+    assert announced[0] == 3 * 64
+
+
 @pytest.mark.parametrize("text", ["\x0d", "break" * 5])
 def test_the_log_names_the_request_that_failed(engine: Engine, caplog: pytest.LogCaptureFixture, text: str) -> None:
     inputs = [text, "break"] if "break" in text else [text]
@@ -162,11 +178,37 @@ def test_the_log_names_the_request_that_failed(engine: Engine, caplog: pytest.Lo
     assert "request look-me-up: " in caplog.text
 
 
+def test_an_interrupt_of_the_caller_is_not_an_inputs_failure(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(engine.runtime, "run", interrupted)
+        engine.run_sync(ask("abc"))
+    assert not caplog.records and engine.device.scheduler.free_cores == 2
+    assert lengths(engine.run_sync(ask("ok"))) == [2]
+
+
 def test_health(engine: Engine) -> None:
     with pytest.raises(NotReady, match="canary"):
         engine.check_health()
     engine.warm_up()
     engine.check_health()
+
+
+def test_many_requests_are_never_refused_and_their_errors_come_in_order(runtime: FakeRuntime) -> None:
+    engine = make_engine(runtime, max_queued_tokens=20, max_bulk_requests=1)
+    requests = [ask("x" * 30 + str(number), "y" * 50 + str(number)) for number in range(40)]
+    assert [lengths(response)[0] for response in engine.run_many(requests)] == [31] * 10 + [32] * 30
+    assert not any(engine._jobs.values())
+    responses = engine.run_many([*requests[:3], ask("refuse"), *requests])
+    assert [lengths(next(responses))[0] for _ in range(3)] == [31] * 3
+    with pytest.raises(InvalidRequest, match="refused"):
+        next(responses)
+    assert not any(engine._jobs.values()) and engine.device.scheduler.queued_items == 0
+    engine.close()
 
 
 def test_close_answers_what_is_in_and_refuses_the_rest(runtime: FakeRuntime) -> None:
@@ -193,6 +235,66 @@ def test_close_fails_what_is_not_done_in_time(runtime: FakeRuntime) -> None:
     result = asyncio.run(stuck())
     runtime.gate.set()
     assert isinstance(result, NotReady)
+
+
+def slow_to_encode(engine: Engine, seconds: float) -> list[int]:
+    """-> how many inputs were encoded at a time, as it goes on."""
+    encode, parts = engine._tokenizer.encode, list[int]()
+
+    def slowly(inputs: Any, *args: Any, **options: Any) -> Any:
+        parts.append(len(inputs))
+        time.sleep(seconds)
+        return encode(inputs, *args, **options)
+
+    engine._tokenizer.encode = slowly  # type: ignore[method-assign]
+    return parts
+
+
+def test_close_keeps_its_time_though_much_is_not_tokenised_yet(runtime: FakeRuntime) -> None:
+    engine = make_engine(runtime)
+    slow_to_encode(engine, 0.05)
+    waiting = [Future[Response]() for _ in range(4)]
+    for future in waiting:
+        engine.submit(ask(*["x" * 30] * 2000), future)
+    started = time.monotonic()
+    engine.close(0.1)
+    assert time.monotonic() - started < 0.5
+    for future in waiting:
+        with pytest.raises(NotReady, match="shut down"):
+            future.result(0)
+
+
+def test_nobody_waits_for_all_that_others_have_tokenised(engine: Engine) -> None:
+    """Interactive requests go first, and a bulk request takes its turn after a part of those before it."""
+    parts = slow_to_encode(engine, 0.01)
+    order: list[str] = []
+
+    def note(name: str, request: Request) -> Future[Response]:
+        future = Future[Response]()
+        future.add_done_callback(lambda _: order.append(name))
+        engine.submit(request, future)
+        return future
+
+    large = [note(f"large {letter}", ask(*[letter * 30] * 1000)) for letter in "abc"]
+    waiting = [*large, note("bulk", ask("x" * 30, "y" * 50)), note("interactive", ask("z" * 40))]
+    for future in waiting:
+        future.result(10)
+    assert set(order[:2]) == {"interactive", "bulk"}
+    assert max(parts) == 64
+
+
+def test_cancelling_what_is_not_tokenised_yet_leaves_nothing(engine: Engine) -> None:
+    slow_to_encode(engine, 0.02)
+
+    async def leave() -> dict[Any, int]:
+        tasks = [asyncio.ensure_future(engine.run(ask(*["x" * 30] * 1000))) for _ in range(5)]
+        await asyncio.sleep(0.03)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return dict(engine._gate.announced)
+
+    assert not any(asyncio.run(leave()).values()) and not any(engine._jobs.values())
 
 
 def test_an_event_loop_that_closed_early_harms_nobody(engine: Engine, runtime: FakeRuntime) -> None:

@@ -9,9 +9,10 @@ import pytest
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import Request
 from rtp_llm.engine.drain_rate import DrainRate
+from rtp_llm.engine.estimate import Estimate
 from rtp_llm.engine.gate import Gate
 from rtp_llm.engine.job import Job
-from rtp_llm.engine.lane import Lane, estimate_tokens, lane_of
+from rtp_llm.engine.lane import Lane, lane_of
 from rtp_llm.errors import Overloaded
 from rtp_llm.server.errors import error_headers
 
@@ -38,16 +39,7 @@ def queued(interactive: int = 0, bulk: int = 0) -> dict[Lane, int]:
     ],
 )
 def test_lane(request_: Request, lane: Lane) -> None:
-    assert lane_of(request_, batch_tokens=100) is lane
-
-
-def test_an_estimate_does_not_look_at_what_cannot_matter() -> None:
-    class Endless(list[str]):
-        def __iter__(self):  # type: ignore[no-untyped-def]
-            while True:
-                yield "text"
-
-    assert estimate_tokens(Endless(), enough=50) == 51
+    assert lane_of(request_, Estimate(0, 512), batch_tokens=100) is lane
 
 
 def test_each_lane_is_full_for_itself() -> None:

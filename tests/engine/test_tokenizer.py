@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from rtp_llm.core import Input, Item, Params
 from rtp_llm.engine import tokenizer_files
+from rtp_llm.engine.estimate import Estimate
+from rtp_llm.engine.lane import Lane
 from rtp_llm.engine.shortening import Side
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokenizer_files import num_ids
@@ -301,19 +303,55 @@ def test_threads_share_one_tokenizer(tiny: Path) -> None:
 def test_pool(tiny: Path) -> None:
     pool = TokenizerPool(Tokenizer(tiny, max_seq_len=LIMIT), 2)
     done: list[tuple[str, list[Item]]] = []
+
+    def work() -> bool:
+        done.append((threading.current_thread().name, pool.encode(["a"], Params())))
+        return False
+
     for _ in range(10):
-        pool.submit(lambda text: done.append((threading.current_thread().name, pool.encode([text], Params()))), "a")
-    pool.close()
+        pool.submit(work, Lane.INTERACTIVE)
+    pool.close(5)
     assert [ids(items) for _, items in done] == [[[2, 20, 3]]] * 10
     assert {name.partition("_")[0] for name, _ in done} == {"tokenizer"}
 
 
 @pytest.mark.parametrize(
-    ("inputs", "small"),
-    [(["a" * 1999], True), (["a" * 2001], False), ([("a" * 1000, "b" * 1000)], False), ([[1] * 1000] * 3, False)],
+    ("inputs", "params", "small"),
+    [
+        (["a" * 1999], {}, True),
+        (["a" * 2001], {}, False),
+        ([("a" * 1000, "b" * 1000)], {}, False),
+        ([[1] * 1000] * 3, {}, False),
+        (["a"] * 19, {"prompt": "x" * 100}, True),
+        (["a"] * 20, {"prompt": "x" * 100}, False),
+        (["a"] * 20, {"prompt_name": "long"}, False),
+        ([[1]] * 20, {"prompt_name": "long"}, True),
+        ([("q", "d")] * 20, {"instruction": "x" * 100}, False),
+    ],
 )
-def test_small_requests_need_no_thread(inputs: Any, small: bool) -> None:
-    assert TokenizerPool.is_small(inputs) == small
+def test_small_requests_need_no_thread(inputs: Any, params: Any, small: bool, tiny: Path) -> None:
+    """What stands before each input is tokenised with each: it counts as often."""
+    pool = TokenizerPool(Tokenizer(tiny, max_seq_len=LIMIT, prompts={"long": "x" * 100}), 1)
+    assert pool.is_small(inputs, Params(**params)) == small
+
+
+def test_the_measure_of_a_request(tiny: Path) -> None:
+    tokenizer = Tokenizer(tiny, max_seq_len=LIMIT, prompts={"own": "abc"}, default_prompt_name="own")
+    pool = TokenizerPool(tokenizer, 1)
+    assert pool.estimate(Params()) == Estimate(3, LIMIT)
+    assert pool.estimate(Params(prompt="a", instruction="bc", max_tokens=9)) == Estimate(3, 9)
+    assert pool.estimate(Params(prompt_name="unknown", chunking="mean")) == Estimate(0, LIMIT, "mean")
+
+
+def test_an_instruction_is_bounded_as_a_prompt_is(tiny: Path) -> None:
+    tokenizer, most = Tokenizer(tiny, max_seq_len=LIMIT), 16 * LIMIT
+    assert tokenizer.instruction_text(Params(instruction="a" * most)) == "a" * most
+    assert tokenizer.instruction_text(Params()) == ""
+    for param, read in (("prompt", tokenizer.prompt_text), ("instruction", tokenizer.instruction_text)):
+        too_long: Any = {param: "a" * (most + 1)}
+        with pytest.raises(InvalidRequest, match=f"{param} has 513 characters, the limit is 512") as error:
+            read(Params(**too_long))
+        assert error.value.param == param
 
 
 @pytest.mark.parametrize(("vocabulary", "expected"), [({}, 0), ({"a": 0, "b": 1}, 2), ({"a": 0, "b": 7}, 8)])

@@ -108,6 +108,13 @@ def test_instruction_and_batch(assets: Path, tmp_path: Path) -> None:
     assert np.abs(np.array(alone) - expected).max() <= 1e-5
 
 
+def test_an_instruction_is_bounded(assets: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "reranker"
+    save(folder, assets)
+    with loaded(folder, max_seq_len=LIMIT) as model, pytest.raises(InvalidRequest, match="instruction has"):
+        model.rerank("panda", ["a"], instruction="find the bear " * 1000)
+
+
 def test_max_tokens_per_doc(assets: Path, tmp_path: Path) -> None:
     folder = tmp_path / "reranker"
     save(folder, assets)
