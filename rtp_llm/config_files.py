@@ -122,7 +122,11 @@ _PROMPTS = Kind(
     lambda value: isinstance(value, dict) and all(text is None or isinstance(text, str) for text in value.values()),
 )
 # config_sentence_transformers.json
-SENTENCE: dict[str, Kind] = {"prompts": _PROMPTS, "default_prompt_name": _TEXT, "activation_fn": _TEXT}
+SENTENCE: dict[str, Kind] = {
+    "prompts": _PROMPTS,
+    **_all(_TEXT, "default_prompt_name activation_fn"),
+    "truncate_dim": _whole(1, _SIZE),
+}
 # sentence_bert_config.json
 TRANSFORMER: dict[str, Kind] = {
     "max_seq_length": _whole(1, _VOCABULARY),
@@ -162,6 +166,8 @@ TOKENIZER: dict[str, Kind] = {
     "model_input_names": _TEXTS,
     "model_max_length": Kind("a number", lambda value: type(value) in (int, float)),
 }
+# Of config_sentence_transformers.json, what says who wrote it, and how vectors are compared once they are there.
+_UNREAD = frozenset(("__version__", "model_type", "requirements", "similarity_fn_name", "keep_in_fp32_modules"))
 # Settings of sentence_bert_config.json by which a text's vector stays what it is.
 _HARMLESS = frozenset(("__version__", "model_args", "model_kwargs", "unpad_inputs"))
 # Arguments of from_pretrained that say where files are, or how a batch is padded.
@@ -229,6 +235,12 @@ def log_unknown(where: Path, values: Mapping[str, Any], known: Iterable[str]) ->
     unknown = sorted(set(values) - set(known))
     if unknown:
         logger.warning("%s: %s not known here and not heeded", where, ", ".join(unknown))
+
+
+def check_sentence(where: Path, settings: Mapping[str, Any]) -> None:
+    """config_sentence_transformers.json: kinds, and a line for what is not known of it."""
+    check(where, settings, SENTENCE)
+    log_unknown(where, settings, {*SENTENCE, *_UNREAD})
 
 
 def check_transformer(where: Path, settings: Mapping[str, Any], *, is_reranker: bool) -> None:

@@ -364,6 +364,7 @@ class ModelInfo:
 
     pooling                   how dense embeddings are pooled, in sentence-transformers' words; empty: there are none
     scores_are_probabilities  of a reranker that is a language model: P(yes), where a cross-encoder has a logit
+    full_dimension            how many a request may ask for, where the checkpoint's truncate_dim makes `dimension` less
     aliases                   other names that callers may ask for it by
     weight_bytes              of the checkpoint's tensors
     memory_bytes              by which the process grew while it was loaded; 0 where the system does not tell
@@ -385,6 +386,7 @@ class ModelInfo:
     pooling: str = ""
     scores_are_probabilities: bool = False
     created: int = 0
+    full_dimension: int | None = None
     aliases: tuple[str, ...] = ()
     weight_bytes: int = 0
     memory_bytes: int = 0

@@ -83,6 +83,7 @@ class ModelConfig:
     labels                 names of a classifier's outputs, in their order
     chat                   of a reranker
     tasks                  what to serve
+    truncate_dim           leading dimensions of a dense vector, where a request names no number; None: all
     """
 
     folder: Path
@@ -98,6 +99,7 @@ class ModelConfig:
     labels: tuple[str, ...]
     tasks: tuple[TaskType, ...]
     chat: ChatFormat = ChatFormat()
+    truncate_dim: int | None = None
 
     @property
     def logit_score(self) -> Module | None:
@@ -146,7 +148,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         **_overrides(config),
     }
     sentence_path, sentence = _first_json(folder, ("config_sentence_transformers.json",))
-    config_files.check(sentence_path, sentence, config_files.SENTENCE)
+    config_files.check_sentence(sentence_path, sentence)
     chat = _chat(transformer)
     return ModelConfig(
         folder=folder,
@@ -158,6 +160,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         do_lower_case=bool(transformer.get("do_lower_case", False)),
         prompts=sentence.get("prompts") or {},
         default_prompt_name=sentence.get("default_prompt_name"),
+        truncate_dim=sentence.get("truncate_dim"),
         score_activation=sentence.get("activation_fn") or _score_activation(hf),
         labels=_labels(transformer_folder, hf),
         tasks=_without_chat(transformer_path, _choose_tasks(config, hf, folder, modules or ()), chat),

@@ -17,7 +17,7 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.model_config import Module
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight
 from rtp_llm.tasks import TaskSource
-from rtp_llm.tasks.finishing import check_dimensions, slice_and_normalize, torch_activation
+from rtp_llm.tasks.finishing import check_dimensions, own_truncate_dim, slice_and_normalize, torch_activation
 
 # The order in which sentence-transformers concatenates several modes, and their keys in files written before 5.4.
 _POOL_KEYS: dict[str, PoolMode] = {
@@ -85,11 +85,17 @@ class Normalize:
 
 
 class Dense:
-    """One vector an input."""
+    """One vector an input.
+
+    dimension       its columns where a request names no number: the checkpoint's truncate_dim, or all
+    full_dimension  as many as a request may have
+    """
 
     per_token = False
 
-    def __init__(self, pooling: PoolingModes, stages: Sequence[Stage], dimension: int) -> None:
+    def __init__(
+        self, pooling: PoolingModes, stages: Sequence[Stage], dimension: int, truncate_dim: int | None = None
+    ) -> None:
         stages = list(stages)
         self.normalizes = bool(stages) and isinstance(stages[-1], Normalize)
         while stages and isinstance(stages[-1], Normalize):
@@ -97,7 +103,9 @@ class Dense:
         self.pooling = pooling
         self.reads = pooling.reads
         self.stages = stages
-        self.dimension = dimension
+        self.dimension = truncate_dim or dimension
+        self.full_dimension = dimension
+        self.truncate_dim = truncate_dim
 
     @property
     def pooling_name(self) -> str:
@@ -117,7 +125,8 @@ class Dense:
             is_m3 = model_config.is_bge_m3
             default = "cls" if is_m3 else "mean"
             mode: Any = default if source.pooling == "auto" else source.pooling
-            return cls(PoolingModes((mode,)), [Normalize()] if is_m3 else [], hidden_size)
+            stages: list[Stage] = [Normalize()] if is_m3 else []
+            return cls(PoolingModes((mode,)), stages, hidden_size, own_truncate_dim(model_config, hidden_size))
         chain = [module for module in model_config.modules if module.kind != "Dropout"]
         if not chain or chain[0].kind != "Pooling":
             found = chain[0].kind if chain else "missing"
@@ -126,11 +135,11 @@ class Dense:
             )
         first = load_pooling(chain[0], hidden_size)
         dimension = hidden_size * len(first.modes)
-        stages: list[Stage] = []
+        stages = []
         for module in chain[1:]:
             stage, dimension = load_stage(module, dimension, source.ops)
             stages.append(stage)
-        return cls(first, stages, dimension)
+        return cls(first, stages, dimension, own_truncate_dim(model_config, dimension))
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         """[T, H] -> [B, dimension], before the final Normalize."""
@@ -140,13 +149,13 @@ class Dense:
         return x
 
     def check(self, params: Params) -> None:
-        """`dimensions` must lie in 1..dimension."""
-        check_dimensions(params, self.dimension)
+        """`dimensions` must lie in 1..full_dimension."""
+        check_dimensions(params, self.full_dimension)
 
     def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
         """Slice to `dimensions`, then normalise as the checkpoint or the request says -> [n, dimensions]."""
         assert not isinstance(rows, list)
-        return slice_and_normalize(rows, params, normalizes=self.normalizes)
+        return slice_and_normalize(rows, params, normalizes=self.normalizes, truncate_dim=self.truncate_dim)
 
 
 def load_pooling(module: Module, hidden_size: int) -> PoolingModes:

@@ -117,4 +117,5 @@ def _sentence_transformer(original: Original) -> Any:
     getattr(transformer, "modality_config", {}).pop("message", None)
     mode = "mean" if original.config.pooling == "auto" else original.config.pooling
     pooling = parts.Pooling(transformer.get_word_embedding_dimension(), mode)
-    return SentenceTransformer(modules=[transformer, pooling], device="cpu")
+    cut = original.model_config.truncate_dim
+    return SentenceTransformer(modules=[transformer, pooling], device="cpu", truncate_dim=cut)
