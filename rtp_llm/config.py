@@ -80,7 +80,8 @@ class EngineConfig:
     )
     pooling: str = option(
         "auto",
-        help="pooling of a checkpoint without modules.json; auto: mean, as sentence-transformers does",
+        help="pooling of a checkpoint without modules.json; auto: as sentence-transformers does, mean, or "
+        "lasttoken of a causal language model (ForCausalLM)",
         group="model",
         choices=POOLINGS,
     )

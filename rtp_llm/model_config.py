@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rtp_llm import config_files
 from rtp_llm.checkpoint import find, inside, read_json, read_json_list
@@ -127,6 +127,17 @@ class ModelConfig:
         if TaskType.RERANK not in self.tasks or self.chat.asked is False:
             return False
         return bool(self.chat.asked) or self.is_qwen3_reranker or self.logit_score is not None
+
+    @property
+    def default_pooling(self) -> Literal["cls", "mean", "lasttoken"]:
+        """Without modules.json: of a BGE-M3 as FlagEmbedding has it, of others by sentence-transformers' own rule.
+
+        The flag qwen_2_embedding says what is_causal false says.
+        """
+        if self.is_bge_m3:
+            return "cls"
+        is_causal = self.hf.get("is_causal", True) and self.model_type != "qwen_2_embedding"
+        return "lasttoken" if is_causal and _architecture(self.hf).endswith("ForCausalLM") else "mean"
 
     @property
     def is_bge_m3(self) -> bool:

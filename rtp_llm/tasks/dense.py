@@ -1,9 +1,10 @@
 """Dense embeddings: the sentence-transformers module chain, natively.
 
 Pooling, Dense, LayerNorm, Normalize and Dropout as sentence_transformers 2 to 6 write them to disk. Without
-modules.json the hidden states are mean-pooled and not normalised, as sentence-transformers does; those of a BGE-M3 are
-the first token's, normalised, as FlagEmbedding does. Normalize modules at the end of the chain are left to `finish`,
-since a request may slice the vector before (Matryoshka) or not want it.
+modules.json the hidden states are mean-pooled, but of a causal language model the last one is taken, and not
+normalised, as sentence-transformers does; those of a BGE-M3 are the first token's, normalised, as FlagEmbedding does.
+Normalize modules at the end of the chain are left to `finish`, since a request may slice the vector before (Matryoshka)
+or not want it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -122,10 +123,8 @@ class Dense:
         """The chain that the checkpoint describes; the pooling flag is for one without modules.json."""
         model_config, hidden_size = source.model_config, source.hidden_size
         if model_config.modules is None:
-            is_m3 = model_config.is_bge_m3
-            default = "cls" if is_m3 else "mean"
-            mode: Any = default if source.pooling == "auto" else source.pooling
-            stages: list[Stage] = [Normalize()] if is_m3 else []
+            mode: Any = model_config.default_pooling if source.pooling == "auto" else source.pooling
+            stages: list[Stage] = [Normalize()] if model_config.is_bge_m3 else []
             return cls(PoolingModes((mode,)), stages, hidden_size, own_truncate_dim(model_config, hidden_size))
         chain = [module for module in model_config.modules if module.kind != "Dropout"]
         if not chain or chain[0].kind != "Pooling":
