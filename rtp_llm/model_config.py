@@ -222,9 +222,20 @@ def _overrides(config: EngineConfig) -> dict[str, Any]:
 
 
 def _read_hf(folder: Path) -> dict[str, Any]:
+    _check_adapter(folder)
     hf = read_json(folder, "config.json")
     config_files.check_model(folder / "config.json", hf)
     return hf
+
+
+def _check_adapter(folder: Path) -> None:
+    """CheckpointError for a LoRA's files: the authors' code would compute with it, whatever else is in the folder."""
+    path = find(folder, "adapter_config.json")
+    if path is not None:
+        raise CheckpointError(
+            f"{path}: an adapter (LoRA) is not read; merge it into its base model with peft, merge_and_unload() and "
+            "save_pretrained(), and serve that folder; where the weights here have it already, remove this file"
+        )
 
 
 def _read_modules(folder: Path) -> tuple[Module, ...] | None:

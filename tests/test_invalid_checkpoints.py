@@ -245,6 +245,10 @@ NOT_SERVED: dict[str, tuple[Change, str]] = {
         keys("sentence_bert_config.json", transformer_task="any-to-any"),
         "transformer_task 'any-to-any' is not served; feature-extraction",
     ),
+    "adapter beside the weights": (
+        written("adapter_config.json", b'{"peft_type": "LORA"}'),
+        r"/adapter_config.json: an adapter \(LoRA\) is not read; merge it .* merge_and_unload",
+    ),
     "processing_kwargs": (
         keys("sentence_bert_config.json", processing_kwargs={"text": {"max_length": 9}}),
         "processing_kwargs: text: max_length is not served",
