@@ -181,6 +181,9 @@ _NOT_OF_A_TEMPLATE = frozenset(
     "chat_template common_kwargs continue_final_message conversation max_length messages padding return_assistant_"
     "tokens_mask return_dict return_tensors sanitize_control_tokens tokenize tokenizer_kwargs truncation".split()
 )
+# What compressed-tensors says of the linear layers that are computed as they are stored.
+_WEIGHTS_8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+_ACTIVATIONS_8 = {"num_bits": 8, "type": "int", "dynamic": True}
 _TASKS = ("feature-extraction", "sequence-classification", "text-generation", "fill-mask")
 _OUTPUTS = ("last_hidden_state", "logits")
 
@@ -218,16 +221,27 @@ def stored_quantization(values: Mapping[str, Any], where: Path | str = "config.j
         return "none"
     method = stored.get("quant_method") if isinstance(stored, dict) else None
     groups = stored.get("config_groups") if isinstance(stored, dict) else None
-    weights = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
-    wanted = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
-    is_read = method == "compressed-tensors" and weights and stored.get("format") == "int-quantized"
-    if not is_read or any({key: (found or {}).get(key) for key in wanted} != wanted for found in weights):
+    found = list(groups.values()) if isinstance(groups, dict) else []
+    is_read = method == "compressed-tensors" and found and stored.get("format") == "int-quantized"
+    if not is_read or not all(_has(group, "weights", _WEIGHTS_8) for group in found):
         raise CheckpointError(
             f"{where}: quantization_config ({method or 'of an unknown method'}): quantised weights are not read; use "
             "the fp32, fp16 or bf16 checkpoint, and --quantization int8 where 8 bits are wanted. This form is not "
             "read; of compressed-tensors, int-quantized with 8 bits and a scale for each channel is"
         )
+    if not all(_has(group, "input_activations", _ACTIVATIONS_8) for group in found):
+        raise CheckpointError(
+            f"{where}: quantization_config (compressed-tensors): weights in 8 bits are read where input_activations "
+            "are dynamic and in 8 bits too, since both are computed so; use the fp32, fp16 or bf16 checkpoint, and "
+            "--quantization int8_weights where weights alone are to be in 8 bits"
+        )
     return "int8"
+
+
+def _has(group: Any, key: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether an object says all that is `wanted` under `key`."""
+    said = group.get(key) if isinstance(group, dict) else None
+    return isinstance(said, dict) and all(said.get(name) == value for name, value in wanted.items())
 
 
 def log_unknown(where: Path, values: Mapping[str, Any], known: Iterable[str]) -> None:
