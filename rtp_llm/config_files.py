@@ -153,14 +153,28 @@ DENSE: dict[str, Kind] = {
     **_all(_FLAG, "bias use_residual"),
     **_all(_TEXT, "activation_function module_input_name module_output_name"),
 }
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str))
+
+
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, (list, dict)) and all(map(_is_token, value.values() if isinstance(value, dict) else value))
+
+
+def _are_tokens_by_id(value: Any) -> bool:
+    return isinstance(value, dict) and all(str(key).isdecimal() and _is_token(value[key]) for key in value)
+
+
 TOKENIZER: dict[str, Kind] = {
     **_all(_FLAG, "do_lower_case strip_accents tokenize_chinese_chars add_prefix_space trim_offsets"),
+    "split_special_tokens": _FLAG,
+    **_all(Kind("a list of tokens", _are_tokens), "additional_special_tokens extra_special_tokens"),
+    "added_tokens_decoder": Kind("an object of tokens by their ids", _are_tokens_by_id),
     **_all(_TEXT, "tokenizer_class truncation_side"),
     **{
-        f"{role}_token": Kind(
-            "a string, or an object with its content",
-            lambda value: isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str)),
-        )
+        f"{role}_token": Kind("a string, or an object with its content", _is_token)
         for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
     },
     "model_input_names": _TEXTS,
