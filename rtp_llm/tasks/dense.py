@@ -46,10 +46,10 @@ class PoolingModes:
 
     @property
     def reads(self) -> Reads:
-        """The first row is another one where prompts are skipped."""
-        if self.modes == ("cls",) and self.include_prompt:
-            return "first"
-        return "last" if self.modes == ("lasttoken",) else "all"
+        """Where prompts are skipped, the first row is another one, and a text that is all prompt has no last one."""
+        if not self.include_prompt:
+            return "all"
+        return "first" if self.modes == ("cls",) else "last" if self.modes == ("lasttoken",) else "all"
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         pooled = [ops.pool(hidden_states, batch, mode, skip_prompt=not self.include_prompt) for mode in self.modes]
