@@ -80,14 +80,13 @@ class EngineConfig:
     )
     pooling: str = option(
         "auto",
-        help="pooling of a checkpoint without modules.json; auto: mean, as sentence-transformers does",
+        help="pooling of a checkpoint without modules.json; auto: as sentence-transformers does, mean, or "
+        "lasttoken of a causal language model (ForCausalLM)",
         group="model",
         choices=POOLINGS,
     )
     custom_module: str = option(
-        "",
-        help="FILE.py:Class, post-processing of your own, for task_type CUSTOM (docs/custom_postprocessing.md)",
-        group="model",
+        "", help="FILE.py:Class, post-processing for task_type CUSTOM (docs/custom_postprocessing.md)", group="model"
     )
     trust_remote_code: bool = option(
         False, help="run the Python modules that modules.json names in the checkpoint's own folder", group="model"

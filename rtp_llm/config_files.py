@@ -133,7 +133,13 @@ SENTENCE: dict[str, Kind] = {
     **_all(_FLAG, "do_query_expansion attend_to_expansion_tokens attend_to_mask_tokens"),
     "skiplist_words": _TEXTS,
     "query_expansion": _OBJECT,
+    "truncate_dim": _whole(1, _SIZE),
 }
+# sentence-transformers once named this file after the architecture.
+TRANSFORMER_FILES = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 # sentence_bert_config.json
 TRANSFORMER: dict[str, Kind] = {
     **_all(_whole(1, _VOCABULARY), "max_seq_length query_length document_length"),
@@ -181,19 +187,35 @@ DENSE: dict[str, Kind] = {
     **_all(_FLAG, "bias use_residual"),
     **_all(_TEXT, "activation_function module_input_name module_output_name"),
 }
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str))
+
+
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, (list, dict)) and all(map(_is_token, value.values() if isinstance(value, dict) else value))
+
+
+def _are_tokens_by_id(value: Any) -> bool:
+    return isinstance(value, dict) and all(str(key).isdecimal() and _is_token(value[key]) for key in value)
+
+
 TOKENIZER: dict[str, Kind] = {
     **_all(_FLAG, "do_lower_case strip_accents tokenize_chinese_chars add_prefix_space trim_offsets"),
+    "split_special_tokens": _FLAG,
+    **_all(Kind("a list of tokens", _are_tokens), "additional_special_tokens extra_special_tokens"),
+    "added_tokens_decoder": Kind("an object of tokens by their ids", _are_tokens_by_id),
     **_all(_TEXT, "tokenizer_class truncation_side"),
     **{
-        f"{role}_token": Kind(
-            "a string, or an object with its content",
-            lambda value: isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str)),
-        )
+        f"{role}_token": Kind("a string, or an object with its content", _is_token)
         for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
     },
     "model_input_names": _TEXTS,
     "model_max_length": Kind("a number", lambda value: type(value) in (int, float)),
 }
+# Of config_sentence_transformers.json, what says who wrote it, and how vectors are compared once they are there.
+_UNREAD = frozenset(("__version__", "model_type", "requirements", "similarity_fn_name", "keep_in_fp32_modules"))
 # Settings of sentence_bert_config.json by which a text's vector stays what it is.
 _HARMLESS = frozenset(("__version__", "model_args", "model_kwargs", "unpad_inputs"))
 # Arguments of from_pretrained that say where files are, or how a batch is padded.
@@ -207,6 +229,9 @@ _NOT_OF_A_TEMPLATE = frozenset(
     "chat_template common_kwargs continue_final_message conversation max_length messages padding return_assistant_"
     "tokens_mask return_dict return_tensors sanitize_control_tokens tokenize tokenizer_kwargs truncation".split()
 )
+# What compressed-tensors says of the linear layers that are computed as they are stored.
+_WEIGHTS_8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+_ACTIVATIONS_8 = {"num_bits": 8, "type": "int", "dynamic": True}
 _TASKS = ("feature-extraction", "sequence-classification", "text-generation", "fill-mask")
 _OUTPUTS = ("last_hidden_state", "logits")
 
@@ -244,16 +269,27 @@ def stored_quantization(values: Mapping[str, Any], where: Path | str = "config.j
         return "none"
     method = stored.get("quant_method") if isinstance(stored, dict) else None
     groups = stored.get("config_groups") if isinstance(stored, dict) else None
-    weights = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
-    wanted = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
-    is_read = method == "compressed-tensors" and weights and stored.get("format") == "int-quantized"
-    if not is_read or any({key: (found or {}).get(key) for key in wanted} != wanted for found in weights):
+    found = list(groups.values()) if isinstance(groups, dict) else []
+    is_read = method == "compressed-tensors" and found and stored.get("format") == "int-quantized"
+    if not is_read or not all(_has(group, "weights", _WEIGHTS_8) for group in found):
         raise CheckpointError(
             f"{where}: quantization_config ({method or 'of an unknown method'}): quantised weights are not read; use "
             "the fp32, fp16 or bf16 checkpoint, and --quantization int8 where 8 bits are wanted. This form is not "
             "read; of compressed-tensors, int-quantized with 8 bits and a scale for each channel is"
         )
+    if not all(_has(group, "input_activations", _ACTIVATIONS_8) for group in found):
+        raise CheckpointError(
+            f"{where}: quantization_config (compressed-tensors): weights in 8 bits are read where input_activations "
+            "are dynamic and in 8 bits too, since both are computed so; use the fp32, fp16 or bf16 checkpoint, and "
+            "--quantization int8_weights where weights alone are to be in 8 bits"
+        )
     return "int8"
+
+
+def _has(group: Any, key: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether an object says all that is `wanted` under `key`."""
+    said = group.get(key) if isinstance(group, dict) else None
+    return isinstance(said, dict) and all(said.get(name) == value for name, value in wanted.items())
 
 
 def log_unknown(where: Path, values: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -261,6 +297,12 @@ def log_unknown(where: Path, values: Mapping[str, Any], known: Iterable[str]) ->
     unknown = sorted(set(values) - set(known))
     if unknown:
         logger.warning("%s: %s not known here and not heeded", where, ", ".join(unknown))
+
+
+def check_sentence(where: Path, settings: Mapping[str, Any]) -> None:
+    """config_sentence_transformers.json: kinds, and a line for what is not known of it."""
+    check(where, settings, SENTENCE)
+    log_unknown(where, settings, {*SENTENCE, *_UNREAD})
 
 
 def check_transformer(where: Path, settings: Mapping[str, Any], *, is_reranker: bool) -> None:
@@ -327,3 +369,19 @@ def text_limit(where: Path, settings: Mapping[str, Any]) -> int | None:
         )
     check(where, {"model_max_length": limit}, {"model_max_length": TRANSFORMER["max_seq_length"]})
     return limit or settings.get("max_seq_length")
+
+
+def score_activation(hf: Mapping[str, Any]) -> str | None:
+    """Where sentence-transformers 4 and 5, and those before, note a CrossEncoder's activation."""
+    noted = (hf.get("sentence_transformers") or {}).get("activation_fn")
+    return noted or hf.get("sbert_ce_default_activation_function")
+
+
+def labels(where: Path, hf: Mapping[str, Any]) -> tuple[str, ...]:
+    """id2label in the order of its numbers; transformers' own names, LABEL_0 and so on, where it is absent."""
+    names = hf.get("id2label")
+    if names is None:
+        return tuple(f"LABEL_{i}" for i in range(hf.get("num_labels") or 2))
+    if not isinstance(names, dict) or {str(key) for key in names} != {str(i) for i in range(len(names))}:
+        raise CheckpointError(f"{where}: id2label must name the outputs 0, 1, 2, …; it is {names!r:.200}")
+    return tuple(str(names[str(i)]) for i in range(len(names)))

@@ -69,6 +69,10 @@ class InvalidInput(InvalidRequest):
         self.index = index
         self.problem = problem
 
+    def of(self, index: int) -> "InvalidInput":
+        """The same of the input at another place."""
+        return type(self)(index, self.problem)
+
     def at(self, place: str, cut: str) -> InvalidRequest:
         """The same under the name that the request's own fields give it."""
         return self.elsewhere(f"{place}{self.problem.replace(self.CUT, cut)}", param=place)

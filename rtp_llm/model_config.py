@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rtp_llm import config_files, late_interaction
 from rtp_llm.checkpoint import find, inside, read_json, read_json_list
@@ -36,11 +36,6 @@ _ALIASES = {"pylate.models.Dense.Dense": "sentence_transformers.base.modules.den
 _STATIC, _STATIC_HF = "StaticEmbedding", {"model_type": "static_embedding"}
 # BGE-M3's heads, beside the encoder.
 SPARSE_HEAD, COLBERT_HEAD = "sparse_linear.pt", "colbert_linear.pt"
-# sentence-transformers once named this file after the architecture.
-_TRANSFORMER_CONFIGS = tuple(
-    f"sentence_{name}_config.json"
-    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +85,7 @@ class ModelConfig:
     late                   of a checkpoint with a vector for each token, which are compared one by one
     is_static              the first module is a table of tokens' vectors, of which a text's is the mean
     tasks                  what to serve
+    truncate_dim           leading dimensions of a dense vector, where a request names no number; None: all
     """
 
     folder: Path
@@ -107,6 +103,7 @@ class ModelConfig:
     chat: ChatFormat = ChatFormat()
     late: LateInteraction | None = None
     is_static: bool = False
+    truncate_dim: int | None = None
 
     @property
     def logit_score(self) -> Module | None:
@@ -143,6 +140,17 @@ class ModelConfig:
         return asked or self.is_qwen3_reranker or self.is_flag_reranker
 
     @property
+    def default_pooling(self) -> Literal["cls", "mean", "lasttoken"]:
+        """Without modules.json: of a BGE-M3 as FlagEmbedding has it, of others by sentence-transformers' own rule.
+
+        The flag qwen_2_embedding says what is_causal false says.
+        """
+        if self.is_bge_m3:
+            return "cls"
+        is_causal = self.hf.get("is_causal", True) and self.model_type != "qwen_2_embedding"
+        return "lasttoken" if is_causal and _architecture(self.hf).endswith("ForCausalLM") else "mean"
+
+    @property
     def is_bge_m3(self) -> bool:
         """Whether both of BGE-M3's heads are there."""
         return _has_m3_heads(self.folder)
@@ -152,7 +160,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     """Read the folder's JSON files; CheckpointError names the file and what is wrong with it."""
     modules = _read_modules(folder)
     transformer_folder = modules[0].folder if modules else folder
-    transformer_path, transformer = _first_json(transformer_folder, _TRANSFORMER_CONFIGS)
+    transformer_path, transformer = _first_json(transformer_folder, config_files.TRANSFORMER_FILES)
     is_reranker = _reads_pairs(transformer, modules or ())
     config_files.check_transformer(transformer_path, transformer, is_reranker=is_reranker)
     _check_splade(transformer_path, transformer, modules or ())
@@ -163,7 +171,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         **_overrides(config),
     }
     sentence_path, sentence = _first_json(folder, ("config_sentence_transformers.json",))
-    config_files.check(sentence_path, sentence, config_files.SENTENCE)
+    config_files.check_sentence(sentence_path, sentence)
     chat, limit = _chat(transformer), config_files.text_limit(transformer_path, transformer)
     late = late_interaction.read(
         late_interaction.Files(
@@ -186,8 +194,9 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         do_lower_case=bool(transformer.get("do_lower_case", False)),
         prompts=late.prompts if late else sentence.get("prompts") or {},
         default_prompt_name=sentence.get("default_prompt_name"),
-        score_activation=sentence.get("activation_fn") or _score_activation(hf),
-        labels=_labels(transformer_folder, hf),
+        truncate_dim=sentence.get("truncate_dim"),
+        score_activation=sentence.get("activation_fn") or config_files.score_activation(hf),
+        labels=config_files.labels(transformer_folder / "config.json", hf),
         tasks=_without_chat(transformer_path, _choose_tasks(config, hf, folder, modules or (), late), chat),
         chat=chat,
         late=late,
@@ -238,9 +247,20 @@ def _overrides(config: EngineConfig) -> dict[str, Any]:
 
 
 def _read_hf(folder: Path) -> dict[str, Any]:
+    _check_adapter(folder)
     hf = read_json(folder, "config.json")
     config_files.check_model(folder / "config.json", hf)
     return hf
+
+
+def _check_adapter(folder: Path) -> None:
+    """CheckpointError for a LoRA's files: the authors' code would compute with it, whatever else is in the folder."""
+    path = find(folder, "adapter_config.json")
+    if path is not None:
+        raise CheckpointError(
+            f"{path}: an adapter (LoRA) is not read; merge it into its base model with peft, merge_and_unload() and "
+            "save_pretrained(), and serve that folder; where the weights here have it already, remove this file"
+        )
 
 
 def _read_modules(folder: Path) -> tuple[Module, ...] | None:
@@ -311,24 +331,6 @@ def _first_json(folder: Path, names: tuple[str, ...]) -> tuple[Path, dict[str, A
     return folder / names[0], {}
 
 
-def _score_activation(hf: Mapping[str, Any]) -> str | None:
-    """Where sentence-transformers 4 and 5, and those before, note a CrossEncoder's activation."""
-    noted = (hf.get("sentence_transformers") or {}).get("activation_fn")
-    return noted or hf.get("sbert_ce_default_activation_function")
-
-
-def _labels(folder: Path, hf: Mapping[str, Any]) -> tuple[str, ...]:
-    """id2label in the order of its numbers; transformers' own names, LABEL_0 and so on, where it is absent."""
-    names = hf.get("id2label")
-    if names is None:
-        return tuple(f"LABEL_{i}" for i in range(hf.get("num_labels") or 2))
-    if not isinstance(names, dict) or {str(key) for key in names} != {str(i) for i in range(len(names))}:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: id2label must name the outputs 0, 1, 2, …; it is {names!r:.200}"
-        )
-    return tuple(str(names[str(i)]) for i in range(len(names)))
-
-
 def _architecture(hf: Mapping[str, Any]) -> str:
     return str(next(iter(hf.get("architectures") or ()), ""))
 
@@ -390,4 +392,5 @@ def _choose_tasks(
         return (TaskType.RERANK,)
     if "SequenceClassification" not in architecture or "Pooling" in kinds:
         return _DENSE
-    return (TaskType.RERANK, TaskType.CLASSIFY) if len(_labels(folder, hf)) == 1 else (TaskType.CLASSIFY,)
+    is_one = len(config_files.labels(folder / "config.json", hf)) == 1
+    return (TaskType.RERANK, TaskType.CLASSIFY) if is_one else (TaskType.CLASSIFY,)

@@ -189,6 +189,10 @@ CASES: dict[str, tuple[Change, str]] = {
         "the path '/etc' leads out of the folder",
     ),
     "prompts": (keys("config_sentence_transformers.json", prompts={"a": 5}), "prompts is {'a': 5}; an object of strin"),
+    "truncate_dim": (
+        keys("config_sentence_transformers.json", truncate_dim=33),
+        "config_sentence_transformers.json: truncate_dim is 33, but the model's vectors have 32 dimensions",
+    ),
     "prompt name": (keys("config_sentence_transformers.json", default_prompt_name="x"), "'x' is not among its prompts"),
 }  # fmt: skip
 WRONG_VALUES: list[tuple[str, str, list[Any]]] = [
@@ -207,9 +211,13 @@ WRONG_VALUES: list[tuple[str, str, list[Any]]] = [
     ("1_Pooling/config.json", "include_prompt", ["no"]),
     ("tokenizer_config.json", "do_lower_case", ["yes"]),
     ("tokenizer_config.json", "model_max_length", ["512"]),
+    ("tokenizer_config.json", "split_special_tokens", ["yes"]),
+    ("tokenizer_config.json", "extra_special_tokens", ["<x>", [1]]),
+    ("tokenizer_config.json", "added_tokens_decoder", [[], {"x": {"content": "x"}}, {"5": {}}]),
     ("sentence_bert_config.json", "max_seq_length", ["256", -1]),
     ("sentence_bert_config.json", "do_lower_case", [1]),
     ("config_sentence_transformers.json", "default_prompt_name", [[]]),
+    ("config_sentence_transformers.json", "truncate_dim", [0, "8", True]),
 ]
 MESSAGES = {"message": {"method": "forward", "method_output_name": "last_hidden_state", "format": "flat"}}
 NOT_SERVED: dict[str, tuple[Change, str]] = {
@@ -239,6 +247,10 @@ NOT_SERVED: dict[str, tuple[Change, str]] = {
     "transformer_task": (
         keys("sentence_bert_config.json", transformer_task="any-to-any"),
         "transformer_task 'any-to-any' is not served; feature-extraction",
+    ),
+    "adapter beside the weights": (
+        written("adapter_config.json", b'{"peft_type": "LORA"}'),
+        r"/adapter_config.json: an adapter \(LoRA\) is not read; merge it .* merge_and_unload",
     ),
     "processing_kwargs": (
         keys("sentence_bert_config.json", processing_kwargs={"text": {"max_length": 9}}),
@@ -292,7 +304,12 @@ def test_what_would_change_numbers_is_refused(change: Change, message: str, fold
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [("sentence_bert_config.json", "query_expansion"), ("1_Pooling/config.json", "gamma")]
+    ("name", "key"),
+    [
+        ("sentence_bert_config.json", "query_expansion"),
+        ("1_Pooling/config.json", "gamma"),
+        ("config_sentence_transformers.json", "max_active_dims"),
+    ],
 )
 def test_keys_that_nobody_knows_are_logged(name: str, key: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     keys(name, **{key: {}})(folder)

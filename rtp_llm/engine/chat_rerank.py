@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from rtp_llm.core import Input, Int32Array, Item, Params
-from rtp_llm.engine.rerank_template import common_length, plain_ids, read_pairs, share
+from rtp_llm.engine.rerank_template import common_length, naming, plain_ids, read_pairs, share
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.errors import CheckpointError, InvalidRequest, RtpError
 from rtp_llm.model_config import ChatFormat
@@ -48,7 +48,9 @@ class ChatRerank:
         prompt = self._tokenizer.instruction_text(params) or self._tokenizer.prompt_text(params)
         texts = [self._rendered(query, document, prompt) for query, document in pairs.values()]
         own = replace(params, prompt="", add_special_tokens=False)
-        for index, item in zip(pairs, self._tokenizer.encode(texts, own), strict=True):
+        with naming(pairs):
+            encoded = self._tokenizer.encode(texts, own)
+        for index, item in zip(pairs, encoded, strict=True):
             item.index = index
             self._restore_tail(item, prompt)
             items[index] = item

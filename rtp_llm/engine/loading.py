@@ -117,11 +117,14 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
 
 def _describe(config: EngineConfig, model_config: ModelConfig, runtime: Runtime, tokenizer: Tokenizer) -> ModelInfo:
     """What is loaded, and its limits; its names and its place in memory are the caller's to say."""
+    first = next(iter(runtime.tasks.values()))
+    is_cut = getattr(first, "truncate_dim", None) is not None
     return ModelInfo(
         name="",
         model_type=runtime.model_type,
         tasks=tuple(runtime.tasks),
-        dimension=next(iter(runtime.tasks.values())).dimension,
+        dimension=first.dimension,
+        full_dimension=getattr(first, "full_dimension", None) if is_cut else None,
         max_seq_len=tokenizer.max_seq_len,
         vocab_size=runtime.model.vocab_size,
         backend=runtime.ops.name,

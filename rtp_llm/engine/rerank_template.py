@@ -5,7 +5,8 @@ between them, with instruction, query and document, loses its end to fit the lim
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -36,7 +37,9 @@ class RerankTemplate:
         instruction = self._tokenizer.instruction_text(params) or INSTRUCTION
         questions = {query: _question(query, instruction) for query, _ in pairs.values()}
         texts = [f"{questions[query]} {document}" for query, document in pairs.values()]
-        bodies = self._bodies.encode(texts, replace(params, prompt="", max_tokens=self._room(params.max_tokens)))
+        own = replace(params, prompt="", max_tokens=self._room(params.max_tokens))
+        with naming(pairs):
+            bodies = self._bodies.encode(texts, own)
         for index, body in zip(pairs, bodies, strict=True):
             body.index = index
             body.input_ids = np.concatenate([self._prefix, body.input_ids, self._suffix])
@@ -70,10 +73,20 @@ def read_pairs(
         if isinstance(value, list):
             (items[index],) = tokenizer.encode([value], params, index)
         elif isinstance(value, tuple) and len(value) == 2:
-            pairs[index] = (value[0], beginning(tokenizer, value[1], params.max_tokens_per_doc))
+            with naming([index]):
+                pairs[index] = (value[0], beginning(tokenizer, value[1], params.max_tokens_per_doc))
         else:
             raise InvalidInput(index, " is a single text; a reranker reads pairs of query and document")
     return items, pairs
+
+
+@contextmanager
+def naming(indices: Iterable[int]) -> Iterator[None]:
+    """InvalidInput of one of the texts made from the inputs at `indices` is that of its input."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise error.of(list(indices)[error.index]) from None
 
 
 def share(pairs: Mapping[int, tuple[str, str]], items: Mapping[int, Item], head: Callable[[str], Int32Array]) -> None:

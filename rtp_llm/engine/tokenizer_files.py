@@ -9,6 +9,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from rtp_llm import config_files
 from rtp_llm.checkpoint import find, inside, read_json
+from rtp_llm.engine.added_tokens import add_missing, added_token
 from rtp_llm.errors import CheckpointError, one_line
 
 NO_LIMIT = 1 << 30
@@ -50,7 +51,10 @@ def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     config_files.check(folder / "special_tokens_map.json", special, config_files.TOKENIZER)
     config["special_tokens"], config["token_flags"] = _special_tokens({**special, **config})
     try:
-        return _made(folder, config), config
+        tokenizer = _made(folder, config)
+        add_missing(tokenizer, config, special)
+        tokenizer.encode_special_tokens = config.get("split_special_tokens") is True
+        return tokenizer, config
     except (Exception, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic inside the tokenizers library is no Exception
@@ -110,8 +114,10 @@ def _special_tokens(config: Mapping[str, Any]) -> tuple[dict[str, str], dict[str
     return contents, {token["content"]: token for token in declared if isinstance(token, dict) and "content" in token}
 
 
-def _from_json(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+def _from_json(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     tokenizer = _read(path)
+    if tokenizer.truncation is not None and not config.get("truncation_side"):
+        config["truncation_side"] = tokenizer.truncation["direction"]
     tokenizer.no_truncation()
     tokenizer.no_padding()
     # transformers' BERT classes take these switches from tokenizer_config.json, whatever tokenizer.json says.
@@ -233,7 +239,7 @@ def _declared_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, Added
     special = {*config["special_tokens"].values(), *(config.get("additional_special_tokens") or ())}
     try:
         if decoder is not None:
-            return {int(token_id): _added_token(token) for token_id, token in decoder.items()}
+            return {int(token_id): added_token(token) for token_id, token in decoder.items()}
         return {
             int(token_id): AddedToken(content, normalized=content not in special, special=content in special)
             for content, token_id in read_json(folder, "added_tokens.json", required=False).items()
@@ -242,11 +248,6 @@ def _declared_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, Added
         raise CheckpointError(
             f"{folder}: added tokens of tokenizer_config.json or added_tokens.json: {error!r}"
         ) from None
-
-
-def _added_token(token: Mapping[str, Any]) -> AddedToken:
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    return AddedToken(token["content"], **{flag: token[flag] for flag in flags if flag in token})
 
 
 def _add_declared(tokenizer: tokenizers.Tokenizer, folder: Path, declared: Mapping[int, AddedToken]) -> None:
@@ -276,7 +277,7 @@ def _add_special(
     plain = {"normalized": False}
     flags = config["token_flags"]
     tokenizer.add_special_tokens(
-        [_added_token({**flags.get(token, plain), "content": token, "special": True}) for token in known]
+        [added_token({**flags.get(token, plain), "content": token, "special": True}) for token in known]
     )
 
 

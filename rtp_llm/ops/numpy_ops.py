@@ -302,7 +302,7 @@ def _pool_one(x: NDArray[np.float64], mode: PoolMode, skipped: int) -> NDArray[n
     if mode == "cls":
         return x[skipped] if skipped < len(x) else x[0]
     if mode == "lasttoken":
-        return x[-1]
+        return x[-1] if skipped < len(x) else np.zeros(x.shape[1])
     kept = x[skipped:]
     if len(kept) == 0:
         return np.zeros(x.shape[1])

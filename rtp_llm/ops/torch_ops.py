@@ -200,9 +200,10 @@ class TorchOps:
 
     def pool(self, x: torch.Tensor, batch: Any, mode: PoolMode, *, skip_prompt: bool = False) -> torch.Tensor:
         starts, ends = batch.cu_seqlens[:-1].long(), batch.cu_seqlens[1:].long()
-        if mode == "lasttoken":
-            return x[ends - 1].float()
         skipped = batch.prompt_lens.long().minimum(ends - starts) if skip_prompt else torch.zeros_like(starts)
+        if mode == "lasttoken":
+            last = x[ends - 1].float()
+            return last.masked_fill((skipped == ends - starts)[:, None], 0.0) if skip_prompt else last
         if mode == "cls":
             return x[starts + torch.where(starts + skipped < ends, skipped, 0)].float()
         # No shape depends on a number that only the device knows: that would wait for it. index_add adds one row after

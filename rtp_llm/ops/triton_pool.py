@@ -19,7 +19,8 @@ def pool_kernel(
     start, end = tl.load(cu_seqlens + seq), tl.load(cu_seqlens + seq + 1)
     first = tl.minimum(start + tl.load(prompt_lens + seq), end) if SKIPS else start
     if MODE == "lasttoken":
-        first = end - 1
+        # Of a sequence that is all prompt no row is left, and no sum is more than 0.
+        first = tl.where(first < end, end - 1, end)
     elif MODE == "cls":
         first = tl.where(first < end, first, start)
         end = first + 1
@@ -78,10 +79,8 @@ def pool(
     """[T, H] -> [B, H] in fp32."""
     num_seqs, size = len(cu_seqlens) - 1, x.shape[1]
     out = torch.empty(num_seqs, size, dtype=torch.float32, device=x.device)
-    # The last token is the last one whatever the prompt.
-    skips = skip_prompt and mode != "lasttoken"
     pool_kernel[(num_seqs, triton.cdiv(size, _COLUMNS))](
-        out, x, cu_seqlens, prompt_lens, size, mode, skips, _ROWS, _COLUMNS, num_warps=4
+        out, x, cu_seqlens, prompt_lens, size, mode, skip_prompt, _ROWS, _COLUMNS, num_warps=4
     )
     return out
 

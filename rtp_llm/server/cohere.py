@@ -129,7 +129,7 @@ def to_request(body: CohereEmbedBody, info: ModelInfo, config: ServerConfig, req
         if kind != "base64":
             check_type(kind, None, "embedding_types")
     params = Params(
-        dimensions=None if dimensions == info.dimension else dimensions,
+        dimensions=openai.as_asked(dimensions, info),
         normalize=True if any(kind in SCALED for kind in body.types) else None,
         truncate=body.truncate != "NONE",
         max_tokens=_max_tokens(body),

@@ -276,9 +276,15 @@ def check_ids(ids: Sequence[int], place: str, vocab_size: int) -> None:
 
 def check_dimensions(dimensions: int | None, info: ModelInfo) -> None:
     """InvalidRequest unless `dimensions` lies between 1 and the model's own."""
-    if dimensions is not None and not 1 <= dimensions <= info.dimension:
-        message = f"dimensions: {dimensions} is not between 1 and {info.dimension}, the model's own"
+    most = info.full_dimension or info.dimension
+    if dimensions is not None and not 1 <= dimensions <= most:
+        message = f"dimensions: {dimensions} is not between 1 and {most}, the model's own"
         raise InvalidRequest(message, param="dimensions")
+
+
+def as_asked(dimensions: int | None, info: ModelInfo) -> int | None:
+    """`dimensions`, or None where all are wanted and come unasked."""
+    return None if dimensions == info.dimension and info.full_dimension is None else dimensions
 
 
 def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
@@ -289,7 +295,7 @@ def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
         known = ", ".join(info.prompts) or "none"
         raise InvalidRequest(f"prompt_name: {body.prompt_name!r} is not one of {known}", param="prompt_name")
     return Params(
-        dimensions=None if dimensions == info.dimension else dimensions,
+        dimensions=as_asked(dimensions, info),
         normalize=_normalize(body),
         truncate=body.truncate not in (False, "NONE") and body.truncation is not False,
         truncation_side=body.truncation_side or _LOST_END.get(body.truncate),

@@ -1,10 +1,10 @@
 """Dense embeddings: the sentence-transformers module chain, natively.
 
 Pooling, Dense, LayerNorm, Normalize and Dropout as sentence_transformers 2 to 6 write them to disk; of a
-StaticEmbedding, the mean of the tokens' rows comes before them. Without modules.json the hidden states are mean-pooled
-and not normalised, as sentence-transformers does; those of a BGE-M3 are the first token's, normalised, as FlagEmbedding
-does. Normalize modules at the end of the chain are left to `finish`, since a request may slice the vector before
-(Matryoshka) or not want it.
+StaticEmbedding, the mean of the tokens' rows comes before them. Without modules.json the hidden states are mean-pooled,
+of a causal language model the last one is taken, and not normalised, as sentence-transformers does; those of a BGE-M3
+are the first token's, normalised, as FlagEmbedding does. Normalize modules at the end of the chain are left to
+`finish`, since a request may slice the vector before (Matryoshka) or not want it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.model_config import Module
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight
 from rtp_llm.tasks import TaskSource
-from rtp_llm.tasks.finishing import check_dimensions, slice_and_normalize, torch_activation
+from rtp_llm.tasks.finishing import check_dimensions, own_truncate_dim, slice_and_normalize, torch_activation
 
 # The order in which sentence-transformers concatenates several modes, and their keys in files written before 5.4.
 _POOL_KEYS: dict[str, PoolMode] = {
@@ -46,10 +46,10 @@ class PoolingModes:
 
     @property
     def reads(self) -> Reads:
-        """The first row is another one where prompts are skipped."""
-        if self.modes == ("cls",) and self.include_prompt:
-            return "first"
-        return "last" if self.modes == ("lasttoken",) else "all"
+        """Where prompts are skipped, the first row is another one, and a text that is all prompt has no last one."""
+        if not self.include_prompt:
+            return "all"
+        return "first" if self.modes == ("cls",) else "last" if self.modes == ("lasttoken",) else "all"
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         pooled = [ops.pool(hidden_states, batch, mode, skip_prompt=not self.include_prompt) for mode in self.modes]
@@ -86,11 +86,17 @@ class Normalize:
 
 
 class Dense:
-    """One vector an input."""
+    """One vector an input.
+
+    dimension       its columns where a request names no number: the checkpoint's truncate_dim, or all
+    full_dimension  as many as a request may have
+    """
 
     per_token = False
 
-    def __init__(self, pooling: PoolingModes, stages: Sequence[Stage], dimension: int) -> None:
+    def __init__(
+        self, pooling: PoolingModes, stages: Sequence[Stage], dimension: int, truncate_dim: int | None = None
+    ) -> None:
         stages = list(stages)
         self.normalizes = bool(stages) and isinstance(stages[-1], Normalize)
         while stages and isinstance(stages[-1], Normalize):
@@ -98,7 +104,9 @@ class Dense:
         self.pooling = pooling
         self.reads = pooling.reads
         self.stages = stages
-        self.dimension = dimension
+        self.dimension = truncate_dim or dimension
+        self.full_dimension = dimension
+        self.truncate_dim = truncate_dim
 
     @property
     def pooling_name(self) -> str:
@@ -115,10 +123,9 @@ class Dense:
         """The chain that the checkpoint describes; the pooling flag is for one without modules.json."""
         model_config, hidden_size = source.model_config, source.hidden_size
         if model_config.modules is None:
-            is_m3 = model_config.is_bge_m3
-            default = "cls" if is_m3 else "mean"
-            mode: Any = default if source.pooling == "auto" else source.pooling
-            return cls(PoolingModes((mode,)), [Normalize()] if is_m3 else [], hidden_size)
+            mode: Any = model_config.default_pooling if source.pooling == "auto" else source.pooling
+            stages: list[Stage] = [Normalize()] if model_config.is_bge_m3 else []
+            return cls(PoolingModes((mode,)), stages, hidden_size, own_truncate_dim(model_config, hidden_size))
         chain = [module for module in model_config.modules if module.kind != "Dropout"]
         if model_config.is_static:
             first = PoolingModes(("mean",))
@@ -130,11 +137,11 @@ class Dense:
         else:
             first = load_pooling(chain.pop(0), hidden_size)
         dimension = hidden_size * len(first.modes)
-        stages: list[Stage] = []
+        stages = []
         for module in chain:
             stage, dimension = load_stage(module, dimension, source.ops)
             stages.append(stage)
-        return cls(first, stages, dimension)
+        return cls(first, stages, dimension, own_truncate_dim(model_config, dimension))
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         """[T, H] -> [B, dimension], before the final Normalize."""
@@ -144,13 +151,13 @@ class Dense:
         return x
 
     def check(self, params: Params) -> None:
-        """`dimensions` must lie in 1..dimension."""
-        check_dimensions(params, self.dimension)
+        """`dimensions` must lie in 1..full_dimension."""
+        check_dimensions(params, self.full_dimension)
 
     def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
         """Slice to `dimensions`, then normalise as the checkpoint or the request says -> [n, dimensions]."""
         assert not isinstance(rows, list)
-        return slice_and_normalize(rows, params, normalizes=self.normalizes)
+        return slice_and_normalize(rows, params, normalizes=self.normalizes, truncate_dim=self.truncate_dim)
 
 
 def load_pooling(module: Module, hidden_size: int) -> PoolingModes:

@@ -6,6 +6,7 @@ import numpy as np
 
 from rtp_llm.core import FloatArray, Params
 from rtp_llm.errors import CheckpointError, InvalidRequest
+from rtp_llm.model_config import ModelConfig
 from rtp_llm.ops.numpy_ops import ACTIVATION, l2_normalize
 
 # torch.nn class -> our activation; None is the identity.
@@ -47,9 +48,30 @@ def check_dimensions(params: Params, dimension: int) -> None:
         )
 
 
-def slice_and_normalize(rows: FloatArray, params: Params, *, normalizes: bool) -> FloatArray:
-    """[n, D] -> [n, dimensions], then L2-normalised as the request or, by `normalizes`, the checkpoint says."""
+def slice_and_normalize(
+    rows: FloatArray, params: Params, *, normalizes: bool, truncate_dim: int | None = None
+) -> FloatArray:
+    """[n, D] -> [n, dimensions], then L2-normalised as the request or, by `normalizes`, the checkpoint says.
+
+    `truncate_dim` is for a request that names no dimensions: as sentence-transformers has it, such vectors are cut
+    after the checkpoint's own Normalize, and are shorter than one unless the request wants them normalised.
+    """
     if params.dimensions is not None:
         rows = rows[:, : params.dimensions]
     normalize = normalizes if params.normalize is None else params.normalize
-    return l2_normalize(rows) if normalize else rows
+    rows = l2_normalize(rows) if normalize else rows
+    if params.dimensions is not None or truncate_dim is None:
+        return rows
+    rows = rows[:, :truncate_dim]
+    return l2_normalize(rows) if params.normalize else rows
+
+
+def own_truncate_dim(config: ModelConfig, dimension: int) -> int | None:
+    """The checkpoint's own, of vectors of `dimension` columns; None: all. CheckpointError for more than those."""
+    own = config.truncate_dim
+    if own is not None and own > dimension:
+        raise CheckpointError(
+            f"{config.folder / 'config_sentence_transformers.json'}: truncate_dim is {own}, but the model's vectors "
+            f"have {dimension} dimensions"
+        )
+    return None if own == dimension else own

@@ -23,7 +23,7 @@ from rtp_llm.ops import Ops, Tensor
 from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.tasks import TaskSource
 from rtp_llm.tasks.dense import load_pooling, load_stage
-from rtp_llm.tasks.finishing import check_dimensions, slice_and_normalize
+from rtp_llm.tasks.finishing import check_dimensions, own_truncate_dim, slice_and_normalize
 from rtp_llm.tasks.plain import as_array
 from rtp_llm.tasks.user_code import line_of, line_of_return, load_class, loading, running
 
@@ -42,9 +42,19 @@ class Shipped:
     per_token = True
     reads: Reads = "all"
 
-    def __init__(self, steps: Sequence[Step], dimension: int, layers: tuple[int, ...], *, normalizes: bool) -> None:
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        dimension: int,
+        layers: tuple[int, ...],
+        *,
+        normalizes: bool,
+        truncate_dim: int | None = None,
+    ) -> None:
         self.steps = steps
-        self.dimension = dimension
+        self.dimension = truncate_dim or dimension
+        self.full_dimension = dimension
+        self.truncate_dim = truncate_dim
         self.hidden_layers = layers
         self.normalizes = normalizes
 
@@ -67,20 +77,23 @@ class Shipped:
             step = _load_step(config.folder, module, features)
             features = step(features, {}, loading)
             steps.append(step)
-        return cls(steps, _vector(features, config.folder).shape[1], layers, normalizes=normalizes)
+        dimension = _vector(features, config.folder).shape[1]
+        own = own_truncate_dim(config, dimension)
+        return cls(steps, dimension, layers, normalizes=normalizes, truncate_dim=own)
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         """[T, H] -> the same."""
         return hidden_states
 
     def check(self, params: Params) -> None:
-        """`dimensions` must lie in 1..dimension."""
-        check_dimensions(params, self.dimension)
+        """`dimensions` must lie in 1..full_dimension."""
+        check_dimensions(params, self.full_dimension)
 
     def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
         """Each input through the steps, then sliced and normalised as the request says -> [n, dimensions]."""
         vectors = [self._run(states, ids, params.extra) for states, ids in zip(rows, input_ids, strict=True)]
-        return slice_and_normalize(np.concatenate(vectors), params, normalizes=self.normalizes)
+        matrix = np.concatenate(vectors)
+        return slice_and_normalize(matrix, params, normalizes=self.normalizes, truncate_dim=self.truncate_dim)
 
     def _run(self, hidden_states: FloatArray, input_ids: Int32Array, extra: Mapping[str, Any]) -> FloatArray:
         features = _features(hidden_states, input_ids, len(self.hidden_layers))

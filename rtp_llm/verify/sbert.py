@@ -157,6 +157,8 @@ def _sentence_transformer(original: Original) -> Any:
     )
     # From 5.4 on, the library takes a tokenizer with a chat template for a sign that chats are to be embedded.
     getattr(transformer, "modality_config", {}).pop("message", None)
-    mode = "mean" if original.config.pooling == "auto" else original.config.pooling
+    asked = original.config.pooling
+    mode = original.model_config.default_pooling if asked == "auto" else asked
     pooling = parts.Pooling(transformer.get_word_embedding_dimension(), mode)
-    return SentenceTransformer(modules=[transformer, pooling], device="cpu")
+    cut = original.model_config.truncate_dim
+    return SentenceTransformer(modules=[transformer, pooling], device="cpu", truncate_dim=cut)

@@ -370,3 +370,37 @@ def test_mpnet_has_the_words_of_bert_and_the_special_tokens_of_roberta(tmp_path:
     ours, _ = tokenizer_files.load(tmp_path)
     for pair in (("a",), ("a", "b"), ("", "b c")):
         assert ours.encode(*pair).ids == theirs(*pair)["input_ids"]
+
+
+EXTRA = {"content": "<extra>", "single_word": False, "lstrip": True, "rstrip": False, "normalized": False}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "a list": {"additional_special_tokens": ["<extra>", "<more>"]},
+    "a list of objects": {"extra_special_tokens": [{"__type": "AddedToken", **EXTRA, "special": True}]},
+    "by names": {"extra_special_tokens": {"image_token": "<extra>"}},
+    "a role": {"pad_token": "<extra>", "additional_special_tokens": ["<more>"]},
+    "a name": {"image_token": "<extra>"},
+    "by ids": {"added_tokens_decoder": {"30523": {**EXTRA, "special": False}, "30522": {**EXTRA, "content": "<more>"}}},
+    "special ones in pieces": {"split_special_tokens": True},
+    "some in pieces": {"split_special_tokens": True, "additional_special_tokens": ["<extra>"]},
+    "left": {"truncation_side": "left"},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("side", ["Right", "Left"])
+def test_settings_of_tokenizer_config_change_ids_as_theirs_do(
+    settings: dict[str, Any], side: str, minilm: Path, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        shutil.copy(minilm / name, tmp_path / name)
+    cut = {"direction": side, "max_length": 128, "strategy": "LongestFirst", "stride": 0}
+    set_keys(tmp_path / "tokenizer.json", truncation=cut)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    named = {key: value for key, value in config.items() if key != "truncation_side"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**named, **settings}))
+    texts = ["Hello [SEP] World <extra> naïve <more>", "it is [MASK] , 中文<extra>CAFÉ", "one two three four five six"]
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for limit in (6, 64):
+        expected = theirs(texts, truncation=True, max_length=limit)["input_ids"]
+        assert ids(encode(tmp_path, texts, max_seq_len=limit)) == expected

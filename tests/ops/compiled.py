@@ -96,7 +96,7 @@ def row_kernels() -> Iterator[Kernel]:
         constants = {"ACTIVATION": activation, "BLOCK": 1024}
         yield Kernel(f"gated {activation}", triton_gated.gated_kernel, "bf16", constants, {"num_warps": 4})
     for mode in ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"):
-        constants = {"MODE": mode, "SKIPS": mode != "lasttoken", "ROWS": 32, "COLUMNS": 64}
+        constants = {"MODE": mode, "SKIPS": True, "ROWS": 32, "COLUMNS": 64}
         yield Kernel(f"pool {mode}", triton_pool.pool_kernel, "fp16", constants, {"num_warps": 4}, {"out_ptr": "*fp32"})
     yield Kernel("l2", triton_pool.l2_kernel, "fp32", {"BLOCK": 4096}, {"num_warps": 8})
 

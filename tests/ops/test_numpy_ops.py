@@ -157,7 +157,7 @@ def test_weighted_mean_without_the_prompt_keeps_the_positions() -> None:
     np.testing.assert_allclose(y, [[(2 * 1 + 3 * 2) / 5]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["mean", "max", "mean_sqrt_len_tokens", "weightedmean"])
+@pytest.mark.parametrize("mode", ["mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
 def test_pool_of_a_sequence_that_is_all_prompt_is_zero(mode: Any) -> None:
     assert not ops.pool(normal(3, 4), batch_of([3], [3]), mode, skip_prompt=True).any()
 

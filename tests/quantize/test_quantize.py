@@ -217,6 +217,17 @@ def test_other_forms_of_quantisation_are_named(quantized: Path, tmp_path: Path, 
     refused(tmp_path, CheckpointError, "is not read; of compressed-tensors, int-quantized")
 
 
+@pytest.mark.parametrize("change", [None, {"dynamic": False}, {"num_bits": 4}, {"type": "float"}])
+def test_activations_that_are_not_computed_in_8_bits(quantized: Path, tmp_path: Path, change: Any) -> None:
+    link_all(quantized, tmp_path)
+    config = json.loads((quantized / "config.json").read_text())
+    (group,) = config["quantization_config"]["config_groups"].values()
+    group["input_activations"] = change and {**group["input_activations"], **change}
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused(tmp_path, CheckpointError, "where input_activations are dynamic and in 8 bits too")
+
+
 def test_torch_does_not_read_it(quantized: Path) -> None:
     refused(quantized, ConfigError, "leave out --backend torch", backend="torch")
 

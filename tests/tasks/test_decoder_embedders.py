@@ -76,3 +76,42 @@ def test_equals_sentence_transformers(family: str, backend: str, tmp_path: Path)
             assert np.abs(model.embed(TEXTS, dimensions=8) - sliced).max() <= 1e-5
         if backend != "torch":
             assert np.array_equal(np.stack([model.embed(text) for text in TEXTS]), model.embed(TEXTS))
+
+
+def save_language_model(folder: Path, case: str = "e5-mistral", **own: Any) -> None:
+    """A causal language model as transformers writes it, without sentence-transformers' files."""
+    torch.manual_seed(0)
+    shape = {**SHAPE, **FAMILIES["e5-mistral"][1], **own}
+    model = transformers.MistralForCausalLM(transformers.MistralConfig(**shape))
+    add_noise(model)
+    model.save_pretrained(folder)
+    _, make, config, _ = CASES[case]
+    make().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": "</s>"}))
+
+
+@pytest.mark.parametrize(("own", "mode"), [({}, "lasttoken"), ({"is_causal": False}, "mean")])
+def test_without_modules_json_of_a_causal_language_model_the_last_token(
+    own: dict[str, Any], mode: str, tmp_path: Path
+) -> None:
+    save_language_model(tmp_path, **own)
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    assert theirs[1].pooling_mode == mode
+    with loaded(tmp_path, "native") as model:
+        assert model.info.pooling == mode
+        ours = model.embed(TEXTS)
+    assert np.abs(ours - theirs.encode(TEXTS, batch_size=1, show_progress_bar=False)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_text_that_is_all_prompt_has_no_last_token(backend: str, tmp_path: Path) -> None:
+    save_language_model(tmp_path / "plain", "mistral")
+    chain = [modules.Transformer(str(tmp_path / "plain")), modules.Pooling(32, "lasttoken", include_prompt=False)]
+    theirs = sentence_transformers.SentenceTransformer(modules=chain, prompts={"query": "he drove to"}, device="cpu")
+    theirs.save(str(tmp_path / "saved"))
+    texts = ["", " stadium", "", " the weather is lovely"]
+    expected = theirs.encode(texts, prompt_name="query", batch_size=1, show_progress_bar=False)
+    assert not expected[0].any() and expected[1].any()
+    with loaded(tmp_path / "saved", backend) as model:
+        assert np.abs(model.embed(texts, prompt_name="query") - expected).max() <= 1e-5
+        assert not model.embed("", prompt_name="query").any()

@@ -122,6 +122,20 @@ def test_dimensions_out_of_range(size: int, tmp_path: Path) -> None:
             model.embed(["a"], dimensions=size)
 
 
+@pytest.mark.parametrize("chain", [(), ("Normalize",)])
+def test_truncate_dim_is_what_a_request_gets_that_names_no_dimensions(chain: tuple[str, ...], tmp_path: Path) -> None:
+    save(tmp_path, pooling("mean"), *(getattr(modules, name)() for name in chain))
+    theirs = st.SentenceTransformer(str(tmp_path / "saved"), device="cpu", truncate_dim=8)
+    theirs.save(str(tmp_path / "saved"))
+    check(tmp_path, theirs)
+    check(tmp_path, theirs, {"normalize": True}, normalize_embeddings=True)
+    for size in (4, 8, 20, HIDDEN):
+        asked = {"truncate_dim": size, "normalize_embeddings": True}
+        check(tmp_path, theirs, {"dimensions": size, "normalize": True}, **asked)
+    with Model(str(tmp_path / "saved"), backend="numpy") as model:
+        assert (model.info.dimension, model.info.full_dimension) == (8, HIDDEN)
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 def test_normalize_of_the_request_wins(normalize: bool, tmp_path: Path) -> None:
     chain = [] if normalize else [modules.Normalize()]

@@ -10,8 +10,11 @@ import pytest
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import Input, Params, Prefixes, TaskType, pack
-from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
-from rtp_llm.model_config import read_model_config
+from rtp_llm.engine.chat_rerank import ChatRerank
+from rtp_llm.engine.rerank_template import RerankTemplate
+from rtp_llm.engine.tokenizer import Tokenizer
+from rtp_llm.errors import CheckpointError, ConfigError, InvalidInput, InvalidRequest
+from rtp_llm.model_config import ChatFormat, read_model_config
 from tests.backends import BACKENDS
 from tests.models.oracle import add_noise
 from tests.server.rtp_clients import served
@@ -238,6 +241,33 @@ def test_refusals(assets: Path, tmp_path: Path) -> None:
     with pytest.raises((ConfigError, CheckpointError)):
         with loaded(tmp_path, task_type="reranker"):
             pass
+
+
+PAIR: Input = ("a", "b")
+BAD: Input = ("a", "alpha \ud800")
+MISREAD: list[tuple[list[Input], dict[str, Any], int]] = [
+    ([[1, 2, 3], [1, 2], BAD], {}, 2),
+    ([PAIR] * 7 + [BAD], {}, 7),
+    ([PAIR] * 7 + [BAD], {"max_tokens_per_doc": 4}, 7),
+    ([[1], ("a", "b"), ("a", "b " * 200)], {"truncate": False}, 2),
+]
+
+
+@pytest.mark.parametrize("with_template", [False, True])
+@pytest.mark.parametrize(("inputs", "params", "index"), MISREAD)
+def test_errors_name_the_pair(
+    inputs: list[Input], params: dict[str, Any], index: int, with_template: bool, assets: Path
+) -> None:
+    tokenizer = Tokenizer(assets / "tokenizers" / "qwen3", max_seq_len=LIMIT)
+    if with_template:
+        pytest.importorskip("jinja2")
+        tokenizer.chat_template.source = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    encoder = ChatRerank(tokenizer, ChatFormat()) if with_template else RerankTemplate(tokenizer)
+    with pytest.raises(InvalidInput, match=f"^input {index} ") as caught:
+        encoder.encode(inputs, Params(**params))
+    assert caught.value.index == index
+    with pytest.raises(InvalidInput, match=f"^input {index + 64} "):
+        encoder.encode(inputs, Params(**params), 64)
 
 
 def test_a_missing_head_is_named(assets: Path, tmp_path: Path) -> None:

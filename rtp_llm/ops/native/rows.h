@@ -167,7 +167,7 @@ struct Pool {
     const int64_t length = cu_seqlens[seq + 1] - cu_seqlens[seq];
     const int64_t skipped = prompt_lens == nullptr ? 0 : std::min<int64_t>(prompt_lens[seq], length);
     float* row = y + seq * size;
-    if (length == 0) return std::fill(row, row + size, 0.0f);
+    if (length == 0 || (mode == kLastToken && skipped == length)) return std::fill(row, row + size, 0.0f);
     if (mode == kCls) return copy(rows + (skipped < length ? skipped : 0) * size, row);
     if (mode == kLastToken) return copy(rows + (length - 1) * size, row);
     for (int64_t j = 0; j < size; j += kColumns)
