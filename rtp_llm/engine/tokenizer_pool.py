@@ -44,7 +44,7 @@ class TokenizerPool:
         prompt = params.prompt if params.prompt is not None else prompts.get(name or "", "")
         most = self.tokenizer.max_seq_len if params.max_tokens is None else params.max_tokens
         lead = len(prompt) + len(params.instruction or "")
-        return Estimate(lead, min(most, self.tokenizer.max_seq_len), params.chunking)
+        return Estimate(lead, max(min(most, self.tokenizer.max_seq_len), 1), params.chunking)
 
     def is_small(self, inputs: Sequence[Input], params: Params) -> bool:
         """Whether encoding takes less time than a hop to another thread: do it where you are."""

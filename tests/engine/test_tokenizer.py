@@ -340,6 +340,7 @@ def test_the_measure_of_a_request(tiny: Path) -> None:
     pool = TokenizerPool(tokenizer, 1)
     assert pool.estimate(Params()) == Estimate(3, LIMIT)
     assert pool.estimate(Params(prompt="a", instruction="bc", max_tokens=9)) == Estimate(3, 9)
+    assert pool.estimate(Params(max_tokens=0)) == Estimate(3, 1)
     assert pool.estimate(Params(prompt_name="unknown", chunking="mean")) == Estimate(0, LIMIT, "mean")
 
 
