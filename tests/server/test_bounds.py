@@ -153,3 +153,11 @@ def test_bodies_of_every_dialect_for_the_clouds_paths(path: str) -> None:
         assert answer.status_code == 200, answer.text
     packed = {"instances": [{"input": "a", "encoding_format": "bytes"}]}
     assert "instances[0]: bytes are no JSON" in post(FakeEngine(), "/vertex", **packed).json()["error"]
+
+
+def test_small_reranks_wait_for_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rtp_llm.server.turns.Turns.join", None)
+    ranks = {"query": "a", "documents": ["b", "c"]}
+    for tasks in ((TaskType.RERANK,), (TaskType.DENSE,)):
+        assert post(FakeEngine(tasks=tasks), "/rerank", **ranks).status_code == 200
+    assert post(FakeEngine(tasks=(TaskType.COLBERT,)), "/rerank", **ranks).status_code == 500
