@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from rtp_llm.core import Params
-from rtp_llm.server.openai import EmbeddingsBody
+from rtp_llm.errors import InvalidRequest
+from rtp_llm.server.openai import EmbeddingsBody, as_asked, check_dimensions
 from tests.server.fake_engine import DIMENSION, FakeEngine, vector_of
 
 
@@ -94,6 +96,15 @@ def test_null_means_absent(client: httpx.Client, engine: FakeEngine) -> None:
     answer = client.post("/v1/embeddings", json={"input": "a", **dict.fromkeys(optional)}).json()
     assert engine.requests[0].params == Params()
     assert isinstance(answer["data"][0]["embedding"], list)
+
+
+def test_dimensions_of_a_model_that_gives_fewer_by_itself() -> None:
+    info = replace(FakeEngine().info(), full_dimension=2 * DIMENSION)
+    for asked in (3, DIMENSION, DIMENSION + 1, 2 * DIMENSION):
+        check_dimensions(asked, info)
+        assert as_asked(asked, info) == asked
+    with pytest.raises(InvalidRequest, match=f"is not between 1 and {2 * DIMENSION}"):
+        check_dimensions(2 * DIMENSION + 1, info)
 
 
 def test_dimensions_of_the_answer(client: httpx.Client) -> None:
