@@ -1,7 +1,7 @@
 """What is recorded for the kernels: a program of 64-bit words, and the tensors that it will compute.
 
-A command is an opcode, its result, how many floats to allocate for that (0: it is there), and its operands;
-`native/program.h` reads it. A tensor is written as the address of host memory, or as `2 * slot + 1`: the memory of a
+A command is an opcode with the number of its operands, its result, how many floats to allocate for that (0: it is
+there), and the operands; `native/program.h` reads it, and checks that it has read as many. A tensor is written as the address of host memory, or as `2 * slot + 1`: the memory of a
 slot is found when the program runs, so that recording an op calls no C function. A slot whose tensor was dropped serves
 commands recorded later, and so does its memory.
 """
@@ -18,9 +18,14 @@ from rtp_llm.core import FloatArray, Int32Array
 from rtp_llm.ops.native_library import Library
 
 
+_MAX_OPCODES = 256
+
+
 def _command(opcode: int, operands: str) -> Callable[..., bytes]:
     """The packer of (result, floats to allocate, *operands); q: an integer, an address or a tensor, d: a real."""
-    return partial(Struct("3q" + operands).pack, opcode)
+    command = Struct("3q" + operands)
+    num_operands = command.size // 8 - 3
+    return partial(command.pack, opcode + _MAX_OPCODES * num_operands)
 
 
 RESET = _command(0, "")

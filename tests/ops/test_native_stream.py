@@ -1,5 +1,7 @@
 """Recording: memory of dropped tensors, of host arrays, of batches that failed."""
 
+import subprocess
+import sys
 from pathlib import Path
 from threading import Thread
 
@@ -87,6 +89,19 @@ def test_no_memory_is_an_error_of_that_batch_only(ops: NativeOps) -> None:
     with pytest.raises(MemoryError, match="lower max_context_batch_size"):
         ops.to_numpy(y)
     np.testing.assert_array_equal(ops.to_numpy(ops.concat([ops.vector(x)])), x)
+
+
+def test_a_command_of_other_operands_ends_the_process(instruction_set: str) -> None:
+    """A slip between the two sides would have kernels write anywhere."""
+    code = f"""
+from rtp_llm.ops.native_ops import NativeOps
+from rtp_llm.ops.native_stream import _command
+stream = NativeOps(instruction_set={instruction_set!r}).stream
+stream.program.append(_command(10, "4q")(0, 0, 0, 0, 0, 0))
+stream.run(1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode < 0 and "other operands than these kernels read" in done.stderr
 
 
 def test_results_are_the_callers_own(ops: NativeOps) -> None:

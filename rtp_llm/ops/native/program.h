@@ -1,5 +1,6 @@
-// What Python recorded, as 64-bit words: an opcode, its result, how many floats to allocate for it (0: it is there),
-// and the operands in the order of the command's members. A tensor is the address of host memory, or 2 * slot + 1.
+// What Python recorded, as 64-bit words: an opcode and how many operands follow, the command's result, how many floats
+// to allocate for it (0: it is there), and the operands in the order of the command's members. A tensor is the address
+// of host memory, or 2 * slot + 1.
 #pragma once
 #include <stdexcept>
 
@@ -11,6 +12,8 @@ enum Opcode : int64_t {
   kReset = 0, kFree, kLinear, kNorm, kEmbed, kAttention, kRotary, kGated, kPool, kCopyColumns, kNormalize,
   kTakeRows, kQuantize, kLinearInt8, kLinearGrouped
 };
+
+constexpr int64_t kMaxOpcodes = 256;
 
 class Program {
  public:
@@ -45,11 +48,14 @@ class Program {
   NormWeights norm() { return {floats(), floats(), real(), number() != 0}; }
 
   void load_command() {
-    const int64_t opcode = number(), result = number(), size = number();
+    const int64_t header = number(), result = number(), size = number(), opcode = header % kMaxOpcodes;
+    const char* const end = next_ + 8 * (header / kMaxOpcodes);
     if (opcode == kReset) return stream_.reset();
     if (opcode == kFree) return stream_.free(result / 2);
     if (size > 0) stream_.allocate(result / 2, size * 4);
     stream_.record(command(opcode, tensor(result)));
+    // What was written for other kernels would have these read and write anywhere.
+    if (next_ != end) throw std::logic_error("a command has other operands than these kernels read");  // ends the process
   }
 
   Command command(int64_t opcode, float* y) {
