@@ -223,16 +223,25 @@ MESSAGES = {"message": {"method": "forward", "method_output_name": "last_hidden_
 NOT_SERVED: dict[str, tuple[Change, str]] = {
     **{
         kind: (chain("Transformer", "Pooling", kind), f"modules.json: {kind} is not served; Pooling, Dense")
-        for kind in ("WordWeights", "CNN", "LSTM", "SparseStaticEmbedding", "SparseAutoEncoder", "MultiVectorMask")
+        for kind in ("WordWeights", "CNN", "LSTM", "SparseStaticEmbedding", "SparseAutoEncoder")
     },
     **{
         kind: (chain("Transformer", kind), f"modules.json: the second module is {kind}; only Pooling is served")
         for kind in ("WeightedLayerPooling", "Dense", "Normalize", "LSTM")
     },
     **{
-        kind: (chain(kind, "Pooling"), f"modules.json: the first module is {kind}; only Transformer is served")
-        for kind in ("Router", "Asym", "BoW", "WordEmbeddings", "StaticEmbedding", "CLIPModel")
+        kind: (chain(kind, "Pooling"), f"modules.json: the first module is {kind}; Transformer and StaticEmb")
+        for kind in ("Router", "Asym", "BoW", "WordEmbeddings", "CLIPModel")
     },
+    "mask of vectors that nothing makes": (
+        chain("Transformer", "Pooling", "MultiVectorMask"),
+        "modules.json: there is no Dense, which takes hidden states to the vectors that are compared",
+    ),
+    "table of another model": (chain("StaticEmbedding", "Pooling"), "neither of embedding.weight, embeddings is there"),
+    "expansion of queries that are one vector": (
+        keys("sentence_bert_config.json", query_expansion={}),
+        "sentence_bert_config.json: query_expansion is served with a vector for each token",
+    ),
     "chat template": (
         keys("sentence_bert_config.json", modality_config=MESSAGES),
         "sentence_bert_config.json: modality_config has 'message', which puts every text through",
@@ -306,7 +315,7 @@ def test_what_would_change_numbers_is_refused(change: Change, message: str, fold
 @pytest.mark.parametrize(
     ("name", "key"),
     [
-        ("sentence_bert_config.json", "query_expansion"),
+        ("sentence_bert_config.json", "document_expansion"),
         ("1_Pooling/config.json", "gamma"),
         ("config_sentence_transformers.json", "max_active_dims"),
     ],

@@ -1,6 +1,7 @@
 """The library slices what it is given: no limit that is meant for one request stands in the way of many inputs."""
 
 import logging
+import signal
 import threading
 import time
 from _thread import interrupt_main
@@ -97,6 +98,15 @@ def test_an_iteration_that_is_broken_off_leaves_no_work(model: Model) -> None:
     assert engine.device.scheduler.queued_items == 0 and not any(engine._jobs.values())
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in a terminal: what a shell runs in the background ignores interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_at_once_and_quietly(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -150,7 +150,11 @@ def test_classify(shell: Shell, classifier: Path) -> None:
         (["embed", "{m3}", "-"], 2, "the following arguments are required: VECTORS"),
         (["embed", "/no/model", "-", "-"], 1, "/no/model"),
         (["embed", "{m3}", "-", "-", "--max_seq_len", "9999"], 2, "64 positions"),
-        (["rerank", "{m3}", "query"], 1, "this model offers dense, sparse, colbert, tokens, not rerank"),
+        (
+            ["rerank", "{m3}", "query", "--task_type", "DENSE_EMBEDDING"],
+            1,
+            "this model offers dense, tokens, not rerank",
+        ),
         (["rerank", "{m3}", "query", "--topk", "1"], 2, "did you mean --top_k?"),
         (["rerank", "{m3}", "query", "--top_k", "0"], 2, "top_k: 0 is below the least allowed, 1"),
         (["rerank", "{m3}", "query", "-", "--port", "1"], 2, "unknown option --port"),
