@@ -1,9 +1,9 @@
 """What is recorded for the kernels: a program of 64-bit words, and the tensors that it will compute.
 
 A command is an opcode with the number of its operands, its result, how many floats to allocate for that (0: it is
-there), and the operands; `native/program.h` reads it, and checks that it has read as many. A tensor is written as the address of host memory, or as `2 * slot + 1`: the memory of a
-slot is found when the program runs, so that recording an op calls no C function. A slot whose tensor was dropped serves
-commands recorded later, and so does its memory.
+there), and the operands; `native/program.h` reads it, and checks that it has read as many. A tensor is written as the
+address of host memory, or as `2 * slot + 1`: the memory of a slot is found when the program runs, so that recording an
+op calls no C function. A slot whose tensor was dropped serves commands recorded later, and so does its memory.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,6 @@ import numpy as np
 
 from rtp_llm.core import FloatArray, Int32Array
 from rtp_llm.ops.native_library import Library
-
 
 _MAX_OPCODES = 256
 
