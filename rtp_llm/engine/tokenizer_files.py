@@ -9,7 +9,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from rtp_llm import config_files
 from rtp_llm.checkpoint import find, inside, read_json
-from rtp_llm.engine.added_tokens import add_missing, added_token
+from rtp_llm.engine.tokenizer_added import add_missing, added_token
 from rtp_llm.errors import CheckpointError, one_line
 
 NO_LIMIT = 1 << 30
