@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,7 @@ def test_refusals(assets: Path, tmp_path: Path) -> None:
 
 
 BAD = ("a", "alpha \ud800")
-MISREAD: list[tuple[list[Input], dict[str, Any], int]] = [
+MISREAD: list[tuple[Sequence[Input], dict[str, Any], int]] = [
     ([[1, 2, 3], [1, 2], BAD], {}, 2),
     ([("a", "b")] * 7 + [BAD], {}, 7),
     ([("a", "b")] * 7 + [BAD], {"max_tokens_per_doc": 4}, 7),
@@ -243,7 +244,7 @@ MISREAD: list[tuple[list[Input], dict[str, Any], int]] = [
 @pytest.mark.parametrize("with_template", [False, True])
 @pytest.mark.parametrize(("inputs", "params", "index"), MISREAD)
 def test_errors_name_the_pair(
-    inputs: list[Input], params: dict[str, Any], index: int, with_template: bool, assets: Path
+    inputs: Sequence[Input], params: dict[str, Any], index: int, with_template: bool, assets: Path
 ) -> None:
     tokenizer = Tokenizer(assets / "tokenizers" / "qwen3", max_seq_len=LIMIT)
     if with_template:
