@@ -198,7 +198,9 @@ def _are_tokens(value: Any) -> bool:
 
 
 def _are_tokens_by_id(value: Any) -> bool:
-    return isinstance(value, dict) and all(str(key).isdecimal() and _is_token(value[key]) for key in value)
+    if not isinstance(value, dict) or any(isinstance(token, str) for token in value.values()):
+        return False
+    return all(key.isdecimal() and _is_token(token) for key, token in value.items())
 
 
 TOKENIZER: dict[str, Kind] = {

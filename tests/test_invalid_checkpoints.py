@@ -213,7 +213,7 @@ WRONG_VALUES: list[tuple[str, str, list[Any]]] = [
     ("tokenizer_config.json", "model_max_length", ["512"]),
     ("tokenizer_config.json", "split_special_tokens", ["yes"]),
     ("tokenizer_config.json", "extra_special_tokens", ["<x>", [1]]),
-    ("tokenizer_config.json", "added_tokens_decoder", [[], {"x": {"content": "x"}}, {"5": {}}]),
+    ("tokenizer_config.json", "added_tokens_decoder", [[], {"x": {"content": "x"}}, {"5": {}}, {"5": "x"}]),
     ("sentence_bert_config.json", "max_seq_length", ["256", -1]),
     ("sentence_bert_config.json", "do_lower_case", [1]),
     ("config_sentence_transformers.json", "default_prompt_name", [[]]),

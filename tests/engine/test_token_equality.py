@@ -164,8 +164,11 @@ def test_files_without_tokenizer_json_equal_transformers(case: str, assets: Path
     ("added", "message"),
     [
         ({"151650": END}, r"'<\|endoftext\|>' is declared with id 151650, but comes to stand at 151643"),
-        ({"151643": "<|endoftext|>"}, "added tokens of tokenizer_config.json"),
-        ([END], "added_tokens_decoder is .*; an object of tokens by their ids is needed"),
+        (
+            {"151643": "<|endoftext|>"},
+            "tokenizer_config.json: added_tokens_decoder is .*; an object of tokens by their ids",
+        ),
+        ([END], "tokenizer_config.json: added_tokens_decoder is .*; an object of tokens by their ids"),
     ],
 )
 def test_added_tokens_that_cannot_be(added: Any, message: str, assets: Path, tmp_path: Path) -> None:

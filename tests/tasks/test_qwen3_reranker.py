@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +257,7 @@ MISREAD: list[tuple[list[Input], dict[str, Any], int]] = [
 @pytest.mark.parametrize("with_template", [False, True])
 @pytest.mark.parametrize(("inputs", "params", "index"), MISREAD)
 def test_errors_name_the_pair(
-    inputs: list[Input], params: dict[str, Any], index: int, with_template: bool, assets: Path
+    inputs: Sequence[Input], params: dict[str, Any], index: int, with_template: bool, assets: Path
 ) -> None:
     tokenizer = Tokenizer(assets / "tokenizers" / "qwen3", max_seq_len=LIMIT)
     if with_template:
