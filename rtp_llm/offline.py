@@ -152,7 +152,10 @@ class Model:
         weights: Sequence[float] | None = None,
         **params: Any,
     ) -> FloatArray:
-        """-> fp32 [left, right]; hybrid: the mean of dense, sparse and colbert by `weights`, 1 each if absent."""
+        """-> fp32 [left, right]: dot products, cosines where vectors have length 1 as `normalize=True` makes them.
+
+        hybrid: the mean of dense, sparse and colbert by `weights`, 1 each if absent.
+        """
         weights = arguments.numbers(weights, "weights")
         check_weights_go_with(kind, weights)
         if kind == "hybrid":

@@ -50,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
     config, arguments = parse_command(parser, argv, os.environ, EngineConfig)
     options = {name: getattr(arguments, name) for name in ("dimensions", "prompt_name", "prompt")}
     with failures_reported(parser.prog):
+        _check_apart(arguments.texts, arguments.vectors)
         lines, kinds = read_lines(arguments.texts), _kinds(arguments.output)
         write = _write_matrix if arguments.vectors.endswith(".npy") else _write_json_lines
         write(arguments.vectors, config, lines, kinds, options)
@@ -63,12 +64,27 @@ def _kinds(text: str) -> tuple[str, ...]:
     return kinds
 
 
+def _check_apart(texts: str, vectors: str) -> None:
+    """ConfigError where the vectors would take the place of their texts."""
+    if STDIN not in (texts, vectors) and os.path.exists(vectors) and os.path.samefile(texts, vectors):
+        raise ConfigError(f"VECTORS is {texts}, the file of the texts: name another", param="vectors")
+
+
+def _check_offered(model: "Model", kinds: tuple[str, ...]) -> None:
+    missing = [kind for kind in kinds if kind not in model.info.tasks]
+    if missing:
+        offered = ", ".join(task.value for task in model.info.tasks)
+        message = f"this model offers {offered}, not {missing[0]}; --output says what is written"
+        raise UnsupportedTask(message, param="output")
+
+
 def _write_matrix(
     path: str, config: EngineConfig, lines: list[str], kinds: tuple[str, ...], options: dict[str, Any]
 ) -> None:
     if kinds != ("dense",):
         raise ConfigError("output: an .npy file holds dense vectors; name it .jsonl for other kinds", param="output")
     with whole_file(path) as file, load(config) as model:
+        _check_offered(model, kinds)
         np.save(file, model.embed(lines, progress=progress(), **options))
 
 
@@ -76,10 +92,7 @@ def _write_json_lines(
     path: str, config: EngineConfig, lines: list[str], kinds: tuple[str, ...], options: dict[str, Any]
 ) -> None:
     with _lines_out(path) as write, load(config) as model:
-        missing = [kind for kind in kinds if kind not in model.info.tasks]
-        if missing:
-            offered = ", ".join(task.value for task in model.info.tasks)
-            raise UnsupportedTask(f"this model offers {offered}, not {missing[0]}", param="output")
+        _check_offered(model, kinds)
         for row in _rows(model, lines, kinds, options):
             write(json_line(row))
 

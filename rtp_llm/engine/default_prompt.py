@@ -4,19 +4,28 @@ from dataclasses import replace
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import ConfigError
+from rtp_llm.late_interaction import SIDES
 from rtp_llm.model_config import ModelConfig
 
 _NAME = "default"
 
 
 def with_default_prompt(model_config: ModelConfig, config: EngineConfig) -> ModelConfig:
-    """The checkpoint's prompts, with the default of the configuration; ConfigError where it names one there is not."""
+    """The checkpoint's prompts, with the default of the configuration; ConfigError where it names one there is not.
+
+    A text of one's own is that of queries and of documents too, where the checkpoint has none for them.
+    """
     name, text = config.default_prompt_name, config.default_prompt
     if name and text:
         message = "default_prompt_name and default_prompt: give one of them"
         raise ConfigError(message, param="default_prompt")
+    if (name or text) and model_config.late is not None:
+        param = "default_prompt" if text else "default_prompt_name"
+        raise ConfigError(f"{param}: queries and documents of late interaction each have their own", param=param)
     if text:
-        return replace(model_config, prompts={**model_config.prompts, _NAME: text}, default_prompt_name=_NAME)
+        own = {name: prompt for name, prompt in model_config.prompts.items() if prompt}
+        prompts = {**model_config.prompts, **dict.fromkeys(SIDES, text), **own, _NAME: text}
+        return replace(model_config, prompts=prompts, default_prompt_name=_NAME)
     if not name:
         return model_config
     if name not in model_config.prompts:

@@ -22,7 +22,7 @@ class CustomBody(msgspec.Struct, kw_only=True):
 
     input: Annotated[str | list[str | tuple[str, str]], Meta(description="a text, or texts and pairs in any mixture")]
     extra: Annotated[dict[str, Any] | None, Meta(description="the module's own parameters")] = None
-    prompt: Annotated[str | None, Meta(description="text put before each input; empty: none of its own")] = None
+    prompt: Annotated[str | None, Meta(description="text put before each input; empty: nothing")] = None
     prompt_name: Annotated[str | None, Meta(description="one of the checkpoint's prompts")] = None
     truncate: Annotated[bool | None, Meta(description="false: an input over the limit is an error")] = None
     model: ModelName = None
@@ -44,7 +44,7 @@ def to_request(body: CustomBody, info: ModelInfo, config: ServerConfig, request_
         raise InvalidRequest("input is an empty list: give at least one text", param="input")
     check_count(len(inputs), config, "input")
     params = Params(
-        prompt=body.prompt or None,
+        prompt=body.prompt,
         prompt_name=body.prompt_name or None,
         truncate=body.truncate is not False,
         extra=body.extra or {},

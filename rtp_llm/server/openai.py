@@ -58,7 +58,7 @@ class EmbeddingsBody(EncodedBody, kw_only=True):
             description="leading dimensions to keep (Matryoshka), normalised again; 1 to the model's own; 0, null: all"
         ),
     ] = None
-    prompt: Annotated[str | None, Meta(description="text put before each input; empty: none of its own")] = None
+    prompt: Annotated[str | None, Meta(description="text put before each input; empty: nothing")] = None
     prompt_name: Annotated[str | None, Meta(description="one of the checkpoint's prompts")] = None
     truncate: Annotated[
         bool | Literal["NONE", "START", "END"] | None,
@@ -327,7 +327,8 @@ def _chunking(body: EmbeddingsBody) -> Chunking | None:
 def _prompt(body: EmbeddingsBody) -> str | None:
     """A chat template writes all that there is, the checkpoint's default prompt not."""
     named = body.prompt_name or body.input_type or body.task
-    return body.prompt or ("" if body.messages is not None and not named else None)
+    left_out = "" if body.messages is not None and not named else None
+    return left_out if body.prompt is None else body.prompt
 
 
 def _adds_special_tokens(body: EmbeddingsBody) -> bool:

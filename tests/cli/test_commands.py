@@ -139,6 +139,12 @@ def test_classify(shell: Shell, classifier: Path) -> None:
         (["embed", "{m3}", "/no/file", "-"], 1, "rtp-llm embed: /no/file: No such file or directory"),
         (["embed", "{m3}", "-", "/no/folder/x.npy"], 1, "/no/folder/x.npy: No such file"),
         (["embed", "{m3}", "-", "x.npy", "--output", "sparse"], 2, "an .npy file holds dense vectors"),
+        (["embed", "{m3}", __file__, __file__], 2, "the file of the texts: name another"),
+        (
+            ["embed", "{m3}", "-", "{m3}/x.npy", "--task_type", "SPARSE_EMBEDDING"],
+            2,
+            "this model offers sparse, not dense; --output says what is written",
+        ),
         (["embed", "{m3}", "-", "-", "--output", "dens"], 2, "'dens' is not one of dense, sparse"),
         (
             ["embed", "{m3}", "-", "-", "--output", "sparse", "--task_type", "DENSE_EMBEDDING"],

@@ -38,6 +38,13 @@ def test_requests_that_name_none_get_it(option: dict[str, str], prompt: str, fol
         np.testing.assert_array_equal(model.embed(text, prompt=""), plain.embed(text))
 
 
+def test_a_text_is_for_the_sides_too_that_have_no_prompt(folder: Path) -> None:
+    with Model(folder, **FAST) as plain, Model(folder, default_prompt="he drove ", **FAST) as model:
+        text = "is lovely"
+        for name, prompt in {"query": "so sunny ", "document": "he drove "}.items():
+            np.testing.assert_array_equal(model.embed(text, prompt_name=name), plain.embed(text, prompt=prompt))
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -77,7 +77,7 @@ def test_base64_equals_float(client: httpx.Client, count: int) -> None:
         ({"normalize": True}, Params(normalize=True)),
         ({"truncate": False}, Params(truncate=False)),
         ({"truncation_side": "left"}, Params(truncation_side="left")),
-        ({"prompt": ""}, Params()),
+        ({"prompt": ""}, Params(prompt="")),
         ({"prompt": "query: "}, Params(prompt="query: ")),
         ({"prompt_name": "query"}, Params(prompt_name="query")),
         ({"extra_configs": {"tokenizer_config": {"add_special_tokens": False}}}, Params(add_special_tokens=False)),
