@@ -5,13 +5,13 @@ joined by line breaks. What FlagEmbedding calls max_length is here what the limi
 query is cut to three quarters of it, the passage to what is left.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from rtp_llm.core import Input, Int32Array, Item, Params
-from rtp_llm.engine.rerank_template import plain_ids, read_pairs, share
+from rtp_llm.engine.rerank_template import naming, plain_ids, read_pairs, share
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.errors import InvalidInput, InvalidRequest
 
@@ -35,11 +35,13 @@ class FlagRerank:
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
         """An Item per input, in order, that knows what it shares with others; InvalidRequest for a text alone."""
         items, pairs = read_pairs(self._tokenizer, inputs, params, start)
-        end = np.concatenate([self._break, plain_ids(self._tokenizer, params.instruction or QUESTION)])
+        question = self._tokenizer.instruction_text(params) or QUESTION
+        end = np.concatenate([self._break, plain_ids(self._tokenizer, question)])
         room = self._room(params.max_tokens, len(end))
-        queries = {query: self._head(query, room) for query, _ in pairs.values()}
+        queries = self._heads(pairs, room)
         own = replace(params, prompt="", add_special_tokens=False, max_tokens=None, truncation_side="right")
-        passages = self._tokenizer.encode([f"B: {document}" for _, document in pairs.values()], own)
+        with naming(pairs):
+            passages = self._tokenizer.encode([f"B: {document}" for _, document in pairs.values()], own)
         for (index, (query, _)), passage in zip(pairs.items(), passages, strict=True):
             head, whole = queries[query], passage.input_ids[:room]
             body = whole[: max(0, room + len(end) - len(head))]
@@ -51,8 +53,16 @@ class FlagRerank:
         share(pairs, items, queries.__getitem__)
         return [items[index] for index in range(start, start + len(inputs))]
 
+    def _heads(self, pairs: Mapping[int, tuple[str, str]], room: int) -> dict[str, Int32Array]:
+        """What stands before the passages of each query."""
+        heads: dict[str, Int32Array] = {}
+        for index, (query, _) in pairs.items():
+            if query not in heads:
+                with naming([index]):
+                    heads[query] = self._head(query, room)
+        return heads
+
     def _head(self, query: str, room: int) -> Int32Array:
-        """What stands before a query's passages."""
         return np.concatenate([self._start, plain_ids(self._tokenizer, f"A: {query}")[: room * 3 // 4], self._break])
 
     def _room(self, max_tokens: int | None, question: int) -> int:

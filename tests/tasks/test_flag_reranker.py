@@ -9,6 +9,8 @@ import pytest
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import Params, TaskType
+from rtp_llm.engine.flag_rerank import FlagRerank
+from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.errors import CheckpointError, InvalidInput, InvalidRequest
 from rtp_llm.model_config import read_model_config
 from tests.backends import BACKENDS
@@ -36,6 +38,23 @@ PAIRS = [
     ("a very long query " * 40, "the weather is lovely"),
     ("he drove", "naïve 🙂 café\n今天"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "params", "message"),
+    [
+        ([[1, 2], ("a", "b"), ("a", "b \ud800")], {}, "^input 2 is not valid Unicode"),
+        ([("a", "b"), ("a \ud800", "b")], {}, "^input 1 is not valid Unicode"),
+        ([("a", "b")], {"instruction": "\ud800"}, "^instruction is not valid Unicode"),
+        ([("a", "b")], {"instruction": "x" * 16 * LIMIT + "x"}, "^instruction has .* characters, the limit is"),
+    ],
+)
+def test_errors_name_what_is_wrong(
+    inputs: list[Any], params: dict[str, Any], message: str, checkpoint: tuple[Path, Any]
+) -> None:
+    tokenizer = Tokenizer(checkpoint[0], max_seq_len=LIMIT)
+    with pytest.raises(InvalidRequest, match=message):
+        FlagRerank(tokenizer).encode(inputs, Params(**params))
 
 
 @pytest.fixture(scope="module")
