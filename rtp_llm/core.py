@@ -49,6 +49,10 @@ class TaskType(str, Enum):
     CUSTOM = "custom"
 
 
+# Of those, what gives a vector for each token.
+OF_TOKENS = frozenset({TaskType.COLBERT, TaskType.TOKENS})
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseVector:
     """Weights by token id: `indices` [n] ascending, `values` [n] > 0; `tokens` are the vocabulary's own, on request."""

@@ -92,11 +92,25 @@ class Files:
     sentence: Mapping[str, Any]
     limit: int | None
 
+    @property
+    def is_of_authors(self) -> bool:
+        """Whether config.json names ColBERT's authors' class."""
+        return HF_COLBERT in (self.hf.get("architectures") or ())
+
+    @property
+    def has_prefixes(self) -> bool:
+        """Whether there are PyLate's markers of either side."""
+        return any(f"{side}_prefix" in self.sentence for side in SIDES)
+
+    @property
+    def mask(self) -> Path | None:
+        """The folder of MultiVectorMask; None where there is no such module."""
+        return next((folder for kind, folder in self.modules or () if kind == "MultiVectorMask"), None)
+
 
 def read(files: Files) -> LateInteraction | None:
     """None for a checkpoint of another kind; CheckpointError for settings that are not served."""
-    is_inline = files.modules is None and HF_COLBERT in (files.hf.get("architectures") or ())
-    if is_inline:
+    if files.modules is None and files.is_of_authors:
         return _of_authors(files)
     if files.modules is None or not _is_late(files):
         _check_no_sides(files)
@@ -108,7 +122,7 @@ def read(files: Files) -> LateInteraction | None:
     is_bare = not _keeps_chain(files)
     return LateInteraction(
         **_sides(files, settings),
-        **({"skipped": _pylate_skipped(files.sentence)} if is_bare else _mask(files)),
+        **({"skipped": _pylate_skipped(files)} if is_bare else _mask(files)),
         prompts=prompts,
         markers=markers,
         max_sim="mean" if files.sentence.get("similarity_fn_name") == "meanmaxsim" else "sum",
@@ -118,13 +132,8 @@ def read(files: Files) -> LateInteraction | None:
 
 def _is_late(files: Files) -> bool:
     """Whether some file says so: a model type, the architecture, a module, PyLate's prefixes."""
-    kinds = [kind for kind, _ in files.modules or ()]
-    return (
-        files.sentence.get("model_type") in ("MultiVectorEncoder", "ColBERT")
-        or HF_COLBERT in (files.hf.get("architectures") or ())
-        or "MultiVectorMask" in kinds
-        or any(f"{side}_prefix" in files.sentence for side in SIDES)
-    )
+    is_said = files.sentence.get("model_type") in ("MultiVectorEncoder", "ColBERT")
+    return is_said or files.is_of_authors or files.mask is not None or files.has_prefixes
 
 
 def _keeps_chain(files: Files) -> bool:
@@ -132,15 +141,13 @@ def _keeps_chain(files: Files) -> bool:
     model_type = files.sentence.get("model_type")
     if model_type == "MultiVectorEncoder":
         return True
-    kinds = [kind for kind, _ in files.modules or ()]
-    is_authors = HF_COLBERT in (files.hf.get("architectures") or ())
-    return model_type is None and (is_authors or "MultiVectorMask" in kinds)
+    return model_type is None and (files.is_of_authors or files.mask is not None)
 
 
-def _pylate_skipped(sentence: Mapping[str, Any]) -> tuple[str, ...]:
+def _pylate_skipped(files: Files) -> tuple[str, ...]:
     """The words that are left out of documents: punctuation, where PyLate names none."""
-    words = sentence.get("skiplist_words")
-    is_pylate = sentence.get("model_type") == "ColBERT" or any(f"{side}_prefix" in sentence for side in SIDES)
+    words = files.sentence.get("skiplist_words")
+    is_pylate = files.sentence.get("model_type") == "ColBERT" or files.has_prefixes
     return tuple(string.punctuation if is_pylate else ()) if words is None else tuple(words)
 
 
@@ -223,7 +230,7 @@ def _check_padding(files: Files) -> None:
 
 def _mask(files: Files) -> dict[str, Any]:
     """What MultiVectorMask's config.json says; nothing is left out where there is no such module."""
-    folder = next((folder for kind, folder in files.modules or () if kind == "MultiVectorMask"), None)
+    folder = files.mask
     settings = {} if folder is None else read_json(folder, "config.json", required=False)
     if folder is not None:
         config_files.check(folder / "config.json", settings, config_files.MASK)

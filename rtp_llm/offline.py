@@ -255,4 +255,4 @@ class Model:
                 if size == 0 or params.chunking == "late":
                     raise
             except InvalidInput as error:
-                raise type(error)(done + error.index, error.problem) from None
+                raise error.of(done + error.index) from None

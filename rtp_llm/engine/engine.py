@@ -159,9 +159,10 @@ class Engine:
 
         `may_refuse`: Overloaded where there is no room; else it is taken in all the same.
         """
-        lane = self._admit(request, may_refuse)
+        estimate = self.estimate(request.params)
+        lane = self._admit(request, estimate, may_refuse)
         job = Job(request, future, loop, lane, self._number)
-        if self._tokenizer.is_small(request.inputs, request.params):
+        if self._tokenizer.is_small(request.inputs, estimate):
             items = self._intake.encode(job, 0, len(request.inputs))
             self._jobs[lane].add(job)
             self._enqueue(job, items)
@@ -171,7 +172,7 @@ class Engine:
             self._jobs[lane].add(job)
             # Over this it is refused, once that is known for certain: no more of it will ever wait.
             most = self.config.max_request_tokens
-            expected = min(self.estimate(request.params).tokens(request.inputs, most), most)
+            expected = min(estimate.tokens(request.inputs, most), most)
             with self._changed:
                 self._gate.announce(job, expected)
             try:
@@ -204,11 +205,11 @@ class Engine:
         """What waits for this model, by lane, in seconds of the device."""
         return self._gate.seconds_of_work(self._queued())
 
-    def _admit(self, request: Request, may_refuse: bool) -> Lane:
+    def _admit(self, request: Request, estimate: Estimate, may_refuse: bool) -> Lane:
         if self.device.closing or self.device.ended is not None:
             raise NotReady(self.device.failure or _SHUTTING_DOWN)
         self._intake.check(request)
-        lane = lane_of(request, self.estimate(request.params), self._info.max_batch_tokens)
+        lane = lane_of(request, estimate, self._info.max_batch_tokens)
         if not may_refuse:
             return lane
         try:

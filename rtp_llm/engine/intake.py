@@ -6,14 +6,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import Item, Request, TaskType
+from rtp_llm.core import OF_TOKENS, Item, Request, TaskType
 from rtp_llm.engine.chunker import check_chunking
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import DeadlineExceeded, EngineFailure, InvalidRequest, RequestTooLarge, UnsupportedTask
 from rtp_llm.tasks import Task, unread_end
-
-_OF_TOKENS = frozenset({TaskType.COLBERT, TaskType.TOKENS})
 
 
 class Intake:
@@ -77,7 +75,7 @@ class Intake:
         """RequestTooLarge where the vectors of so many tokens are over the request's own limit."""
         if request.answer_limit is None:
             return
-        (most, number_bytes), kinds = request.answer_limit, _OF_TOKENS.intersection(request.tasks)
+        (most, number_bytes), kinds = request.answer_limit, OF_TOKENS.intersection(request.tasks)
         numbers = num_tokens * sum(self._tasks[kind].dimension for kind in kinds)
         if numbers * number_bytes > most:
             raise RequestTooLarge(

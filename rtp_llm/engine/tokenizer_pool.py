@@ -46,9 +46,9 @@ class TokenizerPool:
         lead = len(prompt) + len(params.instruction or "")
         return Estimate(lead, max(min(most, self.tokenizer.max_seq_len), 1), params.chunking)
 
-    def is_small(self, inputs: Sequence[Input], params: Params) -> bool:
+    def is_small(self, inputs: Sequence[Input], estimate: Estimate) -> bool:
         """Whether encoding takes less time than a hop to another thread: do it where you are."""
-        return self.estimate(params).characters(inputs, _SMALL_CHARACTERS) <= _SMALL_CHARACTERS
+        return estimate.characters(inputs, _SMALL_CHARACTERS) <= _SMALL_CHARACTERS
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0, *, rerank: bool = False) -> list[Item]:
         """`Tokenizer.encode`, on the caller's thread; `rerank`: these are to be scored."""

@@ -80,6 +80,7 @@ def _check_names(exact: Runtime, model_config: ModelConfig) -> None:
     source = open_tensors(model_config.transformer_folder)
     names = {name for sources in exact.model.matrices.values() for name in sources}
     merged = sorted(names - set(source.tensors))
+    source.close()
     if merged:
         raise ConfigError(
             f"{source.path} has adapters, so that {merged[0]} is not in it: serve it with --quantization int8 instead",

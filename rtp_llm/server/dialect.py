@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import AnswerLimit, ModelInfo, Request, Response, TaskType
+from rtp_llm.core import OF_TOKENS, AnswerLimit, ModelInfo, Request, Response
 from rtp_llm.errors import InvalidInput, RequestTooLarge
 from rtp_llm.observability import Answered
 from rtp_llm.server.body import decode
@@ -30,7 +30,6 @@ Body = TypeVar("Body")
 _LOOKUP_CHARACTERS = 2000  # what a lookup may take on the event loop, which has others to serve
 # What is decoded and checked on the event loop, in a millisecond or two.
 _INLINE_BYTES = 256 << 10
-_OF_TOKENS = frozenset({TaskType.COLBERT, TaskType.TOKENS})
 # The fields of several dialects that say what becomes of an input over the limit.
 _CUTS = ("truncate", "truncation", "truncate_prompt_tokens", "max_tokens")
 _MOST_IDS = 200_000
@@ -320,7 +319,7 @@ def _says_what_is_cut(body: object) -> bool:
 
 def limited(request: Request, config: ServerConfig, number_bytes: int) -> Request:
     """The request, which an answer with a vector a token may make too large."""
-    if _OF_TOKENS.isdisjoint(request.tasks):
+    if OF_TOKENS.isdisjoint(request.tasks):
         return request
     return replace(request, answer_limit=AnswerLimit(config.max_answer_bytes, number_bytes))
 

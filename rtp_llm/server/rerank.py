@@ -22,7 +22,7 @@ from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.errors import shared_form
 from rtp_llm.server.scheduling import BodyPriority
-from rtp_llm.server.scoring import SCORERS, is_paired, scores_of, scoring_request, takes_long
+from rtp_llm.server.scoring import SCORERS, place_of, scores_of, scoring_request, takes_long
 
 PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 
@@ -181,13 +181,6 @@ def render(body: RerankBody, response: Response, info: ModelInfo) -> Iterator[by
     yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _place(body: RerankBody, info: ModelInfo, index: int) -> str:
-    """A pair by its document; of a model that gives vectors, the query comes first."""
-    if is_paired(info):
-        return f"documents[{index}]"
-    return f"documents[{index - 1}]" if index else "query"
-
-
 RERANK: Dialect[RerankBody] = Dialect(
     msgspec.json.Decoder(RerankBody, strict=False),
     to_request,
@@ -195,7 +188,7 @@ RERANK: Dialect[RerankBody] = Dialect(
     SCORERS,
     render_on_thread=takes_long,
     error_form=shared_form,
-    place=_place,
+    place=lambda body, info, index: place_of(info, index, "documents"),
 )
 ROUTES: Mapping[str, Dialect[RerankBody]] = {
     **dict.fromkeys(PATHS, RERANK),

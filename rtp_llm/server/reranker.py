@@ -13,7 +13,7 @@ from rtp_llm.core import ModelInfo, Params, Request, Response
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect, check_count
-from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, is_paired, scores_of, scoring_request
+from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, place_of, scores_of, scoring_request
 
 PATH = "/v1/reranker"
 
@@ -96,17 +96,11 @@ def render(body: RerankerBody, response: Response, info: ModelInfo) -> Iterator[
     yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _place(body: RerankerBody, info: ModelInfo, index: int) -> str:
-    if is_paired(info, BY_MAX_SIM):
-        return f"documents[{index}]"
-    return f"documents[{index - 1}]" if index else "query"
-
-
 RERANKER: Dialect[RerankerBody] = Dialect(
     msgspec.json.Decoder(RerankerBody),
     to_request,
     render,
     RERANKERS,
-    place=_place,
+    place=lambda body, info, index: place_of(info, index, "documents", BY_MAX_SIM),
     cut="truncation to true",
 )

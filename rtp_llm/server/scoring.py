@@ -60,6 +60,13 @@ def is_paired(info: ModelInfo, kinds: Sequence[TaskType] = _BY_VECTORS) -> bool:
     return TaskType.RERANK in info.tasks or not {*kinds}.intersection(info.tasks)
 
 
+def place_of(info: ModelInfo, index: int, documents: str, kinds: Sequence[TaskType] = _BY_VECTORS) -> str:
+    """Of a `scoring_request` with one query, the field by which an input came: a pair by its document's."""
+    if is_paired(info, kinds):
+        return f"{documents}[{index}]"
+    return f"{documents}[{index - 1}]" if index else "query"
+
+
 def takes_long(response: Response) -> bool:
     """Whether it is worth a thread to make scores of it: of a vector a token, or of many rows; some milliseconds."""
     return TaskType.COLBERT in response.outputs or len(response.num_tokens) > _MOST_INLINE

@@ -97,10 +97,7 @@ class Dense:
     def __init__(
         self, pooling: PoolingModes, stages: Sequence[Stage], dimension: int, truncate_dim: int | None = None
     ) -> None:
-        stages = list(stages)
-        self.normalizes = bool(stages) and isinstance(stages[-1], Normalize)
-        while stages and isinstance(stages[-1], Normalize):
-            stages.pop()
+        stages, self.normalizes = without_normalize(stages)
         self.pooling = pooling
         self.reads = pooling.reads
         self.stages = stages
@@ -158,6 +155,14 @@ class Dense:
         """Slice to `dimensions`, then normalise as the checkpoint or the request says -> [n, dimensions]."""
         assert not isinstance(rows, list)
         return slice_and_normalize(rows, params, normalizes=self.normalizes, truncate_dim=self.truncate_dim)
+
+
+def without_normalize(stages: Sequence[Stage]) -> tuple[list[Stage], bool]:
+    """The stages but for the Normalize modules at their end, which are for `finish`; and whether there are such."""
+    kept = list(stages)
+    while kept and isinstance(kept[-1], Normalize):
+        kept.pop()
+    return kept, len(kept) < len(stages)
 
 
 def load_pooling(module: Module, hidden_size: int) -> PoolingModes:

@@ -16,7 +16,7 @@ from rtp_llm.late_interaction import LateInteraction
 from rtp_llm.model_config import Module
 from rtp_llm.ops import Ops, Tensor
 from rtp_llm.tasks import TaskSource, Vocabulary
-from rtp_llm.tasks.dense import DenseStage, Normalize, Stage, load_stage
+from rtp_llm.tasks.dense import DenseStage, Normalize, Stage, load_stage, without_normalize
 from rtp_llm.tasks.finishing import slice_and_normalize
 from rtp_llm.tasks.token_vectors import Tokens
 
@@ -51,9 +51,7 @@ class MultiVector(Tokens):
         stages, dimension = _inline(source) if late.is_inline else _chain(source, is_bare=late.is_bare)
         if late.is_bare:
             stages.append(Normalize())
-        normalizes = bool(stages) and isinstance(stages[-1], Normalize)
-        while stages and isinstance(stages[-1], Normalize):
-            stages.pop()
+        stages, normalizes = without_normalize(stages)
         return cls(stages, dimension, late, _ids(late.skipped, source.vocabulary), normalizes=normalizes)
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:

@@ -85,7 +85,7 @@ class FakeTokenizer:
     def estimate(self, params: Params) -> Estimate:
         return Estimate(len(params.prompt or ""), INFO.max_seq_len, params.chunking)
 
-    def is_small(self, inputs: Sequence[Input], params: Params) -> bool:
+    def is_small(self, inputs: Sequence[Input], estimate: Estimate) -> bool:
         return sum(len(text) for text in inputs) <= 20
 
     def encode(self, inputs: Sequence[Any], params: Params, start: int = 0, *, rerank: bool = False) -> list[Item]:

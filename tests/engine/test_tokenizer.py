@@ -332,7 +332,7 @@ def test_pool(tiny: Path) -> None:
 def test_small_requests_need_no_thread(inputs: Any, params: Any, small: bool, tiny: Path) -> None:
     """What stands before each input is tokenised with each: it counts as often."""
     pool = TokenizerPool(Tokenizer(tiny, max_seq_len=LIMIT, prompts={"long": "x" * 100}), 1)
-    assert pool.is_small(inputs, Params(**params)) == small
+    assert pool.is_small(inputs, pool.estimate(Params(**params))) == small
 
 
 def test_the_measure_of_a_request(tiny: Path) -> None:

@@ -17,6 +17,7 @@ from rtp_llm.server.grpc.proto import Message, message
 from rtp_llm.server.openai import check_dimensions
 from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, scores_of, scoring_request
 from rtp_llm.server.service import EngineLike
+from rtp_llm.server.tei.frame import dtype_name
 from rtp_llm.server.tei.scores import best_first
 
 
@@ -196,7 +197,7 @@ def describe(engine: EngineLike, config: ServerConfig) -> Message:
     return message("InfoResponse")(
         version=__version__,
         model_id=info.name,
-        model_dtype=info.dtype.replace("fp", "float").replace("bf16", "bfloat16"),
+        model_dtype=dtype_name(info),
         model_type=kind,
         max_concurrent_requests=config.concurrency_limit,
         max_input_length=info.max_seq_len,

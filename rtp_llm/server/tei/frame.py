@@ -128,3 +128,8 @@ def dialect(
 ) -> Dialect[Body]:
     """A route of TEI's that the `wanted` models answer; `place` names the field of an input."""
     return Dialect(decoder, to_request, render, wanted, error_form=error_form, headers=headers, place=place)
+
+
+def dtype_name(info: ModelInfo) -> str:
+    """What the model computes in, in TEI's words."""
+    return info.dtype.replace("fp", "float").replace("bf16", "bfloat16")

@@ -102,7 +102,7 @@ def tei_info(info: ModelInfo, config: ServerConfig) -> TeiInfo:
     return TeiInfo(
         model_id=info.name,
         model_sha=None,
-        model_dtype=info.dtype.replace("fp", "float").replace("bf16", "bfloat16"),
+        model_dtype=frame.dtype_name(info),
         served_model_name=info.name,
         model_type=_model_type(info),
         max_concurrent_requests=config.concurrency_limit,

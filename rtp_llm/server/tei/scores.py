@@ -14,7 +14,7 @@ from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, TaskTy
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import CLASSIFIERS, ModelName
 from rtp_llm.server.dialect import Dialect
-from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, is_paired, scores_of, scoring_request
+from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, place_of, scores_of, scoring_request
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import RawScores, Truncate, Truncation
 
@@ -124,12 +124,6 @@ def _render_ranks(body: TextsBody, response: Response, info: ModelInfo) -> Itera
     yield orjson.dumps(ranks, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _rerank_place(body: TextsBody, info: ModelInfo, index: int) -> str:
-    if is_paired(info, BY_MAX_SIM):
-        return f"texts[{index}]"
-    return f"texts[{index - 1}]" if index else "query"
-
-
 PREDICT: Dialect[PredictBody] = frame.dialect(
     msgspec.json.Decoder(PredictBody), _predict, _render_predictions, CLASSIFIERS
 )
@@ -138,5 +132,5 @@ RERANK: Dialect[TextsBody] = frame.dialect(
     _rerank,
     _render_ranks,
     RERANKERS,
-    place=_rerank_place,
+    place=lambda body, info, index: place_of(info, index, "texts", BY_MAX_SIM),
 )

@@ -44,7 +44,6 @@ class _Shared(Admission):
 
     def __init__(self, config: ServerConfig) -> None:
         super().__init__(config)
-        self._limits = config
         self._num_inputs = self._num_bytes = 0
 
     def check_room(self) -> None:
@@ -63,13 +62,13 @@ class _Shared(Admission):
     def check_size(self, request: Request, num_bytes: int, place: Callable[[int], str] = "input[{}]".format) -> None:
         """As ever, and the inputs of all instances count together."""
         self._num_inputs += len(request.inputs)
-        check_count(self._num_inputs, self._limits, "instances")
+        check_count(self._num_inputs, self._config, "instances")
         super().check_size(request, num_bytes, place)
 
     def keep(self, answer: bytes) -> bytes:
         """The answer; RequestTooLarge where those of all instances take too much memory."""
         self._num_bytes += len(answer)
-        most = self._limits.max_answer_bytes
+        most = self._config.max_answer_bytes
         if self._num_bytes > most:
             message = f"the answers to the instances are over {most} bytes (max_answer_bytes): send fewer at a time"
             raise RequestTooLarge(message, param="instances")
