@@ -12,6 +12,12 @@ struct Epilogue {
   int64_t N;
   int activation;
 
+  // Asks for the tile's part of y, to be written soon.
+  void fetch(int rows, int64_t m, int64_t n) const {
+    for (int r = 0; r < rows; ++r)
+      for (int j = 0; j < kPanel; j += 16) __builtin_prefetch(y + (m + r) * N + n + j, 1);
+  }
+
   // y[m : m + rows, n : n + cols]; `product(row, column, lanes)` gives the tile's vectors.
   template <class Product>
   void finish(const Product& product, int rows, int64_t cols, int64_t m, int64_t n) const {

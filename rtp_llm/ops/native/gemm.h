@@ -171,17 +171,28 @@ struct Blocks {
   }
 
  private:
-  // Bytes: a block of x (or of y) stays in L2, a panel of the weight in L1.
+  // Bytes: a block of x (or of sums) stays in L2, a panel of the weight in L1.
   static constexpr int64_t kMaxRows = 192, kMaxColumns = 512, kMaxK = 384;
+};
+
+// A task's sums over blocks of K, panel by panel, a tile's rows side by side: the rows of y may be whole pages apart, and
+// would all fall into the same cache sets. With one block of K each tile is finished at once, in the place of the last.
+struct Sums {
+  float* data;
+  int64_t rows;  // of a panel; 0: one block of K
+
+  static int64_t room(const Blocks::Part& part, bool one_block) {
+    return one_block ? kRows * kPanel : (part.m1 - part.m0) * ceil_div(part.n1 - part.n0, kPanel) * kPanel;
+  }
+  float* tile(int64_t row, int64_t panel) const { return rows == 0 ? data : data + (panel * rows + row) * kPanel; }
 };
 
 // A product, as an epilogue reads it.
 struct Computed {
   const float* c;
-  int64_t stride;
 
   Vec operator()(int64_t row, int64_t column, int64_t lanes) const {
-    return load_lanes(c + row * stride + column, lanes);
+    return load_lanes(c + row * kPanel + column, lanes);
   }
 };
 
@@ -198,12 +209,15 @@ struct LinearVectors {
   int64_t plan(int threads) { return blocks.plan(M, N, K, 4, threads); }
 
   void run(int64_t task) const {
-    const auto [m0, m1, n0, n1] = blocks.part(task, M, N);
+    const Blocks::Part part = blocks.part(task, M, N);
+    const int64_t height = part.m1 - part.m0, copied = rows_are_copied() ? height * copy_stride() : 0;
+    const bool one_block = blocks.k >= K;
+    float* scratch = thread_scratch().reserve(copied + Sums::room(part, one_block));
+    const Sums sums{scratch + copied, one_block ? 0 : height};
     for (int64_t k0 = 0; k0 < K; k0 += blocks.k) {
       const int64_t k_len = std::min(blocks.k, K - k0);
-      const Rows rows = gather(m0, m1, k0, k_len);
-      for (int64_t n = n0; n < n1; n += kPanel)
-        panel(rows, m0, m1, n, std::min<int64_t>(kPanel, n1 - n), k0, k_len);
+      const Step step{part, rows(part, k0, k_len, scratch), sums, k0, k_len};
+      for (int64_t n = part.n0; n < part.n1; n += kPanel) panel(step, n);
     }
   }
 
@@ -213,42 +227,55 @@ struct LinearVectors {
     int64_t stride;
   };
 
-  // A block of x, in place; or copied, where rows are whole pages apart and would all fall into the same cache sets.
-  Rows gather(int64_t m0, int64_t m1, int64_t k0, int64_t k_len) const {
-    const Rows in_place{x + m0 * K + k0, K};
-    if (K % 1024 != 0) return in_place;
-    const int64_t stride = k_len + 16;
-    float* copy = thread_scratch().reserve((m1 - m0) * stride);
-    for (int64_t i = 0; i < m1 - m0; ++i) std::memcpy(copy + i * stride, in_place.data + i * K, size_t(k_len) * 4);
-    return {copy, stride};
+  // A task's work on one block of K.
+  struct Step {
+    Blocks::Part part;
+    Rows x;
+    Sums sums;
+    int64_t k0, k_len;
+  };
+
+  // Rows that are whole pages apart would all fall into the same cache sets.
+  bool rows_are_copied() const { return K % 1024 == 0; }
+  int64_t copy_stride() const { return ceil_div(blocks.k, 16) * 16 + 16; }
+
+  // A block of x, in place or copied.
+  Rows rows(const Blocks::Part& part, int64_t k0, int64_t k_len, float* copy) const {
+    const Rows in_place{x + part.m0 * K + k0, K};
+    if (!rows_are_copied()) return in_place;
+    const Rows copied{copy, copy_stride()};
+    for (int64_t i = 0; i < part.m1 - part.m0; ++i)
+      std::memcpy(copy + i * copied.stride, in_place.data + i * K, size_t(k_len) * 4);
+    return copied;
   }
 
   // A bf16 panel that many tiles read is widened once.
-  void panel(const Rows& block, int64_t m0, int64_t m1, int64_t n, int64_t cols, int64_t k0, int64_t k_len) const {
-    const int64_t start = n * K + k0 * kPanel, length = k_len * kPanel;
-    if (!weight_is_bf16) return panel(static_cast<const float*>(weight) + start, block, m0, m1, n, cols, k0, k_len);
+  void panel(const Step& step, int64_t n) const {
+    const int64_t start = n * K + step.k0 * kPanel, length = step.k_len * kPanel;
+    if (!weight_is_bf16) return panel(static_cast<const float*>(weight) + start, step, n);
     const uint16_t* narrow = static_cast<const uint16_t*>(weight) + start;
-    if (m1 - m0 <= 2 * kRows) return panel(narrow, block, m0, m1, n, cols, k0, k_len);
+    if (step.part.m1 - step.part.m0 <= 2 * kRows) return panel(narrow, step, n);
     float* wide = panel_scratch().reserve(length);
     for (int64_t i = 0; i < length; i += kWidth) store(wide + i, load_lanes(narrow + i, kWidth));
-    panel(wide, block, m0, m1, n, cols, k0, k_len);
+    panel(wide, step, n);
   }
 
   template <class T>
-  void panel(const T* w, const Rows& block, int64_t m0, int64_t m1, int64_t n, int64_t cols, int64_t k0,
-             int64_t k_len) const {
-    const int64_t tiles = ceil_div(m1 - m0, kRows);
+  void panel(const T* w, const Step& step, int64_t n) const {
+    const auto [m0, m1, n0, n1] = step.part;
+    const int64_t tiles = ceil_div(m1 - m0, kRows), cols = std::min<int64_t>(kPanel, n1 - n);
+    const int64_t computed = cols > kWidth ? kPanel : kWidth, ahead = tiles <= 2 ? kFarAhead : kAhead;
+    const bool is_last = step.k0 + step.k_len == K;
     const Epilogue epilogue{y, bias, residual, N, activation};
     for (int64_t i = 0, m = m0; i < tiles; ++i) {
       const int rows = int(ceil_div(m1 - m, tiles - i));
-      float* c = y + m * N + n;
-      for (int r = 0; r < rows; ++r)
-        for (int j = 0; j < kPanel; j += 16) __builtin_prefetch(c + r * N + j, 1);
-      const float* a = block.data + (m - m0) * block.stride;
-      multiply(rows, cols, k_len, a, block.stride, w, c, N, k0 > 0, tiles <= 2 ? kFarAhead : kAhead);
+      if (is_last) epilogue.fetch(rows, m, n);
+      float* c = step.sums.tile(m - m0, (n - n0) / kPanel);
+      const float* a = step.x.data + (m - m0) * step.x.stride;
+      multiply(rows, computed, step.k_len, a, step.x.stride, w, c, kPanel, step.k0 > 0, ahead);
       // NOTE: a pass over the tile while it is in L1, not inside `tile`: one code for tiles of every height, so that a
       // row's bits cannot depend on how the compiler contracted each of them. It costs under 1 %.
-      if (k0 + k_len == K) epilogue.finish(Computed{c, N}, rows, cols, m, n);
+      if (is_last) epilogue.finish(Computed{c}, rows, cols, m, n);
       m += rows;
     }
   }

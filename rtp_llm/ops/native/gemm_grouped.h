@@ -131,9 +131,11 @@ struct LinearGrouped {
   int64_t plan(int threads) { return blocks.plan(M, N, K, kScaled, threads); }
 
   void run(int64_t task) const {
-    const auto [m0, m1, n0, n1] = blocks.part(task, M, N);
+    const Blocks::Part part = blocks.part(task, M, N);
+    const bool one_block = blocks.k >= K;
+    const Sums sums{thread_scratch().reserve(Sums::room(part, one_block)), one_block ? 0 : part.m1 - part.m0};
     for (int64_t k0 = 0; k0 < K; k0 += blocks.k)
-      for (int64_t n = n0; n < n1; n += kPanel) panel(m0, m1, n, std::min<int64_t>(kPanel, n1 - n), k0);
+      for (int64_t n = part.n0; n < part.n1; n += kPanel) panel(part, sums, n, k0);
   }
 
  private:
@@ -149,18 +151,21 @@ struct LinearGrouped {
             reinterpret_cast<const uint16_t*>(panel) + k0 / kScaled * kPanel};
   }
 
-  void panel(int64_t m0, int64_t m1, int64_t n, int64_t cols, int64_t k0) const {
+  void panel(const Blocks::Part& part, const Sums& sums, int64_t n, int64_t k0) const {
+    const auto [m0, m1, n0, n1] = part;
     const int64_t k_len = std::min(blocks.k, K - k0), tiles = ceil_div(m1 - m0, kRows);
+    const bool is_last = k0 + k_len == K;
     const Block block = block_of(n, k0);
     const float* wide = m1 - m0 > 2 * kRows ? widened(block, k_len) : nullptr;
     const Epilogue epilogue{y, bias, residual, N, activation};
     for (int64_t i = 0, m = m0; i < tiles; ++i) {
       const int rows = int(ceil_div(m1 - m, tiles - i));
       const float* a = x + m * K + k0;
-      float* c = y + m * N + n;
-      if (wide != nullptr) multiply(rows, cols, k_len, a, K, wide, c, N, k0 > 0);
-      else multiply_narrow(rows, cols, k_len, a, block, c, k0 > 0);
-      if (k0 + k_len == K) epilogue.finish(Computed{c, N}, rows, cols, m, n);
+      float* c = sums.tile(m - m0, (n - n0) / kPanel);
+      if (is_last) epilogue.fetch(rows, m, n);
+      if (wide != nullptr) multiply(rows, kPanel, k_len, a, K, wide, c, kPanel, k0 > 0);
+      else multiply_narrow(rows, k_len, a, block, c, k0 > 0);
+      if (is_last) epilogue.finish(Computed{c}, rows, std::min<int64_t>(kPanel, n1 - n), m, n);
       m += rows;
     }
   }
@@ -178,15 +183,9 @@ struct LinearGrouped {
     return wide;
   }
 
-  void multiply_narrow(int rows, int64_t cols, int64_t k_len, const float* a, const Block& block, float* c,
-                       bool accumulate) const {
+  void multiply_narrow(int rows, int64_t k_len, const float* a, const Block& block, float* c, bool accumulate) const {
     constexpr auto heights = std::make_index_sequence<size_t(kRows)>{};
-    const auto tile = grouped_tile_of<kBits>(rows, heights);
-    if (cols == kPanel) return tile(k_len, a, K, block.steps, block.scales, c, N, accumulate);
-    float edge[kRows * kPanel];
-    for (int r = 0; r < rows; ++r) std::memcpy(edge + r * kPanel, c + r * N, size_t(cols) * 4);
-    tile(k_len, a, K, block.steps, block.scales, edge, kPanel, accumulate);
-    for (int r = 0; r < rows; ++r) std::memcpy(c + r * N, edge + r * kPanel, size_t(cols) * 4);
+    grouped_tile_of<kBits>(rows, heights)(k_len, a, K, block.steps, block.scales, c, kPanel, accumulate);
   }
 };
 

@@ -118,8 +118,7 @@ struct LinearInt8 {
     for (int64_t i = 0, m = m0; i < blocks; ++i) {
       const int rows = int(ceil_div(m1 - m, blocks - i));
       const char* x_rows = static_cast<const char*>(x) + m * stride;
-      for (int r = 0; r < rows; ++r)
-        for (int j = 0; j < kPanel; j += 16) __builtin_prefetch(y + (m + r) * N + n + j, 1);
+      epilogue.fetch(rows, m, n);
       multiply(tiles, rows, cols, x_rows, stride, w, sums);
       const Dequantized product{sums, x_rows, stride, packed.scales(memory) + n, packed.sums(memory) + n, w};
       epilogue.finish(product, rows, cols, m, n);
