@@ -12,8 +12,9 @@ from rtp_llm.errors import InvalidRequest
 # The kinds that can be compared, in the order of FlagEmbedding's weights.
 KINDS = (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT)
 _LARGEST = float(np.finfo(np.float64).max)
-# Right-hand tokens that one product of MaxSim covers: bounds its memory, and is plenty for the BLAS.
-_BLOCK_TOKENS = 4096
+# Left-hand and right-hand tokens that one product of MaxSim covers: bounds its memory and time, and is plenty for BLAS.
+_ROWS, _BLOCK_TOKENS = 256, 4096
+_NO_VECTORS = -1.0  # MaxSim with a document that has none: the least cosine, so that it is among the last
 
 
 def similarity(kind: TaskType, left: Output, right: Output) -> FloatArray:
@@ -111,14 +112,18 @@ def _lexical(one: SparseVector, others: _Terms) -> FloatArray:
 
 def _max_sim(one: FloatArray, others: Sequence[FloatArray], scores: FloatArray) -> Iterator[None]:
     """Mean over the tokens of `one` of their largest product with a token of the other -> [others]; no tokens: 0."""
-    filled = [place for place, other in enumerate(others) if len(other)]
-    if not len(one) or not filled:
+    if not len(one):
         return
-    for places in _blocks(filled, others):
-        products = one @ np.concatenate([others[place] for place in places]).T
+    scores[:] = _NO_VECTORS
+    for places in _blocks([place for place, other in enumerate(others) if len(other)], others):
+        columns = np.concatenate([others[place] for place in places]).T
         starts = np.cumsum([0, *(len(others[place]) for place in places[:-1])])
-        scores[places] = np.maximum.reduceat(products, starts, axis=1).mean(axis=0, dtype=np.float64)
-        yield
+        sums = np.zeros(len(places))
+        for first in range(0, len(one), _ROWS):
+            products = one[first : first + _ROWS] @ columns
+            sums += np.maximum.reduceat(products, starts, axis=1).sum(axis=0, dtype=np.float64)
+            yield
+        scores[places] = sums / len(one)
 
 
 def _blocks(places: Sequence[int], vectors: Sequence[FloatArray]) -> list[list[int]]:

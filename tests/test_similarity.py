@@ -35,11 +35,13 @@ def test_sparse_multiplies_shared_ids() -> None:
 @pytest.mark.parametrize("block", [1, 7, 4096])
 def test_colbert_is_the_mean_of_maxima(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BLOCK_TOKENS", block)
+    monkeypatch.setattr(module, "_ROWS", 3)
     left, right = vectors(4, 1, 0), vectors(3, 0, 9, 1, 2)
     scores = similarity(TaskType.COLBERT, left, right)
     for i, one in enumerate(left):
         for j, other in enumerate(right):
-            expected = (one @ other.T).max(axis=1).mean() if len(one) and len(other) else 0.0
+            none = -1.0 if len(one) else 0.0  # the least cosine: such a document is among the last
+            expected = (one @ other.T).max(axis=1).mean() if len(one) and len(other) else none
             assert scores[i, j] == pytest.approx(expected, abs=1e-6)
 
 

@@ -111,6 +111,7 @@ class ChatRerank:
 def chat_rerank(tokenizer: Tokenizer, chat: ChatFormat, *, or_else: bool) -> ChatRerank | None:
     """The encoder; None where the template does not serve and something else does (`or_else`)."""
     if not tokenizer.chat_template.source and or_else:
+        logger.info("no chat template in the checkpoint; the prompt of the model's card is used")
         return None
     try:
         return ChatRerank(tokenizer, chat)

@@ -13,7 +13,8 @@ _NAME = "default"
 def with_default_prompt(model_config: ModelConfig, config: EngineConfig) -> ModelConfig:
     """The checkpoint's prompts, with the default of the configuration; ConfigError where it names one there is not.
 
-    A text of one's own is that of queries and of documents too, where the checkpoint has none for them.
+    A text of one's own is that of queries and of documents too, where the checkpoint has none for either: next to a
+    prompt for queries an empty one for documents means what it says.
     """
     name, text = config.default_prompt_name, config.default_prompt
     if name and text:
@@ -23,8 +24,9 @@ def with_default_prompt(model_config: ModelConfig, config: EngineConfig) -> Mode
         param = "default_prompt" if text else "default_prompt_name"
         raise ConfigError(f"{param}: queries and documents of late interaction each have their own", param=param)
     if text:
-        own = {name: prompt for name, prompt in model_config.prompts.items() if prompt}
-        prompts = {**model_config.prompts, **dict.fromkeys(SIDES, text), **own, _NAME: text}
+        own = model_config.prompts
+        filled = {**dict.fromkeys(SIDES, text), **own} if any(own.values()) else {**own, **dict.fromkeys(SIDES, text)}
+        prompts = {**filled, _NAME: text}
         return replace(model_config, prompts=prompts, default_prompt_name=_NAME)
     if not name:
         return model_config

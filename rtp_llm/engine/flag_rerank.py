@@ -38,7 +38,7 @@ class FlagRerank:
         question = self._tokenizer.instruction_text(params) or QUESTION
         end = np.concatenate([self._break, plain_ids(self._tokenizer, question)])
         room = self._room(params.max_tokens, len(end))
-        queries = self._heads(pairs, room)
+        queries = self._heads(pairs, room, cuts=params.truncate)
         own = replace(params, prompt="", add_special_tokens=False, max_tokens=None, truncation_side="right")
         with naming(pairs):
             passages = self._tokenizer.encode([f"B: {document}" for _, document in pairs.values()], own)
@@ -53,17 +53,21 @@ class FlagRerank:
         share(pairs, items, queries.__getitem__)
         return [items[index] for index in range(start, start + len(inputs))]
 
-    def _heads(self, pairs: Mapping[int, tuple[str, str]], room: int) -> dict[str, Int32Array]:
+    def _heads(self, pairs: Mapping[int, tuple[str, str]], room: int, *, cuts: bool) -> dict[str, Int32Array]:
         """What stands before the passages of each query."""
         heads: dict[str, Int32Array] = {}
         for index, (query, _) in pairs.items():
             if query not in heads:
                 with naming([index]):
-                    heads[query] = self._head(query, room)
+                    heads[query] = self._head(query, room, cuts=cuts)
         return heads
 
-    def _head(self, query: str, room: int) -> Int32Array:
-        return np.concatenate([self._start, plain_ids(self._tokenizer, f"A: {query}")[: room * 3 // 4], self._break])
+    def _head(self, query: str, room: int, *, cuts: bool) -> Int32Array:
+        ids, most = plain_ids(self._tokenizer, f"A: {query}"), room * 3 // 4
+        if len(ids) > most and not cuts:
+            message = f" has a query of {len(ids)} tokens, the limit is {most}; shorten it, or set {InvalidInput.CUT}"
+            raise InvalidInput(0, message)
+        return np.concatenate([self._start, ids[:most], self._break])
 
     def _room(self, max_tokens: int | None, question: int) -> int:
         """FlagEmbedding's max_length, so that nothing is longer than the limit."""

@@ -104,11 +104,10 @@ class Tokenizer:
         folder = Path(config.tokenizer_path).expanduser() if config.tokenizer_path else model_config.transformer_folder
         if not folder.is_dir():
             raise CheckpointError(f"tokenizer_path: there is no folder {str(folder.absolute())!r}")
+        longest = files.NO_LIMIT if model_config.is_static else files.model_max_length(folder)
         return cls(
             folder,
-            max_seq_len=sequence_limit(
-                config, model_config, max_positions, files.model_max_length(folder), is_hard=is_hard
-            ),
+            max_seq_len=sequence_limit(config, model_config, max_positions, longest, is_hard=is_hard),
             vocab_size=vocab_size,
             do_lower_case=model_config.do_lower_case,
             prompts=model_config.prompts,

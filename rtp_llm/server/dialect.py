@@ -34,7 +34,6 @@ _INLINE_BYTES = 256 << 10
 _CUTS = ("truncate", "truncation", "truncate_prompt_tokens", "max_tokens")
 _MOST_IDS = 200_000
 MEMORY_BYTES = 4  # of a number that is computed, and not answered
-_keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Route(Protocol):
@@ -104,8 +103,7 @@ class Dialect(Generic[Body]):
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         """Decode, run, render."""
         service.admission.check_room()
-        inline = _inline if len(content) <= _INLINE_BYTES else service.turns.call
-        body = await inline(decode, self.decoder, content)
+        body = await at_hand(len(content), service.turns)(decode, self.decoder, content)
         form = self.by_body(body) if self.by_body is not None else None
         return await (form or self)._answer(body, len(content), service, exchange)
 
@@ -137,14 +135,13 @@ class Dialect(Generic[Body]):
         self, body: Body, num_bytes: int, service: Service, exchange: Exchange
     ) -> tuple[EngineLike, ModelInfo, Body, Request]:
         """The model, the body as it is read, and what it asks of the model."""
-        inline = _inline if num_bytes <= _INLINE_BYTES else service.turns.call
         catalog, config = service.catalog, service.config
         wanted = self.wanted(body) if callable(self.wanted) else self.wanted
         asked = catalog.asked(getattr(body, "model", None), exchange.headers)
         exchange.metrics = asked.metrics if asked else None
         if self.prepare is not None and getattr(body, "messages", None) is not None:
             asked, body = await catalog.prepared(asked, wanted, partial(self.prepare, body, config))
-        engine, info, request = await inline(
+        engine, info, request = await at_hand(num_bytes, service.turns)(
             catalog.choose, asked, wanted, lambda info: self.to_request(body, info, config, exchange.request_id)
         )
         if not config.auto_truncate and not _says_what_is_cut(body):
@@ -182,7 +179,7 @@ class Lookup(Generic[Body]):
 
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         """Decode and look up."""
-        body = decode(self.decoder, content)
+        body = await at_hand(len(content), service.turns)(decode, self.decoder, content)
         asked = service.catalog.asked(getattr(body, "model", None), exchange.headers)
         if self.prepare is None and len(content) <= _LOOKUP_CHARACTERS:
             return b"".join(self._pieces(body, asked, service, exchange)), []
@@ -207,6 +204,12 @@ class Choice:
 
     by_key: Mapping[str, Route]
     otherwise: Route
+    _keys: "msgspec.json.Decoder[Any]" = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Keys that no dialect is told by are passed over, however many there are.
+        keys = [(key, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for key in self.by_key]
+        object.__setattr__(self, "_keys", msgspec.json.Decoder(msgspec.defstruct("Keys", keys)))
 
     @property
     def error_form(self) -> ErrorForm:
@@ -216,13 +219,17 @@ class Choice:
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         """By the body's keys; what cannot be read is left to the last dialect to refuse."""
         try:
-            found = _keys.decode(content)
+            body = self._keys.decode(content)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            found = {}
-        given = {key for key, value in found.items() if memoryview(value).nbytes != 4 or bytes(value) != b"null"}
-        route = next((route for key, route in self.by_key.items() if key in given), self.otherwise)
+            body = None
+        found = ((route, getattr(body, key, msgspec.UNSET)) for key, route in self.by_key.items())
+        route = next((route for route, value in found if _is_given(value)), self.otherwise)
         exchange.error_form = route.error_form  # a route that goes by the model may find none
         return route.choose(content, exchange, catalog)
+
+
+def _is_given(value: msgspec.Raw | msgspec.UnsetType) -> bool:
+    return isinstance(value, msgspec.Raw) and (memoryview(value).nbytes != 4 or bytes(value) != b"null")
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +329,11 @@ def limited(request: Request, config: ServerConfig, number_bytes: int) -> Reques
     if OF_TOKENS.isdisjoint(request.tasks):
         return request
     return replace(request, answer_limit=AnswerLimit(config.max_answer_bytes, number_bytes))
+
+
+def at_hand(num_bytes: int, turns: Turns) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """How work on a body is called: on the event loop where that takes a millisecond or two, else beside it."""
+    return _inline if num_bytes <= _INLINE_BYTES else turns.call
 
 
 async def _inline(work: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs) -> Result:

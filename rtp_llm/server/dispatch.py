@@ -143,7 +143,8 @@ class Dispatcher:
             self.keys.check(exchange.method, path, exchange.headers)
         if route is not None:
             content = await read_body(exchange, self._max_body_bytes, self._body_timeout)
-            chosen = route.choose(content, exchange, self.catalog)
+            choose = dialects.at_hand(len(content), self._service.turns)
+            chosen: dialects.Answerer = await choose(route.choose, content, exchange, self.catalog)
             if chosen is not route:
                 exchange.error_form = chosen.error_form
             body, headers = await chosen.answer(content, self._service, exchange)

@@ -149,7 +149,7 @@ def _text(document: str | DocumentObject, where: str) -> str:
 
 def render(body: RerankBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
     """The results, best first; equal scores keep the request's order."""
-    scores = scores_of(response, 1, max_sim_sum=body.is_raw)
+    scores = yield from scores_of(response, 1, max_sim_sum=body.is_raw)
     most = body.top_n or body.top_k or None
     order = np.argsort(-scores, kind="stable").tolist()[: most if isinstance(most, int) else None]
     texts = _texts(body) if body.return_documents else None

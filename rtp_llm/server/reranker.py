@@ -13,7 +13,7 @@ from rtp_llm.core import ModelInfo, Params, Request, Response
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect, check_count
-from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, place_of, scores_of, scoring_request
+from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, place_of, scores_of, scoring_request, takes_long
 
 PATH = "/v1/reranker"
 
@@ -84,7 +84,7 @@ def to_request(body: RerankerBody, info: ModelInfo, config: ServerConfig, reques
 
 def render(body: RerankerBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
     """The results, best first unless `sorted` is false; equal scores keep the request's order."""
-    scores = scores_of(response, 1, max_sim_sum=not body.normalize)
+    scores = yield from scores_of(response, 1, max_sim_sum=not body.normalize)
     order = range(len(scores)) if body.sorted is False else np.argsort(-scores, kind="stable").tolist()
     results: list[dict[str, Any]] = []
     for index in order[: body.top_k]:
@@ -101,6 +101,7 @@ RERANKER: Dialect[RerankerBody] = Dialect(
     to_request,
     render,
     RERANKERS,
+    render_on_thread=takes_long,
     place=lambda body, info, index: place_of(info, index, "documents", BY_MAX_SIM),
     cut="truncation to true",
 )

@@ -1,13 +1,15 @@
 """Scores of queries and documents by what the model offers: a reranker's head, MaxSim, or the cosine of vectors."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from rtp_llm.core import FloatArray, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.server.catalog import Wanted, one_of
-from rtp_llm.similarity import max_sim, similarity
+from rtp_llm.server.turns import Arguments, Result
+from rtp_llm.similarity import max_sim, similarity_steps
 
 _BY_VECTORS = (TaskType.COLBERT, TaskType.DENSE)
 _MOST_INLINE = 256
@@ -41,18 +43,36 @@ def scoring_request(
     return Request(inputs=[*queries, *documents], tasks=(kind,), params=params, request_id=request_id)
 
 
-def scores_of(response: Response, num_queries: int, *, max_sim_sum: bool = False) -> FloatArray:
-    """-> [documents]. MaxSim is the mean over the query's tokens, as FlagEmbedding's; or their sum, as ColBERT's."""
+def scores_of(response: Response, num_queries: int, *, max_sim_sum: bool = False) -> Generator[bytes, None, FloatArray]:
+    """-> [documents]. MaxSim is the mean over the query's tokens, as FlagEmbedding's; or their sum, as ColBERT's.
+
+    For a `render` to `yield from`: there is an empty piece of the answer after each step of some milliseconds.
+    """
     if TaskType.RERANK in response.outputs:
         return np.asarray(response.outputs[TaskType.RERANK])
     ((kind, rows),) = response.outputs.items()
     queries, documents = rows[:num_queries], rows[num_queries:]
     if num_queries == 1:
-        scores = similarity(kind, queries, documents)[0]
+        pairs = [(queries, documents)]
     else:
-        each = range(num_queries)
-        scores = np.array([similarity(kind, queries[i : i + 1], documents[i : i + 1])[0, 0] for i in each], np.float32)
-    return max_sim(scores, queries, "sum") if kind is TaskType.COLBERT and max_sim_sum else scores
+        pairs = [(queries[i : i + 1], documents[i : i + 1]) for i in range(num_queries)]
+    scores = []
+    for left, right in pairs:
+        scores.append(np.zeros((1, len(right)), np.float32))
+        for _ in similarity_steps(kind, left, right, scores[-1]):
+            yield b""
+    whole = np.concatenate(scores, axis=1)[0]
+    return max_sim(whole, queries, "sum") if kind is TaskType.COLBERT and max_sim_sum else whole
+
+
+def scores_at_once(response: Response, *, max_sim_sum: bool) -> FloatArray:
+    """`scores_of` one query, for whoever is on a thread of its own."""
+    steps = scores_of(response, 1, max_sim_sum=max_sim_sum)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return np.asarray(end.value)
 
 
 def is_paired(info: ModelInfo, kinds: Sequence[TaskType] = _BY_VECTORS) -> bool:
@@ -65,6 +85,15 @@ def place_of(info: ModelInfo, index: int, documents: str, kinds: Sequence[TaskTy
     if is_paired(info, kinds):
         return f"{documents}[{index}]"
     return f"{documents}[{index - 1}]" if index else "query"
+
+
+async def computed(
+    response: Response, work: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs
+) -> Result:
+    """What `work` makes of the response, on a thread where that takes long."""
+    if takes_long(response):
+        return await asyncio.to_thread(work, *arguments, **named)
+    return work(*arguments, **named)
 
 
 def takes_long(response: Response) -> bool:

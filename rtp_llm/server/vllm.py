@@ -248,7 +248,7 @@ def _score(body: ScoreBody, info: ModelInfo, config: ServerConfig, request_id: s
 
 
 def _render_scores(body: ScoreBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
-    scores = scores_of(response, len(_sides(body)[0]), max_sim_sum=True)
+    scores = yield from scores_of(response, len(_sides(body)[0]), max_sim_sum=True)
     data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(scores)]
     yield _answer("score", data, response, info)
 

@@ -12,7 +12,7 @@ from rtp_llm.model_config import ModelConfig
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
-    "added_tokens.json",
+    "added_tokens.json", "chat_template.json", "chat_template.jinja",
 )  # fmt: skip
 
 

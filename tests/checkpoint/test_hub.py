@@ -249,6 +249,11 @@ def test_wanted_files_of_shards() -> None:
     assert wanted_files(["consolidated.00.safetensors", "optimizer.pt", *names[2:]]) == names[2:]
 
 
+def test_wanted_files_have_the_chat_template() -> None:
+    names = ["chat_template.jinja", "config.json", "model.safetensors"]
+    assert wanted_files(names) == names
+
+
 def test_modelscope_is_an_extra(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(CheckpointError, match=r"pip install rtp-llm\[modelscope\]"):

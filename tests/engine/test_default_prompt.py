@@ -45,6 +45,16 @@ def test_a_text_is_for_the_sides_too_that_have_no_prompt(folder: Path) -> None:
             np.testing.assert_array_equal(model.embed(text, prompt_name=name), plain.embed(text, prompt=prompt))
 
 
+def test_an_empty_prompt_beside_others_means_what_it_says(tmp_path: Path) -> None:
+    save(tmp_path)
+    stated = {"prompts": {"query": "so sunny ", "document": ""}}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(stated))
+    with Model(tmp_path, **FAST) as plain, Model(tmp_path, default_prompt="he drove ", **FAST) as model:
+        text = "is lovely"
+        for name, prompt in {"query": "so sunny ", "document": ""}.items():
+            np.testing.assert_array_equal(model.embed(text, prompt_name=name), plain.embed(text, prompt=prompt))
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

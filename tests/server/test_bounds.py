@@ -160,4 +160,5 @@ def test_small_reranks_wait_for_no_thread(monkeypatch: pytest.MonkeyPatch) -> No
     ranks = {"query": "a", "documents": ["b", "c"]}
     for tasks in ((TaskType.RERANK,), (TaskType.DENSE,)):
         assert post(FakeEngine(tasks=tasks), "/rerank", **ranks).status_code == 200
-    assert post(FakeEngine(tasks=(TaskType.COLBERT,)), "/rerank", **ranks).status_code == 500
+    for path, body in {"/rerank": ranks, "/v1/reranker": ranks, "/rerank/": {"query": "a", "texts": ["b"]}}.items():
+        assert post(FakeEngine(tasks=(TaskType.COLBERT,)), path, **body).status_code in (424, 500)

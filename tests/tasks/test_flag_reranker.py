@@ -137,6 +137,8 @@ def test_what_cannot_be_asked(checkpoint: tuple[Path, Any]) -> None:
     with loaded(checkpoint[0], "native", max_seq_len=LIMIT) as model:
         with pytest.raises(InvalidInput, match="is longer than the limit allows"):
             model.rerank("he drove", ["so sunny " * 200], truncate=False)
+        with pytest.raises(InvalidInput, match=" has a query of [0-9]+ tokens, the limit is"):
+            model.rerank("he drove " * 200, ["so sunny"], truncate=False)
         with pytest.raises(InvalidRequest, match="a limit of 9 tokens leaves no room"):
             model._run([("a", "b")], (TaskType.RERANK,), Params(max_tokens=9), progress=False)
         with pytest.raises(InvalidInput, match="a reranker reads pairs"):

@@ -104,6 +104,8 @@ def save_model2vec(folder: Path, tensors: dict[str, Any]) -> Path:
     tokenizer(folder).save(str(folder / "tokenizer.json"))
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "model2vec", "normalize": True}))
+    # Which sentence-transformers does not read: the whole of a text is.
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 3}))
     kinds = {"StaticEmbedding": ".", "Normalize": "1_Normalize"}
     (folder / "1_Normalize").mkdir()
     (folder / "modules.json").write_text(

@@ -33,7 +33,7 @@ from rtp_llm.server.exchange import choose_id
 from rtp_llm.server.grpc import tei
 from rtp_llm.server.grpc.proto import Message, message
 from rtp_llm.server.scheduling import scheduled
-from rtp_llm.server.scoring import RERANKERS, scores_of
+from rtp_llm.server.scoring import RERANKERS, computed, scores_at_once
 from rtp_llm.server.service import EngineLike
 from rtp_llm.server.tei.frame import COMPUTE_TYPE
 
@@ -152,7 +152,7 @@ class Calls:
             rpc.metrics = engine.metrics
             response = await self._run(engine, request, rpc, len(received), patient=patient)
             began = time.perf_counter()
-            reply = call.render(body, response, info)
+            reply = await computed(response, call.render, body, response, info)
             if not patient:
                 rpc.answered = [Answered(request, response, info.name, time.perf_counter() - began)]
             _fill(reply.metadata, _characters(request), response.total_tokens, response.timings)
@@ -296,7 +296,8 @@ class Calls:
         characters = tokens = kept_bytes = 0
         async with aclosing(self._in_order(received, score, rpc)) as pairs:
             async for body, request, response in pairs:
-                scores.append(scores_of(response, 1, max_sim_sum=body.raw_scores)[0])
+                found = await computed(response, scores_at_once, response, max_sim_sum=body.raw_scores)
+                scores.append(found[0])
                 texts.append(body.text if body.return_text else None)
                 timings.append(response.timings)
                 characters += _characters(request)

@@ -15,7 +15,7 @@ from rtp_llm.server.catalog import CLASSIFIERS, Wanted, one_of
 from rtp_llm.server.dialect import check_count, decoded
 from rtp_llm.server.grpc.proto import Message, message
 from rtp_llm.server.openai import check_dimensions
-from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, scores_of, scoring_request
+from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, scores_at_once, scoring_request
 from rtp_llm.server.service import EngineLike
 from rtp_llm.server.tei.frame import dtype_name
 from rtp_llm.server.tei.scores import best_first
@@ -136,7 +136,7 @@ def _render_labels(body: Message, response: Response, info: ModelInfo) -> Messag
 
 
 def _render_ranks(body: Message, response: Response, info: ModelInfo) -> Message:
-    scores = scores_of(response, 1, max_sim_sum=body.raw_scores)
+    scores = scores_at_once(response, max_sim_sum=body.raw_scores)
     return ranks(scores, list(body.texts) if body.return_text else None)
 
 

@@ -125,9 +125,12 @@ def dialect(
     render: Callable[[Body, Response, ModelInfo], Iterator[bytes]],
     wanted: Wanted,
     place: Callable[[Body, ModelInfo, int], str] = place,
+    render_on_thread: Callable[[Response], bool] = lambda response: False,
 ) -> Dialect[Body]:
     """A route of TEI's that the `wanted` models answer; `place` names the field of an input."""
-    return Dialect(decoder, to_request, render, wanted, error_form=error_form, headers=headers, place=place)
+    return Dialect(
+        decoder, to_request, render, wanted, render_on_thread, error_form=error_form, headers=headers, place=place
+    )
 
 
 def dtype_name(info: ModelInfo) -> str:

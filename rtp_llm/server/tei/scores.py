@@ -14,7 +14,7 @@ from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, TaskTy
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import CLASSIFIERS, ModelName
 from rtp_llm.server.dialect import Dialect
-from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, place_of, scores_of, scoring_request
+from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, place_of, scores_of, scoring_request, takes_long
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import RawScores, Truncate, Truncation
 
@@ -116,7 +116,7 @@ def _render_predictions(body: PredictBody, response: Response, info: ModelInfo) 
 
 
 def _render_ranks(body: TextsBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
-    scores = scores_of(response, 1, max_sim_sum=bool(body.raw_scores))
+    scores = yield from scores_of(response, 1, max_sim_sum=bool(body.raw_scores))
     ranks = [
         {"index": place, **({"text": body.texts[place]} if body.return_text else {}), "score": scores[place]}
         for place in best_first(scores)
@@ -133,4 +133,5 @@ RERANK: Dialect[TextsBody] = frame.dialect(
     _render_ranks,
     RERANKERS,
     place=lambda body, info, index: place_of(info, index, "texts", BY_MAX_SIM),
+    render_on_thread=takes_long,
 )

@@ -16,7 +16,7 @@ from rtp_llm.errors import CustomModuleError, EngineFailure, InvalidRequest, Req
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.body import decode
 from rtp_llm.server.catalog import Catalog, ModelName, Service
-from rtp_llm.server.dialect import Answerer, Route, admitted, check_count
+from rtp_llm.server.dialect import Answerer, Route, admitted, at_hand, check_count
 from rtp_llm.server.errors import ErrorForm, Headers
 from rtp_llm.server.exchange import JSON, Exchange
 from rtp_llm.server.tei import frame
@@ -89,7 +89,7 @@ class Vertex:
 
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         """All instances' answers, of which some are worked on at a time."""
-        instances = decode(self.decoder, content).instances
+        instances = (await at_hand(len(content), service.turns)(decode, self.decoder, content)).instances
         frame.check_inputs(instances, service.config, "instances")
         seconds = service.admission.seconds(exchange.headers)
         shared = _Shared(service.config)
@@ -116,7 +116,8 @@ class Vertex:
     async def _one(self, body: bytes, place: int, service: Service, exchange: Exchange) -> bytes:
         part = exchange.part()
         try:
-            answer, _ = await self.route.choose(body, part, service.catalog).answer(body, service, part)
+            chosen = await at_hand(len(body), service.turns)(self.route.choose, body, part, service.catalog)
+            answer: bytes = (await chosen.answer(body, service, part))[0]
             if part.content_type != JSON:
                 raise InvalidRequest("bytes are no JSON; leave the encoding_format out", param="encoding_format")
         except (InvalidRequest, EngineFailure, CustomModuleError) as error:
