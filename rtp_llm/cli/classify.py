@@ -75,9 +75,11 @@ def _labels(model: "Model", lines: list[str], inputs: list[Input], arguments: An
 
 
 def _entities(model: "Model", lines: list[str], arguments: Any) -> None:
-    strategy, ignored = arguments.aggregation_strategy or "simple", arguments.ignore_labels
-    labels = ("O",) if ignored is None else [label.strip() for label in ignored.split(",") if label.strip()]
-    found = model.entities(lines, aggregation_strategy=strategy, ignore_labels=labels, progress=progress())
+    given = {name: getattr(arguments, name) for name in _OF_TOKENS}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if "ignore_labels" in options:
+        options["ignore_labels"] = [label.strip() for label in options["ignore_labels"].split(",") if label.strip()]
+    found = model.entities(lines, progress=progress(), **options)
     for index, (line, entities) in enumerate(zip(lines, found, strict=True)):
         if arguments.json:
             rows = [entity.as_dict() for entity in entities]

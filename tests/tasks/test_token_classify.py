@@ -208,10 +208,11 @@ def test_entities_beside_another_task(tmp_path: Path) -> None:
 
 def test_an_answer_has_a_limit(tagger: Path) -> None:
     with loaded(tagger) as model:
-        for strategy, size in ((None, 4 * 7 * 12), ("none", 4 * (7 * 12 + 128))):
-            params: Any = Params(aggregation_strategy=strategy)
+        sizes: list[tuple[Any, int]] = [(None, 4 * 7 * 12), ("none", 4 * (7 * 12 + 128))]
+        for strategy, size in sizes:
+            params = Params(aggregation_strategy=strategy)
 
-            def ask(most: int, params: Any = params) -> Any:
+            def ask(most: int, params: Params = params) -> Request:
                 limit = AnswerLimit(most, 12)
                 return Request(
                     inputs=["the weather"], tasks=(TaskType.TOKEN_CLASSIFY,), params=params, answer_limit=limit
@@ -262,6 +263,6 @@ def test_any_iterables(tagger: Path) -> None:
         whole = model.entities(["so sunny", ""], ignore_labels=[])
         assert model.entities((text for text in ("so sunny", "")), ignore_labels=()) == whole
         assert whole[1] == [] and model.entities([]) == []
-        assert model.entities("so sunny", ignore_labels=(label for label in ())) == whole[:1]
+        assert model.entities("so sunny", ignore_labels=iter([])) == whole[:1]
         with pytest.raises(InvalidRequest, match="aggregation_strategy: 'best'"):
             model.entities("so", aggregation_strategy="best")  # type: ignore[arg-type]
