@@ -9,11 +9,13 @@ average  that of the largest mean of its tokens' scores;
 max      or that of the token whose best score is the largest
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rtp_llm.core import AggregationStrategy, FloatArray, Int32Array, Params
 
@@ -61,13 +63,36 @@ class Entity:
         return {**kind, "word": self.word, "start": self.start, "end": self.end}
 
 
-class _Unit(NamedTuple):
-    """A token, or the tokens of a word: first:stop of those that are of the text."""
+class Labels:
+    """A token classifier's labels: `names`, and `groups`, which are those of the entities that they are parts of."""
 
-    label: int
-    score: float
-    first: int
-    stop: int
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self.groups = tuple(name.split("-", 1)[-1] for name in names)
+        # What labels that go together have in common; one without B- or I- goes on.
+        tags = [name[len(_INSIDE) :] if name.startswith((_BEGIN, _INSIDE)) else name for name in names]
+        self._tags = np.array([tags.index(tag) for tag in tags], np.intp)
+        self._begins = np.array([name.startswith(_BEGIN) for name in names], bool)
+
+    def runs(self, labels: NDArray[np.intp]) -> Iterable[tuple[int, int]]:
+        """Labels by their numbers [n] -> first:stop of those that follow each other with one tag until one begins."""
+        tags = self._tags[labels]
+        breaks = np.flatnonzero((tags[1:] != tags[:-1]) | self._begins[labels[1:]]) + 1
+        return pairwise([0, *breaks.tolist(), len(labels)]) if len(labels) else ()
+
+
+class _Units(NamedTuple):
+    """Tokens, or words: unit i is the tokens edges[i]:edges[i + 1] of the text, and has this label and score."""
+
+    labels: NDArray[np.intp]
+    scores: list[float]
+    edges: list[int]
+
+    @classmethod
+    def of(cls, scores: FloatArray, edges: list[int]) -> "_Units":
+        """By the units' scores [units, labels]."""
+        labels = scores.argmax(axis=1)
+        return cls(labels, scores[np.arange(len(scores)), labels].tolist(), edges)
 
 
 class _Tokens:
@@ -101,102 +126,59 @@ class _Tokens:
         """The text of some tokens."""
         return self._words.joined([self.word(place) for place in range(first, stop)])
 
-    def joined_words(self, units: Sequence[_Unit]) -> str:
+    def joined_words(self, edges: Sequence[int]) -> str:
         """The text of words, each joined from its tokens."""
-        return self._words.joined([self.joined(unit.first, unit.stop) for unit in units])
+        return self._words.joined([self.joined(first, stop) for first, stop in pairwise(edges)])
+
+    def word_edges(self) -> list[int]:
+        """Where words begin, and where the last one ends."""
+        return [0, *(i for i in range(1, len(self.ids)) if not self.is_subword(i)), len(self.ids)]
 
 
 def find_entities(
-    text: str,
-    ids: Int32Array,
-    spans: Int32Array,
-    scores: FloatArray,
-    *,
-    labels: Sequence[str],
-    words: Words,
-    params: Params,
+    text: str, ids: Int32Array, spans: Int32Array, scores: FloatArray, *, labels: Labels, words: Words, params: Params
 ) -> list[Entity]:
     """A text and its tokens: ids [T], spans [T, 2] as `Item.spans`, scores [T, labels] -> its entities, in order."""
     strategy, ignored = params.aggregation_strategy, {*params.ignore_labels}
     assert strategy is not None
     tokens = _Tokens(text, ids, spans, scores, words)
-    if strategy in ("none", "simple"):
-        units = _token_units(tokens.scores)
-    else:
-        units = [_word_unit(tokens.scores, first, stop, strategy) for first, stop in _words_of(tokens)]
+    if not tokens.ids:
+        return []
+    is_of_words = strategy not in ("none", "simple")
+    edges = tokens.word_edges() if is_of_words else [*range(len(tokens.ids) + 1)]
+    units = _Units.of(_of_words(tokens.scores, edges, strategy) if is_of_words else tokens.scores, edges)
     if strategy == "none":
-        return [_of_token(tokens, unit, labels) for unit in units if labels[unit.label] not in ignored]
-    kinds = [_Kind.of(label) for label in labels]
+        named = [labels.names[label] for label in units.labels.tolist()]
+        return [_of_token(tokens, units, place, name) for place, name in enumerate(named) if name not in ignored]
+    runs = [(first, stop, labels.groups[units.labels[first]]) for first, stop in labels.runs(units.labels)]
     return [
-        _of_group(tokens, group, kinds, is_of_words=strategy != "simple")
-        for group in _groups(units, kinds)
-        if kinds[group[0].label].group not in ignored
+        _of_run(tokens, units, first, stop, group, is_of_words=is_of_words)
+        for first, stop, group in runs
+        if group not in ignored
     ]
 
 
-def _token_units(scores: FloatArray) -> list[_Unit]:
-    labels = scores.argmax(axis=1)
-    best = scores[np.arange(len(scores)), labels]
-    pairs = zip(labels.tolist(), best.tolist(), strict=True)
-    return [_Unit(label, score, place, place + 1) for place, (label, score) in enumerate(pairs)]
-
-
-def _words_of(tokens: _Tokens) -> Iterator[tuple[int, int]]:
-    """first:stop of each word."""
-    first = 0
-    for place in range(1, len(tokens.ids)):
-        if not tokens.is_subword(place):
-            yield first, place
-            first = place
-    if tokens.ids:
-        yield first, len(tokens.ids)
-
-
-def _word_unit(scores: FloatArray, first: int, stop: int, strategy: AggregationStrategy) -> _Unit:
-    own = scores[first:stop]
+def _of_words(scores: FloatArray, edges: list[int], strategy: AggregationStrategy) -> FloatArray:
+    """Scores of tokens [T, labels] -> of words [words, labels]."""
+    first, lengths = np.array(edges[:-1], np.intp), np.diff(edges)
+    if strategy == "first":
+        return scores[first]
     if strategy == "average":
-        row = own.mean(axis=0)
-    else:
-        row = own[0] if strategy == "first" else own[own.max(axis=1).argmax()]
-    label = int(row.argmax())
-    return _Unit(label, float(row[label]), first, stop)
+        return np.asarray(np.add.reduceat(scores, first, axis=0) / lengths[:, None], np.float32)
+    best = scores.max(axis=1)
+    places = np.flatnonzero(best == np.repeat(np.maximum.reduceat(best, first), lengths))
+    # Of a word's tokens that are as good, the first.
+    return scores[places[np.searchsorted(places, first)]]
 
 
-class _Kind(NamedTuple):
-    """What a label says: `group`, the name of its entities; `tag`, what those that go together have in common."""
-
-    group: str
-    tag: str
-    begins: bool
-
-    @classmethod
-    def of(cls, label: str) -> "_Kind":
-        """By its B- or I-; a label without them goes on."""
-        tag = label[len(_INSIDE) :] if label.startswith((_BEGIN, _INSIDE)) else label
-        return cls(label.split("-", 1)[-1], tag, label.startswith(_BEGIN))
+def _of_token(tokens: _Tokens, units: _Units, place: int, name: str) -> Entity:
+    start, end = tokens.spans[place]
+    return Entity(name, units.scores[place], tokens.word(place), start, end, tokens.places[place])
 
 
-def _groups(units: Sequence[_Unit], kinds: Sequence[_Kind]) -> Iterator[list[_Unit]]:
-    """Units that follow each other with the same tag, until the next one begins."""
-    group: list[_Unit] = []
-    for unit in units:
-        kind = kinds[unit.label]
-        if group and (kind.begins or kind.tag != kinds[group[-1].label].tag):
-            yield group
-            group = []
-        group.append(unit)
-    if group:
-        yield group
-
-
-def _of_token(tokens: _Tokens, unit: _Unit, labels: Sequence[str]) -> Entity:
-    (start, end), place = tokens.spans[unit.first], unit.first
-    return Entity(labels[unit.label], unit.score, tokens.word(place), start, end, tokens.places[place])
-
-
-def _of_group(tokens: _Tokens, group: list[_Unit], kinds: Sequence[_Kind], *, is_of_words: bool) -> Entity:
-    first, stop = group[0].first, group[-1].stop
+def _of_run(tokens: _Tokens, units: _Units, first: int, stop: int, group: str, *, is_of_words: bool) -> Entity:
+    edges = units.edges[first : stop + 1]
     # NOTE: as in transformers, words are joined that are joined already: not the same for every decoder.
-    word = tokens.joined_words(group) if is_of_words else tokens.joined(first, stop)
-    score = float(np.mean(np.array([unit.score for unit in group], np.float32)))
-    return Entity(kinds[group[0].label].group, score, word, tokens.spans[first][0], tokens.spans[stop - 1][1])
+    word = tokens.joined_words(edges) if is_of_words else tokens.joined(edges[0], edges[-1])
+    score = float(np.mean(np.array(units.scores[first:stop], np.float32)))
+    return Entity(group, score, word, tokens.spans[edges[0]][0], tokens.spans[edges[-1] - 1][1])

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rtp_llm.core import ModelInfo, Output, Request, TaskType
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
-from rtp_llm.entities import Entity, find_entities
+from rtp_llm.entities import Entity, Labels, find_entities
 from rtp_llm.errors import InvalidInput, InvalidRequest
 
 # Of the answer, for each token that was read: the least of an entity in JSON is some 80, and every token may be one.
@@ -29,7 +29,7 @@ class EntityFinder:
     """Labels and words of one model."""
 
     def __init__(self, info: ModelInfo, tokenizer: TokenizerPool) -> None:
-        self._labels = info.labels
+        self._labels = Labels(info.labels)
         self._tokenizer = tokenizer
 
     def find(self, job: Job, scores: Mapping[TaskType, Output]) -> dict[TaskType, list[list[Entity]]]:

@@ -294,7 +294,8 @@ class Tokenizer:
         ids = ids or self._nothing
         token_type_ids = None if types is None else np.array(types, np.int32)
         item = Item(np.array(ids, np.int32), index, token_type_ids, prompt_length, truncated)
-        item.spans = None if spans is None else np.array(spans, np.int32).reshape(-1, 2)
+        if spans is not None:
+            item.spans = np.array(spans, np.int32).reshape(-1, 2)
         return item
 
     def _check_known(self, ids: list[int], index: int) -> None:
@@ -377,14 +378,12 @@ class Tokenizer:
                 (encodings[place],) = self._run({index: more}, special, offsets)
                 if not shorter.suffices(encodings[place], text, more):
                     raise shorter.refuse(index)
-        return [
-            Encoded(
-                encoding,
-                isinstance(text, tuple),
-                spans_of(encoding, shorter.start(text, tried[index]) - lead) if offsets else None,
-            )
-            for encoding, (index, text) in zip(encodings, texts.items(), strict=True)
-        ]
+        pairs = zip(encodings, texts.values(), strict=True)
+        encoded = [Encoded(encoding, isinstance(text, tuple)) for encoding, text in pairs]
+        if not offsets:
+            return encoded
+        starts = [shorter.start(text, tried[index]) - lead for index, text in texts.items()]
+        return [one._replace(spans=spans_of(one.encoding, start)) for one, start in zip(encoded, starts, strict=True)]
 
     def _run(self, texts: Mapping[int, Text], add_special_tokens: bool, offsets: bool = False) -> list[Encoding]:
         """The library's encodings; it drops the interpreter's lock meanwhile, for batches only."""

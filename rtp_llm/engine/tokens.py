@@ -51,7 +51,7 @@ class Encoded(NamedTuple):
 
     encoding: Any
     is_pair: bool
-    spans: list[tuple[int, int]] | None
+    spans: list[tuple[int, int]] | None = None
 
 
 def outlier(ids: Sequence[int], num_ids: int) -> int | None:

@@ -11,7 +11,7 @@ import pytest
 from rtp_llm import Model
 from rtp_llm.core import AnswerLimit, Params, Request, TaskType
 from rtp_llm.engine.tokenizer import Tokenizer
-from rtp_llm.entities import find_entities
+from rtp_llm.entities import Labels, find_entities
 from rtp_llm.errors import CheckpointError, InvalidRequest, RequestTooLarge, UnsupportedTask
 from tests.backends import BACKENDS
 from tests.engine.token_texts import NASTY
@@ -106,7 +106,7 @@ def test_any_scores(layout: str, checkpoints: Callable[[str], Checkpoint]) -> No
                 item.input_ids,
                 item.spans,
                 scores,
-                labels=[*LABELS.values()],
+                labels=Labels([*LABELS.values()]),
                 words=tokenizer.words,
                 params=params,
             )
