@@ -18,7 +18,7 @@ TASKS = {
     "auto": "auto", "dense_embedding": "DENSE_EMBEDDING", "sparse_embedding": "SPARSE_EMBEDDING",
     "colbert_embedding": "COLBERT_EMBEDDING", "all_embedding": "ALL_EMBEDDING", "bge_m3": "BGE_M3",
     "reranker": "RERANKER", "seq_classification": "SEQ_CLASSIFICATION", "classifier": "SEQ_CLASSIFICATION",
-    "custom": "CUSTOM",
+    "token_classification": "TOKEN_CLASSIFICATION", "custom": "CUSTOM",
 }  # fmt: skip
 POOLINGS = ("auto", "cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 

@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from rtp_llm.timings import Timings
+
 Int32Array: TypeAlias = NDArray[np.int32]
 FloatArray: TypeAlias = NDArray[np.float32]
 Int8Array: TypeAlias = NDArray[np.int8]
@@ -23,6 +25,8 @@ _ID_BYTES = 4
 Priority: TypeAlias = Literal["auto", "interactive", "bulk"]
 # What becomes of a text that is longer than the model reads; see Params.
 Chunking: TypeAlias = Literal["mean", "late"]
+# How tokens become entities, in transformers' words; see Params.
+AggregationStrategy: TypeAlias = Literal["none", "simple", "first", "average", "max"]
 # Names of the prompt of a query, in sentence-transformers' words and in those of several APIs.
 QUERY_PROMPTS = ("query", "search_query", "retrieval.query")
 # Which of a sequence's last hidden states a task reads.
@@ -46,11 +50,12 @@ class TaskType(str, Enum):
     TOKENS = "tokens"
     RERANK = "rerank"
     CLASSIFY = "classify"
+    TOKEN_CLASSIFY = "token_classify"
     CUSTOM = "custom"
 
 
-# Of those, what gives a vector for each token.
-OF_TOKENS = frozenset({TaskType.COLBERT, TaskType.TOKENS})
+# Of those, what gives a row of numbers for each token.
+OF_TOKENS = frozenset({TaskType.COLBERT, TaskType.TOKENS, TaskType.TOKEN_CLASSIFY})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +86,8 @@ class Params:
     truncation_side     which end an over-long input loses; None: the checkpoint's, right where it does not say
     chunking            of dense vectors. mean: an over-long text is cut into chunks, whose vectors are averaged; late:
                         the inputs are the chunks of one text, which is read at once; see rtp_llm/engine/chunker.py
+    aggregation_strategy  of a token classifier: entities instead of scores, by these rules; see rtp_llm/entities.py
+    ignore_labels       of entities: labels that are left out
     prompt              text put before each input; None: `prompt_name`, else the checkpoint's default prompt
     prompt_name         a key of the checkpoint's prompts
     add_special_tokens  False: [CLS] and [SEP] are left out
@@ -99,6 +106,8 @@ class Params:
     num_queries: int | None = None
     truncation_side: Literal["left", "right"] | None = None
     chunking: Chunking | None = None
+    aggregation_strategy: AggregationStrategy | None = None
+    ignore_labels: tuple[str, ...] = ("O",)
     prompt: str | None = None
     prompt_name: str | None = None
     add_special_tokens: bool = True
@@ -150,6 +159,7 @@ class Item:
     chunk   of an item that is a part of its input
     parts   of an item that is several inputs, from `index` on: how many tokens each of them has; () is one input
     num_unseen  tokens at its end that see those before them, and are seen by none
+    spans   [T, 2], where entities are wanted: the characters of its text that a token stands for; -1: none of them
     """
 
     input_ids: Int32Array
@@ -164,6 +174,7 @@ class Item:
     chunk: Chunk | None = None
     parts: tuple[int, ...] = ()
     num_unseen: int = 0
+    spans: Int32Array | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -324,17 +335,6 @@ class Prefixes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timings:
-    """Seconds spent in each stage of one request, which started at `started_at` as time.perf_counter() counts."""
-
-    started_at: float = 0.0
-    tokenize: float = 0.0
-    queue: float = 0.0
-    compute: float = 0.0
-    total: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
     """`outputs[task]` has an entry per input, in the request's order.
 
@@ -344,6 +344,7 @@ class Response:
                      `input_ids`
     rerank           fp32 [inputs]
     classify         fp32 [inputs, labels]
+    token_classify   list of fp32 [tokens, labels]; by `aggregation_strategy`, of lists of Entity
     custom           what the module made of all inputs together: None, bool, int, float, str, arrays, lists and dicts
 
     `batch_rows` are the sequences of the step that computed the first of its inputs, 0 where none was needed.

@@ -24,6 +24,7 @@ _TASKS_BY_FLAG = {
     "COLBERT_EMBEDDING": (TaskType.COLBERT,),
     "RERANKER": (TaskType.RERANK,),
     "SEQ_CLASSIFICATION": (TaskType.CLASSIFY,),
+    "TOKEN_CLASSIFICATION": (TaskType.TOKEN_CLASSIFY,),
     "BGE_M3": (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT, TaskType.TOKENS),
     "ALL_EMBEDDING": (TaskType.TOKENS,),
     "CUSTOM": (TaskType.CUSTOM,),
@@ -364,7 +365,7 @@ def _choose_tasks(
     late: LateInteraction | None,
 ) -> tuple[TaskType, ...]:
     """A custom module, beside what the flag names; the flag; else what the folder holds: late interaction, BGE-M3's
-    heads, a language model that reranks, a chain with a pooling, a classification head, an encoder.
+    heads, a language model that reranks, a chain with a pooling, a head for texts or for tokens, an encoder.
 
     A head with one label is a reranker, whose logits the classifier's route gives as well.
     """
@@ -390,6 +391,8 @@ def _choose_tasks(
         return (TaskType.SPARSE,)
     if "LogitScore" in kinds or named_reranker:
         return (TaskType.RERANK,)
+    if "TokenClassification" in architecture and "Pooling" not in kinds:
+        return (TaskType.TOKEN_CLASSIFY,)
     if "SequenceClassification" not in architecture or "Pooling" in kinds:
         return _DENSE
     is_one = len(config_files.labels(folder / "config.json", hf)) == 1

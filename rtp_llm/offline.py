@@ -9,9 +9,21 @@ from typing import Any, Literal
 import numpy as np
 
 from rtp_llm import arguments
-from rtp_llm.core import Chunking, FloatArray, Input, ModelInfo, Params, Request, Response, SparseVector, TaskType
+from rtp_llm.core import (
+    AggregationStrategy,
+    Chunking,
+    FloatArray,
+    Input,
+    ModelInfo,
+    Params,
+    Request,
+    Response,
+    SparseVector,
+    TaskType,
+)
 from rtp_llm.engine.loading import load_engine
-from rtp_llm.errors import InvalidInput, InvalidRequest, RequestTooLarge
+from rtp_llm.entities import Entity
+from rtp_llm.errors import InvalidInput, InvalidRequest, RequestTooLarge, UnsupportedTask
 from rtp_llm.similarity import check_weights_go_with, hybrid, hybrid_weights, max_sim, similarity
 
 # Inputs of one request, and about how many tokens: large enough that batches are full, small enough that a progress bar
@@ -132,10 +144,35 @@ class Model:
     def classify(self, inputs: Iterable[Input], *, progress: bool = False, **params: Any) -> FloatArray:
         """Texts or pairs -> fp32 [n, labels]: scores as transformers' pipeline gives them, or as `activation` says.
 
-        `info.labels` names the columns.
+        `info.labels` names the columns. UnsupportedTask where the model labels tokens: `entities`, `classify_tokens`.
         """
+        if TaskType.TOKEN_CLASSIFY in self.info.tasks:
+            raise UnsupportedTask("this model labels tokens, not whole texts: ask for entities, or classify_tokens")
         rows = self._run(inputs, (TaskType.CLASSIFY,), arguments.params(**params), progress)[TaskType.CLASSIFY]
         return np.stack(rows) if rows else np.zeros((0, len(self.info.labels)), np.float32)
+
+    def classify_tokens(self, inputs: Iterable[Input], *, progress: bool = False, **params: Any) -> list[FloatArray]:
+        """-> fp32 [tokens, labels] an input, special tokens included: softmax's scores, or as `activation` says."""
+        task = TaskType.TOKEN_CLASSIFY
+        return self._run(inputs, (task,), arguments.params(**params), progress)[task]
+
+    def entities(
+        self,
+        texts: str | Iterable[str],
+        *,
+        aggregation_strategy: AggregationStrategy = "simple",
+        ignore_labels: Iterable[str] = ("O",),
+        progress: bool = False,
+        **params: Any,
+    ) -> list[list[Entity]]:
+        """What a token classifier finds in each text, as transformers' pipeline gives it: rtp_llm/entities.py.
+
+        Of a text over the limit only what was read has entities; `truncate=False` makes it an error.
+        """
+        ignored = tuple(arguments.texts(ignore_labels, "ignore_labels"))
+        wanted = arguments.params(aggregation_strategy=aggregation_strategy, ignore_labels=ignored, **params)
+        task = TaskType.TOKEN_CLASSIFY
+        return self._run(arguments.texts(texts, "texts"), (task,), wanted, progress)[task]
 
     def custom(self, inputs: Input | Iterable[Input], *, params: Params | None = None, **extra: Any) -> Any:
         """What the class of `custom_module` makes of all inputs together; `extra` is the request's own: top_k=3."""

@@ -23,6 +23,7 @@ _FIRST_CALLS = {
     TaskType.RERANK: ("/v1/reranker", '{"query": "hello", "documents": ["hello world", "good night"]}'),
     TaskType.CUSTOM: ("/v1/custom", '{"input": ["hello", "hello world"], "extra": {}}'),
     TaskType.CLASSIFY: ("/v1/classifier", '{"input": ["hello"], "labels": true}'),
+    TaskType.TOKEN_CLASSIFY: ("/v1/classifier", '{"input": ["My name is Sarah and I live in London."]}'),
 }
 
 

@@ -20,6 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 LABELS = {0: "joy", 1: "anger", 2: "none"}
+TAGS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
 ASSETS = Path(__file__).parent.parent.parent / "shared" / "assets"
 WORDS = "the weather is lovely today so sunny outside he drove to stadium query passage : a b c ##s ##ing ! ? .".split()
 
@@ -92,3 +93,9 @@ def reranker(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Served]":
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Served]":
     """A classifier of three labels."""
     yield from _served(tmp_path_factory, "BertForSequenceClassification", id2label=LABELS)
+
+
+@pytest.fixture(scope="session")
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Served]":
+    """A token classifier."""
+    yield from _served(tmp_path_factory, "BertForTokenClassification", id2label=TAGS, initializer_range=0.5)

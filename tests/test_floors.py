@@ -26,8 +26,9 @@ FLOORS = [  # top to bottom: a file imports its own package or a floor below
     {"served_models"},
     {"flags"},
     {"arguments"},
-    {"config", "custom", "ignored_options", "observability", "similarity"},
+    {"config", "custom", "entities", "ignored_options", "observability", "similarity"},
     {"core", "errors"},
+    {"timings"},
 ]
 DOORS = {  # library -> the only files that may import it
     "torch": {"ops/torch_ops.py", "ops/device_ops.py", "ops/triton_", "runtime/torch", "verify/"},

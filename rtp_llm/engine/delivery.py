@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 from rtp_llm.core import Output, Response, TaskType
+from rtp_llm.engine.entity_finder import EntityFinder
 from rtp_llm.engine.job import Job
 from rtp_llm.errors import EngineFailure, RtpError
 from rtp_llm.observability import Metrics
@@ -16,9 +17,10 @@ logger = logging.getLogger(__name__)
 class Delivery:
     """Finishes jobs and wakes their waiters, in the thread that computed the last row."""
 
-    def __init__(self, tasks: Mapping[TaskType, Task], metrics: Metrics) -> None:
+    def __init__(self, tasks: Mapping[TaskType, Task], metrics: Metrics, entities: EntityFinder) -> None:
         self._tasks = tasks
         self._metrics = metrics
+        self._entities = entities
 
     def deliver(self, jobs: Iterable[Job]) -> None:
         """Hand finished or failed jobs to their waiters, with one wake-up per event loop."""
@@ -54,7 +56,8 @@ class Delivery:
         params, ids = job.request.params, job.input_ids
         if job.chunks is not None:
             return {task: job.chunks.finish(self._tasks[task], params, ids) for task in job.request.tasks}
-        return {task: self._tasks[task].finish(rows, params, ids) for task, rows in job.outputs.items()}
+        finished = {task: self._tasks[task].finish(rows, params, ids) for task, rows in job.outputs.items()}
+        return finished if params.aggregation_strategy is None else self._entities.find(job, finished)
 
 
 def _send(settled: list[tuple[Job, Response | Exception]]) -> None:

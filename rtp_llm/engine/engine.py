@@ -15,6 +15,7 @@ from rtp_llm.core import Item, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.engine.chat_template import Messages
 from rtp_llm.engine.delivery import Delivery
 from rtp_llm.engine.device import Device
+from rtp_llm.engine.entity_finder import EntityFinder
 from rtp_llm.engine.estimate import Estimate
 from rtp_llm.engine.gate import Gate
 from rtp_llm.engine.in_order import run_in_order
@@ -70,7 +71,7 @@ class Engine:
         self._gate = Gate(config, runtime.num_cores, info.max_batch_tokens)
         self._cache = ResultCache(config.result_cache_mb << 20)
         self._intake = Intake(config, runtime.tasks, tokenizer, metrics.observe_expired)
-        self._delivery = Delivery(runtime.tasks, metrics)
+        self._delivery = Delivery(runtime.tasks, metrics, EntityFinder(info, tokenizer))
         self._jobs: dict[Lane, set[Job]] = {lane: set() for lane in Lane}
         self._not_ready: str | None = "the canary has not run yet"
         self._changed = self.device.changed

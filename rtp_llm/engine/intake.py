@@ -8,6 +8,7 @@ import numpy as np
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import OF_TOKENS, Item, Request, TaskType
 from rtp_llm.engine.chunker import check_chunking
+from rtp_llm.engine.entity_finder import ENTITY_BYTES, check_entities
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import DeadlineExceeded, EngineFailure, InvalidRequest, RequestTooLarge, UnsupportedTask
@@ -37,6 +38,7 @@ class Intake:
                 raise UnsupportedTask(f"this model offers {offered}, not {task.value}")
             self._tasks[task].check(request.params)
         check_chunking(request, self._tasks)
+        check_entities(request)
         if not request.inputs:
             raise InvalidRequest("input is empty; give at least one text", param="input")
         self.check_deadline(request)
@@ -72,14 +74,16 @@ class Intake:
         return items
 
     def _check_answer(self, request: Request, num_tokens: int) -> None:
-        """RequestTooLarge where the vectors of so many tokens are over the request's own limit."""
+        """RequestTooLarge where what so many tokens are answered with is over the request's own limit."""
         if request.answer_limit is None:
             return
         (most, number_bytes), kinds = request.answer_limit, OF_TOKENS.intersection(request.tasks)
-        numbers = num_tokens * sum(self._tasks[kind].dimension for kind in kinds)
-        if numbers * number_bytes > most:
+        entity_bytes = 0 if request.params.aggregation_strategy is None else ENTITY_BYTES
+        num_bytes = num_tokens * (entity_bytes + number_bytes * sum(self._tasks[kind].dimension for kind in kinds))
+        if num_bytes > most:
+            what = "entities" if entity_bytes else "vectors"
             raise RequestTooLarge(
-                f"the vectors of {num_tokens} tokens or more take {numbers * number_bytes} bytes, the limit is {most} "
+                f"the {what} of {num_tokens} tokens or more take {num_bytes} bytes, the limit is {most} "
                 "(max_answer_bytes): send fewer inputs at a time, or shorter ones",
                 param="input",
             )

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from rtp_llm.core import FloatArray, Int32Array, Item, Request, Response, Rows, TaskType, Timings
+from rtp_llm.core import FloatArray, Int32Array, Item, Request, Response, Rows, TaskType
 from rtp_llm.engine.chunker import ChunkRows
 from rtp_llm.engine.lane import Lane
+from rtp_llm.timings import Timings
 
 _NO_IDS: Int32Array = np.zeros(0, np.int32)
+_NO_SPANS: Int32Array = np.zeros((0, 2), np.int32)
 _NO_ROWS: FloatArray = np.zeros((0, 0), np.float32)
 
 
@@ -28,6 +30,7 @@ class Job:
     chunks      instead of `outputs`, where inputs are computed in chunks
     model       the number of its model among those of the device
     next_input  the first of its inputs that a tokeniser thread has not seen to yet
+    spans       of its inputs' tokens, where entities are wanted
     """
 
     __slots__ = (
@@ -49,6 +52,7 @@ class Job:
         "queued_tokens",
         "remaining",
         "request",
+        "spans",
         "started_at",
         "tokenized_at",
         "total_tokens",
@@ -78,6 +82,7 @@ class Job:
         self.outputs: dict[TaskType, Rows] = {}
         self.chunks = ChunkRows(count) if request.params.chunking == "mean" else None
         self.input_ids = [_NO_IDS] * count
+        self.spans: list[Int32Array] = [_NO_SPANS] * count if request.params.aggregation_strategy is not None else []
         self.num_tokens = [0] * count
         self.truncated = [False] * count
         self.started_at = time.perf_counter()
@@ -101,6 +106,8 @@ class Job:
             self.input_ids[item.index] = item.input_ids
             self.num_tokens[item.index] = len(item.input_ids)
             self.truncated[item.index] = item.truncated
+            if item.spans is not None:
+                self.spans[item.index] = item.spans
 
     def _accept_chunks(self, item: Item) -> None:
         """Tokens of several inputs in one item, or of one input in several."""

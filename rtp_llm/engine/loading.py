@@ -36,6 +36,8 @@ from rtp_llm.tasks import TaskSource, load_tasks
 
 logger = logging.getLogger(__name__)
 
+_LABELLING = {TaskType.CLASSIFY, TaskType.TOKEN_CLASSIFY}
+
 
 def load_engines(models: Sequence[ServedModel]) -> list[Engine]:
     """One after another, all on the device of the first; where there are several, errors name theirs."""
@@ -135,7 +137,7 @@ def _describe(config: EngineConfig, model_config: ModelConfig, runtime: Runtime,
         prompts=tuple(tokenizer.prompts),
         scores_are_probabilities=model_config.is_language_reranker or model_config.logit_score is not None,
         max_sim=model_config.late.max_sim if model_config.late else "mean",
-        labels=model_config.labels if TaskType.CLASSIFY in runtime.tasks else (),
+        labels=model_config.labels if _LABELLING.intersection(runtime.tasks) else (),
         pooling=getattr(runtime.tasks.get(TaskType.DENSE), "pooling_name", ""),
         created=int(time.time()),
         weight_bytes=_weight_bytes(model_config.transformer_folder),

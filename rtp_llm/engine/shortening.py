@@ -56,6 +56,10 @@ class Shortening:
         shortened, partner = counts if tried[0] is not text[0] else reversed(counts)
         return bool(shortened > self.max_seq_len >= partner)
 
+    def start(self, text: Text, tried: Text) -> int:
+        """How many characters of a single text are before what was tried of it."""
+        return len(text) - len(tried) if self.side == "left" else 0
+
     def refuse(self, index: int) -> InputTooLarge:
         """What is told of a text of which `more` did not suffice."""
         most = most_characters(self.max_seq_len)

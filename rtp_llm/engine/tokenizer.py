@@ -18,7 +18,8 @@ from rtp_llm.engine import tokenizer_files as files
 from rtp_llm.engine.chat_template import ChatTemplate
 from rtp_llm.engine.shortening import CHARACTERS_PER_TOKEN, Shortening, Side, Text, most_characters, parts_of
 from rtp_llm.engine.tokenizer_cuts import find_cuts
-from rtp_llm.engine.tokens import Framed, Token, outlier
+from rtp_llm.engine.tokenizer_words import TokenWords, spans_of
+from rtp_llm.engine.tokens import Encoded, Framed, Token, outlier, unicode_problem
 from rtp_llm.engine.truncation import longest_first, only_second
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidInput, InvalidRequest, RequestTooLarge
 from rtp_llm.model_config import ModelConfig, sequence_limit
@@ -84,6 +85,7 @@ class Tokenizer:
                 "refused", folder, num_ids, self.vocab_size,
             )  # fmt: skip
         self._has_types = files.has_token_types(config)
+        self.words = TokenWords(self._tokenizer, self.special_ids)
         self.cuts = find_cuts(self._tokenizer)
         self._prompt_lengths: dict[tuple[str, bool], int] = {}
 
@@ -140,8 +142,8 @@ class Tokenizer:
                 raise InvalidRequest(
                     f"input {index} is a {kind}; a text, a pair of texts or a list of token ids is read"
                 )
-        for index, encoding in zip(texts, self._encodings(texts, params), strict=True):
-            items[index] = self._from_text(encoding, index, isinstance(texts[index], tuple), prompt_length, params)
+        for index, encoded in zip(texts, self._encoded(texts, params, len(prompt)), strict=True):
+            items[index] = self._from_text(encoded, index, prompt_length, params)
         return [items[index] for index in range(start, start + len(inputs))]
 
     def framed(self, inputs: Sequence[str | list[int]], params: Params, start: int = 0) -> list[Framed]:
@@ -213,8 +215,7 @@ class Tokenizer:
 
     def piece(self, token_id: int) -> str:
         """The vocabulary's own word for an id (`▁what`, `##ing`), which no other id has."""
-        token = self._tokenizer.id_to_token(token_id)
-        return f"<id {token_id}>" if token is None else str(token)
+        return self.words.piece(token_id)
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; InvalidRequest for an id that is out of the vocabulary."""
@@ -231,7 +232,7 @@ class Tokenizer:
 
     def _checked(self, text: str, param: str) -> str:
         """A text of the caller's that stands before each input, and is tokenised with each."""
-        problem = _unicode_problem(text)
+        problem = unicode_problem(text)
         if problem:
             raise InvalidRequest(f"{param}{problem}", param=param)
         most = self.max_seq_len * CHARACTERS_PER_TOKEN
@@ -256,7 +257,8 @@ class Tokenizer:
         length = self._prompt_lengths.get(key)
         if length is None:
             (encoding,) = self._run({0: prompt}, add_special_tokens)
-            ids, _ = self._cut(encoding, Params())
+            ids = encoding.ids
+            self._cut(encoding, Params(), [ids])
             length = len(ids) - int(bool(ids) and ids[-1] in self._never_text)
             if len(self._prompt_lengths) >= _MAX_CACHED_PROMPTS:
                 self._prompt_lengths.clear()
@@ -272,14 +274,16 @@ class Tokenizer:
         kept = ids[-self.max_seq_len :] if self._side(params) == "left" else ids[: self.max_seq_len]
         return Item(np.array(kept, np.int32), index, truncated=True)
 
-    def _from_text(self, encoding: Encoding, index: int, is_pair: bool, prompt_length: int, params: Params) -> Item:
+    def _from_text(self, encoded: Encoded, index: int, prompt_length: int, params: Params) -> Item:
+        encoding, is_pair, spans = encoded
         ids = encoding.ids
         types = encoding.type_ids if is_pair and self._has_types else None
         length = len(ids)
         is_document = is_pair or (params.num_queries is not None and index >= params.num_queries)
         most = params.max_tokens_per_doc if is_document else None
         if length > self.max_seq_len or most is not None or (is_pair and params.truncation == "only_second"):
-            ids, types = self._cut(encoding, params, most, is_pair=is_pair, types=types)
+            columns = [column for column in (ids, types, spans) if column is not None]
+            self._cut(encoding, params, columns, most, is_pair=is_pair)
         truncated = len(ids) < length
         if truncated and (most is None or len(ids) == self.max_seq_len):
             self._check_may_truncate(length, index, params)
@@ -288,7 +292,10 @@ class Tokenizer:
         self._check_known(ids, index)
         ids = ids or self._nothing
         token_type_ids = None if types is None else np.array(types, np.int32)
-        return Item(np.array(ids, np.int32), index, token_type_ids, prompt_length, truncated)
+        item = Item(np.array(ids, np.int32), index, token_type_ids, prompt_length, truncated)
+        if spans is not None:
+            item.spans = np.array(spans, np.int32).reshape(-1, 2)
+        return item
 
     def _check_known(self, ids: list[int], index: int) -> None:
         if self._may_exceed and max(ids, default=0) >= self.vocab_size:
@@ -313,13 +320,12 @@ class Tokenizer:
         self,
         encoding: Encoding,
         params: Params,
+        columns: Sequence[list[Any]],
         most: int | None = None,
         *,
         is_pair: bool = False,
-        types: list[int] | None = None,
-    ) -> tuple[list[int], list[int] | None]:
-        """ids and types without the tokens over the limit, which are never the template's special ones."""
-        ids = encoding.ids
+    ) -> None:
+        """Take the tokens over the limit, which are never the template's special ones, out of lists of all tokens."""
         sequence_ids = encoding.sequence_ids
         lengths = sequence_ids.count(0), sequence_ids.count(1)
         side = self._side(params)
@@ -337,10 +343,8 @@ class Tokenizer:
                 start = sequence_ids.index(sequence)
                 stop = start + lengths[sequence]
                 cut = slice(start + kept[sequence], stop) if side == "right" else slice(start, stop - kept[sequence])
-                del ids[cut]
-                if types is not None:
-                    del types[cut]
-        return ids, types
+                for column in columns:
+                    del column[cut]
 
     def _check_ids(self, ids: list[int], index: int) -> None:
         if not ids:
@@ -356,20 +360,29 @@ class Tokenizer:
                 "or ids of this model's own tokenizer (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)",
             )
 
-    def _encodings(self, texts: Mapping[int, Text], params: Params) -> list[Encoding]:
-        """The texts encoded whole, or enough of a long one that all the tokens it will keep are there."""
+    def _encoded(self, texts: Mapping[int, Text], params: Params, lead: int) -> list[Encoded]:
+        """The texts encoded whole, or enough of a long one that all the tokens it will keep are there.
+
+        `lead` is how many characters of prompt they begin with.
+        """
         if not texts:
             return []
         shorter, special = Shortening(self.cuts, self._side(params), self.max_seq_len), params.add_special_tokens
+        offsets = params.aggregation_strategy is not None
         tried = {index: shorter.first(index, text) for index, text in texts.items()}
-        encodings = self._run(tried, special)
+        encodings = self._run(tried, special, offsets)
         for place, (index, text) in enumerate(texts.items()):
             if not shorter.suffices(encodings[place], text, tried[index]):
-                more = shorter.more(index, text)
-                (encodings[place],) = self._run({index: more}, special)
+                tried[index] = more = shorter.more(index, text)
+                (encodings[place],) = self._run({index: more}, special, offsets)
                 if not shorter.suffices(encodings[place], text, more):
                     raise shorter.refuse(index)
-        return encodings
+        pairs = zip(encodings, texts.values(), strict=True)
+        encoded = [Encoded(encoding, isinstance(text, tuple)) for encoding, text in pairs]
+        if not offsets:
+            return encoded
+        starts = [shorter.start(text, tried[index]) - lead for index, text in texts.items()]
+        return [one._replace(spans=spans_of(one.encoding, start)) for one, start in zip(encoded, starts, strict=True)]
 
     def _run(self, texts: Mapping[int, Text], add_special_tokens: bool, offsets: bool = False) -> list[Encoding]:
         """The library's encodings; it drops the interpreter's lock meanwhile, for batches only."""
@@ -379,16 +392,7 @@ class Tokenizer:
         except TypeError:
             for index, text in texts.items():
                 for part in parts_of(text):
-                    problem = _unicode_problem(part)
+                    problem = unicode_problem(part)
                     if problem:
                         raise InvalidInput(index, problem) from None
             raise
-
-
-def _unicode_problem(text: str) -> str:
-    """Where `text` has a lone surrogate, which no tokenizer can read; empty: nowhere."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f" is not valid Unicode: a lone surrogate, {text[error.start]!a}, at character {error.start}"
-    return ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rtp_llm.core import Int32Array
 
@@ -46,6 +46,14 @@ class Framed(NamedTuple):
     prompt_length: int
 
 
+class Encoded(NamedTuple):
+    """The library's encoding of a text or a pair; `spans` as `Item.spans`, where they are wanted."""
+
+    encoding: Any
+    is_pair: bool
+    spans: list[tuple[int, int]] | None = None
+
+
 def outlier(ids: Sequence[int], num_ids: int) -> int | None:
     """One of the ids that is not among 0 ... num_ids - 1; None: there is none.
 
@@ -57,3 +65,12 @@ def outlier(ids: Sequence[int], num_ids: int) -> int | None:
             if not 0 <= extreme < num_ids:
                 return extreme
     return None
+
+
+def unicode_problem(text: str) -> str:
+    """Where `text` has a lone surrogate, which no tokenizer can read; empty: nowhere."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f" is not valid Unicode: a lone surrogate, {text[error.start]!a}, at character {error.start}"
+    return ""

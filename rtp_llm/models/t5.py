@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
+from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, canonical_names
 from rtp_llm.config_files import ACTIVATIONS
 from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
@@ -19,7 +19,9 @@ _MATRICES = ("qkv", "out", "up", "down")
 _ATTENTION, _MLP = "layer.0.SelfAttention.", "layer.1.DenseReluDense."
 # The table of words has two names; which of them is there, `T5.load` looks for.
 _WORDS = ("shared.weight", "encoder.embed_tokens.weight")
-IGNORED = (r"^decoder\.", r"^lm_head\.", *(rf"^{name}$" for name in _WORDS))
+# Of a checkpoint with a token classifier's head.
+_PREFIXES = ("transformer.",)
+IGNORED = (r"^decoder\.", r"^lm_head\.", r"^classifier\.", *(rf"^{name}$" for name in _WORDS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +113,9 @@ class T5:
     def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "T5":
         """Strictly from the checkpoint's tensors, but for a decoder."""
         config = T5Config.from_hf(hf)
-        word = next((name for name in _WORDS if name in source.tensors), _WORDS[0])
-        return cls(config, bind(source, parameters(config, word), ignore=IGNORED), ops)
+        names = canonical_names(source, _PREFIXES, ())
+        word = next((name for name in _WORDS if name in names), _WORDS[0])
+        return cls(config, bind(source, parameters(config, word), prefixes=_PREFIXES, ignore=IGNORED), ops)
 
     def prepare(self, batch: Batch) -> Batch:
         """There are no positions."""

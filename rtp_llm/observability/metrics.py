@@ -8,9 +8,10 @@ from typing import Any, Protocol
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from rtp_llm.core import ModelInfo, Response, Timings
+from rtp_llm.core import ModelInfo, Response
 from rtp_llm.observability.families import Families, Joined
 from rtp_llm.observability.process_metrics import ProcessMetrics
+from rtp_llm.timings import Timings
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)

@@ -1,4 +1,6 @@
-"""RTP-LLM's classifier: raw logits for texts and pairs, or labels with scores on request. POST /v1/classifier."""
+"""RTP-LLM's classifier: raw logits for texts and pairs, or labels with scores on request; of a token classifier, the
+entities of texts. POST /v1/classifier.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
@@ -10,8 +12,20 @@ from msgspec import Meta
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.catalog import CLASSIFIERS, ModelName
+from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect, check_count
+from rtp_llm.server.entities import (
+    LABELLERS,
+    FoundEntity,
+    IgnoredLabels,
+    Strategy,
+    check_means_texts,
+    entity_arrays,
+    has_entities,
+    joined,
+    labels_tokens,
+    with_entities,
+)
 
 PATH = "/v1/classifier"
 
@@ -25,6 +39,8 @@ class ClassifierBody(msgspec.Struct, kw_only=True):
         Meta(description="of the scores; null: none, or with labels what the checkpoint's problem_type asks for"),
     ] = None
     labels: Annotated[bool | None, Meta(description="name the labels beside the scores; null: false")] = None
+    aggregation_strategy: Strategy = None
+    ignore_labels: IgnoredLabels = None
     model: ModelName = None
 
 
@@ -44,19 +60,36 @@ class ClassifierAnswer(msgspec.Struct, kw_only=True):
     labels: list[Classification] | msgspec.UnsetType = msgspec.UNSET
 
 
+class EntitiesAnswer(msgspec.Struct, kw_only=True):
+    """The entities of each input, in its order; `truncated`, whether only the beginning of it was read."""
+
+    object: Literal["list"]
+    entities: list[list[FoundEntity]]
+    truncated: list[bool]
+
+
 def to_request(body: ClassifierBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     """Texts and pairs as they are."""
     inputs: Sequence[Input] = [body.input] if isinstance(body.input, str) else body.input
     if not inputs:
         raise InvalidRequest("input is an empty list: give at least one text", param="input")
     check_count(len(inputs), config, "input")
+    if labels_tokens(info):
+        params = with_entities(Params(activation=body.activation), body.aggregation_strategy, body.ignore_labels)
+        return Request(inputs=inputs, tasks=(TaskType.TOKEN_CLASSIFY,), params=params, request_id=request_id)
+    check_means_texts(info, body.aggregation_strategy)
     activation = body.activation or (None if body.labels else "none")
     params = Params(activation=activation)
     return Request(inputs=inputs, tasks=(TaskType.CLASSIFY,), params=params, request_id=request_id)
 
 
 def render(body: ClassifierBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
-    """The scores, and with `labels` what they are of."""
+    """The scores, and with `labels` what they are of; or entities."""
+    if has_entities(response):
+        yield b'{"object":"list","entities":'
+        yield from joined(entity_arrays(response))
+        yield b',"truncated":%b}' % orjson.dumps(response.truncated)
+        return
     scores = response.outputs[TaskType.CLASSIFY]
     answer: dict[str, Any] = {"object": "list", "score": scores}
     if body.labels:
@@ -68,4 +101,4 @@ def render(body: ClassifierBody, response: Response, info: ModelInfo) -> Iterato
     yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-CLASSIFIER: Dialect[ClassifierBody] = Dialect(msgspec.json.Decoder(ClassifierBody), to_request, render, CLASSIFIERS)
+CLASSIFIER: Dialect[ClassifierBody] = Dialect(msgspec.json.Decoder(ClassifierBody), to_request, render, LABELLERS)

@@ -49,7 +49,8 @@ _EMBEDDINGS = embeddings.dialect(None)
 
 def _rtp_input(info: ModelInfo) -> dialects.Route:
     """What POST / does with `input`, as in the original: the server's task decides."""
-    return classifier.CLASSIFIER if TaskType.CLASSIFY in info.tasks else _EMBEDDINGS
+    is_labelling = TaskType.CLASSIFY in info.tasks or TaskType.TOKEN_CLASSIFY in info.tasks
+    return classifier.CLASSIFIER if is_labelling else _EMBEDDINGS
 
 
 # RTP-LLM's bodies by their keys, else TEI's by the model.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rtp_llm.server import classifier, cohere, custom, embeddings, openai, rerank, reranker, similarity, tokenize, vllm
+from rtp_llm.server.entities import FoundEntity
 from rtp_llm.server.errors import ErrorForm, openai_form, shared_form
 from rtp_llm.server.tei import embed, frame, scores, tokens, vertex
 
@@ -129,10 +130,11 @@ def _scores() -> list[Row]:
             reranker.RerankerAnswer, {"documents": pair, "in their order": {**pair, "sorted": False, "top_k": 1}},
             {"results": [{"index": 1, "document": _PANDA[1], "relevance_score": 5.77},
                          {"index": 0, "document": "hi", "relevance_score": -5.61}], "total_tokens": 28}),
-        Row((classifier.PATH,), "scores", "Classify texts and pairs", (classifier.ClassifierBody,),
-            classifier.ClassifierAnswer,
+        Row((classifier.PATH,), "scores", "Classify texts and pairs, or find entities in texts",
+            (classifier.ClassifierBody,), _any(classifier.ClassifierAnswer, classifier.EntitiesAnswer),
             {"texts and pairs": {"input": ["a text", ["a question", "an answer"]]},
-             "labels": {"input": "a text", "labels": True}},
+             "labels": {"input": "a text", "labels": True},
+             "entities": {"input": ["Sarah lives in London."], "aggregation_strategy": "first"}},
             {"object": "list", "score": [[1.2, -0.4], [0.1, 0.3]]}),
         Row((custom.PATH,), "custom", "What the operator's own module makes of the inputs", (custom.CustomBody,),
             custom.CustomAnswer, {"inputs": {"input": ["a query", "a document", "another"], "extra": {"top_k": 1}}},
@@ -173,15 +175,16 @@ def _vllm() -> list[Row]:
             _listed("classify", labelled)),
         Row(("/pooling",), "vLLM", "A vector, or one a token, or scores, for each text", (vllm.PoolingBody,),
             vllm.PoolingAnswer, {"a vector a token": {"input": _TEXTS, "task": "token_embed"},
-                                 "a vector": {"input": _TEXTS, "task": "embed"}},
+                                 "a vector": {"input": _TEXTS, "task": "embed"},
+                                 "labels' scores of each token": {"input": _TEXTS, "task": "token_classify"}},
             _listed("pool", [{"index": 0, "object": "pooling", "data": [[0.1, 0.2], [0.3, -0.1]]}]),
             binary=_BINARY[:1]),
     ]  # fmt: skip
 
 
 def _tei() -> list[Row]:
-    predictions = _array(scores.Prediction)
-    predicted = _any(predictions, _array(predictions))
+    predictions, entities = _array(scores.Prediction), _array(FoundEntity)
+    predicted = _any(predictions, _array(predictions), entities, _array(entities))
     by_model = _any(
         _array(_any(_NUMBERS, {"type": "number"}, _array(embed.SparseValue))), predicted, _array(scores.Rank)
     )
@@ -206,8 +209,10 @@ def _tei() -> list[Row]:
             _array(_array(embed.SparseValue)), inputs, [[{"index": 3525, "value": 0.21}]], _TEI),
         Row(("/similarity",), "TEI", "How alike one text is to others", (embed.SentenceSimilarityBody,), _NUMBERS,
             {"sentences": sides}, [0.81, 0.12], _TEI),
-        Row(("/predict",), "TEI", "Labels of a text, a pair, or a batch of either", (scores.PredictBody,), predicted,
-            {"a batch": {"inputs": [["a text"], ["a question", "an answer"]]}, "a text": {"inputs": "a text"}},
+        Row(("/predict",), "TEI", "Labels of a text, a pair, or a batch of either; or a text's entities",
+            (scores.PredictBody,), predicted,
+            {"a batch": {"inputs": [["a text"], ["a question", "an answer"]]}, "a text": {"inputs": "a text"},
+             "entities": {"inputs": "Sarah lives in London.", "parameters": {"aggregation_strategy": "first"}}},
             [[{"score": 0.9, "label": "joy"}]], _TEI),
         Row(("/decode",), "TEI", "The texts of token ids", (tokens.DecodeBody,), _array({"type": "string"}),
             {"ids": {"ids": [101, 1037, 4937, 102]}}, ["a cat"], _TEI),

@@ -59,7 +59,12 @@ query is cut to three quarters of what the limit leaves beside twice the questio
 
 A classifier's `score` has a row of raw logits for each text or pair, unless `activation` or `labels` ask otherwise.
 With `labels`, the activation is what transformers' pipeline would apply: by `problem_type`, else sigmoid for one
-label and softmax for more."""
+label and softmax for more.
+
+A token classifier (`ForTokenClassification`: names, personal data) finds entities: characters `start`:`end` of the
+text as it was sent, with label, score and the tokenizer's `word`, as transformers' token-classification pipeline has
+them under `aggregation_strategy`. Of a text over the limit the beginning alone is read, and `truncated` says so;
+`--auto_truncate false` makes it an error."""
 
 TAGS = {
     "embeddings": _EMBEDDINGS,

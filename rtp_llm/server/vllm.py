@@ -24,6 +24,7 @@ from rtp_llm.server.catalog import CLASSIFIERS, Catalog, ModelName, Wanted, one_
 from rtp_llm.server.chat import ChatBody, rendered
 from rtp_llm.server.cohere import ContentPart, text_of
 from rtp_llm.server.dialect import Dialect, Route, check_count
+from rtp_llm.server.entities import LABELLERS
 from rtp_llm.server.packed import CONTENT_TYPE, EncodedBody, check_described, metadata, render_bytes, row_encoder
 from rtp_llm.server.prompts import prompt_for
 from rtp_llm.server.scheduling import BodyPriority
@@ -136,8 +137,11 @@ class PoolingBody(EncodedBody, kw_only=True):
     truncate_prompt_tokens: KeptTokens = None
     truncation_side: Side = None
     task: Annotated[
-        Literal["embed", "token_embed", "classify"] | None,
-        Meta(description="a vector an input; one a token (colbert's, or the hidden states); scores; null: the first"),
+        Literal["embed", "token_embed", "classify", "token_classify"] | None,
+        Meta(
+            description="a vector an input; one a token (colbert's, or the hidden states); scores of labels; such "
+            "scores of each token; null: what the model does"
+        ),
     ] = None
     input_type: Annotated[
         str | None, Meta(description="what the inputs are for: query, document, …; puts the checkpoint's prompt before")
@@ -282,20 +286,25 @@ def _render_classes(body: ClassifyBody, response: Response, info: ModelInfo) -> 
     yield _answer("classify", data, response, info)
 
 
+_TASKS = {"embed": TaskType.DENSE, "classify": TaskType.CLASSIFY, "token_classify": TaskType.TOKEN_CLASSIFY}
+_BY_DEFAULT = (TaskType.CLASSIFY, TaskType.TOKEN_CLASSIFY, TaskType.DENSE)
+
+
 def _pooling_task(body: PoolingBody, info: ModelInfo) -> TaskType:
     of_tokens = TaskType.COLBERT if TaskType.COLBERT in info.tasks else TaskType.TOKENS
     if body.task is not None:
-        return {"embed": TaskType.DENSE, "token_embed": of_tokens, "classify": TaskType.CLASSIFY}[body.task]
-    return next((task for task in (TaskType.CLASSIFY, TaskType.DENSE) if task in info.tasks), of_tokens)
+        return {"token_embed": of_tokens, **_TASKS}[body.task]
+    return next((task for task in _BY_DEFAULT if task in info.tasks), of_tokens)
 
 
 _TOKEN_VECTORS: Wanted = (*one_of(TaskType.COLBERT), *one_of(TaskType.TOKENS))
 # What is pooled of a body that does not say: vectors, wherever their model stands, else what there is.
 _POOLED: Mapping[str | None, Wanted] = {
-    None: (*one_of(TaskType.DENSE), *_TOKEN_VECTORS, *CLASSIFIERS),
+    None: (*one_of(TaskType.DENSE), *_TOKEN_VECTORS, *LABELLERS),
     "embed": one_of(TaskType.DENSE),
     "token_embed": _TOKEN_VECTORS,
     "classify": CLASSIFIERS,
+    "token_classify": one_of(TaskType.TOKEN_CLASSIFY),
 }
 
 
@@ -308,7 +317,7 @@ def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_i
     check_described(body, len(inputs))
     params = Params(
         dimensions=body.dimensions,
-        activation="none" if body.use_activation is False else None,
+        activation="none" if body.use_activation is False else _activation(task, info),
         max_tokens=openai.max_tokens_of(body.truncate_prompt_tokens),
         truncation_side=body.truncation_side,
         prompt="" if body.messages is not None else None,
@@ -319,6 +328,11 @@ def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_i
     if body.use_activation is False:
         return replace(request, params=replace(params, normalize=False))
     return request
+
+
+def _activation(task: TaskType, info: ModelInfo) -> Literal["sigmoid"] | None:
+    """Of the tokens' only label vLLM has the sigmoid, whose softmax is 1."""
+    return "sigmoid" if task is TaskType.TOKEN_CLASSIFY and len(info.labels) == 1 else None
 
 
 def _render_pooled(body: PoolingBody, response: Response, info: ModelInfo) -> Iterator[bytes]:

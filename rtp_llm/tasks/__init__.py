@@ -17,6 +17,7 @@ TASKS: dict[TaskType, tuple[str, str]] = {
     TaskType.TOKENS: ("rtp_llm.tasks.token_vectors", "Tokens"),
     TaskType.RERANK: ("rtp_llm.tasks.rerank", "Rerank"),
     TaskType.CLASSIFY: ("rtp_llm.tasks.classify", "Classify"),
+    TaskType.TOKEN_CLASSIFY: ("rtp_llm.tasks.token_classify", "TokenClassify"),
     TaskType.CUSTOM: ("rtp_llm.tasks.custom", "Custom"),
 }
 # Dense embeddings where modules.json names code that comes with the checkpoint.

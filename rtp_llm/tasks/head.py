@@ -10,12 +10,16 @@ dense, classifier                       EuroBERT: dense, gelu, classifier; on wh
 score                                   decoders: last token that is not the padding token, score
 classifier                              one linear layer: on a causal model's last token, else on the first
 
-Equals transformers' *ForSequenceClassification.
+Equals transformers' *ForSequenceClassification. A token classifier's, as in *ForTokenClassification, is of every token:
+
+head.dense, head.norm, classifier       ModernBERT: dense, activation, norm, classifier
+score                                   decoders
+classifier                              all others
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, open_tensors
 from rtp_llm.config_files import activation
@@ -24,6 +28,8 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight, optional_vector
 from rtp_llm.tasks import TaskSource
 
+# Of a checkpoint's tensors, by name without the encoder's prefix.
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 _PREFIXES = (
     "albert.", "bert.", "roberta.", "distilbert.", "electra.", "mpnet.", "deberta.", "gte.", "new.", "nomic_bert.",
     "model.",
@@ -33,6 +39,7 @@ _PREFIXES = (
 class _Layout(NamedTuple):
     """`hidden`, a layer with an activation before the last one, may be absent, and so may the `norm` between them.
 
+    mode            how a sequence's tokens become one; None: the head is of every token
     poolings        what config.json's `classifier_pooling` may be, its default first, where that comes before `mode`
     activation_key  what in config.json comes before `activation`
     late            the hidden layer is that of every token, and what it gives is pooled
@@ -41,13 +48,18 @@ class _Layout(NamedTuple):
 
     hidden: str | None
     last: str
-    mode: PoolMode
+    mode: PoolMode | None
     activation: str = "tanh"
     norm: str | None = None
     poolings: tuple[str, ...] = ()
     activation_key: str | None = None
     late: bool = False
     model_types: tuple[str, ...] = ()
+
+    @property
+    def reads_last(self) -> bool:
+        """Whether it is a decoder's, of the last token that is not the padding token."""
+        return self.last == "score" and self.mode is not None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,6 +82,11 @@ _LAYOUTS = (
     _Layout(None, "score", "lasttoken"),
     _Layout(None, "classifier", "cls"),
 )
+_OF_TOKENS = (
+    _Layout("head.dense", "classifier", None, "gelu", "head.norm", activation_key=_BY_CLASSIFIER),
+    _Layout(None, "score", None),
+    _Layout(None, "classifier", None),
+)
 # classifier_pooling -> the rows that are read.
 _POOLINGS: dict[str, PoolMode] = {"cls": "cls", "bos": "cls", "mean": "mean", "late": "mean"}
 _READS: dict[PoolMode, Reads] = {"cls": "first", "lasttoken": "last"}
@@ -85,14 +102,15 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """One row of `num_labels` logits a sequence.
+    """One row of `num_labels` logits a sequence, or a token.
 
+    mode        how a sequence's tokens become one; None: the rows are of tokens
     activation  of the hidden layer, and `norm` what comes after it
     late        the hidden layer is that of every token, and what it gives is pooled
     unread_end  a token that is not read at the end of a sequence, be it padding or written there; None: there is none
     """
 
-    mode: PoolMode
+    mode: PoolMode | None
     hidden: Linear | None
     last: Linear
     num_labels: int
@@ -104,26 +122,38 @@ class Head:
     @property
     def reads(self) -> Reads:
         """The rows it is given to read."""
-        return _READS.get(self.mode, "all")
+        return "all" if self.mode is None else _READS.get(self.mode, "all")
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
-        """[T, H] -> [B, num_labels]."""
-        x = hidden_states if self.late else ops.pool(hidden_states, batch, self.mode)
+        """[T, H] -> [B, num_labels], or [T, num_labels] of tokens."""
+        x, mode = hidden_states, self.mode
+        if mode is not None and not self.late:
+            x = ops.pool(x, batch, mode)
         if self.hidden is not None:
             x = ops.linear(x, self.hidden.weight, self.hidden.bias, self.activation)
         if self.norm is not None:
             x = ops.norm(x, self.norm)
         # NOTE: the last layer's mean over tokens is the last layer of the mean, which is less to compute.
-        x = ops.pool(x, batch, self.mode) if self.late else x
+        if mode is not None and self.late:
+            x = ops.pool(x, batch, mode)
         return ops.linear(x, self.last.weight, self.last.bias)
 
 
 def load_head(source: TaskSource) -> Head:
     """The head, strictly; CheckpointError where there is none, or where it does not fit config.json."""
+    return _load(source, _find_layout)
+
+
+def load_token_head(source: TaskSource) -> Head:
+    """The same of a token classifier."""
+    return _load(source, _find_token_layout)
+
+
+def _load(source: TaskSource, find_layout: Callable[[Shapes, TaskSource, TensorSource], _Layout]) -> Head:
     config, ops = source.model_config, source.ops
     tensors = open_tensors(config.transformer_folder)
     shapes = {_stripped(name): info.shape for name, info in tensors.tensors.items()}
-    layout = _find_layout(shapes, source, tensors)
+    layout = find_layout(shapes, source, tensors)
     (num_labels,) = shapes[f"{layout.last}.weight"][:1] or (0,)
     if num_labels != len(config.labels):
         raise CheckpointError(
@@ -142,7 +172,7 @@ def load_head(source: TaskSource) -> Head:
         _linear(weights, layout.last, ops),
         num_labels,
         # transformers looks for the padding token's id, whoever wrote it: its GenericForSequenceClassification.
-        config.hf.get("pad_token_id") if layout.last == "score" and source.causal else None,
+        config.hf.get("pad_token_id") if layout.reads_last and source.causal else None,
         layout.activation,
         norm,
         layout.late,
@@ -151,9 +181,7 @@ def load_head(source: TaskSource) -> Head:
     return head
 
 
-def _bind(
-    layout: _Layout, num_labels: int, hidden_size: int, shapes: Mapping[str, tuple[int, ...]], tensors: TensorSource
-) -> Weights:
+def _bind(layout: _Layout, num_labels: int, hidden_size: int, shapes: Shapes, tensors: TensorSource) -> Weights:
     """The layers' weights, and the biases of those that have one."""
     needed = {}
     for layer in layout.names:
@@ -170,7 +198,7 @@ def _linear(weights: Weights, name: str, ops: Ops) -> Linear:
     return Linear(ops.matrix(weights[f"{name}.weight"]), optional_vector(ops, weights, f"{name}.bias"))
 
 
-def _find_layout(shapes: Mapping[str, tuple[int, ...]], source: TaskSource, tensors: TensorSource) -> _Layout:
+def _find_layout(shapes: Shapes, source: TaskSource, tensors: TensorSource) -> _Layout:
     config = source.model_config
     for layout in _LAYOUTS:
         is_its_own = not layout.model_types or config.model_type in layout.model_types
@@ -180,6 +208,18 @@ def _find_layout(shapes: Mapping[str, tuple[int, ...]], source: TaskSource, tens
             return _configured(layout, config.hf)
     known = "; ".join(dict.fromkeys(" with ".join(layout.names) for layout in _LAYOUTS))
     raise CheckpointError(f"{tensors.path} has no classification head (one of: {known}); choose another --task_type")
+
+
+def _find_token_layout(shapes: Shapes, source: TaskSource, tensors: TensorSource) -> _Layout:
+    """ModernBERT's is never without its hidden layer; of the others there is one linear layer."""
+    is_modernbert = source.model_config.model_type == "modernbert"
+    for layout in _OF_TOKENS[:1] if is_modernbert else _OF_TOKENS:
+        if all(f"{layer}.weight" in shapes for layer in layout.names):
+            return _configured(layout, source.model_config.hf)
+    known = "; ".join(" with ".join(layout.names) for layout in _OF_TOKENS)
+    raise CheckpointError(
+        f"{tensors.path} has no token classifier's head (one of: {known}); choose another --task_type"
+    )
 
 
 def _configured(layout: _Layout, hf: Mapping[str, Any]) -> _Layout:

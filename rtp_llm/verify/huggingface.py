@@ -1,4 +1,4 @@
-"""transformers as a reference: classifiers and hidden states."""
+"""transformers as a reference: classifiers of texts and of tokens, and hidden states."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from rtp_llm.checkpoint import read_json
 from rtp_llm.core import TaskType
-from rtp_llm.verify.outcome import Answer, Sample
+from rtp_llm.verify.outcome import Answer, Sample, places
 from rtp_llm.verify.references import Original
 
 
@@ -56,6 +56,35 @@ class ClassifyReference:
             "logits": output.logits[0].numpy(),
         }
         return Answer({TaskType.CLASSIFY: values}, encoded["input_ids"][0].tolist())
+
+
+class TokenClassifyReference:
+    """Logits of each token, and their softmax; where the token-classification pipeline finds entities."""
+
+    def __init__(self, original: Original) -> None:
+        import transformers
+
+        self._model = load_model(original, "AutoModelForTokenClassification")
+        self._tokenizer = load_tokenizer(original)
+        self._limit = self._tokenizer.model_max_length = original.max_seq_len
+        pipeline: Any = transformers.TokenClassificationPipeline
+        self._pipeline = pipeline(
+            model=self._model, tokenizer=self._tokenizer, device="cpu", aggregation_strategy="simple"
+        )
+
+    def answer(self, sample: Sample) -> Answer:
+        """The tokens of one text."""
+        import torch
+
+        encoded = encode(self._tokenizer, sample, self._limit)
+        with torch.inference_mode():
+            logits = self._model(**encoded).logits[0]
+        values = {
+            "scores": logits.softmax(dim=-1).numpy(),
+            "logits": logits.numpy(),
+            "places": places((entity["start"], entity["end"]) for entity in self._pipeline(sample.input)),
+        }
+        return Answer({TaskType.TOKEN_CLASSIFY: values}, encoded["input_ids"][0].tolist())
 
 
 def load_model(original: Original, auto_class: str) -> Any:

@@ -10,10 +10,14 @@ import numpy as np
 from rtp_llm.core import Params, Request, Response, SparseVector, TaskType
 from rtp_llm.engine.engine import Engine
 from rtp_llm.errors import InvalidRequest, RtpError
-from rtp_llm.verify.outcome import Answer, Check, Sample, Value, Verdict
+from rtp_llm.verify.outcome import Answer, Check, Sample, Value, Verdict, places
 
 # What a default answer is called, and what the same without the checkpoint's activation is.
-_NAMES = {TaskType.RERANK: ("score", "logit"), TaskType.CLASSIFY: ("scores", "logits")}
+_NAMES = {
+    TaskType.RERANK: ("score", "logit"),
+    TaskType.CLASSIFY: ("scores", "logits"),
+    TaskType.TOKEN_CLASSIFY: ("scores", "logits"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +81,15 @@ def _request(engine: Engine, tasks: tuple[TaskType, ...], inputs: list[Any], pro
 
     response = run(Params(prompt_name=prompt_name))
     raw = run(Params(prompt_name=prompt_name, activation="none")) if tasks[0] in _NAMES else None
-    return [
-        Answer({task: _named(task, response, raw, place) for task in tasks}, response.input_ids[place].tolist())
-        for place in range(len(inputs))
-    ]
+    values = [{task: _named(task, response, raw, place) for task in tasks} for place in range(len(inputs))]
+    if tasks == (TaskType.TOKEN_CLASSIFY,):
+        found = run(Params(prompt_name=prompt_name, aggregation_strategy="simple")).outputs[tasks[0]]
+        for own, entities in zip(values, found, strict=True):
+            own[tasks[0]]["places"] = places((entity.start, entity.end) for entity in entities)
+    return [Answer(own, ids.tolist()) for own, ids in zip(values, response.input_ids, strict=True)]
 
 
-def _named(task: TaskType, response: Response, raw: Response | None, place: int) -> Mapping[str, Value]:
+def _named(task: TaskType, response: Response, raw: Response | None, place: int) -> dict[str, Value]:
     if raw is None:
         return {task.value: _value(response.outputs[task][place])}
     default, without = _NAMES[task]

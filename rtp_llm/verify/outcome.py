@@ -1,14 +1,21 @@
 """What is compared and what comes of it: a Sample has an Answer of ours and one of theirs; the two make a Row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
+
+import numpy as np
 
 from rtp_llm.core import FloatArray, Input, TaskType
 
 # A vector [D], a matrix [tokens, D], scores [L], or lexical weights by token id.
 Value: TypeAlias = FloatArray | Mapping[int, float]
+
+
+def places(spans: Iterable[tuple[int, int]]) -> FloatArray:
+    """Where entities begin and end in a text -> [entities, 2]."""
+    return np.array([*spans], np.float32).reshape(-1, 2)
 
 
 class Verdict(str, Enum):

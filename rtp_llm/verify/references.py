@@ -110,6 +110,11 @@ def make_plans(model_config: ModelConfig, tasks: tuple[TaskType, ...]) -> list[P
     if TaskType.CLASSIFY in tasks:
         title = "transformers' AutoModelForSequenceClassification and its pipeline"
         plans.append(Plan((TaskType.CLASSIFY,), "rtp_llm.verify.huggingface", "ClassifyReference", _HF, title))
+    if TaskType.TOKEN_CLASSIFY in tasks:
+        title = "transformers' AutoModelForTokenClassification"
+        plans.append(
+            Plan((TaskType.TOKEN_CLASSIFY,), "rtp_llm.verify.huggingface", "TokenClassifyReference", _HF, title)
+        )
     return plans
 
 

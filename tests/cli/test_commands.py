@@ -68,6 +68,13 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tags = {0: "O", 1: "B-PER", 2: "I-PER"}
+    save(folder := tmp_path_factory.mktemp("tagger"), "BertForTokenClassification", id2label=tags)
+    return folder
+
+
 def test_embed_to_json_lines(shell: Shell, m3: Path) -> None:
     done = shell("embed", m3, "-", "-", "--output", "dense,sparse,colbert", *FAST, stdin=b"the\n\nso today\r\n")
     rows = [json.loads(line) for line in done.out.splitlines()]
@@ -131,6 +138,24 @@ def test_classify(shell: Shell, classifier: Path) -> None:
     labels = json.loads(pairs.out)["labels"]
     assert [entry["score"] for entry in labels] == sorted((entry["score"] for entry in labels), reverse=True)
     assert sum(entry["score"] for entry in labels) == pytest.approx(1)
+
+
+def test_classify_tokens(shell: Shell, tagger: Path) -> None:
+    done = shell("classify", tagger, "--ignore-labels", "", *FAST, stdin=b"the weather\n\nso sunny\n")
+    rows = [line.split("\t") for line in done.out.splitlines()]
+    assert done.status == 0 and {row[0] for row in rows} == {"0", "2"} and all(len(row) == 6 for row in rows)
+    assert all(["", "O", "PER"].index(row[3]) and 0 < float(row[4]) <= 1 for row in rows)
+    read = shell("classify", tagger, "--aggregation_strategy", "none", "--json", *FAST, stdin=b"the weather\n")
+    (answer,) = map(json.loads, read.out.splitlines())
+    assert answer["text"] == "the weather"
+    assert all(sorted(entity) == ["end", "entity", "index", "score", "start", "word"] for entity in answer["entities"])
+    wrong = shell("classify", tagger, "--activation", "none", *FAST, stdin=b"the")
+    assert wrong.status == 2 and "activation: this checkpoint labels tokens" in wrong.err
+
+
+def test_classify_texts_as_tokens(shell: Shell, classifier: Path) -> None:
+    wrong = shell("classify", classifier, "--aggregation_strategy", "max", *FAST, stdin=b"the")
+    assert wrong.status == 2 and "aggregation_strategy: this checkpoint labels texts" in wrong.err
 
 
 @pytest.mark.parametrize(

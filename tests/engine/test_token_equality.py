@@ -101,6 +101,25 @@ def test_long_texts_equal_transformers(family: tuple[Path, Any], texts: list[str
     check(expected, lambda kept: load(folder).encode(kept, Params()), long)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_spans_equal_transformers(family: tuple[Path, Any], texts: list[str], side: Any) -> None:
+    """The characters of each token, in short texts and in those of which a part is tokenised."""
+    folder, theirs = family
+    theirs.truncation_side = side
+    values = [*texts[:2000], " ".join(texts)[:100_000], "word " * 20_000, "，。" * 20_000, "İé e\u0301 ﬁ 🙂" * 2000]
+    expected = theirs(
+        values, truncation=True, max_length=LIMIT, return_offsets_mapping=True, return_special_tokens_mask=True
+    )
+    kept = [place for place, row in enumerate(expected["input_ids"]) if row]
+    params = Params(truncation_side=side, aggregation_strategy="none")
+    items = load(folder).encode([values[place] for place in kept], params)
+    for place, item in zip(kept, items, strict=True):
+        offsets, special = expected["offset_mapping"][place], expected["special_tokens_mask"][place]
+        own = [(-1, -1) if is_special else span for span, is_special in zip(offsets, special, strict=True)]
+        assert item.spans is not None and [*map(tuple, item.spans.tolist())] == own, values[place][:100]
+        assert item.input_ids.tolist() == expected["input_ids"][place]
+
+
 @pytest.mark.parametrize("limit", [LIMIT, LIMIT + 1])
 def test_long_pairs_equal_transformers(family: tuple[Path, Any], limit: int) -> None:
     folder, theirs = family

@@ -52,7 +52,7 @@ def save(folder: Path, shape: str, head: str = "EncoderModel", **changes: Any) -
     model = getattr(transformers, f"T5{head}")(config).eval()
     add_noise(model)
     with torch.no_grad():
-        model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.normal_()
+        model.base_model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.normal_()
     model.save_pretrained(folder)
     return model
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rtp_llm.core import Request, Response, TaskType, Timings
+from rtp_llm.core import Request, Response, TaskType
 from rtp_llm.observability import Answered, Seen, log_output
 from rtp_llm.observability.log_output import LogOutput
 from rtp_llm.observability.logs import JsonLines, RequestLog
+from rtp_llm.timings import Timings
 from tests.server.conftest import wait_until
 
 

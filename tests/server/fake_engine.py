@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, SparseVector, TaskType, Timings
+from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, SparseVector, TaskType
+from rtp_llm.entities import Entity
 from rtp_llm.errors import NotReady, UnsupportedTask
 from rtp_llm.observability import Metrics
+from rtp_llm.timings import Timings
 
 DIMENSION = 8
 VOCAB_SIZE = 100
 MAX_SEQ_LEN = 16
+ENTITY = Entity("yes", 0.5, "a", 0, 1)
 
 
 def vector_of(value: Input, dimension: int = DIMENSION) -> FloatArray:
@@ -142,6 +145,7 @@ class FakeEngine:
             TaskType.SPARSE: [SparseVector(np.array([3, 7], np.int32), np.abs(row[:2])) for row in rows],
             TaskType.COLBERT: [row[None] for row in rows],
             TaskType.TOKENS: [row[None] for row in rows],
+            TaskType.TOKEN_CLASSIFY: [[ENTITY] if request.params.aggregation_strategy else row[None] for row in rows],
         }
         if not set(request.tasks) <= set(outputs):
             raise UnsupportedTask("this model does not do that")

@@ -16,7 +16,7 @@ from tests.server.fake_engine import FakeEngine
 from tests.server.test_auth import ask
 
 CHAT = [{"role": "user", "content": "a"}]
-TOKEN_TASKS = (TaskType.DENSE, TaskType.COLBERT, TaskType.TOKENS)
+TOKEN_TASKS = (TaskType.DENSE, TaskType.COLBERT, TaskType.TOKENS, TaskType.TOKEN_CLASSIFY)
 
 
 def post(engine: FakeEngine, path: str, config: Any = CONFIG, **body: Any) -> httpx.Response:
@@ -33,6 +33,9 @@ def post(engine: FakeEngine, path: str, config: Any = CONFIG, **body: Any) -> ht
         ("/v1/embeddings", {"input": "a", "output": ["dense", "colbert"], "output_dtype": "int8"}, 6),
         ("/pooling", {"input": "a", "task": "token_embed"}, 12),
         ("/v1/embeddings/similarity", {"left": ["a"], "right": ["b"], "kind": "colbert"}, 4),
+        ("/pooling", {"input": "a", "task": "token_classify"}, 12),
+        ("/v1/classifier", {"input": "a"}, 4),
+        ("/predict", {"inputs": "a"}, 4),
         ("/embed", {"inputs": "a"}, None),
     ],
 )

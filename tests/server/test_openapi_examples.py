@@ -40,15 +40,17 @@ def examples_of(content: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def clients(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[httpx.Client]]:
     """Of models that together do everything."""
-    m3, ranker, labels, custom = (tmp_path_factory.mktemp(name) for name in ("m3", "ranker", "labels", "custom"))
+    names = ("m3", "ranker", "labels", "tags", "custom")
+    m3, ranker, labels, tags, custom = (tmp_path_factory.mktemp(name) for name in names)
     save_m3(m3)
     (m3 / "chat_template.jinja").write_text("{{ messages[0].content }}")
     save(ranker, "BertForSequenceClassification", num_labels=1)
     save(labels, "BertForSequenceClassification", id2label={0: "joy", 1: "anger"})
+    save(tags, "BertForTokenClassification", id2label={0: "O", 1: "B-PER", 2: "I-PER"})
     save(custom)
     module = {"custom_module": f"{ROOT}/examples/maxsim_top_k.py:MaxSim"}
     with ExitStack() as stack:
-        folders: list[tuple[Path, dict[str, Any]]] = [(folder, {}) for folder in (minilm, m3, ranker, labels)]
+        folders: list[tuple[Path, dict[str, Any]]] = [(folder, {}) for folder in (minilm, m3, ranker, labels, tags)]
         yield [
             stack.enter_context(served(folder, **options)).client for folder, options in [*folders, (custom, module)]
         ]

@@ -117,6 +117,17 @@ def test_hugging_face_classification(classifier: Served) -> None:
     assert answer[0].label == ["joy", "anger", "none"][int(row.argmax())]
 
 
+@shows("huggingface-hub", "InferenceClient.token_classification", "/")
+def test_hugging_face_entities(tagger: Served) -> None:
+    sdk, text = client("huggingface_hub").InferenceClient(model=url(tagger)), "the weather is lovely today"
+    for strategy in (None, "none", "max"):
+        answer = sdk.token_classification(text, aggregation_strategy=strategy)
+        (entities,) = tagger.model.entities(text, aggregation_strategy=strategy or "simple")
+        found = [(entry.word, entry.start, entry.end, np.float32(entry.score)) for entry in answer]
+        assert found == [(entry.word, entry.start, entry.end, np.float32(entry.score)) for entry in entities]
+        assert [entry.entity_group or entry.entity for entry in answer] == [entry.label for entry in entities]
+
+
 @shows("llama-index-embeddings-text-embeddings-inference", "TextEmbeddingsInference", "/embed")
 def test_llama_index_tei(dense: Served) -> None:
     module = client("llama_index.embeddings.text_embeddings_inference")

@@ -10,8 +10,9 @@ import httpx
 import numpy as np
 import pytest
 
-from rtp_llm.core import Request, Response, SparseVector, TaskType, Timings
+from rtp_llm.core import Request, Response, SparseVector, TaskType
 from rtp_llm.server.turns import Turns
+from rtp_llm.timings import Timings
 from tests.server.conftest import CONFIG, running_server
 from tests.server.fake_engine import FakeEngine, FakePart
 

@@ -26,11 +26,13 @@ SIDES = {"left": ["a"], "right": ["b"]}
 TASKS = {
     "ranker": (TaskType.RERANK, TaskType.CLASSIFY),
     "labels": (TaskType.CLASSIFY,),
+    "tags": (TaskType.TOKEN_CLASSIFY,),
     "splade": (TaskType.SPARSE,),
     "dense": (TaskType.DENSE, TaskType.TOKENS),
     "m3": (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT, TaskType.TOKENS),
 }
-M3_LAST = ("ranker", "labels", "splade", "dense", "m3")
+M3_LAST = ("ranker", "labels", "tags", "splade", "dense", "m3")
+READERS = set(TASKS) - {"ranker"}
 # path, body, the models that may answer: the first of them in the server's order does.
 ROUTES: list[tuple[str, dict[str, Any], set[str]]] = [
     ("/v1/embeddings", EMBED, {"dense", "m3"}),
@@ -54,21 +56,24 @@ ROUTES: list[tuple[str, dict[str, Any], set[str]]] = [
     ("/score", {"text_1": "q", "text_2": TEXTS}, {"ranker"}),
     ("/v1/score", {"text_1": "q", "text_2": TEXTS}, {"ranker"}),
     ("/v1/classifier", EMBED, {"labels"}),
+    ("/v1/classifier", {**EMBED, "aggregation_strategy": "first"}, {"tags"}),
     ("/classify", EMBED, {"labels"}),
     ("/pooling", EMBED, {"dense", "m3"}),
     ("/pooling", {**EMBED, "task": "embed"}, {"dense", "m3"}),
     ("/pooling", {**EMBED, "task": "token_embed"}, {"m3"}),
     ("/pooling", {**EMBED, "task": "classify"}, {"labels"}),
+    ("/pooling", {**EMBED, "task": "token_classify"}, {"tags"}),
     ("/embed", {"inputs": TEXTS}, {"dense", "m3"}),
     ("/embed_all", {"inputs": TEXTS}, {"dense", "m3"}),
     ("/embed_sparse", {"inputs": TEXTS}, {"splade", "m3"}),
     ("/similarity", {"inputs": {"source_sentence": "a", "sentences": TEXTS}}, {"dense", "m3"}),
     ("/predict", {"inputs": "a"}, {"labels"}),
+    ("/predict", {"inputs": "a", "parameters": {"aggregation_strategy": "first"}}, {"tags"}),
     ("/rerank", {"query": "q", "texts": TEXTS}, {"ranker"}),
     ("/invocations", {"query": "q", "texts": TEXTS}, {"ranker"}),
-    ("/invocations", {"inputs": "a"}, {"labels", "splade", "dense", "m3"}),
-    ("/vertex", {"instances": [{"inputs": "a"}]}, {"labels", "splade", "dense", "m3"}),
-    ("/", {"inputs": "a"}, {"labels", "splade", "dense", "m3"}),
+    ("/invocations", {"inputs": "a"}, READERS),
+    ("/vertex", {"instances": [{"inputs": "a"}]}, READERS),
+    ("/", {"inputs": "a"}, READERS),
     ("/", {"inputs": {"source_sentence": "a", "sentences": TEXTS}}, {"dense", "m3"}),
     ("/", {"query": "q", "texts": TEXTS}, {"ranker"}),
     ("/", PAIR, {"ranker"}),
@@ -113,6 +118,13 @@ def test_a_reranker_is_a_classifier_where_there_is_no_other() -> None:
     for path in ("/classify", "/v1/classifier"):
         assert answered(("dense", "ranker"), path, EMBED)[1] == ["ranker"]
     assert answered(("dense", "ranker"), "/predict", {"inputs": "a"})[1] == ["ranker"]
+
+
+def test_tokens_are_labelled_where_nothing_labels_texts() -> None:
+    assert answered(("dense", "tags"), "/v1/classifier", EMBED)[1] == ["tags"]
+    assert answered(("dense", "tags"), "/predict", {"inputs": "a"})[1] == ["tags"]
+    answer, asked = answered(("dense", "tags"), "/classify", EMBED)
+    assert answer.status_code == 400 and asked == []
 
 
 def test_vectors_rank_where_there_is_no_reranker() -> None:

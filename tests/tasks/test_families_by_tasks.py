@@ -157,6 +157,17 @@ def test_classify(family: str, num_labels: int, shape: str, backend: str, checkp
 
 
 @every_backend
+@of(family for family in FAMILIES if FAMILIES[family][0] != "Gemma3Text")  # of which transformers has no such class
+def test_classify_tokens(family: str, shape: str, backend: str, checkpoints: Checkpoints) -> None:
+    folder, theirs = checkpoints(family, shape, "ForTokenClassification", num_labels=5)
+    with loaded(folder, backend, max_seq_len=ROOM if family == "qwen3" else 0) as model:
+        assert model.info.tasks == (TaskType.TOKEN_CLASSIFY,)
+        rows = model.classify_tokens(INPUTS, activation="none")
+        assert worst(rows, alone(theirs, "logits")) <= 1e-5
+        same_in_a_batch(rows, lambda ids: model.classify_tokens(ids, activation="none"), backend)
+
+
+@every_backend
 @of(family for family in FAMILIES if family != "qwen3")
 def test_rerank(family: str, shape: str, backend: str, checkpoints: Checkpoints) -> None:
     folder, _ = checkpoints(family, shape, "ForSequenceClassification", num_labels=1)

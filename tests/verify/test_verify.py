@@ -119,6 +119,12 @@ def test_classifier(problem_type: str | None, tmp_path: Path) -> None:
     check_equal(run(tmp_path), {"classify"})
 
 
+def test_token_classifier(tmp_path: Path) -> None:
+    save(tmp_path, "BertForTokenClassification", id2label={0: "O", 1: "B-PER", 2: "I-PER"})
+    check_equal(run(tmp_path), {"token_classify"})
+    check_equal(run(tmp_path, Options()), {"token_classify"})
+
+
 @pytest.mark.parametrize("kind", ["original", "conversion", "logit score"])
 def test_qwen3_reranker(kind: str, assets: Path, tmp_path: Path) -> None:
     from tests.tasks.test_qwen3_reranker import LIMIT

@@ -13,7 +13,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import Request, Response, Timings
+from rtp_llm.core import Request, Response
 from rtp_llm.errors import (
     DeadlineExceeded,
     EngineFailure,
@@ -36,6 +36,7 @@ from rtp_llm.server.scheduling import scheduled
 from rtp_llm.server.scoring import RERANKERS, computed, scores_at_once
 from rtp_llm.server.service import EngineLike
 from rtp_llm.server.tei.frame import COMPUTE_TYPE
+from rtp_llm.timings import Timings
 
 # The context of an RPC; grpcio has no types.
 Context: TypeAlias = Any

@@ -192,8 +192,9 @@ def decode(body: Message, engine: EngineLike) -> Message:
 def describe(engine: EngineLike, config: ServerConfig) -> Message:
     """InfoResponse."""
     info = engine.info()
-    rank, classify = TaskType.RERANK in info.tasks, TaskType.CLASSIFY in info.tasks
-    kind = "MODEL_TYPE_RERANKER" if rank else "MODEL_TYPE_CLASSIFIER" if classify else "MODEL_TYPE_EMBEDDING"
+    is_classifier = TaskType.CLASSIFY in info.tasks or TaskType.TOKEN_CLASSIFY in info.tasks
+    kind = "MODEL_TYPE_CLASSIFIER" if is_classifier else "MODEL_TYPE_EMBEDDING"
+    kind = "MODEL_TYPE_RERANKER" if TaskType.RERANK in info.tasks else kind
     return message("InfoResponse")(
         version=__version__,
         model_id=info.name,

@@ -62,7 +62,7 @@ class _Inputs:
 
 def _by_model(info: ModelInfo) -> Route:
     """What TEI's / and /invocations do with `inputs`."""
-    if TaskType.CLASSIFY in info.tasks:
+    if TaskType.CLASSIFY in info.tasks or TaskType.TOKEN_CLASSIFY in info.tasks:
         return PREDICT
     if TaskType.RERANK in info.tasks:
         return RERANK
@@ -119,7 +119,7 @@ def tei_info(info: ModelInfo, config: ServerConfig) -> TeiInfo:
 
 
 def _model_type(info: ModelInfo) -> dict[str, Any]:
-    if TaskType.RERANK not in info.tasks and TaskType.CLASSIFY not in info.tasks:
+    if {TaskType.RERANK, TaskType.CLASSIFY, TaskType.TOKEN_CLASSIFY}.isdisjoint(info.tasks):
         return {"embedding": {"pooling": info.pooling}}
     labels = {
         "id2label": {str(place): label for place, label in enumerate(info.labels)},

@@ -1,8 +1,11 @@
-"""TEI's /predict and /rerank. Equal scores come in the reverse of the request's order, as TEI has them."""
+"""TEI's /predict and /rerank. Equal scores come in the reverse of the request's order, as TEI has them.
+
+A token classifier, which TEI does not serve, answers /predict as Hugging Face's inference API does.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 import numpy as np
@@ -10,10 +13,21 @@ import orjson
 from msgspec import UNSET, Meta, UnsetType
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, TaskType
+from rtp_llm.core import AggregationStrategy, FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.catalog import CLASSIFIERS, ModelName
+from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect
+from rtp_llm.server.entities import (
+    LABELLERS,
+    check_means_texts,
+    entity_arrays,
+    has_entities,
+    joined,
+    labels_tokens,
+    with_entities,
+)
+from rtp_llm.server.errors import Headers
+from rtp_llm.server.packed import truncated_header
 from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, place_of, scores_of, scoring_request, takes_long
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import RawScores, Truncate, Truncation
@@ -24,14 +38,20 @@ class PredictBody(msgspec.Struct, kw_only=True):
 
     inputs: Annotated[
         str | list[str | list[str]],
-        Meta(description="a text; a pair, as a list of two texts; or a batch: lists of one text or two"),
+        Meta(
+            description="a text; a pair, as a list of two texts; or a batch: lists of one text or two. Token "
+            "classifiers: a text or texts"
+        ),
     ]
     truncate: Truncate = None
     truncation_direction: Truncation = None
     raw_scores: RawScores = None
     parameters: Annotated[
         dict[str, Any] | None | UnsetType,
-        Meta(description="huggingface_hub's client always sends it, and reads a list of lists"),
+        Meta(
+            description="huggingface_hub's client always sends it, and reads a list of lists. Token classifiers: "
+            "`aggregation_strategy`, `ignore_labels`"
+        ),
     ] = UNSET
 
     @property
@@ -40,6 +60,14 @@ class PredictBody(msgspec.Struct, kw_only=True):
         return isinstance(self.inputs, list) and not _is_pair(self.inputs)
 
     model: ModelName = None
+
+
+class EntityParameters(msgspec.Struct, kw_only=True):
+    """What is read of `parameters` by a token classifier."""
+
+    aggregation_strategy: AggregationStrategy | None = None
+    ignore_labels: list[str] | None = None
+    stride: int | None = None
 
 
 class Prediction(msgspec.Struct, kw_only=True):
@@ -74,15 +102,38 @@ def _is_pair(inputs: list[str | list[str]]) -> bool:
 
 
 def _predict(body: PredictBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
+    params = frame.truncation(body.truncate, body.truncation_direction)
+    if labels_tokens(info):
+        return _find(body, params, config, request_id)
+    check_means_texts(info, (body.parameters or {}).get("aggregation_strategy"))
     if isinstance(body.inputs, str):
         inputs: list[Input] = [body.inputs]
     else:
         frame.check_inputs(body.inputs, config)
         given: list[Any] = [body.inputs] if _is_pair(body.inputs) else list(body.inputs)
         inputs = [_text_or_pair(value, place, body.is_batch) for place, value in enumerate(given)]
-    params = frame.truncation(body.truncate, body.truncation_direction)
     params = replace(params, activation="none" if body.raw_scores else None)
     return Request(inputs=inputs, tasks=(TaskType.CLASSIFY,), params=params, request_id=request_id)
+
+
+def _find(body: PredictBody, params: Params, config: ServerConfig, request_id: str) -> Request:
+    """The entities of a text, or of each of a list."""
+    given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    frame.check_inputs(given, config)
+    inputs = [value if isinstance(value, str) else _text_or_pair(value, i, True) for i, value in enumerate(given)]
+    try:
+        asked = msgspec.convert(body.parameters or {}, EntityParameters)
+    except msgspec.ValidationError as error:
+        strategies = ", ".join(get_args(AggregationStrategy))
+        message = f"parameters: {error}; aggregation_strategy is one of {strategies}, ignore_labels a list of strings"
+        raise InvalidRequest(message, param="parameters") from None
+    if asked.stride is not None:
+        message = "parameters: stride is not served: send a long text in parts that overlap"
+        raise InvalidRequest(message, param="parameters.stride")
+    if body.raw_scores:
+        raise InvalidRequest("raw_scores: entities have the scores of softmax, leave it out", param="raw_scores")
+    params = with_entities(params, asked.aggregation_strategy, asked.ignore_labels)
+    return Request(inputs=inputs, tasks=(TaskType.TOKEN_CLASSIFY,), params=params, request_id=request_id)
 
 
 def _text_or_pair(value: Any, place: int, is_batch: bool) -> Input:
@@ -107,6 +158,10 @@ def best_first(scores: FloatArray) -> list[int]:
 
 
 def _render_predictions(body: PredictBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
+    if has_entities(response):
+        arrays = entity_arrays(response)
+        yield from arrays if isinstance(body.inputs, str) else joined(arrays)
+        return
     rows = [
         [{"score": row[place], "label": info.labels[place]} for place in best_first(row)]
         for row in response.outputs[TaskType.CLASSIFY]
@@ -124,8 +179,13 @@ def _render_ranks(body: TextsBody, response: Response, info: ModelInfo) -> Itera
     yield orjson.dumps(ranks, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-PREDICT: Dialect[PredictBody] = frame.dialect(
-    msgspec.json.Decoder(PredictBody), _predict, _render_predictions, CLASSIFIERS
+def _cut(body: PredictBody, response: Response, info: ModelInfo) -> Headers:
+    """Of entities, since their array has no room to say so."""
+    return [truncated_header(response)] if has_entities(response) else []
+
+
+PREDICT: Dialect[PredictBody] = replace(
+    frame.dialect(msgspec.json.Decoder(PredictBody), _predict, _render_predictions, LABELLERS), own_headers=_cut
 )
 RERANK: Dialect[TextsBody] = frame.dialect(
     msgspec.json.Decoder(TextsBody),
