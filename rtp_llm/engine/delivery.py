@@ -54,7 +54,7 @@ class Delivery:
         params, ids = job.request.params, job.input_ids
         if job.chunks is not None:
             return {task: job.chunks.finish(self._tasks[task], params, ids) for task in job.request.tasks}
-        return {task: self._tasks[task].finish(rows, params, ids) for task, rows in job.outputs.items()}
+        return {task: self._tasks[task].finish(job.rows(task), params, ids) for task in job.request.tasks}
 
 
 def _send(settled: list[tuple[Job, Response | Exception]]) -> None:

@@ -40,6 +40,7 @@ class Tokenizer:
     default_prompt_name  the prompt of a request that names none
     markers              prompts that are read as one token, where the tokenizer has one of that name
     plain                tokenizer.json alone tells, without special tokens; no text at all is the id `vocab_size`
+    may_be_empty         a text without tokens is read as none
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Tokenizer:
         default_prompt_name: str | None = None,
         markers: Sequence[str] = (),
         plain: bool = False,
+        may_be_empty: bool = False,
     ) -> None:
         self._tokenizer, config = files.load_plain(folder) if plain else files.load(folder)
         if do_lower_case:
@@ -77,6 +79,7 @@ class Tokenizer:
         num_ids = files.num_ids(self._tokenizer)
         self.vocab_size = num_ids if vocab_size is None else vocab_size
         self._nothing = [self.vocab_size] if plain else []
+        self._may_be_empty = plain or may_be_empty
         self._may_exceed = num_ids > self.vocab_size
         if self._may_exceed:
             logger.warning(
@@ -284,7 +287,7 @@ class Tokenizer:
         truncated = len(ids) < length
         if truncated and (most is None or len(ids) == self.max_seq_len):
             self._check_may_truncate(length, index, params)
-        elif not ids and not self._nothing:
+        elif not ids and not self._may_be_empty:
             raise InvalidInput(index, " has no tokens; send some text, or leave add_special_tokens true")
         self._check_known(ids, index)
         ids = ids or self._nothing
