@@ -148,9 +148,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     transformer_path, transformer = _first_json(transformer_folder, config_files.TRANSFORMER_FILES)
     is_reranker = _reads_pairs(transformer, modules or ())
     config_files.check_transformer(transformer_path, transformer, is_reranker=is_reranker)
-    for route in router.routes.values() if router else [modules or ()]:
-        if router is None or route[0].kind not in TABLES:
-            check_splade(transformer_path, transformer, route)
+    check_splade(transformer_path, transformer, modules or (), router)
     is_static = modules is not None and modules[0].kind == STATIC
     hf = {
         **(_STATIC_HF if is_static else _read_hf(transformer_folder)),
@@ -171,9 +169,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
             limit=limit,
         )
     )
-    tasks = _without_chat(transformer_path, _choose_tasks(config, hf, folder, modules or (), late), chat)
-    if router is not None:
-        tasks = _of_router(router, tasks)
+    tasks = _of_router(router, _choose_tasks(config, hf, folder, modules or (), late))
     return ModelConfig(
         folder=folder,
         transformer_folder=transformer_folder,
@@ -187,7 +183,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         truncate_dim=sentence.get("truncate_dim"),
         score_activation=sentence.get("activation_fn") or config_files.score_activation(hf),
         labels=config_files.labels(transformer_folder / "config.json", hf),
-        tasks=tasks,
+        tasks=_without_chat(transformer_path, tasks, chat),
         chat=chat,
         late=late,
         max_active_dims=sentence.get("max_active_dims"),
@@ -260,11 +256,13 @@ def _empty_prompts(router: Router | None) -> dict[str, str]:
     return dict.fromkeys(router.tasks, "") if router else {}
 
 
-def _of_router(router: Router, tasks: tuple[TaskType, ...]) -> tuple[TaskType, ...]:
+def _of_router(router: Router | None, tasks: tuple[TaskType, ...]) -> tuple[TaskType, ...]:
     """The tasks that all routes serve: a table of tokens has no hidden states.
 
     CheckpointError unless they give the same kind of vectors, and those are asked for.
     """
+    if router is None:
+        return tasks
     kinds = {modules[-1].kind for modules in router.routes.values()}
     is_sparse = bool(kinds & {"SpladePooling", TOKEN_WEIGHTS})
     if is_sparse and not kinds <= {"SpladePooling", TOKEN_WEIGHTS}:

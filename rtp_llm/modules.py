@@ -136,8 +136,17 @@ def read_modules(folder: Path) -> tuple[tuple[Module, ...] | None, Router | None
     return _main_route(router), router
 
 
-def check_splade(path: Path, transformer: Mapping[str, Any], modules: Sequence[Module]) -> None:
-    """A masked language model's logits are for SpladePooling, and nothing else is for it."""
+def check_splade(
+    path: Path, transformer: Mapping[str, Any], modules: tuple[Module, ...], router: Router | None
+) -> None:
+    """A masked language model's logits are for SpladePooling, and nothing else is for it, on whatever route."""
+    routes = router.routes.values() if router else [modules]
+    for route in routes:
+        if router is None or route[0].kind not in TABLES:
+            _check_chain(path, transformer, route)
+
+
+def _check_chain(path: Path, transformer: Mapping[str, Any], modules: tuple[Module, ...]) -> None:
     is_masked = bool(modules) and modules[0].kind == MASKED or transformer.get("transformer_task") == "fill-mask"
     kinds = [module.kind for module in modules[1:]]
     if is_masked != ("SpladePooling" in kinds) or (is_masked and kinds != ["SpladePooling"]):
@@ -170,40 +179,48 @@ def _read_router(folder: Path, before: tuple[Module, ...], after: tuple[Module, 
     name = "router_config.json" if find(folder, "router_config.json") is not None else "config.json"
     path, settings = folder / name, read_json(folder, name)
     config_files.check(path, settings, config_files.ROUTER)
-    structure, types = settings.get("structure") or {}, settings.get("types") or {}
     parameters = settings.get("parameters") or {}
     config_files.check(path, parameters, config_files.ROUTER_PARAMETERS)
     config_files.log_unknown(path, parameters, config_files.ROUTER_PARAMETERS)
-    routes = {}
-    for route, ids in structure.items():
-        if not isinstance(ids, list) or not all(isinstance(types.get(id_), str) for id_ in map(str, ids)):
-            raise CheckpointError(
-                f"{path}: structure: {route}: {ids!r:.200} are not all among types: {', '.join(types)}"
-            )
-        own = (_module(types[str(id_)], inside(folder, str(id_))) for id_ in ids)
-        routes[route] = (*before, *own, *after)
+    own = _own_modules(path, settings.get("structure") or {}, settings.get("types") or {})
     default = parameters.get("default_route")
     mappings = _mappings(path, parameters.get("route_mappings") or {})
-    absent = [route for route in (*([] if default is None else [default]), *mappings.values()) if route not in routes]
-    if not routes or absent:
-        raise CheckpointError(
-            f"{path}: the routes are {', '.join(routes) or 'none'}, but {absent or 'some'} are needed"
-        )
+    absent = [route for route in (*([] if default is None else [default]), *mappings.values()) if route not in own]
+    if absent:
+        raise CheckpointError(f"{path}: the routes are {', '.join(own)}, but {absent} are needed")
     if default is None and parameters.get("allow_empty_key", True):
-        default = next(iter(routes))
-    router = Router(path=path, routes=routes, default=default, mappings=_by_priority(mappings))
+        default = next(iter(own))
+    routes = {route: (*before, *modules, *after) for route, modules in own.items()}
+    router = _of_text(Router(path=path, routes=routes, default=default, mappings=_by_priority(mappings)))
+    _check_routes(router)
+    return router
+
+
+def _own_modules(path: Path, structure: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, tuple[Module, ...]]:
+    """Route -> the modules of the Router itself."""
+    if not structure:
+        raise CheckpointError(f"{path}: structure names no routes, which a Router needs; download it again")
+    routes = {}
+    for route, ids in structure.items():
+        if not isinstance(ids, list) or not all(isinstance(types.get(str(id_)), str) for id_ in ids):
+            known = ", ".join(map(repr, types))
+            raise CheckpointError(f"{path}: structure: {route}: {ids!r:.200} are not all among the types {known}")
+        routes[route] = tuple(_module(types[str(id_)], inside(path.parent, str(id_))) for id_ in ids)
+    return routes
+
+
+def _of_text(router: Router) -> Router:
+    """Without the routes that no text takes."""
     reached = {router.route(name) for name in router.names}
-    unreached = [route for route in routes if route not in reached]
+    unreached = [route for route in router.routes if route not in reached]
     if unreached:
-        logger.warning("%s: no text takes the route %s, which is left out", path, ", ".join(unreached))
-    served = Router(
-        path=path,
-        routes={route: modules for route, modules in routes.items() if route in reached},
-        default=default if default in reached else None,
+        logger.warning("%s: no text takes the route %s, which is left out", router.path, ", ".join(unreached))
+    return Router(
+        path=router.path,
+        routes={route: modules for route, modules in router.routes.items() if route in reached},
+        default=router.default if router.default in reached else None,
         mappings=[(task, route) for task, route in router.mappings if route in reached],
     )
-    _check_routes(served)
-    return served
 
 
 def _mappings(path: Path, given: Mapping[str, Any]) -> dict[tuple[Any, Any], Any]:

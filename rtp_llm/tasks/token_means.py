@@ -39,7 +39,7 @@ class TokenMeans:
     @property
     def dimension(self) -> int:
         """Columns of a vector."""
-        return self.table.shape[1]
+        return int(self.table.shape[1])
 
     def finish(self, texts: Sequence[Int32Array], params: Params, truncate_dim: int | None) -> FloatArray:
         """Each text's token ids -> [texts, dimensions], as `Dense.finish` has it; zeros for a text of no tokens."""

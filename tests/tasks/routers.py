@@ -68,7 +68,7 @@ def save_dense(folder: Path, *, is_asym: bool = False, out: int = 24, **router: 
     torch = pytest.importorskip("torch")
     library = pytest.importorskip("sentence_transformers")
     modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
-    save(folder / "plain", **{"hidden_size": 32})
+    save(folder / "plain")
     transformer = modules.Transformer(str(folder / "plain"))
     torch.manual_seed(5)
     own = {name: modules.Dense(32, out) for name in ("query", "document")}
