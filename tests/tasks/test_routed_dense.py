@@ -95,6 +95,14 @@ def test_dimensions_and_prompts(name: str | None, tmp_path: Path) -> None:
             model.embed(TEXTS, dimensions=25)
 
 
+def test_chunks_are_not_served(tmp_path: Path) -> None:
+    with loaded(routers.save_dense(tmp_path)) as model:
+        for chunking in ("mean", "late"):
+            message = f"chunking '{chunking}' is not for this model: each of its routes reads a text whole"
+            with pytest.raises(InvalidRequest, match=message):
+                model.embed(TEXTS, chunking=chunking)
+
+
 def test_no_default_route(tmp_path: Path) -> None:
     folder = routers.save_dense(tmp_path, allow_empty_key=False)
     with loaded(folder) as model:
