@@ -185,7 +185,8 @@ def _read_router(folder: Path, before: tuple[Module, ...], after: tuple[Module, 
     own = _own_modules(path, settings.get("structure") or {}, settings.get("types") or {})
     default = parameters.get("default_route")
     mappings = _mappings(path, parameters.get("route_mappings") or {})
-    absent = [route for route in (*([] if default is None else [default]), *mappings.values()) if route not in own]
+    named = [*([] if default is None else [default]), *mappings.values()]
+    absent = [route for route in named if route not in [*own]]  # it may be of any kind
     if absent:
         raise CheckpointError(f"{path}: the routes are {', '.join(own)}, but {absent} are needed")
     if default is None and parameters.get("allow_empty_key", True):
