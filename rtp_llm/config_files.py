@@ -129,7 +129,7 @@ SENTENCE: dict[str, Kind] = {
     **_all(_TEXT, "default_prompt_name activation_fn model_type similarity_fn_name"),
     # PyLate's
     **_all(_TEXT, "query_prefix document_prefix"),
-    **_all(_whole(1, _VOCABULARY), "query_length document_length"),
+    **_all(_whole(1, _VOCABULARY), "query_length document_length max_active_dims"),
     **_all(_FLAG, "do_query_expansion attend_to_expansion_tokens attend_to_mask_tokens"),
     "skiplist_words": _TEXTS,
     "query_expansion": _OBJECT,
@@ -152,6 +152,10 @@ MODULE: dict[str, Kind] = {
     "idx": _whole(0, 1 << 16),
     **_all(_TEXT._replace(nullable=False), "path type"),
 }
+# router_config.json
+ROUTER: dict[str, Kind] = _all(_OBJECT, "types structure parameters")
+ROUTER_PARAMETERS = {"default_route": _TEXT, "allow_empty_key": _FLAG, "route_mappings": _OBJECT}
+TOKEN_WEIGHTS = {"frozen": _FLAG, "path": _TEXT}
 POOLING: dict[str, Kind] = {
     "pooling_mode": _WORDS,
     "include_prompt": _FLAG,

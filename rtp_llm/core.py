@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from rtp_llm.sides import side_of
 from rtp_llm.timings import Timings
 
 Int32Array: TypeAlias = NDArray[np.int32]
@@ -27,8 +28,6 @@ Priority: TypeAlias = Literal["auto", "interactive", "bulk"]
 Chunking: TypeAlias = Literal["mean", "late"]
 # How tokens become entities, in transformers' words; see Params.
 AggregationStrategy: TypeAlias = Literal["none", "simple", "first", "average", "max"]
-# Names of the prompt of a query, in sentence-transformers' words and in those of several APIs.
-QUERY_PROMPTS = ("query", "search_query", "retrieval.query")
 # Which of a sequence's last hidden states a task reads.
 Reads: TypeAlias = Literal["all", "first", "last"]
 
@@ -60,7 +59,7 @@ OF_TOKENS = frozenset({TaskType.COLBERT, TaskType.TOKENS, TaskType.TOKEN_CLASSIF
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseVector:
-    """Weights by token id: `indices` [n] ascending, `values` [n] > 0; `tokens` are the vocabulary's own, on request."""
+    """Weights by token id: `indices` [n] ascending, `values` [n], none 0; `tokens`, on request, the vocabulary's."""
 
     indices: Int32Array
     values: FloatArray
@@ -76,6 +75,7 @@ class Params:
     activation          of scores and logits; None: the checkpoint's own
     instruction         what a language model that reranks is told to look for; None: its authors' own
     return_tokens       sparse vectors carry their tokens
+    max_active_dims     of a sparse vector, how many of its weights are kept, the largest; None: the checkpoint's word
     truncate            False: an input over the limit is an error
     truncation          how a pair over the limit is cut: the longer side first, as sentence-transformers does; or only
                         the second, after cutting the first to three quarters of the limit, as FlagEmbedding does
@@ -99,6 +99,7 @@ class Params:
     activation: Literal["none", "sigmoid", "softmax"] | None = None
     instruction: str | None = None
     return_tokens: bool = False
+    max_active_dims: int | None = None
     truncate: bool = True
     truncation: Literal["longest_first", "only_second"] = "longest_first"
     max_tokens: int | None = None
@@ -115,7 +116,7 @@ class Params:
 
     def is_query(self, index: int) -> bool:
         """Whether the input at this place is a query, to a model that reads documents differently."""
-        return self.prompt_name in QUERY_PROMPTS if self.num_queries is None else index < self.num_queries
+        return side_of(self.prompt_name) == "query" if self.num_queries is None else index < self.num_queries
 
 
 class AnswerLimit(NamedTuple):

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rtp_llm import config_files, late_interaction
-from rtp_llm.checkpoint import find, inside, read_json, read_json_list
+from rtp_llm.checkpoint import find, read_json
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.late_interaction import LateInteraction
+from rtp_llm.modules import STATIC, TABLES, TOKEN_WEIGHTS, Module, Router, check_splade, read_modules
 
 logger = logging.getLogger(__name__)
 
@@ -29,30 +30,10 @@ _TASKS_BY_FLAG = {
     "ALL_EMBEDDING": (TaskType.TOKENS,),
     "CUSTOM": (TaskType.CUSTOM,),
 }
-# sentence-transformers' Transformer for fill-mask, before 5.4.
-_MASKED = "MLMTransformer"
-# What of PyLate's sentence-transformers has too, by its name there.
-_ALIASES = {"pylate.models.Dense.Dense": "sentence_transformers.base.modules.dense.Dense"}
-# sentence-transformers' tables without a transformer, which have no config.json of their own.
-_STATIC, _STATIC_HF = "StaticEmbedding", {"model_type": "static_embedding"}
+# Tables of tokens' vectors have no config.json of their own.
+_STATIC_HF = {"model_type": "static_embedding"}
 # BGE-M3's heads, beside the encoder.
 SPARSE_HEAD, COLBERT_HEAD = "sparse_linear.pt", "colbert_linear.pt"
-
-
-@dataclass(frozen=True, slots=True)
-class Module:
-    """One entry of modules.json after the transformer.
-
-    kind    the class name
-    folder  holds its files
-    code    dotted path of a class that is not sentence-transformers' own, so that running it needs trust; None: it is
-    kwargs  what the class wants to know of each request, by name
-    """
-
-    kind: str
-    folder: Path
-    code: str | None = None
-    kwargs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +58,8 @@ class ModelConfig:
     transformer_folder     config.json, weights and tokenizer; a sub-folder in old sentence-transformers checkpoints
     hf                     config.json, under json_model_override_args
     model_type             the flag, else that of config.json
-    modules                None without modules.json
+    modules                after the transformer, of a Router's main route; None without modules.json
+    router                 of a checkpoint that reads an input by what it is for
     max_seq_length         of sentence_bert_config.json; None where it does not say
     prompts                name -> text; `default_prompt_name` applies when a request names none
     score_activation       dotted path of the torch.nn class that a CrossEncoder puts on its scores; None: its default
@@ -87,6 +69,7 @@ class ModelConfig:
     is_static              the first module is a table of tokens' vectors, of which a text's is the mean
     tasks                  what to serve
     truncate_dim           leading dimensions of a dense vector, where a request names no number; None: all
+    max_active_dims        weights of a sparse vector, where a request names no number; None: all
     """
 
     folder: Path
@@ -105,6 +88,8 @@ class ModelConfig:
     late: LateInteraction | None = None
     is_static: bool = False
     truncate_dim: int | None = None
+    max_active_dims: int | None = None
+    router: Router | None = None
 
     @property
     def logit_score(self) -> Module | None:
@@ -159,13 +144,13 @@ class ModelConfig:
 
 def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     """Read the folder's JSON files; CheckpointError names the file and what is wrong with it."""
-    modules = _read_modules(folder)
+    modules, router = read_modules(folder)
     transformer_folder = modules[0].folder if modules else folder
     transformer_path, transformer = _first_json(transformer_folder, config_files.TRANSFORMER_FILES)
     is_reranker = _reads_pairs(transformer, modules or ())
     config_files.check_transformer(transformer_path, transformer, is_reranker=is_reranker)
-    _check_splade(transformer_path, transformer, modules or ())
-    is_static = modules is not None and modules[0].kind == _STATIC
+    check_splade(transformer_path, transformer, modules or (), router)
+    is_static = modules is not None and modules[0].kind == STATIC
     hf = {
         **(_STATIC_HF if is_static else _read_hf(transformer_folder)),
         **config_files.model_settings(transformer_path, transformer),
@@ -185,6 +170,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
             limit=limit,
         )
     )
+    tasks = _of_router(router, _choose_tasks(config, hf, folder, modules or (), late))
     return ModelConfig(
         folder=folder,
         transformer_folder=transformer_folder,
@@ -193,14 +179,16 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         modules=modules[1:] if modules else None,
         max_seq_length=late.max_seq_length if late else limit,
         do_lower_case=bool(transformer.get("do_lower_case", False)),
-        prompts=late.prompts if late else sentence.get("prompts") or {},
+        prompts=late.prompts if late else {**_empty_prompts(router), **(sentence.get("prompts") or {})},
         default_prompt_name=sentence.get("default_prompt_name"),
         truncate_dim=sentence.get("truncate_dim"),
         score_activation=sentence.get("activation_fn") or config_files.score_activation(hf),
         labels=config_files.labels(transformer_folder / "config.json", hf),
-        tasks=_without_chat(transformer_path, _choose_tasks(config, hf, folder, modules or (), late), chat),
+        tasks=_without_chat(transformer_path, tasks, chat),
         chat=chat,
         late=late,
+        max_active_dims=sentence.get("max_active_dims"),
+        router=router,
         is_static=is_static,
     )
 
@@ -264,25 +252,32 @@ def _check_adapter(folder: Path) -> None:
         )
 
 
-def _read_modules(folder: Path) -> tuple[Module, ...] | None:
-    """modules.json in order, the transformer first; None without the file."""
-    path = find(folder, "modules.json")
-    if path is None:
-        return None
-    entries = read_json_list(folder, "modules.json")
-    modules = []
-    for place, entry in enumerate(entries):
-        config_files.check(f"{path}: module {place}", entry, config_files.MODULE)
-    for entry in sorted(entries, key=lambda entry: entry.get("idx") or 0):
-        dotted = _ALIASES.get(str(entry.get("type", "")), str(entry.get("type", "")))
-        package, _, kind = dotted.rpartition(".")
-        code = dotted if package and not dotted.startswith("sentence_transformers.") else None
-        kwargs = tuple(map(str, entry.get("kwargs") or ()))
-        modules.append(Module(kind, inside(folder, entry.get("path", "")), code, kwargs))
-    if not modules or modules[0].kind not in ("Transformer", _MASKED, _STATIC):
-        found = modules[0].kind if modules else "nothing"
-        raise CheckpointError(f"{path}: the first module is {found}; Transformer and {_STATIC} are served there")
-    return tuple(modules)
+def _empty_prompts(router: Router | None) -> dict[str, str]:
+    """A prompt for each route, so that it can be asked for by its name."""
+    return dict.fromkeys(router.tasks, "") if router else {}
+
+
+def _of_router(router: Router | None, tasks: tuple[TaskType, ...]) -> tuple[TaskType, ...]:
+    """The tasks that all routes serve: a table of tokens has no hidden states.
+
+    CheckpointError unless they give the same kind of vectors, and those are asked for.
+    """
+    if router is None:
+        return tasks
+    kinds = {modules[-1].kind for modules in router.routes.values()}
+    is_sparse = bool(kinds & {"SpladePooling", TOKEN_WEIGHTS})
+    if is_sparse and not kinds <= {"SpladePooling", TOKEN_WEIGHTS}:
+        raise CheckpointError(
+            f"{router.path}: some routes give sparse vectors and some do not: {', '.join(sorted(kinds))}"
+        )
+    served = (TaskType.SPARSE,) if is_sparse else _DENSE
+    if not {*tasks} <= {*served}:
+        asked, offered = ", ".join(tasks), ", ".join(served)
+        raise CheckpointError(
+            f"{router.path}: a Router's routes are served for {offered}, not {asked}; leave --task_type out"
+        )
+    has_table = any(modules[0].kind in TABLES for modules in router.routes.values())
+    return tuple(task for task in tasks if task is not TaskType.TOKENS) if has_table else tasks
 
 
 def _reads_pairs(transformer: Mapping[str, Any], modules: tuple[Module, ...]) -> bool:
@@ -309,19 +304,6 @@ def _without_chat(path: Path, tasks: tuple[TaskType, ...], chat: ChatFormat) -> 
             "served for rerankers, which have one label"
         )
     return scoring if chat.asked else tasks
-
-
-def _check_splade(path: Path, transformer: Mapping[str, Any], modules: tuple[Module, ...]) -> None:
-    """A masked language model's logits are for SpladePooling, and nothing else is for it."""
-    is_masked = bool(modules) and modules[0].kind == _MASKED or transformer.get("transformer_task") == "fill-mask"
-    kinds = [module.kind for module in modules[1:]]
-    if is_masked != ("SpladePooling" in kinds) or (is_masked and kinds != ["SpladePooling"]):
-        chain = ", ".join(kinds) or "nothing"
-        task = "fill-mask" if is_masked else "feature-extraction"
-        raise CheckpointError(
-            f"{path}: transformer_task {task} is followed by {chain}; SpladePooling alone goes with fill-mask, and "
-            "nothing else does"
-        )
 
 
 def _first_json(folder: Path, names: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:

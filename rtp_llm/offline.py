@@ -95,7 +95,10 @@ class Model:
         return matrix[0] if isinstance(inputs, str) else matrix
 
     def embed_sparse(self, inputs: Iterable[Input], *, progress: bool = False, **params: Any) -> list[SparseVector]:
-        """-> lexical weights by token id, as BGE-M3 gives them. `params`: fields of core.Params, e.g. return_tokens."""
+        """-> weights by token id, as BGE-M3 and SPLADE give them. `params`: fields of core.Params, e.g. return_tokens.
+
+        Of a Router, `prompt_name` says the route: "query", "document"; its absence, the checkpoint's default.
+        """
         return self._run(inputs, (TaskType.SPARSE,), arguments.params(**params), progress)[TaskType.SPARSE]
 
     def embed_colbert(self, inputs: Iterable[Input], *, progress: bool = False, **params: Any) -> list[FloatArray]:

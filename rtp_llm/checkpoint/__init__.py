@@ -10,6 +10,7 @@ from rtp_llm.checkpoint.folder import find, inside, read_json, read_json_list
 from rtp_llm.checkpoint.hub import resolve
 from rtp_llm.checkpoint.shards import open_file, open_tensors
 from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
+from rtp_llm.checkpoint.token_table import read_token_table
 from rtp_llm.checkpoint.weights import SCALE, Parameter, Weights, bind, canonical_names, check_finite, check_floats
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "open_tensors",
     "read_json",
     "read_json_list",
+    "read_token_table",
     "resolve",
 ]

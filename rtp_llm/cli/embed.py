@@ -45,13 +45,16 @@ def main(argv: Sequence[str]) -> None:
         "--output", default="dense", help=f"kinds of embedding, by commas: {', '.join(_KINDS)} (default: dense)"
     )
     parser.add_argument("--dimensions", type=int, help="leading dimensions to keep, normalised again")
-    parser.add_argument("--prompt_name", help="one of the checkpoint's prompts, put before each text")
+    parser.add_argument("--prompt_name", help="one of the checkpoint's prompts, put before each text, or of its routes")
     parser.add_argument("--prompt", help="a prompt of your own, put before each text")
+    parser.add_argument("--max_active_dims", type=int, help="of a sparse vector, so many of the largest weights")
     config, arguments = parse_command(parser, argv, os.environ, EngineConfig)
     options = {name: getattr(arguments, name) for name in ("dimensions", "prompt_name", "prompt")}
     with failures_reported(parser.prog):
         _check_apart(arguments.texts, arguments.vectors)
         lines, kinds = read_lines(arguments.texts), _kinds(arguments.output)
+        if arguments.max_active_dims is not None:
+            options["max_active_dims"] = _check_sparse(arguments.max_active_dims, kinds)
         write = _write_matrix if arguments.vectors.endswith(".npy") else _write_json_lines
         write(arguments.vectors, config, lines, kinds, options)
 
@@ -62,6 +65,14 @@ def _kinds(text: str) -> tuple[str, ...]:
     if wrong is not None:
         raise ConfigError(f"output: {wrong!r} is not one of {', '.join(_KINDS)}", param="output")
     return kinds
+
+
+def _check_sparse(max_active_dims: int, kinds: tuple[str, ...]) -> int:
+    """ConfigError where no sparse vectors are written."""
+    if "sparse" not in kinds:
+        message = f"max_active_dims: {max_active_dims} is of sparse vectors; --output sparse asks for them"
+        raise ConfigError(message, param="max_active_dims")
+    return max_active_dims
 
 
 def _check_apart(texts: str, vectors: str) -> None:

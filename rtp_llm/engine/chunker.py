@@ -21,7 +21,7 @@ from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokens import Framed
 from rtp_llm.errors import InvalidInput, InvalidRequest
 from rtp_llm.ops.numpy_ops import l2_normalize
-from rtp_llm.tasks import Task, chunkings
+from rtp_llm.tasks import Task, chunkings, purposes
 
 
 def check_chunking(request: Request, tasks: Mapping[TaskType, Task]) -> None:
@@ -31,11 +31,13 @@ def check_chunking(request: Request, tasks: Mapping[TaskType, Task]) -> None:
         return
     if request.tasks != (TaskType.DENSE,):
         raise InvalidRequest(f"chunking {chunking!r} is of dense vectors alone: ask for no others", param="chunking")
-    offered = chunkings(tasks[TaskType.DENSE])
-    if chunking not in offered:
-        pooling = getattr(tasks[TaskType.DENSE], "pooling_name", "")
+    task = tasks[TaskType.DENSE]
+    if chunking not in chunkings(task):
+        pooling, has_routes = getattr(task, "pooling_name", ""), len(purposes(task)) > 1
         reason = f"this model's pooling is {pooling}" if pooling else "this model's vectors are made by its own code"
-        if chunking == "late":
+        if has_routes:
+            reason = "each of its routes reads a text whole"
+        elif chunking == "late":
             reason += ", and a chunk's vector must be the mean of its tokens"
         raise InvalidRequest(f"chunking {chunking!r} is not for this model: {reason}", param="chunking")
 

@@ -56,7 +56,7 @@ class Delivery:
         params, ids = job.request.params, job.input_ids
         if job.chunks is not None:
             return {task: job.chunks.finish(self._tasks[task], params, ids) for task in job.request.tasks}
-        finished = {task: self._tasks[task].finish(rows, params, ids) for task, rows in job.outputs.items()}
+        finished = {task: self._tasks[task].finish(job.rows(task), params, ids) for task in job.request.tasks}
         return finished if params.aggregation_strategy is None else self._entities.find(job, finished)
 
 

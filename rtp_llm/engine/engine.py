@@ -23,6 +23,7 @@ from rtp_llm.engine.intake import Intake, expired
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane, lane_of
 from rtp_llm.engine.result_cache import ResultCache
+from rtp_llm.engine.route_encoder import LookedUp
 from rtp_llm.engine.scheduler import Grant
 from rtp_llm.engine.step import BrokenOff, ItemRows, Outcome, compute, item_failure
 from rtp_llm.engine.token_parts import token_parts
@@ -32,6 +33,7 @@ from rtp_llm.engine.waiting import key_of
 from rtp_llm.errors import EngineFailure, NotReady, Overloaded, RtpError
 from rtp_llm.observability import Metrics
 from rtp_llm.runtime import Runtime
+from rtp_llm.tasks import purposes
 
 logger = logging.getLogger(__name__)
 
@@ -90,15 +92,16 @@ class Engine:
         return self._info
 
     def warm_up(self) -> None:
-        """Answer a canary through the whole path; from then on the engine is ready."""
-        longest = min(_CANARY_TOKENS, self._info.max_seq_len)
-        request = Request(inputs=[[0], [0] * longest], tasks=self._info.tasks)
-        if TaskType.CUSTOM in request.tasks:
-            # A user's own code may need what only a real request has: everything but that is tried.
-            items = self._intake.encode(Job(request, Future()), 0, len(request.inputs))
-            self.runtime.run(items, self.runtime.num_cores)
-        else:
-            self.run_sync(request)
+        """Answer a canary through the whole path, and through each route; from then on the engine is ready."""
+        longest, tasks = min(_CANARY_TOKENS, self._info.max_seq_len), self._info.tasks
+        for name in purposes(self.runtime.tasks[tasks[0]]):
+            request = Request(inputs=[[0], [0] * longest], tasks=tasks, params=Params(prompt_name=name))
+            if TaskType.CUSTOM in request.tasks:
+                # A user's own code may need what only a real request has: everything but that is tried.
+                items = self._intake.encode(Job(request, Future()), 0, len(request.inputs))
+                self.runtime.run(items, self.runtime.num_cores)
+            else:
+                self.run_sync(request)
         self._not_ready = None
 
     def estimate(self, params: Params) -> Estimate:
@@ -252,7 +255,7 @@ class Engine:
         return is_left
 
     def _enqueue(self, job: Job, items: list[Item]) -> None:
-        """Queue what must be computed; what the cache knows is there at once."""
+        """Queue what must be computed; what the tokens say, or the cache knows, is there at once."""
         with self._changed:
             self._gate.announce(job, -sum(item.num_own_tokens for item in items))
             if job.done:
@@ -260,11 +263,18 @@ class Engine:
             if self.device.ended is not None:
                 self._mark_failed(job, NotReady(self.device.ended))
             else:
-                unknown = [item for item in items if not self._recall(job, item)] if self._cache.capacity else items
-                self.device.scheduler.add(job.lane, unknown, self._number)
+                waiting = [item for item in items if not self._is_answered(job, item)]
+                self.device.scheduler.add(job.lane, waiting, self._number)
             is_done = job.done
         if is_done:
             self.resolve([job])
+
+    def _is_answered(self, job: Job, item: Item) -> bool:
+        """Whether nothing has to be computed for an item, of which its job then knows."""
+        if isinstance(item, LookedUp):
+            job.answer()
+            return True
+        return bool(self._cache.capacity) and self._recall(job, item)
 
     def _recall(self, job: Job, item: Item) -> bool:
         rows = self._cache.get(key_of(item))

@@ -135,6 +135,16 @@ class Job:
             own[item.index] = row.copy() if isinstance(own, list) else row
         self.remaining -= 1
 
+    def answer(self) -> None:
+        """One item is answered without a row."""
+        self.remaining -= 1
+        if not self.remaining and not self.computing_at:  # nothing had to be computed for any
+            self.computing_at = time.perf_counter()
+
+    def rows(self, task: TaskType) -> Rows:
+        """A task's rows, in the order of the inputs; what was answered without one has none, or one of no meaning."""
+        return self.outputs.get(task, np.zeros((len(self.num_tokens), 0), np.float32))
+
     def _room_for(self, row: FloatArray) -> Rows:
         count = len(self.num_tokens)
         if row.ndim > 1:

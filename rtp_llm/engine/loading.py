@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +23,14 @@ from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.flag_rerank import FlagRerank
 from rtp_llm.engine.late_encoder import LateEncoder
 from rtp_llm.engine.rerank_template import RerankTemplate
+from rtp_llm.engine.route_encoder import RouteEncoder
 from rtp_llm.engine.tokenizer import Tokenizer
+from rtp_llm.engine.tokenizer_files import model_max_length
 from rtp_llm.engine.tokenizer_pool import Encoder, TokenizerPool
 from rtp_llm.errors import CheckpointError, ConfigError, RtpError, in_one_line
 from rtp_llm.model_config import ModelConfig, read_model_config
 from rtp_llm.models import Model
+from rtp_llm.modules import STATIC, TABLES
 from rtp_llm.observability import Metrics
 from rtp_llm.ops.native_library import release_free_memory
 from rtp_llm.runtime import Runtime, load_runtime
@@ -37,6 +40,8 @@ from rtp_llm.tasks import TaskSource, load_tasks
 logger = logging.getLogger(__name__)
 
 _LABELLING = {TaskType.CLASSIFY, TaskType.TOKEN_CLASSIFY}
+# What bounds a text that is only looked up is the time that its tokens take.
+_LONGEST_LOOKUP = 1 << 16
 
 
 def load_engines(models: Sequence[ServedModel]) -> list[Engine]:
@@ -92,7 +97,8 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
     runtime = load_runtime(config, model_config, beside.runtime if beside else None)
     model = runtime.model
     tokenizer = load_tokenizer(config, model_config, model)
-    source = task_source(config, model_config, runtime, tokenizer)
+    looked_up = lookup_tokenizers(config, model_config)
+    source = task_source(config, model_config, runtime, tokenizer, looked_up)
     for replica in runtime.replicas:
         replica.tasks = load_tasks(replace(source, ops=replica.ops))
     runtime.start(tokenizer.max_seq_len)
@@ -108,8 +114,7 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
         memory_bytes=max(_resident_bytes() - memory, 0),
     )
     reranking = _pair_encoder(tokenizer, model_config)
-    late = model_config.late
-    embedding = LateEncoder(tokenizer, late, config.max_seq_len) if late else tokenizer
+    embedding = _embedding_encoder(config, model_config, tokenizer, looked_up)
     pool = TokenizerPool(tokenizer, config.tokenizer_threads, embedding, reranking, Chunker(tokenizer))
     release_free_memory()
     device = beside.device if beside else None
@@ -154,6 +159,40 @@ def _pair_encoder(tokenizer: Tokenizer, model_config: ModelConfig) -> Encoder | 
     return chat_rerank(tokenizer, model_config.chat, or_else=is_qwen3) or RerankTemplate(tokenizer)
 
 
+def _embedding_encoder(
+    config: EngineConfig, model_config: ModelConfig, tokenizer: Tokenizer, looked_up: Mapping[Path, Tokenizer]
+) -> Encoder:
+    """How texts that are embedded are read: by the checkpoint's sides or routes, else plainly."""
+    if model_config.late is not None:
+        return LateEncoder(tokenizer, model_config.late, config.max_seq_len)
+    router = model_config.router
+    if router is None:
+        return tokenizer
+    by_route = {route: modules[0].folder for route, modules in router.routes.items()}
+    own = {route: looked_up[folder] for route, folder in by_route.items() if folder in looked_up}
+    return RouteEncoder(tokenizer, router, own)
+
+
+def lookup_tokenizers(config: EngineConfig, model_config: ModelConfig) -> dict[Path, Tokenizer]:
+    """Of the routes that look tokens up: the folder of such a table -> its own tokenizer.
+
+    Its limit is the flag, else tokenizer_config.json's, whatever the model of the other routes can read.
+    """
+    routes = model_config.router.routes.values() if model_config.router else ()
+    tables = dict.fromkeys(modules[0] for modules in routes if modules[0].kind in TABLES)
+    return {
+        table.folder: Tokenizer(
+            table.folder,
+            max_seq_len=min(config.max_seq_len or model_max_length(table.folder), _LONGEST_LOOKUP),
+            prompts=model_config.prompts,
+            default_prompt_name=model_config.default_prompt_name,
+            plain=table.kind == STATIC,
+            may_be_empty=True,
+        )
+        for table in tables
+    }
+
+
 def _matrix_size(model: Model) -> int:
     """What a token costs grows with it: the layers' matrices have some multiple of so many weights."""
     return max(len(model.layers), 1) * model.hidden_size**2
@@ -185,8 +224,14 @@ def load_tokenizer(config: EngineConfig, model_config: ModelConfig, model: Model
     )
 
 
-def task_source(config: EngineConfig, model_config: ModelConfig, runtime: Runtime, tokenizer: Tokenizer) -> TaskSource:
-    """What the tasks of a loaded model are made from."""
+def task_source(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    runtime: Runtime,
+    tokenizer: Tokenizer,
+    looked_up: Mapping[Path, Tokenizer],
+) -> TaskSource:
+    """What the tasks of a loaded model are made from; `looked_up` as `lookup_tokenizers` gives it."""
     return TaskSource(
         model_config=model_config,
         pooling=config.pooling,
@@ -197,4 +242,5 @@ def task_source(config: EngineConfig, model_config: ModelConfig, runtime: Runtim
         num_layers=len(runtime.model.layers),
         custom_module=config.custom_module,
         trust_remote_code=config.trust_remote_code,
+        looked_up=looked_up,
     )

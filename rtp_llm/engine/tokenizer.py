@@ -19,7 +19,7 @@ from rtp_llm.engine.chat_template import ChatTemplate
 from rtp_llm.engine.shortening import CHARACTERS_PER_TOKEN, Shortening, Side, Text, most_characters, parts_of
 from rtp_llm.engine.tokenizer_cuts import find_cuts
 from rtp_llm.engine.tokenizer_words import TokenWords, spans_of
-from rtp_llm.engine.tokens import Encoded, Framed, Token, outlier, unicode_problem
+from rtp_llm.engine.tokens import Encoded, Framed, Token, unicode_problem
 from rtp_llm.engine.truncation import longest_first, only_second
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidInput, InvalidRequest, RequestTooLarge
 from rtp_llm.model_config import ModelConfig, sequence_limit
@@ -41,6 +41,7 @@ class Tokenizer:
     default_prompt_name  the prompt of a request that names none
     markers              prompts that are read as one token, where the tokenizer has one of that name
     plain                tokenizer.json alone tells, without special tokens; no text at all is the id `vocab_size`
+    may_be_empty         a text without tokens is read as none
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Tokenizer:
         default_prompt_name: str | None = None,
         markers: Sequence[str] = (),
         plain: bool = False,
+        may_be_empty: bool = False,
     ) -> None:
         self._tokenizer, config = files.load_plain(folder) if plain else files.load(folder)
         if do_lower_case:
@@ -78,6 +80,7 @@ class Tokenizer:
         num_ids = files.num_ids(self._tokenizer)
         self.vocab_size = num_ids if vocab_size is None else vocab_size
         self._nothing = [self.vocab_size] if plain else []
+        self._may_be_empty = plain or may_be_empty
         self._may_exceed = num_ids > self.vocab_size
         if self._may_exceed:
             logger.warning(
@@ -287,7 +290,7 @@ class Tokenizer:
         truncated = len(ids) < length
         if truncated and (most is None or len(ids) == self.max_seq_len):
             self._check_may_truncate(length, index, params)
-        elif not ids and not self._nothing:
+        elif not ids and not self._may_be_empty:
             raise InvalidInput(index, " has no tokens; send some text, or leave add_special_tokens true")
         self._check_known(ids, index)
         ids = ids or self._nothing

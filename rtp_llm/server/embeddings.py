@@ -3,7 +3,7 @@
 POST /v1/embeddings (the kind that the checkpoint offers first), /v1/embeddings/{dense,sparse,colbert}.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ import orjson
 from msgspec import Meta
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import FloatArray, ModelInfo, Request, Response, SparseVector, TaskType
+from rtp_llm.core import FloatArray, ModelInfo, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server import openai
 from rtp_llm.server.catalog import one_of
@@ -22,6 +22,7 @@ from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.errors import Headers, shared_form
 from rtp_llm.server.openai import EmbeddingsBody
 from rtp_llm.server.packed import CONTENT_TYPE, check_described, metadata, render_bytes, row_encoder, truncated_header
+from rtp_llm.server.sparse import weights, with_sparse
 from rtp_llm.server.vectors import NUMBER_BYTES, PACKED_BYTES, finite, npy_file, raw_bytes
 
 PATHS: dict[str, TaskType | None] = {
@@ -89,8 +90,7 @@ def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
         tasks = _tasks(body, info, kind)
         if tasks == request.tasks:
             return request
-        params = replace(request.params, return_tokens=bool(body.return_decoded))
-        return replace(request, tasks=tasks, params=params)
+        return replace(request, tasks=tasks, params=with_sparse(request.params, body))
 
     def to_dense_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
         request = to_request(body, info, config, request_id)
@@ -203,7 +203,7 @@ def _item(body: EmbeddingsBody, response: Response, index: int) -> Iterator[byte
     for task, outputs in response.outputs.items():
         yield b',"%b":' % (_KEYS[task] if body.output is not None else "embedding").encode()
         if task is TaskType.SPARSE:
-            yield _weights(outputs[index], body.sparse_format == "arrays")
+            yield weights(outputs[index], body)
         elif task is TaskType.DENSE:
             yield _vectors(outputs[index : index + 1], body)
         else:
@@ -211,17 +211,6 @@ def _item(body: EmbeddingsBody, response: Response, index: int) -> Iterator[byte
         if task is TaskType.TOKENS:
             yield b',"token_ids":%b' % orjson.dumps(response.input_ids[index].tolist())
     yield b',"truncated":true}' if response.truncated[index] else b"}"
-
-
-def _weights(vector: SparseVector, as_arrays: bool) -> bytes:
-    if as_arrays:
-        arrays: dict[str, Any] = {"indices": vector.indices, "values": vector.values}
-        if vector.tokens is not None:
-            arrays["tokens"] = vector.tokens
-        return orjson.dumps(arrays, option=orjson.OPT_SERIALIZE_NUMPY)
-    keys: Sequence[str] = vector.tokens or [str(index) for index in vector.indices.tolist()]
-    weights = dict(zip(keys, vector.values, strict=True))
-    return orjson.dumps(weights, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _matrix(rows: FloatArray, body: EmbeddingsBody) -> Iterator[bytes]:

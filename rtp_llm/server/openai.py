@@ -21,8 +21,9 @@ from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import Catalog, ModelName
 from rtp_llm.server.chat import Inputs, TextObject
 from rtp_llm.server.dialect import check_count
-from rtp_llm.server.packed import EncodedBody, row_encoder
+from rtp_llm.server.packed import row_encoder
 from rtp_llm.server.prompts import prompt_for
+from rtp_llm.server.sparse import SparseBody
 from rtp_llm.server.vectors import SCALED, VectorType, check_type, finite
 
 MODELS_PATH = "/v1/models"
@@ -48,7 +49,7 @@ class ExtraConfigs(msgspec.Struct):
     ] = None
 
 
-class EmbeddingsBody(EncodedBody, kw_only=True):
+class EmbeddingsBody(SparseBody, kw_only=True):
     """What to embed, and how. Unknown fields are ignored; null means absent."""
 
     model: ModelName = None
@@ -74,7 +75,8 @@ class EmbeddingsBody(EncodedBody, kw_only=True):
         bool | None, Meta(description="true: L2-normalise; false: do not; null: as the checkpoint says")
     ] = None
     input_type: Annotated[
-        str | None, Meta(description="what the inputs are for: query, document, …; puts the checkpoint's prompt before")
+        str | None,
+        Meta(description="what the inputs are for: query, document, …; by it go the checkpoint's prompt and route"),
     ] = None
     task: Annotated[str | None, Meta(description="Jina's input_type")] = None
     output_dtype: Annotated[
@@ -104,12 +106,6 @@ class EmbeddingsBody(EncodedBody, kw_only=True):
     output: Annotated[
         list[str] | None,
         Meta(description="any of dense, sparse, colbert, tokens, all from one forward; null: by the path"),
-    ] = None
-    return_decoded: Annotated[
-        bool | None, Meta(description="sparse: name tokens as the vocabulary does instead of by id; null: false")
-    ] = None
-    sparse_format: Annotated[
-        Literal["map", "arrays"] | None, Meta(description="sparse: {id: weight}, or indices and values; null: map")
     ] = None
     extra_configs: Annotated[
         ExtraConfigs | None, Meta(description="RTP-LLM: `{'tokenizer_config': {'add_special_tokens': false}}`")

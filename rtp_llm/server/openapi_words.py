@@ -29,6 +29,9 @@ of them at once, each under its own name: `embedding`, `sparse_embedding`, `colb
 
 Sparse weights are those of FlagEmbedding: relu of the head, the maximum of each id, without the ids of cls, eos,
 pad and unk. A SPLADE checkpoint gives sparse embeddings alone, whose tokens are words that the text need not have.
+Where it has a Router, `input_type`, `task` or `prompt_name` say whether an input is a query, whose tokens' weights may
+come from a table instead of the model, or a document; without a word the checkpoint's default route is taken.
+`max_active_dims` keeps the largest weights alone.
 BGE-M3's colbert leaves out the first token and keeps the last; its vectors are normalised. A checkpoint of late
 interaction gives a query's or a document's, as `input_type`, `task` or `prompt_name` say; without a word they are a
 document's. Tokens are the last hidden states

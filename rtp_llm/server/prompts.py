@@ -1,10 +1,9 @@
 """What an input is for, in the words of several APIs -> the checkpoint's prompt for it."""
 
-from rtp_llm.core import QUERY_PROMPTS, ModelInfo
+from rtp_llm.core import ModelInfo
 from rtp_llm.errors import InvalidRequest
+from rtp_llm.sides import DOCUMENT_PROMPTS, QUERY_PROMPTS
 
-# The words of Cohere, Voyage, Jina and NVIDIA; sentence-transformers' names for the prompts of documents.
-_DOCUMENT_WORDS = ("document", "search_document", "retrieval.passage", "passage", "corpus")
 # Jina's words for the sides where code is looked for.
 _OF_CODE = {"code.query": "query", "code.passage": "passage"}
 _OTHER_WORDS = ("classification", "clustering", "separation", "text-matching", "none")
@@ -22,10 +21,10 @@ def prompt_for(word: str | None, info: ModelInfo, param: str) -> str | None:
     if word == "image":
         raise InvalidRequest(f"{param}: image: a text model is served; say what the texts are for", param=param)
     word = _OF_CODE.get(word, word)
-    for words in (QUERY_PROMPTS, _DOCUMENT_WORDS):
+    for words in (QUERY_PROMPTS, DOCUMENT_PROMPTS):
         if word in words:
             return next((name for name in words if name in info.prompts), None)
     if word in _OTHER_WORDS:
         return None
-    known = ", ".join(dict.fromkeys([*info.prompts, *QUERY_PROMPTS, *_DOCUMENT_WORDS, *_OF_CODE, *_OTHER_WORDS]))
+    known = ", ".join(dict.fromkeys([*info.prompts, *QUERY_PROMPTS, *DOCUMENT_PROMPTS, *_OF_CODE, *_OTHER_WORDS]))
     raise InvalidRequest(f"{param}: {word!r:.100} is not one of {known}", param=param)

@@ -1,8 +1,9 @@
 """Tasks: from hidden states to what a caller gets; a task knows nothing of architectures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol
 
 from rtp_llm.core import Batch, Int32Array, Output, Params, Reads, Rows, TaskType
@@ -26,6 +27,11 @@ SHIPPED = ("rtp_llm.tasks.shipped", "Shipped")
 MULTI_VECTOR = ("rtp_llm.tasks.multi_vector", "MultiVector")
 # Sparse embeddings where modules.json has SpladePooling.
 SPLADE = ("rtp_llm.tasks.splade", "Splade")
+# Either where modules.json has a Router.
+ROUTED = {
+    TaskType.DENSE: ("rtp_llm.tasks.routed_dense", "RoutedDense"),
+    TaskType.SPARSE: ("rtp_llm.tasks.routed_sparse", "RoutedSparse"),
+}
 
 
 class Vocabulary(Protocol):
@@ -56,6 +62,7 @@ class TaskSource:
     num_layers         of the model
     custom_module      the flag: FILE.py:Class
     trust_remote_code  the flag: whether code that comes with the checkpoint may run
+    looked_up          folder of a Router's table of tokens -> the vocabulary of its own
     """
 
     model_config: ModelConfig
@@ -67,6 +74,7 @@ class TaskSource:
     num_layers: int = 0
     custom_module: str = ""
     trust_remote_code: bool = False
+    looked_up: Mapping[Path, Vocabulary] = field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -116,6 +124,12 @@ def unread_end(task: Task) -> int | None:
     return token
 
 
+def purposes(task: Task) -> tuple[str | None, ...]:
+    """A prompt's name for each way in which a task reads inputs: its attribute of this name; None is none at all."""
+    names: tuple[str | None, ...] = getattr(task, "purposes", (None,))
+    return names
+
+
 def load_tasks(source: TaskSource) -> Mapping[TaskType, Task]:
     """Every task of the checkpoint; CheckpointError where a head that a task needs is not there."""
     tasks = {task_type: load_task(task_type, source) for task_type in source.model_config.tasks}
@@ -131,7 +145,9 @@ def load_tasks(source: TaskSource) -> Mapping[TaskType, Task]:
 def load_task(task_type: TaskType, source: TaskSource) -> Task:
     """One task; that of a chain with modules of the checkpoint's own runs them."""
     module, name = TASKS[task_type]
-    if task_type is TaskType.DENSE and any(entry.code for entry in source.model_config.modules or ()):
+    if source.model_config.router is not None and task_type in ROUTED:
+        module, name = ROUTED[task_type]
+    elif task_type is TaskType.DENSE and any(entry.code for entry in source.model_config.modules or ()):
         module, name = SHIPPED
     elif task_type is TaskType.SPARSE and source.model_config.splade is not None:
         module, name = SPLADE

@@ -15,7 +15,7 @@ from rtp_llm import config_files
 from rtp_llm.checkpoint import Parameter, bind, open_tensors, read_json
 from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows
 from rtp_llm.errors import CheckpointError
-from rtp_llm.model_config import Module
+from rtp_llm.modules import Module
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight
 from rtp_llm.tasks import TaskSource
 from rtp_llm.tasks.finishing import check_dimensions, own_truncate_dim, slice_and_normalize, torch_activation

@@ -1,13 +1,14 @@
-"""What is done to a request's own rows: activations by torch's dotted path, softmax, Matryoshka slices."""
+"""What is done to a request's own rows: activations by torch's dotted path, softmax, slices, the largest weights."""
 
 from pathlib import Path
 
 import numpy as np
 
-from rtp_llm.core import FloatArray, Params
+from rtp_llm.core import FloatArray, Int32Array, Params, SparseVector
 from rtp_llm.errors import CheckpointError, InvalidRequest
 from rtp_llm.model_config import ModelConfig
 from rtp_llm.ops.numpy_ops import ACTIVATION, l2_normalize
+from rtp_llm.tasks import Vocabulary
 
 # torch.nn class -> our activation; None is the identity.
 _TORCH_ACTIVATIONS: dict[str, str | None] = {
@@ -75,3 +76,28 @@ def own_truncate_dim(config: ModelConfig, dimension: int) -> int | None:
             f"have {dimension} dimensions"
         )
     return None if own == dimension else own
+
+
+def check_max_active_dims(params: Params) -> None:
+    """InvalidRequest unless `max_active_dims` is at least 1."""
+    if params.max_active_dims is not None and params.max_active_dims < 1:
+        raise InvalidRequest(
+            f"max_active_dims: {params.max_active_dims} is not at least 1; leave it out for all of a vector's weights",
+            param="max_active_dims",
+        )
+
+
+def sparse_vector(
+    indices: Int32Array, values: FloatArray, params: Params, vocabulary: Vocabulary, max_active_dims: int | None = None
+) -> SparseVector:
+    """Weights by ascending ids -> the vector: as many as the request or else `max_active_dims` says, the largest.
+
+    Large is what is far from 0, and of equal weights the first are kept. Source: sentence-transformers,
+    `select_max_active_dims`, which leaves open which of equal ones it keeps.
+    """
+    most = max_active_dims if params.max_active_dims is None else params.max_active_dims
+    if most is not None and most < len(values):
+        kept = np.sort(np.argsort(-np.abs(values), kind="stable")[:most])
+        indices, values = indices[kept], values[kept]
+    tokens = tuple(map(vocabulary.piece, indices.tolist())) if params.return_tokens else None
+    return SparseVector(indices, values, tokens)

@@ -13,7 +13,7 @@ from rtp_llm.checkpoint import Parameter, bind, open_tensors, read_json
 from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Rows
 from rtp_llm.errors import CheckpointError
 from rtp_llm.late_interaction import LateInteraction
-from rtp_llm.model_config import Module
+from rtp_llm.modules import Module
 from rtp_llm.ops import Ops, Tensor
 from rtp_llm.tasks import TaskSource, Vocabulary
 from rtp_llm.tasks.dense import DenseStage, Normalize, Stage, load_stage, without_normalize

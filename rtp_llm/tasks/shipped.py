@@ -18,7 +18,7 @@ import numpy as np
 from rtp_llm.checkpoint import inside
 from rtp_llm.core import Batch, FloatArray, Int32Array, Item, Params, Reads, Rows, pack
 from rtp_llm.errors import CheckpointError
-from rtp_llm.model_config import Module
+from rtp_llm.modules import Module
 from rtp_llm.ops import Ops, Tensor
 from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.tasks import TaskSource

@@ -10,6 +10,7 @@ from rtp_llm.model_config import SPARSE_HEAD
 from rtp_llm.ops import Ops, Tensor
 from rtp_llm.tasks import TaskSource, Vocabulary
 from rtp_llm.tasks.bge_m3 import TokenLinear, load_linear
+from rtp_llm.tasks.finishing import check_max_active_dims, sparse_vector
 
 # FlagEmbedding skips these roles and no others: BERT's [SEP] is none of them, XLM-R's </s> is `eos`.
 _SKIPPED_ROLES = ("cls", "eos", "pad", "unk")
@@ -41,18 +42,16 @@ class Sparse:
         return self.linear(ops, hidden_states, batch)
 
     def check(self, params: Params) -> None:
-        """Any parameters will do."""
+        """`max_active_dims` must be at least 1."""
+        check_max_active_dims(params)
 
     def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> list[SparseVector]:
         """Token weights [tokens, 1] and ids -> the vectors."""
-        return [
-            self._vector(weights[:, 0], ids, params.return_tokens) for weights, ids in zip(rows, input_ids, strict=True)
-        ]
+        return [self._vector(weights[:, 0], ids, params) for weights, ids in zip(rows, input_ids, strict=True)]
 
-    def _vector(self, weights: FloatArray, ids: Int32Array, return_tokens: bool) -> SparseVector:
+    def _vector(self, weights: FloatArray, ids: Int32Array, params: Params) -> SparseVector:
         kept = (weights > 0) & ~np.isin(ids, self.skipped_ids)
         indices, places = np.unique(ids[kept], return_inverse=True)
         values = np.zeros(len(indices), np.float32)
         np.maximum.at(values, places, weights[kept])
-        tokens = tuple(map(self.vocabulary.piece, indices.tolist())) if return_tokens else None
-        return SparseVector(indices, values, tokens)
+        return sparse_vector(indices, values, params, self.vocabulary)

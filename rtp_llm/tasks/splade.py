@@ -14,9 +14,10 @@ from rtp_llm import config_files
 from rtp_llm.checkpoint import Parameter, bind, canonical_names, open_tensors, read_json
 from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows, SparseVector
 from rtp_llm.errors import CheckpointError
-from rtp_llm.model_config import Module
+from rtp_llm.modules import Module
 from rtp_llm.ops import Norm, Ops, Tensor, Weight, optional_vector
 from rtp_llm.tasks import TaskSource, Vocabulary
+from rtp_llm.tasks.finishing import check_max_active_dims, sparse_vector
 
 _RENAMES = (
     (r"LayerNorm\.gamma$", "LayerNorm.weight"),
@@ -93,46 +94,64 @@ class MaskedLanguageHead:
 
 
 class Splade:
-    """A SparseVector over the vocabulary an input; `logarithms` is how often log1p is taken."""
+    """A SparseVector over the vocabulary an input.
+
+    logarithms       how often log1p is taken
+    max_active_dims  how many of its weights are kept, where a request does not say; None: all
+    """
 
     per_token = False
     reads: Reads = "all"
 
-    def __init__(self, head: MaskedLanguageHead, logarithms: int, vocabulary: Vocabulary, dimension: int) -> None:
+    def __init__(
+        self,
+        head: MaskedLanguageHead,
+        logarithms: int,
+        vocabulary: Vocabulary,
+        dimension: int,
+        max_active_dims: int | None = None,
+    ) -> None:
         self.head = head
         self.logarithms = logarithms
         self.vocabulary = vocabulary
         self.dimension = dimension
+        self.max_active_dims = max_active_dims
 
     @classmethod
     def load(cls, source: TaskSource) -> "Splade":
         """The head, and what SpladePooling's config.json says."""
-        module = source.model_config.splade
+        module, model_config = source.model_config.splade, source.model_config
         assert module is not None
-        logarithms = _logarithms(module)
-        return cls(_load_head(source), logarithms, source.vocabulary, int(source.model_config.hf["vocab_size"]))
+        logarithms, size = logarithms_of(module), int(model_config.hf["vocab_size"])
+        return cls(_load_head(source), logarithms, source.vocabulary, size, model_config.max_active_dims)
+
+    def with_logarithms(self, logarithms: int) -> "Splade":
+        """The same head, after which log1p is taken so often."""
+        return Splade(self.head, logarithms, self.vocabulary, self.dimension, self.max_active_dims)
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         """[T, H] -> [B, vocabulary]: the largest of each word's logits, 0 at least."""
         return ops.pool(self.head(ops, hidden_states), batch, "max")
 
     def check(self, params: Params) -> None:
-        """Any parameters will do."""
+        """`max_active_dims` must be at least 1."""
+        check_max_active_dims(params)
 
     def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> list[SparseVector]:
         """-> what is above 0 of each row."""
-        return [self._vector(row, params.return_tokens) for row in rows]
+        return [self.vector(row, params) for row in rows]
 
-    def _vector(self, row: FloatArray, return_tokens: bool) -> SparseVector:
+    def vector(self, row: FloatArray, params: Params) -> SparseVector:
+        """One row's."""
         indices = np.flatnonzero(row).astype(np.int32)
         values = row[indices]
         for _ in range(self.logarithms):
             values = np.log1p(values)
-        tokens = tuple(map(self.vocabulary.piece, indices.tolist())) if return_tokens else None
-        return SparseVector(indices, values, tokens)
+        return sparse_vector(indices, values, params, self.vocabulary, self.max_active_dims)
 
 
-def _logarithms(module: Module) -> int:
+def logarithms_of(module: Module) -> int:
+    """How often a SpladePooling takes log1p; CheckpointError for a setting that is not served."""
     path = module.folder / "config.json"
     settings = read_json(module.folder, "config.json")
     config_files.log_unknown(path, settings, config_files.SPLADE)

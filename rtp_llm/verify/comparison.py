@@ -119,6 +119,15 @@ def _original_config(config: EngineConfig, model_config: ModelConfig, options: O
     return replace(read_model_config(resolve(named), named), tasks=model_config.tasks)
 
 
+def _prompts(model_config: ModelConfig) -> list[str]:
+    """Names under which texts are read in another way than under none."""
+    if model_config.late is not None:
+        return ["query"]
+    routes = model_config.router.names if model_config.router else ()
+    named = [name for name, text in model_config.prompts.items() if text]
+    return list(dict.fromkeys([*(name for name in routes if name is not None), *named]))
+
+
 def _ask_ours(
     config: EngineConfig, model_config: ModelConfig, original: ModelConfig, options: Options, progress: _Progress
 ) -> tuple[ModelInfo, list[_Work], list[Check]]:
@@ -126,11 +135,11 @@ def _ask_ours(
     engine = load_engine(config, config.checkpoint_path.rstrip("/").rpartition("/")[2])
     try:
         info = engine.info()
-        prompts = ["query"] if model_config.late else [name for name, text in model_config.prompts.items() if text]
+        prompts, has_sides = _prompts(model_config), model_config.late is not None or model_config.router is not None
         asked = []
         for plan in make_plans(original, info.tasks):
             task = plan.tasks[0]
-            named = prompts if task is TaskType.DENSE or model_config.late else []
+            named = prompts if task is TaskType.DENSE or has_sides else []
             default = default_samples(task, info.max_seq_len, named)
             asked.append((plan, own_samples(task, options.lines) if options.lines else default))
         progress.total = 2 * sum(len(samples) for _, samples in asked)

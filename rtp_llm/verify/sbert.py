@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from rtp_llm.core import TaskType
+from rtp_llm.modules import TOKEN_WEIGHTS
 from rtp_llm.verify.huggingface import add_ends, load_tokenizer
 from rtp_llm.verify.outcome import Answer, Sample
 from rtp_llm.verify.references import Original
@@ -16,6 +17,7 @@ class DenseReference:
 
     def __init__(self, original: Original) -> None:
         self._model = _sentence_transformer(original)
+        self._is_routed = original.model_config.router is not None
         self._model.float().eval()
         if not original.model_config.is_static:
             add_ends(self._model.tokenizer, original)
@@ -25,7 +27,8 @@ class DenseReference:
 
     def answer(self, sample: Sample) -> Answer:
         """The vector of one text."""
-        (vector,) = self._model.encode([sample.input], prompt_name=sample.prompt_name, show_progress_bar=False)
+        options = _asked(sample, self._model, self._is_routed)
+        (vector,) = self._model.encode([sample.input], show_progress_bar=False, **options)
         return Answer({TaskType.DENSE: {"dense": np.asarray(vector, np.float32)}}, self._ids.last)
 
 
@@ -50,17 +53,19 @@ class MultiVectorReference:
 
 
 class SpladeReference:
-    """`encode` of a masked language model."""
+    """`encode` of a masked language model, or of a Router."""
 
     def __init__(self, original: Original) -> None:
         library: Any = import_module("sentence_transformers")
+        self._is_routed = original.model_config.router is not None
         self._model = library.SparseEncoder(str(original.folder), **_options(original))
         self._model.float().eval()
         self._ids = InputIds(self._model)
 
     def answer(self, sample: Sample) -> Answer:
         """The weights of one text."""
-        rows = self._model.encode([sample.input], convert_to_sparse_tensor=False, show_progress_bar=False)
+        options = _asked(sample, self._model, self._is_routed)
+        rows = self._model.encode([sample.input], convert_to_sparse_tensor=False, show_progress_bar=False, **options)
         weights = np.asarray(rows[0], np.float32)
         found = np.flatnonzero(weights)
         sparse = dict(zip(found.tolist(), weights[found].tolist(), strict=True))
@@ -110,10 +115,24 @@ class InputIds:
         # The table of embeddings, since not every version of the library calls the transformer as a module.
         table = table if isinstance(table, EmbeddingBag) else table.get_input_embeddings()
         table.register_forward_pre_hook(self._keep)
+        for part in module.modules():
+            if type(part).__name__ == TOKEN_WEIGHTS:
+                part.register_forward_pre_hook(self._keep_words)
 
     def _keep(self, module: Any, arguments: tuple[Any, ...]) -> None:
         # No text at all is the id after a table's last to us.
         self.last = arguments[0].reshape(-1).tolist() or [module.num_embeddings]
+
+    def _keep_words(self, module: Any, arguments: tuple[Any, ...]) -> None:
+        self.last = arguments[0]["input_ids"].reshape(-1).tolist()
+
+
+def _asked(sample: Sample, model: Any, is_routed: bool) -> dict[str, Any]:
+    """What `encode` is told of a sample: its prompt, and a Router what it is for, as `encode_query` tells it."""
+    name = sample.prompt_name
+    return (
+        {"prompt_name": name if name in model.prompts else None, "task": name} if is_routed else {"prompt_name": name}
+    )
 
 
 def _check_takes_pairs(tokenizer: Any) -> None:

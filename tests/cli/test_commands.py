@@ -85,6 +85,18 @@ def test_embed_to_json_lines(shell: Shell, m3: Path) -> None:
     assert json.loads(alone.out)["dense"] == rows[2]["dense"]
 
 
+def test_embed_the_largest_weights(shell: Shell, m3: Path) -> None:
+    options = ("--output", "sparse", "--prompt_name", "query", *FAST)
+    text = b"so sunny outside today"
+    whole, cut = (
+        shell("embed", m3, "-", "-", *more, *options, stdin=text) for more in ((), ("--max_active_dims", "2"))
+    )
+    weights, kept = (json.loads(done.out)["sparse"] for done in (whole, cut))
+    assert len(weights["values"]) > 2 and kept["values"] == [
+        weight for weight in weights["values"] if weight >= sorted(weights["values"])[-2]
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "shape"), [(b"", (0, 8)), (b"\n", (1, 8)), ("\ufeffso\nsunny\x0cthe".encode(), (2, 8))]
 )
@@ -177,6 +189,8 @@ def test_classify_texts_as_tokens(shell: Shell, classifier: Path) -> None:
             "this model offers dense, tokens, not sparse",
         ),
         (["embed", "{m3}", "-", "-", "--dimensions", "99"], 2, "dimensions: 99 is not between 1 and 32"),
+        (["embed", "{m3}", "-", "-", "--max_active_dims", "3"], 2, "3 is of sparse vectors; --output sparse asks"),
+        (["embed", "{m3}", "-", "-", "--output", "sparse", "--max_active_dims", "0"], 2, "0 is not at least 1"),
         (["embed", "{m3}", "-", "-", "--prompt_name", "x"], 2, "prompt_name 'x' is not a prompt"),
         (["embed", "{m3}", "-"], 2, "the following arguments are required: VECTORS"),
         (["embed", "/no/model", "-", "-"], 1, "/no/model"),

@@ -17,6 +17,7 @@ from rtp_llm.errors import CheckpointError, ConfigError, RtpError
 from rtp_llm.quantize import Options, Report, quantize
 from tests.models.test_qwen import save as save_qwen
 from tests.tasks.checkpoints import PAIRS, TEXTS, save, tokenizer
+from tests.tasks.routers import as_published, save_sparse
 from tests.verify.test_verify import HEAD
 
 pytest.importorskip("torch")
@@ -101,6 +102,22 @@ def test_a_reranker_keeps_its_head_and_its_order(tmp_path: Path) -> None:
 
 def sorted_by_index(ranked: Any) -> Any:
     return sorted(ranked, key=lambda entry: entry.index)
+
+
+def test_routes_that_run_no_model_stay_as_they_are(tmp_path: Path) -> None:
+    for make in (save_sparse, as_published_sparse):
+        source, target = make(tmp_path / make.__name__), tmp_path / f"{make.__name__}-8"
+        run(source, target)
+        with Model(str(source), backend="numpy", quantization="int8", quantization_check=False) as at_load:
+            with Model(str(target), backend="numpy") as model:
+                for name in ("query", "document"):
+                    ours, theirs = (one.embed_sparse(TEXTS, prompt_name=name) for one in (model, at_load))
+                    for left, right in zip(ours, theirs, strict=True):
+                        np.testing.assert_array_equal(left.values, right.values)
+
+
+def as_published_sparse(folder: Path) -> Path:
+    return as_published(save_sparse(folder))
 
 
 def test_the_fewest_layers_that_reach_the_bars_stay(bert: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from rtp_llm.verify import references as references_module
 from rtp_llm.verify.table import as_object, as_text
 from tests.tasks.checkpoints import save, save_m3
 from tests.tasks.late import save as save_late
+from tests.tasks.routers import save_dense, save_sparse
 from tests.tasks.test_splade import make as make_splade
 from tests.tasks.test_static import save as save_static
 from tests.test_families import save as save_family
@@ -91,6 +92,11 @@ def test_static(tmp_path: Path) -> None:
 
 def test_splade(tmp_path: Path) -> None:
     check_equal(run(make_splade(tmp_path)), {"sparse"})
+
+
+def test_routes(tmp_path: Path) -> None:
+    check_equal(run(save_sparse(tmp_path / "sparse")), {"sparse"})
+    check_equal(run(save_dense(tmp_path / "dense", default_route="document")), {"dense"})
 
 
 @pytest.mark.parametrize("task", ["bge_m3", "sparse_embedding", "colbert_embedding", "dense_embedding"])
