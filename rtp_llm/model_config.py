@@ -282,7 +282,7 @@ def _of_router(router: Router | None, tasks: tuple[TaskType, ...]) -> tuple[Task
 
 def _reads_pairs(transformer: Mapping[str, Any], modules: tuple[Module, ...]) -> bool:
     """Whether this is one of sentence-transformers' CrossEncoders whose score is a language model's."""
-    kinds = [module.kind for module in modules[1:]]
+    kinds = [module.kind for module in modules[1:] if module.code is None]
     is_classifier = transformer.get("transformer_task") == "sequence-classification" and not kinds
     return is_classifier or "LogitScore" in kinds
 

@@ -29,6 +29,8 @@ _TRANSFORMERS = ("Transformer", MASKED)
 _MODALITY = "text"
 # What of PyLate's sentence-transformers has too, by its name there.
 _ALIASES = {"pylate.models.Dense.Dense": "sentence_transformers.base.modules.dense.Dense"}
+# Code of a checkpoint's own that is served by ours: jina-embeddings-v3's, with its adapters.
+_SAME = ("custom_st.Transformer",)
 # What to do with routes that cannot be served together.
 _APART = (
     "Write each route as a checkpoint of its own, with sentence-transformers: "
@@ -129,6 +131,11 @@ def read_modules(folder: Path) -> tuple[tuple[Module, ...] | None, Router | None
             found = modules[0].kind if modules else "nothing"
             raise CheckpointError(
                 f"{path}: the first module is {found}; Transformer, {STATIC} and Router are served there"
+            )
+        if modules[0].code not in (None, *_SAME):
+            raise CheckpointError(
+                f"{path}: the first module is {modules[0].code}, code that comes with the checkpoint and is not run "
+                "there; where it does what sentence_transformers.models.Transformer does, name that instead"
             )
         return modules, None
     place = routers[0]

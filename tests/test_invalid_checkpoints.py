@@ -184,6 +184,14 @@ CASES: dict[str, tuple[Change, str]] = {
     "modules: no list": (written("modules.json", b"{}"), "/modules.json: .* a list of objects is needed"),
     "modules: none": (written("modules.json", b"[]"), "/modules.json: the first module is nothing"),
     "modules: a path": (written("modules.json", b'[{"path": 5}]'), "modules.json: module 0: path is 5; a string"),
+    "modules: a transformer of its own": (
+        written("modules.json", b'[{"path": "", "type": "my_code.Transformer"}]'),
+        "the first module is my_code.Transformer, code that comes with the checkpoint and is not run there",
+    ),
+    "modules: code of its own after a SPLADE": (
+        written("modules.json", b'[{"type": "MLMTransformer"}, {"path": "1", "type": "my_code.SpladePooling"}]'),
+        "my_code.SpladePooling is code that comes with the checkpoint",
+    ),
     "modules: outside": (
         written("modules.json", b'[{"path": "/etc", "type": "Transformer"}]'),
         "the path '/etc' leads out of the folder",

@@ -19,7 +19,7 @@ from rtp_llm.engine.chat_template import ChatTemplate
 from rtp_llm.engine.shortening import CHARACTERS_PER_TOKEN, Shortening, Side, Text, most_characters, parts_of
 from rtp_llm.engine.tokenizer_cuts import find_cuts
 from rtp_llm.engine.tokenizer_words import TokenWords, spans_of
-from rtp_llm.engine.tokens import Encoded, Framed, Token, unicode_problem
+from rtp_llm.engine.tokens import Encoded, Framed, Token, check_ids, unicode_problem
 from rtp_llm.engine.truncation import longest_first, only_second
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidInput, InvalidRequest, RequestTooLarge
 from rtp_llm.model_config import ModelConfig, sequence_limit
@@ -160,7 +160,7 @@ class Tokenizer:
             if isinstance(value, str):
                 framed.append(self._framed(next(encodings), index, length))
             else:
-                self._check_ids(value, index)
+                check_ids(value, index, self.vocab_size)
                 framed.append(Framed(none, np.array(value, np.int32), none, 0))
         return framed
 
@@ -222,7 +222,7 @@ class Tokenizer:
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; InvalidRequest for an id that is out of the vocabulary."""
-        self._check_ids(ids, 0)
+        check_ids(ids, 0, self.vocab_size)
         return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
     def prompt_text(self, params: Params) -> str:
@@ -270,7 +270,7 @@ class Tokenizer:
 
     def _from_ids(self, ids: list[int], index: int, params: Params) -> Item:
         """Ready ids are the model's input as they stand: no prompt, no special tokens."""
-        self._check_ids(ids, index)
+        check_ids(ids, index, self.vocab_size)
         if len(ids) <= self.max_seq_len:
             return Item(np.array(ids, np.int32), index)
         self._check_may_truncate(len(ids), index, params)
@@ -348,20 +348,6 @@ class Tokenizer:
                 cut = slice(start + kept[sequence], stop) if side == "right" else slice(start, stop - kept[sequence])
                 for column in columns:
                     del column[cut]
-
-    def _check_ids(self, ids: list[int], index: int) -> None:
-        if not ids:
-            raise InvalidInput(index, " is an empty list of token ids; send at least one")
-        for token_id in ids:
-            if type(token_id) is not int:
-                raise InvalidInput(index, f": {token_id!r} is not a token id; a list holds whole numbers only")
-        wrong = outlier(ids, self.vocab_size)
-        if wrong is not None:
-            raise InvalidInput(
-                index,
-                f": token id {wrong} is out of this model's vocabulary of {self.vocab_size}; send text, "
-                "or ids of this model's own tokenizer (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)",
-            )
 
     def _encoded(self, texts: Mapping[int, Text], params: Params, lead: int) -> list[Encoded]:
         """The texts encoded whole, or enough of a long one that all the tokens it will keep are there.

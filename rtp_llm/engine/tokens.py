@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rtp_llm.core import Int32Array
+from rtp_llm.errors import InvalidInput
 
 _SLICE = 1 << 16
 
@@ -65,6 +66,22 @@ def outlier(ids: Sequence[int], num_ids: int) -> int | None:
             if not 0 <= extreme < num_ids:
                 return extreme
     return None
+
+
+def check_ids(ids: Sequence[int], index: int, vocab_size: int) -> None:
+    """InvalidInput for ready ids that this model's tokenizer cannot have given the input at `index`."""
+    if not ids:
+        raise InvalidInput(index, " is an empty list of token ids; send at least one")
+    for token_id in ids:
+        if type(token_id) is not int:
+            raise InvalidInput(index, f": {token_id!r} is not a token id; a list holds whole numbers only")
+    wrong = outlier(ids, vocab_size)
+    if wrong is not None:
+        raise InvalidInput(
+            index,
+            f": token id {wrong} is out of this model's vocabulary of {vocab_size}; send text, "
+            "or ids of this model's own tokenizer (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)",
+        )
 
 
 def unicode_problem(text: str) -> str:

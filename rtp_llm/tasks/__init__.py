@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rtp_llm.core import Batch, Int32Array, Output, Params, Reads, Rows, TaskType
+from rtp_llm.errors import CheckpointError
 from rtp_llm.model_config import ModelConfig
 from rtp_llm.ops import Ops, Tensor
 
@@ -145,13 +146,19 @@ def load_tasks(source: TaskSource) -> Mapping[TaskType, Task]:
 def load_task(task_type: TaskType, source: TaskSource) -> Task:
     """One task; that of a chain with modules of the checkpoint's own runs them."""
     module, name = TASKS[task_type]
+    foreign = next((entry.code for entry in source.model_config.modules or () if entry.code is not None), None)
     if source.model_config.router is not None and task_type in ROUTED:
         module, name = ROUTED[task_type]
-    elif task_type is TaskType.DENSE and any(entry.code for entry in source.model_config.modules or ()):
+    elif task_type is TaskType.DENSE and foreign is not None:
         module, name = SHIPPED
     elif task_type is TaskType.SPARSE and source.model_config.splade is not None:
         module, name = SPLADE
     elif task_type is TaskType.COLBERT and source.model_config.late is not None:
         module, name = MULTI_VECTOR
+    if foreign is not None and (module, name) in (SPLADE, MULTI_VECTOR):
+        path = source.model_config.folder / "modules.json"
+        raise CheckpointError(
+            f"{path}: {foreign} is code that comes with the checkpoint; it is run for one vector a text alone"
+        )
     task: Task = getattr(import_module(module), name).load(source)
     return task
