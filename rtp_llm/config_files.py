@@ -77,6 +77,7 @@ MODEL: dict[str, Kind] = {
     **_all(_whole(1, _SIZE), "attention_head_size pooler_hidden_size lora_rank"),
     **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings n_positions"),
     **_all(_whole(1, _POSITIONS), "max_trained_positions"),
+    **_all(_whole(0, _SIZE), "num_experts moe_top_k moe_every_n_layers"),
     **_all(_whole(1, _POSITIONS, nullable=False), "relative_attention_max_distance"),
     **_all(_POSITIVE._replace(nullable=False), "layer_norm_eps rms_norm_eps norm_eps layer_norm_epsilon"),
     **_all(_POSITIVE._replace(nullable=False), "query_pre_attn_scalar"),

@@ -105,8 +105,9 @@ class Model(Protocol):
 def matrix_sources(
     weights: Weights, num_layers: int, names: Sequence[str], suffix: str = ""
 ) -> dict[tuple[int, str], tuple[str, ...]]:
-    """`Model.matrices`, of parameters that are called `layers.NUMBER.NAME` and the suffix."""
-    return {(i, name): weights.sources(f"layers.{i}.{name}{suffix}") for i in range(num_layers) for name in names}
+    """`Model.matrices`, of parameters that are called `layers.NUMBER.NAME` and the suffix; a layer may lack some."""
+    places = {(i, name): f"layers.{i}.{name}{suffix}" for i in range(num_layers) for name in names}
+    return {place: weights.sources(parameter) for place, parameter in places.items() if parameter in weights}
 
 
 def gate_first(weight: FloatArray | QuantizedWeight) -> FloatArray | QuantizedWeight:
