@@ -1,13 +1,15 @@
 """nomic-embed-text-v2-moe against its oracle in plain torch: which layers have experts, how many, of which sizes."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from rtp_llm import Model
 from rtp_llm.checkpoint import open_tensors
-from rtp_llm.core import Batch, pack
+from rtp_llm.core import Batch, Item, pack
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models.nomic_bert import NomicBert
 from rtp_llm.ops import Tensor
@@ -22,6 +24,7 @@ from tests.models.oracle import (
     hidden_states,
     load,
     make_items,
+    reference,
     untyped,
     worst,
 )
@@ -123,6 +126,20 @@ def test_a_recorded_program_chooses_the_experts_anew(tmp_path: Path) -> None:
     others = [recording.run(ops, model.prepare(pack([item]))) for item in (second, first)]
     np.testing.assert_array_equal(others[1], row)
     np.testing.assert_array_equal(others[0], ops.to_numpy(compute(pack([second]))))
+
+
+def test_texts_through_the_tokenizer_that_it_is_published_with(assets: Path, tmp_path: Path) -> None:
+    theirs, tokenizers = save(tmp_path, vocab_size=250048, n_layer=2), pytest.importorskip("tokenizers")
+    for file in (assets / "tokenizers" / "xlm-roberta").iterdir():
+        shutil.copy(file, tmp_path / file.name)
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    texts = ["search_query: hello", "", "search_document: The weather is lovely today. " * 5, "今天天气很好。"]
+    items = [Item(np.array(tokenizer.encode(text).ids, np.int32), i) for i, text in enumerate(texts)]
+    expected = [rows.mean(axis=0) for rows in reference(theirs, items)]
+    with Model(str(tmp_path)) as model:
+        assert (model.info.model_type, model.info.dimension) == ("nomic_bert", 64)
+        assert worst([*model.embed(texts)], expected) <= 1e-5
+        assert np.array_equal(np.stack([model.embed(text) for text in texts]), model.embed(texts))
 
 
 def test_matrices_are_those_outside_experts(tmp_path: Path) -> None:
