@@ -33,6 +33,10 @@ def _all(kind: Kind, keys: str) -> dict[str, Kind]:
     return dict.fromkeys(keys.split(), kind)
 
 
+def _are_whole(value: Any) -> bool:
+    return all(type(number) is int for number in (value if isinstance(value, list) else [value]))
+
+
 def _is_positive(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value < math.inf
 
@@ -77,11 +81,15 @@ MODEL: dict[str, Kind] = {
     **_all(_whole(1, _SIZE), "attention_head_size pooler_hidden_size lora_rank"),
     **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings n_positions"),
     **_all(_whole(1, _POSITIONS), "max_trained_positions"),
+    **_all(_whole(0, _SIZE), "num_experts moe_top_k moe_every_n_layers"),
     **_all(_whole(1, _POSITIONS, nullable=False), "relative_attention_max_distance"),
     **_all(_POSITIVE._replace(nullable=False), "layer_norm_eps rms_norm_eps norm_eps layer_norm_epsilon"),
     **_all(_POSITIVE._replace(nullable=False), "query_pre_attn_scalar"),
     **_all(_POSITIVE, "rope_theta rope_local_base_freq global_rope_theta local_rope_theta rotary_emb_base"),
     **_all(_POSITIVE, "partial_rotary_factor rotary_scaling_factor"),
+    **_all(_POSITIVE._replace(nullable=False), "scale_emb scale_depth"),
+    "start_layer": _whole(1, _LAYERS),
+    "cutoff_layers": Kind("a whole number, or a list of such", _are_whole),
     **_all(_POSITIVE, "attn_logit_softcapping final_logit_softcapping"),
     **_all(_FLAG, "is_causal is_decoder add_cross_attention attention_bias mlp_bias norm_bias use_sliding_window"),
     **_all(

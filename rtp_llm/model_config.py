@@ -112,18 +112,22 @@ class ModelConfig:
         return TaskType.RERANK in self.tasks and self.model_type in ("qwen3", "qwen_3")
 
     @property
+    def is_layerwise_reranker(self) -> bool:
+        """Whether each of its later layers has a head of FlagEmbedding's, with the one logit of a reranker."""
+        return TaskType.RERANK in self.tasks and _architecture(self.hf) == "LayerWiseMiniCPMForCausalLM"
+
+    @property
     def is_flag_reranker(self) -> bool:
         """Whether pairs are to be put as FlagEmbedding's question, as to a Gemma without LogitScore."""
-        is_gemma = self.model_type == "gemma" and self.is_language_model
-        return TaskType.RERANK in self.tasks and is_gemma and self.logit_score is None and not self.chat.asked
+        is_known = (self.model_type == "gemma" and self.is_language_model) or self.is_layerwise_reranker
+        return TaskType.RERANK in self.tasks and is_known and self.logit_score is None and not self.chat.asked
 
     @property
     def is_language_reranker(self) -> bool:
         """Whether pairs are read through a template: the checkpoint's own, Qwen3-Reranker's or FlagEmbedding's."""
         if TaskType.RERANK not in self.tasks or self.chat.asked is False:
             return False
-        asked = bool(self.chat.asked) or self.logit_score is not None
-        return asked or self.is_qwen3_reranker or self.is_flag_reranker
+        return bool(self.chat.asked) or self.logit_score is not None or self.is_qwen3_reranker or self.is_flag_reranker
 
     @property
     def default_pooling(self) -> Literal["cls", "mean", "lasttoken"]:
@@ -371,7 +375,7 @@ def _choose_tasks(
     named_reranker = is_bare and "reranker" in _names(config, folder)
     if "SpladePooling" in kinds:
         return (TaskType.SPARSE,)
-    if "LogitScore" in kinds or named_reranker:
+    if "LogitScore" in kinds or named_reranker or architecture == "LayerWiseMiniCPMForCausalLM":
         return (TaskType.RERANK,)
     if "TokenClassification" in architecture and "Pooling" not in kinds:
         return (TaskType.TOKEN_CLASSIFY,)

@@ -31,7 +31,7 @@ FLOORS = [  # top to bottom: a file imports its own package or a floor below
     {"sides", "timings"},
 ]
 DOORS = {  # library -> the only files that may import it
-    "torch": {"ops/torch_ops.py", "ops/device_ops.py", "ops/triton_", "runtime/torch", "verify/"},
+    "torch": {"ops/torch_", "ops/device_ops.py", "ops/triton_", "runtime/torch", "verify/"},
     "triton": {"ops/triton_"},
     "transformers": {"verify/"},
     "sentence_transformers": {"verify/"},

@@ -1,4 +1,4 @@
-"""FlagEmbedding's prompt for a language model as a reranker (bge-reranker-v2-gemma), which answers Yes or No.
+"""FlagEmbedding's prompt for a language model as a reranker (bge-reranker-v2-gemma, and minicpm-layerwise).
 
 Source: FlagEmbedding, inference/reranker/decoder_only/base.py. Query, passage and question are tokenised apart and
 joined by line breaks. What FlagEmbedding calls max_length is here what the limit leaves beside twice the question: the

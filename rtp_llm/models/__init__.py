@@ -45,6 +45,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "gemma": ("rtp_llm.models.gemma", "Gemma"),
     "gemma2": ("rtp_llm.models.gemma", "Gemma2"),
     "gemma3_text": ("rtp_llm.models.gemma", "Gemma3"),
+    "minicpm": ("rtp_llm.models.minicpm", "MiniCpm"),
     "static_embedding": ("rtp_llm.models.static", "Static"),
 }
 # Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
@@ -54,7 +55,7 @@ ARCHITECTURES = {
     "DistilBert": "distilbert", "MPNet": "mpnet", "DebertaV2": "deberta-v2", "T5": "t5", "T5Encoder": "t5",
     "Gte": "gte", "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2",
     "Qwen3": "qwen3", "Llama": "llama", "Mistral": "mistral", "Gemma": "gemma", "Gemma2": "gemma2",
-    "Gemma3Text": "gemma3_text", "EuroBert": "eurobert",
+    "Gemma3Text": "gemma3_text", "EuroBert": "eurobert", "LayerWiseMiniCPM": "minicpm",
 }  # fmt: skip
 # A name in MODELS and `position_embedding_type` of config.json -> the architecture that has both.
 _SHARED_NAMES: dict[tuple[str, Any], str] = {
@@ -105,8 +106,9 @@ class Model(Protocol):
 def matrix_sources(
     weights: Weights, num_layers: int, names: Sequence[str], suffix: str = ""
 ) -> dict[tuple[int, str], tuple[str, ...]]:
-    """`Model.matrices`, of parameters that are called `layers.NUMBER.NAME` and the suffix."""
-    return {(i, name): weights.sources(f"layers.{i}.{name}{suffix}") for i in range(num_layers) for name in names}
+    """`Model.matrices`, of parameters that are called `layers.NUMBER.NAME` and the suffix; a layer may lack some."""
+    places = {(i, name): f"layers.{i}.{name}{suffix}" for i in range(num_layers) for name in names}
+    return {place: weights.sources(parameter) for place, parameter in places.items() if parameter in weights}
 
 
 def gate_first(weight: FloatArray | QuantizedWeight) -> FloatArray | QuantizedWeight:

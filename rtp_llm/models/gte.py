@@ -49,6 +49,7 @@ class Gte(RotaryBert):
             max_positions=rope.max_positions,
             rope=rope,
             gated=True,
+            mixture=None,
             biases=frozenset(("qkv", "out", "down")),
         )
 

@@ -31,6 +31,8 @@ class JinaV3(RotaryBert):
         (r"^encoder\.layers\.", "layers."),
         (r"\.mixer\.Wqkv\.", ".self_attn.qkv_proj."),
         (r"\.mixer\.out_proj\.", ".self_attn.o_proj."),
+        (r"\.mlp\.fc1\.", ".mlp.up_proj."),
+        (r"\.mlp\.fc2\.", ".mlp.down_proj."),
         (r"\.norm1\.", ".post_attention_layernorm."),
         (r"\.norm2\.", ".post_mlp_layernorm."),
     )
@@ -63,6 +65,7 @@ class JinaV3(RotaryBert):
             max_positions=rope.max_positions,
             rope=rope,
             gated=False,
+            mixture=None,
             biases=frozenset(("qkv", "out", "up", "down")),
         )
 

@@ -5,16 +5,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, canonical_names
 from rtp_llm.core import Batch
 from rtp_llm.models import OnKeys, OnLayer, gate_first, matrix_sources
 from rtp_llm.models.rope import Rope, RopeTables
-from rtp_llm.ops import Norm, Ops, Tensor, Weight
+from rtp_llm.ops import Experts, Norm, Ops, Tensor, Weight, optional_vector
 
 _MATRICES = ("qkv", "out", "up", "down")
 IGNORED = (r"^pooler\.", r"^cls\.", r"^lm_head\.", r"^classifier\.", r"rotary_emb\.")
 # Several of a layer's matrices in one tensor: our name for it, in which `up` comes before `gate`.
 _PACKED_QKV, _PACKED_MLP = "self_attn.qkv_proj", "mlp.up_gate_proj"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """Experts in the place of an MLP, in these layers; each has the MLP's sizes and activation, and no gate."""
+
+    layers: frozenset[int]
+    num_experts: int
+    top_k: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +36,7 @@ class RotaryBertConfig:
     type_vocab_size  0: there are no token types
     gated            whether the MLP has a gate
     biases           of the matrices that have one
+    mixture          None: every layer has an MLP
     """
 
     vocab_size: int
@@ -38,25 +50,33 @@ class RotaryBertConfig:
     max_positions: int
     rope: Rope
     gated: bool
+    mixture: MixtureConfig | None
     biases: frozenset[str] = field(default_factory=frozenset)
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
+    def matrices(self, layer: int) -> tuple[str, ...]:
+        """Of a layer; experts are none of them."""
+        return _MATRICES[:2] if self.mixture and layer in self.mixture.layers else _MATRICES
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Layer:
+    """With `up` and `down`, or with `experts`."""
+
     qkv: Weight
     qkv_bias: Tensor | None
     out: Weight
     out_bias: Tensor | None
     attention_norm: Norm
-    up: Weight
-    up_bias: Tensor | None
-    down: Weight
-    down_bias: Tensor | None
     mlp_norm: Norm
+    up: Weight | None = None
+    up_bias: Tensor | None = None
+    down: Weight | None = None
+    down_bias: Tensor | None = None
+    experts: Experts | None = None
 
 
 class RotaryBert(ABC):
@@ -69,7 +89,6 @@ class RotaryBert(ABC):
     learnt_positions = False
     causal = False
     shares_prefixes = False
-    reads_host = False
     kv_size = 0
     prefixes: ClassVar[tuple[str, ...]] = ()
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()
@@ -83,8 +102,9 @@ class RotaryBert(ABC):
         self.token_type = ops.table(weights["token_type"]) if config.type_vocab_size else None
         self.embedding_norm = _norm(weights, "embedding_norm", config, ops)
         self.rope_tables = RopeTables((config.rope,), ops)
-        self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
+        self.layers = [_load_layer(weights, i, config, ops) for i in range(config.num_hidden_layers)]
         self.matrices = matrix_sources(weights, config.num_hidden_layers, _MATRICES)
+        self.reads_host = config.mixture is not None
 
     @classmethod
     @abstractmethod
@@ -133,6 +153,8 @@ class RotaryBert(ABC):
         attended = ops.norm(
             ops.linear(context, layer.out, layer.out_bias, residual=hidden_states), layer.attention_norm
         )
+        if layer.experts is not None:
+            return ops.norm(ops.experts(attended, layer.experts, attended), layer.mlp_norm)
         if config.gated:
             wide = ops.gated(ops.linear(attended, layer.up, layer.up_bias), config.activation)
         else:
@@ -147,25 +169,29 @@ def parameters(config: RotaryBertConfig, packed: set[str]) -> dict[str, Paramete
     """
     hidden, wide = config.hidden_size, config.intermediate_size
     qkv = (_PACKED_QKV,) if _PACKED_QKV in packed else tuple(f"self_attn.{part}_proj" for part in "qkv")
-    up: tuple[str, ...] = ("mlp.fc1",)
+    up: tuple[str, ...] = ("mlp.up_proj",)
     if config.gated:
         up = (_PACKED_MLP,) if _PACKED_MLP in packed else ("mlp.gate_proj", "mlp.up_proj")
     linears = {
         "qkv": (qkv, 3 * hidden, hidden),
         "out": (("self_attn.o_proj",), hidden, hidden),
         "up": (up, (2 if config.gated else 1) * wide, hidden),
-        "down": (("mlp.down_proj" if config.gated else "mlp.fc2",), hidden, wide),
+        "down": (("mlp.down_proj",), hidden, wide),
     }
     needed = {"word": Parameter(("embeddings.word_embeddings.weight",), (config.vocab_size, hidden))}
     if config.type_vocab_size:
         shape = (config.type_vocab_size, hidden)
         needed["token_type"] = Parameter(("embeddings.token_type_embeddings.weight",), shape)
     norms = {"embedding_norm": "embeddings.LayerNorm"}
-    for prefix in (f"layers.{i}." for i in range(config.num_hidden_layers)):
-        for name, (parts, rows, columns) in linears.items():
+    for i in range(config.num_hidden_layers):
+        prefix = f"layers.{i}."
+        for name in config.matrices(i):
+            parts, rows, columns = linears[name]
             needed[prefix + name] = Parameter(tuple(f"{prefix}{part}.weight" for part in parts), (rows, columns))
             if name in config.biases:
                 needed[f"{prefix}{name}_bias"] = Parameter(tuple(f"{prefix}{part}.bias" for part in parts), (rows,))
+        if "up" not in config.matrices(i):
+            needed |= _mixture_parameters(config, prefix)
         norms[f"{prefix}attention_norm"] = f"{prefix}post_attention_layernorm"
         norms[f"{prefix}mlp_norm"] = f"{prefix}post_mlp_layernorm"
     for name, theirs in norms.items():
@@ -174,16 +200,43 @@ def parameters(config: RotaryBertConfig, packed: set[str]) -> dict[str, Paramete
     return needed
 
 
-def _load_layer(weights: Weights, prefix: str, config: RotaryBertConfig, ops: Ops) -> _Layer:
-    matrices = {name: weights.matrix(prefix + name) for name in _MATRICES}
+def _mixture_parameters(config: RotaryBertConfig, prefix: str) -> dict[str, Parameter]:
+    """All experts of a layer: one below the other, the second matrix of each the other way round."""
+    mixture, hidden = config.mixture, config.hidden_size
+    assert mixture is not None
+    rows = mixture.num_experts * config.intermediate_size
+    return {
+        f"{prefix}router": Parameter((f"{prefix}mlp.router.layer.weight",), (mixture.num_experts, hidden)),
+        f"{prefix}experts_up": Parameter((f"{prefix}mlp.experts.mlp.w1",), (rows, hidden)),
+        f"{prefix}experts_down": Parameter((f"{prefix}mlp.experts.mlp.w2",), (rows, hidden)),
+        f"{prefix}experts_bias": Parameter((f"{prefix}mlp.experts.bias",), (hidden,)),
+    }
+
+
+def _load_layer(weights: Weights, number: int, config: RotaryBertConfig, ops: Ops) -> _Layer:
+    prefix, names = f"layers.{number}.", config.matrices(number)
+    matrices = {name: weights.matrix(prefix + name) for name in names}
     if config.gated and len(weights.sources(f"{prefix}up")) == 1:
         matrices["up"] = gate_first(matrices["up"])
-    biases: dict[str, Any] = {
-        f"{name}_bias": ops.vector(weights[f"{prefix}{name}_bias"]) if name in config.biases else None
-        for name in _MATRICES
-    }
-    norms = {name: _norm(weights, prefix + name, config, ops) for name in ("attention_norm", "mlp_norm")}
-    return _Layer(**{name: ops.matrix(matrix) for name, matrix in matrices.items()}, **biases, **norms)
+    parts: dict[str, Any] = {name: ops.matrix(matrix) for name, matrix in matrices.items()}
+    parts |= {f"{name}_bias": optional_vector(ops, weights, f"{prefix}{name}_bias") for name in names}
+    parts |= {name: _norm(weights, prefix + name, config, ops) for name in ("attention_norm", "mlp_norm")}
+    if "up" not in names:
+        parts["experts"] = _load_experts(weights, prefix, config, ops)
+    return _Layer(**parts)
+
+
+def _load_experts(weights: Weights, prefix: str, config: RotaryBertConfig, ops: Ops) -> Experts:
+    mixture = config.mixture
+    assert mixture is not None
+    return Experts(
+        router=ops.vector(weights[f"{prefix}router"]),
+        up=tuple(map(ops.matrix, np.split(weights[f"{prefix}experts_up"], mixture.num_experts))),
+        down=tuple(ops.matrix(part.T) for part in np.split(weights[f"{prefix}experts_down"], mixture.num_experts)),
+        bias=ops.vector(weights[f"{prefix}experts_bias"]),
+        top_k=mixture.top_k,
+        activation=config.activation,
+    )
 
 
 def _norm(weights: Weights, name: str, config: RotaryBertConfig, ops: Ops) -> Norm:

@@ -53,6 +53,24 @@ class Relative:
         return tuple(table for table in (self.keys, self.queries) if table is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts, in the place of an MLP; a row is computed by `top_k` of them (Shazeer et al. 2017).
+
+    router      [E, H], from `Ops.vector`: no quantization changes which experts a row has
+    up, down    E weights [F, H] and E weights [H, F], from `Ops.matrix`, all of one kind
+    bias        [H], of all experts together
+    activation  of the products with `up`
+    """
+
+    router: Tensor
+    up: tuple[Weight, ...]
+    down: tuple[Weight, ...]
+    bias: Tensor | None
+    top_k: int
+    activation: str
+
+
 def reach_of(shape: Sequence[int], num_rows: int, name: str = "distance_bias") -> int:
     """Of a table by distance of this shape: distances from it on have what stands at the table's ends."""
     assert len(shape) == 2 and shape[0] == num_rows and shape[1] % 2 == 1, f"{name} is {tuple(shape)}"
@@ -184,6 +202,13 @@ class Ops(Protocol):
 
     def gated(self, x: Tensor, activation: str) -> Tensor:
         """activation(x[:, :N]) * x[:, N:], x [T, 2 * N] -> [T, N]; SwiGLU with `silu`."""
+
+    def experts(self, x: Tensor, experts: Experts, residual: Tensor | None = None) -> Tensor:
+        """sum over e of p[e] * (activation(x @ up[e].T) @ down[e].T), + bias + residual -> [T, H].
+
+        p = softmax(x @ router.T), in fp32 and over all experts; e: the `top_k` of a row where p is largest, of equal
+        ones the first, summed in ascending order. So a row depends on itself alone.
+        """
 
     def pool(self, x: Tensor, batch: Batch, mode: PoolMode, *, skip_prompt: bool = False) -> Tensor:
         """[T, H] -> [B, H] in fp32, as sentence_transformers Pooling does.

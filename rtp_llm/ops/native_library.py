@@ -20,7 +20,7 @@ from rtp_llm.core import FloatArray, QuantizedWeight
 from rtp_llm.errors import ConfigError
 
 INSTRUCTION_SETS = ("amx", "avx512_vnni", "avx512", "avx2", "neon_dotprod", "generic")  # the fastest first
-ABI_VERSION = 16
+ABI_VERSION = 17
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpu_supports_avx2": (c_int, ()),

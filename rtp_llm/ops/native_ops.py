@@ -19,7 +19,7 @@ import numpy as np
 
 from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import ConfigError
-from rtp_llm.ops import Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
+from rtp_llm.ops import Experts, Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
 from rtp_llm.ops.int8 import check_quantized, quantizes
 from rtp_llm.ops.native_checks import (
     check_ids,
@@ -29,7 +29,8 @@ from rtp_llm.ops.native_checks import (
     kept_addresses,
     wanted_address,
 )
-from rtp_llm.ops.native_fallback import ThroughNumpy
+from rtp_llm.ops.native_experts import record_experts
+from rtp_llm.ops.native_fallback import ExpertsThroughLinear, stand_in
 from rtp_llm.ops.native_library import (
     GroupedWeight,
     Int8Weight,
@@ -44,6 +45,7 @@ from rtp_llm.ops.native_stream import (
     ATTENTION,
     COPY_COLUMNS,
     EMBED,
+    FUSED,
     GATED,
     LINEAR,
     LINEAR_GROUPED,
@@ -51,7 +53,6 @@ from rtp_llm.ops.native_stream import (
     NORM,
     NORMALIZE,
     POOL,
-    QUANTIZE,
     ROTARY,
     TAKE_ROWS,
     Stream,
@@ -67,7 +68,6 @@ __all__ = ["NativeOps", "measure_peak"]
 logger = logging.getLogger(__name__)
 
 LinearWeight: TypeAlias = PackedWeight | Int8Weight | GroupedWeight
-_FUSED: dict[str | None, int] = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4, "tanh": 5}
 _POOL_MODES = {"cls": 0, "mean": 1, "max": 2, "mean_sqrt_len_tokens": 3, "weightedmean": 4, "lasttoken": 5}
 
 
@@ -86,10 +86,11 @@ class NativeOps:
         self.instruction_set = library.instruction_set
         self._library, self._broken = library, broken
         self._stream = Stream(library)
+        self._new, self._record, self._operand = self._stream.new, self._stream.record, self._stream.operand
         self._max_lookups = library.max_lookups()
         self._checked: Batch | None = None
         for op in broken:
-            setattr(self, op, ThroughNumpy(self.to_numpy, op))
+            setattr(self, op, stand_in(self, op))
         return self
 
     def fork(self, quantization: Quantization = "none") -> "NativeOps":
@@ -172,7 +173,7 @@ class NativeOps:
         activation: str | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        if activation is not None and activation not in _FUSED:
+        if activation is not None and activation not in FUSED:
             product = self.to_numpy(self.linear(x, weight, bias))
             activated = ACTIVATION[activation](product).astype(np.float32)
             return hosted(activated if residual is None else activated + self.to_numpy(residual))
@@ -183,9 +184,9 @@ class NativeOps:
         y = self._new(num_rows, n)
         if num_rows:
             self._stream.kept.append(weight)
-            sizes = num_rows, n, k, _FUSED[activation]
+            sizes = num_rows, n, k, FUSED[activation]
             if isinstance(weight, Int8Weight):
-                quantized = self._quantize(x)
+                quantized = self._stream.quantized(x)
                 self._record(LINEAR_INT8(
                     y.reference, num_rows * n, quantized.reference, weight.address, self._operand(bias),
                     self._operand(residual), *sizes,
@@ -276,16 +277,21 @@ class NativeOps:
         return y
 
     def gated(self, x: Tensor, activation: str) -> Tensor:
-        if activation not in _FUSED:
+        if activation not in FUSED:
             return hosted(NumpyOps().gated(self.to_numpy(x), activation))
         num_rows, size = x.shape[0], x.shape[1] // 2
         assert x.shape[1] == 2 * size, f"x is {x.shape}"
         y = self._new(num_rows, size)
         if num_rows:
             self._record(GATED(
-                y.reference, num_rows * size, self._operand(x), num_rows, size, _FUSED[activation]
+                y.reference, num_rows * size, self._operand(x), num_rows, size, FUSED[activation]
             ))  # fmt: skip
         return y
+
+    def experts(self, x: Tensor, experts: Experts, residual: Tensor | None = None) -> Tensor:
+        if experts.activation not in FUSED:
+            return ExpertsThroughLinear(self)(x, experts, residual)
+        return record_experts(self._stream, x, experts, residual)
 
     def pool(self, x: Tensor, batch: Batch, mode: PoolMode, *, skip_prompt: bool = False) -> Tensor:
         num_tokens, size = x.shape
@@ -328,29 +334,6 @@ class NativeOps:
         if num_rows:
             self._record(NORMALIZE(y.reference, num_rows * size, self._operand(x), num_rows, size))
         return y
-
-    def _quantize(self, x: Tensor) -> Tensor:
-        num_rows, size = x.shape
-        y = self._new(num_rows, self._library.quantized_row_bytes(size) // 4)
-        self._record(QUANTIZE(y.reference, y.shape[0] * y.shape[1], self._operand(x), num_rows, size))
-        return y
-
-    def _new(self, num_rows: int, size: int) -> Tensor:
-        if num_rows == 0:
-            return hosted(np.empty((0, size), np.float32))
-        return Tensor((num_rows, size), self._stream.slot(), self._stream)
-
-    def _record(self, command: bytes) -> None:
-        self._stream.program.append(command)
-
-    def _operand(self, x: Tensor | None) -> int:
-        """What a command says for x. Host memory is kept until the run; the stream's own lives on in stream order."""
-        if x is None:
-            return 0
-        if x.stream is not self._stream:
-            assert x.host is not None, "a tensor of another stream"
-            self._stream.kept.append(x)
-        return x.reference
 
     def _norm(self, norm: Norm | None, size: int) -> tuple[int, int, float, bool]:
         if norm is None:

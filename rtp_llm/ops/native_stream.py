@@ -46,6 +46,15 @@ QUANTIZE = _command(12, "3q")  # x, rows, K
 LINEAR_INT8 = _command(13, "8q")  # quantised x, weight, bias, residual, rows, N, K, activation
 
 LINEAR_GROUPED = _command(14, "9q")  # bits, x, weight, bias, residual, rows, N, K, activation
+# A routing is its tensor, with rows, experts and experts a row; the result of the first two is one.
+ROUTE = _command(15, "6q")  # rows, experts, top, x, router, size
+GROUP_ROWS = _command(16, "3q")  # rows, experts, top
+GATHER = _command(17, "6q")  # x, size, routing
+EXPERT_PRODUCTS = _command(18, "10q")  # kind of weight, x, weights, N, K, activation, routing
+MIX_EXPERTS = _command(19, "8q")  # parts, bias, residual, size, routing
+
+# The activations that a product's kernel computes on its way out, as it counts them.
+FUSED: dict[str | None, int] = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4, "tanh": 5}
 
 
 class Program(NamedTuple):
@@ -100,12 +109,38 @@ class Stream:
             self.kept.clear()
             self.bounds.clear()
 
-    def slot(self) -> int:
+    def new(self, num_rows: int, size: int) -> "Tensor":
+        """What a command will compute; of no rows, there already."""
+        if num_rows == 0:
+            return hosted(np.empty((0, size), np.float32))
+        return Tensor((num_rows, size), self._slot(), self)
+
+    def _slot(self) -> int:
         """The reference of a new tensor's memory."""
         if self.free:
             return self.free.pop()
         self.num_slots += 1
         return 2 * self.num_slots - 1
+
+    def record(self, command: bytes) -> None:
+        """To be run after all that was recorded before."""
+        self.program.append(command)
+
+    def operand(self, x: "Tensor | None") -> int:
+        """What a command says for x. Host memory is kept until the run; the stream's own lives on in stream order."""
+        if x is None:
+            return 0
+        if x.stream is not self:
+            assert x.host is not None, "a tensor of another stream"
+            self.kept.append(x)
+        return x.reference
+
+    def quantized(self, x: "Tensor") -> "Tensor":
+        """Rows in 8 bits, for a product with an int8 weight."""
+        num_rows, size = x.shape
+        y = self.new(num_rows, self.library.quantized_row_bytes(size) // 4)
+        self.record(QUANTIZE(y.reference, y.shape[0] * y.shape[1], self.operand(x), num_rows, size))
+        return y
 
     def run(self, num_threads: int) -> None:
         """Everything recorded so far; MemoryError, and it is lost, where an activation has no room."""

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
-from rtp_llm.ops import Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
+from rtp_llm.ops import Experts, Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
+from rtp_llm.ops.experts import mix
 from rtp_llm.ops.int8 import Int8Matrix, check_quantized, quantize_weight, quantizes
 from rtp_llm.ops.weight_only import BITS, quantize_groups, to_bf16
 
@@ -196,6 +197,9 @@ class NumpyOps:
     def gated(self, x: FloatArray, activation: str) -> FloatArray:
         gate, up = np.split(x, 2, axis=-1)
         return ACTIVATION[activation](gate).astype(np.float32) * up
+
+    def experts(self, x: FloatArray, experts: Experts, residual: FloatArray | None = None) -> FloatArray:
+        return mix(x, _multiply(x, experts.router), experts, self.linear, residual)
 
     def pool(self, x: FloatArray, batch: Batch, mode: PoolMode, *, skip_prompt: bool = False) -> FloatArray:
         rows = []

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rtp_llm.core import FloatArray, Item, pack
-from rtp_llm.ops import Norm, Ops, Relative
+from rtp_llm.ops import Experts, Norm, Ops, Relative
 from rtp_llm.ops.numpy_ops import NumpyOps
 
 
@@ -30,7 +30,7 @@ def _self_checks() -> dict[str, Callable[[Ops], Any]]:
 
     x, qkv, table, square = normal(41, size), normal(41, 3 * size), normal(50, size), normal(size, size)
     weight, bias, near = normal(size), normal(size), normal(heads, 9)
-    seen, seeing = normal(size, 9), normal(size, 9)
+    seen, seeing, mixture = normal(size, 9), normal(size, 9), normal(5, 67, size) * np.float32(0.125)
     return {
         "embed": lambda ops: ops.embed(
             [(ops.table(table), batch.input_ids), (ops.table(table), batch.position_ids)], scale=3.0
@@ -62,8 +62,23 @@ def _self_checks() -> dict[str, Callable[[Ops], Any]]:
             q_norm=Norm(ops.vector(weight[:head_dim]), None, 1e-5, "rms"),
         ),
         "gated": lambda ops: ops.gated(ops.vector(x), "silu"),
+        "experts": lambda ops: _experts(ops, x, mixture),
         "pool": lambda ops: ops.pool(ops.vector(x), batch, "mean"),
         "rows": lambda ops: ops.rows(ops.vector(x), batch.cu_seqlens[:-1]),
         "concat": lambda ops: ops.concat([ops.vector(x), ops.vector(x)]),
         "l2_normalize": lambda ops: ops.l2_normalize(ops.vector(x)),
     }
+
+
+def _experts(ops: Ops, x: FloatArray, weights: FloatArray) -> Any:
+    """With relu: a gelu of other last bits may be another number in 8 bits."""
+    router, ups, downs = weights[:, 0], weights[:, 1:34], weights[:, 34:]
+    experts = Experts(
+        router=ops.vector(router),
+        up=tuple(map(ops.matrix, ups)),
+        down=tuple(ops.matrix(down.T) for down in downs),
+        bias=ops.vector(x[0]),
+        top_k=2,
+        activation="relu",
+    )
+    return ops.experts(ops.vector(x), experts, ops.vector(x))

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import ConfigError
-from rtp_llm.ops import Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
+from rtp_llm.ops import Experts, Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
+from rtp_llm.ops.torch_experts import mix
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ACTIVATION: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -197,6 +198,11 @@ class TorchOps:
     def gated(self, x: torch.Tensor, activation: str) -> torch.Tensor:
         gate, up = x.chunk(2, dim=-1)
         return ACTIVATION[activation](gate) * up
+
+    def experts(self, x: torch.Tensor, experts: Experts, residual: torch.Tensor | None = None) -> Any:
+        """Waits for the device once: how many rows an expert has is a shape on the host."""
+        y = mix(x, experts, self.linear)
+        return y if residual is None else self.plus(y, residual)
 
     def pool(self, x: torch.Tensor, batch: Any, mode: PoolMode, *, skip_prompt: bool = False) -> torch.Tensor:
         starts, ends = batch.cu_seqlens[:-1].long(), batch.cu_seqlens[1:].long()

@@ -18,6 +18,7 @@ from triton.runtime.errors import OutOfResources, PTXASError
 from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import ConfigError, in_one_line
 from rtp_llm.ops import (
+    Experts,
     Norm,
     PoolMode,
     Quantization,
@@ -246,6 +247,9 @@ class TritonOps(TorchOps):
         if self.rows8 and x.dtype == self.dtype:
             return self._rows8(x, activation, gated=True)
         return self._fused("gated", partial(triton_gated.gated, x, activation), otherwise)
+
+    def experts(self, x: Any, experts: Experts, residual: Any | None = None) -> Any:
+        return super().experts(plain(x), experts, residual)
 
     def pool(self, x: Any, batch: Any, mode: PoolMode, *, skip_prompt: bool = False) -> torch.Tensor:
         x = plain(x)

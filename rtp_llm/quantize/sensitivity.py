@@ -42,10 +42,10 @@ class Mixture:
 
     def measure(self, kept: Collection[Matrix]) -> Likeness:
         """To fp32, with these in fp32."""
-        mixed: Any = copy.copy(self._quantized)
-        mixed.layers = list(self._quantized.layers)
-        for number, name in kept:
-            mixed.layers[number] = replace(mixed.layers[number], **{name: _of(self._exact, (number, name))})
+        mixed: Any = copy.copy(self._exact)
+        mixed.layers = list(self._exact.layers)
+        for number, name in set(self.matrices) - set(kept):
+            mixed.layers[number] = replace(mixed.layers[number], **{name: _of(self._quantized, (number, name))})
         return likeness(rows(mixed, self._ops, self._items, self._mode), self._rows)
 
 

@@ -59,6 +59,7 @@ the sigmoid of the difference of two logits, in fp32. Only the text between the 
 tokens, at its end, whatever `truncation` is, unless that is `false`. bge-reranker-v2-gemma, a Gemma known in the same
 way, is asked FlagEmbedding's question, or `instruction` in its place; its score is the sigmoid of the logit of Yes. Its
 query is cut to three quarters of what the limit leaves beside twice the question, its document to the rest.
+bge-reranker-v2-minicpm-layerwise is asked so too, and has a head for this logit alone.
 
 A classifier's `score` has a row of raw logits for each text or pair, unless `activation` or `labels` ask otherwise.
 With `labels`, the activation is what transformers' pipeline would apply: by `problem_type`, else sigmoid for one

@@ -8,6 +8,7 @@ from rtp_llm.ops import Ops, Tensor
 from rtp_llm.tasks import TaskSource
 from rtp_llm.tasks.finishing import activate, torch_activation
 from rtp_llm.tasks.head import Head, load_head
+from rtp_llm.tasks.layerwise import load_layerwise
 from rtp_llm.tasks.yes_no import load_yes_no
 
 
@@ -26,7 +27,11 @@ class Rerank:
     @classmethod
     def load(cls, source: TaskSource) -> "Rerank":
         """A head with one label, or a language model; sigmoid where no activation is noted, as CrossEncoder does."""
-        head = load_yes_no(source) if source.model_config.is_language_model else load_head(source)
+        config = source.model_config
+        load = (
+            load_layerwise if config.is_layerwise_reranker else load_yes_no if config.is_language_model else load_head
+        )
+        head = load(source)
         if head.num_labels != 1:
             raise ConfigError(
                 f"task_type: a reranker has one label, {source.model_config.transformer_folder} has {head.num_labels}; "

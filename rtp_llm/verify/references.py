@@ -105,7 +105,8 @@ def make_plans(model_config: ModelConfig, tasks: tuple[TaskType, ...]) -> list[P
     if TaskType.TOKENS in tasks and TaskType.DENSE not in tasks:
         title = "transformers' AutoModel, normalised"
         plans.append(Plan((TaskType.TOKENS,), "rtp_llm.verify.huggingface", "TokensReference", _HF, title))
-    if TaskType.RERANK in tasks:
+    # FlagEmbedding's own code of a layerwise model is for transformers 4.
+    if TaskType.RERANK in tasks and not model_config.is_layerwise_reranker:
         plans.append(_rerank_plan(model_config))
     if TaskType.CLASSIFY in tasks:
         title = "transformers' AutoModelForSequenceClassification and its pipeline"

@@ -106,7 +106,7 @@ def test_gates(name: str, activation: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"activation_function": "gelu"}, "activation_function 'gelu' is not one of swiglu, geglu, glu"),
+        ({"activation_function": "gelu_new"}, "activation_function 'gelu_new' is not one of swiglu, geglu, glu, gelu"),
         ({"activation_function": None, "hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu' is not one of gelu"),
         ({"n_head": 7}, "hidden_size 64 is not num_attention_heads 7 times"),
         ({"head_dim": 8}, "num_attention_heads 4 times a whole head_dim"),
@@ -115,9 +115,8 @@ def test_gates(name: str, activation: str) -> None:
         ({"hidden_size": 32}, "hidden_size is 32, but n_embd is 64"),
         ({"rope_parameters": {"rope_theta": 5.0}}, "rotary_emb_base is 1000, but rope_parameters have 5.0"),
         ({"prenorm": True}, "prenorm True; only False is supported"),
-        ({"qkv_proj_bias": True}, "qkv_proj_bias True; only False"),
         ({"rotary_emb_fraction": 0.5}, "rotary_emb_fraction 0.5; only 1"),
-        ({"moe_every_n_layers": 2}, "moe_every_n_layers 2; only 0"),
+        ({"moe_every_n_layers": 2, "n_layer": 2}, "moe_every_n_layers is 2, but num_experts 0"),
     ],
 )
 def test_config_refusals(change: dict[str, Any], message: str) -> None:

@@ -10,7 +10,7 @@ namespace {
 
 enum Opcode : int64_t {
   kReset = 0, kFree, kLinear, kNorm, kEmbed, kAttention, kRotary, kGated, kPool, kCopyColumns, kNormalize,
-  kTakeRows, kQuantize, kLinearInt8, kLinearGrouped
+  kTakeRows, kQuantize, kLinearInt8, kLinearGrouped, kRoute, kGroupRows, kGather, kExpertProducts, kMixExperts
 };
 
 constexpr int64_t kMaxOpcodes = 256;
@@ -45,6 +45,7 @@ class Program {
     return reference % 2 != 0 ? stream_.block(reference / 2) : reinterpret_cast<float*>(reference);
   }
   float* floats() { return tensor(number()); }
+  Routing routing(float* memory) { return {memory, number(), number(), number()}; }
   NormWeights norm() { return {floats(), floats(), real(), number() != 0}; }
 
   void load_command() {
@@ -80,6 +81,11 @@ class Program {
       case kLinearGrouped:
         return number() == 8 ? Command(grouped<8>(y)) : Command(grouped<4>(y));
       case kTakeRows: return TakeRows{y, floats(), integers(), number(), number()};
+      case kRoute: return Route{routing(y), floats(), floats(), number()};
+      case kGroupRows: return GroupRows{routing(y)};
+      case kGather: return gather(y);
+      case kExpertProducts: return expert_products(y);
+      case kMixExperts: return MixExperts{y, floats(), floats(), floats(), number(), routing(floats())};
       case kNormalize: return Normalize{y, floats(), number(), number()};
       default: throw std::logic_error("a command that these kernels do not know");  // ends the process
     }
@@ -88,6 +94,35 @@ class Program {
   template <int kBits>
   LinearGrouped<kBits> grouped(float* y) {
     return {y, floats(), weights(), floats(), floats(), number(), number(), number(), int(number())};
+  }
+
+  TakeRows gather(float* y) {
+    const float* x = floats();
+    const int64_t size = number();
+    const Routing routed = routing(floats());
+    return {y, x, routed.sources(), routed.pairs(), size};
+  }
+
+  Command expert_products(float* y) {
+    switch (number()) {
+      case 4: return products_of<LinearGrouped<4>>(y);
+      case 8: return products_of<LinearGrouped<8>>(y);
+      case 1: return products_of<LinearInt8>(y);
+      default: return products_of<Linear>(y);
+    }
+  }
+
+  template <class Product>
+  ExpertProducts<Product> products_of(float* y) {
+    ExpertProducts<Product> products{};
+    products.whole.y = y;
+    products.whole.x = floats();
+    products.weights = word<const int64_t*>();
+    products.whole.N = number();
+    products.whole.K = number();
+    products.whole.activation = int(number());
+    products.routing = routing(floats());
+    return products;
   }
 
   Embed embed(float* y) {

@@ -113,11 +113,13 @@ struct TakeRows {
   const float* x;
   const int32_t* index;
   int64_t rows, size;
+  int64_t block = 0;
 
-  int64_t plan(int) { return 1; }
+  int64_t plan(int threads) { return plan_rows(rows, threads, block); }
 
-  void run(int64_t) const {
-    for (int64_t i = 0; i < rows; ++i) std::memcpy(y + i * size, x + index[i] * size, size_t(size) * 4);
+  void run(int64_t task) const {
+    for (int64_t i = task * block; i < std::min(rows, (task + 1) * block); ++i)
+      std::memcpy(y + i * size, x + index[i] * size, size_t(size) * 4);
   }
 };
 

@@ -10,6 +10,7 @@
 #include "arena.h"
 #include "attention.h"
 #include "decoder.h"
+#include "experts.h"
 #include "gemm_grouped.h"
 #include "gemm_int8.h"
 #include "linear.h"
@@ -25,7 +26,9 @@ inline void relax() {
 }
 
 using Command = std::variant<Linear, NormRows, Embed, Attention, Rotary, Gated, Pool, CopyColumns, Normalize, TakeRows,
-                             Quantize, LinearInt8, LinearGrouped<8>, LinearGrouped<4>>;
+                             Quantize, LinearInt8, LinearGrouped<8>, LinearGrouped<4>, Route, GroupRows,
+                             ExpertProducts<Linear>, ExpertProducts<LinearInt8>, ExpertProducts<LinearGrouped<8>>,
+                             ExpertProducts<LinearGrouped<4>>, MixExperts>;
 
 class Stream {
  public:
