@@ -385,12 +385,6 @@ def text_limit(where: Path, settings: Mapping[str, Any]) -> int | None:
     return limit or settings.get("max_seq_length")
 
 
-def score_activation(hf: Mapping[str, Any]) -> str | None:
-    """Where sentence-transformers 4 and 5, and those before, note a CrossEncoder's activation."""
-    noted = (hf.get("sentence_transformers") or {}).get("activation_fn")
-    return noted or hf.get("sbert_ce_default_activation_function")
-
-
 def labels(where: Path, hf: Mapping[str, Any]) -> tuple[str, ...]:
     """id2label in the order of its numbers; transformers' own names, LABEL_0 and so on, where it is absent."""
     names = hf.get("id2label")

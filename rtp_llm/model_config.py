@@ -186,7 +186,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         prompts=late.prompts if late else {**_empty_prompts(router), **(sentence.get("prompts") or {})},
         default_prompt_name=sentence.get("default_prompt_name"),
         truncate_dim=sentence.get("truncate_dim"),
-        score_activation=sentence.get("activation_fn") or config_files.score_activation(hf),
+        score_activation=sentence.get("activation_fn") or _score_activation(hf),
         labels=config_files.labels(transformer_folder / "config.json", hf),
         tasks=_without_chat(transformer_path, tasks, chat),
         chat=chat,
@@ -316,6 +316,12 @@ def _first_json(folder: Path, names: tuple[str, ...]) -> tuple[Path, dict[str, A
         if find(folder, name) is not None:
             return folder / name, read_json(folder, name)
     return folder / names[0], {}
+
+
+def _score_activation(hf: Mapping[str, Any]) -> str | None:
+    """Where sentence-transformers 4 and 5, and those before, note a CrossEncoder's activation."""
+    noted = (hf.get("sentence_transformers") or {}).get("activation_fn")
+    return noted or hf.get("sbert_ce_default_activation_function")
 
 
 def _architecture(hf: Mapping[str, Any]) -> str:
