@@ -1,9 +1,10 @@
 """What the files of a late-interaction checkpoint (ColBERT: Khattab and Zaharia 2020) say, in any of three layouts.
 
-sentence-transformers 6   MultiVectorEncoder: how queries are read stands in sentence_bert_config.json, what is left out
-                          of the answer in a module MultiVectorMask
-PyLate                    both stand in config_sentence_transformers.json
-ColBERT's authors         architecture HF_ColBERT, `linear.weight` beside the encoder's tensors, artifact.metadata
+native   sentence-transformers 6, MultiVectorEncoder: how queries are read stands in sentence_bert_config.json, what is
+         left out of the answer in a module MultiVectorMask
+pylate   both stand in config_sentence_transformers.json; the mask and a Normalize come after the modules, which do not
+         name them
+authors  ColBERT's: architecture HF_ColBERT, `linear.weight` beside the encoder's tensors, artifact.metadata, no modules
 
 Read as sentence-transformers 6 reads them, MultiVectorEncoder's `_parse_model_config` and `_load_default_modules`.
 """
@@ -12,11 +13,13 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from rtp_llm import config_files
 from rtp_llm.checkpoint import read_json
 from rtp_llm.errors import CheckpointError
+
+Layout: TypeAlias = Literal["native", "pylate", "authors"]
 
 HF_COLBERT = "HF_ColBERT"
 SIDES = ("query", "document")
@@ -52,8 +55,7 @@ class LateInteraction:
     skipped    tokens of which vectors are left out, on the sides `skips_on`
     kept_ids   if not empty, the only tokens of documents whose vectors are kept
     max_sim    how the similarity of a query and a document adds up over the query's vectors
-    is_inline  the projection is `linear.weight` of the encoder's files
-    is_bare    the mask and a Normalize come after the modules, which do not name them
+    layout     of its files
     """
 
     limits: Mapping[str, int | None]
@@ -64,8 +66,7 @@ class LateInteraction:
     skips_on: tuple[str, ...] = ("document",)
     kept_ids: tuple[int, ...] = ()
     max_sim: Literal["sum", "mean"] = "sum"
-    is_inline: bool = False
-    is_bare: bool = False
+    layout: Layout = "native"
 
     @property
     def max_seq_length(self) -> int | None:
@@ -119,14 +120,14 @@ def read(files: Files) -> LateInteraction | None:
     # What the module's own file says comes first, null or not.
     settings.update({key: files.transformer[key] for key in _QUERY_KEYS if key in files.transformer})
     prompts, markers = _prompts(files.sentence)
-    is_bare = not _keeps_chain(files)
+    layout: Layout = "native" if _keeps_chain(files) else "pylate"
     return LateInteraction(
         **_sides(files, settings),
-        **({"skipped": _pylate_skipped(files)} if is_bare else _mask(files)),
+        **({"skipped": _pylate_skipped(files)} if layout == "pylate" else _mask(files)),
         prompts=prompts,
         markers=markers,
         max_sim="mean" if files.sentence.get("similarity_fn_name") == "meanmaxsim" else "sum",
-        is_bare=is_bare,
+        layout=layout,
     )
 
 
@@ -256,6 +257,5 @@ def _of_authors(files: Files) -> LateInteraction:
         prompts=dict(zip(SIDES, markers, strict=True)),
         markers=markers,
         skipped=tuple(string.punctuation) if metadata.get("mask_punctuation", True) else (),
-        is_inline=True,
-        is_bare=True,
+        layout="authors",
     )

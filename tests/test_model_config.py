@@ -1,10 +1,13 @@
 """What read_model_config makes of a folder's files and the flags over them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+import rtp_llm
+from rtp_llm import config_files
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import ConfigError
 from rtp_llm.model_config import read_model_config, sequence_limit
@@ -58,3 +61,12 @@ def test_learnt_positions_have_an_end(tmp_path: Path) -> None:
     config = EngineConfig(checkpoint_path=str(tmp_path), max_seq_len=65)
     with pytest.raises(ConfigError, match="65 is more than the 64 positions"):
         sequence_limit(config, read_model_config(tmp_path, config), 64, 1 << 30)
+
+
+def test_every_key_that_is_read_has_a_kind() -> None:
+    """What is not among the kinds would be read unchecked, and a wrong value be a traceback."""
+    package = Path(rtp_llm.__file__).parent
+    sources = [file.read_text() for folder in ("models", "tasks", ".") for file in (package / folder).glob("*.py")]
+    read_keys = {key for source in sources for key in re.findall(r'\bhf(?:\.get\(|\[)"(\w+)"', source)}
+    assert len(read_keys) > 50
+    assert read_keys - config_files.MODEL.keys() == set()

@@ -9,7 +9,7 @@ _NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_head
 
 
 def read_sizes(hf: Mapping[str, Any], names: Mapping[str, str] | None = None) -> dict[str, int]:
-    """They by their keys; CheckpointError where one is missing, or where heads are no whole part of hidden_size.
+    """Returns them by BERT's keys; CheckpointError where one is missing, or where heads do not divide hidden_size.
 
     names  BERT's key -> the one that a message has instead
     """

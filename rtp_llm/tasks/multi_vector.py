@@ -12,7 +12,7 @@ from rtp_llm import config_files
 from rtp_llm.checkpoint import Parameter, bind, open_tensors, read_json
 from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Rows
 from rtp_llm.errors import CheckpointError
-from rtp_llm.late_interaction import LateInteraction
+from rtp_llm.late_interaction import LateInteraction, Layout
 from rtp_llm.modules import Module
 from rtp_llm.ops import Ops, Tensor
 from rtp_llm.tasks import TaskSource, Vocabulary
@@ -48,8 +48,8 @@ class MultiVector(Tokens):
         """The chain that the checkpoint describes."""
         late = source.model_config.late
         assert late is not None
-        stages, dimension = _inline(source) if late.is_inline else _chain(source, is_bare=late.is_bare)
-        if late.is_bare:
+        stages, dimension = _inline(source) if late.layout == "authors" else _chain(source, late.layout)
+        if late.layout != "native":
             stages.append(Normalize())
         stages, normalizes = without_normalize(stages)
         return cls(stages, dimension, late, _ids(late.skipped, source.vocabulary), normalizes=normalizes)
@@ -78,22 +78,24 @@ class MultiVector(Tokens):
         return np.flatnonzero(kept).astype(np.int32)
 
 
-def _chain(source: TaskSource, *, is_bare: bool) -> tuple[list[Stage], int]:
-    """The modules that make vectors, and their columns; of one that `is_bare`, what is for one vector a text is passed
-    over, and a Dense for it is taken to the tokens.
+def _chain(source: TaskSource, layout: Layout) -> tuple[list[Stage], int]:
+    """The modules that make vectors, and their columns.
+
+    Of PyLate's layout, what is for one vector a text is passed over, and a Dense for it is taken to the tokens.
     """
+    is_pylate = layout == "pylate"
     stages: list[Stage] = []
     dimension = source.hidden_size
     for module in source.model_config.modules or ():
-        if module.kind == "MultiVectorMask" or (is_bare and _is_of_text(module)):
+        if module.kind == "MultiVectorMask" or (is_pylate and _is_of_text(module)):
             continue
         if module.kind == "HierarchicalTokenPooling":
             _check_token_pooling(module, stages)
             continue
-        features = (_TOKENS, _SENTENCE) if is_bare else (_TOKENS,)
+        features = (_TOKENS, _SENTENCE) if is_pylate else (_TOKENS,)
         stage, dimension = load_stage(module, dimension, source.ops, features)
         stages.append(stage)
-    if is_bare and not any(isinstance(stage, DenseStage) for stage in stages):
+    if is_pylate and not any(isinstance(stage, DenseStage) for stage in stages):
         raise CheckpointError(
             f"{source.model_config.folder / 'modules.json'}: there is no Dense, which takes hidden states to the "
             "vectors that are compared"
