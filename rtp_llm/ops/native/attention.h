@@ -120,8 +120,9 @@ struct Attention {
     const int64_t length = std::min(part.keys.count(), visibility.causal ? part.place(part.last) : part.keys.count());
     const int64_t padded = ceil_div(length, kPanel) * kPanel, depth = ceil_div(head_dim, kPanel) * kPanel;
     const int64_t room = relative.any() ? RelativeHead::room(length, part.last - part.first, head_dim) : 0;
-    float* keys = thread_scratch().reserve(padded * head_dim + length * depth + kRows * padded + room);
-    float *values = keys + padded * head_dim, *scores = values + length * depth;
+    const int64_t sizes = padded * head_dim + length * depth + kRows * (padded + 2 * depth) + room;
+    float* keys = thread_scratch().reserve(sizes);
+    float *values = keys + padded * head_dim, *scores = values + length * depth, *products = scores + kRows * padded;
     // NOTE: lanes past the last key were set to zero. Their scores are never read, but of whatever else stood there
     // (integers are denormal as fp32) the products can take a hundred times as long.
     if (length < padded) std::fill(values - kPanel * head_dim, values, 0.0f);
@@ -132,25 +133,39 @@ struct Attention {
     }
     const int64_t group = heads / kv_heads;
     for (int64_t h = part.kv_head * group; h < (part.kv_head + 1) * group; ++h) {
-      Head head{keys, values, scores, padded, length, adjustment.of_head(h), {}};
+      Head head{keys, values, scores, products, padded, length, depth, adjustment.of_head(h), {}};
       if (relative.any())
         head.relative.emplace(relative, h, seen.own, part.place(part.first), part.place(part.last), head_dim,
-                              scores + kRows * padded);
+                              products + 2 * kRows * depth);
       for (int64_t row = part.first; row < part.last; row += kRows) {
+        const int rows = int(std::min<int64_t>(kRows, part.last - row));
         const float* q = part.q + row * row_size() + h * head_dim;
         float* y = part.y + (row - part.first) * heads * head_dim + h * head_dim;
-        attend(head, part.place(row), int(std::min<int64_t>(kRows, part.last - row)), q, y);
+        attend(head, part.place(row), rows, queries(q, rows, products + kRows * depth, depth), y);
       }
     }
   }
 
   struct Head {
     const float *keys, *values;  // [padded / kPanel][head_dim][kPanel], [depth / kPanel][length][kPanel]
-    float* scores;               // [kRows][padded]
-    int64_t padded, length;
+    float *scores, *products;    // [kRows][padded], [kRows][depth]
+    int64_t padded, length, depth;
     Adjustment adjustment;
     std::optional<RelativeHead> relative;
   };
+
+  // Rows of queries, `stride` apart.
+  struct Queries {
+    const float* data;
+    int64_t stride;
+  };
+
+  // In place; or copied, where rows that are whole pages apart would all fall into the same cache sets.
+  Queries queries(const float* q, int rows, float* copy, int64_t stride) const {
+    if (row_size() % 1024 != 0) return {q, row_size()};
+    for (int r = 0; r < rows; ++r) std::memcpy(copy + r * stride, q + r * row_size(), size_t(head_dim) * 4);
+    return {copy, stride};
+  }
 
   int64_t row_size() const { return (heads + 2 * kv_heads) * head_dim; }
   HeadRows own_rows(int64_t row, int64_t count) const {
@@ -166,15 +181,15 @@ struct Attention {
   }
 
   // Queries at the places `row` and after of a sequence -> y.
-  void attend(Head& head, int64_t row, int rows, const float* q, float* y) const {
+  void attend(Head& head, int64_t row, int rows, Queries q, float* y) const {
     const int64_t from = visible(row, head.length).from / kPanel * kPanel;
     const int64_t to = std::max(from, visible(row + rows - 1, head.length).to);
     for (int64_t j = from; j < to; j += kPanel) {
       const int64_t cols = to - j <= kWidth ? kWidth : kPanel;
-      multiply(rows, cols, head_dim, q, row_size(), head.keys + j * head_dim, head.scores + j, head.padded, false);
+      multiply(rows, cols, head_dim, q.data, q.stride, head.keys + j * head_dim, head.scores + j, head.padded, false);
     }
     const Keys keys{from, to};
-    if (head.relative) head.relative->add(row, rows, q, row_size(), keys, head.scores, head.padded);
+    if (head.relative) head.relative->add(row, rows, q.data, q.stride, keys, head.scores, head.padded);
     const float by = head.adjustment.factor(), factor = head.adjustment.any() ? 1.0f : by;
     for (int r = 0; head.adjustment.any() && r < rows; ++r)
       head.adjustment.apply(head.scores + r * head.padded, keys, row + r, by);
@@ -187,13 +202,13 @@ struct Attention {
           weigh(head.scores + r * head.padded, visible(row + r, head.length), keys, factor, shifts[r]));
     for (int64_t d = 0; d < head_dim; d += kPanel) {
       const float* v = head.values + d * head.length + from * kPanel;
-      const int64_t cols = std::min<int64_t>(kPanel, head_dim - d);
-      multiply(rows, cols, to - from, head.scores + from, head.padded, v, y + d, heads * head_dim, false);
+      const int64_t cols = head_dim - d > kWidth ? kPanel : kWidth;
+      multiply(rows, cols, to - from, head.scores + from, head.padded, v, head.products + d, head.depth, false);
     }
     for (int r = 0; r < rows; ++r, y += heads * head_dim)
       for (int64_t d = 0; d < head_dim; d += kWidth) {
         const int64_t lanes = std::min<int64_t>(kWidth, head_dim - d);
-        store_lanes(y + d, load_lanes(y + d, lanes) * inverse[r], lanes);
+        store_lanes(y + d, load_lanes(head.products + r * head.depth + d, lanes) * inverse[r], lanes);
       }
   }
 
