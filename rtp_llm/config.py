@@ -260,7 +260,7 @@ class ServerConfig(EngineConfig):
     )
     max_answer_bytes: int = option(
         256 << 20,
-        help="bytes of tokens' vectors in an answer, or compared for it; over it 413",
+        help="bytes of tokens' vectors, entities or sparse weights in an answer, or compared for it; over it 413",
         group="server",
         minimum=1024,
     )

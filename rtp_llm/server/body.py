@@ -13,7 +13,8 @@ from rtp_llm.server.exchange import Exchange
 
 Body = TypeVar("Body")
 
-_PLACE = re.compile(r"^(?P<detail>.*?)(?: - at `\$\.?(?P<param>.*)`)?$", re.DOTALL)
+_PLACE = " - at `$"
+_MOST_SHOWN = 300  # characters of a message, which may hold all of a value
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]*)`(?: - at `\$\.?(?P<place>.*)`)?$")
 # A high surrogate that ends its string; msgspec calls the body truncated.
 _LONE_SURROGATE = re.compile(rb'\\u[dD][89abAB][0-9a-fA-F]{2}"')
@@ -47,7 +48,7 @@ async def _read(exchange: Exchange, max_bytes: int) -> bytes:
     encoding = exchange.headers.get(b"content-encoding", b"identity")
     if encoding.lower() != b"identity":
         name = encoding.decode("latin-1")
-        raise UnsupportedEncoding(f"Content-Encoding {name!r} is not supported: send the JSON body uncompressed")
+        raise UnsupportedEncoding(f"Content-Encoding {name!r:.100} is not supported: send the JSON body uncompressed")
     if int(exchange.headers.get(b"content-length", b"0")) > max_bytes:
         raise _too_large(max_bytes)
     message = await exchange.receive()
@@ -96,9 +97,9 @@ def _unexpected(decoder: msgspec.json.Decoder[Body], text: str) -> InvalidReques
         field, place = missing["field"], missing["place"]
         param, whole = (f"{place}.{field}", place) if place else (field, "the body")
         return InvalidRequest(f"{param} is missing: {whole} must be a JSON object with {field!r}", param=param)
-    found = _PLACE.match(text)
-    assert found is not None
-    param, detail = found["param"], found["detail"].replace("`", "")
+    before, found, place = text.rpartition(_PLACE)
+    detail, param = (before, place.lstrip(".").removesuffix("`")) if found else (text, "")
+    detail = (detail if len(detail) <= _MOST_SHOWN else f"{detail[:_MOST_SHOWN]}…").replace("`", "")
     if not param:
         return InvalidRequest(f"the body must be a JSON object: {_lower(detail)}")
     if detail.startswith("Invalid enum value"):

@@ -3,6 +3,7 @@ entities of texts. POST /v1/classifier.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -41,6 +42,11 @@ class ClassifierBody(msgspec.Struct, kw_only=True):
     labels: Annotated[bool | None, Meta(description="name the labels beside the scores; null: false")] = None
     aggregation_strategy: Strategy = None
     ignore_labels: IgnoredLabels = None
+    truncate: Annotated[bool | None, Meta(description="false: an input over the limit is an error; null: true")] = None
+    truncation_side: Annotated[
+        Literal["left", "right"] | None,
+        Meta(description="the end that an over-long input loses; null: the checkpoint's own, mostly right"),
+    ] = None
     model: ModelName = None
 
 
@@ -74,12 +80,14 @@ def to_request(body: ClassifierBody, info: ModelInfo, config: ServerConfig, requ
     if not inputs:
         raise InvalidRequest("input is an empty list: give at least one text", param="input")
     check_count(len(inputs), config, "input")
+    params = Params(
+        activation=body.activation, truncate=body.truncate is not False, truncation_side=body.truncation_side
+    )
     if labels_tokens(info):
-        params = with_entities(Params(activation=body.activation), body.aggregation_strategy, body.ignore_labels)
+        params = with_entities(params, body.aggregation_strategy, body.ignore_labels)
         return Request(inputs=inputs, tasks=(TaskType.TOKEN_CLASSIFY,), params=params, request_id=request_id)
     check_means_texts(info, body.aggregation_strategy)
-    activation = body.activation or (None if body.labels else "none")
-    params = Params(activation=activation)
+    params = replace(params, activation=body.activation or (None if body.labels else "none"))
     return Request(inputs=inputs, tasks=(TaskType.CLASSIFY,), params=params, request_id=request_id)
 
 

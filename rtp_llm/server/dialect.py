@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import OF_TOKENS, AnswerLimit, ModelInfo, Request, Response
+from rtp_llm.core import OF_TOKENS, AnswerLimit, ModelInfo, Request, Response, TaskType
 from rtp_llm.errors import InvalidInput, RequestTooLarge
 from rtp_llm.observability import Answered
 from rtp_llm.server.body import decode
@@ -33,6 +33,7 @@ _INLINE_BYTES = 256 << 10
 # The fields of several dialects that say what becomes of an input over the limit.
 _CUTS = ("truncate", "truncation", "truncate_prompt_tokens", "max_tokens")
 _MOST_IDS = 200_000
+_WEIGHT_BYTES = 24  # of a weight of a sparse vector with its token, in an answer, about
 MEMORY_BYTES = 4  # of a number that is computed, and not answered
 
 
@@ -153,6 +154,7 @@ class Dialect(Generic[Body]):
     ) -> tuple[Response, bytes, float]:
         """The engine's answer, its rendering, and the seconds that this took."""
         response = await engine.run(request)
+        _check_sparse(request, response)
         began = time.perf_counter()
         pieces, on_thread = self.render(body, response, info), self.render_on_thread
         on_thread = on_thread(response) if callable(on_thread) else on_thread
@@ -324,9 +326,23 @@ def _says_what_is_cut(body: object) -> bool:
     return any(value is not None and value is not msgspec.UNSET for value in given)
 
 
+def _check_sparse(request: Request, response: Response) -> None:
+    """RequestTooLarge where sparse vectors, whose size is known when they are there, make too long an answer."""
+    if request.answer_limit is None or TaskType.SPARSE not in response.outputs:
+        return
+    most = request.answer_limit[0]
+    num_bytes = _WEIGHT_BYTES * sum(len(vector.indices) for vector in response.outputs[TaskType.SPARSE])
+    if num_bytes > most:
+        message = (
+            f"the weights of these sparse vectors take about {num_bytes} bytes, the limit is {most} "
+            "(max_answer_bytes): send fewer inputs at a time, or max_active_dims"
+        )
+        raise RequestTooLarge(message, param="input")
+
+
 def limited(request: Request, config: ServerConfig, number_bytes: int) -> Request:
-    """The request, which an answer with a vector a token may make too large."""
-    if OF_TOKENS.isdisjoint(request.tasks):
+    """The request, whose answer a vector a token, or weights of tokens, may make too large."""
+    if {TaskType.SPARSE, *OF_TOKENS}.isdisjoint(request.tasks):
         return request
     return replace(request, answer_limit=AnswerLimit(config.max_answer_bytes, number_bytes))
 

@@ -289,7 +289,7 @@ def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
     check_dimensions(dimensions, info)
     if body.prompt_name and body.prompt_name not in info.prompts:
         known = ", ".join(info.prompts) or "none"
-        raise InvalidRequest(f"prompt_name: {body.prompt_name!r} is not one of {known}", param="prompt_name")
+        raise InvalidRequest(f"prompt_name: {body.prompt_name!r:.100} is not one of {known}", param="prompt_name")
     return Params(
         dimensions=as_asked(dimensions, info),
         normalize=_normalize(body),
@@ -366,7 +366,7 @@ def _add_special_tokens(tokenizer_config: dict[str, Any] | None) -> bool:
     settings = tokenizer_config or {}
     unknown = sorted(settings.keys() - {"add_special_tokens"})
     if unknown:
-        message = f"{place}: {unknown[0]!r} is not supported; add_special_tokens is the only key that is"
+        message = f"{place}: {unknown[0]!r:.100} is not supported; add_special_tokens is the only key that is"
         raise InvalidRequest(message, param=f"{place}.{unknown[0]}")
     value = settings.get("add_special_tokens")
     if not isinstance(value, bool | None):

@@ -134,6 +134,7 @@ class InfinityClassifyAnswer(msgspec.Struct, kw_only=True):
 class PoolingBody(EncodedBody, kw_only=True):
     """Texts, messages, or token ids, and what is wanted of them."""
 
+    truncate: Annotated[bool | None, Meta(description="false: an input over the limit is an error; null: true")] = None
     truncate_prompt_tokens: KeptTokens = None
     truncation_side: Side = None
     task: Annotated[
@@ -318,6 +319,7 @@ def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_i
     params = Params(
         dimensions=body.dimensions,
         activation="none" if body.use_activation is False else _activation(task, info),
+        truncate=body.truncate is not False,
         max_tokens=openai.max_tokens_of(body.truncate_prompt_tokens),
         truncation_side=body.truncation_side,
         prompt="" if body.messages is not None else None,

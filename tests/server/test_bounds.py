@@ -36,6 +36,7 @@ def post(engine: FakeEngine, path: str, config: Any = CONFIG, **body: Any) -> ht
         ("/pooling", {"input": "a", "task": "token_classify"}, 12),
         ("/v1/classifier", {"input": "a"}, 4),
         ("/predict", {"inputs": "a"}, 4),
+        ("/predict", {"inputs": "a", "parameters": {"stride": None, "aggregation_strategy": "max"}}, 4),
         ("/embed", {"inputs": "a"}, None),
     ],
 )
@@ -44,6 +45,44 @@ def test_an_answer_with_a_vector_a_token_has_a_limit(path: str, body: dict[str, 
     assert post(engine, path, **body).status_code == 200
     limit = AnswerLimit(CONFIG.max_answer_bytes, number_bytes) if number_bytes else None
     assert engine.requests[0].answer_limit == limit
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [("/v1/embeddings/sparse", {"input": ["a"] * 30}, 413), ("/embed_sparse", {"inputs": ["a"] * 30}, 422)],
+)
+def test_sparse_vectors_have_a_limit_together(path: str, body: dict[str, Any], status: int) -> None:
+    config = replace(CONFIG, max_answer_bytes=1024)
+    answer = post(FakeEngine(tasks=(TaskType.SPARSE,)), path, config, **body)
+    assert answer.status_code == status and "take about 1440 bytes, the limit is 1024" in answer.text
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/classifier", "/pooling"])
+@pytest.mark.parametrize("name", ["prompt_name", "encoding_format", "aggregation_strategy", "task", "chunking"])
+def test_a_long_value_is_not_sent_back(path: str, name: str) -> None:
+    answer = post(FakeEngine(tasks=TOKEN_TASKS), path, **{"input": "a", name: "x` - at `$.zz" * 2000})
+    assert answer.status_code in (200, 400) and len(answer.content) < 3000
+    if answer.status_code == 400:
+        assert answer.json()["error"]["param"] == name
+
+
+def test_unknown_parameters_are_passed_over() -> None:
+    flood = {f"k{i}": [{}] for i in range(200_000)}
+    config, parameters = replace(CONFIG, max_body_bytes=1 << 23), {"z": flood, "top_k": 3}
+    answer = post(FakeEngine(tasks=TOKEN_TASKS), "/predict", config, inputs="a", parameters=parameters)
+    assert answer.status_code == 200
+    wrong = post(FakeEngine(tasks=TOKEN_TASKS), "/predict", inputs="a", parameters={"aggregation_strategy": "up"})
+    assert (
+        wrong.status_code == 422 and "parameters.aggregation_strategy: invalid enum value 'up', allowed:" in wrong.text
+    )
+
+
+@pytest.mark.parametrize("path", ["/v1/classifier", "/pooling"])
+def test_a_request_may_refuse_to_be_cut(path: str) -> None:
+    engine = FakeEngine(tasks=TOKEN_TASKS)
+    assert post(engine, path, input="a", truncate=False, truncation_side="left").status_code == 200
+    params = engine.requests[0].params
+    assert (params.truncate, params.truncation_side) == (False, "left")
 
 
 def test_the_engine_refuses_before_it_computes() -> None:

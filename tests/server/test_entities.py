@@ -82,8 +82,11 @@ def test_as_hugging_face(path: str, tagger: Served) -> None:
     ("body", "message"),
     [
         ({"parameters": {"stride": 4}}, "stride is not served: send a long text in parts"),
-        ({"parameters": {"aggregation_strategy": "best"}}, "aggregation_strategy is one of none, simple, first"),
-        ({"parameters": {"ignore_labels": "O"}}, "ignore_labels a list of strings"),
+        (
+            {"parameters": {"aggregation_strategy": "best"}},
+            "parameters.aggregation_strategy: invalid enum value 'best', allowed: 'none'",
+        ),
+        ({"parameters": {"ignore_labels": "O"}}, "parameters.ignore_labels: expected array | null, got str"),
         ({"inputs": [["a", "b"]]}, "inputs[0] is a pair of texts; entities are found in single texts"),
         ({"inputs": [["a", "b", "c"]]}, "inputs[0]: expected a list of one text or of two"),
         ({"raw_scores": True}, "raw_scores: entities have the scores of softmax"),

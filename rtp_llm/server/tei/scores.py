@@ -5,7 +5,7 @@ A token classifier, which TEI does not serve, answers /predict as Hugging Face's
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -13,12 +13,14 @@ import orjson
 from msgspec import UNSET, Meta, UnsetType
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import AggregationStrategy, FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.entities import (
     LABELLERS,
+    IgnoredLabels,
+    Strategy,
     check_means_texts,
     entity_arrays,
     has_entities,
@@ -31,6 +33,14 @@ from rtp_llm.server.packed import truncated_header
 from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, place_of, scores_of, scoring_request, takes_long
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import RawScores, Truncate, Truncation
+
+
+class EntityParameters(msgspec.Struct, kw_only=True):
+    """What is read of `parameters`, by a token classifier."""
+
+    aggregation_strategy: Strategy = None
+    ignore_labels: IgnoredLabels = None
+    stride: Annotated[msgspec.Raw | UnsetType, Meta(extra_json_schema={"type": "null"})] = UNSET  # refused
 
 
 class PredictBody(msgspec.Struct, kw_only=True):
@@ -47,7 +57,7 @@ class PredictBody(msgspec.Struct, kw_only=True):
     truncation_direction: Truncation = None
     raw_scores: RawScores = None
     parameters: Annotated[
-        dict[str, Any] | None | UnsetType,
+        EntityParameters | None | UnsetType,
         Meta(
             description="huggingface_hub's client always sends it, and reads a list of lists. Token classifiers: "
             "`aggregation_strategy`, `ignore_labels`"
@@ -60,14 +70,6 @@ class PredictBody(msgspec.Struct, kw_only=True):
         return isinstance(self.inputs, list) and not _is_pair(self.inputs)
 
     model: ModelName = None
-
-
-class EntityParameters(msgspec.Struct, kw_only=True):
-    """What is read of `parameters` by a token classifier."""
-
-    aggregation_strategy: AggregationStrategy | None = None
-    ignore_labels: list[str] | None = None
-    stride: int | None = None
 
 
 class Prediction(msgspec.Struct, kw_only=True):
@@ -105,7 +107,7 @@ def _predict(body: PredictBody, info: ModelInfo, config: ServerConfig, request_i
     params = frame.truncation(body.truncate, body.truncation_direction)
     if labels_tokens(info):
         return _find(body, params, config, request_id)
-    check_means_texts(info, (body.parameters or {}).get("aggregation_strategy"))
+    check_means_texts(info, (body.parameters or EntityParameters()).aggregation_strategy)
     if isinstance(body.inputs, str):
         inputs: list[Input] = [body.inputs]
     else:
@@ -121,13 +123,8 @@ def _find(body: PredictBody, params: Params, config: ServerConfig, request_id: s
     given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     frame.check_inputs(given, config)
     inputs = [value if isinstance(value, str) else _text_or_pair(value, i, True) for i, value in enumerate(given)]
-    try:
-        asked = msgspec.convert(body.parameters or {}, EntityParameters)
-    except msgspec.ValidationError as error:
-        strategies = ", ".join(get_args(AggregationStrategy))
-        message = f"parameters: {error}; aggregation_strategy is one of {strategies}, ignore_labels a list of strings"
-        raise InvalidRequest(message, param="parameters") from None
-    if asked.stride is not None:
+    asked = body.parameters or EntityParameters()
+    if asked.stride is not UNSET and bytes(asked.stride) != b"null":
         message = "parameters: stride is not served: send a long text in parts that overlap"
         raise InvalidRequest(message, param="parameters.stride")
     if body.raw_scores:
