@@ -73,7 +73,8 @@ class Model(Protocol):
     causal            a token sees those before it only, so that the last one stands for all
     shares_prefixes   what it computes for a sequence's first tokens serves every sequence that begins with them
     kv_size           of a model that does, columns at the end of what `on_keys` gets that are keys and values
-    reads_host        on a GPU, it needs the batch's lengths on the host too, so that no CUDA graph of it serves
+    reads_host        what it asks of ops that may need numbers on the host for it ("relative" of attention, "experts"),
+                      so that no CUDA graph of it serves: see TorchOps.reads_host
     layers            in their order
     matrices          (layer, attribute) of each linear layer's weight -> the checkpoint's tensors that it is made of
     """
@@ -85,7 +86,7 @@ class Model(Protocol):
     causal: bool
     shares_prefixes: bool
     kv_size: int
-    reads_host: bool
+    reads_host: tuple[str, ...]
     layers: Sequence[Any]
     matrices: Mapping[tuple[int, str], tuple[str, ...]]
 

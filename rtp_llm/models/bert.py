@@ -124,7 +124,7 @@ class Bert:
     learnt_positions = True
     shares_prefixes = False
     kv_size = 0
-    reads_host = False
+    reads_host: tuple[str, ...] = ()
     prefix: ClassVar[str] = "bert."
     names: ClassVar[LayerNames] = NAMES
     renames: ClassVar[tuple[tuple[str, str], ...]] = RENAMES

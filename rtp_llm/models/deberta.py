@@ -120,8 +120,7 @@ class Deberta(Bert):
         *IGNORED, r"^embeddings\.position_embeddings\.", r"^encoder\.(LayerNorm|rel_embeddings)\.",
         r"^(lm|mask)_predictions\.",
     )  # fmt: skip
-    # On a GPU the scores of a sequence are made from its length on the host.
-    reads_host = True
+    reads_host = ("relative",)
 
     def __init__(self, config: DebertaConfig, weights: Weights, ops: Ops) -> None:
         super().__init__(config, weights, ops)
@@ -191,5 +190,6 @@ def _relative(weights: Weights, prefix: str, vectors: FloatArray, config: Debert
         if isinstance(weight, QuantizedWeight):
             weight = weight.values * weight.scales[:, None]
         projected = weight @ vectors.T + weights[f"{prefix}{kind}.bias"][:, None]
-        tables[kind] = ops.vector(np.ascontiguousarray(projected[:, rows[kind]]))
+        # A GPU's kernel reads the vector of a distance, whose numbers should stand together.
+        tables[kind] = ops.vector(np.ascontiguousarray(projected.T[rows[kind]]).T)
     return Relative(tables.get("c2p"), tables.get("p2c"))

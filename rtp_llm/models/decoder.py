@@ -85,7 +85,7 @@ class Decoder(ABC):
     """The decoder up to its last hidden states, after the final norm; heads belong to the tasks."""
 
     learnt_positions = False
-    reads_host = False
+    reads_host: tuple[str, ...] = ()
 
     def __init__(self, config: DecoderConfig, weights: Weights, ops: Ops) -> None:
         self.config = config

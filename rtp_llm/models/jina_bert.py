@@ -109,7 +109,7 @@ class JinaBert:
     causal = False
     shares_prefixes = False
     kv_size = 0
-    reads_host = False
+    reads_host: tuple[str, ...] = ()
 
     def __init__(self, config: JinaBertConfig, weights: Weights, ops: Ops, linears: tuple[str, ...]) -> None:
         self.config = config

@@ -115,7 +115,7 @@ class ModernBert:
     learnt_positions = False
     causal = False
     shares_prefixes = False
-    reads_host = False
+    reads_host: tuple[str, ...] = ()
     kv_size = 0
 
     def __init__(self, config: ModernBertConfig, weights: Weights, ops: Ops) -> None:

@@ -104,7 +104,7 @@ class RotaryBert(ABC):
         self.rope_tables = RopeTables((config.rope,), ops)
         self.layers = [_load_layer(weights, i, config, ops) for i in range(config.num_hidden_layers)]
         self.matrices = matrix_sources(weights, config.num_hidden_layers, _MATRICES)
-        self.reads_host = config.mixture is not None
+        self.reads_host = () if config.mixture is None else ("experts",)
 
     @classmethod
     @abstractmethod

@@ -23,7 +23,7 @@ class Static:
     learnt_positions = False
     causal = False
     shares_prefixes = False
-    reads_host = False
+    reads_host: tuple[str, ...] = ()
     kv_size = 0
     max_positions = _LONGEST
 

@@ -96,7 +96,7 @@ class T5:
     causal = False
     shares_prefixes = False
     kv_size = 0
-    reads_host = False
+    reads_host: tuple[str, ...] = ()
 
     def __init__(self, config: T5Config, weights: Weights, ops: Ops) -> None:
         self.config = config

@@ -25,7 +25,7 @@ ACTIVATION: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 # The fields of a batch that are arrays.
-_UPLOADED = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "prompt_lens", "wanted")
+_UPLOADED = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "prompt_lens", "seen_lens", "wanted")
 _PART = 4 << 20  # numbers of a weight that are moved at once
 _ALIGNMENT = 16  # int32s: kernels load faster from addresses that are multiples of 64 bytes
 
@@ -36,8 +36,10 @@ class TorchOps:
     name = "torch"
     num_threads = 1
     quantization: Quantization = "none"
-    # Whether no op needs `Batch.host`, so that a CUDA graph of them serves any batch of as many tokens and sequences.
+    # Whether no op needs `Batch.host`, so that a CUDA graph of them serves any batch of as many tokens and sequences,
+    # but for what needs numbers on the host: attention with `relative`, and experts.
     graph_safe = False
+    reads_host: frozenset[str] = frozenset({"relative", "experts"})
 
     def __init__(self, device: str = "cpu", dtype: str = "fp32") -> None:
         self.device = torch.device(device)
@@ -58,7 +60,9 @@ class TorchOps:
         return self._put(weight)
 
     def vector(self, values: FloatArray) -> torch.Tensor:
-        return self._put(values)
+        """A matrix whose columns stand together in memory, as those of a transposed one, has them so here too."""
+        by_columns = values.ndim == 2 and values.flags.f_contiguous and not values.flags.c_contiguous
+        return self._put(values.T).t() if by_columns else self._put(values)
 
     def table(self, rows: FloatArray) -> torch.Tensor:
         return self._put(rows)
@@ -270,6 +274,8 @@ class TorchOps:
         Scores, and a mask with a bias, are numbers for every head: of a long sequence, for some queries at a time.
         """
         (num_heads, num_rows, _), seqlen, parts = queries.shape, keys.shape[1], []
+        if not seqlen:
+            return [torch.zeros_like(queries)]
         has_scores = table is not None or relative is not None or softcap is not None
         step = max(1, _PART // (num_heads * seqlen)) if has_scores else num_rows
         for part, low in zip(torch.split(queries, step, dim=1), range(place, place + num_rows, step), strict=True):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from rtp_llm.core import Batch, FloatArray, Item, KeptPrefix, Prefixes, pack
 from rtp_llm.errors import in_one_line
-from rtp_llm.ops import Norm, PoolMode, triton_fp8
+from rtp_llm.ops import Norm, PoolMode, Relative, triton_fp8
 from rtp_llm.ops.torch_ops import DTYPES, TorchOps
 from rtp_llm.ops.triton_launch import on
 from rtp_llm.ops.triton_ops import TritonOps
@@ -83,8 +83,13 @@ def _problem_of_rows8(ops: TritonOps) -> str:
     return "" if max(errors) <= 0.07 else f"its error is {max(errors):.2g} of the largest number"
 
 
-def _batch(*lengths: int) -> Batch:
-    return pack([Item(np.arange(n, dtype=np.int32) % 9, i, prompt_length=n // 2) for i, n in enumerate(lengths)])
+def _batch(*lengths: int, num_unseen: int = 0) -> Batch:
+    return pack(
+        [
+            Item(np.arange(n, dtype=np.int32) % 9, i, prompt_length=n // 2, num_unseen=num_unseen)
+            for i, n in enumerate(lengths)
+        ]
+    )
 
 
 def _checks(dtype: torch.dtype) -> Iterator[tuple[str, Run]]:
@@ -102,7 +107,10 @@ def _checks(dtype: torch.dtype) -> Iterator[tuple[str, Run]]:
         yield "attention", _attention(qkv, batch, num_heads=3, num_kv_heads=3, head_dim=64)
         qkv = normal(batch.num_tokens, 8 * 72)
         yield "attention", _attention(qkv, batch, num_heads=4, num_kv_heads=2, head_dim=72, causal=True, window=40)
-    yield "attention", _biased(normal(long.num_tokens, 9 * 64), long, normal(3, 81))
+    encoder: dict[str, Any] = {"num_heads": 3, "num_kv_heads": 3, "head_dim": 64}
+    yield "attention", _attention(normal(long.num_tokens, 9 * 64), long, bias=normal(3, 81), **encoder)
+    unseen = _batch(3, 1, 37, 64, 5, 150, 65, num_unseen=1)
+    yield "attention", _attention(normal(unseen.num_tokens, 9 * 64), unseen, **encoder)
     qkv = normal(long.num_tokens, 4 * 256)
     yield "attention", _attention(qkv, long, num_heads=2, num_kv_heads=1, head_dim=256, causal=True, softcap=9.0)
     # From 4096 tokens on tiles are larger, which is another kernel.
@@ -111,6 +119,10 @@ def _checks(dtype: torch.dtype) -> Iterator[tuple[str, Run]]:
     qkv = normal(large.num_tokens, 4 * 128)
     yield "attention", _attention(qkv, large, num_heads=2, num_kv_heads=1, head_dim=128, causal=True)
     yield "attention", _prefixed(normal)
+    wanted = pack([Item(np.zeros(n, np.int32), i) for i, n in enumerate((3, 37, 5, 150))], "last")
+    for batch in (short, long, large, wanted):
+        qkv, tables = normal(batch.num_tokens, 9 * 64), (normal(3 * 64, 201), normal(3 * 64, 201))
+        yield "relative", _attention(qkv, batch, tables=tables, **encoder)
 
 
 def _row_checks(normal: Callable[..., FloatArray], batch: Batch) -> Iterator[tuple[str, Run]]:
@@ -160,19 +172,21 @@ def _pool(x: FloatArray, batch: Batch, mode: PoolMode, ops: TorchOps) -> Any:
     return ops.pool(ops.vector(x), ops.upload(batch), mode, skip_prompt=True)
 
 
-def _attention(qkv: FloatArray, batch: Batch, kept: tuple[FloatArray, ...] = (), **shape: Any) -> Run:
+def _attention(
+    qkv: FloatArray,
+    batch: Batch,
+    kept: tuple[FloatArray, ...] = (),
+    bias: FloatArray | None = None,
+    tables: tuple[FloatArray, ...] = (),
+    **shape: Any,
+) -> Run:
     def run(ops: TorchOps) -> Any:
         there = ops.upload(batch)
-        tensors = [ops.vector(x) for x in kept]
-        return ops.attention(ops.vector(qkv), there, **shape, scale=0.2, rows=there.wanted, kept=tensors)
-
-    return run
-
-
-def _biased(qkv: FloatArray, batch: Batch, bias: FloatArray) -> Run:
-    def run(ops: TorchOps) -> Any:
-        shape: dict[str, Any] = {"num_heads": 3, "num_kv_heads": 3, "head_dim": 64, "scale": 0.2}
-        return ops.attention(ops.vector(qkv), ops.upload(batch), **shape, distance_bias=ops.vector(bias))
+        return ops.attention(
+            ops.vector(qkv), there, **shape, scale=0.2, rows=there.wanted, kept=[ops.vector(x) for x in kept],
+            distance_bias=None if bias is None else ops.vector(bias),
+            relative=Relative(*(ops.vector(table) for table in tables)) if tables else None,
+        )  # fmt: skip
 
     return run
 

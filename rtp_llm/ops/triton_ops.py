@@ -38,9 +38,9 @@ from rtp_llm.ops.triton_launch import INTERPRETED, is_hip
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Ops that are kernels here.
-FUSED = ("embed", "norm", "attention", "rotary", "gated", "pool", "l2_normalize", "rows8")
-_MAX_HEAD_DIM = 256
+# Ops that are kernels here; `relative` is attention with that.
+FUSED = ("embed", "norm", "attention", "relative", "rotary", "gated", "pool", "l2_normalize", "rows8")
+_MAX_HEAD_DIM = {"attention": 256, "relative": 128}
 
 
 class Sum:
@@ -107,6 +107,8 @@ class TritonOps(TorchOps):
         self._attends = "attention" not in replaced and (self.dtype != torch.float32 or INTERPRETED)
         # A graph's attention must not look at the host's numbers.
         self.graph_safe = self._attends
+        if self._attends and "relative" not in replaced:
+            self.reads_host -= {"relative"}
 
     def fork(self, quantization: Quantization = "none") -> "TritonOps":
         """With "fp8", of ops with `rows8`: the same, but that `matrix` makes weights in 8 bits."""
@@ -215,9 +217,11 @@ class TritonOps(TorchOps):
         shape: dict[str, Any] = {
             "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim, "scale": scale,
             "causal": causal, "window": window, "softcap": softcap, "distance_bias": distance_bias,
+            "relative": relative,
         }  # fmt: skip
-        otherwise = partial(super().attention, qkv, batch, **shape, rows=rows, kept=kept, relative=relative)
-        if batch.tiles is None or head_dim > _MAX_HEAD_DIM or relative is not None or batch.seen_lens is not None:
+        otherwise = partial(super().attention, qkv, batch, **shape, rows=rows, kept=kept)
+        name = "attention" if relative is None else "relative"
+        if batch.tiles is None or head_dim > _MAX_HEAD_DIM[name]:
             return otherwise()
         host = batch.host or batch
         kernel = partial(
@@ -228,9 +232,10 @@ class TritonOps(TorchOps):
             rows=tiles.WANTED_ROWS if rows is not None else tiles.tile_rows(batch.num_tokens, host.max_seqlen),
             **shape,
             wanted=rows,
+            seen_lens=batch.seen_lens,
             prefix=None if batch.prefix_of is None else _prefix(qkv, host, kept, num_heads * head_dim),
         )
-        return self._fused("attention", kernel, otherwise)
+        return self._fused(name, kernel, otherwise)
 
     def rotary(self, qkv: torch.Tensor, cos_sin: torch.Tensor, **heads: Any) -> torch.Tensor:
         otherwise = partial(super().rotary, qkv, cos_sin, **heads)

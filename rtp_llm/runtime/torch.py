@@ -76,7 +76,8 @@ class TorchRuntime:
         self._num_types = None if types is None else len(types)
         self._budget = budget
         self._prefixes = PrefixCache(prefix_cache_bytes)
-        self._graphs = Graphs(device, ops, 0 if model.reads_host else graph_bytes, model.max_positions)
+        reads_host = not ops.reads_host.isdisjoint(model.reads_host)
+        self._graphs = Graphs(device, ops, 0 if reads_host else graph_bytes, model.max_positions)
         self._leader = leader
         self._largest_step: int | None = None
         self._launch = device.launch

@@ -69,7 +69,7 @@ class Graphs:
     def fill(self, items: Sequence[Item]) -> tuple[Bucket, list[Item]] | None:
         """The smallest bucket for the items, and them with others that fill it; None where there is none."""
         num_tokens, num_seqs = sum(item.num_tokens for item in items), len(items)
-        if not self.enabled or num_tokens > BUCKETS[-1].num_tokens or any(item.num_unseen for item in items):
+        if not self.enabled or num_tokens > BUCKETS[-1].num_tokens:
             return None
         for bucket in BUCKETS:
             tokens, seqs = bucket.num_tokens - num_tokens, bucket.num_seqs - num_seqs

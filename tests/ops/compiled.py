@@ -35,9 +35,9 @@ TARGETS = {
     "sm_100": (GPUTarget("cuda", 100, 32), 227 << 10),
     "gfx942": (GPUTarget("hip", "gfx942", 64), 64 << 10),
 }
-INT32 = {"tiles_ptr", "cu_seqlens", "wanted_ptr", "prompt_lens", "ids0", "ids1", "ids2"}
+INT32 = {"tiles_ptr", "cu_seqlens", "seen_lens", "wanted_ptr", "prompt_lens", "ids0", "ids1", "ids2"}
 FLOATS = {"eps", "q_eps", "k_eps", "scale", "cap"}
-INTEGERS = {"stride", "reach", "size", "num_rows"}
+INTEGERS = {"stride", "reach", "relative_reach", "size", "num_rows"}
 FP32 = {"scales_ptr"}
 
 
@@ -65,8 +65,8 @@ def attention_kernels(memory: int, hip: bool) -> Iterator[Kernel]:
                 config = triton_attention.config_of(rows, block_d, 2, memory, hip, has_bias)
                 constants = {
                     "NUM_HEADS": 16, "NUM_KV_HEADS": 8 if decodes else 16, "HEAD_DIM": head_dim, "CAUSAL": decodes,
-                    "WINDOW": 128 if head_dim == 96 else 0, "HAS_PREFIX": has_prefix, "HAS_WANTED": rows == 16,
-                    "HAS_CAP": has_cap, "HAS_BIAS": has_bias,
+                    "WINDOW": 128 if head_dim == 96 else 0, "HAS_PREFIX": has_prefix, "HAS_SEEN": not decodes,
+                    "HAS_WANTED": rows == 16, "HAS_CAP": has_cap, "HAS_BIAS": has_bias, "RELATIVE": "", "SPAN": 0,
                     "PARTS": rows // config.block_m, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
                     "BLOCK_D": block_d,
                 }  # fmt: skip
@@ -76,6 +76,26 @@ def attention_kernels(memory: int, hip: bool) -> Iterator[Kernel]:
                 )
                 options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
                 yield Kernel(name, triton_attention.attention_kernel, "bf16" if decodes else "fp16", constants, options)
+
+
+def relative_kernels(memory: int, hip: bool) -> Iterator[Kernel]:
+    """Attention with vectors of distances, an encoder's; no model has a bias or a cap beside them."""
+    for rows, head_dim in itertools.product((16, 64, 128), (32, 64, 96, 128)):
+        block_d = triton.next_power_of_2(head_dim)
+        for kind, dtype, has_seen in (
+            ("both", "fp16", False), ("both", "bf16", True), ("keys", "fp16", False), ("queries", "fp16", False),
+        ):  # fmt: skip
+            config = triton_attention.relative_config_of(rows, block_d, 2, memory, hip)
+            constants = {
+                "NUM_HEADS": 12, "NUM_KV_HEADS": 12, "HEAD_DIM": head_dim, "CAUSAL": False, "WINDOW": 0,
+                "HAS_PREFIX": False, "HAS_SEEN": has_seen, "HAS_WANTED": rows == 16, "HAS_CAP": False,
+                "HAS_BIAS": False, "RELATIVE": kind, "SPAN": triton_attention.span_of(config, rows == 16),
+                "PARTS": rows // config.block_m, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
+                "BLOCK_D": block_d,
+            }  # fmt: skip
+            name = f"relative {rows} x {head_dim} {kind}{' unseen' if has_seen else ''}"
+            options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+            yield Kernel(name, triton_attention.attention_kernel, dtype, constants, options)
 
 
 def row_kernels() -> Iterator[Kernel]:
@@ -168,7 +188,8 @@ def _first(text: str, names: tuple[str, ...]) -> str:
 def main() -> None:
     name, *only = sys.argv[1:]
     target, memory = TARGETS[name]
-    kernels = [*attention_kernels(memory, target.backend == "hip"), *row_kernels()]
+    is_hip = target.backend == "hip"
+    kernels = [*attention_kernels(memory, is_hip), *relative_kernels(memory, is_hip), *row_kernels()]
     if name not in ("sm_80", "gfx942"):  # sm_80 has no e4m3, gfx942 another one
         kernels += fp8_kernels()
     for kernel in kernels:

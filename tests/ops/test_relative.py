@@ -129,17 +129,6 @@ def test_in_parts_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(y, expected, rtol=0, atol=2e-6)
 
 
-def test_triton_leaves_it_to_torch() -> None:
-    pytest.importorskip("triton")
-    from rtp_llm.ops.torch_ops import TorchOps
-    from rtp_llm.ops.triton_ops import TritonOps
-
-    heads, batch = (4, 2, 8), batch_of([50, 3])
-    qkv, tables = qkv_of(53, heads), tables_of(heads, 21)
-    y, expected = (attention(ops("cpu", "fp16"), qkv, batch, heads, tables) for ops in (TritonOps, TorchOps))
-    np.testing.assert_array_equal(y, expected)
-
-
 def test_numpy_in_the_place_of_a_broken_kernel(ops: NativeOps, monkeypatch: pytest.MonkeyPatch) -> None:
     heads, batch = (4, 2, 8), batch_of([50, 3])
     qkv, tables = qkv_of(53, heads), tables_of(heads, 21)

@@ -1,6 +1,6 @@
 """The kernels compile for devices that are not here, in every configuration; what they need of them is bounded.
 
-Measured with Triton 3.6.0: no kernel but attention spills, and attention by less than 100 bytes a thread.
+Measured with Triton 3.7.1: no kernel but attention spills, and attention by less than 100 bytes a thread.
 """
 
 import json
@@ -30,8 +30,9 @@ def compiled(target: str, *only: str) -> list[dict[str, Any]]:
 def check(rows: list[dict[str, Any]], target: str) -> None:
     for row in rows:
         assert row["shared"] <= row["memory"], row
-        assert row["spilt"] <= (96 if row["kernel"].startswith("attention") else 0), row
-        if row["kernel"].startswith("attention"):
+        attends = row["kernel"].split()[0] in ("attention", "relative")
+        assert row["spilt"] <= (96 if attends else 0), row
+        if attends:
             assert row["products"] in MATRIX[target], row
 
 

@@ -103,6 +103,8 @@ class MaskedOps(TorchOps):
         visible = sequence[:, None] == sequence[None]
         if causal:
             visible &= row[:, None] >= row[None]
+        if batch.seen_lens is not None:
+            visible &= (row - batch.cu_seqlens[sequence] < batch.seen_lens[sequence])[None]
         heads = qkv.view(len(qkv), -1, head_dim).transpose(0, 1)[None]
         q, k, v = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
         context = torch.nn.functional.scaled_dot_product_attention(

@@ -196,6 +196,16 @@ def test_graphs_change_no_row(folders: dict[str, Path], family: str, mode: str) 
     assert 0 < runtime.counts["graphs"] <= 4 and runtime.counts["graph_replays"] > 3
 
 
+def test_graphs_of_tokens_that_are_not_seen(folders: dict[str, Path]) -> None:
+    """One graph for batches without them, another for those with some, however many."""
+    runtime, _ = make(folders["bert"], "mean", MaskedOps(), graph_bytes=1 << 30)
+    for unseen in ((0, 0), (3, 0), (0, 2), (6, 8)) * 4:
+        items = some_items((7, 9))
+        items[0].num_unseen, items[1].num_unseen = unseen
+        assert_same(runtime.run(items, 1), reference(folders["bert"], "mean", items))
+    assert runtime.counts["graphs"] == 2 and runtime.counts["graph_replays"] > 8
+
+
 def test_a_graph_that_cannot_be_captured(folders: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     runtime, device = make(folders["bert"], "mean", MaskedOps(), graph_bytes=1 << 30)
     device.captures = False
@@ -213,7 +223,7 @@ def test_ops_that_need_the_host_have_no_graphs(folders: dict[str, Path]) -> None
 
 
 def test_models_that_need_the_host_have_no_graphs(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rtp_llm.models.bert.Bert.reads_host", True)
+    monkeypatch.setattr("rtp_llm.models.bert.Bert.reads_host", ("relative",))
     runtime, _ = make(folders["bert"], "mean", MaskedOps(), graph_bytes=1 << 30)
     for _ in range(4):
         runtime.run(some_items((7,)), 1)
