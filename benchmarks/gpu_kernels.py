@@ -7,9 +7,10 @@ nothing.
 """
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from benchmarks.gpu_rows import problem
 from benchmarks.report import finish, machine, table
 from rtp_llm.core import Batch, Item, pack
-from rtp_llm.ops import Norm, triton_fp8
+from rtp_llm.ops import Norm, Relative, triton_fp8
 from rtp_llm.ops.torch_ops import DTYPES, TorchOps
 from rtp_llm.ops.triton_ops import TritonOps
 
@@ -31,6 +32,9 @@ ATTENTION = {
     "bge-large": (16, 16, 64, False, "fp16"), "Qwen3-0.6B": (16, 8, 128, True, "bf16"),
     "Qwen3-8B": (32, 8, 128, True, "bf16"),
 }  # fmt: skip
+# Encoders whose attention has more, and what; heads as bge-base's.
+MORE = {"MPNet": "bias", "ColBERT": "unseen", "DeBERTa-v3": "relative"}
+REACH = {"bias": 129, "relative": 513}  # of their tables
 HIDDEN = {"fp16": (384, 768, 1024), "bf16": (1024, 2560, 4096)}
 INTERMEDIATE = (3072, 9728, 12288)
 # So much over twice torch's error is a rounding of the result: half a unit in the last place.
@@ -124,6 +128,48 @@ def _attention_inputs(batch: Batch, dtype: str, width: int, ops: TorchOps) -> An
 
 def _attention(shape: dict[str, Any], ops: TorchOps, made: Any) -> Any:
     return ops.attention(made[1], made[0], **shape)
+
+
+def more_cases(sizes: Sizes) -> Iterator[Case]:
+    """Attention with a bias by distance, with vectors of distances, and with a half of the tokens unseen."""
+    heads, head_dim = 12, 64
+    shape: dict[str, Any] = {
+        "num_heads": heads, "num_kv_heads": heads, "head_dim": head_dim, "scale": (3 * head_dim) ** -0.5
+    }  # fmt: skip
+    dtype = sizes.attention_dtype or "fp16"
+    for (model, kind), length in itertools.product(MORE.items(), sizes.lengths):
+        if length > min(sizes.tokens, 512):
+            continue
+        batch = batch_of(sizes.tokens, length)
+        lengths = np.diff(batch.cu_seqlens).astype(np.float64)
+        if kind == "unseen":
+            batch = replace(batch, seen_lens=np.diff(batch.cu_seqlens) // 2)
+        pairs = float((lengths * (lengths // 2 if kind == "unseen" else lengths)).sum())
+        # Of a pair with vectors of distances there are two more products.
+        yield Case(
+            f"{'relative' if kind == 'relative' else 'attention'} {model} S={length}",
+            dtype,
+            partial(_more_inputs, batch, dtype, heads, head_dim, kind),
+            partial(_more, shape),
+            2.0 * sizes.tokens * 4 * heads * head_dim,
+            (8 if kind == "relative" else 4) * pairs * heads * head_dim,
+        )
+
+
+def _more_inputs(batch: Batch, dtype: str, heads: int, head_dim: int, kind: str, ops: TorchOps) -> Any:
+    there, qkv = _attention_inputs(batch, dtype, 3 * heads * head_dim, ops)
+    if kind == "unseen":
+        return there, qkv, {}
+    width = 2 * REACH[kind] - 1
+    if kind == "bias":
+        return there, qkv, {"distance_bias": normal(ops, dtype, (heads, width))}
+    # As a model's are: the vector of a distance stands together.
+    tables = (normal(ops, dtype, (width, heads * head_dim)).t() for _ in range(2))
+    return there, qkv, {"relative": Relative(*tables)}
+
+
+def _more(shape: dict[str, Any], ops: TorchOps, made: Any) -> Any:
+    return ops.attention(made[1], made[0], **shape, **made[2])
 
 
 def row_cases(sizes: Sizes) -> Iterator[Case]:
@@ -231,7 +277,7 @@ def measured(device: str, sizes: Sizes, deadline: float = float("inf")) -> Itera
 
         mend()
     with torch.inference_mode():
-        for case in (*row_cases(sizes), *attention_cases(sizes)):
+        for case in (*row_cases(sizes), *attention_cases(sizes), *more_cases(sizes)):
             if time.monotonic() > deadline:
                 break
             try:

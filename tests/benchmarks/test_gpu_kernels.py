@@ -13,7 +13,7 @@ from benchmarks import gpu_kernels
 def test_the_dry_run_has_a_row_for_each_kernel() -> None:
     rows = list(gpu_kernels.measured("cpu", gpu_kernels.TINY))
     names = {row.name.split()[0] for row in rows}
-    assert names == {"attention", "layer", "rms", "embed", "pool", "l2_normalize", "gated", "rotary", "fp8"}
+    assert names == {"attention", "relative", "layer", "rms", "embed", "pool", "l2_normalize", "gated", "rotary", "fp8"}
     assert not [row for row in rows if not row.ok]
     assert gpu_kernels.show(rows).count("\n") == len(rows) + 1
 
