@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _BY_NAME = ("sparse_linear.pt", "colbert_linear.pt", "artifact.metadata")
-_ALWAYS = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", *(f"*{name}" for name in _BY_NAME))
+_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".safetensors")
+_ALWAYS = tuple(f"*{ending}" for ending in (*_SUFFIXES, *_BY_NAME))
 _OTHER_FORMATS = ("onnx", "openvino", "coreml", "flax", "tf", "tensorflow", "gguf", "original")
 _NEVER = (*(f"{name}/*" for name in _OTHER_FORMATS), *(f"*/{name}/*" for name in _OTHER_FORMATS), "consolidated*")
 _PICKLES = "*pytorch_model*.bin"
@@ -59,7 +60,7 @@ def resolve(config: EngineConfig, progress: bool = True) -> Path:
 
 def wanted_files(names: Sequence[str], *, with_code: bool = False) -> list[str]:
     """Of a repository's files those that are read: a folder's pickled weights only where it has no safetensors."""
-    suffixes = (".json", ".jinja", ".txt", ".model", ".safetensors", *((".py",) if with_code else ()))
+    suffixes = (*_SUFFIXES, *((".py",) if with_code else ()))
     paths = [
         path
         for path in map(PurePosixPath, names)

@@ -24,9 +24,8 @@ def with_default_prompt(model_config: ModelConfig, config: EngineConfig) -> Mode
         param = "default_prompt" if text else "default_prompt_name"
         raise ConfigError(f"{param}: queries and documents of late interaction each have their own", param=param)
     if text:
-        own = model_config.prompts
-        filled = {**dict.fromkeys(SIDES, text), **own} if any(own.values()) else {**own, **dict.fromkeys(SIDES, text)}
-        prompts = {**filled, _NAME: text}
+        own, sides = dict(model_config.prompts), dict.fromkeys(SIDES, text)
+        prompts = (sides | own if any(own.values()) else own | sides) | {_NAME: text}
         return replace(model_config, prompts=prompts, default_prompt_name=_NAME)
     if not name:
         return model_config

@@ -14,7 +14,7 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import ModelName
-from rtp_llm.server.dialect import Dialect, check_count
+from rtp_llm.server.dialect import Dialect, Side, Truncate, check_count
 from rtp_llm.server.entities import (
     LABELLERS,
     FoundEntity,
@@ -42,11 +42,8 @@ class ClassifierBody(msgspec.Struct, kw_only=True):
     labels: Annotated[bool | None, Meta(description="name the labels beside the scores; null: false")] = None
     aggregation_strategy: Strategy = None
     ignore_labels: IgnoredLabels = None
-    truncate: Annotated[bool | None, Meta(description="false: an input over the limit is an error; null: true")] = None
-    truncation_side: Annotated[
-        Literal["left", "right"] | None,
-        Meta(description="the end that an over-long input loses; null: the checkpoint's own, mostly right"),
-    ] = None
+    truncate: Truncate = None
+    truncation_side: Side = None
     model: ModelName = None
 
 

@@ -9,9 +9,10 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import OF_TOKENS, AnswerLimit, ModelInfo, Request, Response, TaskType
@@ -30,7 +31,12 @@ Body = TypeVar("Body")
 _LOOKUP_CHARACTERS = 2000  # what a lookup may take on the event loop, which has others to serve
 # What is decoded and checked on the event loop, in a millisecond or two.
 _INLINE_BYTES = 256 << 10
-# The fields of several dialects that say what becomes of an input over the limit.
+# What several dialects say of an input over the limit, and the names of all such fields.
+Truncate = Annotated[bool | None, Meta(description="false: an input over the limit is an error; null: true")]
+Side = Annotated[
+    Literal["left", "right"] | None,
+    Meta(description="the end that an over-long input loses; null: the checkpoint's own, mostly right"),
+]
 _CUTS = ("truncate", "truncation", "truncate_prompt_tokens", "max_tokens")
 _MOST_IDS = 200_000
 _WEIGHT_BYTES = 24  # of a weight of a sparse vector with its token, in an answer, about

@@ -20,7 +20,7 @@ from rtp_llm.engine.tokens import outlier
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import Catalog, ModelName
 from rtp_llm.server.chat import Inputs, TextObject
-from rtp_llm.server.dialect import check_count
+from rtp_llm.server.dialect import Side, check_count
 from rtp_llm.server.packed import row_encoder
 from rtp_llm.server.prompts import prompt_for
 from rtp_llm.server.sparse import SparseBody
@@ -67,10 +67,7 @@ class EmbeddingsBody(SparseBody, kw_only=True):
             description="false, NONE: an input over the limit is an error; START, END: the end that it loses (NVIDIA's)"
         ),
     ] = None
-    truncation_side: Annotated[
-        Literal["left", "right"] | None,
-        Meta(description="the end that an over-long input loses; null: the checkpoint's own, mostly right"),
-    ] = None
+    truncation_side: Side = None
     normalize: Annotated[
         bool | None, Meta(description="true: L2-normalise; false: do not; null: as the checkpoint says")
     ] = None

@@ -23,7 +23,7 @@ from rtp_llm.server import openai
 from rtp_llm.server.catalog import CLASSIFIERS, Catalog, ModelName, Wanted, one_of
 from rtp_llm.server.chat import ChatBody, rendered
 from rtp_llm.server.cohere import ContentPart, text_of
-from rtp_llm.server.dialect import Dialect, Route, check_count
+from rtp_llm.server.dialect import Dialect, Route, Side, Truncate, check_count
 from rtp_llm.server.entities import LABELLERS
 from rtp_llm.server.packed import CONTENT_TYPE, EncodedBody, check_described, metadata, render_bytes, row_encoder
 from rtp_llm.server.prompts import prompt_for
@@ -42,10 +42,6 @@ class Content(msgspec.Struct, kw_only=True):
 
 Texts = Annotated[str | Content | list[str | Content] | None, Meta(description="a text or texts, or their parts")]
 KeptTokens = Annotated[int | None, Meta(description="tokens kept of each input; null, -1: the model's limit")]
-Side = Annotated[
-    Literal["left", "right"] | None,
-    Meta(description="the end that an over-long input loses; null: the checkpoint's own, mostly right"),
-]
 Activation = Annotated[bool | None, Meta(description="false: logits; null: true")]
 # The names under which both sides of a pair may come, in vLLM's order.
 _SIDES = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
@@ -134,7 +130,7 @@ class InfinityClassifyAnswer(msgspec.Struct, kw_only=True):
 class PoolingBody(EncodedBody, kw_only=True):
     """Texts, messages, or token ids, and what is wanted of them."""
 
-    truncate: Annotated[bool | None, Meta(description="false: an input over the limit is an error; null: true")] = None
+    truncate: Truncate = None
     truncate_prompt_tokens: KeptTokens = None
     truncation_side: Side = None
     task: Annotated[

@@ -14,9 +14,9 @@ from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server import openai
 from rtp_llm.server.catalog import ModelName, one_of
-from rtp_llm.server.dialect import Dialect
+from rtp_llm.server.dialect import Dialect, Truncate
 from rtp_llm.server.tei import frame
-from rtp_llm.server.tei.frame import PromptName, Truncate, Truncation
+from rtp_llm.server.tei.frame import PromptName, Truncation
 from rtp_llm.server.vectors import NUMBER_BYTES
 
 _VECTORS_A_PIECE = 64

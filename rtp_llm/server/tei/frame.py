@@ -26,7 +26,6 @@ from rtp_llm.server.dialect import Body, Dialect, answer_headers, check_count
 from rtp_llm.server.errors import Headers
 
 Direction = Literal["left", "right", "Left", "Right", "LEFT", "RIGHT"]
-Truncate = Annotated[bool | None, Meta(description="false: an input over the limit is an error; null: true")]
 Truncation = Annotated[
     Direction | None, Meta(description="the end that an over-long input loses; null: the checkpoint's, mostly right")
 ]

@@ -16,7 +16,7 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import ModelName
-from rtp_llm.server.dialect import Dialect
+from rtp_llm.server.dialect import Dialect, Truncate
 from rtp_llm.server.entities import (
     LABELLERS,
     IgnoredLabels,
@@ -32,7 +32,7 @@ from rtp_llm.server.errors import Headers
 from rtp_llm.server.packed import truncated_header
 from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, place_of, scores_of, scoring_request, takes_long
 from rtp_llm.server.tei import frame
-from rtp_llm.server.tei.frame import RawScores, Truncate, Truncation
+from rtp_llm.server.tei.frame import RawScores, Truncation
 
 
 class EntityParameters(msgspec.Struct, kw_only=True):
@@ -63,6 +63,11 @@ class PredictBody(msgspec.Struct, kw_only=True):
             "`aggregation_strategy`, `ignore_labels`"
         ),
     ] = UNSET
+
+    @property
+    def of_entities(self) -> EntityParameters:
+        """`parameters`, with what they are without a word."""
+        return self.parameters or EntityParameters()
 
     @property
     def is_batch(self) -> bool:
@@ -107,7 +112,7 @@ def _predict(body: PredictBody, info: ModelInfo, config: ServerConfig, request_i
     params = frame.truncation(body.truncate, body.truncation_direction)
     if labels_tokens(info):
         return _find(body, params, config, request_id)
-    check_means_texts(info, (body.parameters or EntityParameters()).aggregation_strategy)
+    check_means_texts(info, body.of_entities.aggregation_strategy)
     if isinstance(body.inputs, str):
         inputs: list[Input] = [body.inputs]
     else:
@@ -123,7 +128,7 @@ def _find(body: PredictBody, params: Params, config: ServerConfig, request_id: s
     given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     frame.check_inputs(given, config)
     inputs = [value if isinstance(value, str) else _text_or_pair(value, i, True) for i, value in enumerate(given)]
-    asked = body.parameters or EntityParameters()
+    asked = body.of_entities
     if asked.stride is not UNSET and bytes(asked.stride) != b"null":
         message = "parameters: stride is not served: send a long text in parts that overlap"
         raise InvalidRequest(message, param="parameters.stride")
