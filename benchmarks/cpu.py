@@ -189,14 +189,15 @@ def _peak_meter(num_threads: int) -> tuple[Peak, Callable[[], float]]:
     """Our register-only FMA loop, or numpy's matrix product where the loop is not built or (wrongly) slower."""
     product = _numpy_gflops()
     try:
-        measure_peak = importlib.import_module("rtp_llm.ops.native_ops").measure_peak
-        loop = float(measure_peak(num_threads, 0.3))
+        native = importlib.import_module("rtp_llm.ops.native_ops")
+        loop = float(native.measure_peak(num_threads, 0.3))
+        read_rate = float(native.measure_read_rate(num_threads, 1.0))
     except Exception as error:  # a benchmark must run without our kernels, whatever keeps them from loading
         print(f"our FMA loop cannot be run: {error}", file=sys.stderr)
-        loop = 0.0
+        loop = read_rate = 0.0
     if loop >= product:
-        return Peak("register FMA loop"), lambda: float(measure_peak(num_threads, 0.3))
-    return Peak(f"numpy matrix product, since our FMA loop reaches {loop:.0f}"), _numpy_gflops
+        return Peak("register FMA loop", read_rate=read_rate), lambda: float(native.measure_peak(num_threads, 0.3))
+    return Peak(f"numpy matrix product, since our FMA loop reaches {loop:.0f}", read_rate=read_rate), _numpy_gflops
 
 
 def _numpy_gflops() -> float:

@@ -12,6 +12,7 @@ from benchmarks.corpus import Workload
 from benchmarks.peers import OURS
 
 LATENCY = {"short": "one short query", "passages": "one passage"}
+_WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 @dataclass
@@ -36,10 +37,14 @@ class Result:
 
 @dataclass
 class Peak:
-    """Measured fp32 peak of the cores in use, GFLOP/s, one sample a round."""
+    """Measured fp32 peak of the cores in use, GFLOP/s, one sample a round.
+
+    read_rate  GB/s at which the same cores read memory that no cache holds; 0: not measured
+    """
 
     source: str
     samples: list[float] = field(default_factory=list)
+    read_rate: float = 0.0
 
     @property
     def gflops(self) -> float:
@@ -87,12 +92,12 @@ def quickest_peer(results: Results, precision: str, name: str) -> str | None:
 
 def print_tables(results: Results, peak: Peak, workloads: dict[str, Workload], shape: Shape) -> None:
     """Throughput by workload, latency, then what an engine costs; at last the engines that are not in them."""
-    print(f"measured fp32 peak: {peak.gflops:.0f} GFLOP/s ({peak.source})")
+    print(f"measured fp32 peak: {peak.gflops:.0f} GFLOP/s ({peak.source}); memory is read at {peak.read_rate:.1f} GB/s")
     for workload in workloads.values():
         print(f"\n{workload}\n{_throughput_table(results, peak, workload, shape)}")
     for name, label in LATENCY.items():
         if any(name in result.latencies for result in results.values()):
-            print(f"\n{label} at a time, milliseconds\n{_latency_table(results, name)}")
+            print(f"\n{label} at a time, milliseconds\n{_latency_table(results, name, peak, shape)}")
     print(f"\nanswers and costs\n{_cost_table(results)}")
     print("".join(f"\n{name}: {result.status}" for name, result in results.items() if result.status != "ok"))
 
@@ -118,14 +123,22 @@ def _throughput_table(results: Results, peak: Peak, workload: Workload, shape: S
     return report.table(headers, rows)
 
 
-def _latency_table(results: Results, name: str) -> str:
+def _seconds_to_read(result: Result, peak: Peak, shape: Shape) -> float:
+    """What reading all weights once takes from memory: the least time of a text where no cache holds them."""
+    return shape.matrix_parameters * _WEIGHT_BYTES[result.precision] / peak.read_rate / 1e9 if peak.read_rate else 0.0
+
+
+def _latency_table(results: Results, name: str, peak: Peak, shape: Shape) -> str:
     rows = []
     for engine, result in finished(results).items():
         best = quickest_peer(results, result.precision, name)
         p50, p90, p99 = np.percentile(result.latencies[name], (50, 90, 99)) * 1e3
         ratio = f"{median_latency(results[best], name) * 1e3 / p50:.2f}" if best else "-"
-        rows.append([engine, result.precision, f"{p50:.2f}", f"{p90:.2f}", f"{p99:.2f}", ratio])
-    return report.table(("engine", "in", "p50", "p90", "p99", "speed to best peer"), rows)
+        bound = _seconds_to_read(result, peak, shape) * 1e3
+        to_bound = f"{p50 / bound:.2f}" if bound else "-"
+        rows.append([engine, result.precision, f"{p50:.2f}", f"{p90:.2f}", f"{p99:.2f}", ratio, to_bound])
+    headers = ("engine", "in", "p50", "p90", "p99", "speed to best peer", "to reading the weights")
+    return report.table(headers, rows)
 
 
 def _cost_table(results: Results) -> str:
@@ -162,6 +175,7 @@ def summary(results: Results, peak: Peak, workloads: dict[str, Workload], shape:
     return {
         "engines": engines,
         "peak_gflops": {"source": peak.source, "samples": peak.samples},
+        "read_gbytes_per_second": peak.read_rate,
         "ours_to_best_peer": {
             name: _ratios(results, name, workloads) for name in finished(results) if name.startswith(OURS)
         },

@@ -7,7 +7,7 @@ import mmap
 import os
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_char_p, c_double, c_int, c_int64, c_void_p
 from pathlib import Path
@@ -20,7 +20,7 @@ from rtp_llm.core import FloatArray, QuantizedWeight
 from rtp_llm.errors import ConfigError
 
 INSTRUCTION_SETS = ("amx", "avx512_vnni", "avx512", "avx2", "neon_dotprod", "generic")  # the fastest first
-ABI_VERSION = 17
+ABI_VERSION = 18
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpu_supports_avx2": (c_int, ()),
@@ -46,6 +46,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "run": (c_int, (c_void_p, c_char_p, c_int64, c_int)),
     "peak": (c_double, (c_double,)),
     "tile_peak": (c_double, (c_double,)),
+    "read_rate": (c_double, (c_void_p, c_int64, c_double)),
 }
 
 
@@ -125,17 +126,24 @@ def release_free_memory() -> None:
 
 def measure_peak(num_threads: int, seconds: float) -> float:
     """fp32 GFLOP/s of multiply-adds between registers, with the best instruction set, on so many cores at once."""
-    return _on_cores(load(best()).peak, num_threads, seconds)
+    return _on_cores(load(best()).peak, [seconds] * num_threads)
 
 
 def measure_tile_peak(num_threads: int, seconds: float) -> float:
     """GFLOP/s of bf16 tile products (AMX) on so many cores at once; 0 where the best instruction set has none."""
-    return _on_cores(load(best()).tile_peak, num_threads, seconds)
+    return _on_cores(load(best()).tile_peak, [seconds] * num_threads)
 
 
-def _on_cores(peak: Callable[[float], float], num_threads: int, seconds: float) -> float:
-    with ThreadPoolExecutor(num_threads) as pool:
-        return sum(pool.map(peak, [seconds] * num_threads))
+def measure_read_rate(num_threads: int, seconds: float, megabytes: int = 512) -> float:
+    """GB/s of reading memory on so many cores at once, each its own `megabytes`, more than caches hold by default."""
+    numbers = np.ones((num_threads, megabytes << 18), np.float32)
+    read_rate = load(best()).read_rate
+    return _on_cores(lambda part: read_rate(part.ctypes.data, part.size, seconds), [*numbers])
+
+
+def _on_cores(measure: Callable[[Any], float], parts: Sequence[Any]) -> float:
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return sum(pool.map(measure, parts))
 
 
 class PackedWeight:

@@ -41,6 +41,20 @@ def test_linear(ops: NativeOps, n: int, k: int, m: int, is_bf16: bool) -> None:
     assert_near(linear(ops, x, weight), exact)
 
 
+@pytest.mark.parametrize("quantization", ["none", *BITS])
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_rows_that_are_whole_pages_apart(ops: NativeOps, quantization: Any, num_threads: int) -> None:
+    """A thread's copy of them is of this product and these rows: others of the same sizes follow at once."""
+    fork = ops.fork(quantization)
+    weight, inputs = fork.matrix(normal(700, 1024)), [fork.vector(normal(400, 1024, seed=seed)) for seed in range(3)]
+    fork.num_threads = num_threads
+    together = [fork.to_numpy(y) for y in [fork.linear(x, weight) for x in inputs]]
+    for seed, products in enumerate(together):
+        rows = normal(400, 1024, seed=seed)[[0, 191, 192, 399]]
+        alone = [fork.to_numpy(fork.linear(fork.vector(row[None]), weight))[0] for row in rows]
+        np.testing.assert_array_equal(products[[0, 191, 192, 399]], alone)
+
+
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu", "silu", "tanh"])
 def test_bias_activation_and_residual(ops: NativeOps, activation: str | None) -> None:
     arrays = normal(70, 24), normal(53, 24), normal(53), normal(70, 53)

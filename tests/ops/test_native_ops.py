@@ -15,7 +15,7 @@ from rtp_llm.core import Batch, FloatArray
 from rtp_llm.errors import ConfigError, InvalidRequest
 from rtp_llm.ops import ACTIVATIONS, Norm, native_library, native_ops
 from rtp_llm.ops.native_fallback import ThroughNumpy
-from rtp_llm.ops.native_library import WeightMemory, load, measure_peak, measure_tile_peak, usable
+from rtp_llm.ops.native_library import WeightMemory, load, measure_peak, measure_read_rate, measure_tile_peak, usable
 from rtp_llm.ops.native_ops import NativeOps, checked_library
 from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.ops.self_check import failing_ops
@@ -373,4 +373,5 @@ def test_the_peak_is_a_speed() -> None:
     if not usable():
         pytest.skip("nothing was built")
     assert measure_peak(2, 0.01) > 1
+    assert measure_read_rate(2, 0.01, megabytes=1) > 0.1
     assert (measure_tile_peak(2, 0.01) > 1) == (usable()[0] == "amx")

@@ -6,11 +6,11 @@
 // panel: the bits are the same, at half the memory.
 #pragma once
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <utility>
 
+#include "copied_rows.h"
 #include "epilogue.h"
+#include "scratch.h"
 
 namespace {
 
@@ -35,19 +35,22 @@ inline __attribute__((always_inline)) void store_tile(const Vec* sums, float* c,
   (store(c + int64_t(I / V) * ldc + I % V * kWidth, sums[I]), ...);
 }
 
-// Numbers of a panel that are fetched before their use: of one that many rows read, which gains 3 %; and of one that
-// few do, which take less time than it takes to come from memory, which gains 15 %.
+// Numbers of a panel that are fetched before their use: into L1, which gains 3 %; and into L2 of a panel's first rows, for
+// which it comes from memory: a few of them, read by two cores, go from 70 to 90 % of what memory gives.
 constexpr int64_t kAhead = 320, kFarAhead = 3072;
 
 // c[R, V * kWidth] (+)= a[R, K] @ b[K, kPanel][:, : V * kWidth], b fp32 or bf16
 template <int R, int V, class T>
-void tile(int64_t K, const float* a, int64_t lda, const T* b, float* c, int64_t ldc, bool accumulate, int64_t ahead) {
+void tile(int64_t K, const float* a, int64_t lda, const T* b, float* c, int64_t ldc, bool accumulate, bool first) {
   constexpr auto each = std::make_index_sequence<size_t(R * V)>{};
   const float* const rows[4] = {a, a + 3 * lda, a + 6 * lda, a + 9 * lda};
   Vec sums[R * V] = {};
   int64_t k = 0;
   for (; k + 4 <= K; k += 4, b += 4 * kPanel) {
-    for (int i = 0; i < 4 * kPanel; i += 16) __builtin_prefetch(b + ahead + i);
+    for (int i = 0; i < 4 * kPanel; i += 16) {
+      __builtin_prefetch(b + kAhead + i);
+      if (first) __builtin_prefetch(b + kFarAhead + i, 0, 2);
+    }
     step<V>(sums, rows, lda, k, b, each);
     step<V>(sums, rows, lda, k + 1, b + kPanel, each);
     step<V>(sums, rows, lda, k + 2, b + 2 * kPanel, each);
@@ -59,7 +62,7 @@ void tile(int64_t K, const float* a, int64_t lda, const T* b, float* c, int64_t 
 }
 
 template <class T>
-using Tile = void (*)(int64_t, const float*, int64_t, const T*, float*, int64_t, bool, int64_t);
+using Tile = void (*)(int64_t, const float*, int64_t, const T*, float*, int64_t, bool, bool);
 
 template <int V, class T, size_t... R>
 constexpr Tile<T> tile_of(int rows, std::index_sequence<R...>) {
@@ -70,13 +73,13 @@ constexpr Tile<T> tile_of(int rows, std::index_sequence<R...>) {
 // c[rows, cols] (+)= a[rows, K] @ one panel, rows <= kRows, cols <= kPanel
 template <class T>
 inline void multiply(int rows, int64_t cols, int64_t K, const float* a, int64_t lda, const T* b, float* c, int64_t ldc,
-                     bool accumulate, int64_t ahead = kAhead) {
+                     bool accumulate, bool first = false) {
   constexpr auto heights = std::make_index_sequence<size_t(kRows)>{};
-  if (cols == kPanel) return tile_of<2, T>(rows, heights)(K, a, lda, b, c, ldc, accumulate, ahead);
-  if (cols == kWidth) return tile_of<1, T>(rows, heights)(K, a, lda, b, c, ldc, accumulate, ahead);
+  if (cols == kPanel) return tile_of<2, T>(rows, heights)(K, a, lda, b, c, ldc, accumulate, first);
+  if (cols == kWidth) return tile_of<1, T>(rows, heights)(K, a, lda, b, c, ldc, accumulate, first);
   float edge[kRows * kPanel];
   for (int r = 0; r < rows; ++r) std::memcpy(edge + r * kPanel, c + r * ldc, size_t(cols) * 4);
-  tile_of<2, T>(rows, heights)(K, a, lda, b, edge, kPanel, accumulate, ahead);
+  tile_of<2, T>(rows, heights)(K, a, lda, b, edge, kPanel, accumulate, first);
   for (int r = 0; r < rows; ++r) std::memcpy(c + r * ldc, edge + r * kPanel, size_t(cols) * 4);
 }
 
@@ -111,36 +114,6 @@ inline void pack_weight(const float* w, int64_t N, int64_t K, T* packed) {
     for (int64_t k = 0; k < K; ++k)
       for (int64_t j = 0; j < kPanel; ++j) narrow(j < cols ? w[(n + j) * K + k] : 0.0f, packed + k * kPanel + j);
   }
-}
-
-constexpr std::align_val_t kLine{64};
-
-struct FreeLines {
-  void operator()(float* data) const { ::operator delete(data, kLine); }
-};
-
-struct Scratch {
-  std::unique_ptr<float, FreeLines> data;
-  int64_t size = 0;
-
-  // bad_alloc leaves what there was, and its size.
-  float* reserve(int64_t n) {
-    if (n > size) {
-      data.reset(static_cast<float*>(::operator new(size_t(n) * 4, kLine)));
-      size = n;
-    }
-    return data.get();
-  }
-};
-
-inline Scratch& thread_scratch() {
-  thread_local Scratch scratch;
-  return scratch;
-}
-
-inline Scratch& panel_scratch() {
-  thread_local Scratch scratch;
-  return scratch;
 }
 
 // How a product of M x N x K is cut, in blocks of rows, of panels and of K; a task is a block of rows and one of panels.
@@ -181,10 +154,20 @@ struct Sums {
   float* data;
   int64_t rows;  // of a panel; 0: one block of K
 
-  static int64_t room(const Blocks::Part& part, bool one_block) {
-    return one_block ? kRows * kPanel : (part.m1 - part.m0) * ceil_div(part.n1 - part.n0, kPanel) * kPanel;
+  static Sums of(const Blocks::Part& part, bool one_block) {
+    if (one_block) return {thread_scratch().reserve(kRows * kPanel), 0};
+    const int64_t rows = part.m1 - part.m0, panels = ceil_div(part.n1 - part.n0, kPanel);
+    return {thread_scratch().reserve(rows * panels * kPanel), rows};
   }
   float* tile(int64_t row, int64_t panel) const { return rows == 0 ? data : data + (panel * rows + row) * kPanel; }
+};
+
+// A task's work on one block of K.
+struct Step {
+  Blocks::Part part;
+  Rows x;
+  Sums sums;
+  int64_t k0, k_len;
 };
 
 // A product, as an epilogue reads it.
@@ -205,50 +188,28 @@ struct LinearVectors {
   int activation;
   bool weight_is_bf16;
   Blocks blocks{};
+  int64_t stamp = 0;
 
-  int64_t plan(int threads) { return blocks.plan(M, N, K, 4, threads); }
+  int64_t plan(int threads) {
+    stamp = next_stamp();
+    return blocks.plan(M, N, K, 4, threads);
+  }
 
   void run(int64_t task) const {
     const Blocks::Part part = blocks.part(task, M, N);
-    const int64_t height = part.m1 - part.m0, copied = rows_are_copied() ? height * copy_stride() : 0;
-    const bool one_block = blocks.k >= K;
-    float* scratch = thread_scratch().reserve(copied + Sums::room(part, one_block));
-    const Sums sums{scratch + copied, one_block ? 0 : height};
-    for (int64_t k0 = 0; k0 < K; k0 += blocks.k) {
-      const int64_t k_len = std::min(blocks.k, K - k0);
-      const Step step{part, rows(part, k0, k_len, scratch), sums, k0, k_len};
-      for (int64_t n = part.n0; n < part.n1; n += kPanel) panel(step, n);
+    const Rows rows = rows_of(x, K, part.m0, part.m1, stamp);
+    const Sums sums = Sums::of(part, blocks.k >= K);
+    const auto run_step = [&](int64_t n, int64_t k0) { panel({part, rows, sums, k0, std::min(blocks.k, K - k0)}, n); };
+    if (part.m1 - part.m0 <= 2 * kRows) {
+      for (int64_t n = part.n0; n < part.n1; n += kPanel)
+        for (int64_t k0 = 0; k0 < K; k0 += blocks.k) run_step(n, k0);
+    } else {
+      for (int64_t k0 = 0; k0 < K; k0 += blocks.k)
+        for (int64_t n = part.n0; n < part.n1; n += kPanel) run_step(n, k0);
     }
   }
 
  private:
-  struct Rows {
-    const float* data;
-    int64_t stride;
-  };
-
-  // A task's work on one block of K.
-  struct Step {
-    Blocks::Part part;
-    Rows x;
-    Sums sums;
-    int64_t k0, k_len;
-  };
-
-  // Rows that are whole pages apart would all fall into the same cache sets.
-  bool rows_are_copied() const { return K % 1024 == 0; }
-  int64_t copy_stride() const { return ceil_div(blocks.k, 16) * 16 + 16; }
-
-  // A block of x, in place or copied.
-  Rows rows(const Blocks::Part& part, int64_t k0, int64_t k_len, float* copy) const {
-    const Rows in_place{x + part.m0 * K + k0, K};
-    if (!rows_are_copied()) return in_place;
-    const Rows copied{copy, copy_stride()};
-    for (int64_t i = 0; i < part.m1 - part.m0; ++i)
-      std::memcpy(copy + i * copied.stride, in_place.data + i * K, size_t(k_len) * 4);
-    return copied;
-  }
-
   // A bf16 panel that many tiles read is widened once.
   void panel(const Step& step, int64_t n) const {
     const int64_t start = n * K + step.k0 * kPanel, length = step.k_len * kPanel;
@@ -264,15 +225,15 @@ struct LinearVectors {
   void panel(const T* w, const Step& step, int64_t n) const {
     const auto [m0, m1, n0, n1] = step.part;
     const int64_t tiles = ceil_div(m1 - m0, kRows), cols = std::min<int64_t>(kPanel, n1 - n);
-    const int64_t computed = cols > kWidth ? kPanel : kWidth, ahead = tiles <= 2 ? kFarAhead : kAhead;
+    const int64_t computed = cols > kWidth ? kPanel : kWidth;
     const bool is_last = step.k0 + step.k_len == K;
     const Epilogue epilogue{y, bias, residual, N, activation};
     for (int64_t i = 0, m = m0; i < tiles; ++i) {
       const int rows = int(ceil_div(m1 - m, tiles - i));
       if (is_last) epilogue.fetch(rows, m, n);
       float* c = step.sums.tile(m - m0, (n - n0) / kPanel);
-      const float* a = step.x.data + (m - m0) * step.x.stride;
-      multiply(rows, computed, step.k_len, a, step.x.stride, w, c, kPanel, step.k0 > 0, ahead);
+      const float* a = step.x.at(m - m0, step.k0);
+      multiply(rows, computed, step.k_len, a, step.x.stride, w, c, kPanel, step.k0 > 0, i == 0);
       // NOTE: a pass over the tile while it is in L1, not inside `tile`: one code for tiles of every height, so that a
       // row's bits cannot depend on how the compiler contracted each of them. It costs under 1 %.
       if (is_last) epilogue.finish(Computed{c}, rows, cols, m, n);

@@ -112,8 +112,7 @@ struct LinearTiles {
   mutable Counters taken = {};  // blocks of columns, by block of rows
 
   int64_t plan(int threads) {
-    static std::atomic<int64_t> stamps{0};
-    stamp = ++stamps;
+    stamp = next_stamp();
     block_k = ceil_div(ceil_div(K, ceil_div(K, kMaxK)), kDepth) * kDepth;
     const int64_t most = std::max(kBlockRows, kMaxBytes / (block_k * kPlanes * 2) / kBlockRows * kBlockRows);
     const int64_t panels = ceil_div(N, kPanel), blocks = ceil_div(M, kBlockRows);

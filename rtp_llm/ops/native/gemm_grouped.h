@@ -127,15 +127,21 @@ struct LinearGrouped {
   int64_t M, N, K;
   int activation;
   Blocks blocks{};
+  int64_t stamp = 0;
 
-  int64_t plan(int threads) { return blocks.plan(M, N, K, kScaled, threads); }
+  int64_t plan(int threads) {
+    stamp = next_stamp();
+    return blocks.plan(M, N, K, kScaled, threads);
+  }
 
   void run(int64_t task) const {
     const Blocks::Part part = blocks.part(task, M, N);
-    const bool one_block = blocks.k >= K;
-    const Sums sums{thread_scratch().reserve(Sums::room(part, one_block)), one_block ? 0 : part.m1 - part.m0};
-    for (int64_t k0 = 0; k0 < K; k0 += blocks.k)
-      for (int64_t n = part.n0; n < part.n1; n += kPanel) panel(part, sums, n, k0);
+    const Rows rows = rows_of(x, K, part.m0, part.m1, stamp);
+    const Sums sums = Sums::of(part, blocks.k >= K);
+    for (int64_t k0 = 0; k0 < K; k0 += blocks.k) {
+      const Step step{part, rows, sums, k0, std::min(blocks.k, K - k0)};
+      for (int64_t n = part.n0; n < part.n1; n += kPanel) panel(step, n);
+    }
   }
 
  private:
@@ -151,20 +157,20 @@ struct LinearGrouped {
             reinterpret_cast<const uint16_t*>(panel) + k0 / kScaled * kPanel};
   }
 
-  void panel(const Blocks::Part& part, const Sums& sums, int64_t n, int64_t k0) const {
-    const auto [m0, m1, n0, n1] = part;
-    const int64_t k_len = std::min(blocks.k, K - k0), tiles = ceil_div(m1 - m0, kRows);
-    const bool is_last = k0 + k_len == K;
-    const Block block = block_of(n, k0);
-    const float* wide = m1 - m0 > 2 * kRows ? widened(block, k_len) : nullptr;
+  void panel(const Step& step, int64_t n) const {
+    const auto [m0, m1, n0, n1] = step.part;
+    const int64_t tiles = ceil_div(m1 - m0, kRows);
+    const bool is_last = step.k0 + step.k_len == K;
+    const Block block = block_of(n, step.k0);
+    const float* wide = m1 - m0 > 2 * kRows ? widened(block, step.k_len) : nullptr;
     const Epilogue epilogue{y, bias, residual, N, activation};
     for (int64_t i = 0, m = m0; i < tiles; ++i) {
       const int rows = int(ceil_div(m1 - m, tiles - i));
-      const float* a = x + m * K + k0;
-      float* c = sums.tile(m - m0, (n - n0) / kPanel);
+      const Rows a{step.x.at(m - m0, step.k0), step.x.stride};
+      float* c = step.sums.tile(m - m0, (n - n0) / kPanel);
       if (is_last) epilogue.fetch(rows, m, n);
-      if (wide != nullptr) multiply(rows, kPanel, k_len, a, K, wide, c, kPanel, k0 > 0);
-      else multiply_narrow(rows, k_len, a, block, c, k0 > 0);
+      if (wide != nullptr) multiply(rows, kPanel, step.k_len, a.data, a.stride, wide, c, kPanel, step.k0 > 0);
+      else multiply_narrow(rows, step.k_len, a, block, c, step.k0 > 0);
       if (is_last) epilogue.finish(Computed{c}, rows, std::min<int64_t>(kPanel, n1 - n), m, n);
       m += rows;
     }
@@ -183,9 +189,9 @@ struct LinearGrouped {
     return wide;
   }
 
-  void multiply_narrow(int rows, int64_t k_len, const float* a, const Block& block, float* c, bool accumulate) const {
+  void multiply_narrow(int rows, int64_t k_len, const Rows& a, const Block& block, float* c, bool accumulate) const {
     constexpr auto heights = std::make_index_sequence<size_t(kRows)>{};
-    grouped_tile_of<kBits>(rows, heights)(k_len, a, K, block.steps, block.scales, c, kPanel, accumulate);
+    grouped_tile_of<kBits>(rows, heights)(k_len, a.data, a.stride, block.steps, block.scales, c, kPanel, accumulate);
   }
 };
 

@@ -15,7 +15,7 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int rtp_abi_version() { return 17; }
+EXPORT int rtp_abi_version() { return 18; }
 
 EXPORT int rtp_cpu_supports_avx2() {
 #if defined(__x86_64__)
@@ -113,3 +113,8 @@ EXPORT int rtp_run(Stream* stream, const char* words, int64_t num_words, int thr
 // bf16 tile products with their loads (0 where the kernels have no tiles).
 EXPORT double rtp_peak(double seconds) { return vector_peak(seconds); }
 EXPORT double rtp_tile_peak(double seconds) { return tile_peak(seconds); }
+
+// GB/s on the calling thread, the best pass over so many numbers.
+EXPORT double rtp_read_rate(const float* numbers, int64_t count, double seconds) {
+  return read_rate(numbers, count, seconds);
+}

@@ -1,4 +1,4 @@
-// How fast this core is when nothing but arithmetic limits it.
+// How fast this core is when nothing but arithmetic, or nothing but memory, limits it.
 #pragma once
 #include <chrono>
 #include <utility>
@@ -7,7 +7,7 @@
 
 namespace {
 
-// GFLOP/s of `slice`, which does so many operations and takes about a millisecond; the best one within `seconds`.
+// Operations a nanosecond of `slice`, which does so many and takes a millisecond or more; the best one within `seconds`.
 template <class F>
 inline double best_rate(double seconds, double operations, F&& slice) {
   using Clock = std::chrono::steady_clock;
@@ -59,5 +59,17 @@ inline double tile_peak(double seconds) {
 #else
 inline double tile_peak(double) { return 0.0; }
 #endif
+
+// GB/s at which this thread reads memory from its beginning to its end, pass by pass.
+inline double read_rate(const float* numbers, int64_t count, double seconds) {
+  constexpr int kSums = 4;
+  volatile float sink = 0.0f;
+  return best_rate(seconds, double(count) * sizeof *numbers, [&] {
+    Vec sums[kSums]{};
+    for (int64_t i = 0; i + kSums * kWidth <= count; i += kSums * kWidth)
+      for (int k = 0; k < kSums; ++k) sums[k] += load(numbers + i + k * kWidth);
+    sink = sink + sum_lanes(sums[0] + sums[1] + sums[2] + sums[3]);
+  });
+}
 
 }  // namespace
