@@ -90,21 +90,22 @@ def measure(
 ) -> tuple[Results, Peak, Others]:
     """Load every engine, compare their vectors, then time them turn by turn."""
     texts = {name: workload.texts for name, workload in workloads.items()}
-    peak, sample_peak = _peak_meter(setup.num_threads)
+    peak, sample = _peak_meter(setup.num_threads)
     results: Results = {}
     others = Others()
     with ExitStack() as stack:
         processes = _load(stack, arguments.engines, setup, texts, results)
         _compare(processes, results, list(workloads))
         for number in _progress(range(arguments.rounds), "rounds"):
-            peak.samples.append(sample_peak())
+            sample()
             for name in workloads:
                 for process in _turn(processes, number):
                     with _recorded(processes, results, process):
                         time.sleep(_SETTLE_SECONDS)
                         _time(process, name, results[process.name], others)
         if arguments.latency_repeats:
-            _measure_latencies(arguments, processes, results, [name for name in LATENCY if name in workloads])
+            names = [name for name in LATENCY if name in workloads]
+            _measure_latencies(arguments, processes, results, names, sample)
         for process in processes.values():
             results[process.name].resident_mb = process.resident_bytes() / 1e6
     return results, peak, others
@@ -156,10 +157,15 @@ def _time(process: EngineProcess, name: str, result: Result, others: Others) -> 
 
 
 def _measure_latencies(
-    arguments: argparse.Namespace, processes: dict[str, EngineProcess], results: Results, names: list[str]
+    arguments: argparse.Namespace,
+    processes: dict[str, EngineProcess],
+    results: Results,
+    names: list[str],
+    sample: Callable[[], None],
 ) -> None:
     share = -(-arguments.latency_repeats // arguments.rounds)
     for number in _progress(range(arguments.rounds), "latencies"):
+        sample()
         for name in names:
             for process in _turn(processes, number):
                 with _recorded(processes, results, process):
@@ -185,19 +191,27 @@ def _recorded(processes: dict[str, EngineProcess], results: Results, process: En
         del processes[process.name]
 
 
-def _peak_meter(num_threads: int) -> tuple[Peak, Callable[[], float]]:
-    """Our register-only FMA loop, or numpy's matrix product where the loop is not built or (wrongly) slower."""
+def _peak_meter(num_threads: int) -> tuple[Peak, Callable[[], None]]:
+    """What bounds every engine, and how to take a sample of it.
+
+    Arithmetic: our register-only FMA loop, or numpy's matrix product where the loop is not built or (wrongly) slower.
+    """
     product = _numpy_gflops()
     try:
         native = importlib.import_module("rtp_llm.ops.native_ops")
         loop = float(native.measure_peak(num_threads, 0.3))
-        read_rate = float(native.measure_read_rate(num_threads, 1.0))
     except Exception as error:  # a benchmark must run without our kernels, whatever keeps them from loading
         print(f"our FMA loop cannot be run: {error}", file=sys.stderr)
-        loop = read_rate = 0.0
-    if loop >= product:
-        return Peak("register FMA loop", read_rate=read_rate), lambda: float(native.measure_peak(num_threads, 0.3))
-    return Peak(f"numpy matrix product, since our FMA loop reaches {loop:.0f}", read_rate=read_rate), _numpy_gflops
+        peak = Peak("numpy matrix product")
+        return peak, lambda: peak.samples.append(_numpy_gflops())
+    is_faster = loop >= product
+    peak = Peak("register FMA loop" if is_faster else f"numpy matrix product, since our FMA loop reaches {loop:.0f}")
+
+    def sample() -> None:
+        peak.samples.append(float(native.measure_peak(num_threads, 0.3)) if is_faster else _numpy_gflops())
+        peak.read_samples.append(float(native.measure_read_rate(num_threads, 0.5)))
+
+    return peak, sample
 
 
 def _numpy_gflops() -> float:

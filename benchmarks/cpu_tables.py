@@ -37,18 +37,23 @@ class Result:
 
 @dataclass
 class Peak:
-    """Measured fp32 peak of the cores in use, GFLOP/s, one sample a round.
+    """What the cores in use can do at most, one sample a round.
 
-    read_rate  GB/s at which the same cores read memory that no cache holds; 0: not measured
+    samples       fp32 GFLOP/s
+    read_samples  GB/s at which they read memory that no cache holds; none: not measured
     """
 
     source: str
     samples: list[float] = field(default_factory=list)
-    read_rate: float = 0.0
+    read_samples: list[float] = field(default_factory=list)
 
     @property
     def gflops(self) -> float:
         return statistics.median(self.samples)
+
+    @property
+    def read_rate(self) -> float:
+        return statistics.median(self.read_samples) if self.read_samples else 0.0
 
 
 Results: TypeAlias = dict[str, Result]
@@ -175,7 +180,7 @@ def summary(results: Results, peak: Peak, workloads: dict[str, Workload], shape:
     return {
         "engines": engines,
         "peak_gflops": {"source": peak.source, "samples": peak.samples},
-        "read_gbytes_per_second": peak.read_rate,
+        "read_gbytes_per_second": peak.read_samples,
         "ours_to_best_peer": {
             name: _ratios(results, name, workloads) for name in finished(results) if name.startswith(OURS)
         },
