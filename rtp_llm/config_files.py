@@ -90,7 +90,7 @@ MODEL: dict[str, Kind] = {
     **_all(_POSITIVE._replace(nullable=False), "scale_emb scale_depth"),
     "start_layer": _whole(1, _LAYERS),
     "cutoff_layers": Kind("a whole number, or a list of such", _are_whole),
-    **_all(_POSITIVE, "attn_logit_softcapping final_logit_softcapping"),
+    **_all(_POSITIVE, "attn_logit_softcapping final_logit_softcapping temperature"),
     **_all(_FLAG, "is_causal is_decoder add_cross_attention attention_bias mlp_bias norm_bias use_sliding_window"),
     "output_hidden_states": _FLAG,
     **_all(
@@ -99,7 +99,8 @@ MODEL: dict[str, Kind] = {
     **_all(
         _TEXT,
         "model_type hidden_act hidden_activation activation activation_function feed_forward_proj feed_forward_type "
-        "lora_task position_embedding_type classifier_pooling classifier_activation pooler_hidden_act norm_rel_ebd",
+        "lora_task position_embedding_type classifier_pooling classifier_activation pooler_hidden_act norm_rel_ebd "
+        "pooling",
     ),
     **_all(_TEXTS, "architectures layer_types lora_adaptations"),
     **_all(_POSITIVE._replace(nullable=False), "lora_alpha"),

@@ -3,11 +3,12 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rtp_llm import config_files, late_interaction
+from rtp_llm.chat_format import ChatFormat
 from rtp_llm.checkpoint import find, read_json
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
@@ -32,22 +33,10 @@ _TASKS_BY_FLAG = {
 }
 # Tables of tokens' vectors have no config.json of their own.
 _STATIC_HF = {"model_type": "static_embedding"}
+# NVIDIA's words in the config.json of a Llama that looks both ways.
+_POOLINGS: dict[str, Literal["cls", "mean", "lasttoken"]] = {"avg": "mean", "cls": "cls", "last": "lasttoken"}
 # BGE-M3's heads, beside the encoder.
 SPARSE_HEAD, COLBERT_HEAD = "sparse_linear.pt", "colbert_linear.pt"
-
-
-@dataclass(frozen=True, slots=True)
-class ChatFormat:
-    """How sentence-transformers puts texts through the tokenizer's chat template.
-
-    asked           whether modality_config says that it does; None: there is none
-    message_format  of a message's content: `flat`, a string; `structured`, a list of parts; `auto`: the template tells
-    options         what the template is given beside the messages
-    """
-
-    asked: bool | None = None
-    message_format: str = "auto"
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +126,8 @@ class ModelConfig:
         """
         if self.is_bge_m3:
             return "cls"
+        if self.model_type == "llama_bidirec":
+            return _nvidia_pooling(self.hf.get("pooling") or "avg")
         is_causal = self.hf.get("is_causal", True) and self.model_type != "qwen_2_embedding"
         return "lasttoken" if is_causal and _architecture(self.hf).endswith("ForCausalLM") else "mean"
 
@@ -162,7 +153,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     }
     sentence_path, sentence = _first_json(folder, ("config_sentence_transformers.json",))
     config_files.check_sentence(sentence_path, sentence)
-    chat, limit = _chat(transformer), config_files.text_limit(transformer_path, transformer)
+    chat, limit = ChatFormat.read(transformer), config_files.text_limit(transformer_path, transformer)
     late = late_interaction.read(
         late_interaction.Files(
             folder=transformer_folder,
@@ -224,6 +215,12 @@ def sequence_limit(
         logger.warning("max_seq_length %d of the checkpoint: the model has %d positions, which is the limit", asked,
                        max_positions)  # fmt: skip
     return min(asked or model_max_length, max_positions)
+
+
+def _nvidia_pooling(word: str) -> Literal["cls", "mean", "lasttoken"]:
+    if word not in _POOLINGS:
+        raise CheckpointError(f"config.json: pooling {word!r} is not one of {', '.join(_POOLINGS)}")
+    return _POOLINGS[word]
 
 
 def _overrides(config: EngineConfig) -> dict[str, Any]:
@@ -289,14 +286,6 @@ def _reads_pairs(transformer: Mapping[str, Any], modules: tuple[Module, ...]) ->
     kinds = [module.kind for module in modules[1:] if module.code is None]
     is_classifier = transformer.get("transformer_task") == "sequence-classification" and not kinds
     return is_classifier or "LogitScore" in kinds
-
-
-def _chat(transformer: Mapping[str, Any]) -> ChatFormat:
-    modalities = transformer.get("modality_config")
-    message = (modalities or {}).get("message")
-    options = (transformer.get("processing_kwargs") or {}).get("chat_template") or {}
-    own = message.get("format") if isinstance(message, dict) else None
-    return ChatFormat("message" in modalities if modalities else None, own or "auto", options)
 
 
 def _without_chat(path: Path, tasks: tuple[TaskType, ...], chat: ChatFormat) -> tuple[TaskType, ...]:

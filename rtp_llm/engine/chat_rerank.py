@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from rtp_llm.chat_format import ChatFormat
 from rtp_llm.core import Input, Int32Array, Item, Params
 from rtp_llm.engine.rerank_template import common_length, naming, plain_ids, read_pairs, share
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.errors import CheckpointError, InvalidRequest, RtpError
-from rtp_llm.model_config import ChatFormat
 
 logger = logging.getLogger(__name__)
 

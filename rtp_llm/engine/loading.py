@@ -22,6 +22,7 @@ from rtp_llm.engine.default_prompt import with_default_prompt
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.flag_rerank import FlagRerank
 from rtp_llm.engine.late_encoder import LateEncoder
+from rtp_llm.engine.pair_text import NEMOTRON, PairText
 from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.route_encoder import RouteEncoder
 from rtp_llm.engine.tokenizer import Tokenizer
@@ -150,9 +151,12 @@ def _describe(config: EngineConfig, model_config: ModelConfig, runtime: Runtime,
 
 
 def _pair_encoder(tokenizer: Tokenizer, model_config: ModelConfig) -> Encoder | None:
-    """How a reranker that is a language model is asked: by its chat template, else as its authors do; None: plainly."""
+    """How a reranker that reads a pair as one text is asked: by its chat template, else as its authors do.
+
+    None: plainly, as two texts.
+    """
     if not model_config.is_language_reranker:
-        return None
+        return PairText(tokenizer, NEMOTRON) if model_config.model_type == "llama_bidirec" else None
     if model_config.is_flag_reranker:
         return FlagRerank(tokenizer)
     is_qwen3 = model_config.is_qwen3_reranker

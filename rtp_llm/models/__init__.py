@@ -40,6 +40,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "qwen_2_embedding": ("rtp_llm.models.qwen", "Qwen2Embedding"),
     "qwen_3": ("rtp_llm.models.qwen", "Qwen3"),
     "llama": ("rtp_llm.models.llama", "Llama"),
+    "llama_bidirec": ("rtp_llm.models.llama", "LlamaBidirectional"),
     "mistral": ("rtp_llm.models.llama", "Mistral"),
     "eurobert": ("rtp_llm.models.llama", "EuroBert"),
     "gemma": ("rtp_llm.models.gemma", "Gemma"),
@@ -54,8 +55,8 @@ ARCHITECTURES = {
     "Albert": "albert", "JinaBert": "jina_bert", "JinaEmbeddingsV3": "jina_embeddings_v3",
     "DistilBert": "distilbert", "MPNet": "mpnet", "DebertaV2": "deberta-v2", "T5": "t5", "T5Encoder": "t5",
     "Gte": "gte", "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2",
-    "Qwen3": "qwen3", "Llama": "llama", "Mistral": "mistral", "Gemma": "gemma", "Gemma2": "gemma2",
-    "Gemma3Text": "gemma3_text", "EuroBert": "eurobert", "LayerWiseMiniCPM": "minicpm",
+    "Qwen3": "qwen3", "Llama": "llama", "LlamaBidirectional": "llama_bidirec", "Mistral": "mistral", "Gemma": "gemma",
+    "Gemma2": "gemma2", "Gemma3Text": "gemma3_text", "EuroBert": "eurobert", "LayerWiseMiniCPM": "minicpm",
 }  # fmt: skip
 # A name in MODELS and `position_embedding_type` of config.json -> the architecture that has both.
 _SHARED_NAMES: dict[tuple[str, Any], str] = {

@@ -1,4 +1,4 @@
-"""Llama, EuroBERT and Mistral.
+"""Llama, EuroBERT, NVIDIA's Llama that looks both ways, and Mistral.
 
 Equal transformers' LlamaModel and MistralModel, causal or, where config.json has `is_causal` false, bidirectional; and
 EuroBertModel.
@@ -35,6 +35,14 @@ class EuroBert(Llama):
     def read_config(cls, hf: Mapping[str, Any]) -> DecoderConfig:
         defaults = {"max_position_embeddings": 8192, "rms_norm_eps": 1e-5}
         return super().read_config({**defaults, **hf, "is_causal": False})
+
+
+class LlamaBidirectional(Llama):
+    """NVIDIA's llama_bidirec: Llama that looks both ways, whatever config.json says."""
+
+    @classmethod
+    def read_config(cls, hf: Mapping[str, Any]) -> DecoderConfig:
+        return super().read_config({**hf, "is_causal": False})
 
 
 class Mistral(Decoder):

@@ -7,7 +7,8 @@ head.dense, head.norm, classifier       ModernBERT: first token or mean, dense, 
 pooler, classifier                      ALBERT: first token, pooler, tanh, classifier
 pooler.dense, classifier                BERT, GTE, NomicBERT: first token, pooler, tanh, classifier; DeBERTa: gelu
 dense, classifier                       EuroBERT: dense, gelu, classifier; on which tokens, classifier_pooling says
-score                                   decoders: last token that is not the padding token, score
+score                                   decoders: last token that is not the padding token, score; NVIDIA's Llama that
+                                        looks both ways: mean, first or last token, score, by a temperature
 classifier                              one linear layer: on a causal model's last token, else on the first
 
 Equals transformers' *ForSequenceClassification. A token classifier's, as in *ForTokenClassification, is of every token:
@@ -20,6 +21,8 @@ classifier                              all others
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, open_tensors
 from rtp_llm.config_files import activation
@@ -40,7 +43,7 @@ class _Layout(NamedTuple):
     """`hidden`, a layer with an activation before the last one, may be absent, and so may the `norm` between them.
 
     mode            how a sequence's tokens become one; None: the head is of every token
-    poolings        what config.json's `classifier_pooling` may be, its default first, where that comes before `mode`
+    poolings        what config.json's `pooling_key` may be, its default first, where that comes before `mode`
     activation_key  what in config.json comes before `activation`
     late            the hidden layer is that of every token, and what it gives is pooled
     model_types     the architectures whose head this is; (): any with such tensors
@@ -55,6 +58,7 @@ class _Layout(NamedTuple):
     activation_key: str | None = None
     late: bool = False
     model_types: tuple[str, ...] = ()
+    pooling_key: str = "classifier_pooling"
 
     @property
     def reads_last(self) -> bool:
@@ -68,6 +72,7 @@ class _Layout(NamedTuple):
 
 
 _BY_CLASSIFIER = "classifier_activation"
+_BOTH_WAYS = "llama_bidirec"
 _LAYOUTS = (
     _Layout("classifier.dense", "classifier.out_proj", "cls", "gelu", model_types=("electra",)),
     _Layout("classifier.dense", "classifier.out_proj", "cls"),
@@ -79,6 +84,7 @@ _LAYOUTS = (
     _Layout("pooler.dense", "classifier", "cls"),
     _Layout("pooler", "classifier", "cls", model_types=("albert",)),
     _Layout("dense", "classifier", "mean", "gelu", poolings=("late", "mean", "bos"), activation_key=_BY_CLASSIFIER),
+    _Layout(None, "score", "mean", poolings=("avg", "cls", "last"), pooling_key="pooling", model_types=(_BOTH_WAYS,)),
     _Layout(None, "score", "lasttoken"),
     _Layout(None, "classifier", "cls"),
 )
@@ -87,8 +93,10 @@ _OF_TOKENS = (
     _Layout(None, "score", None),
     _Layout(None, "classifier", None),
 )
-# classifier_pooling -> the rows that are read.
-_POOLINGS: dict[str, PoolMode] = {"cls": "cls", "bos": "cls", "mean": "mean", "late": "mean"}
+# A pooling of config.json -> the rows that are read.
+_POOLINGS: dict[str, PoolMode] = {
+    "cls": "cls", "bos": "cls", "mean": "mean", "late": "mean", "avg": "mean", "last": "lasttoken",
+}  # fmt: skip
 _READS: dict[PoolMode, Reads] = {"cls": "first", "lasttoken": "last"}
 
 
@@ -161,6 +169,7 @@ def _load(source: TaskSource, find_layout: Callable[[Shapes, TaskSource, TensorS
             "labels (id2label or num_labels)"
         )
     weights = _bind(layout, num_labels, source.hidden_size, shapes, tensors)
+    temperature = float(config.hf.get("temperature") or 1.0) if layout.model_types == (_BOTH_WAYS,) else 1.0
     norm = None
     if layout.norm is not None:
         bias = f"{layout.norm}.bias"
@@ -169,7 +178,7 @@ def _load(source: TaskSource, find_layout: Callable[[Shapes, TaskSource, TensorS
     head = Head(
         layout.mode,
         _linear(weights, layout.hidden, ops) if layout.hidden else None,
-        _linear(weights, layout.last, ops),
+        _linear(weights, layout.last, ops, temperature),
         num_labels,
         # transformers looks for the padding token's id, whoever wrote it: its GenericForSequenceClassification.
         config.hf.get("pad_token_id") if layout.reads_last and source.causal else None,
@@ -194,8 +203,9 @@ def _bind(layout: _Layout, num_labels: int, hidden_size: int, shapes: Shapes, te
     return bind(tensors, needed, prefixes=_PREFIXES, ignore=("",))
 
 
-def _linear(weights: Weights, name: str, ops: Ops) -> Linear:
-    return Linear(ops.matrix(weights[f"{name}.weight"]), optional_vector(ops, weights, f"{name}.bias"))
+def _linear(weights: Weights, name: str, ops: Ops, temperature: float = 1.0) -> Linear:
+    matrix = weights[f"{name}.weight"] if temperature == 1.0 else weights[f"{name}.weight"] / np.float32(temperature)
+    return Linear(ops.matrix(matrix), optional_vector(ops, weights, f"{name}.bias"))
 
 
 def _find_layout(shapes: Shapes, source: TaskSource, tensors: TensorSource) -> _Layout:
@@ -228,9 +238,10 @@ def _configured(layout: _Layout, hf: Mapping[str, Any]) -> _Layout:
         layout = layout._replace(activation=activation(hf, layout.activation_key, layout.activation))
     if not layout.poolings:
         return layout
-    pooling = hf.get("classifier_pooling") or layout.poolings[0]
+    pooling = hf.get(layout.pooling_key) or layout.poolings[0]
     if pooling not in layout.poolings:
-        raise CheckpointError(f"config.json: classifier_pooling {pooling!r} is not one of {', '.join(layout.poolings)}")
+        known = ", ".join(layout.poolings)
+        raise CheckpointError(f"config.json: {layout.pooling_key} {pooling!r} is not one of {known}")
     return layout._replace(mode=_POOLINGS[pooling], late=pooling == "late")
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rtp_llm.chat_format import ChatFormat
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import Input, Params, Prefixes, TaskType, pack
 from rtp_llm.engine.chat_rerank import ChatRerank
 from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidInput, InvalidRequest
-from rtp_llm.model_config import ChatFormat, read_model_config
+from rtp_llm.model_config import read_model_config
 from tests.backends import BACKENDS
 from tests.models.oracle import add_noise
 from tests.server.rtp_clients import served

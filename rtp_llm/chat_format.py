@@ -1,0 +1,28 @@
+"""How sentence-transformers puts the texts of a reranker through its tokenizer's chat template."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """What the settings of sentence-transformers' Transformer say of it.
+
+    asked           whether modality_config says that it does; None: there is none
+    message_format  of a message's content: `flat`, a string; `structured`, a list of parts; `auto`: the template tells
+    options         what the template is given beside the messages
+    """
+
+    asked: bool | None = None
+    message_format: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, transformer: Mapping[str, Any]) -> "ChatFormat":
+        """From the module's file."""
+        modalities = transformer.get("modality_config")
+        message = (modalities or {}).get("message")
+        options = (transformer.get("processing_kwargs") or {}).get("chat_template") or {}
+        own = message.get("format") if isinstance(message, dict) else None
+        return cls("message" in modalities if modalities else None, own or "auto", options)
