@@ -91,7 +91,10 @@ MODEL: dict[str, Kind] = {
     "start_layer": _whole(1, _LAYERS),
     "cutoff_layers": Kind("a whole number, or a list of such", _are_whole),
     **_all(_POSITIVE, "attn_logit_softcapping final_logit_softcapping temperature"),
-    **_all(_FLAG, "is_causal is_decoder add_cross_attention attention_bias mlp_bias norm_bias use_sliding_window"),
+    **_all(
+        _FLAG,
+        "is_causal is_decoder add_cross_attention use_task_id attention_bias mlp_bias norm_bias use_sliding_window",
+    ),
     "output_hidden_states": _FLAG,
     **_all(
         _FLAG, "tie_word_embeddings use_bidirectional_attention relative_attention share_att_key position_biased_input"
@@ -107,7 +110,7 @@ MODEL: dict[str, Kind] = {
     **_all(_OBJECT, "auto_map id2label rope_scaling rope_parameters sentence_transformers"),
     "vocab_size": _whole(1, _VOCABULARY, nullable=False),
     **_all(_whole(1, _LAYERS, nullable=False), "num_hidden_layers n_layers num_layers"),
-    "type_vocab_size": _whole(0, _SIZE),
+    **_all(_whole(0, _SIZE), "type_vocab_size task_type_vocab_size"),
     "problem_type": Kind(f"one of {', '.join(_PROBLEMS)}", lambda value: value in _PROBLEMS),
     "global_attn_every_n_layers": _whole(1, _LAYERS),
     "local_attention": _whole(0, _VOCABULARY),

@@ -30,6 +30,10 @@ MODELS: dict[str, tuple[str, str]] = {
     "jina_bert": ("rtp_llm.models.jina_bert", "JinaBert"),
     "albert": ("rtp_llm.models.albert", "Albert"),
     "electra": ("rtp_llm.models.bert", "Electra"),
+    "ernie": ("rtp_llm.models.ernie", "Ernie"),
+    "megatron-bert": ("rtp_llm.models.prenorm_bert", "MegatronBert"),
+    "megatron_bert": ("rtp_llm.models.prenorm_bert", "MegatronBert"),
+    "xlm-roberta-xl": ("rtp_llm.models.prenorm_bert", "XlmRobertaXl"),
     "distilbert": ("rtp_llm.models.distilbert", "DistilBert"),
     "mpnet": ("rtp_llm.models.mpnet", "MPNet"),
     "deberta-v2": ("rtp_llm.models.deberta", "Deberta"),
@@ -52,6 +56,7 @@ MODELS: dict[str, tuple[str, str]] = {
 # Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
 ARCHITECTURES = {
     "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Electra": "electra",
+    "Ernie": "ernie", "MegatronBert": "megatron-bert", "XLMRobertaXL": "xlm-roberta-xl",
     "Albert": "albert", "JinaBert": "jina_bert", "JinaEmbeddingsV3": "jina_embeddings_v3",
     "DistilBert": "distilbert", "MPNet": "mpnet", "DebertaV2": "deberta-v2", "T5": "t5", "T5Encoder": "t5",
     "Gte": "gte", "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2",

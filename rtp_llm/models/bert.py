@@ -101,7 +101,9 @@ class BertConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class EncoderLayer:
+    """One layer's weights."""
+
     qkv: Weight
     qkv_bias: Tensor
     out: Weight
@@ -141,7 +143,9 @@ class Bert:
         self.word = ops.table(weights["word"])
         self.position = ops.table(weights["position"]) if "position" in weights else None
         self.token_type = ops.table(weights["token_type"]) if config.type_vocab_size else None
-        self.embedding_norm = _norm(weights, "embedding_norm", config, ops)
+        self.embedding_norm = (
+            load_norm(weights, "embedding_norm", config, ops) if "embedding_norm.weight" in weights else None
+        )
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
         self.matrices = matrix_sources(weights, config.num_hidden_layers, _MATRICES, ".weight")
 
@@ -193,10 +197,22 @@ class Bert:
         return [(table, ids) for table, ids in tables if table is not None]
 
     def _run_layer(
-        self, ops: Ops, layer: _Layer, hidden_states: Tensor, batch: Batch, wanted: Int32Array | None
+        self, ops: Ops, layer: EncoderLayer, hidden_states: Tensor, batch: Batch, wanted: Int32Array | None
     ) -> Tensor:
+        context = self._attend(ops, layer, hidden_states, batch, wanted)
+        hidden_states = hidden_states if wanted is None else ops.rows(hidden_states, wanted)
+        attended = ops.norm(
+            ops.linear(context, layer.out, layer.out_bias, residual=hidden_states), layer.attention_norm
+        )
+        wide = ops.linear(attended, layer.up, layer.up_bias, activation=self.config.activation)
+        return ops.norm(ops.linear(wide, layer.down, layer.down_bias, residual=attended), layer.mlp_norm)
+
+    def _attend(
+        self, ops: Ops, layer: EncoderLayer, hidden_states: Tensor, batch: Batch, wanted: Int32Array | None
+    ) -> Tensor:
+        """What each token, or each wanted one, sees of the others: [T, hidden_size]."""
         config = self.config
-        context = ops.attention(
+        return ops.attention(
             ops.linear(hidden_states, layer.qkv, layer.qkv_bias),
             batch,
             num_heads=config.num_attention_heads,
@@ -208,12 +224,6 @@ class Bert:
             distance_bias=self.distance_bias,
             relative=layer.relative,
         )
-        hidden_states = hidden_states if wanted is None else ops.rows(hidden_states, wanted)
-        attended = ops.norm(
-            ops.linear(context, layer.out, layer.out_bias, residual=hidden_states), layer.attention_norm
-        )
-        wide = ops.linear(attended, layer.up, layer.up_bias, activation=config.activation)
-        return ops.norm(ops.linear(wide, layer.down, layer.down_bias, residual=attended), layer.mlp_norm)
 
 
 class Roberta(Bert):
@@ -310,15 +320,16 @@ def parameters(config: BertConfig, names: LayerNames = NAMES) -> dict[str, Param
     return needed
 
 
-def _load_layer(weights: Weights, prefix: str, config: BertConfig, ops: Ops) -> _Layer:
+def _load_layer(weights: Weights, prefix: str, config: BertConfig, ops: Ops) -> EncoderLayer:
     parts: dict[str, Any] = {}
     for name in _MATRICES:
         parts[name] = ops.matrix(weights.matrix(f"{prefix}{name}.weight"))
         parts[f"{name}_bias"] = ops.vector(weights[f"{prefix}{name}.bias"])
     for name in ("attention_norm", "mlp_norm"):
-        parts[name] = _norm(weights, prefix + name, config, ops)
-    return _Layer(**parts)
+        parts[name] = load_norm(weights, prefix + name, config, ops)
+    return EncoderLayer(**parts)
 
 
-def _norm(weights: Weights, name: str, config: BertConfig, ops: Ops) -> Norm:
+def load_norm(weights: Weights, name: str, config: BertConfig, ops: Ops) -> Norm:
+    """The layer norm of this name."""
     return Norm(ops.vector(weights[f"{name}.weight"]), ops.vector(weights[f"{name}.bias"]), config.layer_norm_eps)

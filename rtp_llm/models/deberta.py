@@ -167,6 +167,7 @@ class Deberta(Bert):
     def _embed(self, ops: Ops, batch: Batch) -> Tensor:
         if self.projection is None:
             return super()._embed(ops, batch)
+        assert self.embedding_norm is not None
         return ops.norm(ops.linear(ops.embed(self._lookups(batch)), self.projection), self.embedding_norm)
 
 

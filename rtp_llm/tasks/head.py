@@ -34,8 +34,8 @@ from rtp_llm.tasks import TaskSource
 # Of a checkpoint's tensors, by name without the encoder's prefix.
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 _PREFIXES = (
-    "albert.", "bert.", "roberta.", "distilbert.", "electra.", "mpnet.", "deberta.", "gte.", "new.", "nomic_bert.",
-    "model.",
+    "albert.", "bert.", "ernie.", "roberta.", "distilbert.", "electra.", "mpnet.", "deberta.", "gte.", "new.",
+    "nomic_bert.", "model.",
 )  # fmt: skip
 
 

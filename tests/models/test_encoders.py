@@ -47,6 +47,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "albert, groups": ("Albert", {**ODD, "embedding_size": 17, "num_hidden_groups": 2, "hidden_act": "relu"}),
     "mpnet": ("MPNet", {**ODD, "max_position_embeddings": 312}),
     "mpnet, relu": ("MPNet", {**EVEN, "hidden_act": "relu"}),
+    "ernie": ("Ernie", ODD),
+    "ernie, tasks": ("Ernie", {**EVEN, "use_task_id": True, "task_type_vocab_size": 2}),
+    "megatron": ("MegatronBert", {**ODD, "hidden_act": "gelu_new"}),
+    "megatron, decoder": ("MegatronBert", {**EVEN, "is_decoder": True}),
+    "xlm-roberta-xl": ("XLMRobertaXL", {**ODD, "type_vocab_size": 1, "pad_token_id": 3}),
 }
 LENGTHS = (1, 2, 17, 64, 7, 90)
 

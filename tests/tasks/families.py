@@ -21,6 +21,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta": ("Roberta", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
     "xlm-roberta": ("XLMRoberta", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
     "camembert": ("Camembert", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
+    "ernie": ("Ernie", {"max_position_embeddings": LIMIT, "use_task_id": True}),
+    "megatron-bert": ("MegatronBert", {"max_position_embeddings": LIMIT}),
+    "xlm-roberta-xl": ("XLMRobertaXL", {"max_position_embeddings": LIMIT + PAD + 1, "type_vocab_size": 1}),
     "jina_embeddings_v3": ("JinaEmbeddingsV3", {"max_position_embeddings": LIMIT, "type_vocab_size": 1}),
     "gte": ("Gte", {"max_position_embeddings": LIMIT, "type_vocab_size": 2}),
     "nomic_bert": ("NomicBert", {"max_position_embeddings": LIMIT}),
@@ -60,7 +63,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 DECODERS = ("Qwen2", "Qwen3", "Llama", "EuroBert", "Mistral", "Gemma", "Gemma2", "Gemma3Text")
 ENCODERS = [family for family, (stem, _) in FAMILIES.items() if stem not in DECODERS]
 MAIN = ("bert", "roberta", "xlm-roberta", "qwen2", "qwen2-both-ways", "qwen3")
-TYPED = ("bert", "albert", "electra", "gte", "nomic_bert")  # they read which text of a pair a token is of
+TYPED = (
+    "bert",
+    "ernie",
+    "megatron-bert",
+    "albert",
+    "electra",
+    "gte",
+    "nomic_bert",
+)  # they read which text of a pair a token is of
 # Weights of 0.1 make attention choose: under the usual 0.02 it would be all but uniform at these widths.
 COMMON = {"vocab_size": len(VOCAB), "pad_token_id": PAD, "initializer_range": 0.1}
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
