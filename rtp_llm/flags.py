@@ -22,8 +22,9 @@ _TRUE, _FALSE = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", 
 _GROUPS = ("model", "hub", "compute", "batching", "server", "safety", "observability")
 _FLAG_NAME = re.compile(r"[\w-]+")
 _EPILOG = (
-    "Flags may be written in any case, with _ or -; every option can also be set by the environment variable in\n"
-    "brackets. Options of the original RTP-LLM that have no meaning here are accepted and logged (docs/flags.md)."
+    "Flags may be written in any case, with _ or -; every option can also be set by\n"
+    "the environment variable in brackets. Options of the original RTP-LLM that have\n"
+    "no meaning here are accepted and logged (docs/flags.md)."
 )
 
 
@@ -44,7 +45,10 @@ def parse_serve(
 ) -> tuple[ServerConfig, Repeated]:
     """As `parse_args`, which knows the first model alone; and what was said of all."""
     parser = CommandParser(
-        prog, "Serve one checkpoint, or several, over HTTP.", repeated=("checkpoint_path", "served_model_name")
+        prog,
+        "Serve one checkpoint, or several, over HTTP.",
+        example="rtp-llm serve sentence-transformers/all-MiniLM-L6-v2 --port 8088",
+        repeated=("checkpoint_path", "served_model_name"),
     )
     config, namespace = parse_command(parser, argv, environ, ServerConfig)
     checkpoints = tuple(namespace.repeated.get("checkpoint_path") or filter(None, [config.checkpoint_path]))
@@ -60,11 +64,17 @@ class CommandParser(argparse.ArgumentParser):
     """
 
     def __init__(
-        self, prog: str, description: str, *, needs_checkpoint: bool = False, repeated: Sequence[str] = ()
+        self,
+        prog: str,
+        description: str,
+        *,
+        example: str = "",
+        needs_checkpoint: bool = False,
+        repeated: Sequence[str] = (),
     ) -> None:
         super().__init__(
             prog=prog,
-            description=description,
+            description=description + (f"\n\nexample:\n  {example}" if example else ""),
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             epilog=_EPILOG,
@@ -90,6 +100,7 @@ def parse_command(
     """The configuration of that kind, and the command's own arguments; exits with status 2 where they are wrong."""
     specs = [spec for spec in fields(kind) if not (parser.needs_checkpoint and spec.name == "checkpoint_path")]
     _add_options(parser, specs)
+    parser.usage = _usage(parser)
     tokens = _drop_ignored([_canonical(token) for token in argv], environ)
     namespace, unknown = parser.parse_known_intermixed_args(tokens)
     if unknown:
@@ -112,6 +123,13 @@ def parse_command(
         return kind(**values), namespace
     except ConfigError as error:
         parser.error(error.message)
+
+
+def _usage(parser: CommandParser) -> str:
+    """The help's first line: the arguments alone, since the options that follow in groups are too many for it."""
+    positionals = [action for action in parser._actions if not action.option_strings]
+    words = [f"[{action.metavar}]" if action.nargs == "?" else str(action.metavar) for action in positionals]
+    return " ".join([parser.prog, *words, "[options]"])
 
 
 def _joined(value: Any) -> Any:

@@ -24,7 +24,15 @@ from rtp_llm.core import (
 from rtp_llm.engine.loading import load_engine
 from rtp_llm.entities import Entity
 from rtp_llm.errors import InvalidInput, InvalidRequest, RequestTooLarge, UnsupportedTask
-from rtp_llm.similarity import check_weights_go_with, hybrid, hybrid_weights, max_sim, similarity
+from rtp_llm.similarity import (
+    check_weights_go_with,
+    hybrid,
+    hybrid_weights,
+    max_sim,
+    scored_by,
+    scoring_params,
+    similarity,
+)
 
 # Inputs of one request, and about how many tokens: large enough that batches are full, small enough that a progress bar
 # moves and that memory is bounded.
@@ -130,17 +138,19 @@ class Model:
     ) -> list[Ranked]:
         """The documents, best first; scores as the checkpoint's CrossEncoder gives them, or as `activation` says.
 
-        Of a model that compares tokens' vectors: MaxSim, as `similarity` of kind colbert has it.
+        Of a model that is no reranker: MaxSim of its tokens' vectors, as `similarity` of kind colbert has it, else the
+        cosine of its dense ones. UnsupportedTask where it has neither.
         """
         query, documents = arguments.text(query, "query"), arguments.texts(documents, "documents")
         top_k = arguments.count(top_k, "top_k")
         wanted = arguments.params(**params)
         scores: Sequence[float]
-        if TaskType.COLBERT in self.info.tasks and TaskType.RERANK not in self.info.tasks:
-            scores = self._max_sim(query, documents, wanted, progress).tolist()
-        else:
+        kind = scored_by(self.info.tasks)
+        if kind is TaskType.RERANK:
             pairs = [(query, document) for document in documents]
-            scores = self._run(pairs, (TaskType.RERANK,), wanted, progress)[TaskType.RERANK]
+            scores = self._run(pairs, (kind,), wanted, progress)[kind]
+        else:
+            scores = self._compared_with(query, documents, kind, wanted, progress)
         order = sorted(range(len(documents)), key=lambda index: -scores[index])
         return [Ranked(index, float(scores[index]), documents[index]) for index in order[:top_k]]
 
@@ -222,15 +232,18 @@ class Model:
         # Whoever was interrupted, or has met an error, does not want what is still to be computed.
         self._engine.close(_CLOSING if error is None else 0.0)
 
-    def _max_sim(self, query: str, documents: list[str], params: Params, progress: bool) -> FloatArray:
+    def _compared_with(
+        self, query: str, documents: list[str], kind: TaskType, params: Params, progress: bool
+    ) -> list[float]:
         """A score for each document; InvalidRequest for an activation, which they have none of."""
         if params.activation not in (None, "none"):
-            raise InvalidRequest(
-                f"activation: {params.activation!r}; a sum of similarities has none", param="activation"
-            )
-        kind = TaskType.COLBERT
-        queries, others = self._sides([query], documents, (kind,), params, progress)
-        scores: FloatArray = self._compared(kind, queries[kind], others[kind])[0]
+            message = f"activation: {params.activation!r}; the similarity of {kind.value} vectors has none"
+            raise InvalidRequest(message, param="activation")
+        if not documents:
+            return []
+        wanted = scoring_params(kind, params, num_queries=1)
+        queries, others = self._sides([query], documents, (kind,), wanted, progress)
+        scores: list[float] = self._compared(kind, queries[kind], others[kind])[0].tolist()
         return scores
 
     def _compared(self, task: TaskType, left: list[Any], right: list[Any]) -> FloatArray:

@@ -1,20 +1,40 @@
 """How alike answers are: every left one with every right one, by kind or as FlagEmbedding's mean of kinds."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rtp_llm.core import FloatArray, Int32Array, Output, SparseVector, TaskType
+from rtp_llm.core import FloatArray, Int32Array, Output, Params, SparseVector, TaskType
 from rtp_llm.errors import InvalidRequest
 
 # The kinds that can be compared, in the order of FlagEmbedding's weights.
 KINDS = (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT)
+# The kinds that score documents where there is no reranker's head, the better one first.
+SCORING_KINDS = (TaskType.COLBERT, TaskType.DENSE)
 _LARGEST = float(np.finfo(np.float64).max)
 # Left-hand and right-hand tokens that one product of MaxSim covers: bounds its memory and time, and is plenty for BLAS.
 _ROWS, _BLOCK_TOKENS = 256, 4096
 _NO_VECTORS = -1.0  # MaxSim with a document that has none: the least cosine, so that it is among the last
+
+
+def scored_by(offered: Sequence[TaskType], kinds: Sequence[TaskType] = SCORING_KINDS) -> TaskType:
+    """What scores documents for a query: a reranker's head, else vectors of the first of the `kinds` there is.
+
+    RERANK where there is neither, which the engine refuses.
+    """
+    if TaskType.RERANK in offered:
+        return TaskType.RERANK
+    return next((kind for kind in kinds if kind in offered), TaskType.RERANK)
+
+
+def scoring_params(kind: TaskType, params: Params, num_queries: int) -> Params:
+    """Of texts whose vectors are compared for a score, which has no activation: dense ones by the cosine."""
+    # Vectors of tokens are compared as the checkpoint leaves them.
+    normalize = True if kind is TaskType.DENSE else params.normalize
+    return replace(params, activation=None, normalize=normalize, num_queries=num_queries)
 
 
 def similarity(kind: TaskType, left: Output, right: Output) -> FloatArray:

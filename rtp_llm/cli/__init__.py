@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from rtp_llm.cli.terminal import prepare
+from rtp_llm.cli.terminal import failures_reported, prepare, write_out
 
 # command -> (module, what it does).
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -22,14 +22,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else ""
+    with failures_reported(f"rtp-llm {name}" if name in COMMANDS else "rtp-llm"):
+        _run(name, arguments)
+
+
+def _run(name: str, arguments: list[str]) -> None:
     if name in ("--version", "-V"):
         from rtp_llm import __version__
 
-        sys.stdout.write(f"rtp-llm {__version__}\n")
+        write_out(f"rtp-llm {__version__}\n")
     elif name in COMMANDS:
         import_module(COMMANDS[name][0]).main(arguments[1:])
     elif name in ("", "-h", "--help"):
-        sys.stdout.write(_usage())
+        write_out(_usage())
     else:
         sys.stderr.write(f"rtp-llm: unknown command {name!r}\n{_usage()}")
         sys.exit(2)

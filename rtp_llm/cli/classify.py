@@ -1,29 +1,43 @@
-"""`rtp-llm classify CHECKPOINT TEXTS`: lines of text or pairs to labels, or to the entities in them."""
+"""`rtp-llm classify CHECKPOINT [TEXTS]`: texts or pairs to labels, or to the entities in them."""
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from rtp_llm.cli.terminal import LINES_HELP, STDIN, failures_reported, json_line, load, progress, read_lines
+from rtp_llm.cli.terminal import in_a_line, json_line, load, progress, write_out
+from rtp_llm.cli.texts import (
+    COLUMN_HELP,
+    STDIN,
+    TEXTS_HELP,
+    check_no_column,
+    is_table,
+    read_columns,
+    read_lines,
+    read_texts,
+)
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import AggregationStrategy, Input, TaskType
+from rtp_llm.core import AggregationStrategy, TaskType
 from rtp_llm.errors import ConfigError, InvalidRequest
 from rtp_llm.flags import CommandParser, parse_command
 
 if TYPE_CHECKING:
     from rtp_llm.offline import Model
 
-_DESCRIPTION = """Classify a text a line: the best label, its score and the text by tabs, in the order of the texts.
-A token classifier finds entities: for each the number of its line, the characters from and to which it goes, label,
-score and word, by tabs."""
+_DESCRIPTION = """Classify texts: prints the best label, its score and the text, by tabs, in the
+order of the texts. A token classifier finds entities: for each the number of
+its text from 0, the characters from and to which it goes, label, score and
+word, by tabs."""
+_EXAMPLE = "printf 'so sunny\\nhe drove\\n' | rtp-llm classify cardiffnlp/twitter-roberta-base-sentiment-latest --json"
 _OF_TEXTS, _OF_TOKENS = ("pairs", "activation"), ("aggregation_strategy", "ignore_labels")
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, classify, print."""
-    parser = CommandParser("rtp-llm classify", _DESCRIPTION, needs_checkpoint=True)
-    parser.add_argument("texts", metavar="TEXTS", nargs="?", default=STDIN, help=LINES_HELP)
+    parser = CommandParser("rtp-llm classify", _DESCRIPTION, example=_EXAMPLE, needs_checkpoint=True)
+    parser.add_argument("texts", metavar="TEXTS", nargs="?", default=STDIN, help=TEXTS_HELP)
+    parser.add_argument(
+        "--column", metavar="NAME", help=f"{COLUMN_HELP}; of pairs two, by a comma (default: text; text,text_pair)"
+    )
     parser.add_argument("--pairs", action="store_true", help="a line is two texts, with a tab between them")
     parser.add_argument(
         "--activation", choices=("none", "sigmoid", "softmax"), help="of the scores (default: the checkpoint's own)"
@@ -34,24 +48,34 @@ def main(argv: Sequence[str]) -> None:
         help="token classifiers: how tokens become entities (default: simple)",
     )
     parser.add_argument(
-        "--ignore_labels", help="token classifiers: labels that are left out, by commas; empty: none (default: O)"
+        "--ignore_labels",
+        metavar="LABELS",
+        help="token classifiers: labels that are left out, by commas; empty: none (default: O)",
     )
     parser.add_argument("--json", action="store_true", help="JSON lines, with the scores of all labels, the best first")
     config, arguments = parse_command(parser, argv, os.environ, EngineConfig)
-    with failures_reported(parser.prog):
-        _classify(config, arguments)
+    _classify(config, arguments)
 
 
 def _classify(config: EngineConfig, arguments: Any) -> None:
-    lines = read_lines(arguments.texts)
-    inputs: list[Input] = [_pair(line, number) for number, line in enumerate(lines, 1)] if arguments.pairs else [*lines]
+    inputs = _pairs(arguments) if arguments.pairs else read_texts(arguments.texts, arguments.column)
     with load(config) as model:
         is_of_tokens = TaskType.TOKEN_CLASSIFY in model.info.tasks
         _check_goes_with(arguments, is_of_tokens)
         if is_of_tokens:
-            _entities(model, lines, arguments)
+            _entities(model, inputs, arguments)
         else:
-            _labels(model, lines, inputs, arguments)
+            _labels(model, inputs, arguments)
+
+
+def _pairs(arguments: Any) -> list[tuple[str, ...]]:
+    if not is_table(arguments.texts):
+        check_no_column(arguments.column)
+        return [_pair(line, number) for number, line in enumerate(read_lines(arguments.texts), 1)]
+    columns = (arguments.column or "text,text_pair").split(",")
+    if len(columns) != 2:
+        raise ConfigError(f"column: {arguments.column!r:.100} is not two names with a comma between", param="column")
+    return read_columns(arguments.texts, columns)
 
 
 def _check_goes_with(arguments: Any, is_of_tokens: bool) -> None:
@@ -62,31 +86,32 @@ def _check_goes_with(arguments: Any, is_of_tokens: bool) -> None:
             raise ConfigError(f"{name}: this checkpoint labels {kind}; leave it out", param=name)
 
 
-def _labels(model: "Model", lines: list[str], inputs: list[Input], arguments: Any) -> None:
+def _labels(model: "Model", inputs: list[Any], arguments: Any) -> None:
     rows = model.classify(inputs, progress=progress(), activation=arguments.activation)
-    for index, (line, row) in enumerate(zip(lines, rows.tolist(), strict=True)):
+    for index, (one, row) in enumerate(zip(inputs, rows.tolist(), strict=True)):
+        text = one if isinstance(one, str) else "\t".join(one)
         best_first = sorted(zip(model.info.labels, row, strict=True), key=lambda entry: -entry[1])
         if arguments.json:
             named = [{"label": label, "score": score} for label, score in best_first]
-            sys.stdout.write(json_line({"index": index, "labels": named, "text": line}))
+            write_out(json_line({"index": index, "labels": named, "text": text}))
         else:
             label, score = best_first[0]
-            sys.stdout.write(f"{label}\t{score:.6g}\t{line}\n")
+            write_out(f"{label}\t{score:.6g}\t{in_a_line(text)}\n")
 
 
-def _entities(model: "Model", lines: list[str], arguments: Any) -> None:
+def _entities(model: "Model", texts: list[Any], arguments: Any) -> None:
     given = {name: getattr(arguments, name) for name in _OF_TOKENS}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if "ignore_labels" in options:
         options["ignore_labels"] = [label.strip() for label in options["ignore_labels"].split(",") if label.strip()]
-    found = model.entities(lines, progress=progress(), **options)
-    for index, (line, entities) in enumerate(zip(lines, found, strict=True)):
+    found = model.entities(texts, progress=progress(), **options)
+    for index, (text, entities) in enumerate(zip(texts, found, strict=True)):
         if arguments.json:
             rows = [entity.as_dict() for entity in entities]
-            sys.stdout.write(json_line({"index": index, "entities": rows, "text": line}))
+            write_out(json_line({"index": index, "entities": rows, "text": text}))
             continue
         for one in entities:
-            sys.stdout.write(f"{index}\t{one.start}\t{one.end}\t{one.label}\t{one.score:.6g}\t{one.word}\n")
+            write_out(f"{index}\t{one.start}\t{one.end}\t{one.label}\t{one.score:.6g}\t{in_a_line(one.word)}\n")
 
 
 def _pair(line: str, number: int) -> tuple[str, str]:

@@ -1,26 +1,25 @@
-"""What the commands share: files of lines in, lines out, and failures as one line with the right exit status."""
+"""What the commands share: standard output, whole files, and failures as one line with the right exit status."""
 
 import errno
 import io
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import orjson
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.errors import InvalidRequest, RtpError
+from rtp_llm.errors import RtpError
 
 if TYPE_CHECKING:
     from rtp_llm.offline import Model
 
-STDIN = "-"
-LINES_HELP = f"UTF-8 file with one text a line; {STDIN} is standard input"
 # What a shell reports of a program that SIGPIPE or SIGINT has ended.
 _BROKEN_PIPE, _INTERRUPTED = 141, 130
 
@@ -44,28 +43,46 @@ def prepare() -> None:
 
 @contextmanager
 def failures_reported(prog: str) -> Iterator[None]:
-    """Whatever a user may see becomes one line on standard error: status 2 for a bad value, else 1.
+    """What goes wrong becomes one line on standard error: status 2 for a bad value, 130 for an interrupt, else 1.
 
     A reader that has gone away (`| head`) ends the command silently, as it would end `cat`.
     """
     try:
-        yield
-        sys.stdout.flush()
+        try:
+            yield
+        finally:
+            # Not left to the interpreter, which would tell of a failure in lines of its own.
+            write_out(flush=True)
     except BrokenPipeError:
-        # What is still buffered has nowhere to go; the interpreter would complain of it while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_BROKEN_PIPE)
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        # A second one would only break off the threads' ending, with a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _fail(prog, "interrupted", _INTERRUPTED)
     except RtpError as error:
         _fail(prog, error.message, 2 if error.param not in (None, "input") else 1)
     except OSError as error:
         _fail(prog, f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
 
 
-def _fail(prog: str, message: str, status: int) -> None:
+def _fail(prog: str, message: str, status: int) -> NoReturn:
     sys.stderr.write(f"{prog}: {message}\n")
     sys.exit(status)
+
+
+def write_out(text: str = "", *, flush: bool = False) -> None:
+    """To standard output; BrokenPipeError where its reader has gone, OSError where it is full or closed."""
+    try:
+        if text:
+            sys.stdout.write(text)
+        if flush:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # What is still buffered has nowhere to go; the interpreter would complain of it while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 def load(config: EngineConfig) -> "Model":
@@ -75,21 +92,15 @@ def load(config: EngineConfig) -> "Model":
     return Model(**asdict(config))
 
 
-def read_lines(path: str) -> list[str]:
-    """The texts of a file, or of standard input; OSError, or InvalidRequest that names the line that is not UTF-8."""
-    if path == STDIN and sys.stdin is None:
-        raise OSError("standard input is closed; name a file")
-    content = sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """An OSError of the body that names no file is of this one."""
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        name = "standard input" if path == STDIN else path
-        number = content.count(b"\n", 0, error.start) + 1
-        raise InvalidRequest(
-            f"{name}: line {number} is not UTF-8 (byte 0x{content[error.start]:02x}); convert the file, e.g. with iconv"
-        ) from None
-    # Not splitlines(), which also ends lines at form feeds and Unicode's separators.
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename:
+            raise
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 @contextmanager
@@ -97,11 +108,11 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` once all of it is written; a failure leaves what was there.
 
     It is made at once, beside `path`: a place that cannot be written is worth knowing before a model is loaded. What is
-    no regular file, such as a pipe, is written as it stands.
+    no regular file, such as a pipe, is written as it stands. OSError names `path`, also where what it is on is full.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file() and not target.is_dir():
-        with target.open("wb") as file:
+        with _named(path), target.open("wb") as file:
             yield file
         return
     if target.is_dir() or (target.exists() and not os.access(target, os.W_OK)):
@@ -113,7 +124,7 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
     try:
-        with file:
+        with _named(path), file:
             yield file
         if target.exists():
             shutil.copymode(target, made)
@@ -126,6 +137,11 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
 def json_line(value: Mapping[str, Any]) -> str:
     """A line of JSON; fp32 arrays in the shortest form that gives the same numbers back."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE).decode()
+
+
+def in_a_line(text: str) -> str:
+    """A text as it stands in a line of its own: of a table, it may have several."""
+    return text.replace("\n", " ")
 
 
 def progress() -> bool:

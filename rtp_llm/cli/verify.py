@@ -6,21 +6,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rtp_llm.cli.terminal import LINES_HELP, failures_reported, json_line, progress, read_lines
+from rtp_llm.cli.terminal import json_line, progress, write_out
+from rtp_llm.cli.texts import LINES_HELP, read_lines
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.flags import CommandParser, parse_command
 
-_DESCRIPTION = """Compare a checkpoint's results with those of its authors' code (sentence-transformers, transformers,
-FlagEmbedding, where installed) and with published numbers (where the model is known).
+_DESCRIPTION = """Compare a checkpoint's results with those of its authors' code
+(sentence-transformers, transformers, FlagEmbedding, where installed) and with
+published numbers (where the model is known).
 
-Exit status: 0 equal within the bound, 1 different, or it cannot be loaded, 2 wrong usage, 3 nothing but our own
-checks could be made."""
+Exit status: 0 equal within the bound, 1 different, or it cannot be loaded,
+2 wrong usage, 3 nothing but our own checks could be made."""
+_EXAMPLE = "rtp-llm verify sentence-transformers/all-MiniLM-L6-v2 --max_seq_len 128"
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, compare, print, and exit with the verdict."""
-    parser = CommandParser("rtp-llm verify", _DESCRIPTION)
+    parser = CommandParser("rtp-llm verify", _DESCRIPTION, example=_EXAMPLE)
     parser.add_argument(
         "--reference", default="", metavar="CHECKPOINT", help="what the authors' code reads, if another"
     )
@@ -32,8 +35,7 @@ def main(argv: Sequence[str]) -> None:
     config, arguments = parse_command(parser, argv, os.environ, EngineConfig)
     if not arguments.bound > 0:
         parser.error(f"bound: {arguments.bound:g} is not above 0")
-    with failures_reported(parser.prog):
-        sys.exit(_verify(config, arguments))
+    sys.exit(_verify(config, arguments))
 
 
 def _verify(config: EngineConfig, arguments: Any) -> int:
@@ -52,8 +54,7 @@ def _verify(config: EngineConfig, arguments: Any) -> int:
             on_progress=on_progress,
         )
         report = verify(config, options)
-    sys.stdout.write(json_line(as_object(report)) if arguments.json else as_text(report))
-    sys.stdout.flush()
+    write_out(json_line(as_object(report)) if arguments.json else as_text(report))
     return report.verdict.status
 
 

@@ -13,7 +13,7 @@ from rtp_llm.errors import ConfigError
 from rtp_llm.model_config import ModelConfig, read_model_config
 from rtp_llm.models import load_model
 from rtp_llm.quantize.sensitivity import Choice, Matrix, Mixture, choose
-from rtp_llm.quantize.writing import copy_files, write_config, write_weights
+from rtp_llm.quantize.writing import copy_files, whole_folder, write_config, write_weights
 from rtp_llm.runtime import Runtime, load_runtime
 from rtp_llm.tasks import load_tasks
 
@@ -52,6 +52,11 @@ def quantize(config: EngineConfig, target: Path, options: Options) -> Report:
         raise ConfigError(f"{config.checkpoint_path} is quantised already", param="checkpoint_path")
     if model_config.is_static:
         raise ConfigError(f"{config.checkpoint_path} has no linear layers to quantise", param="checkpoint_path")
+    with whole_folder(target):
+        return _quantize(config, model_config, target, options)
+
+
+def _quantize(config: EngineConfig, model_config: ModelConfig, target: Path, options: Options) -> Report:
     exact = load_runtime(replace(config, quantization="none"), model_config)
     _check_names(exact, model_config)
     mixture, num_texts = _mixture(config, model_config, exact, options.lines)

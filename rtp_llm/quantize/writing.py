@@ -3,7 +3,8 @@
 import json
 import shutil
 import struct
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,23 @@ class _Entry:
     make: Callable[[], NDArray[Any]]
 
 
+@contextmanager
+def whole_folder(target: Path) -> Iterator[None]:
+    """`target`, not there or empty, is made at once, and is as it was where the body fails; an OSError names it."""
+    was_there = target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException as error:
+        for path in target.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if not was_there:
+            target.rmdir()
+        if isinstance(error, OSError) and error.errno is not None and not error.filename:
+            raise OSError(error.errno, error.strerror, str(target)) from None
+        raise
+
+
 def copy_files(folder: Path, transformer_folder: Path, target: Path) -> Path:
     """Everything but the model's weights -> the folder in `target` where those belong."""
     relative = transformer_folder.relative_to(folder)
@@ -40,9 +58,16 @@ def copy_files(folder: Path, transformer_folder: Path, target: Path) -> Path:
         out = set(shutil.ignore_patterns(*_EXPORTS)(place, names))
         if Path(place) == transformer_folder:
             out |= set(shutil.ignore_patterns(*_WEIGHTS)(place, names))
+        if Path(place).resolve() == target.resolve().parent:
+            out.add(target.resolve().name)
         return out
 
-    shutil.copytree(folder, target, ignore=left_out, dirs_exist_ok=True)
+    try:
+        shutil.copytree(folder, target, ignore=left_out, dirs_exist_ok=True)
+    except shutil.Error as error:
+        # Its text is a list of all files that could not be copied.
+        _, path, reason = error.args[0][0]
+        raise OSError(f"{path}: {reason}") from None
     return target / relative
 
 

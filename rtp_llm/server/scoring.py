@@ -2,19 +2,17 @@
 
 import asyncio
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from rtp_llm.core import FloatArray, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.server.catalog import Wanted, one_of
 from rtp_llm.server.turns import Arguments, Result
-from rtp_llm.similarity import max_sim, similarity_steps
+from rtp_llm.similarity import SCORING_KINDS, max_sim, scored_by, scoring_params, similarity_steps
 
-_BY_VECTORS = (TaskType.COLBERT, TaskType.DENSE)
 _MOST_INLINE = 256
 # A reranker, wherever it stands among the models; else the first that has vectors.
-SCORERS: Wanted = (*one_of(TaskType.RERANK), *one_of(*_BY_VECTORS))
+SCORERS: Wanted = (*one_of(TaskType.RERANK), *one_of(*SCORING_KINDS))
 # Where it is a reranker that is asked for: MaxSim ranks, a cosine may do so elsewhere.
 BY_MAX_SIM = (TaskType.COLBERT,)
 RERANKERS: Wanted = (*one_of(TaskType.RERANK), *one_of(*BY_MAX_SIM))
@@ -26,7 +24,7 @@ def scoring_request(
     info: ModelInfo,
     params: Params,
     request_id: str | None = None,
-    kinds: Sequence[TaskType] = _BY_VECTORS,
+    kinds: Sequence[TaskType] = SCORING_KINDS,
 ) -> Request:
     """One query with each document, or each query with its own.
 
@@ -36,10 +34,8 @@ def scoring_request(
         firsts = queries if len(queries) == len(documents) else queries * len(documents)
         pairs = list(zip(firsts, documents, strict=True))
         return Request(inputs=pairs, tasks=(TaskType.RERANK,), params=params, request_id=request_id)
-    kind = next(task for task in kinds if task in info.tasks)
-    # Vectors of tokens are compared as the checkpoint leaves them.
-    normalize = True if kind is TaskType.DENSE else None
-    params = replace(params, activation=None, normalize=normalize, num_queries=len(queries))
+    kind = scored_by(info.tasks, kinds)
+    params = scoring_params(kind, params, len(queries))
     return Request(inputs=[*queries, *documents], tasks=(kind,), params=params, request_id=request_id)
 
 
@@ -75,12 +71,12 @@ def scores_at_once(response: Response, *, max_sim_sum: bool) -> FloatArray:
             return np.asarray(end.value)
 
 
-def is_paired(info: ModelInfo, kinds: Sequence[TaskType] = _BY_VECTORS) -> bool:
+def is_paired(info: ModelInfo, kinds: Sequence[TaskType] = SCORING_KINDS) -> bool:
     """Whether the inputs of a `scoring_request` are pairs; of others, the queries come first."""
-    return TaskType.RERANK in info.tasks or not {*kinds}.intersection(info.tasks)
+    return scored_by(info.tasks, kinds) is TaskType.RERANK
 
 
-def place_of(info: ModelInfo, index: int, documents: str, kinds: Sequence[TaskType] = _BY_VECTORS) -> str:
+def place_of(info: ModelInfo, index: int, documents: str, kinds: Sequence[TaskType] = SCORING_KINDS) -> str:
     """Of a `scoring_request` with one query, the field by which an input came: a pair by its document's."""
     if is_paired(info, kinds):
         return f"{documents}[{index}]"

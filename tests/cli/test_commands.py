@@ -1,78 +1,25 @@
 """The subcommands: what they print, and one line with the right exit status for what goes wrong."""
 
-import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
-from rtp_llm.cli import COMMANDS, main
+from rtp_llm.cli import COMMANDS
+from rtp_llm.flags import parse_args
+from tests.cli.conftest import FAST, Shell
 from tests.real_server import ROOT
-from tests.tasks.checkpoints import save, save_m3
-from tests.verify.test_verify import HEAD, spoil
+from tests.tasks.checkpoints import save
+from tests.verify.test_verify import spoil
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-
-FAST = ("--backend", "numpy", "--Num-Threads=1")
-
-
-class Done(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-class Shell:
-    """Commands in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self.monkeypatch = monkeypatch
-        self.capsys = capsys
-
-    def __call__(self, *arguments: Any, stdin: bytes = b"") -> Done:
-        self.monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        status: Any = 0
-        try:
-            main([*map(str, arguments)])
-        except SystemExit as left:
-            status = left.code or 0
-        return Done(status, *self.capsys.readouterr())
-
-
-@pytest.fixture
-def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(monkeypatch, capsys)
-
-
-@pytest.fixture(scope="module")
-def m3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    save_m3(folder := tmp_path_factory.mktemp("m3"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    save(folder := tmp_path_factory.mktemp("reranker"), HEAD, num_labels=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    save(folder := tmp_path_factory.mktemp("classifier"), HEAD, id2label={0: "bad", 1: "good", 2: "so-so"})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tags = {0: "O", 1: "B-PER", 2: "I-PER"}
-    save(folder := tmp_path_factory.mktemp("tagger"), "BertForTokenClassification", id2label=tags)
-    return folder
 
 
 def test_embed_to_json_lines(shell: Shell, m3: Path) -> None:
@@ -180,7 +127,7 @@ def test_classify_texts_as_tokens(shell: Shell, classifier: Path) -> None:
         (
             ["embed", "{m3}", "-", "{m3}/x.npy", "--task_type", "SPARSE_EMBEDDING"],
             2,
-            "this model offers sparse, not dense; --output says what is written",
+            "output: an .npy file holds dense vectors; name it .jsonl for sparse",
         ),
         (["embed", "{m3}", "-", "-", "--output", "dens"], 2, "'dens' is not one of dense, sparse"),
         (
@@ -195,11 +142,7 @@ def test_classify_texts_as_tokens(shell: Shell, classifier: Path) -> None:
         (["embed", "{m3}", "-"], 2, "the following arguments are required: VECTORS"),
         (["embed", "/no/model", "-", "-"], 1, "/no/model"),
         (["embed", "{m3}", "-", "-", "--max_seq_len", "9999"], 2, "64 positions"),
-        (
-            ["rerank", "{m3}", "query", "--task_type", "DENSE_EMBEDDING"],
-            1,
-            "this model offers dense, tokens, not rerank",
-        ),
+        (["rerank", "{m3}", "query", "--task_type", "SPARSE_EMBEDDING"], 1, "this model offers sparse, not rerank"),
         (["rerank", "{m3}", "query", "--topk", "1"], 2, "did you mean --top_k?"),
         (["rerank", "{m3}", "query", "--top_k", "0"], 2, "top_k: 0 is below the least allowed, 1"),
         (["rerank", "{m3}", "query", "-", "--port", "1"], 2, "unknown option --port"),
@@ -222,18 +165,6 @@ def test_what_goes_wrong_is_one_line(
 def test_bytes_that_are_not_utf8(shell: Shell, m3: Path) -> None:
     done = shell("embed", m3, "-", "-", stdin=b"the\nso \xff\n")
     assert done.status == 1 and "standard input: line 2 is not UTF-8 (byte 0xff)" in done.err
-
-
-def test_a_reader_that_leaves_ends_the_command_silently(m3: Path) -> None:
-    command = [sys.executable, "-m", "rtp_llm", "embed", str(m3), "-", "-", *FAST]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.close()
-        process.stdout = None
-        _, err = process.communicate(b"the weather\n" * 2000, timeout=60)
-    assert process.returncode == 141 and err == b""
 
 
 @pytest.mark.parametrize(
@@ -261,6 +192,27 @@ def test_what_is_printed_is_utf8_whatever_the_terminal_takes(classifier: Path) -
 def test_every_command_has_help_with_the_engines_options(command: str, shell: Shell) -> None:
     done = shell(command, "--help")
     assert done.status == 0 and "--num_threads" in done.out and "CHECKPOINT" in done.out
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "serve"])
+def test_the_example_of_the_help_works(
+    name: str, shell: Shell, tiny_bert: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, rest = shell(name, "--help").out.partition("\nexample:\n")
+    example = rest.strip().splitlines()[0]
+    hub_id = next(word for word in example.split() if "/" in word)
+    folder = classifier if name == "classify" else tiny_bert
+    texts, _, command = example.replace(hub_id, str(folder)).replace("128", "20").rpartition(" | ")
+    stdin = subprocess.run(["sh", "-c", texts], stdout=subprocess.PIPE, check=True).stdout
+    monkeypatch.chdir(tmp_path)
+    done = shell(*shlex.split(command)[1:], *FAST, stdin=stdin)
+    assert done.status == 0 and not done.err, done.err
+    assert done.out or (tmp_path / "vectors.npy").exists()
+
+
+def test_the_example_of_serves_help_is_parsed(shell: Shell) -> None:
+    _, _, rest = shell("serve", "--help").out.partition("\nexample:\n  rtp-llm serve ")
+    assert parse_args(rest.splitlines()[0].split(), {}).start_port == 8088
 
 
 def test_the_query_may_look_like_a_flag(shell: Shell, reranker: Path) -> None:

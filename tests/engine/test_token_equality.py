@@ -43,9 +43,13 @@ def ids(items: Sequence[Item]) -> list[list[int]]:
     return [item.input_ids.tolist() for item in items]
 
 
-@cache
 def load(folder: Path, limit: int = LIMIT) -> Tokenizer:
-    """A real tokenizer, which takes a second, once."""
+    return _loaded(folder, limit)
+
+
+@cache
+def _loaded(folder: Path, limit: int) -> Tokenizer:
+    """A real tokenizer, which takes a second, once; a default of its own would make two of one key."""
     return Tokenizer(folder, max_seq_len=limit)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,12 @@ def of(families: Iterable[str]) -> pytest.MarkDecorator:
 every_family = of(FAMILIES)
 
 
-def alone(model: Any, part: str, inputs: list[list[int]] = INPUTS) -> list[FloatArray]:
-    """What transformers gives for each list of ids on its own."""
+@cache
+def alone(model: Any, part: str) -> list[FloatArray]:
+    """What transformers gives for each of `INPUTS` on its own, for all backends once."""
     options = {"use_cache": False} if type(model).__name__.startswith(DECODERS) else {}
     with torch.no_grad():
-        return [model(input_ids=torch.tensor([ids]), **options)[part][0].numpy() for ids in inputs]
+        return [model(input_ids=torch.tensor([ids]), **options)[part][0].numpy() for ids in INPUTS]
 
 
 def pooled(hidden: list[FloatArray], modes: tuple[str, ...]) -> FloatArray:
@@ -124,19 +126,24 @@ def test_pairs_of_poolings(family: str, checkpoints: Checkpoints, tmp_path: Path
             assert np.abs(model.embed(INPUTS, normalize=True) - expected).max() <= 1e-5, modes
 
 
-@every_backend
-@of(ENCODERS)
-def test_sparse_and_colbert(family: str, shape: str, backend: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
-    folder, theirs = checkpoints(family, shape)
+@cache
+def with_heads(folder: Path, theirs: Any) -> tuple[Path, list[Any]]:
+    """The checkpoint with BGE-M3's heads, and what FlagEmbedding makes of `sentences`."""
     width = theirs.config.hidden_size
     torch.manual_seed(3)
     sparse, colbert = torch.nn.Linear(width, 1), torch.nn.Linear(width, width)
     torch.nn.init.ones_(sparse.bias)
-    place = beside(folder, tmp_path / "m3")
+    place = beside(folder, folder.with_name(f"{folder.name}-m3"))
     for name, layer in (("sparse_linear.pt", sparse), ("colbert_linear.pt", colbert)):
         torch.save(layer.state_dict(), place / name)
     reference = Reference(place, (theirs, sparse, colbert), families.LIMIT)
-    expected = [reference.encode(text) for text in sentences()]
+    return place, [reference.encode(text) for text in sentences()]
+
+
+@every_backend
+@of(ENCODERS)
+def test_sparse_and_colbert(family: str, shape: str, backend: str, checkpoints: Checkpoints) -> None:
+    place, expected = with_heads(*checkpoints(family, shape))
     with loaded(place, backend) as model:
         ours = model.embed_all(sentences())
     assert worst(ours["dense"], [dense for dense, _, _ in expected]) <= 1e-5
@@ -167,21 +174,29 @@ def test_classify_tokens(family: str, shape: str, backend: str, checkpoints: Che
         same_in_a_batch(rows, lambda ids: model.classify_tokens(ids, activation="none"), backend)
 
 
+@cache
+def reranked(folder: Path) -> list[tuple[str, str, FloatArray]]:
+    """Of some of `sentences` as queries, under each activation, CrossEncoder's scores of all."""
+    theirs = sentence_transformers.CrossEncoder(str(folder), device="cpu")
+    # Beside a Qwen's config.json, AutoTokenizer takes any tokenizer.json for Qwen's own.
+    theirs[0].processor = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    activations = {"none": torch.nn.Identity(), "sigmoid": torch.nn.Sigmoid()}
+    return [
+        (query, name, theirs.predict([(query, document) for document in sentences()], activation_fn=activation))
+        for query in sentences()[::3]
+        for name, activation in activations.items()
+    ]
+
+
 @every_backend
 @of(family for family in FAMILIES if family != "qwen3")
 def test_rerank(family: str, shape: str, backend: str, checkpoints: Checkpoints) -> None:
     folder, _ = checkpoints(family, shape, "ForSequenceClassification", num_labels=1)
-    theirs = sentence_transformers.CrossEncoder(str(folder), device="cpu")
-    # Beside a Qwen's config.json, AutoTokenizer takes any tokenizer.json for Qwen's own.
-    theirs[0].processor = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-    documents = sentences()
     with loaded(folder, backend) as model:
-        for query in documents[::3]:
-            for activation, theirs_of_it in (("none", torch.nn.Identity()), ("sigmoid", torch.nn.Sigmoid())):
-                expected = theirs.predict([(query, document) for document in documents], activation_fn=theirs_of_it)
-                ranked = model.rerank(query, documents, activation=activation)
-                ours = [entry.score for entry in sorted(ranked, key=lambda entry: entry.index)]
-                assert np.abs(np.array(ours) - expected).max() <= 1e-5
+        for query, activation, expected in reranked(folder):
+            ranked = model.rerank(query, sentences(), activation=activation)
+            ours = [entry.score for entry in sorted(ranked, key=lambda entry: entry.index)]
+            assert np.abs(np.array(ours) - expected).max() <= 1e-5
 
 
 @every_backend

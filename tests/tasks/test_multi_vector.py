@@ -1,6 +1,8 @@
 """Late interaction against sentence-transformers' MultiVectorEncoder, on random weights, in every layout."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,31 +41,48 @@ def expected(folder: Path) -> tuple[list[FloatArray], list[FloatArray]]:
     return model.encode_query(TEXTS, convert_to_numpy=True), model.encode_document(TEXTS, convert_to_numpy=True)
 
 
-def check(folder: Path, backend: str = "numpy", **options: Any) -> None:
-    queries, documents = expected(folder)
+Answers = tuple[list[FloatArray], list[FloatArray], FloatArray]
+
+
+def answers(folder: Path) -> Answers:
+    """Their queries and documents, and the similarities of these."""
+    model = theirs(folder)
+    queries = model.encode_query(TEXTS, convert_to_numpy=True)
+    documents = model.encode_document(TEXTS, convert_to_numpy=True)
+    return queries, documents, model.similarity(queries, documents).numpy()
+
+
+# Of a folder that stays as it is, for all backends once.
+answers_once = cache(answers)
+
+
+def check(folder: Path, backend: str = "numpy", known: Answers | None = None, **options: Any) -> None:
+    queries, documents, scores = known or answers(folder)
     with loaded(folder, backend, **options) as model:
         assert model.info.tasks == (TaskType.COLBERT, TaskType.TOKENS) and model.info.dimension == SIZE
         assert worst(model.embed_colbert(TEXTS, prompt_name="query"), queries) <= 1e-5
         assert worst(model.embed_colbert(TEXTS), documents) <= 1e-5
-        scores = theirs(folder).similarity(queries, documents).numpy()
         assert np.abs(model.similarity(TEXTS, TEXTS, kind="colbert") - scores).max() <= 1e-5 * np.abs(scores).max()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("expansion", EXPANSIONS)
 @pytest.mark.parametrize(("family", "shape"), [("bert", "tiny"), ("bert", "odd"), ("modernbert", "odd")])
-def test_equals_multi_vector_encoder(family: str, shape: str, expansion: str, backend: str, tmp_path: Path) -> None:
+def test_equals_multi_vector_encoder(
+    family: str, shape: str, expansion: str, backend: str, once: Callable[..., Path]
+) -> None:
     mask = {"skiplist_words": SKIPPED}
-    check(late.save(tmp_path, family, shape, lengths=EXPANSIONS[expansion], mask=mask, prompts=PROMPTS), backend)
+    folder = once(late.save, family, shape, lengths=EXPANSIONS[expansion], mask=mask, prompts=PROMPTS)
+    check(folder, backend, answers_once(folder))
 
 
 @pytest.mark.parametrize("expansion", ["unseen", "seen"])
 @pytest.mark.parametrize("backend", ["numpy", "native"])
 @pytest.mark.parametrize("family", [family for family in ENCODERS if family not in ("bert", "modernbert")])
-def test_every_encoder(family: str, backend: str, expansion: str, tmp_path: Path) -> None:
-    folder = late.save(tmp_path, family, "odd", lengths=EXPANSIONS[expansion], mask={"skiplist_words": SKIPPED})
+def test_every_encoder(family: str, backend: str, expansion: str, once: Callable[..., Path]) -> None:
+    folder = once(late.save, family, "odd", lengths=EXPANSIONS[expansion], mask={"skiplist_words": SKIPPED})
     if (family, expansion) != ("deberta", "unseen"):
-        check(folder, backend)
+        check(folder, backend, answers_once(folder))
         return
     with pytest.raises(CheckpointError, match="of deberta-v2, an expansion is served with attend true"), loaded(folder):
         pass
@@ -71,8 +90,8 @@ def test_every_encoder(family: str, backend: str, expansion: str, tmp_path: Path
 
 @pytest.mark.parametrize("expansion", EXPANSIONS)
 @pytest.mark.parametrize("backend", ["numpy", "native"])
-def test_packed_is_alone_bit_for_bit(expansion: str, backend: str, tmp_path: Path) -> None:
-    folder = late.save(tmp_path, lengths=EXPANSIONS[expansion], mask={"skiplist_words": SKIPPED})
+def test_packed_is_alone_bit_for_bit(expansion: str, backend: str, once: Callable[..., Path]) -> None:
+    folder = once(late.save, lengths=EXPANSIONS[expansion], mask={"skiplist_words": SKIPPED})
     with loaded(folder, backend) as model:
         for name in ("query", "document"):
             together = model.embed_colbert(TEXTS, prompt_name=name)
@@ -137,8 +156,9 @@ def test_pylate_of_colberts_own(marker: str, tmp_path: Path) -> None:
         None,
     ],
 )  # fmt: skip
-def test_colberts_own(metadata: dict[str, Any] | None, backend: str, tmp_path: Path) -> None:
-    check(late.save_authors(tmp_path, metadata), backend)
+def test_colberts_own(metadata: dict[str, Any] | None, backend: str, once: Callable[..., Path]) -> None:
+    folder = once(late.save_authors, metadata)
+    check(folder, backend, answers_once(folder))
 
 
 REAL = [

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,22 @@ def scores(model: Any, **params: Any) -> Any:
     return np.array([model.rerank(query, [document], **params)[0].score for query, document in PAIRS])
 
 
+@pytest.fixture(scope="module")
+def original(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A checkpoint that no test changes, and transformers' model of it."""
+    folder = tmp_path_factory.mktemp("original") / "Qwen3-Reranker-0.6B"
+    return folder, save(folder, assets)
+
+
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "apart"])
-def card(request: pytest.FixtureRequest, assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def card(
+    request: pytest.FixtureRequest, original: tuple[Path, Any], assets: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Any]:
     """A checkpoint, and what the model card's code makes of `PAIRS`, for all backends once."""
-    folder = tmp_path_factory.mktemp("card") / "Qwen3-Reranker-0.6B"
-    theirs = save(folder, assets, tied=request.param)
+    folder, theirs = original
+    if not request.param:
+        folder = tmp_path_factory.mktemp("card") / "Qwen3-Reranker-0.6B"
+        theirs = save(folder, assets, tied=False)
     return folder, card_scores(theirs, card_ids(folder, PAIRS, INSTRUCTION, LIMIT))
 
 
@@ -100,9 +112,8 @@ def test_equals_the_model_card(backend: str, card: tuple[Path, Any]) -> None:
         assert np.abs(scores(model, activation="none") - logits).max() <= 1e-5
 
 
-def test_instruction_and_batch(assets: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "reranker"
-    theirs = save(folder, assets)
+def test_instruction_and_batch(original: tuple[Path, Any]) -> None:
+    folder, theirs = original
     documents = [document for _, document in PAIRS]
     pairs = [("panda", document) for document in documents]
     expected = card_scores(theirs, card_ids(folder, pairs, "Find the bear", LIMIT))
@@ -113,27 +124,22 @@ def test_instruction_and_batch(assets: Path, tmp_path: Path) -> None:
     assert np.abs(np.array(alone) - expected).max() <= 1e-5
 
 
-def test_an_instruction_is_bounded(assets: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "reranker"
-    save(folder, assets)
-    with loaded(folder, max_seq_len=LIMIT) as model, pytest.raises(InvalidRequest, match="instruction has"):
+def test_an_instruction_is_bounded(original: tuple[Path, Any]) -> None:
+    with loaded(original[0], max_seq_len=LIMIT) as model, pytest.raises(InvalidRequest, match="instruction has"):
         model.rerank("panda", ["a"], instruction="find the bear " * 1000)
 
 
-def test_max_tokens_per_doc(assets: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "reranker"
-    save(folder, assets)
-    with loaded(folder, max_seq_len=LIMIT) as model:
+def test_max_tokens_per_doc(original: tuple[Path, Any]) -> None:
+    with loaded(original[0], max_seq_len=LIMIT) as model:
         (cut,) = model.rerank("panda", ["one two three four five"], max_tokens_per_doc=3)
         (whole,) = model.rerank("panda", ["one two three"])
     assert cut.score == whole.score
 
 
-def test_the_documents_of_a_query_share_what_stands_before_them(assets: Path, tmp_path: Path) -> None:
-    save(tmp_path, assets)
+def test_the_documents_of_a_query_share_what_stands_before_them(original: tuple[Path, Any]) -> None:
     documents = ["a panda", "", ": a colon", "the bear " * 100, "巴黎"]
     pairs: list[Input] = [*(("panda", document) for document in documents), ("alone", "a"), [1, 2, 3]]
-    with loaded(tmp_path, "native", task_type="reranker", max_seq_len=LIMIT) as model:
+    with loaded(original[0], "native", max_seq_len=LIMIT) as model:
         pool = model._engine._tokenizer
         items = pool.encode(pairs, Params(), rerank=True)
         ids = pool.encode([("panda", "")], Params(), rerank=True)[0].input_ids
@@ -212,10 +218,9 @@ def test_logit_score_module(no: int | None, assets: Path, tmp_path: Path) -> Non
         assert np.abs(scores(model) - np.array(expected)).max() <= 1e-5
 
 
-def test_the_route_gives_p_yes_as_the_original(assets: Path, tmp_path: Path) -> None:
-    save(tmp_path, assets)
+def test_the_route_gives_p_yes_as_the_original(original: tuple[Path, Any]) -> None:
     documents = [document for _, document in PAIRS]
-    with served(tmp_path, task_type="reranker", max_seq_len=LIMIT) as server:
+    with served(original[0], max_seq_len=LIMIT) as server:
         plain = server.post("/v1/reranker", query="panda", documents=documents, instruction="Find the bear")
         assert server.post("/v1/reranker", query="panda", documents=documents, normalize=True)["results"]
         best = server.model.rerank("panda", documents, instruction="Find the bear")
@@ -255,16 +260,23 @@ MISREAD: list[tuple[list[Input], dict[str, Any], int]] = [
 ]
 
 
+@cache
+def encoder_of(assets: Path, with_template: bool) -> ChatRerank | RerankTemplate:
+    """Qwen3's tokenizer, which takes most of a second, once for each template."""
+    tokenizer = Tokenizer(assets / "tokenizers" / "qwen3", max_seq_len=LIMIT)
+    if not with_template:
+        return RerankTemplate(tokenizer)
+    pytest.importorskip("jinja2")
+    tokenizer.chat_template.source = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    return ChatRerank(tokenizer, ChatFormat())
+
+
 @pytest.mark.parametrize("with_template", [False, True])
 @pytest.mark.parametrize(("inputs", "params", "index"), MISREAD)
 def test_errors_name_the_pair(
     inputs: Sequence[Input], params: dict[str, Any], index: int, with_template: bool, assets: Path
 ) -> None:
-    tokenizer = Tokenizer(assets / "tokenizers" / "qwen3", max_seq_len=LIMIT)
-    if with_template:
-        pytest.importorskip("jinja2")
-        tokenizer.chat_template.source = "{% for m in messages %}{{ m.content }} {% endfor %}"
-    encoder = ChatRerank(tokenizer, ChatFormat()) if with_template else RerankTemplate(tokenizer)
+    encoder = encoder_of(assets, with_template)
     with pytest.raises(InvalidInput, match=f"^input {index} ") as caught:
         encoder.encode(inputs, Params(**params))
     assert caught.value.index == index
