@@ -23,7 +23,7 @@ from rtp_llm.server import (
     custom,
     embeddings,
     infinity,
-    openai,
+    model_list,
     pages,
     rerank,
     reranker,
@@ -99,7 +99,7 @@ class Dispatcher:
         self._service = Service(catalog, config, self.admission, Turns())
         self._max_body_bytes, self._body_timeout = config.max_body_bytes, config.body_timeout
         own = [*pages.routes(), Route("/metrics", self._metrics)]
-        shared = (openai.routes(catalog), infinity.routes(catalog), rtp.routes(catalog))
+        shared = (model_list.routes(catalog), infinity.routes(catalog), rtp.routes(catalog))
         parts = (*shared, tei.get_routes(catalog, config), vllm.get_routes(catalog), own)
         self.routes = [route for part in parts for route in part]
         self._paths = {*DIALECTS, *(route.path for route in self.routes if "{" not in route.path)}

@@ -1,6 +1,6 @@
-"""OpenAI's embeddings and models, with RTP-LLM's `prompt` and `extra_configs` and this server's own options.
+"""OpenAI's embeddings, with RTP-LLM's `prompt` and `extra_configs` and this server's own options.
 
-The embeddings' paths are in rtp_llm/server/embeddings.py; here are GET /v1/models, /v1/models/{id}.
+Their paths are in rtp_llm/server/embeddings.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,15 +10,12 @@ import msgspec
 import numpy as np
 import orjson
 from msgspec import Meta, UnsetType
-from starlette.requests import Request as HttpRequest
-from starlette.responses import Response as HttpResponse
-from starlette.routing import Route
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Chunking, Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.engine.tokens import outlier
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.catalog import Catalog, ModelName
+from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.chat import Inputs, TextObject
 from rtp_llm.server.dialect import Side, check_count
 from rtp_llm.server.packed import row_encoder
@@ -26,8 +23,6 @@ from rtp_llm.server.prompts import prompt_for
 from rtp_llm.server.sparse import SparseBody
 from rtp_llm.server.vectors import SCALED, VectorType, check_type, finite
 
-MODELS_PATH = "/v1/models"
-MODEL_PATHS = (MODELS_PATH, "/models")  # of one model
 _TYPE_PARAMS = ("output_dtype", "embedding_types", "embedding_type")
 # NVIDIA's words for what becomes of an over-long input.
 _LOST_END: dict[Any, Literal["left", "right"]] = {"START": "left", "END": "right"}
@@ -154,61 +149,6 @@ class EmbeddingsAnswer(msgspec.Struct, kw_only=True):
     data: list[Embedding]
     model: str
     usage: Usage
-
-
-class ModelEntry(msgspec.Struct, kw_only=True):
-    """A served model; what is not OpenAI's is this server's own addition.
-
-    `weight_bytes` are the checkpoint's; `memory_bytes`: by which the process grew while it was loaded, 0: not known.
-    """
-
-    id: str
-    created: int
-    dimension: int
-    max_model_len: int
-    tasks: list[str]
-    aliases: list[str] = []
-    weight_bytes: int = 0
-    memory_bytes: int = 0
-    object: Literal["model"] = "model"
-    owned_by: str = "rtp-llm"
-
-
-class ModelList(msgspec.Struct, kw_only=True):
-    """Every model that is served, the default first."""
-
-    data: list[ModelEntry]
-    object: Literal["list"] = "list"
-
-
-def routes(catalog: Catalog) -> list[Route]:
-    """The model listing."""
-
-    async def models(_: HttpRequest) -> HttpResponse:
-        return _json(ModelList(data=[model_entry(engine.info()) for engine in catalog.engines]))
-
-    async def model(request: HttpRequest) -> HttpResponse:
-        return _json(model_entry(catalog.find(request.path_params["model"]).info()))
-
-    return [Route(MODELS_PATH, models), *(Route(f"{path}/{{model:path}}", model) for path in MODEL_PATHS)]
-
-
-def _json(answer: msgspec.Struct) -> HttpResponse:
-    return HttpResponse(msgspec.json.encode(answer), media_type="application/json")
-
-
-def model_entry(info: ModelInfo) -> ModelEntry:
-    """`info` as GET /v1/models tells it."""
-    return ModelEntry(
-        id=info.name,
-        created=info.created,
-        dimension=info.dimension,
-        max_model_len=info.max_seq_len,
-        tasks=[task.value for task in info.tasks],
-        aliases=list(info.aliases),
-        weight_bytes=info.weight_bytes,
-        memory_bytes=info.memory_bytes,
-    )
 
 
 def to_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
