@@ -115,6 +115,17 @@ def test_hugging_face_classification(classifier: Served) -> None:
     row = classifier.model.classify(["so sunny"])[0]
     assert [entry.score for entry in answer] == pytest.approx(sorted(row.tolist(), reverse=True), abs=1e-6)
     assert answer[0].label == ["joy", "anger", "none"][int(row.argmax())]
+    best = sdk.text_classification("so sunny", function_to_apply="none", top_k=2)
+    raw = np.sort(classifier.model.classify(["so sunny"], activation="none")[0])
+    assert [entry.score for entry in best] == pytest.approx(raw[:0:-1].tolist(), abs=1e-6)
+
+
+def test_hugging_face_is_told_that_a_model_labels_tokens(tagger: Served) -> None:
+    """Without a parameter its calls of both kinds are the same body."""
+    sdk = client("huggingface_hub").InferenceClient(model=url(tagger))
+    with pytest.raises(client("huggingface_hub").errors.HfHubHTTPError, match="424") as caught:
+        sdk.text_classification("so sunny", top_k=1)
+    assert "this model labels tokens" in caught.value.response.text
 
 
 @shows("huggingface-hub", "InferenceClient.token_classification", "/")
