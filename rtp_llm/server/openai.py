@@ -19,7 +19,7 @@ from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.chat import Inputs, TextObject
 from rtp_llm.server.dialect import Side, check_count
 from rtp_llm.server.packed import row_encoder
-from rtp_llm.server.prompts import prompt_for
+from rtp_llm.server.prompts import prompt_of_both
 from rtp_llm.server.sparse import SparseBody
 from rtp_llm.server.vectors import SCALED, VectorType, check_type, finite
 
@@ -235,7 +235,7 @@ def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
         chunking=_chunking(body),
         max_tokens=max_tokens_of(body.truncate_prompt_tokens),
         prompt=_prompt(body),
-        prompt_name=body.prompt_name or _prompt_name(body, info),
+        prompt_name=body.prompt_name or prompt_of_both(body.input_type, body.task, info),
         add_special_tokens=_adds_special_tokens(body),
         extra=body.extra or {},
     )
@@ -268,14 +268,6 @@ def _adds_special_tokens(body: EmbeddingsBody) -> bool:
     if body.extra_configs is not None and not _add_special_tokens(body.extra_configs.tokenizer_config):
         return False
     return body.adds_special_tokens
-
-
-def _prompt_name(body: EmbeddingsBody, info: ModelInfo) -> str | None:
-    if body.input_type is None and body.task is None:
-        return None
-    if body.input_type is not None:
-        return prompt_for(body.input_type, info, "input_type")
-    return prompt_for(body.task, info, "task")
 
 
 def _normalize(body: EmbeddingsBody) -> bool | None:

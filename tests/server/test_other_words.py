@@ -109,8 +109,30 @@ def test_words_for_what_an_input_is_for(engine: FakeEngine) -> None:
     for word, name in (("code.query", "query"), ("code.passage", "passage")):
         assert post(engine, EMBEDDINGS, {"input": "a", "task": word}).status_code == 200
         assert engine.requests[-1].params.prompt_name == name
+    # Azure's EmbeddingInputType has a word for no side.
+    assert post(engine, EMBEDDINGS, {"input": "a", "input_type": "text"}).status_code == 200
+    assert engine.requests[-1].params.prompt_name is None
     answer = ask(CONFIG, "POST", "/v2/embed", json={"texts": ["a"], "input_type": "image"})
     assert answer.status_code == 400 and "a text model is served" in answer.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("input_type", "task", "name"),
+    [("query", "retrieval.query", "query"), ("code.passage", "passage", "passage"), ("", "query", "query")],
+)
+def test_two_words_for_one_thing(input_type: str, task: str, name: str, engine: FakeEngine) -> None:
+    assert post(engine, EMBEDDINGS, {"input": "a", "input_type": input_type, "task": task}).status_code == 200
+    assert engine.requests[-1].params.prompt_name == name
+
+
+@pytest.mark.parametrize(
+    ("input_type", "task"), [("query", "retrieval.passage"), ("document", "code.query"), ("query", "text-matching")]
+)
+@pytest.mark.parametrize("prompts", [(), ("query", "passage")])
+def test_words_at_odds(input_type: str, task: str, prompts: tuple[str, ...]) -> None:
+    body = {"input": "a", "input_type": input_type, "task": task}
+    error = post(FakeEngine(prompts=prompts), EMBEDDINGS, body).json()["error"]
+    assert error["param"] == "task" and f"{input_type!r} and task {task!r} are at odds" in error["message"]
 
 
 @pytest.mark.parametrize(("dtype", "word"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
