@@ -23,7 +23,8 @@ from rtp_llm.server.prompts import prompt_of_both
 from rtp_llm.server.sparse import SparseBody
 from rtp_llm.server.vectors import SCALED, VectorType, check_type, finite
 
-_TYPE_PARAMS = ("output_dtype", "embedding_types", "embedding_type")
+_LISTED_PARAMS = ("embedding_types", "embedding_type", "encoding_type")
+_TYPE_PARAMS = ("output_dtype", *_LISTED_PARAMS)
 # NVIDIA's words for what becomes of an over-long input.
 _LOST_END: dict[Any, Literal["left", "right"]] = {"START": "left", "END": "right"}
 _ROWS_A_PIECE = 64  # about 0.7 ms of float rendering at 384 dimensions
@@ -80,6 +81,9 @@ class EmbeddingsBody(SparseBody, kw_only=True):
     embedding_type: Annotated[
         str | list[str] | None, Meta(description="Jina's output_dtype; base64 stands for encoding_format")
     ] = None
+    encoding_type: Annotated[
+        str | list[str] | None, Meta(description="embedding_type, as LlamaIndex's client of Jina calls it")
+    ] = None
     output_dimension: Annotated[int | None, Meta(description="Voyage's dimensions")] = None
     truncation: Annotated[bool | None, Meta(description="Voyage's truncate")] = None
     normalized: Annotated[bool | None, Meta(description="Jina's normalize")] = None
@@ -111,7 +115,7 @@ class EmbeddingsBody(SparseBody, kw_only=True):
     @property
     def vector_type(self) -> str:
         """The type of the numbers, by whichever name it was asked for."""
-        named = self.embedding_types or self.embedding_type
+        named = self.embedding_types or self.embedding_type or self.encoding_type
         if self.output_dtype is not None or not named:
             return self.output_dtype or "float"
         kind = named if isinstance(named, str) else named[0]
@@ -120,7 +124,7 @@ class EmbeddingsBody(SparseBody, kw_only=True):
     @property
     def encoding(self) -> str | None:
         """base64 or float, by whichever name it was asked for."""
-        named = (self.embedding_type, *(self.embedding_types or ()))
+        named = (self.embedding_type, self.encoding_type, self.embedding_types)
         if "base64" in named or ["base64"] in named:
             return "base64"
         return self.encoding_format
@@ -275,9 +279,9 @@ def _normalize(body: EmbeddingsBody) -> bool | None:
     named = (body.normalize, body.normalized, body.use_activation)
     normalize = next((value for value in named if value is not None), None)
     kind = body.vector_type
-    if kind == "float" and not body.embedding_types and not body.embedding_type:
+    if kind == "float" and not any(getattr(body, param) for param in _LISTED_PARAMS):
         return normalize
-    for param in ("embedding_types", "embedding_type"):
+    for param in _LISTED_PARAMS:
         named = getattr(body, param)
         if isinstance(named, list) and len(named) > 1:
             raise InvalidRequest(f"{param}: one type a request is served here; /v2/embed gives several", param=param)

@@ -96,6 +96,17 @@ def test_base64_among_the_types() -> None:
     np.testing.assert_array_equal(np.frombuffer(binascii.a2b_base64(item["embedding"]), "<f4"), vector_of("a"))
 
 
+def test_llama_indexs_word_for_jinas_embedding_type() -> None:
+    """LlamaIndex' JinaEmbedding sends `encoding_type`, and unpacks the bits of what comes back."""
+    for word, numbers in (("ubinary", np.packbits(vector_of("a") > 0)), ("float", vector_of("a"))):
+        (item,) = ask(CONFIG, "POST", EMBEDDINGS, json={"input": "a", "encoding_type": word}).json()["data"]
+        np.testing.assert_array_equal(np.array(item["embedding"], numbers.dtype), numbers)
+    (item,) = ask(CONFIG, "POST", EMBEDDINGS, json={"input": "a", "encoding_type": "base64"}).json()["data"]
+    np.testing.assert_array_equal(np.frombuffer(binascii.a2b_base64(item["embedding"]), "<f4"), vector_of("a"))
+    answer = ask(CONFIG, "POST", EMBEDDINGS, json={"input": "a", "encoding_type": "int4"})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "encoding_type"
+
+
 @pytest.mark.parametrize("name", ["x-api-key", "api-key"])
 def test_a_made_up_bearer_does_not_hide_the_right_key(name: str) -> None:
     config = replace(CONFIG, api_key=KEYS)
