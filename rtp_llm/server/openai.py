@@ -109,7 +109,10 @@ class EmbeddingsBody(SparseBody, kw_only=True):
     extra: Annotated[
         dict[str, Any] | None, Meta(description="what a custom module wants to know; nothing else looks at it")
     ] = None
-    modality: Annotated[str | None, Meta(description="Infinity's: text, the only one that is served")] = None
+    modality: Annotated[
+        str | list[str] | None,
+        Meta(description="Infinity's, NVIDIA's of each input: text, the only one that is served"),
+    ] = None
     user: Annotated[Any, Meta(description="ignored")] = None
 
     @property
@@ -157,8 +160,10 @@ class EmbeddingsAnswer(msgspec.Struct, kw_only=True):
 
 def to_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     """What the body asks of the engine."""
-    if body.modality not in (None, "text"):
-        message = f"modality: {body.modality!r:.100} is not served; a text model is, so send texts"
+    modalities = body.modality if isinstance(body.modality, list) else [body.modality or "text"]
+    other = next((word for word in modalities if word != "text"), None)
+    if other is not None:
+        message = f"modality: {other!r:.100} is not served; a text model is, so send texts"
         raise InvalidRequest(message, param="modality")
     return Request(inputs=inputs_of(body.input, info, config), params=_params(body, info), request_id=request_id)
 

@@ -75,6 +75,14 @@ def test_infinitys_modality() -> None:
     assert ask(CONFIG, "POST", "/embeddings", json=body | {"modality": "text"}).status_code == 200
 
 
+def test_nvidias_modalities() -> None:
+    """NIM takes one word, or one for each input."""
+    body: dict[str, Any] = {"input": ["a", "b"], "modality": ["text", "text"]}
+    assert ask(CONFIG, "POST", EMBEDDINGS, json=body).status_code == 200
+    answer = ask(CONFIG, "POST", EMBEDDINGS, json=body | {"modality": ["text", "image"]})
+    assert answer.status_code == 400 and "modality: 'image' is not served" in answer.text
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
