@@ -144,8 +144,7 @@ class Dispatcher:
             self.keys.check(exchange.method, path, exchange.headers)
         if route is not None:
             content = await read_body(exchange, self._max_body_bytes, self._body_timeout)
-            choose = dialects.at_hand(len(content), self._service.turns)
-            chosen: dialects.Answerer = await choose(route.choose, content, exchange, self.catalog)
+            chosen = await dialects.chosen(route, content, exchange, self._service)
             if chosen is not route:
                 exchange.error_form = chosen.error_form
             body, headers = await chosen.answer(content, self._service, exchange)
