@@ -37,7 +37,7 @@ from rtp_llm.server import dialect as dialects
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.body import read_body
-from rtp_llm.server.catalog import MODEL_HEADER, Catalog, Service
+from rtp_llm.server.catalog import Catalog, Service
 from rtp_llm.server.cors import Cors
 from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_headers
 from rtp_llm.server.exchange import Exchange
@@ -185,8 +185,7 @@ def _from_azure(exchange: Exchange) -> str:
     found = _AZURE.fullmatch(exchange.path)
     if found is None:
         return ""
-    if found["name"]:
-        exchange.headers.setdefault(MODEL_HEADER, found["name"].encode())
+    exchange.deployment = found["name"] or ""
     return "/v1/embeddings"
 
 
