@@ -4,7 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rtp_llm.server import classifier, cohere, custom, embeddings, openai, rerank, reranker, similarity, tokenize, vllm
+from rtp_llm.server import (
+    classifier,
+    cohere,
+    custom,
+    embeddings,
+    openai,
+    rerank,
+    reranker,
+    score,
+    similarity,
+    tokenize,
+    vllm,
+)
 from rtp_llm.server.entities import FoundEntity
 from rtp_llm.server.errors import ErrorForm, openai_form, shared_form
 from rtp_llm.server.tei import embed, frame, scores, tokens, vertex
@@ -166,7 +178,7 @@ def _tokens() -> list[Row]:
 def _vllm() -> list[Row]:
     labelled = [{"index": 0, "label": "joy", "probs": [0.9, 0.1], "num_classes": 2}]
     return [
-        Row(("/score", "/v1/score"), "vLLM", "Scores of pairs of texts", (vllm.ScoreBody,), vllm.ScoreAnswer,
+        Row(score.PATHS, "vLLM", "Scores of pairs of texts", (score.ScoreBody,), score.ScoreAnswer,
             {"one with each": {"text_1": _QUERY, "text_2": _PANDA}, "pairs": {"text_1": _TEXTS, "text_2": _PANDA}},
             _listed("score", [{"index": 0, "object": "score", "score": 0.04}])),
         Row(("/classify",), "vLLM", "Labels of texts; with `raw_scores`, in Infinity's form", (vllm.ClassifyBody,),

@@ -191,6 +191,22 @@ def test_vllms_query_in_parts_and_the_end_that_is_cut() -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "body"),
+    [("/rerank", {"query": "q", "documents": ["a"]}), ("/score", {"text_1": "q", "text_2": ["a"]})],
+)
+def test_vllms_words_for_how_pairs_are_read(path: str, body: dict[str, Any]) -> None:
+    """Its ScoringRequestMixin folds `instruction` into `chat_template_kwargs`, whose own key goes before."""
+    engine = FakeEngine(tasks=(TaskType.RERANK, TaskType.CLASSIFY))
+    said: dict[str, Any] = {"chat_template_kwargs": {"instruction": "x", "other": 1}, "truncation_side": "left"}
+    for more, instruction in ((said, "x"), (said | {"instruction": "y"}, "x"), ({"instruction": "y"}, "y")):
+        assert post(engine, path, body | more).status_code == 200
+        params = engine.requests[-1].params
+        assert (params.instruction, params.truncation_side) == (instruction, more.get("truncation_side"))
+    wrong = post(engine, path, body | {"chat_template_kwargs": {"instruction": 1}}).json()["error"]
+    assert wrong["param"] == "chat_template_kwargs.instruction"
+
+
+@pytest.mark.parametrize(
     ("path", "body", "own"),
     [
         ("/embed", {"inputs": "a"}, {"truncate": True}),

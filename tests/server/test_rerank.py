@@ -91,7 +91,7 @@ def test_nulls_are_absent(reranker: Served) -> None:
     ("body", "message", "param"),
     [
         ({"documents": []}, "documents is an empty list", "documents"),
-        ({"documents": "a"}, "documents: expected array", "documents"),
+        ({"documents": 1}, "documents: expected str | object | array", "documents"),
         ({"documents": [{}]}, "documents[0]: an object must have `text`", "documents[0]"),
         ({"documents": ["a", {"content": [{"type": "image_url"}]}]}, "documents[1]: an object", "documents[1]"),
         ({"query": None}, "query: expected str", "query"),
