@@ -1,6 +1,7 @@
 """Reranking as Cohere's, Jina's, Voyage's, vLLM's and Infinity's clients ask for it, in one answer that all can read.
 
-POST /rerank, /v1/rerank, /v2/rerank. A body with Voyage's own `top_k` or `truncation` gets Voyage's `data` as well.
+POST /rerank, /v1/rerank, /v2/rerank. A body that may be Voyage's gets Voyage's `data` as well: one with its own `top_k`
+or `truncation`, and one without the others' `top_n`, since Voyage's own words may both be left out.
 TEI's form of /rerank is in rtp_llm/server/tei.
 """
 
@@ -90,6 +91,11 @@ class RerankBody(msgspec.Struct, kw_only=True):
     def is_voyage(self) -> bool:
         """Whether Voyage's client asks."""
         return self.top_k is not UNSET or self.truncation is not UNSET
+
+    @property
+    def may_be_voyage(self) -> bool:
+        """Whether it may: of the fields by which it differs from the others it need send none."""
+        return self.is_voyage or self.top_n is None
 
 
 class RerankDocument(msgspec.Struct, kw_only=True):
@@ -191,7 +197,7 @@ def render(body: RerankBody, response: Response, info: ModelInfo) -> Iterator[by
             "tokens": {"input_tokens": tokens, "output_tokens": 0},
         },
     }
-    if body.is_voyage:
+    if body.may_be_voyage:
         answer["data"] = [
             {"index": index, "relevance_score": scores[index], **({"document": texts[index]} if texts else {})}
             for index in order
