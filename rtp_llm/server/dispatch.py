@@ -62,6 +62,7 @@ _BY_BODY = dialects.Choice(
 # Every path that is answered by POST, from a body.
 DIALECTS: dict[str, dialects.Route] = {
     **{path: embeddings.dialect(kind) for path, kind in embeddings.PATHS.items()},
+    embeddings.MULTI_VECTOR: embeddings.multi_vector(),
     similarity.PATH: similarity.SIMILARITY,
     reranker.PATH: reranker.RERANKER,
     classifier.PATH: classifier.CLASSIFIER,

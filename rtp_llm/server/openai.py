@@ -113,6 +113,9 @@ class EmbeddingsBody(SparseBody, kw_only=True):
         str | list[str] | None,
         Meta(description="Infinity's, NVIDIA's of each input: text, the only one that is served"),
     ] = None
+    return_multivector: Annotated[
+        bool | None, Meta(description="Jina's: true: a vector a token of each input, under `embeddings`; null: false")
+    ] = None
     user: Annotated[Any, Meta(description="ignored")] = None
 
     @property
