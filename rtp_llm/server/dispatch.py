@@ -24,6 +24,7 @@ from rtp_llm.server import (
     embeddings,
     infinity,
     model_list,
+    nvidia,
     pages,
     rerank,
     reranker,
@@ -74,13 +75,16 @@ DIALECTS: dict[str, dialects.Route] = {
     **cohere.ROUTES,
     **vllm.ROUTES,
     **dict.fromkeys(score.PATHS, score.SCORE),
+    nvidia.PATH: nvidia.RANKING,
     "/rerank": dialects.Choice({"texts": tei.RERANK}, rerank.RERANK),
     "/": dialects.Quoted(_BY_BODY),
     "/invocations": _BY_BODY,
     "/vertex": tei.Vertex(_BY_BODY),
 }
 
-_AZURE = re.compile(r"/openai/(?:deployments/(?P<name>[^/]+)|v1)/embeddings/?")
+_AZURE = re.compile(r"/openai/(?:deployments/(?P<name>[^/]+)|v1)/embeddings")
+# The name is a hosted model's, spelt otherwise than in the body.
+_NVIDIA = re.compile(r"/v1/retrieval/.+/reranking")
 _CLIENT_LEFT = 499  # nginx's word for it; only the metrics see it
 
 
@@ -132,7 +136,9 @@ class Dispatcher:
                 observer.observe(seen)
 
     async def _dispatch(self, exchange: Exchange) -> None:
-        path = _from_azure(exchange) or exchange.path.rstrip("/") or "/"
+        path = exchange.path.rstrip("/") or "/"
+        if path not in self._paths:
+            path = _renamed(exchange, path)
         posted = DIALECTS.get(path)
         if path in self._paths:  # also of what is refused for its key or its method
             exchange.route = path
@@ -183,13 +189,13 @@ class Dispatcher:
         return HttpResponse(render(self._process, self.catalog.metrics), headers={"content-type": CONTENT_TYPE})
 
 
-def _from_azure(exchange: Exchange) -> str:
-    """The path that Azure's of a deployment stands for, whose name is the model's; empty for others."""
-    found = _AZURE.fullmatch(exchange.path)
-    if found is None:
-        return ""
-    exchange.deployment = found["name"] or ""
-    return "/v1/embeddings"
+def _renamed(exchange: Exchange, path: str) -> str:
+    """The path that one with a name in it stands for: Azure's of a deployment, or NVIDIA's of a model; else itself."""
+    found = _AZURE.fullmatch(path)
+    if found is not None:
+        exchange.deployment = found["name"] or ""
+        return "/v1/embeddings"
+    return nvidia.PATH if _NVIDIA.fullmatch(path) else path
 
 
 async def _respond_error(exchange: Exchange, error: Exception) -> None:

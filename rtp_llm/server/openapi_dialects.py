@@ -9,6 +9,7 @@ from rtp_llm.server import (
     cohere,
     custom,
     embeddings,
+    nvidia,
     openai,
     rerank,
     reranker,
@@ -155,6 +156,20 @@ def _scores() -> list[Row]:
     ]  # fmt: skip
 
 
+def _jina_and_nvidia() -> list[Row]:
+    passages = {"query": {"text": _QUERY}, "passages": [{"text": text} for text in _PANDA], "truncate": "END"}
+    vectors = {"object": "embeddings", "index": 0, "embeddings": [[0.02, 0.11], [0.07, -0.3]]}
+    return [
+        Row((embeddings.MULTI_VECTOR,), "embeddings", "A vector for each token of each text, as Jina",
+            (openai.EmbeddingsBody,), embeddings.KindsAnswer,
+            {"a query": {"input": ["a text"], "input_type": "query"}},
+            {"object": "list", "data": [vectors], "model": "colbertv2.0", "usage": _USAGE}, _SHARED),
+        Row((nvidia.PATH,), "rerank", "Score passages for a query, as NVIDIA NIM", (nvidia.RankingBody,),
+            nvidia.RankingAnswer, {"passages": passages},
+            {"rankings": [{"index": 1, "logit": 5.77}, {"index": 0, "logit": -5.61}], "usage": _USAGE}, _SHARED),
+    ]  # fmt: skip
+
+
 def _tokens() -> list[Row]:
     prompt: dict[str, Any] = {"prompt": "a cat sat on the mat"}
     ids = [101, 1037, 4937, 102]
@@ -238,7 +253,7 @@ def _tei() -> list[Row]:
     ]  # fmt: skip
 
 
-ROWS = (*_embeddings(), *_scores(), *_tokens(), *_vllm(), *_tei())
+ROWS = (*_embeddings(), *_scores(), *_jina_and_nvidia(), *_tokens(), *_vllm(), *_tei())
 
 
 def types_of(value: Any) -> list[type]:

@@ -55,6 +55,7 @@ ROUTES: list[tuple[str, dict[str, Any], set[str]]] = [
     ("/v1/rerank", PAIR, {"ranker"}),
     ("/v2/rerank", PAIR, {"ranker"}),
     ("/v1/reranker", PAIR, {"ranker"}),
+    ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": "a"}]}, {"ranker"}),
     ("/score", {"text_1": "q", "text_2": TEXTS}, {"ranker"}),
     ("/v1/score", {"text_1": "q", "text_2": TEXTS}, {"ranker"}),
     ("/v1/classifier", EMBED, {"labels"}),
