@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 from msgspec import Meta
@@ -53,8 +53,9 @@ class Route(Protocol):
         """The dialect that this body is in."""
 
 
+@runtime_checkable
 class Answerer(Route, Protocol):
-    """A dialect that answers."""
+    """A dialect that answers; it chooses itself, or another form of itself, without looking at the body."""
 
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         """A body's answer, of the exchange's content type; every failure leaves as an exception."""
@@ -144,7 +145,7 @@ class Dialect(Generic[Body]):
         """The model, the body as it is read, and what it asks of the model."""
         catalog, config = service.catalog, service.config
         wanted = self.wanted(body) if callable(self.wanted) else self.wanted
-        asked = catalog.asked(getattr(body, "model", None), exchange.headers)
+        asked = catalog.asked(exchange.deployment or getattr(body, "model", None), exchange.headers)
         exchange.metrics = asked.metrics if asked else None
         if self.prepare is not None and getattr(body, "messages", None) is not None:
             asked, body = await catalog.prepared(asked, wanted, partial(self.prepare, body, config))
@@ -351,6 +352,13 @@ def limited(request: Request, config: ServerConfig, number_bytes: int) -> Reques
     if {TaskType.SPARSE, *OF_TOKENS}.isdisjoint(request.tasks):
         return request
     return replace(request, answer_limit=AnswerLimit(config.max_answer_bytes, number_bytes))
+
+
+async def chosen(route: Route, content: bytes, exchange: Exchange, service: Service) -> Answerer:
+    """What `route` makes of a body, which is looked at as `at_hand` says, where it is looked at at all."""
+    if len(content) <= _INLINE_BYTES or isinstance(route, Answerer):
+        return route.choose(content, exchange, service.catalog)
+    return await service.turns.call(route.choose, content, exchange, service.catalog)
 
 
 def at_hand(num_bytes: int, turns: Turns) -> Callable[..., Coroutine[Any, Any, Any]]:

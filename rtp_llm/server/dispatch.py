@@ -23,11 +23,13 @@ from rtp_llm.server import (
     custom,
     embeddings,
     infinity,
-    openai,
+    model_list,
+    nvidia,
     pages,
     rerank,
     reranker,
     rtp,
+    score,
     similarity,
     tei,
     tokenize,
@@ -37,7 +39,7 @@ from rtp_llm.server import dialect as dialects
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.body import read_body
-from rtp_llm.server.catalog import MODEL_HEADER, Catalog, Service
+from rtp_llm.server.catalog import Catalog, Service
 from rtp_llm.server.cors import Cors
 from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_headers
 from rtp_llm.server.exchange import Exchange
@@ -61,6 +63,7 @@ _BY_BODY = dialects.Choice(
 # Every path that is answered by POST, from a body.
 DIALECTS: dict[str, dialects.Route] = {
     **{path: embeddings.dialect(kind) for path, kind in embeddings.PATHS.items()},
+    embeddings.MULTI_VECTOR: embeddings.multi_vector(),
     similarity.PATH: similarity.SIMILARITY,
     reranker.PATH: reranker.RERANKER,
     classifier.PATH: classifier.CLASSIFIER,
@@ -71,13 +74,17 @@ DIALECTS: dict[str, dialects.Route] = {
     **rerank.ROUTES,
     **cohere.ROUTES,
     **vllm.ROUTES,
+    **dict.fromkeys(score.PATHS, score.SCORE),
+    nvidia.PATH: nvidia.RANKING,
     "/rerank": dialects.Choice({"texts": tei.RERANK}, rerank.RERANK),
     "/": dialects.Quoted(_BY_BODY),
     "/invocations": _BY_BODY,
     "/vertex": tei.Vertex(_BY_BODY),
 }
 
-_AZURE = re.compile(r"/openai/(?:deployments/(?P<name>[^/]+)|v1)/embeddings/?")
+_AZURE = re.compile(r"/openai/(?:deployments/(?P<name>[^/]+)|v1)/embeddings")
+# The name is a hosted model's, spelt otherwise than in the body.
+_NVIDIA = re.compile(r"/v1/retrieval/.+/reranking")
 _CLIENT_LEFT = 499  # nginx's word for it; only the metrics see it
 
 
@@ -99,7 +106,7 @@ class Dispatcher:
         self._service = Service(catalog, config, self.admission, Turns())
         self._max_body_bytes, self._body_timeout = config.max_body_bytes, config.body_timeout
         own = [*pages.routes(), Route("/metrics", self._metrics)]
-        shared = (openai.routes(catalog), infinity.routes(catalog), rtp.routes(catalog))
+        shared = (model_list.routes(catalog), infinity.routes(catalog), rtp.routes(catalog))
         parts = (*shared, tei.get_routes(catalog, config), vllm.get_routes(catalog), own)
         self.routes = [route for part in parts for route in part]
         self._paths = {*DIALECTS, *(route.path for route in self.routes if "{" not in route.path)}
@@ -129,7 +136,9 @@ class Dispatcher:
                 observer.observe(seen)
 
     async def _dispatch(self, exchange: Exchange) -> None:
-        path = _from_azure(exchange) or exchange.path.rstrip("/") or "/"
+        path = exchange.path.rstrip("/") or "/"
+        if path not in self._paths:
+            path = _renamed(exchange, path)
         posted = DIALECTS.get(path)
         if path in self._paths:  # also of what is refused for its key or its method
             exchange.route = path
@@ -144,8 +153,7 @@ class Dispatcher:
             self.keys.check(exchange.method, path, exchange.headers)
         if route is not None:
             content = await read_body(exchange, self._max_body_bytes, self._body_timeout)
-            choose = dialects.at_hand(len(content), self._service.turns)
-            chosen: dialects.Answerer = await choose(route.choose, content, exchange, self.catalog)
+            chosen = await dialects.chosen(route, content, exchange, self._service)
             if chosen is not route:
                 exchange.error_form = chosen.error_form
             body, headers = await chosen.answer(content, self._service, exchange)
@@ -181,14 +189,13 @@ class Dispatcher:
         return HttpResponse(render(self._process, self.catalog.metrics), headers={"content-type": CONTENT_TYPE})
 
 
-def _from_azure(exchange: Exchange) -> str:
-    """The path that Azure's of a deployment stands for, whose name is the model's; empty for others."""
-    found = _AZURE.fullmatch(exchange.path)
-    if found is None:
-        return ""
-    if found["name"]:
-        exchange.headers.setdefault(MODEL_HEADER, found["name"].encode())
-    return "/v1/embeddings"
+def _renamed(exchange: Exchange, path: str) -> str:
+    """The path that one with a name in it stands for: Azure's of a deployment, or NVIDIA's of a model; else itself."""
+    found = _AZURE.fullmatch(path)
+    if found is not None:
+        exchange.deployment = found["name"] or ""
+        return "/v1/embeddings"
+    return nvidia.PATH if _NVIDIA.fullmatch(path) else path
 
 
 async def _respond_error(exchange: Exchange, error: Exception) -> None:

@@ -1,6 +1,7 @@
 """RTP-LLM's embeddings of every kind: one by the path, or several from one forward by `output`.
 
-POST /v1/embeddings (the kind that the checkpoint offers first), /v1/embeddings/{dense,sparse,colbert}.
+POST /v1/embeddings (the kind that the checkpoint offers first), /v1/embeddings/{dense,sparse,colbert}; and Jina's form
+of the last, /v1/multi-vector, which `return_multivector` asks for on the first.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, ModelInfo, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server import openai
-from rtp_llm.server.catalog import one_of
+from rtp_llm.server.catalog import Wanted, one_of
 from rtp_llm.server.chat import rendered
 from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.errors import Headers, shared_form
@@ -32,13 +33,14 @@ PATHS: dict[str, TaskType | None] = {
     "/v1/embeddings/sparse": TaskType.SPARSE,
     "/v1/embeddings/colbert": TaskType.COLBERT,
 }
+MULTI_VECTOR = "/v1/multi-vector"
+_MULTI = "embeddings"  # Jina's word, of the item and of its vectors
 KINDS = (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT, TaskType.TOKENS)
 # The item's `object` for a kind asked for by its path, and the item's key for one asked for in `output`.
 _OBJECTS = {TaskType.SPARSE: "sparse_embedding", TaskType.COLBERT: "colbert_embedding"}
 _KEYS = {TaskType.DENSE: "embedding", TaskType.TOKENS: "token_embeddings", **_OBJECTS}
 _VECTORS_A_PART = 64
 _PIECE_BYTES = 256 << 10  # some milliseconds of rendering
-_decoder = msgspec.json.Decoder(EmbeddingsBody, strict=False)
 # What Accept may ask for instead of JSON.
 _BINARY_FORMS = {b"application/octet-stream": raw_bytes, b"application/x-npy": npy_file}
 _VECTOR = {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]}
@@ -55,12 +57,27 @@ _ARRAYS = {
 _WEIGHTS = {"anyOf": [_ARRAYS, {"type": "object", "additionalProperties": {"type": "number"}}]}
 
 
-class KindItem(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One input's embeddings: one kind in `embedding`, or with `output` each kind under its own name."""
+class MultiVectorBody(EmbeddingsBody, kw_only=True):
+    """Of Jina's /v1/multi-vector."""
 
-    object: Literal["embedding", "sparse_embedding", "colbert_embedding"]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.return_multivector = True
+
+
+_decoder = msgspec.json.Decoder(EmbeddingsBody, strict=False)
+_multi_decoder: msgspec.json.Decoder[EmbeddingsBody] = msgspec.json.Decoder(MultiVectorBody, strict=False)
+
+
+class KindItem(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One input's embeddings: one kind in `embedding`, with `output` each kind under its own name, Jina's several
+    vectors in `embeddings`.
+    """
+
+    object: Literal["embedding", "sparse_embedding", "colbert_embedding", "embeddings"]
     index: int
     embedding: Annotated[Any, Meta(extra_json_schema={"anyOf": [_VECTOR, _VECTORS, _WEIGHTS]})] = msgspec.UNSET
+    embeddings: Annotated[Any, Meta(extra_json_schema=_VECTORS)] = msgspec.UNSET
     sparse_embedding: Annotated[Any, Meta(extra_json_schema=_WEIGHTS)] = msgspec.UNSET
     colbert_embedding: Annotated[Any, Meta(extra_json_schema=_VECTORS)] = msgspec.UNSET
     token_embeddings: Annotated[Any, Meta(extra_json_schema=_VECTORS)] = msgspec.UNSET
@@ -118,19 +135,33 @@ def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
         )
         for content_type, write in _BINARY_FORMS.items()
     }
-    wanted = one_of(kind) if kind else (*one_of(TaskType.DENSE), *one_of(*KINDS))
     raw = replace(by_accept[CONTENT_TYPE], to_request=to_described, render=render_bytes, own_headers=metadata("embd"))
     return Dialect(
         _decoder,
         to_request,
         render,
-        wanted,
+        lambda body: _wanted(body, kind),
         error_form=shared_form,
         prepare=rendered,
         by_accept=by_accept,
         by_body=lambda body: raw if body.is_bytes else None,
         number_bytes=_number_bytes,
     )
+
+
+def multi_vector() -> Dialect[EmbeddingsBody]:
+    """The dialect of Jina's path, whose bodies ask for several vectors by it."""
+    return replace(dialect(TaskType.COLBERT), decoder=_multi_decoder, by_accept={})
+
+
+def _wanted(body: EmbeddingsBody, kind: TaskType | None) -> Wanted:
+    kind = TaskType.COLBERT if _is_multi(body, kind) else kind
+    return one_of(kind) if kind else (*one_of(TaskType.DENSE), *one_of(*KINDS))
+
+
+def _is_multi(body: EmbeddingsBody, kind: TaskType | None) -> bool:
+    """Whether a body on a path that stands for `kind` asks for several vectors in Jina's words."""
+    return bool(body.return_multivector) and body.output is None and kind in (None, TaskType.COLBERT)
 
 
 def _number_bytes(body: EmbeddingsBody) -> int:
@@ -157,6 +188,8 @@ def _shape_and_cuts(body: EmbeddingsBody, response: Response, info: ModelInfo) -
 
 
 def _tasks(body: EmbeddingsBody, info: ModelInfo, kind: TaskType | None) -> tuple[TaskType, ...]:
+    if _is_multi(body, kind):
+        return (TaskType.COLBERT,)
     if body.output is None:
         return (kind or default_kind(info),)
     names = {task.value: task for task in KINDS}
@@ -198,10 +231,12 @@ def _parts(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterato
 
 
 def _item(body: EmbeddingsBody, response: Response, index: int) -> Iterator[bytes]:
-    name = "embedding" if body.output is not None else _OBJECTS.get(next(iter(response.outputs)), "embedding")
+    only = next(iter(response.outputs))
+    multi = _MULTI if _is_multi(body, only) else None
+    name = "embedding" if body.output is not None else multi or _OBJECTS.get(only, "embedding")
     yield b'{"object":"%b","index":%d' % (name.encode(), index)
     for task, outputs in response.outputs.items():
-        yield b',"%b":' % (_KEYS[task] if body.output is not None else "embedding").encode()
+        yield b',"%b":' % (_KEYS[task] if body.output is not None else multi or "embedding").encode()
         if task is TaskType.SPARSE:
             yield weights(outputs[index], body)
         elif task is TaskType.DENSE:

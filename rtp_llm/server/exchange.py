@@ -34,7 +34,8 @@ class Exchange:
 
     `status` is 0 until the answer starts; `route` is the path's template, and `metrics` are those of the model that was
     asked, once it is known; `error_form` tells failures, and `failure` is why a request that was in order failed;
-    `content_type` is that of an answer that is no failure; `answered` is what the engine has answered.
+    `content_type` is that of an answer that is no failure; `answered` is what the engine has answered; `deployment` is
+    the model that the path names, as Azure's do, and beats every other name.
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class Exchange:
         "_send",
         "answered",
         "content_type",
+        "deployment",
         "error_form",
         "failure",
         "headers",
@@ -72,6 +74,7 @@ class Exchange:
         self.metrics: Metrics | None = None
         self.error_form: ErrorForm = openai_form
         self.content_type = JSON
+        self.deployment = ""
         self.request_id = choose_id(self.headers.get(b"x-request-id"))
 
     async def send(self, message: Message) -> None:

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from rtp_llm.core import TaskType
 from rtp_llm.server.catalog import Catalog
-from rtp_llm.server.openai import ModelEntry, model_entry
+from rtp_llm.server.model_list import ModelEntry, model_entry
 from rtp_llm.server.service import EngineLike
 
 MODELS_PATH = "/models"

@@ -1,6 +1,6 @@
-"""OpenAI's embeddings and models, with RTP-LLM's `prompt` and `extra_configs` and this server's own options.
+"""OpenAI's embeddings, with RTP-LLM's `prompt` and `extra_configs` and this server's own options.
 
-The embeddings' paths are in rtp_llm/server/embeddings.py; here are GET /v1/models, /v1/models/{id}.
+Their paths are in rtp_llm/server/embeddings.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,25 +10,21 @@ import msgspec
 import numpy as np
 import orjson
 from msgspec import Meta, UnsetType
-from starlette.requests import Request as HttpRequest
-from starlette.responses import Response as HttpResponse
-from starlette.routing import Route
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Chunking, Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.engine.tokens import outlier
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.catalog import Catalog, ModelName
+from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.chat import Inputs, TextObject
 from rtp_llm.server.dialect import Side, check_count
 from rtp_llm.server.packed import row_encoder
-from rtp_llm.server.prompts import prompt_for
+from rtp_llm.server.prompts import prompt_of_both
 from rtp_llm.server.sparse import SparseBody
 from rtp_llm.server.vectors import SCALED, VectorType, check_type, finite
 
-MODELS_PATH = "/v1/models"
-MODEL_PATHS = (MODELS_PATH, "/models")  # of one model
-_TYPE_PARAMS = ("output_dtype", "embedding_types", "embedding_type")
+_LISTED_PARAMS = ("embedding_types", "embedding_type", "encoding_type")
+_TYPE_PARAMS = ("output_dtype", *_LISTED_PARAMS)
 # NVIDIA's words for what becomes of an over-long input.
 _LOST_END: dict[Any, Literal["left", "right"]] = {"START": "left", "END": "right"}
 _ROWS_A_PIECE = 64  # about 0.7 ms of float rendering at 384 dimensions
@@ -85,6 +81,9 @@ class EmbeddingsBody(SparseBody, kw_only=True):
     embedding_type: Annotated[
         str | list[str] | None, Meta(description="Jina's output_dtype; base64 stands for encoding_format")
     ] = None
+    encoding_type: Annotated[
+        str | list[str] | None, Meta(description="embedding_type, as LlamaIndex's client of Jina calls it")
+    ] = None
     output_dimension: Annotated[int | None, Meta(description="Voyage's dimensions")] = None
     truncation: Annotated[bool | None, Meta(description="Voyage's truncate")] = None
     normalized: Annotated[bool | None, Meta(description="Jina's normalize")] = None
@@ -110,13 +109,19 @@ class EmbeddingsBody(SparseBody, kw_only=True):
     extra: Annotated[
         dict[str, Any] | None, Meta(description="what a custom module wants to know; nothing else looks at it")
     ] = None
-    modality: Annotated[str | None, Meta(description="Infinity's: text, the only one that is served")] = None
+    modality: Annotated[
+        str | list[str] | None,
+        Meta(description="Infinity's, NVIDIA's of each input: text, the only one that is served"),
+    ] = None
+    return_multivector: Annotated[
+        bool | None, Meta(description="Jina's: true: a vector a token of each input, under `embeddings`; null: false")
+    ] = None
     user: Annotated[Any, Meta(description="ignored")] = None
 
     @property
     def vector_type(self) -> str:
         """The type of the numbers, by whichever name it was asked for."""
-        named = self.embedding_types or self.embedding_type
+        named = self.embedding_types or self.embedding_type or self.encoding_type
         if self.output_dtype is not None or not named:
             return self.output_dtype or "float"
         kind = named if isinstance(named, str) else named[0]
@@ -125,7 +130,7 @@ class EmbeddingsBody(SparseBody, kw_only=True):
     @property
     def encoding(self) -> str | None:
         """base64 or float, by whichever name it was asked for."""
-        named = (self.embedding_type, *(self.embedding_types or ()))
+        named = (self.embedding_type, self.encoding_type, self.embedding_types)
         if "base64" in named or ["base64"] in named:
             return "base64"
         return self.encoding_format
@@ -156,65 +161,12 @@ class EmbeddingsAnswer(msgspec.Struct, kw_only=True):
     usage: Usage
 
 
-class ModelEntry(msgspec.Struct, kw_only=True):
-    """A served model; what is not OpenAI's is this server's own addition.
-
-    `weight_bytes` are the checkpoint's; `memory_bytes`: by which the process grew while it was loaded, 0: not known.
-    """
-
-    id: str
-    created: int
-    dimension: int
-    max_model_len: int
-    tasks: list[str]
-    aliases: list[str] = []
-    weight_bytes: int = 0
-    memory_bytes: int = 0
-    object: Literal["model"] = "model"
-    owned_by: str = "rtp-llm"
-
-
-class ModelList(msgspec.Struct, kw_only=True):
-    """Every model that is served, the default first."""
-
-    data: list[ModelEntry]
-    object: Literal["list"] = "list"
-
-
-def routes(catalog: Catalog) -> list[Route]:
-    """The model listing."""
-
-    async def models(_: HttpRequest) -> HttpResponse:
-        return _json(ModelList(data=[model_entry(engine.info()) for engine in catalog.engines]))
-
-    async def model(request: HttpRequest) -> HttpResponse:
-        return _json(model_entry(catalog.find(request.path_params["model"]).info()))
-
-    return [Route(MODELS_PATH, models), *(Route(f"{path}/{{model:path}}", model) for path in MODEL_PATHS)]
-
-
-def _json(answer: msgspec.Struct) -> HttpResponse:
-    return HttpResponse(msgspec.json.encode(answer), media_type="application/json")
-
-
-def model_entry(info: ModelInfo) -> ModelEntry:
-    """`info` as GET /v1/models tells it."""
-    return ModelEntry(
-        id=info.name,
-        created=info.created,
-        dimension=info.dimension,
-        max_model_len=info.max_seq_len,
-        tasks=[task.value for task in info.tasks],
-        aliases=list(info.aliases),
-        weight_bytes=info.weight_bytes,
-        memory_bytes=info.memory_bytes,
-    )
-
-
 def to_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     """What the body asks of the engine."""
-    if body.modality not in (None, "text"):
-        message = f"modality: {body.modality!r:.100} is not served; a text model is, so send texts"
+    modalities = body.modality if isinstance(body.modality, list) else [body.modality or "text"]
+    other = next((word for word in modalities if word != "text"), None)
+    if other is not None:
+        message = f"modality: {other!r:.100} is not served; a text model is, so send texts"
         raise InvalidRequest(message, param="modality")
     return Request(inputs=inputs_of(body.input, info, config), params=_params(body, info), request_id=request_id)
 
@@ -295,7 +247,7 @@ def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
         chunking=_chunking(body),
         max_tokens=max_tokens_of(body.truncate_prompt_tokens),
         prompt=_prompt(body),
-        prompt_name=body.prompt_name or _prompt_name(body, info),
+        prompt_name=body.prompt_name or prompt_of_both(body.input_type, body.task, info),
         add_special_tokens=_adds_special_tokens(body),
         extra=body.extra or {},
     )
@@ -330,22 +282,14 @@ def _adds_special_tokens(body: EmbeddingsBody) -> bool:
     return body.adds_special_tokens
 
 
-def _prompt_name(body: EmbeddingsBody, info: ModelInfo) -> str | None:
-    if body.input_type is None and body.task is None:
-        return None
-    if body.input_type is not None:
-        return prompt_for(body.input_type, info, "input_type")
-    return prompt_for(body.task, info, "task")
-
-
 def _normalize(body: EmbeddingsBody) -> bool | None:
     """What of `normalize` is wanted, with the checks of all that hangs on it."""
     named = (body.normalize, body.normalized, body.use_activation)
     normalize = next((value for value in named if value is not None), None)
     kind = body.vector_type
-    if kind == "float" and not body.embedding_types and not body.embedding_type:
+    if kind == "float" and not any(getattr(body, param) for param in _LISTED_PARAMS):
         return normalize
-    for param in ("embedding_types", "embedding_type"):
+    for param in _LISTED_PARAMS:
         named = getattr(body, param)
         if isinstance(named, list) and len(named) > 1:
             raise InvalidRequest(f"{param}: one type a request is served here; /v2/embed gives several", param=param)

@@ -11,7 +11,7 @@ import msgspec
 import orjson
 
 from rtp_llm.errors import RtpError
-from rtp_llm.server import cohere, infinity, openai, rtp, tei, vllm
+from rtp_llm.server import cohere, infinity, model_list, rtp, tei, vllm
 from rtp_llm.server.auth import OPEN_PAGES, OPEN_PROBES
 from rtp_llm.server.errors import (
     ErrorAnswer,
@@ -47,7 +47,7 @@ FORMS: dict[ErrorForm, type] = {
 }
 _TYPES = (
     *(type_ for row in ROWS for type_ in types_of([*row.bodies, row.answer])),
-    openai.ModelList, openai.ModelEntry, infinity.InfinityModels, TeiInfo, vllm.VersionAnswer,
+    model_list.ModelList, model_list.ModelEntry, infinity.InfinityModels, TeiInfo, vllm.VersionAnswer,
     vllm.LoadAnswer, *FORMS.values(),
 )  # fmt: skip
 _KEYS = {
@@ -135,15 +135,15 @@ def _post(row: Row, path: str) -> Operation:
 
 
 def _models() -> list[Operation]:
-    listed = _json(_ref(openai.ModelList), {"one": {"object": "list", "data": [_MODEL]}})
-    entry = _json(_ref(openai.ModelEntry), {"one": _MODEL})
+    listed = _json(_ref(model_list.ModelList), {"one": {"object": "list", "data": [_MODEL]}})
+    entry = _json(_ref(model_list.ModelEntry), {"one": _MODEL})
     with_stats = _json(_ref(infinity.InfinityModels), {"one": {"object": "list", "data": [_MODEL | _STATS]}})
     info, version = _json(_ref(TeiInfo), {"one": _INFO}), _json(_ref(vllm.VersionAnswer), {"one": {"version": "0.1.0"}})
     load, named = _json(_ref(vllm.LoadAnswer), {"one": {"server_load": 3}}), "A served model, by name"
     rows: list[tuple[str, str, dict[str, Any], str | None, tuple[RtpError, ...]]] = [
-        (openai.MODELS_PATH, "The served models", listed, None, ()),
+        (model_list.MODELS_PATH, "The served models", listed, None, ()),
         (infinity.MODELS_PATH, "The served models, as Infinity", with_stats, None, ()),
-        *((f"{path}/{{model}}", named, entry, "model", (UNKNOWN_MODEL,)) for path in openai.MODEL_PATHS),
+        *((f"{path}/{{model}}", named, entry, "model", (UNKNOWN_MODEL,)) for path in model_list.MODEL_PATHS),
         (vllm.VERSION_PATH, "The server's version, as vLLM", version, None, ()),
         (vllm.LOAD_PATH, "How many requests have no answer yet, as vLLM", load, None, ()),
     ]

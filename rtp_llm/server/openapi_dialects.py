@@ -4,7 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rtp_llm.server import classifier, cohere, custom, embeddings, openai, rerank, reranker, similarity, tokenize, vllm
+from rtp_llm.server import (
+    classifier,
+    cohere,
+    custom,
+    embeddings,
+    nvidia,
+    openai,
+    rerank,
+    reranker,
+    score,
+    similarity,
+    tokenize,
+    vllm,
+)
 from rtp_llm.server.entities import FoundEntity
 from rtp_llm.server.errors import ErrorForm, openai_form, shared_form
 from rtp_llm.server.tei import embed, frame, scores, tokens, vertex
@@ -143,6 +156,20 @@ def _scores() -> list[Row]:
     ]  # fmt: skip
 
 
+def _jina_and_nvidia() -> list[Row]:
+    passages = {"query": {"text": _QUERY}, "passages": [{"text": text} for text in _PANDA], "truncate": "END"}
+    vectors = {"object": "embeddings", "index": 0, "embeddings": [[0.02, 0.11], [0.07, -0.3]]}
+    return [
+        Row((embeddings.MULTI_VECTOR,), "embeddings", "A vector for each token of each text, as Jina",
+            (openai.EmbeddingsBody,), embeddings.KindsAnswer,
+            {"a query": {"input": ["a text"], "input_type": "query"}},
+            {"object": "list", "data": [vectors], "model": "colbertv2.0", "usage": _USAGE}, _SHARED),
+        Row((nvidia.PATH,), "rerank", "Score passages for a query, as NVIDIA NIM", (nvidia.RankingBody,),
+            nvidia.RankingAnswer, {"passages": passages},
+            {"rankings": [{"index": 1, "logit": 5.77}, {"index": 0, "logit": -5.61}], "usage": _USAGE}, _SHARED),
+    ]  # fmt: skip
+
+
 def _tokens() -> list[Row]:
     prompt: dict[str, Any] = {"prompt": "a cat sat on the mat"}
     ids = [101, 1037, 4937, 102]
@@ -166,7 +193,7 @@ def _tokens() -> list[Row]:
 def _vllm() -> list[Row]:
     labelled = [{"index": 0, "label": "joy", "probs": [0.9, 0.1], "num_classes": 2}]
     return [
-        Row(("/score", "/v1/score"), "vLLM", "Scores of pairs of texts", (vllm.ScoreBody,), vllm.ScoreAnswer,
+        Row(score.PATHS, "vLLM", "Scores of pairs of texts", (score.ScoreBody,), score.ScoreAnswer,
             {"one with each": {"text_1": _QUERY, "text_2": _PANDA}, "pairs": {"text_1": _TEXTS, "text_2": _PANDA}},
             _listed("score", [{"index": 0, "object": "score", "score": 0.04}])),
         Row(("/classify",), "vLLM", "Labels of texts; with `raw_scores`, in Infinity's form", (vllm.ClassifyBody,),
@@ -226,7 +253,7 @@ def _tei() -> list[Row]:
     ]  # fmt: skip
 
 
-ROWS = (*_embeddings(), *_scores(), *_tokens(), *_vllm(), *_tei())
+ROWS = (*_embeddings(), *_scores(), *_jina_and_nvidia(), *_tokens(), *_vllm(), *_tei())
 
 
 def types_of(value: Any) -> list[type]:

@@ -9,6 +9,7 @@ from rtp_llm.errors import InvalidRequest, NotReady, RtpError
 from rtp_llm.server.closing import LINGER_SECONDS, HalfClosed, LingeringClose
 from rtp_llm.server.errors import HeadTooLarge, UriTooLong, openai_form
 from rtp_llm.server.exchange import choose_id
+from rtp_llm.server.plain_parser import PlainParser
 from rtp_llm.server.unread import UnreadAnswer
 
 MAX_HEAD_BYTES = 64 << 10
@@ -34,6 +35,7 @@ class Protocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.parser: PlainParser = PlainParser(self)  # type: ignore[assignment]
         self._in_head = True
         self._is_arriving = False  # a request, of which some is here
         self._head_bytes = 0  # of what is known of a head
@@ -125,6 +127,8 @@ class Protocol(HttpToolsProtocol):
         return HeadTooLarge(f"the request line and headers are over {MAX_HEAD_BYTES} bytes")
 
     def on_headers_complete(self) -> None:
+        if self.parser.has_offer:
+            return
         self._in_head = False
         self._blind_bytes = 0
         self._stop_alarm()
@@ -139,6 +143,8 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.has_offer:
+            return
         self._is_arriving = False
         self._stop_alarm()
         super().on_message_complete()

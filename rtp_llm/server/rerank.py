@@ -1,10 +1,11 @@
 """Reranking as Cohere's, Jina's, Voyage's, vLLM's and Infinity's clients ask for it, in one answer that all can read.
 
-POST /rerank, /v1/rerank, /v2/rerank. A body with Voyage's own `top_k` or `truncation` gets Voyage's `data` as well.
+POST /rerank, /v1/rerank, /v2/rerank. A body that may be Voyage's gets Voyage's `data` as well: one with its own `top_k`
+or `truncation`, and one without the others' `top_n`, since Voyage's own words may both be left out.
 TEI's form of /rerank is in rtp_llm/server/tei.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 from uuid import uuid4
@@ -19,10 +20,18 @@ from rtp_llm.core import ModelInfo, Params, Request, Response
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server import cohere, openai
 from rtp_llm.server.catalog import ModelName
-from rtp_llm.server.dialect import Dialect, check_count
+from rtp_llm.server.dialect import Dialect, Side, check_count
 from rtp_llm.server.errors import shared_form
 from rtp_llm.server.scheduling import BodyPriority
-from rtp_llm.server.scoring import SCORERS, place_of, scores_of, scoring_request, takes_long
+from rtp_llm.server.scoring import (
+    SCORERS,
+    TemplateVariables,
+    instruction_of,
+    place_of,
+    scores_of,
+    scoring_request,
+    takes_long,
+)
 
 PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 
@@ -41,8 +50,8 @@ class RerankBody(msgspec.Struct, kw_only=True):
         str | DocumentObject, Meta(description="what is looked for: a text, or an object as those of `documents`")
     ]
     documents: Annotated[
-        list[str | DocumentObject],
-        Meta(description="what is scored: texts, or objects with `text`, or with `content` of text parts"),
+        str | DocumentObject | list[str | DocumentObject],
+        Meta(description="what is scored: texts, objects with `text`, or with `content` of text parts; or just one"),
     ]
     top_n: Annotated[
         int | None, Meta(description="results to return, the best; null, 0 or more than there are: all")
@@ -61,9 +70,11 @@ class RerankBody(msgspec.Struct, kw_only=True):
     truncation: Annotated[bool | None | UnsetType, Meta(description="Voyage's truncate")] = UNSET
     model: ModelName = None
 
+    chat_template_kwargs: TemplateVariables = None
     truncate_prompt_tokens: Annotated[
         int | None, Meta(description="vLLM's: tokens kept of each pair; null, -1: the model's limit")
     ] = None
+    truncation_side: Side = None
     priority: BodyPriority = None
 
     @property
@@ -72,9 +83,19 @@ class RerankBody(msgspec.Struct, kw_only=True):
         return bool(self.raw_scores) or self.use_activation is False
 
     @property
+    def all_documents(self) -> Sequence[str | DocumentObject]:
+        """Those that are scored."""
+        return self.documents if isinstance(self.documents, list) else [self.documents]
+
+    @property
     def is_voyage(self) -> bool:
         """Whether Voyage's client asks."""
         return self.top_k is not UNSET or self.truncation is not UNSET
+
+    @property
+    def may_be_voyage(self) -> bool:
+        """Whether it may: of the fields by which it differs from the others it need send none."""
+        return self.is_voyage or self.top_n is None
 
 
 class RerankDocument(msgspec.Struct, kw_only=True):
@@ -112,17 +133,18 @@ class RerankAnswer(msgspec.Struct, kw_only=True):
 
 def to_request(body: RerankBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     """A pair for each document; or a vector for each text, where the model is no reranker."""
-    if not body.documents:
+    if not body.all_documents:
         raise InvalidRequest("documents is an empty list: give at least one text", param="documents")
-    check_count(len(body.documents), config, "documents")
+    check_count(len(body.all_documents), config, "documents")
     for name in ("top_n", "top_k", "max_tokens_per_doc"):
         value = getattr(body, name)
         if isinstance(value, int) and value < 0:
             raise InvalidRequest(f"{name}: {value} is below 0; leave it out for all", param=name)
     params = Params(
         activation="none" if body.is_raw else "sigmoid",
-        instruction=body.instruction or None,
+        instruction=instruction_of(body.instruction, body.chat_template_kwargs),
         truncate=body.truncate is not False and body.truncation is not False,
+        truncation_side=body.truncation_side,
         max_tokens=openai.max_tokens_of(body.truncate_prompt_tokens),
         max_tokens_per_doc=body.max_tokens_per_doc or None,
     )
@@ -130,6 +152,8 @@ def to_request(body: RerankBody, info: ModelInfo, config: ServerConfig, request_
 
 
 def _texts(body: RerankBody) -> list[str]:
+    if not isinstance(body.documents, list):
+        return [_text(body.documents, "documents")]
     return [_text(document, f"documents[{place}]") for place, document in enumerate(body.documents)]
 
 
@@ -173,12 +197,17 @@ def render(body: RerankBody, response: Response, info: ModelInfo) -> Iterator[by
             "tokens": {"input_tokens": tokens, "output_tokens": 0},
         },
     }
-    if body.is_voyage:
+    if body.may_be_voyage:
         answer["data"] = [
             {"index": index, "relevance_score": scores[index], **({"document": texts[index]} if texts else {})}
             for index in order
         ]
     yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _place(body: RerankBody, info: ModelInfo, index: int) -> str:
+    place = place_of(info, index, "documents")
+    return place if isinstance(body.documents, list) or place == "query" else "documents"
 
 
 RERANK: Dialect[RerankBody] = Dialect(
@@ -188,7 +217,7 @@ RERANK: Dialect[RerankBody] = Dialect(
     SCORERS,
     render_on_thread=takes_long,
     error_form=shared_form,
-    place=lambda body, info, index: place_of(info, index, "documents"),
+    place=_place,
 )
 ROUTES: Mapping[str, Dialect[RerankBody]] = {
     **dict.fromkeys(PATHS, RERANK),

@@ -17,8 +17,9 @@ HEALTH_PATHS = (
     "/status",
     "/GraphService/cm2_status",
     "/SearchService/cm2_status",
+    "/v1/health/ready",  # NVIDIA NIM's
 )
-LIVENESS_PATHS = ("/live", "/liveness", "/frontend_health")
+LIVENESS_PATHS = ("/live", "/liveness", "/frontend_health", "/v1/health/live")
 _METHODS = ["GET", "POST"]
 
 

@@ -1,11 +1,14 @@
 """Scores of queries and documents by what the model offers: a reranker's head, MaxSim, or the cosine of vectors."""
 
 import asyncio
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
+from msgspec import Meta
 
 from rtp_llm.core import FloatArray, ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import Wanted, one_of
 from rtp_llm.server.turns import Arguments, Result
 from rtp_llm.similarity import SCORING_KINDS, max_sim, scored_by, scoring_params, similarity_steps
@@ -16,6 +19,19 @@ SCORERS: Wanted = (*one_of(TaskType.RERANK), *one_of(*SCORING_KINDS))
 # Where it is a reranker that is asked for: MaxSim ranks, a cosine may do so elsewhere.
 BY_MAX_SIM = (TaskType.COLBERT,)
 RERANKERS: Wanted = (*one_of(TaskType.RERANK), *one_of(*BY_MAX_SIM))
+TemplateVariables: TypeAlias = Annotated[
+    dict[str, Any] | None,
+    Meta(description="vLLM's: its key `instruction` is `instruction`, and beats it; others are ignored"),
+]
+
+
+def instruction_of(instruction: str | None, variables: Mapping[str, Any] | None) -> str | None:
+    """What to look for, by either of vLLM's names for it; InvalidRequest where it is no text."""
+    given = (variables or {}).get("instruction")
+    if given is not None and not isinstance(given, str):
+        param = "chat_template_kwargs.instruction"
+        raise InvalidRequest(f"{param}: expected a string, got {given!r:.100}", param=param)
+    return given or instruction or None
 
 
 def scoring_request(

@@ -1,6 +1,7 @@
-"""vLLM's /score, /classify, /pooling and /version; Infinity's form of /classify.
+"""vLLM's /classify, /pooling and /version; Infinity's form of /classify.
 
-vLLM's other routes are shared: /rerank, /tokenize, /detokenize, /v1/models and /v1/embeddings.
+vLLM's /score is in rtp_llm/server/score.py; its other routes are shared: /rerank, /tokenize, /detokenize, /v1/models
+and /v1/embeddings.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,72 +19,20 @@ from starlette.responses import Response as HttpResponse
 from rtp_llm import __version__
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
-from rtp_llm.errors import InvalidRequest, UnsupportedTask
+from rtp_llm.errors import UnsupportedTask
 from rtp_llm.server import openai
 from rtp_llm.server.catalog import CLASSIFIERS, Catalog, ModelName, Wanted, one_of
 from rtp_llm.server.chat import ChatBody, rendered
-from rtp_llm.server.cohere import ContentPart, text_of
-from rtp_llm.server.dialect import Dialect, Route, Side, Truncate, check_count
+from rtp_llm.server.dialect import Dialect, Route, Side, Truncate
 from rtp_llm.server.entities import LABELLERS
 from rtp_llm.server.packed import CONTENT_TYPE, EncodedBody, check_described, metadata, render_bytes, row_encoder
 from rtp_llm.server.prompts import prompt_for
-from rtp_llm.server.scheduling import BodyPriority
-from rtp_llm.server.scoring import SCORERS, is_paired, scores_of, scoring_request, takes_long
 from rtp_llm.server.vectors import NUMBER_BYTES, PACKED_BYTES
 
 VERSION_PATH, LOAD_PATH = "/version", "/load"
 
-
-class Content(msgspec.Struct, kw_only=True):
-    """A text, or several, in parts."""
-
-    content: list[ContentPart]
-
-
-Texts = Annotated[str | Content | list[str | Content] | None, Meta(description="a text or texts, or their parts")]
 KeptTokens = Annotated[int | None, Meta(description="tokens kept of each input; null, -1: the model's limit")]
 Activation = Annotated[bool | None, Meta(description="false: logits; null: true")]
-# The names under which both sides of a pair may come, in vLLM's order.
-_SIDES = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
-
-
-class ScoreBody(msgspec.Struct, kw_only=True):
-    """Two sides to score: one with each of the others, or as many on both; under any of four pairs of names."""
-
-    queries: Texts = None
-    documents: Texts = None
-    items: Texts = None
-    data_1: Texts = None
-    data_2: Texts = None
-    text_1: Texts = None
-    text_2: Texts = None
-    use_activation: Activation = None
-    instruction: Annotated[str | None, Meta(description="Qwen3-Reranker: what to look for")] = None
-    max_tokens_per_doc: Annotated[int | None, Meta(description="tokens kept of each second text; null or 0: all")] = (
-        None
-    )
-    truncate_prompt_tokens: KeptTokens = None
-    priority: BodyPriority = None
-    model: ModelName = None
-
-
-class Score(msgspec.Struct, kw_only=True):
-    """One pair's score."""
-
-    index: int
-    score: float
-    object: Literal["score"] = "score"
-
-
-class ScoreAnswer(msgspec.Struct, kw_only=True):
-    """A score per pair, in the request's order."""
-
-    id: str
-    created: int
-    model: str
-    data: list[Score]
-    usage: openai.Usage
-    object: Literal["list"] = "list"
 
 
 class ClassifyBody(ChatBody, kw_only=True):
@@ -179,9 +128,10 @@ class LoadAnswer(msgspec.Struct, kw_only=True):
     server_load: int
 
 
-def _answer(kind: str, data: list[Any], response: Response, info: ModelInfo, object_: str = "list") -> bytes:
+def answer(kind: str, data: list[Any], response: Response, info: ModelInfo, object_: str = "list") -> bytes:
+    """What vLLM puts around an entry per input."""
     tokens = response.total_tokens
-    answer = {
+    listed = {
         "id": f"{kind}-{uuid4().hex}",
         "object": object_,
         "created": info.created,
@@ -189,69 +139,7 @@ def _answer(kind: str, data: list[Any], response: Response, info: ModelInfo, obj
         "data": data,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _names(body: ScoreBody) -> tuple[str, str]:
-    """Those under which both sides came."""
-    for first, second in _SIDES:
-        if getattr(body, first) is not None and getattr(body, second) is not None:
-            return first, second
-    pairs = ", ".join(" and ".join(names) for names in _SIDES)
-    raise InvalidRequest(f"two sides are missing: send {pairs}", param="queries")
-
-
-def _sides(body: ScoreBody) -> tuple[list[str], list[str]]:
-    names = _names(body)
-    firsts, seconds = (_side(getattr(body, name), name) for name in names)
-    for name, side in zip(names, (firsts, seconds), strict=True):
-        if not side:
-            raise InvalidRequest(f"{name} is an empty list: give at least one text", param=name)
-    if len(firsts) not in (1, len(seconds)):
-        message = f"{names[0]} has {len(firsts)} texts and {names[1]} {len(seconds)}: send one, or as many"
-        raise InvalidRequest(message, param=names[0])
-    return firsts, seconds
-
-
-def _score_place(body: ScoreBody, info: ModelInfo, index: int) -> str:
-    """A pair by its second text; of a model that gives vectors, the first side's come first."""
-    first, second = _names(body)
-    ahead = 0 if is_paired(info) else len(_sides(body)[0])
-    name, place = (first, index) if index < ahead else (second, index - ahead)
-    return f"{name}[{place}]" if isinstance(getattr(body, name), list) else name
-
-
-def _side(given: Any, name: str) -> list[str]:
-    if isinstance(given, Content):
-        return [text_of(part, f"{name}.content[{place}]") for place, part in enumerate(given.content)]
-    values = [given] if isinstance(given, str) else given
-    return [
-        value
-        if isinstance(value, str)
-        else "\n".join(text_of(part, f"{name}[{place}].content") for part in value.content)
-        for place, value in enumerate(values)
-    ]
-
-
-def _score(body: ScoreBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
-    firsts, seconds = _sides(body)
-    check_count(len(seconds), config, _names(body)[1])
-    if body.max_tokens_per_doc is not None and body.max_tokens_per_doc < 0:
-        message = f"max_tokens_per_doc: {body.max_tokens_per_doc} is below 0; leave it out for all"
-        raise InvalidRequest(message, param="max_tokens_per_doc")
-    params = Params(
-        activation="none" if body.use_activation is False else "sigmoid",
-        instruction=body.instruction or None,
-        max_tokens=openai.max_tokens_of(body.truncate_prompt_tokens),
-        max_tokens_per_doc=body.max_tokens_per_doc or None,
-    )
-    return scoring_request(firsts, seconds, info, params, request_id)
-
-
-def _render_scores(body: ScoreBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
-    scores = yield from scores_of(response, len(_sides(body)[0]), max_sim_sum=True)
-    data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(scores)]
-    yield _answer("score", data, response, info)
+    return orjson.dumps(listed, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _classify(body: ClassifyBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
@@ -274,13 +162,13 @@ def _render_classes(body: ClassifyBody, response: Response, info: ModelInfo) -> 
             [{"label": info.labels[place], "score": row[place]} for place in order]
             for row, order in zip(rows, orders.tolist(), strict=True)
         ]
-        yield _answer("infinity", named, response, info, "classify")
+        yield answer("infinity", named, response, info, "classify")
         return
     data = [
         {"index": index, "label": info.labels[top], "probs": row, "num_classes": len(row)}
         for index, (row, top) in enumerate(zip(rows, rows.argmax(axis=1).tolist(), strict=True))
     ]
-    yield _answer("classify", data, response, info)
+    yield answer("classify", data, response, info)
 
 
 _TASKS = {"embed": TaskType.DENSE, "classify": TaskType.CLASSIFY, "token_classify": TaskType.TOKEN_CLASSIFY}
@@ -341,17 +229,9 @@ def _render_pooled(body: PoolingBody, response: Response, info: ModelInfo) -> It
         is_whole = rows.ndim == 1 or body.encoding_format == "base64"
         numbers = encode(rows) if is_whole else b"[%b]" % b",".join(map(encode, rows))
         data.append({"index": index, "object": "pooling", "data": orjson.Fragment(numbers)})
-    yield _answer("pool", data, response, info)
+    yield answer("pool", data, response, info)
 
 
-_score_dialect: Dialect[ScoreBody] = Dialect(
-    msgspec.json.Decoder(ScoreBody, strict=False),
-    _score,
-    _render_scores,
-    SCORERS,
-    render_on_thread=takes_long,
-    place=_score_place,
-)
 _pooling_dialect: Dialect[PoolingBody] = Dialect(
     msgspec.json.Decoder(PoolingBody, strict=False),
     _pooling,
@@ -365,8 +245,6 @@ _raw_pooling: Dialect[PoolingBody] = replace(
     _pooling_dialect, render=render_bytes, own_headers=metadata("pool"), content_type=CONTENT_TYPE
 )
 ROUTES: dict[str, Route] = {
-    "/score": _score_dialect,
-    "/v1/score": _score_dialect,
     "/classify": Dialect(
         msgspec.json.Decoder(ClassifyBody, strict=False), _classify, _render_classes, CLASSIFIERS, prepare=rendered
     ),

@@ -68,7 +68,7 @@ def test_a_long_value_is_not_sent_back(path: str, name: str) -> None:
 
 def test_unknown_parameters_are_passed_over() -> None:
     flood: dict[str, Any] = {f"k{i}": [{}] for i in range(200_000)}
-    config, parameters = replace(CONFIG, max_body_bytes=1 << 23), {"z": flood, "top_k": 3}
+    config, parameters = replace(CONFIG, max_body_bytes=1 << 23), {"z": flood, "other": 3}
     answer = post(FakeEngine(tasks=TOKEN_TASKS), "/predict", config, inputs="a", parameters=parameters)
     assert answer.status_code == 200
     wrong = post(FakeEngine(tasks=TOKEN_TASKS), "/predict", inputs="a", parameters={"aggregation_strategy": "up"})

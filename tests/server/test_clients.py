@@ -14,7 +14,7 @@ import pytest
 
 from rtp_llm.errors import NotReady, Overloaded
 from tests.server.client_table import shows
-from tests.server.conftest import Address
+from tests.server.conftest import Address, running_server
 from tests.server.fake_engine import DIMENSION, FakeEngine, vector_of
 
 openai = pytest.importorskip("openai", reason="the openai package is not installed")
@@ -53,6 +53,18 @@ def test_openai_errors(sdk: Any, engine: FakeEngine) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         sdk.models.retrieve("other")
     assert missing.value.code == "model_not_found"
+
+
+@shows("openai", "AzureOpenAI.embeddings.create", "/openai/deployments/…/embeddings")
+def test_azure() -> None:
+    """Its path names the deployment that answers, whatever model stands in the body; a lone model is the deployment."""
+    with running_server([FakeEngine(name="one"), FakeEngine(name="two")]) as address:
+        for deployment, model in (("two", "one"), (None, "two")):
+            own = {"azure_deployment": deployment, "api_key": "unused", "api_version": "2024-10-21", "max_retries": 0}
+            with openai.AzureOpenAI(azure_endpoint=address.url, **own) as sdk:
+                answer = sdk.embeddings.create(model=model, input="a")
+            assert answer.model == "two"
+            np.testing.assert_array_equal(np.float32(answer.data[0].embedding), vector_of("a"))
 
 
 @shows("openai", "AsyncOpenAI.embeddings.create", "/v1/embeddings")

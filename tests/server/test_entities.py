@@ -98,6 +98,13 @@ def test_hugging_faces_refusals(body: dict[str, Any], message: str, tagger: Serv
     assert answer.status_code == 422 and message in answer.json()["error"], answer.text
 
 
+@pytest.mark.parametrize("parameters", [{"function_to_apply": "none"}, {"top_k": 1}])
+def test_what_only_a_classifier_of_texts_can_do(parameters: dict[str, Any], tagger: Served) -> None:
+    """huggingface_hub's text_classification, which would read entities as labels."""
+    answer = tagger.client.post("/predict", json={"inputs": "a", "parameters": parameters})
+    assert answer.status_code == 424 and "is for classifiers of texts; this model labels tokens" in answer.text
+
+
 @pytest.mark.parametrize("task", [None, "token_classify"])
 @pytest.mark.parametrize("use_activation", [None, True, False])
 def test_pooling(task: Any, use_activation: Any, tagger: Served) -> None:

@@ -48,6 +48,29 @@ def test_vectors_by_side(path: str, field: str, side: str, served: Served) -> No
         np.testing.assert_allclose(np.array(item["embedding"]).reshape(vectors.shape), vectors, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("side", ["query", "document"])
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("/v1/multi-vector", {"embedding_type": "float", "dimensions": 16}),
+        ("/v1/multi-vector", {"return_multivector": None}),
+        ("/v1/embeddings", {"return_multivector": True, "truncate": True}),
+    ],
+)
+def test_jinas_form(path: str, more: dict[str, Any], side: str, served: Served) -> None:
+    """What Jina answers with under `embeddings`: of /v1/multi-vector, and of /v1/embeddings with return_multivector."""
+    if more.get("dimensions"):
+        more = more | {"dimensions": served.model.info.dimension}
+    expected = served.model.embed_colbert(DOCUMENTS, prompt_name=side)
+    data = served.post(path, input=[{"text": text} for text in DOCUMENTS], input_type=side, **more)["data"]
+    for index, (item, vectors) in enumerate(zip(data, expected, strict=True)):
+        assert sorted(item) == ["embeddings", "index", "object"]
+        assert (item["object"], item["index"]) == ("embeddings", index)
+        np.testing.assert_allclose(np.array(item["embeddings"]).reshape(vectors.shape), vectors, rtol=0, atol=1e-6)
+    plain = served.post("/v1/embeddings", input=QUERY, return_multivector=False)["data"][0]
+    assert plain["object"] == "colbert_embedding"
+
+
 def test_words_of_other_apis_and_none(served: Served) -> None:
     queries, documents = (served.model.embed_colbert([QUERY], prompt_name=side)[0] for side in ("query", "document"))
     assert len(queries) == 12 and len(documents) < 12

@@ -115,6 +115,17 @@ def test_hugging_face_classification(classifier: Served) -> None:
     row = classifier.model.classify(["so sunny"])[0]
     assert [entry.score for entry in answer] == pytest.approx(sorted(row.tolist(), reverse=True), abs=1e-6)
     assert answer[0].label == ["joy", "anger", "none"][int(row.argmax())]
+    best = sdk.text_classification("so sunny", function_to_apply="none", top_k=2)
+    raw = np.sort(classifier.model.classify(["so sunny"], activation="none")[0])
+    assert [entry.score for entry in best] == pytest.approx(raw[:0:-1].tolist(), abs=1e-6)
+
+
+def test_hugging_face_is_told_that_a_model_labels_tokens(tagger: Served) -> None:
+    """Without a parameter its calls of both kinds are the same body."""
+    sdk = client("huggingface_hub").InferenceClient(model=url(tagger))
+    with pytest.raises(client("huggingface_hub").errors.HfHubHTTPError, match="424") as caught:
+        sdk.text_classification("so sunny", top_k=1)
+    assert "this model labels tokens" in caught.value.response.text
 
 
 @shows("huggingface-hub", "InferenceClient.token_classification", "/")
@@ -189,6 +200,39 @@ def test_litellm_hugging_face(litellm: Any, dense: Served) -> None:
     )
     expected = vectors(dense, normalize=True)
     np.testing.assert_allclose([item["embedding"] for item in answer.data], expected, atol=1e-6)
+
+
+@shows("litellm", "embedding(voyage/…, jina_ai/…, nvidia_nim/…)", "/v1/embeddings")
+@pytest.mark.parametrize("provider", ["voyage", "jina_ai", "nvidia_nim"])
+def test_litellm_embedding_of_other_providers(provider: str, litellm: Any, dense: Served) -> None:
+    more = {"input_type": "passage", "truncate": "END"} if provider == "nvidia_nim" else {}
+    base = f"{url(dense)}/v1"
+    answer = litellm.embedding(f"{provider}/m", TEXTS, dimensions=16, api_base=base, api_key="unused", **more)
+    np.testing.assert_allclose([item["embedding"] for item in answer.data], vectors(dense, dimensions=16), atol=1e-6)
+
+
+@shows("litellm", "rerank(voyage/…, jina_ai/…, huggingface/…)", "/v1/rerank, /rerank")
+@pytest.mark.parametrize("top_n", [None, 2])
+@pytest.mark.parametrize("provider", ["voyage", "jina_ai", "huggingface"])
+def test_litellm_rerank_of_other_providers(provider: str, top_n: int | None, litellm: Any, reranker: Served) -> None:
+    more = {"api_base": url(reranker), "api_key": "unused", "top_n": top_n}
+    results = litellm.rerank(f"{provider}/m", QUERY, DOCUMENTS, **more).results
+    found = [(result["index"], result["relevance_score"]) for result in results]
+    if provider == "huggingface" and top_n:  # TEI answers with all, whatever is asked
+        found = found[:top_n]
+    assert found == best(reranker, top_n or 3)
+    assert results[0]["document"]["text"] == DOCUMENTS[results[0]["index"]]
+
+
+@shows("litellm", "rerank(nvidia_nim/…, nvidia_nim/ranking/…)", "/v1/retrieval/…/reranking, /v1/ranking")
+@pytest.mark.parametrize("model", ["nvidia/llama-3_2-nv-rerankqa-1b-v2", "ranking/m"])
+def test_litellm_rerank_of_nvidia(model: str, litellm: Any, reranker: Served) -> None:
+    more = {"api_base": url(reranker), "api_key": "unused", "top_n": 2}
+    results = litellm.rerank(f"nvidia_nim/{model}", QUERY, DOCUMENTS, **more).results
+    entries = reranker.model.rerank(QUERY, DOCUMENTS, activation="none")[:2]
+    assert [result["index"] for result in results] == [entry.index for entry in entries]
+    logits = [result["relevance_score"] for result in results]
+    assert logits == pytest.approx([entry.score for entry in entries], abs=1e-5)
 
 
 @shows("litellm", "rerank(hosted_vllm/…, infinity/…, cohere/…)", "/rerank, /v2/rerank")

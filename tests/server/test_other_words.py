@@ -75,6 +75,14 @@ def test_infinitys_modality() -> None:
     assert ask(CONFIG, "POST", "/embeddings", json=body | {"modality": "text"}).status_code == 200
 
 
+def test_nvidias_modalities() -> None:
+    """NIM takes one word, or one for each input."""
+    body: dict[str, Any] = {"input": ["a", "b"], "modality": ["text", "text"]}
+    assert ask(CONFIG, "POST", EMBEDDINGS, json=body).status_code == 200
+    answer = ask(CONFIG, "POST", EMBEDDINGS, json=body | {"modality": ["text", "image"]})
+    assert answer.status_code == 400 and "modality: 'image' is not served" in answer.text
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -96,6 +104,17 @@ def test_base64_among_the_types() -> None:
     np.testing.assert_array_equal(np.frombuffer(binascii.a2b_base64(item["embedding"]), "<f4"), vector_of("a"))
 
 
+def test_llama_indexs_word_for_jinas_embedding_type() -> None:
+    """LlamaIndex' JinaEmbedding sends `encoding_type`, and unpacks the bits of what comes back."""
+    for word, numbers in (("ubinary", np.packbits(vector_of("a") > 0)), ("float", vector_of("a"))):
+        (item,) = ask(CONFIG, "POST", EMBEDDINGS, json={"input": "a", "encoding_type": word}).json()["data"]
+        np.testing.assert_array_equal(np.array(item["embedding"], numbers.dtype), numbers)
+    (item,) = ask(CONFIG, "POST", EMBEDDINGS, json={"input": "a", "encoding_type": "base64"}).json()["data"]
+    np.testing.assert_array_equal(np.frombuffer(binascii.a2b_base64(item["embedding"]), "<f4"), vector_of("a"))
+    answer = ask(CONFIG, "POST", EMBEDDINGS, json={"input": "a", "encoding_type": "int4"})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "encoding_type"
+
+
 @pytest.mark.parametrize("name", ["x-api-key", "api-key"])
 def test_a_made_up_bearer_does_not_hide_the_right_key(name: str) -> None:
     config = replace(CONFIG, api_key=KEYS)
@@ -109,8 +128,30 @@ def test_words_for_what_an_input_is_for(engine: FakeEngine) -> None:
     for word, name in (("code.query", "query"), ("code.passage", "passage")):
         assert post(engine, EMBEDDINGS, {"input": "a", "task": word}).status_code == 200
         assert engine.requests[-1].params.prompt_name == name
+    # Azure's EmbeddingInputType has a word for no side.
+    assert post(engine, EMBEDDINGS, {"input": "a", "input_type": "text"}).status_code == 200
+    assert engine.requests[-1].params.prompt_name is None
     answer = ask(CONFIG, "POST", "/v2/embed", json={"texts": ["a"], "input_type": "image"})
     assert answer.status_code == 400 and "a text model is served" in answer.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("input_type", "task", "name"),
+    [("query", "retrieval.query", "query"), ("code.passage", "passage", "passage"), ("", "query", "query")],
+)
+def test_two_words_for_one_thing(input_type: str, task: str, name: str, engine: FakeEngine) -> None:
+    assert post(engine, EMBEDDINGS, {"input": "a", "input_type": input_type, "task": task}).status_code == 200
+    assert engine.requests[-1].params.prompt_name == name
+
+
+@pytest.mark.parametrize(
+    ("input_type", "task"), [("query", "retrieval.passage"), ("document", "code.query"), ("query", "text-matching")]
+)
+@pytest.mark.parametrize("prompts", [(), ("query", "passage")])
+def test_words_at_odds(input_type: str, task: str, prompts: tuple[str, ...]) -> None:
+    body = {"input": "a", "input_type": input_type, "task": task}
+    error = post(FakeEngine(prompts=prompts), EMBEDDINGS, body).json()["error"]
+    assert error["param"] == "task" and f"{input_type!r} and task {task!r} are at odds" in error["message"]
 
 
 @pytest.mark.parametrize(("dtype", "word"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
@@ -124,7 +165,9 @@ def test_azures_paths(engine: FakeEngine) -> None:
         path = f"{address.url}/openai/deployments/two/embeddings?api-version=2024-10-21"
         answer = httpx.post(path, json={"input": "a"}, trust_env=False)
         assert answer.json()["model"] == "two"
-        assert httpx.post(path, json={"input": "a", "model": "one"}, trust_env=False).json()["model"] == "one"
+        # Azure's clients send a model beside the deployment, which is the one that answers.
+        body, headers = {"input": "a", "model": "one"}, {"x-model": "one"}
+        assert httpx.post(path, json=body, headers=headers, trust_env=False).json()["model"] == "two"
         path = path.replace("two", "three")
         assert httpx.post(path, json={"input": "a"}, trust_env=False).status_code == 404
     assert post(engine, "/openai/v1/embeddings", {"input": "a"}).status_code == 200
@@ -145,6 +188,22 @@ def test_vllms_query_in_parts_and_the_end_that_is_cut() -> None:
         engine = FakeEngine(tasks=(TaskType.DENSE, TaskType.CLASSIFY), labels=("a", "b"))
         assert post(engine, path, {"input": "a", "truncation_side": "left"}).status_code == 200
         assert engine.requests[-1].params.truncation_side == "left"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/rerank", {"query": "q", "documents": ["a"]}), ("/score", {"text_1": "q", "text_2": ["a"]})],
+)
+def test_vllms_words_for_how_pairs_are_read(path: str, body: dict[str, Any]) -> None:
+    """Its ScoringRequestMixin folds `instruction` into `chat_template_kwargs`, whose own key goes before."""
+    engine = FakeEngine(tasks=(TaskType.RERANK, TaskType.CLASSIFY))
+    said: dict[str, Any] = {"chat_template_kwargs": {"instruction": "x", "other": 1}, "truncation_side": "left"}
+    for more, instruction in ((said, "x"), (said | {"instruction": "y"}, "x"), ({"instruction": "y"}, "y")):
+        assert post(engine, path, body | more).status_code == 200
+        params = engine.requests[-1].params
+        assert (params.instruction, params.truncation_side) == (instruction, more.get("truncation_side"))
+    wrong = post(engine, path, body | {"chat_template_kwargs": {"instruction": 1}}).json()["error"]
+    assert wrong["param"] == "chat_template_kwargs.instruction"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def expected(served: Served, activation: str = "sigmoid") -> dict[int, float]:
 @pytest.mark.parametrize("path", PATHS)
 def test_answer(path: str, reranker: Served) -> None:
     answer = reranker.post(path, query=QUERY, documents=DOCUMENTS, model="any")
-    assert sorted(answer) == ["id", "meta", "model", "object", "results", "usage"]
+    assert sorted(answer) == ["data", "id", "meta", "model", "object", "results", "usage"]
     assert (answer["object"], answer["model"]) == ("rerank", "tiny") and answer["id"].startswith("rerank-")
     total = 5 * 6 + 2 + 0 + 4 + (LIMIT - 6) + 2
     assert answer["usage"] == {"prompt_tokens": total, "total_tokens": total}
@@ -71,6 +71,25 @@ def test_voyage(reranker: Served) -> None:
     assert {entry["index"]: entry["document"] for entry in told["data"]} == dict(enumerate(DOCUMENTS))
 
 
+def test_voyage_without_words_of_its_own(reranker: Served) -> None:
+    """Voyage's `top_k` and `truncation` may both be left out, and its answer has `data` whatever is sent."""
+    answer = reranker.post("/v1/rerank", query=QUERY, documents=DOCUMENTS, model="rerank-2", return_documents=True)
+    plain = [{name: entry[name] for name in ("index", "relevance_score")} for entry in answer["results"]]
+    assert answer["data"] == [{**entry, "document": DOCUMENTS[entry["index"]]} for entry in plain]
+    assert answer["object"] == "rerank", "Infinity's client takes no other"
+    assert "data" not in reranker.post("/v1/rerank", query=QUERY, documents=DOCUMENTS, top_n=2)
+
+
+@pytest.mark.parametrize("document", ["the weather", {"text": "the weather"}])
+def test_one_document_alone(document: Any, reranker: Served) -> None:
+    """vLLM's RerankRequest has `documents: ScoreInput | list[ScoreInput]`."""
+    alone = reranker.post("/rerank", query=QUERY, documents=document, return_documents=True)
+    listed = reranker.post("/rerank", query=QUERY, documents=[document], return_documents=True)
+    assert alone["results"] == listed["results"] and len(alone["results"]) == 1
+    error = reranker.refuse("/rerank", query=QUERY, documents="a " * 90, truncate=False)
+    assert error["param"] == "documents"
+
+
 def test_a_body_with_texts_is_in_teis_form(reranker: Served) -> None:
     answer = reranker.post("/rerank", query=QUERY, texts=DOCUMENTS)
     assert [sorted(entry) for entry in answer] == [["index", "score"]] * 5
@@ -91,7 +110,7 @@ def test_nulls_are_absent(reranker: Served) -> None:
     ("body", "message", "param"),
     [
         ({"documents": []}, "documents is an empty list", "documents"),
-        ({"documents": "a"}, "documents: expected array", "documents"),
+        ({"documents": 1}, "documents: expected str | object | array", "documents"),
         ({"documents": [{}]}, "documents[0]: an object must have `text`", "documents[0]"),
         ({"documents": ["a", {"content": [{"type": "image_url"}]}]}, "documents[1]: an object", "documents[1]"),
         ({"query": None}, "query: expected str", "query"),

@@ -85,6 +85,19 @@ def test_predict_raw_scores(classifier: Served) -> None:
     np.testing.assert_array_equal(np.array([entry["score"] for entry in answer], np.float32), logits)
 
 
+@pytest.mark.parametrize("path", ["/predict", "/"])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax", "none", None])
+def test_predict_with_hugging_faces_parameters(path: str, activation: Any, classifier: Served) -> None:
+    """Its inference API's text_classification has `function_to_apply` and `top_k`."""
+    (row,) = classifier.model.classify(["he drove"], activation=activation)
+    parameters = {"function_to_apply": activation, "top_k": 2}
+    (best,) = classifier.post(path, inputs="he drove", parameters=parameters)
+    assert [entry["score"] for entry in best] == pytest.approx(sorted(row.tolist())[:0:-1], abs=1e-6)
+    assert len(classifier.post(path, inputs="he drove", parameters={**parameters, "top_k": 9})[0]) == 3
+    status, _, message = refused(classifier, path, inputs="a", parameters={"top_k": 0})
+    assert status == 422 and "parameters.top_k: 0 is below 1" in message
+
+
 def test_several_labels_at_once_are_sigmoids(tmp_path_factory: pytest.TempPathFactory) -> None:
     options = {"num_labels": 3, "problem_type": "multi_label_classification"}
     for served in serving(lambda folder: save(folder, HEAD, **options), tmp_path_factory, "multi"):

@@ -100,3 +100,27 @@ def test_a_large_body_is_read_beside_the_loop() -> None:
         assert httpx.post(url, json={"input": [7] * 200_000}, trust_env=False).status_code == 200
         wrong = httpx.post(url, json={"input": [*[7] * 200_000, 100]}, trust_env=False)
     assert wrong.status_code == 400 and "token id 100 is outside" in wrong.text
+
+
+@pytest.mark.parametrize(
+    ("path", "turns"),
+    [
+        ("/v1/embeddings", ["decode", "choose"]),  # of Catalog: which model, with the checks of the inputs
+        ("/", ["choose", "decode", "choose"]),  # the first looks for the dialect
+    ],
+)
+def test_a_large_body_waits_for_no_more_turns_than_it_needs(
+    path: str, turns: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+    call = Turns.call
+
+    async def counted(self: Turns, work: Any, *arguments: Any, **named: Any) -> Any:
+        taken.append(work.__name__)
+        return await call(self, work, *arguments, **named)
+
+    monkeypatch.setattr(Turns, "call", counted)
+    with running_server(FakeEngine(), replace(CONFIG, max_body_bytes=1 << 22, max_request_tokens=1 << 20)) as address:
+        body = {"input": [7] * 200_000}
+        assert httpx.post(f"{address.url}{path}", json=body, trust_env=False).status_code == 200
+    assert taken == turns

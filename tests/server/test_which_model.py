@@ -41,6 +41,8 @@ ROUTES: list[tuple[str, dict[str, Any], set[str]]] = [
     ("/v1/embeddings/dense", EMBED, {"dense", "m3"}),
     ("/v1/embeddings/sparse", EMBED, {"splade", "m3"}),
     ("/v1/embeddings/colbert", EMBED, {"m3"}),
+    ("/v1/multi-vector", EMBED, {"m3"}),
+    ("/v1/embeddings", {**EMBED, "return_multivector": True}, {"m3"}),
     ("/v1/embeddings/similarity", SIDES, {"dense", "m3"}),
     ("/v1/embeddings/similarity", {**SIDES, "kind": "dense"}, {"dense", "m3"}),
     ("/v1/embeddings/similarity", {**SIDES, "kind": "sparse"}, {"splade", "m3"}),
@@ -53,6 +55,7 @@ ROUTES: list[tuple[str, dict[str, Any], set[str]]] = [
     ("/v1/rerank", PAIR, {"ranker"}),
     ("/v2/rerank", PAIR, {"ranker"}),
     ("/v1/reranker", PAIR, {"ranker"}),
+    ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": "a"}]}, {"ranker"}),
     ("/score", {"text_1": "q", "text_2": TEXTS}, {"ranker"}),
     ("/v1/score", {"text_1": "q", "text_2": TEXTS}, {"ranker"}),
     ("/v1/classifier", EMBED, {"labels"}),
@@ -142,7 +145,7 @@ def test_every_route_has_a_row_here_and_in_the_docs() -> None:
     assert shown == set(DIALECTS)
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `/")]
-    assert {path for row in rows for path in re.findall(r"`(/[\w/]*)", row)} >= set(DIALECTS) | {"/info"}
+    assert {path for row in rows for path in re.findall(r"`(/[\w/-]*)", row)} >= set(DIALECTS) | {"/info"}
 
 
 class Silent(Asked):

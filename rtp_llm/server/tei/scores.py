@@ -5,7 +5,7 @@ A token classifier, which TEI does not serve, answers /predict as Hugging Face's
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
-from rtp_llm.errors import InvalidRequest
+from rtp_llm.errors import InvalidRequest, UnsupportedTask
 from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect, Truncate
 from rtp_llm.server.entities import (
@@ -35,9 +35,14 @@ from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import RawScores, Truncation
 
 
-class EntityParameters(msgspec.Struct, kw_only=True):
-    """What is read of `parameters`, by a token classifier."""
+class PredictParameters(msgspec.Struct, kw_only=True):
+    """huggingface_hub's: the first two of its text_classification, the others of its token_classification."""
 
+    function_to_apply: Annotated[
+        Literal["sigmoid", "softmax", "none"] | None,
+        Meta(description="of the scores; null: what the checkpoint's problem_type asks for"),
+    ] = None
+    top_k: Annotated[int | None, Meta(description="labels to return of each input, the best; null: all")] = None
     aggregation_strategy: Strategy = None
     ignore_labels: IgnoredLabels = None
     stride: Annotated[msgspec.Raw | UnsetType, Meta(extra_json_schema={"type": "null"})] = UNSET  # refused
@@ -57,17 +62,14 @@ class PredictBody(msgspec.Struct, kw_only=True):
     truncation_direction: Truncation = None
     raw_scores: RawScores = None
     parameters: Annotated[
-        EntityParameters | None | UnsetType,
-        Meta(
-            description="huggingface_hub's client always sends it, and reads a list of lists. Token classifiers: "
-            "`aggregation_strategy`, `ignore_labels`"
-        ),
+        PredictParameters | None | UnsetType,
+        Meta(description="huggingface_hub's client always sends it, and reads a list of lists"),
     ] = UNSET
 
     @property
-    def of_entities(self) -> EntityParameters:
+    def own_parameters(self) -> PredictParameters:
         """`parameters`, with what they are without a word."""
-        return self.parameters or EntityParameters()
+        return self.parameters or PredictParameters()
 
     @property
     def is_batch(self) -> bool:
@@ -110,16 +112,20 @@ def _is_pair(inputs: list[str | list[str]]) -> bool:
 
 def _predict(body: PredictBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     params = frame.truncation(body.truncate, body.truncation_direction)
+    asked = body.own_parameters
     if labels_tokens(info):
         return _find(body, params, config, request_id)
-    check_means_texts(info, body.of_entities.aggregation_strategy)
+    check_means_texts(info, asked.aggregation_strategy)
+    if asked.top_k is not None and asked.top_k < 1:
+        message = f"parameters.top_k: {asked.top_k} is below 1; leave it out for all labels"
+        raise InvalidRequest(message, param="parameters.top_k")
     if isinstance(body.inputs, str):
         inputs: list[Input] = [body.inputs]
     else:
         frame.check_inputs(body.inputs, config)
         given: list[Any] = [body.inputs] if _is_pair(body.inputs) else list(body.inputs)
         inputs = [_text_or_pair(value, place, body.is_batch) for place, value in enumerate(given)]
-    params = replace(params, activation="none" if body.raw_scores else None)
+    params = replace(params, activation="none" if body.raw_scores else asked.function_to_apply)
     return Request(inputs=inputs, tasks=(TaskType.CLASSIFY,), params=params, request_id=request_id)
 
 
@@ -128,7 +134,11 @@ def _find(body: PredictBody, params: Params, config: ServerConfig, request_id: s
     given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     frame.check_inputs(given, config)
     inputs = [value if isinstance(value, str) else _text_or_pair(value, i, True) for i, value in enumerate(given)]
-    asked = body.of_entities
+    asked = body.own_parameters
+    for name in ("function_to_apply", "top_k"):
+        if getattr(asked, name) is not None:
+            message = f"parameters: {name} is for classifiers of texts; this model labels tokens"
+            raise UnsupportedTask(message, param=f"parameters.{name}")
     if asked.stride is not UNSET and bytes(asked.stride) != b"null":
         message = "parameters: stride is not served: send a long text in parts that overlap"
         raise InvalidRequest(message, param="parameters.stride")
@@ -165,7 +175,7 @@ def _render_predictions(body: PredictBody, response: Response, info: ModelInfo) 
         yield from arrays if isinstance(body.inputs, str) else joined(arrays)
         return
     rows = [
-        [{"score": row[place], "label": info.labels[place]} for place in best_first(row)]
+        [{"score": row[place], "label": info.labels[place]} for place in best_first(row)[: body.own_parameters.top_k]]
         for row in response.outputs[TaskType.CLASSIFY]
     ]
     nested = body.is_batch or body.parameters is not UNSET

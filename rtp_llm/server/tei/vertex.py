@@ -16,7 +16,7 @@ from rtp_llm.errors import CustomModuleError, EngineFailure, InvalidRequest, Req
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.body import decode
 from rtp_llm.server.catalog import Catalog, ModelName, Service
-from rtp_llm.server.dialect import Answerer, Route, admitted, at_hand, check_count
+from rtp_llm.server.dialect import Answerer, Route, admitted, at_hand, check_count, chosen
 from rtp_llm.server.errors import ErrorForm, Headers
 from rtp_llm.server.exchange import JSON, Exchange
 from rtp_llm.server.tei import frame
@@ -116,8 +116,8 @@ class Vertex:
     async def _one(self, body: bytes, place: int, service: Service, exchange: Exchange) -> bytes:
         part = exchange.part()
         try:
-            chosen = await at_hand(len(body), service.turns)(self.route.choose, body, part, service.catalog)
-            answer: bytes = (await chosen.answer(body, service, part))[0]
+            answerer = await chosen(self.route, body, part, service)
+            answer: bytes = (await answerer.answer(body, service, part))[0]
             if part.content_type != JSON:
                 raise InvalidRequest("bytes are no JSON; leave the encoding_format out", param="encoding_format")
         except (InvalidRequest, EngineFailure, CustomModuleError) as error:
