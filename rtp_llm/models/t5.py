@@ -17,8 +17,8 @@ from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
 _MATRICES = ("qkv", "out", "up", "down")
 _ATTENTION, _MLP = "layer.0.SelfAttention.", "layer.1.DenseReluDense."
-# The table of words has two names; which of them is there, `T5.load` looks for.
-_WORDS = ("shared.weight", "encoder.embed_tokens.weight")
+# The table of words has two names; which of them is there, `T5.load` looks for. The encoder's own comes first.
+_WORDS = ("encoder.embed_tokens.weight", "shared.weight")
 # Of a checkpoint with a token classifier's head.
 _PREFIXES = ("transformer.",)
 IGNORED = (r"^decoder\.", r"^lm_head\.", r"^classifier\.", *(rf"^{name}$" for name in _WORDS))
