@@ -13,7 +13,7 @@ from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.config_files import activation
 from rtp_llm.core import Batch, Int32Array
 from rtp_llm.errors import CheckpointError
-from rtp_llm.late_interaction import HF_COLBERT
+from rtp_llm.late_interaction import beside_encoder
 from rtp_llm.models import OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.sizes import read_sizes
 from rtp_llm.ops import Norm, Ops, Relative, Tensor, Weight
@@ -149,9 +149,7 @@ class Bert:
     def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "Bert":
         """Strictly from the checkpoint's tensors, with or without the prefix of a checkpoint with a head."""
         config = cls.read_config(hf)
-        # ColBERT's authors keep its projection beside the encoder.
-        own = (r"^linear\.weight$",) if HF_COLBERT in (hf.get("architectures") or ()) else ()
-        ignored = (*cls.ignored, *own)
+        ignored = (*cls.ignored, *beside_encoder(hf))
         weights = bind(source, cls.parameters(config), prefixes=(cls.prefix,), renames=cls.renames, ignore=ignored)
         return cls(config, weights, ops)
 
