@@ -9,7 +9,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from rtp_llm import config_files
 from rtp_llm.checkpoint import find, inside, read_json
-from rtp_llm.engine.tokenizer_added import add_missing, added_token
+from rtp_llm.engine.tokenizer_added import add_configured, added_token
 from rtp_llm.errors import CheckpointError, one_line
 
 NO_LIMIT = 1 << 30
@@ -31,7 +31,7 @@ _CLASSES = {
 }  # fmt: skip
 # Of these, transformers before 5 took the tokens at both ends from tokenizer_config.json alone.
 _ENDED_CLASSES = ("LlamaTokenizer", "GemmaTokenizer")
-_BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
+_BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "MPNetTokenizer")
 _UNTYPED_CLASSES = (
     "RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer", "DistilBertTokenizer", "MPNetTokenizer",
     "BartTokenizer", "LongformerTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer", "LlamaTokenizer",
@@ -52,7 +52,7 @@ def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     config["special_tokens"], config["token_flags"] = _special_tokens({**special, **config})
     try:
         tokenizer = _made(folder, config)
-        add_missing(tokenizer, config, special)
+        add_configured(tokenizer, config, special)
         tokenizer.encode_special_tokens = config.get("split_special_tokens") is True
         return tokenizer, config
     except (Exception, KeyboardInterrupt, SystemExit):
@@ -63,7 +63,7 @@ def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
 
 
 def load_plain(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """tokenizer.json as it is but for special tokens, which it never adds; `cuts_at` is its own limit.
+    """tokenizer.json as it is but for special tokens, which it never adds; where it cuts is in `cuts_at` and its side.
 
     Source: sentence-transformers, StaticEmbedding, which reads no other file.
     """
@@ -71,11 +71,12 @@ def load_plain(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     if path is None:
         raise CheckpointError(f"{folder}: no tokenizer.json, which a StaticEmbedding has; download it again")
     tokenizer = _read(path)
-    limit = (tokenizer.truncation or {}).get("max_length", NO_LIMIT)
+    cuts: dict[str, Any] = tokenizer.truncation or {"max_length": NO_LIMIT, "direction": "right"}
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.post_processor = None
-    return tokenizer, {"tokenizer_class": "", "special_tokens": {}, "token_flags": {}, "cuts_at": limit}
+    own = {"cuts_at": cuts["max_length"], "truncation_side": cuts["direction"]}
+    return tokenizer, {"tokenizer_class": "", "special_tokens": {}, "token_flags": {}, **own}
 
 
 def _read(path: Path) -> tokenizers.Tokenizer:
@@ -120,11 +121,18 @@ def _from_json(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
         config["truncation_side"] = tokenizer.truncation["direction"]
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    # transformers' BERT classes take these switches from tokenizer_config.json, whatever tokenizer.json says.
-    if config["tokenizer_class"] in _BERT_CLASSES and isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
-        tokenizer.normalizer = _bert_normalizer(config)
+    _heed_switches(tokenizer, config)
     _add_ends(tokenizer, config)
     return tokenizer
+
+
+def _heed_switches(tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """What transformers' classes take from tokenizer_config.json, whatever tokenizer.json says."""
+    name = config["tokenizer_class"]
+    if name in _BERT_CLASSES and isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
+        tokenizer.normalizer = _bert_normalizer(config)
+    if name == "RobertaTokenizer" and isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
 
 
 def _add_ends(tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
