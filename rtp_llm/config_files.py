@@ -230,7 +230,7 @@ TOKENIZER: dict[str, Kind] = {
     "model_max_length": Kind("a number", lambda value: type(value) in (int, float)),
 }
 # Of config_sentence_transformers.json, what says who wrote it, and how vectors are compared once they are there.
-_UNREAD = frozenset(("__version__", "model_type", "requirements", "similarity_fn_name", "keep_in_fp32_modules"))
+UNREAD = frozenset(("__version__", "model_type", "requirements", "similarity_fn_name", "keep_in_fp32_modules"))
 # Settings of sentence_bert_config.json by which a text's vector stays what it is.
 _HARMLESS = frozenset(("__version__", "model_args", "model_kwargs", "unpad_inputs"))
 # Arguments of from_pretrained that say where files are, or how a batch is padded.
@@ -317,7 +317,7 @@ def log_unknown(where: Path, values: Mapping[str, Any], known: Iterable[str]) ->
 def check_sentence(where: Path, settings: Mapping[str, Any]) -> None:
     """config_sentence_transformers.json: kinds, and a line for what is not known of it."""
     check(where, settings, SENTENCE)
-    log_unknown(where, settings, {*SENTENCE, *_UNREAD})
+    log_unknown(where, settings, {*SENTENCE, *UNREAD})
 
 
 def check_transformer(where: Path, settings: Mapping[str, Any], *, is_reranker: bool) -> None:
@@ -369,6 +369,8 @@ def model_settings(where: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What sentence_bert_config.json puts over config.json, as transformers' AutoConfig would take it."""
     changes = {**(settings.get("config_args") or {}), **(settings.get("config_kwargs") or {})}
     changes = {key: value for key, value in changes.items() if key not in _LOADING}
+    if "is_causal" in changes:  # which configurations do not declare, so that AutoConfig drops it
+        raise CheckpointError(f"{where}: config_kwargs: is_causal is heeded in config.json alone; say it there")
     check_model(where, changes)
     return changes
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.late_interaction import LateInteraction
-from rtp_llm.modules import STATIC, TABLES, TOKEN_WEIGHTS, Module, Router, check_splade, read_modules
+from rtp_llm.modules import STATIC, TABLES, TOKEN_WEIGHTS, Module, Router, check_splade, read_modules, without_modules
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,11 @@ class ModelConfig:
     router: Router | None = None
 
     @property
+    def architecture(self) -> str:
+        """The first that config.json names; empty where it names none."""
+        return _architecture(self.hf)
+
+    @property
     def logit_score(self) -> Module | None:
         """sentence-transformers' note of the two tokens that a reranking language model chooses from."""
         return next((module for module in self.modules or () if module.kind == "LogitScore"), None)
@@ -104,7 +109,7 @@ class ModelConfig:
     @property
     def is_language_model(self) -> bool:
         """Whether there is a head over the vocabulary instead of one with labels."""
-        return self.logit_score is not None or _architecture(self.hf).endswith("ForCausalLM")
+        return self.logit_score is not None or self.architecture.endswith("ForCausalLM")
 
     @property
     def is_qwen3_reranker(self) -> bool:
@@ -114,7 +119,7 @@ class ModelConfig:
     @property
     def is_layerwise_reranker(self) -> bool:
         """Whether each of its later layers has a head of FlagEmbedding's, with the one logit of a reranker."""
-        return TaskType.RERANK in self.tasks and _architecture(self.hf) == "LayerWiseMiniCPMForCausalLM"
+        return TaskType.RERANK in self.tasks and self.architecture == "LayerWiseMiniCPMForCausalLM"
 
     @property
     def is_flag_reranker(self) -> bool:
@@ -138,7 +143,7 @@ class ModelConfig:
         if self.is_bge_m3:
             return "cls"
         is_causal = self.hf.get("is_causal", True) and self.model_type != "qwen_2_embedding"
-        return "lasttoken" if is_causal and _architecture(self.hf).endswith("ForCausalLM") else "mean"
+        return "lasttoken" if is_causal and self.architecture.endswith("ForCausalLM") else "mean"
 
     @property
     def is_bge_m3(self) -> bool:
@@ -150,7 +155,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     """Read the folder's JSON files; CheckpointError names the file and what is wrong with it."""
     modules, router = read_modules(folder)
     transformer_folder = modules[0].folder if modules else folder
-    transformer_path, transformer = _first_json(transformer_folder, config_files.TRANSFORMER_FILES)
+    transformer_path, transformer = _settings(transformer_folder, config_files.TRANSFORMER_FILES, modules)
     is_reranker = _reads_pairs(transformer, modules or ())
     config_files.check_transformer(transformer_path, transformer, is_reranker=is_reranker)
     check_splade(transformer_path, transformer, modules or (), router)
@@ -160,7 +165,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         **config_files.model_settings(transformer_path, transformer),
         **_overrides(config),
     }
-    sentence_path, sentence = _first_json(folder, ("config_sentence_transformers.json",))
+    sentence_path, sentence = _settings(folder, ("config_sentence_transformers.json",), modules)
     config_files.check_sentence(sentence_path, sentence)
     chat, limit = _chat(transformer), config_files.text_limit(transformer_path, transformer)
     late = late_interaction.read(
@@ -310,12 +315,14 @@ def _without_chat(path: Path, tasks: tuple[TaskType, ...], chat: ChatFormat) -> 
     return scoring if chat.asked else tasks
 
 
-def _first_json(folder: Path, names: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
-    """The first of the files that is there, and its path; {} where none is."""
-    for name in names:
-        if find(folder, name) is not None:
-            return folder / name, read_json(folder, name)
-    return folder / names[0], {}
+def _settings(folder: Path, names: tuple[str, ...], modules: Sequence[Module] | None) -> tuple[Path, dict[str, Any]]:
+    """The first of sentence-transformers' files that is there, and its path; {} where none is.
+
+    Without modules.json it reads neither; of prompts, which come into play when they are asked for, it may be told.
+    """
+    path = next((folder / name for name in names if find(folder, name) is not None), folder / names[0])
+    settings = read_json(folder, path.name, required=False)
+    return path, settings if modules is not None else without_modules(path, settings)
 
 
 def _score_activation(hf: Mapping[str, Any]) -> str | None:

@@ -143,6 +143,16 @@ def read_modules(folder: Path) -> tuple[tuple[Module, ...] | None, Router | None
     return _main_route(router), router
 
 
+def without_modules(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is heeded of a file of sentence-transformers' where there is no modules.json: names for prompts."""
+    unread = sorted(key for key, value in settings.items() if value and key not in {"prompts", *config_files.UNREAD})
+    if unread:
+        logger.warning(
+            "%s: %s not heeded: without modules.json sentence-transformers does not read it", path, ", ".join(unread)
+        )
+    return {key: value for key, value in settings.items() if key == "prompts"}
+
+
 def check_splade(
     path: Path, transformer: Mapping[str, Any], modules: tuple[Module, ...], router: Router | None
 ) -> None:
@@ -169,9 +179,10 @@ def _entries(folder: Path, path: Path) -> tuple[Module, ...]:
     entries = read_json_list(folder, "modules.json")
     for place, entry in enumerate(entries):
         config_files.check(f"{path}: module {place}", entry, config_files.MODULE)
+    # NOTE: in the order of the file, whatever `idx` says, as sentence-transformers runs them.
     return tuple(
         _module(str(entry.get("type", "")), inside(folder, entry.get("path", "")), entry.get("kwargs") or ())
-        for entry in sorted(entries, key=lambda entry: entry.get("idx") or 0)
+        for entry in entries
     )
 
 

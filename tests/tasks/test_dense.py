@@ -1,5 +1,6 @@
 """The dense task against sentence-transformers on random checkpoints: every module, prompts, Matryoshka."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,29 @@ def test_without_modules_json_mean_or_the_flag(mode: str, tmp_path: Path) -> Non
     with Model(str(tmp_path / "plain"), backend="numpy", pooling=mode, max_seq_len=48) as model:
         actual = model.embed(TEXTS)
     assert np.abs(actual - theirs.encode(TEXTS)).max() <= 1e-5
+
+
+def set_keys(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_without_modules_json_no_other_file_is_heeded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path, pooling("mean"), prompts={"query": "query : "}, default="query")
+    folder = tmp_path / "saved"
+    (folder / "modules.json").unlink()
+    set_keys(folder / "sentence_bert_config.json", max_seq_length=9)
+    set_keys(folder / "config_sentence_transformers.json", truncate_dim=8)
+    check(tmp_path, st.SentenceTransformer(str(folder), device="cpu"))
+    assert "default_prompt_name, truncate_dim not heeded: without modules.json" in caplog.text
+    assert "max_seq_length, " in caplog.text
+
+
+def test_modules_run_in_the_order_of_the_file(tmp_path: Path) -> None:
+    save(tmp_path, pooling("mean"), dense(HIDDEN, HIDDEN, torch.nn.Tanh()), modules.Normalize())
+    path = tmp_path / "saved" / "modules.json"
+    chain = json.loads(path.read_text())
+    path.write_text(json.dumps([{**entry, "idx": len(chain) - place} for place, entry in enumerate(chain)]))
+    check(tmp_path, st.SentenceTransformer(str(tmp_path / "saved"), device="cpu"))
 
 
 @pytest.mark.parametrize(
