@@ -367,8 +367,8 @@ def _check_modalities(where: Path, modalities: Mapping[str, Any], is_reranker: b
 
 def model_settings(where: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What sentence_bert_config.json puts over config.json, as transformers' AutoConfig would take it."""
-    changes = {**(settings.get("config_args") or {}), **(settings.get("config_kwargs") or {})}
-    changes = {key: value for key, value in changes.items() if key not in _LOADING}
+    given = settings.get("config_args", settings.get("config_kwargs")) or {}  # the older name comes first
+    changes = {key: value for key, value in given.items() if key not in _LOADING}
     if "is_causal" in changes:  # which configurations do not declare, so that AutoConfig drops it
         raise CheckpointError(f"{where}: config_kwargs: is_causal is heeded in config.json alone; say it there")
     check_model(where, changes)
@@ -377,7 +377,7 @@ def model_settings(where: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def text_limit(where: Path, settings: Mapping[str, Any]) -> int | None:
     """Tokens of one input by sentence_bert_config.json; None where it does not say."""
-    changes = {**(settings.get("tokenizer_args") or {}), **(settings.get("processor_kwargs") or {})}
+    changes = {**(settings.get("tokenizer_args", settings.get("processor_kwargs")) or {})}
     limit = changes.pop("model_max_length", None)
     changing = sorted(set(changes) - _LOADING)
     if changing:

@@ -320,8 +320,10 @@ def _settings(folder: Path, names: tuple[str, ...], modules: Sequence[Module] | 
 
     Without modules.json it reads neither; of prompts, which come into play when they are asked for, it may be told.
     """
-    path = next((folder / name for name in names if find(folder, name) is not None), folder / names[0])
-    settings = read_json(folder, path.name, required=False)
+    path, settings = folder / names[0], dict[str, Any]()
+    for name in names:
+        if not settings and find(folder, name) is not None:
+            path, settings = folder / name, read_json(folder, name)
     return path, settings if modules is not None else without_modules(path, settings)
 
 

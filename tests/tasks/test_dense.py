@@ -74,6 +74,9 @@ def test_several_modes_are_concatenated(modes: tuple[str, ...], tmp_path: Path) 
 def test_prompt_left_out_of_the_pooling(mode: str, tmp_path: Path) -> None:
     theirs = save(tmp_path, pooling(mode, include_prompt=False), prompts={"query": "query : the weather "})
     check(tmp_path, theirs, prompt_name="query")
+    if mode == "mean":
+        set_keys(tmp_path / "saved" / "1_Pooling" / "config.json", include_prompt=None)
+        check(tmp_path, theirs, prompt_name="query")
 
 
 def test_default_prompt_applies_and_a_named_one_replaces_it(tmp_path: Path) -> None:
@@ -170,6 +173,22 @@ def test_without_modules_json_no_other_file_is_heeded(tmp_path: Path, caplog: py
     check(tmp_path, st.SentenceTransformer(str(folder), device="cpu"))
     assert "default_prompt_name, truncate_dim not heeded: without modules.json" in caplog.text
     assert "max_seq_length, " in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tokenizer_args": {"model_max_length": 9}, "processor_kwargs": {"model_max_length": 20}},
+        {"config_args": {"hidden_act": "relu"}, "config_kwargs": {"hidden_act": "tanh", "layer_norm_eps": 0.1}},
+        {},
+    ],
+)
+def test_which_of_two_settings_is_heeded(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Of two names the older, of two files the first that says anything."""
+    save(tmp_path, pooling("mean"))
+    (tmp_path / "saved" / "sentence_bert_config.json").write_text(json.dumps(settings))
+    (tmp_path / "saved" / "sentence_roberta_config.json").write_text(json.dumps({"max_seq_length": 8}))
+    check(tmp_path, st.SentenceTransformer(str(tmp_path / "saved"), device="cpu"))
 
 
 def test_modules_run_in_the_order_of_the_file(tmp_path: Path) -> None:
