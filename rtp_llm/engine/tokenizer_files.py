@@ -35,7 +35,7 @@ _BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "Mo
 _UNTYPED_CLASSES = (
     "RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer", "DistilBertTokenizer", "MPNetTokenizer",
     "BartTokenizer", "LongformerTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer", "LlamaTokenizer",
-    "GemmaTokenizer",
+    "GemmaTokenizer", "TokenizersBackend",
 )  # fmt: skip
 
 
@@ -44,8 +44,8 @@ def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     config = read_json(folder, "tokenizer_config.json", required=False)
     config_files.check(folder / "tokenizer_config.json", config, config_files.TOKENIZER)
     if not config.get("tokenizer_class"):
-        model_type = read_json(folder, "config.json", required=False).get("model_type")
-        config["tokenizer_class"] = _CLASSES.get(str(model_type), "")
+        hf = read_json(folder, "config.json", required=False)
+        config["tokenizer_class"] = hf.get("tokenizer_class") or _CLASSES.get(str(hf.get("model_type")), "")
     config["tokenizer_class"] = str(config["tokenizer_class"]).removesuffix("Fast")
     special = read_json(folder, "special_tokens_map.json", required=False)
     config_files.check(folder / "special_tokens_map.json", special, config_files.TOKENIZER)
@@ -122,6 +122,8 @@ def _from_json(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     _heed_switches(tokenizer, config)
+    if not config.get("added_tokens_decoder"):
+        tokenizer.add_tokens([token for _, token in sorted(_declared_tokens(path.parent, config).items())])
     _add_ends(tokenizer, config)
     return tokenizer
 
@@ -244,7 +246,9 @@ def _bpe(folder: Path) -> models.BPE:
 def _declared_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
     """Id -> token beside the vocabulary: added_tokens_decoder of tokenizer_config.json, else added_tokens.json."""
     decoder = config.get("added_tokens_decoder")
-    special = {*config["special_tokens"].values(), *(config.get("additional_special_tokens") or ())}
+    extra = config.get("additional_special_tokens") or ()
+    named = (token["content"] if isinstance(token, dict) else token for token in extra)
+    special = {*config["special_tokens"].values(), *named}
     try:
         if decoder is not None:
             return {int(token_id): added_token(token) for token_id, token in decoder.items()}
