@@ -172,7 +172,10 @@ def test_without_modules_json_no_other_file_is_heeded(tmp_path: Path, caplog: py
     set_keys(folder / "config_sentence_transformers.json", truncate_dim=8)
     check(tmp_path, st.SentenceTransformer(str(folder), device="cpu"))
     assert "default_prompt_name, truncate_dim not heeded: without modules.json" in caplog.text
-    assert "max_seq_length, " in caplog.text
+    assert "max_seq_length, " in caplog.text and "chat template" not in caplog.text
+    set_keys(folder / "tokenizer_config.json", chat_template="{{ messages[0]['content'] }}")
+    Model(str(folder), backend="numpy").close()
+    assert "would put each through the tokenizer's chat template" in caplog.text
 
 
 @pytest.mark.parametrize(

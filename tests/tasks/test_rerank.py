@@ -10,6 +10,7 @@ import pytest
 from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
 from tests.backends import BACKENDS
+from tests.tasks import families
 from tests.tasks.checkpoints import LIMIT, PAIRS, SHAPES, VOCAB, loaded, save, tokenizer
 
 torch = pytest.importorskip("torch")
@@ -40,6 +41,17 @@ def test_equals_cross_encoder(shape: str, backend: str, tmp_path: Path) -> None:
         assert np.abs(scores(model, PAIRS) - theirs.predict(PAIRS)).max() <= 1e-5
         raw = theirs.predict(PAIRS, activation_fn=torch.nn.Identity())
         assert np.abs(scores(model, PAIRS, activation="none") - raw).max() <= 1e-5
+
+
+def test_a_chat_template_without_modules_json(tmp_path: Path) -> None:
+    """CrossEncoder takes it wherever there is one."""
+    pytest.importorskip("jinja2")
+    families.save(tmp_path, "llama", "odd", "ForSequenceClassification", num_labels=1)
+    path, template = tmp_path / "tokenizer_config.json", "{% for m in messages %}b {{ m['content'] }} {% endfor %}"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
+    expected = cross_encoder(tmp_path).predict(PAIRS)
+    with loaded(tmp_path) as model:
+        assert np.abs(scores(model, PAIRS) - expected).max() <= 1e-5
 
 
 def test_ranks_like_cross_encoder(tmp_path: Path) -> None:
