@@ -91,7 +91,8 @@ MODEL: dict[str, Kind] = {
     "start_layer": _whole(1, _LAYERS),
     "cutoff_layers": Kind("a whole number, or a list of such", _are_whole),
     **_all(_POSITIVE, "attn_logit_softcapping final_logit_softcapping"),
-    **_all(_FLAG, "is_causal is_decoder add_cross_attention attention_bias mlp_bias norm_bias use_sliding_window"),
+    "is_causal": _FLAG._replace(nullable=False),  # null would be true in some of transformers' attentions alone
+    **_all(_FLAG, "is_decoder add_cross_attention attention_bias mlp_bias norm_bias use_sliding_window"),
     "output_hidden_states": _FLAG,
     **_all(
         _FLAG, "tie_word_embeddings use_bidirectional_attention relative_attention share_att_key position_biased_input"

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,17 @@ from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.late_interaction import LateInteraction
-from rtp_llm.modules import STATIC, TABLES, TOKEN_WEIGHTS, Module, Router, check_splade, read_modules, without_modules
+from rtp_llm.modules import (
+    STATIC,
+    TABLES,
+    TOKEN_WEIGHTS,
+    Module,
+    Router,
+    check_splade,
+    read_modules,
+    read_settings,
+    score_activation,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +165,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     """Read the folder's JSON files; CheckpointError names the file and what is wrong with it."""
     modules, router = read_modules(folder)
     transformer_folder = modules[0].folder if modules else folder
-    transformer_path, transformer = _settings(transformer_folder, config_files.TRANSFORMER_FILES, modules)
+    transformer_path, transformer = read_settings(transformer_folder, config_files.TRANSFORMER_FILES, modules)
     is_reranker = _reads_pairs(transformer, modules or ())
     config_files.check_transformer(transformer_path, transformer, is_reranker=is_reranker)
     check_splade(transformer_path, transformer, modules or (), router)
@@ -165,7 +175,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         **config_files.model_settings(transformer_path, transformer),
         **_overrides(config),
     }
-    sentence_path, sentence = _settings(folder, ("config_sentence_transformers.json",), modules)
+    sentence_path, sentence = read_settings(folder, ("config_sentence_transformers.json",), modules)
     config_files.check_sentence(sentence_path, sentence)
     chat, limit = _chat(transformer), config_files.text_limit(transformer_path, transformer)
     late = late_interaction.read(
@@ -191,7 +201,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         prompts=late.prompts if late else {**_empty_prompts(router), **(sentence.get("prompts") or {})},
         default_prompt_name=sentence.get("default_prompt_name"),
         truncate_dim=sentence.get("truncate_dim"),
-        score_activation=sentence.get("activation_fn") or _score_activation(hf),
+        score_activation=score_activation(sentence, hf),
         labels=config_files.labels(transformer_folder / "config.json", hf),
         tasks=_without_chat(transformer_path, tasks, chat),
         chat=chat,
@@ -313,24 +323,6 @@ def _without_chat(path: Path, tasks: tuple[TaskType, ...], chat: ChatFormat) -> 
             "served for rerankers, which have one label"
         )
     return scoring if chat.asked else tasks
-
-
-def _settings(folder: Path, names: tuple[str, ...], modules: Sequence[Module] | None) -> tuple[Path, dict[str, Any]]:
-    """The first of sentence-transformers' files that is there, and its path; {} where none is.
-
-    Without modules.json it reads neither; of prompts, which come into play when they are asked for, it may be told.
-    """
-    path, settings = folder / names[0], dict[str, Any]()
-    for name in names:
-        if not settings and find(folder, name) is not None:
-            path, settings = folder / name, read_json(folder, name)
-    return path, settings if modules is not None else without_modules(path, settings)
-
-
-def _score_activation(hf: Mapping[str, Any]) -> str | None:
-    """Where sentence-transformers 4 and 5, and those before, note a CrossEncoder's activation."""
-    noted = (hf.get("sentence_transformers") or {}).get("activation_fn")
-    return noted or hf.get("sbert_ce_default_activation_function")
 
 
 def _architecture(hf: Mapping[str, Any]) -> str:

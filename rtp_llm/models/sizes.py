@@ -11,8 +11,12 @@ _NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_head
 def read_sizes(hf: Mapping[str, Any], names: Mapping[str, str] | None = None) -> dict[str, int]:
     """Returns them by BERT's keys; CheckpointError where one is missing, or where heads do not divide hidden_size.
 
+    Also where `is_causal` is true, by which transformers 5 lets any encoder look back alone.
+
     names  BERT's key -> the one that a message has instead
     """
+    if hf.get("is_causal"):
+        raise CheckpointError("config.json: is_causal true; an encoder is served that looks both ways")
     missing = next((key for key in _NEEDED if key not in hf), None)
     if missing is not None:
         raise CheckpointError(f"config.json: {(names or {}).get(missing, missing)} is missing")

@@ -71,6 +71,10 @@ NOTES: dict[str, dict[str, Any]] = {
     "version 4, sigmoid": {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}},
     "legacy": {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"},
     "tanh": {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}},
+    "none of version 4": {
+        "sentence_transformers": {"activation_fn": None},
+        "sbert_ce_default_activation_function": "torch.nn.modules.activation.Tanh",
+    },
 }
 
 
@@ -91,6 +95,17 @@ def test_a_saved_cross_encoder(activation: Any, tmp_path: Path) -> None:
     with loaded(tmp_path / "saved") as model:
         assert model.info.tasks[0] is TaskType.RERANK and model.info.max_seq_len == 40
         assert np.abs(scores(model, PAIRS) - theirs.predict(PAIRS)).max() <= 1e-5
+
+
+def test_an_activation_beside_another_model_type(tmp_path: Path) -> None:
+    """CrossEncoder reads no note of what was saved as something else."""
+    save(tmp_path / "plain", HEAD, num_labels=1)
+    cross_encoder(tmp_path / "plain", activation_fn=torch.nn.Tanh()).save(str(tmp_path / "saved"))
+    path = tmp_path / "saved" / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "SentenceTransformer"}))
+    expected = cross_encoder(tmp_path / "saved").predict(PAIRS)
+    with loaded(tmp_path / "saved") as model:
+        assert np.abs(scores(model, PAIRS) - expected).max() <= 1e-5
 
 
 def flag_ids(folder: Path, query: str, document: str, limit: int) -> list[int]:
