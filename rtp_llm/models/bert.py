@@ -15,15 +15,15 @@ from rtp_llm.core import Batch, Int32Array
 from rtp_llm.errors import CheckpointError
 from rtp_llm.late_interaction import beside_encoder
 from rtp_llm.models import OnKeys, OnLayer, matrix_sources
-from rtp_llm.models.sizes import read_sizes
+from rtp_llm.models.sizes import check_names, read_sizes
 from rtp_llm.ops import Norm, Ops, Relative, Tensor, Weight
 
 _MATRICES = ("qkv", "out", "up", "down")
 _FLASH_QKV = "mixer.Wqkv"
 RENAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 IGNORED = (
-    r"^pooler\.", r"^cls\.", r"^lm_head\.", r"^classifier\.", r"^qa_outputs\.", r"^embeddings\.position_ids$",
-    r"^dropout\.",
+    r"^pooler\.", r"^cls\.", r"^lm_head\.", r"^classifier\.", r"^qa_outputs\.",
+    r"^embeddings\.(position|token_type)_ids$", r"^dropout\.",
 )  # fmt: skip
 
 
@@ -79,6 +79,7 @@ class BertConfig:
         names  BERT's key -> the one that this architecture has instead
         """
         names = names or {}
+        check_names(hf, names)
         hf = {**hf, **{ours: hf[theirs] for ours, theirs in names.items() if theirs in hf}}
         position_type = hf.get("position_embedding_type", "absolute")
         if position_type != "absolute":

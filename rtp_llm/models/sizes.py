@@ -5,6 +5,8 @@ from typing import Any
 
 from rtp_llm.errors import CheckpointError
 
+# Of transformers' configurations, whatever else they call these.
+_COMMON = ("hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim")
 _NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
@@ -24,3 +26,14 @@ def read_sizes(hf: Mapping[str, Any], names: Mapping[str, str] | None = None) ->
     if hidden % num_heads:
         raise CheckpointError(f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {num_heads}")
     return {key: hf[key] for key in _NEEDED}
+
+
+def check_names(hf: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """CheckpointError where config.json has a size by two names, of which transformers takes the other than we do.
+
+    names  BERT's key -> the one that this architecture has instead
+    """
+    for common in _COMMON:
+        own = names.get(common, common)
+        if None not in (hf.get(own), hf.get(common)) and hf[own] != hf[common]:
+            raise CheckpointError(f"config.json: {own} is {hf[own]!r}, but {common} is {hf[common]!r}; remove one")

@@ -13,12 +13,19 @@ from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models import OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.distance import distance_bias
+from rtp_llm.models.sizes import check_names
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
 _MATRICES = ("qkv", "out", "up", "down")
 _ATTENTION, _MLP = "layer.0.SelfAttention.", "layer.1.DenseReluDense."
 # The table of words has two names; which of them is there, `T5.load` looks for. The encoder's own comes first.
 _WORDS = ("encoder.embed_tokens.weight", "shared.weight")
+_KEYS = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "head_dim": "d_kv",
+}
 # Of a checkpoint with a token classifier's head.
 _PREFIXES = ("transformer.",)
 IGNORED = (r"^decoder\.", r"^lm_head\.", r"^classifier\.", *(rf"^{name}$" for name in _WORDS))
@@ -47,6 +54,9 @@ class T5Config:
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> "T5Config":
         """Read config.json; CheckpointError where a key is missing or asks for what is not supported."""
+        check_names(hf, _KEYS)
+        if hf.get("is_decoder") or hf.get("is_causal"):
+            raise CheckpointError("config.json: is_decoder or is_causal is true; of T5 the encoder is served")
         projection = str(hf.get("feed_forward_proj", "relu"))
         # NOTE: as in transformers: T5 1.1 means the tanh form of gelu, and says gelu.
         name = "gelu_new" if projection == "gated-gelu" else projection.removeprefix("gated-")
