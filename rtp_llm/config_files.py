@@ -92,7 +92,7 @@ MODEL: dict[str, Kind] = {
     "cutoff_layers": Kind("a whole number, or a list of such", _are_whole),
     **_all(_POSITIVE, "attn_logit_softcapping final_logit_softcapping"),
     "is_causal": _FLAG._replace(nullable=False),  # null would be true in some of transformers' attentions alone
-    **_all(_FLAG, "is_decoder add_cross_attention attention_bias mlp_bias norm_bias use_sliding_window"),
+    **_all(_FLAG, "is_decoder is_gated_act add_cross_attention attention_bias mlp_bias norm_bias use_sliding_window"),
     "output_hidden_states": _FLAG,
     **_all(
         _FLAG, "tie_word_embeddings use_bidirectional_attention relative_attention share_att_key position_biased_input"
@@ -119,7 +119,7 @@ MODEL: dict[str, Kind] = {
     "sliding_window_pattern": _whole(1, _LAYERS),
     "sliding_window": _whole(0, _VOCABULARY),
     "pad_token_id": _whole(-1, _VOCABULARY),
-    "sbert_ce_default_activation_function": _TEXT,
+    **_all(_TEXT, "sbert_ce_default_activation_function dense_act_fn"),
 }
 ROPE: dict[str, Kind] = {
     **_all(_TEXT, "rope_type type"),

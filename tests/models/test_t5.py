@@ -1,5 +1,6 @@
 """T5's encoder against transformers' T5EncoderModel, and as sentence-transformers lays it out."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,16 @@ def test_as_sentence_transformers_lays_it_out(tmp_path: Path) -> None:
         ours = model.embed(texts)
         assert np.array_equal(np.stack([model.embed(text) for text in texts]), ours)
     assert np.abs(ours - theirs.encode(texts, show_progress_bar=False)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("change", [{"dense_act_fn": "silu"}, {"feed_forward_proj": "gated-relu"}])
+def test_what_is_made_of_feed_forward_proj_stands_over_it(change: dict[str, str], tmp_path: Path) -> None:
+    save(tmp_path, "gated")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    theirs, ops = transformers.T5EncoderModel.from_pretrained(tmp_path), BACKENDS["numpy"]()
+    items = untyped(make_items((5, 17)))
+    assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs, items)) <= 1e-5
 
 
 @pytest.mark.parametrize(
