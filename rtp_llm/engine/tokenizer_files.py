@@ -1,5 +1,6 @@
 """A folder's tokenizer files -> one `tokenizers.Tokenizer`, and the facts of its configuration that matter."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from rtp_llm import config_files
 from rtp_llm.checkpoint import find, inside, read_json
 from rtp_llm.engine.tokenizer_added import add_configured, added_token
+from rtp_llm.engine.tokenizer_cuts import steps
 from rtp_llm.errors import CheckpointError, one_line
+
+logger = logging.getLogger(__name__)
 
 NO_LIMIT = 1 << 30
 _BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
@@ -37,6 +41,18 @@ _UNTYPED_CLASSES = (
     "BartTokenizer", "LongformerTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer", "LlamaTokenizer",
     "GemmaTokenizer", "TokenizersBackend",
 )  # fmt: skip
+# The kinds of steps of the normalizer and the pre-tokenizer that transformers 5 makes for a class, whatever
+# tokenizer.json has.
+_MADE = {
+    **dict.fromkeys(_BERT_CLASSES, (("BertNormalizer",), ("BertPreTokenizer",))),
+    **dict.fromkeys(
+        ("XLMRobertaTokenizer", "CamembertTokenizer", "T5Tokenizer"),
+        (("Precompiled",), ("WhitespaceSplit", "Metaspace")),
+    ),
+    "RobertaTokenizer": ((), ("ByteLevel",)),
+    "DebertaV2Tokenizer": (("Replace", "NFC", "Strip"), ("Metaspace",)),
+    "Qwen2Tokenizer": (("NFC",), ("Split", "ByteLevel")),
+}
 
 
 def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
@@ -122,6 +138,7 @@ def _from_json(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     _heed_switches(tokenizer, config)
+    _tell_of_other_steps(path, tokenizer, config["tokenizer_class"])
     if not config.get("added_tokens_decoder"):
         tokenizer.add_tokens([token for _, token in sorted(_declared_tokens(path.parent, config).items())])
     _add_ends(tokenizer, config)
@@ -135,6 +152,17 @@ def _heed_switches(tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any]) -
         tokenizer.normalizer = _bert_normalizer(config)
     if name == "RobertaTokenizer" and isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
+
+
+def _tell_of_other_steps(path: Path, tokenizer: tokenizers.Tokenizer, name: str) -> None:
+    """A line where transformers 5 would take other steps than tokenizer.json has, which are those of its training."""
+    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer)
+    own = tuple(tuple(str(step["type"]) for step in steps(part)) for part in parts)
+    if name in _MADE and own != _MADE[name]:
+        logger.info(
+            "%s: read as it is (%s); transformers 5 makes a %s's own normalizer and pre-tokenizer, by which unusual "
+            "characters may become other tokens", path, ", ".join(kind for kinds in own for kind in kinds), name,
+        )  # fmt: skip
 
 
 def _add_ends(tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:

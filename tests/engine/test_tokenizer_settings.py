@@ -81,3 +81,13 @@ def test_special_tokens_with_flags_beside_vocabulary_files(tmp_path: Path) -> No
     write(tmp_path / OWN, {"additional_special_tokens": [{"__type": "AddedToken", "content": "so", **PLAIN}]})
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)(TEXTS)["input_ids"]
     assert [item.input_ids.tolist() for item in Tokenizer(tmp_path, max_seq_len=64).encode(TEXTS, Params())] == theirs
+
+
+def test_steps_that_transformers_5_would_not_take_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path, "bert")
+    with caplog.at_level("INFO"):
+        Tokenizer(tmp_path, max_seq_len=64)
+        assert not caplog.text
+        write(tmp_path / "tokenizer.json", {"normalizer": {"type": "Lowercase"}})
+        Tokenizer(tmp_path, max_seq_len=64)
+    assert "read as it is (Lowercase, BertPreTokenizer); transformers 5 makes a BertTokenizer's own" in caplog.text
