@@ -41,6 +41,8 @@ _UNTYPED_CLASSES = (
     "BartTokenizer", "LongformerTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer", "LlamaTokenizer",
     "GemmaTokenizer", "TokenizersBackend",
 )  # fmt: skip
+# Of these, transformers before 5 had token types, and so had what was trained with it.
+_UNTYPED_FROM_5 = ("AlbertTokenizer", "PreTrainedTokenizer")
 # The kinds of steps of the normalizer and the pre-tokenizer that transformers 5 makes for a class, whatever
 # tokenizer.json has.
 _MADE = {
@@ -59,8 +61,9 @@ def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """The tokenizer, which neither cuts nor pads, and tokenizer_config.json with its `tokenizer_class` filled in."""
     config = read_json(folder, "tokenizer_config.json", required=False)
     config_files.check(folder / "tokenizer_config.json", config, config_files.TOKENIZER)
+    hf = read_json(folder, "config.json", required=False)
+    config["is_of_5"] = str(hf.get("transformers_version")).startswith("5.")
     if not config.get("tokenizer_class"):
-        hf = read_json(folder, "config.json", required=False)
         config["tokenizer_class"] = hf.get("tokenizer_class") or _CLASSES.get(str(hf.get("model_type")), "")
     config["tokenizer_class"] = str(config["tokenizer_class"]).removesuffix("Fast")
     special = read_json(folder, "special_tokens_map.json", required=False)
@@ -364,6 +367,8 @@ def model_max_length(folder: Path) -> int:
 
 
 def has_token_types(config: Mapping[str, Any]) -> bool:
-    """Whether transformers would hand this tokenizer's token_type_ids to the model."""
-    names = config.get("model_input_names")
-    return "token_type_ids" in names if isinstance(names, list) else config["tokenizer_class"] not in _UNTYPED_CLASSES
+    """Whether transformers would hand this tokenizer's token_type_ids to the model, by the release that saved it."""
+    names, name = config.get("model_input_names"), config["tokenizer_class"]
+    if isinstance(names, list):
+        return "token_type_ids" in names
+    return name not in _UNTYPED_CLASSES and not (name in _UNTYPED_FROM_5 and config.get("is_of_5"))

@@ -32,6 +32,10 @@ CASES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     ),
     "added_tokens.json": ("bert", {"added_tokens.json": {"sunny": 11, "<mask>": 4}}),
     "no token types": ("bert", {OWN: {"tokenizer_class": "TokenizersBackend"}}),
+    "no token types from transformers 5 on": (
+        "bert",
+        {OWN: {"tokenizer_class": "PreTrainedTokenizerFast"}, "config.json": {"transformers_version": "5.1.0"}},
+    ),
     "class in config.json": (
         "bert",
         {OWN: {"tokenizer_class": None}, "config.json": {"tokenizer_class": "DistilBertTokenizer"}},
