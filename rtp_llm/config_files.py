@@ -91,13 +91,13 @@ MODEL: dict[str, Kind] = {
     "start_layer": _whole(1, _LAYERS),
     "cutoff_layers": Kind("a whole number, or a list of such", _are_whole),
     **_all(_POSITIVE, "attn_logit_softcapping final_logit_softcapping temperature"),
-    **_all(
-        _FLAG,
-        "is_causal is_decoder add_cross_attention use_task_id attention_bias mlp_bias norm_bias use_sliding_window",
-    ),
+    "is_causal": _FLAG._replace(nullable=False),  # null would be true in some of transformers' attentions alone
+    **_all(_FLAG, "is_decoder is_gated_act add_cross_attention attention_bias mlp_bias norm_bias use_sliding_window"),
     "output_hidden_states": _FLAG,
     **_all(
-        _FLAG, "tie_word_embeddings use_bidirectional_attention relative_attention share_att_key position_biased_input"
+        _FLAG,
+        "tie_word_embeddings use_bidirectional_attention relative_attention share_att_key position_biased_input "
+        "use_task_id",
     ),
     **_all(
         _TEXT,
@@ -122,7 +122,7 @@ MODEL: dict[str, Kind] = {
     "sliding_window_pattern": _whole(1, _LAYERS),
     "sliding_window": _whole(0, _VOCABULARY),
     "pad_token_id": _whole(-1, _VOCABULARY),
-    "sbert_ce_default_activation_function": _TEXT,
+    **_all(_TEXT, "sbert_ce_default_activation_function dense_act_fn"),
 }
 ROPE: dict[str, Kind] = {
     **_all(_TEXT, "rope_type type"),
@@ -234,7 +234,7 @@ TOKENIZER: dict[str, Kind] = {
     "model_max_length": Kind("a number", lambda value: type(value) in (int, float)),
 }
 # Of config_sentence_transformers.json, what says who wrote it, and how vectors are compared once they are there.
-_UNREAD = frozenset(("__version__", "model_type", "requirements", "similarity_fn_name", "keep_in_fp32_modules"))
+UNREAD = frozenset(("__version__", "model_type", "requirements", "similarity_fn_name", "keep_in_fp32_modules"))
 # Settings of sentence_bert_config.json by which a text's vector stays what it is.
 _HARMLESS = frozenset(("__version__", "model_args", "model_kwargs", "unpad_inputs"))
 # Arguments of from_pretrained that say where files are, or how a batch is padded.
@@ -321,7 +321,7 @@ def log_unknown(where: Path, values: Mapping[str, Any], known: Iterable[str]) ->
 def check_sentence(where: Path, settings: Mapping[str, Any]) -> None:
     """config_sentence_transformers.json: kinds, and a line for what is not known of it."""
     check(where, settings, SENTENCE)
-    log_unknown(where, settings, {*SENTENCE, *_UNREAD})
+    log_unknown(where, settings, {*SENTENCE, *UNREAD})
 
 
 def check_transformer(where: Path, settings: Mapping[str, Any], *, is_reranker: bool) -> None:
@@ -371,15 +371,17 @@ def _check_modalities(where: Path, modalities: Mapping[str, Any], is_reranker: b
 
 def model_settings(where: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What sentence_bert_config.json puts over config.json, as transformers' AutoConfig would take it."""
-    changes = {**(settings.get("config_args") or {}), **(settings.get("config_kwargs") or {})}
-    changes = {key: value for key, value in changes.items() if key not in _LOADING}
+    given = settings.get("config_args", settings.get("config_kwargs")) or {}  # the older name comes first
+    changes = {key: value for key, value in given.items() if key not in _LOADING}
+    if "is_causal" in changes:  # which configurations do not declare, so that AutoConfig drops it
+        raise CheckpointError(f"{where}: config_kwargs: is_causal is heeded in config.json alone; say it there")
     check_model(where, changes)
     return changes
 
 
 def text_limit(where: Path, settings: Mapping[str, Any]) -> int | None:
     """Tokens of one input by sentence_bert_config.json; None where it does not say."""
-    changes = {**(settings.get("tokenizer_args") or {}), **(settings.get("processor_kwargs") or {})}
+    changes = {**(settings.get("tokenizer_args", settings.get("processor_kwargs")) or {})}
     limit = changes.pop("model_max_length", None)
     changing = sorted(set(changes) - _LOADING)
     if changing:

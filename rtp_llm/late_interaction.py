@@ -22,6 +22,7 @@ from rtp_llm.errors import CheckpointError
 Layout: TypeAlias = Literal["native", "pylate", "authors"]
 
 HF_COLBERT = "HF_ColBERT"
+_PROJECTION = (r"^linear\.weight$",)
 SIDES = ("query", "document")
 _LENGTH = 32  # of ColBERT's queries, where no file says it
 # Keys of config_sentence_transformers.json by which PyLate's checkpoints are told.
@@ -107,6 +108,11 @@ class Files:
     def mask(self) -> Path | None:
         """The folder of MultiVectorMask; None where there is no such module."""
         return next((folder for kind, folder in self.modules or () if kind == "MultiVectorMask"), None)
+
+
+def beside_encoder(hf: Mapping[str, Any]) -> tuple[str, ...]:
+    """What ColBERT's authors keep beside the encoder's tensors, as `checkpoint.bind` ignores it: the projection."""
+    return _PROJECTION if HF_COLBERT in (hf.get("architectures") or ()) else ()
 
 
 def read(files: Files) -> LateInteraction | None:

@@ -14,7 +14,17 @@ from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.late_interaction import LateInteraction
-from rtp_llm.modules import STATIC, TABLES, TOKEN_WEIGHTS, Module, Router, check_splade, read_modules
+from rtp_llm.modules import (
+    STATIC,
+    TABLES,
+    TOKEN_WEIGHTS,
+    Module,
+    Router,
+    check_splade,
+    read_modules,
+    read_settings,
+    score_activation,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +91,11 @@ class ModelConfig:
     router: Router | None = None
 
     @property
+    def architecture(self) -> str:
+        """The first that config.json names; empty where it names none."""
+        return _architecture(self.hf)
+
+    @property
     def logit_score(self) -> Module | None:
         """sentence-transformers' note of the two tokens that a reranking language model chooses from."""
         return next((module for module in self.modules or () if module.kind == "LogitScore"), None)
@@ -93,7 +108,7 @@ class ModelConfig:
     @property
     def is_language_model(self) -> bool:
         """Whether there is a head over the vocabulary instead of one with labels."""
-        return self.logit_score is not None or _architecture(self.hf).endswith("ForCausalLM")
+        return self.logit_score is not None or self.architecture.endswith("ForCausalLM")
 
     @property
     def is_qwen3_reranker(self) -> bool:
@@ -103,7 +118,7 @@ class ModelConfig:
     @property
     def is_layerwise_reranker(self) -> bool:
         """Whether each of its later layers has a head of FlagEmbedding's, with the one logit of a reranker."""
-        return TaskType.RERANK in self.tasks and _architecture(self.hf) == "LayerWiseMiniCPMForCausalLM"
+        return TaskType.RERANK in self.tasks and self.architecture == "LayerWiseMiniCPMForCausalLM"
 
     @property
     def is_flag_reranker(self) -> bool:
@@ -129,7 +144,7 @@ class ModelConfig:
         if self.model_type == "llama_bidirec":
             return _nvidia_pooling(self.hf.get("pooling") or "avg")
         is_causal = self.hf.get("is_causal", True) and self.model_type != "qwen_2_embedding"
-        return "lasttoken" if is_causal and _architecture(self.hf).endswith("ForCausalLM") else "mean"
+        return "lasttoken" if is_causal and self.architecture.endswith("ForCausalLM") else "mean"
 
     @property
     def is_bge_m3(self) -> bool:
@@ -141,7 +156,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     """Read the folder's JSON files; CheckpointError names the file and what is wrong with it."""
     modules, router = read_modules(folder)
     transformer_folder = modules[0].folder if modules else folder
-    transformer_path, transformer = _first_json(transformer_folder, config_files.TRANSFORMER_FILES)
+    transformer_path, transformer = read_settings(transformer_folder, config_files.TRANSFORMER_FILES, modules)
     is_reranker = _reads_pairs(transformer, modules or ())
     config_files.check_transformer(transformer_path, transformer, is_reranker=is_reranker)
     check_splade(transformer_path, transformer, modules or (), router)
@@ -151,7 +166,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         **config_files.model_settings(transformer_path, transformer),
         **_overrides(config),
     }
-    sentence_path, sentence = _first_json(folder, ("config_sentence_transformers.json",))
+    sentence_path, sentence = read_settings(folder, ("config_sentence_transformers.json",), modules)
     config_files.check_sentence(sentence_path, sentence)
     chat, limit = ChatFormat.read(transformer), config_files.text_limit(transformer_path, transformer)
     late = late_interaction.read(
@@ -177,7 +192,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         prompts=late.prompts if late else {**_empty_prompts(router), **(sentence.get("prompts") or {})},
         default_prompt_name=sentence.get("default_prompt_name"),
         truncate_dim=sentence.get("truncate_dim"),
-        score_activation=sentence.get("activation_fn") or _score_activation(hf),
+        score_activation=score_activation(sentence, hf),
         labels=config_files.labels(transformer_folder / "config.json", hf),
         tasks=_without_chat(transformer_path, tasks, chat),
         chat=chat,
@@ -297,20 +312,6 @@ def _without_chat(path: Path, tasks: tuple[TaskType, ...], chat: ChatFormat) -> 
             "served for rerankers, which have one label"
         )
     return scoring if chat.asked else tasks
-
-
-def _first_json(folder: Path, names: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
-    """The first of the files that is there, and its path; {} where none is."""
-    for name in names:
-        if find(folder, name) is not None:
-            return folder / name, read_json(folder, name)
-    return folder / names[0], {}
-
-
-def _score_activation(hf: Mapping[str, Any]) -> str | None:
-    """Where sentence-transformers 4 and 5, and those before, note a CrossEncoder's activation."""
-    noted = (hf.get("sentence_transformers") or {}).get("activation_fn")
-    return noted or hf.get("sbert_ce_default_activation_function")
 
 
 def _architecture(hf: Mapping[str, Any]) -> str:

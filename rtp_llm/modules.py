@@ -143,6 +143,37 @@ def read_modules(folder: Path) -> tuple[tuple[Module, ...] | None, Router | None
     return _main_route(router), router
 
 
+def read_settings(
+    folder: Path, names: tuple[str, ...], modules: Sequence[Module] | None
+) -> tuple[Path, dict[str, Any]]:
+    """The first of sentence-transformers' files that is there, and its path; {} where none is.
+
+    Without modules.json it reads neither; of prompts, which come into play when they are asked for, it may be told.
+    """
+    path, settings = folder / names[0], dict[str, Any]()
+    for name in names:
+        if not settings and find(folder, name) is not None:
+            path, settings = folder / name, read_json(folder, name)
+    return path, settings if modules is not None else _without_modules(path, settings)
+
+
+def _without_modules(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is heeded of a file of sentence-transformers' where there is no modules.json: names for prompts."""
+    unread = sorted(key for key, value in settings.items() if value and key not in {"prompts", *config_files.UNREAD})
+    if unread:
+        logger.warning(
+            "%s: %s not heeded: without modules.json sentence-transformers does not read it", path, ", ".join(unread)
+        )
+    return {key: value for key, value in settings.items() if key == "prompts"}
+
+
+def score_activation(sentence: Mapping[str, Any], hf: Mapping[str, Any]) -> str | None:
+    """Where sentence-transformers 6, those from 4 on, and those before note a CrossEncoder's activation."""
+    noted = sentence.get("activation_fn") if sentence.get("model_type") == "CrossEncoder" else None
+    own = {"activation_fn": hf.get("sbert_ce_default_activation_function"), **(hf.get("sentence_transformers") or {})}
+    return noted or own["activation_fn"]
+
+
 def check_splade(
     path: Path, transformer: Mapping[str, Any], modules: tuple[Module, ...], router: Router | None
 ) -> None:
@@ -169,9 +200,10 @@ def _entries(folder: Path, path: Path) -> tuple[Module, ...]:
     entries = read_json_list(folder, "modules.json")
     for place, entry in enumerate(entries):
         config_files.check(f"{path}: module {place}", entry, config_files.MODULE)
+    # NOTE: in the order of the file, whatever `idx` says, as sentence-transformers runs them.
     return tuple(
         _module(str(entry.get("type", "")), inside(folder, entry.get("path", "")), entry.get("kwargs") or ())
-        for entry in sorted(entries, key=lambda entry: entry.get("idx") or 0)
+        for entry in entries
     )
 
 

@@ -278,6 +278,10 @@ NOT_SERVED: dict[str, tuple[Change, str]] = {
         keys("sentence_bert_config.json", processing_kwargs={"text": {"max_length": 9}}),
         "processing_kwargs: text: max_length is not served",
     ),
+    "is_causal over config.json": (
+        keys("sentence_bert_config.json", config_kwargs={"is_causal": False}),
+        "config_kwargs: is_causal is heeded in config.json alone",
+    ),
     "processor_kwargs": (
         keys("sentence_bert_config.json", processor_kwargs={"truncation_side": "left", "padding_side": "left"}),
         "processor_kwargs: truncation_side is not served",

@@ -49,6 +49,7 @@ def test_sequence_limit(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "modules.json").write_text('[{"path": "", "type": "sentence_transformers.models.Transformer"}]')
     (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": asked}))
     config = EngineConfig(checkpoint_path=str(tmp_path), max_seq_len=flag)
     model_config = read_model_config(tmp_path, config)

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rtp_llm.checkpoint.attempt import Attempt
+from rtp_llm.checkpoint.folder import read_json
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import CheckpointError, in_one_line, one_line
 
@@ -26,6 +27,8 @@ _ALWAYS = tuple(f"*{ending}" for ending in (*_SUFFIXES, *_BY_NAME))
 _OTHER_FORMATS = ("onnx", "openvino", "coreml", "flax", "tf", "tensorflow", "gguf", "original")
 _NEVER = (*(f"{name}/*" for name in _OTHER_FORMATS), *(f"*/{name}/*" for name in _OTHER_FORMATS), "consolidated*")
 _PICKLES = "*pytorch_model*.bin"
+# Keys by which a config.json is that of a model, a Dense or a LayerNorm.
+_HAVE_WEIGHTS = {"model_type", "architectures", "in_features", "dimension"}
 _LOG_SECONDS = 5.0
 # What the hub gets to say what it has. For the bytes themselves the libraries have limits: Hugging Face's gives up
 # after six times 10 seconds without any (HF_HUB_DOWNLOAD_TIMEOUT), ModelScope's after a minute a try.
@@ -304,16 +307,26 @@ def _from_modelscope(config: EngineConfig) -> Path:
 def _modelscope_folder(config: EngineConfig, snapshot_download: Callable[..., str], *, offline: bool) -> Path | None:
     """The folder of the model, in the cache alone where `offline`; None where it has no weights that are read."""
     patterns = [*_ALWAYS, *(("*.py",) if config.trust_remote_code else ())]
-    for allowed in (patterns, [*patterns, _PICKLES]):
-        folder = Path(
-            snapshot_download(
-                config.checkpoint_path,
-                **_snapshot(config),
-                local_files_only=offline,
-                allow_patterns=allowed,
-                ignore_patterns=list(_NEVER),
-            )
-        )
-        if _has_weights(folder):
-            return folder
-    return None
+    download = partial(
+        snapshot_download,
+        config.checkpoint_path,
+        **_snapshot(config),
+        local_files_only=offline,
+        ignore_patterns=list(_NEVER),
+    )
+    folder = Path(download(allow_patterns=patterns))
+    pickles = _pickles_needed(folder)
+    if pickles:
+        folder = Path(download(allow_patterns=[*patterns, *pickles]))
+    return folder if _has_weights(folder) else None
+
+
+def _pickles_needed(folder: Path) -> list[str]:
+    """Patterns of pickled weights: of each folder whose config.json is of something with weights, and that has none."""
+    places = [path.parent for path in folder.rglob("config.json")]
+    patterns = [
+        (place.relative_to(folder) / "pytorch_model*.bin").as_posix()
+        for place in places
+        if _HAVE_WEIGHTS & read_json(place, "config.json").keys() and not any(place.glob("*.safetensors"))
+    ]
+    return patterns if patterns or _has_weights(folder) else [_PICKLES]

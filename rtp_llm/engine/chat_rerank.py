@@ -108,15 +108,18 @@ class ChatRerank:
         return plain_ids(self._tokenizer, text)
 
 
-def chat_rerank(tokenizer: Tokenizer, chat: ChatFormat, *, or_else: bool) -> ChatRerank | None:
-    """The encoder; None where the template does not serve and something else does (`or_else`)."""
+def chat_rerank(tokenizer: Tokenizer, chat: ChatFormat, *, or_else: str) -> ChatRerank | None:
+    """The encoder; None where the template does not serve and something else does: `or_else`, in words; empty: nothing.
+
+    CheckpointError where there is nothing else.
+    """
     if not tokenizer.chat_template.source and or_else:
-        logger.info("no chat template in the checkpoint; the prompt of the model's card is used")
+        logger.info("no chat template in the checkpoint; %s", or_else)
         return None
     try:
         return ChatRerank(tokenizer, chat)
     except RtpError as error:
         if not or_else:
             raise
-        logger.info("%s; the prompt of the model's card is used", error.message)
+        logger.info("%s; %s", error.message, or_else)
         return None

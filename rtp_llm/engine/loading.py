@@ -153,14 +153,19 @@ def _describe(config: EngineConfig, model_config: ModelConfig, runtime: Runtime,
 def _pair_encoder(tokenizer: Tokenizer, model_config: ModelConfig) -> Encoder | None:
     """How a reranker that reads a pair as one text is asked: by its chat template, else as its authors do.
 
-    None: plainly, as two texts.
+    None: plainly, as two texts. Where no modules.json says otherwise, CrossEncoder heeds the chat template of whatever
+    has one; NVIDIA's checkpoints have that of the model which they were made of.
     """
+    if model_config.model_type == "llama_bidirec" and not model_config.chat.asked:
+        return PairText(tokenizer, NEMOTRON)
     if not model_config.is_language_reranker:
-        return PairText(tokenizer, NEMOTRON) if model_config.model_type == "llama_bidirec" else None
+        is_bare = TaskType.RERANK in model_config.tasks and model_config.modules is None
+        has_template = is_bare and tokenizer.chat_template.source
+        return chat_rerank(tokenizer, model_config.chat, or_else="pairs are read as they are") if has_template else None
     if model_config.is_flag_reranker:
         return FlagRerank(tokenizer)
-    is_qwen3 = model_config.is_qwen3_reranker
-    return chat_rerank(tokenizer, model_config.chat, or_else=is_qwen3) or RerankTemplate(tokenizer)
+    own = "the prompt of the model's card is used" if model_config.is_qwen3_reranker else ""
+    return chat_rerank(tokenizer, model_config.chat, or_else=own) or RerankTemplate(tokenizer)
 
 
 def _embedding_encoder(
@@ -169,6 +174,11 @@ def _embedding_encoder(
     """How texts that are embedded are read: by the checkpoint's sides or routes, else plainly."""
     if model_config.late is not None:
         return LateEncoder(tokenizer, model_config.late, config.max_seq_len)
+    if model_config.modules is None and TaskType.DENSE in model_config.tasks and tokenizer.chat_template.source:
+        logger.warning(
+            "%s: texts are read as they are; sentence-transformers from 5.4 on would put each through the tokenizer's "
+            "chat template, since there is no modules.json", model_config.folder,
+        )  # fmt: skip
     router = model_config.router
     if router is None:
         return tokenizer

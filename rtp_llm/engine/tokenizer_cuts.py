@@ -87,7 +87,7 @@ class Cuts:
 def find_cuts(tokenizer: Any) -> Cuts | None:
     """The places of a `tokenizers.Tokenizer`; None where none are known to be safe."""
     added = tokenizer.get_added_tokens_decoder().values()
-    normalizer, words = _steps(tokenizer.normalizer), _steps(tokenizer.pre_tokenizer)
+    normalizer, words = steps(tokenizer.normalizer), steps(tokenizer.pre_tokenizer)
     places = _places(normalizer, words)
     if places is None or any(token.single_word for token in added):
         return None
@@ -121,7 +121,7 @@ def _is_byte_level(words: list[Mapping[str, Any]]) -> bool:
     return bool(is_split and not last.get("use_regex", True) and first["pattern"].get("Regex") in _WORDS)
 
 
-def _steps(part: Any) -> list[Mapping[str, Any]]:
+def steps(part: Any) -> list[Mapping[str, Any]]:
     """A normalizer's or pre-tokenizer's serialised steps, in order."""
     state = {} if part is None else json.loads(part.__getstate__())
     steps: list[Mapping[str, Any]] = (

@@ -1,5 +1,6 @@
 """A folder's tokenizer files -> one `tokenizers.Tokenizer`, and the facts of its configuration that matter."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from rtp_llm import config_files
 from rtp_llm.checkpoint import find, inside, read_json
-from rtp_llm.engine.tokenizer_added import add_missing, added_token
+from rtp_llm.engine.tokenizer_added import add_configured, added_token
+from rtp_llm.engine.tokenizer_cuts import steps
 from rtp_llm.errors import CheckpointError, one_line
+
+logger = logging.getLogger(__name__)
 
 NO_LIMIT = 1 << 30
 _BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
@@ -31,28 +35,43 @@ _CLASSES = {
 }  # fmt: skip
 # Of these, transformers before 5 took the tokens at both ends from tokenizer_config.json alone.
 _ENDED_CLASSES = ("LlamaTokenizer", "GemmaTokenizer")
-_BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
+_BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "MPNetTokenizer")
 _UNTYPED_CLASSES = (
     "RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer", "DistilBertTokenizer", "MPNetTokenizer",
     "BartTokenizer", "LongformerTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer", "LlamaTokenizer",
-    "GemmaTokenizer",
+    "GemmaTokenizer", "TokenizersBackend",
 )  # fmt: skip
+# Of these, transformers before 5 had token types, and so had what was trained with it.
+_UNTYPED_FROM_5 = ("AlbertTokenizer", "PreTrainedTokenizer")
+# The kinds of steps of the normalizer and the pre-tokenizer that transformers 5 makes for a class, whatever
+# tokenizer.json has.
+_MADE = {
+    **dict.fromkeys(_BERT_CLASSES, (("BertNormalizer",), ("BertPreTokenizer",))),
+    **dict.fromkeys(
+        ("XLMRobertaTokenizer", "CamembertTokenizer", "T5Tokenizer"),
+        (("Precompiled",), ("WhitespaceSplit", "Metaspace")),
+    ),
+    "RobertaTokenizer": ((), ("ByteLevel",)),
+    "DebertaV2Tokenizer": (("Replace", "NFC", "Strip"), ("Metaspace",)),
+    "Qwen2Tokenizer": (("NFC",), ("Split", "ByteLevel")),
+}
 
 
 def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """The tokenizer, which neither cuts nor pads, and tokenizer_config.json with its `tokenizer_class` filled in."""
     config = read_json(folder, "tokenizer_config.json", required=False)
     config_files.check(folder / "tokenizer_config.json", config, config_files.TOKENIZER)
+    hf = read_json(folder, "config.json", required=False)
+    config["is_of_5"] = str(hf.get("transformers_version")).startswith("5.")
     if not config.get("tokenizer_class"):
-        model_type = read_json(folder, "config.json", required=False).get("model_type")
-        config["tokenizer_class"] = _CLASSES.get(str(model_type), "")
+        config["tokenizer_class"] = hf.get("tokenizer_class") or _CLASSES.get(str(hf.get("model_type")), "")
     config["tokenizer_class"] = str(config["tokenizer_class"]).removesuffix("Fast")
     special = read_json(folder, "special_tokens_map.json", required=False)
     config_files.check(folder / "special_tokens_map.json", special, config_files.TOKENIZER)
     config["special_tokens"], config["token_flags"] = _special_tokens({**special, **config})
     try:
         tokenizer = _made(folder, config)
-        add_missing(tokenizer, config, special)
+        add_configured(tokenizer, config, special)
         tokenizer.encode_special_tokens = config.get("split_special_tokens") is True
         return tokenizer, config
     except (Exception, KeyboardInterrupt, SystemExit):
@@ -63,7 +82,7 @@ def load(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
 
 
 def load_plain(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """tokenizer.json as it is but for special tokens, which it never adds; `cuts_at` is its own limit.
+    """tokenizer.json as it is but for special tokens, which it never adds; where it cuts is in `cuts_at` and its side.
 
     Source: sentence-transformers, StaticEmbedding, which reads no other file.
     """
@@ -71,11 +90,12 @@ def load_plain(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     if path is None:
         raise CheckpointError(f"{folder}: no tokenizer.json, which a StaticEmbedding has; download it again")
     tokenizer = _read(path)
-    limit = (tokenizer.truncation or {}).get("max_length", NO_LIMIT)
+    cuts: dict[str, Any] = tokenizer.truncation or {"max_length": NO_LIMIT, "direction": "right"}
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.post_processor = None
-    return tokenizer, {"tokenizer_class": "", "special_tokens": {}, "token_flags": {}, "cuts_at": limit}
+    own = {"cuts_at": cuts["max_length"], "truncation_side": cuts["direction"]}
+    return tokenizer, {"tokenizer_class": "", "special_tokens": {}, "token_flags": {}, **own}
 
 
 def _read(path: Path) -> tokenizers.Tokenizer:
@@ -120,11 +140,32 @@ def _from_json(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
         config["truncation_side"] = tokenizer.truncation["direction"]
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    # transformers' BERT classes take these switches from tokenizer_config.json, whatever tokenizer.json says.
-    if config["tokenizer_class"] in _BERT_CLASSES and isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
-        tokenizer.normalizer = _bert_normalizer(config)
+    _heed_switches(tokenizer, config)
+    _tell_of_other_steps(path, tokenizer, config["tokenizer_class"])
+    if not config.get("added_tokens_decoder"):
+        tokenizer.add_tokens([token for _, token in sorted(_declared_tokens(path.parent, config).items())])
     _add_ends(tokenizer, config)
     return tokenizer
+
+
+def _heed_switches(tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """What transformers' classes take from tokenizer_config.json, whatever tokenizer.json says."""
+    name = config["tokenizer_class"]
+    if name in _BERT_CLASSES and isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
+        tokenizer.normalizer = _bert_normalizer(config)
+    if name == "RobertaTokenizer" and isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
+
+
+def _tell_of_other_steps(path: Path, tokenizer: tokenizers.Tokenizer, name: str) -> None:
+    """A line where transformers 5 would take other steps than tokenizer.json has, which are those of its training."""
+    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer)
+    own = tuple(tuple(str(step["type"]) for step in steps(part)) for part in parts)
+    if name in _MADE and own != _MADE[name]:
+        logger.info(
+            "%s: read as it is (%s); transformers 5 makes a %s's own normalizer and pre-tokenizer, by which unusual "
+            "characters may become other tokens", path, ", ".join(kind for kinds in own for kind in kinds), name,
+        )  # fmt: skip
 
 
 def _add_ends(tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
@@ -236,7 +277,9 @@ def _bpe(folder: Path) -> models.BPE:
 def _declared_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
     """Id -> token beside the vocabulary: added_tokens_decoder of tokenizer_config.json, else added_tokens.json."""
     decoder = config.get("added_tokens_decoder")
-    special = {*config["special_tokens"].values(), *(config.get("additional_special_tokens") or ())}
+    extra = config.get("additional_special_tokens") or ()
+    named = (token["content"] if isinstance(token, dict) else token for token in extra)
+    special = {*config["special_tokens"].values(), *named}
     try:
         if decoder is not None:
             return {int(token_id): added_token(token) for token_id, token in decoder.items()}
@@ -324,6 +367,8 @@ def model_max_length(folder: Path) -> int:
 
 
 def has_token_types(config: Mapping[str, Any]) -> bool:
-    """Whether transformers would hand this tokenizer's token_type_ids to the model."""
-    names = config.get("model_input_names")
-    return "token_type_ids" in names if isinstance(names, list) else config["tokenizer_class"] not in _UNTYPED_CLASSES
+    """Whether transformers would hand this tokenizer's token_type_ids to the model, by the release that saved it."""
+    names, name = config.get("model_input_names"), config["tokenizer_class"]
+    if isinstance(names, list):
+        return "token_type_ids" in names
+    return name not in _UNTYPED_CLASSES and not (name in _UNTYPED_FROM_5 and config.get("is_of_5"))

@@ -13,17 +13,17 @@ from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.config_files import activation
 from rtp_llm.core import Batch, Int32Array
 from rtp_llm.errors import CheckpointError
-from rtp_llm.late_interaction import HF_COLBERT
+from rtp_llm.late_interaction import beside_encoder
 from rtp_llm.models import OnKeys, OnLayer, matrix_sources
-from rtp_llm.models.sizes import read_sizes
+from rtp_llm.models.sizes import check_names, read_sizes
 from rtp_llm.ops import Norm, Ops, Relative, Tensor, Weight
 
 _MATRICES = ("qkv", "out", "up", "down")
 _FLASH_QKV = "mixer.Wqkv"
 RENAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 IGNORED = (
-    r"^pooler\.", r"^cls\.", r"^lm_head\.", r"^classifier\.", r"^qa_outputs\.", r"^embeddings\.position_ids$",
-    r"^dropout\.",
+    r"^pooler\.", r"^cls\.", r"^lm_head\.", r"^classifier\.", r"^qa_outputs\.",
+    r"^embeddings\.(position|token_type)_ids$", r"^dropout\.",
 )  # fmt: skip
 
 
@@ -79,6 +79,7 @@ class BertConfig:
         names  BERT's key -> the one that this architecture has instead
         """
         names = names or {}
+        check_names(hf, names)
         hf = {**hf, **{ours: hf[theirs] for ours, theirs in names.items() if theirs in hf}}
         position_type = hf.get("position_embedding_type", "absolute")
         if position_type != "absolute":
@@ -153,9 +154,7 @@ class Bert:
     def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "Bert":
         """Strictly from the checkpoint's tensors, with or without the prefix of a checkpoint with a head."""
         config = cls.read_config(hf)
-        # ColBERT's authors keep its projection beside the encoder.
-        own = (r"^linear\.weight$",) if HF_COLBERT in (hf.get("architectures") or ()) else ()
-        ignored = (*cls.ignored, *own)
+        ignored = (*cls.ignored, *beside_encoder(hf))
         weights = bind(source, cls.parameters(config), prefixes=(cls.prefix,), renames=cls.renames, ignore=ignored)
         return cls(config, weights, ops)
 

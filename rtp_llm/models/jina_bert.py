@@ -13,6 +13,7 @@ from typing import Any
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
+from rtp_llm.late_interaction import beside_encoder
 from rtp_llm.models import OnKeys, OnLayer, gate_first, matrix_sources
 from rtp_llm.models.bert import IGNORED
 from rtp_llm.models.distance import alibi_bias, alibi_slopes
@@ -134,7 +135,8 @@ class JinaBert:
         if config.halved_slopes:
             logger.info("ALiBi slopes past the largest power of two are halved, as by jina-reranker-v1's own code")
         needed = parameters(config, linears, norms)
-        return cls(config, bind(source, needed, prefixes=("bert.",), ignore=IGNORED), ops, tuple(linears))
+        ignored = (*IGNORED, *beside_encoder(hf))
+        return cls(config, bind(source, needed, prefixes=("bert.",), ignore=ignored), ops, tuple(linears))
 
     def prepare(self, batch: Batch) -> Batch:
         """There are no positions."""

@@ -29,10 +29,12 @@ class Llama(Decoder):
 
 
 class EuroBert(Llama):
-    """Llama that looks both ways, whatever config.json says."""
+    """Llama that looks both ways."""
 
     @classmethod
     def read_config(cls, hf: Mapping[str, Any]) -> DecoderConfig:
+        if hf.get("is_causal"):
+            raise CheckpointError("config.json: is_causal true; of EuroBERT only false is supported")
         defaults = {"max_position_embeddings": 8192, "rms_norm_eps": 1e-5}
         return super().read_config({**defaults, **hf, "is_causal": False})
 

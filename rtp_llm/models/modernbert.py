@@ -62,10 +62,17 @@ class ModernBertConfig:
             attention_bias=bool(hf.get("attention_bias", False)),
             mlp_bias=bool(hf.get("mlp_bias", False)),
             norm_bias=bool(hf.get("norm_bias", False)),
-            local_attention=128 if hf.get("local_attention") is None else hf["local_attention"],
+            local_attention=_local_attention(hf),
             layer_types=layer_types,
             ropes={kind: _rope(hf, kind, head_dim) for kind in _KINDS if kind in layer_types},
         )
+
+
+def _local_attention(hf: Mapping[str, Any]) -> int:
+    """Of transformers' two keys for one number `sliding_window`, which is half of it, comes first."""
+    if hf.get("sliding_window") is not None:
+        return 2 * int(hf["sliding_window"])
+    return 128 if hf.get("local_attention") is None else int(hf["local_attention"])
 
 
 def _layer_types(hf: Mapping[str, Any]) -> tuple[str, ...]:
@@ -90,7 +97,9 @@ def _rope(hf: Mapping[str, Any], kind: str, head_dim: int) -> Rope:
     if theta is None:  # as transformers 4 read null: local layers turn as global ones
         theta = hf.get("global_rope_theta") or _KINDS["full_attention"][1]
     own = {"rope_theta": theta, **(by_kind.get(kind) or {})}
-    return Rope.from_hf({**hf, "rope_parameters": own}, head_dim, hf.get("max_position_embeddings") or 8192)
+    partial = hf.get("partial_rotary_factor")
+    parameters = {"rope_parameters": own, "partial_rotary_factor": partial}
+    return Rope.from_hf(parameters, head_dim, hf.get("max_position_embeddings") or 8192)
 
 
 @dataclass(frozen=True, slots=True)

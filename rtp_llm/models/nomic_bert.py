@@ -26,8 +26,8 @@ _ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "glu": "sigmoid", "gelu": "ge
 _BIASES = {"qkv_proj_bias": ("qkv", "out"), "mlp_fc1_bias": ("up",), "mlp_fc2_bias": ("down",)}
 # Keys of the authors' code by which it computes something else, and the one value that is served.
 _ONLY = {
-    "prenorm": False, "use_rms_norm": False, "causal": False, "parallel_block": False, "norm_mlp": False,
-    "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "rotary_emb_fraction": 1,
+    "prenorm": False, "use_rms_norm": False, "causal": False, "is_causal": False, "parallel_block": False,
+    "norm_mlp": False, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "rotary_emb_fraction": 1,
     "rotary_emb_interleaved": False, "rotary_emb_scale_base": None,
 }  # fmt: skip
 # Of a checkpoint with experts. `moe_impl` says how they are computed, not what.

@@ -13,12 +13,19 @@ from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models import OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.distance import distance_bias
+from rtp_llm.models.sizes import check_names
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
 _MATRICES = ("qkv", "out", "up", "down")
 _ATTENTION, _MLP = "layer.0.SelfAttention.", "layer.1.DenseReluDense."
-# The table of words has two names; which of them is there, `T5.load` looks for.
-_WORDS = ("shared.weight", "encoder.embed_tokens.weight")
+# The table of words has two names; which of them is there, `T5.load` looks for. The encoder's own comes first.
+_WORDS = ("encoder.embed_tokens.weight", "shared.weight")
+_KEYS = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "head_dim": "d_kv",
+}
 # Of a checkpoint with a token classifier's head.
 _PREFIXES = ("transformer.",)
 IGNORED = (r"^decoder\.", r"^lm_head\.", r"^classifier\.", *(rf"^{name}$" for name in _WORDS))
@@ -28,7 +35,7 @@ IGNORED = (r"^decoder\.", r"^lm_head\.", r"^classifier\.", *(rf"^{name}$" for na
 class T5Config:
     """The keys of config.json that matter, by their own names.
 
-    is_gated, activation  from `feed_forward_proj`
+    is_gated, activation  from `feed_forward_proj`, or `is_gated_act` and `dense_act_fn`
     """
 
     vocab_size: int
@@ -47,9 +54,14 @@ class T5Config:
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> "T5Config":
         """Read config.json; CheckpointError where a key is missing or asks for what is not supported."""
+        check_names(hf, _KEYS)
+        if hf.get("is_decoder") or hf.get("is_causal"):
+            raise CheckpointError("config.json: is_decoder or is_causal is true; of T5 the encoder is served")
         projection = str(hf.get("feed_forward_proj", "relu"))
-        # NOTE: as in transformers: T5 1.1 means the tanh form of gelu, and says gelu.
+        # NOTE: as in transformers: T5 1.1 means the tanh form of gelu, and says gelu; what it makes of these words it
+        # writes beside them, and reads from there.
         name = "gelu_new" if projection == "gated-gelu" else projection.removeprefix("gated-")
+        name = hf.get("dense_act_fn") or name
         if name not in ACTIVATIONS:
             raise CheckpointError(
                 f"config.json: feed_forward_proj {projection!r} is not one of {', '.join(ACTIVATIONS)}, alone or "
@@ -62,7 +74,7 @@ class T5Config:
                 relative_attention_max_distance=hf.get("relative_attention_max_distance", 128),
                 layer_norm_epsilon=hf.get("layer_norm_epsilon", 1e-6),
                 n_positions=hf.get("n_positions") or 512,
-                is_gated=projection.startswith("gated-"),
+                is_gated=bool(hf.get("is_gated_act", projection.startswith("gated-"))),
                 activation=ACTIVATIONS[name],
             )
         except KeyError as error:

@@ -26,7 +26,7 @@ TASKS: dict[TaskType, tuple[str, str]] = {
 SHIPPED = ("rtp_llm.tasks.shipped", "Shipped")
 # A vector a token where the checkpoint is one of late interaction.
 MULTI_VECTOR = ("rtp_llm.tasks.multi_vector", "MultiVector")
-# Sparse embeddings where modules.json has SpladePooling.
+# Sparse embeddings of a masked language model.
 SPLADE = ("rtp_llm.tasks.splade", "Splade")
 # Either where modules.json has a Router.
 ROUTED = {
@@ -151,7 +151,7 @@ def load_task(task_type: TaskType, source: TaskSource) -> Task:
         module, name = ROUTED[task_type]
     elif task_type is TaskType.DENSE and foreign is not None:
         module, name = SHIPPED
-    elif task_type is TaskType.SPARSE and source.model_config.splade is not None:
+    elif task_type is TaskType.SPARSE and is_splade(source.model_config):
         module, name = SPLADE
     elif task_type is TaskType.COLBERT and source.model_config.late is not None:
         module, name = MULTI_VECTOR
@@ -162,3 +162,9 @@ def load_task(task_type: TaskType, source: TaskSource) -> Task:
         )
     task: Task = getattr(import_module(module), name).load(source)
     return task
+
+
+def is_splade(config: ModelConfig) -> bool:
+    """By modules.json; without it a masked language model that sparse vectors are asked of, as by SparseEncoder."""
+    is_bare = config.modules is None and config.architecture.endswith("ForMaskedLM") and not config.is_bge_m3
+    return config.splade is not None or is_bare

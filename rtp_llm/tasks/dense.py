@@ -183,7 +183,7 @@ def load_pooling(module: Module, hidden_size: int) -> PoolingModes:
         if mode not in _POOL_KEYS.values():
             known = ", ".join(_POOL_KEYS.values())
             raise CheckpointError(f"{path}: pooling_mode {mode!r} is not one of {known}")
-    return PoolingModes(modes or ("mean",), settings.get("include_prompt") is not False)
+    return PoolingModes(modes or ("mean",), bool(settings.get("include_prompt", True)))
 
 
 def load_stage(

@@ -27,7 +27,7 @@ import numpy as np
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, open_tensors
 from rtp_llm.config_files import activation
 from rtp_llm.core import Batch, Reads
-from rtp_llm.errors import CheckpointError
+from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight, optional_vector
 from rtp_llm.tasks import TaskSource
 
@@ -148,13 +148,29 @@ class Head:
 
 
 def load_head(source: TaskSource) -> Head:
-    """The head, strictly; CheckpointError where there is none, or where it does not fit config.json."""
+    """The head, strictly; CheckpointError where there is none, or where it does not fit config.json.
+
+    ConfigError where config.json says that it is of every token.
+    """
+    _check_kind(source, "TokenClassification", "every token", "TOKEN_CLASSIFICATION")
     return _load(source, _find_layout)
 
 
 def load_token_head(source: TaskSource) -> Head:
     """The same of a token classifier."""
+    _check_kind(source, "SequenceClassification", "a whole text", "SEQ_CLASSIFICATION")
     return _load(source, _find_token_layout)
+
+
+def _check_kind(source: TaskSource, other: str, whose: str, flag: str) -> None:
+    """ConfigError for a head of the other kind, whose tensors may have the same names."""
+    config = source.model_config
+    if other in config.architecture:
+        raise ConfigError(
+            f"task_type: {config.transformer_folder} is a {config.architecture}, whose head is of {whose}; serve it "
+            f"with --task_type {flag}",
+            param="task_type",
+        )
 
 
 def _load(source: TaskSource, find_layout: Callable[[Shapes, TaskSource, TensorSource], _Layout]) -> Head:

@@ -81,13 +81,14 @@ class MultiVector(Tokens):
 def _chain(source: TaskSource, layout: Layout) -> tuple[list[Stage], int]:
     """The modules that make vectors, and their columns.
 
-    Of PyLate's layout, what is for one vector a text is passed over, and a Dense for it is taken to the tokens.
+    A Normalize for one vector a text is passed over: there is none. In PyLate's layout so is a Pooling, and a Dense for
+    such a vector is taken to the tokens.
     """
     is_pylate = layout == "pylate"
     stages: list[Stage] = []
     dimension = source.hidden_size
     for module in source.model_config.modules or ():
-        if module.kind == "MultiVectorMask" or (is_pylate and _is_of_text(module)):
+        if module.kind == "MultiVectorMask" or _normalizes_text(module) or (is_pylate and module.kind == "Pooling"):
             continue
         if module.kind == "HierarchicalTokenPooling":
             _check_token_pooling(module, stages)
@@ -103,9 +104,9 @@ def _chain(source: TaskSource, layout: Layout) -> tuple[list[Stage], int]:
     return stages, dimension
 
 
-def _is_of_text(module: Module) -> bool:
+def _normalizes_text(module: Module) -> bool:
     if module.kind != "Normalize":
-        return module.kind == "Pooling"
+        return False
     settings = read_json(module.folder, "config.json", required=False)
     return settings.get("module_input_name") in (None, _SENTENCE)
 

@@ -119,10 +119,10 @@ class Splade:
 
     @classmethod
     def load(cls, source: TaskSource) -> "Splade":
-        """The head, and what SpladePooling's config.json says."""
-        module, model_config = source.model_config.splade, source.model_config
-        assert module is not None
-        logarithms, size = logarithms_of(module), int(model_config.hf["vocab_size"])
+        """The head, and what SpladePooling's config.json says, or without modules.json its default."""
+        model_config = source.model_config
+        logarithms = 1 if model_config.splade is None else logarithms_of(model_config.splade)
+        size = int(model_config.hf["vocab_size"])
         return cls(_load_head(source), logarithms, source.vocabulary, size, model_config.max_active_dims)
 
     def with_logarithms(self, logarithms: int) -> "Splade":
@@ -165,7 +165,9 @@ def logarithms_of(module: Module) -> int:
 
 
 def _load_head(source: TaskSource) -> MaskedLanguageHead:
-    """Strictly, by its names; its words are the input's table unless config.json unties them."""
+    """Strictly, by its names; its words are its own where it has them, else the input's table unless config.json unties
+    them: transformers 5 does not tie what a checkpoint has twice, with different numbers.
+    """
     hf, ops, hidden = source.model_config.hf, source.ops, source.hidden_size
     tensors = open_tensors(source.model_config.transformer_folder)
     found = canonical_names(tensors, _PREFIXES, _RENAMES)
@@ -173,13 +175,13 @@ def _load_head(source: TaskSource) -> MaskedLanguageHead:
     if names is None:
         known = "; ".join(f"{names.dense} with {names.norm}" for names in _HEADS)
         raise CheckpointError(f"{tensors.path} has no masked language model's head (one of: {known})")
-    tied, vocab_size = hf.get("tie_word_embeddings") is not False, hf["vocab_size"]
-    biases = (names.bias, f"{names.words}.bias")
-    bias = next((name for name in (biases if tied else biases[::-1]) if name in found), None)
+    own, vocab_size = f"{names.words}.weight", hf["vocab_size"]
+    is_shared = own not in found and hf.get("tie_word_embeddings") is not False
+    bias = next((name for name in (f"{names.words}.bias", names.bias) if name in found), None)
     needed = {
         "dense": Parameter((f"{names.dense}.weight",), (hidden, hidden)),
         "norm": Parameter((f"{names.norm}.weight",), (hidden,)),
-        "words": Parameter((names.table if tied else f"{names.words}.weight",), (vocab_size, hidden)),
+        "words": Parameter((names.table if is_shared else own,), (vocab_size, hidden)),
     }
     for name, theirs in (("dense_bias", f"{names.dense}.bias"), ("norm_bias", f"{names.norm}.bias")):
         if theirs in found:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
 from rtp_llm.model_config import ModelConfig
+from rtp_llm.tasks import is_splade
 from rtp_llm.verify.outcome import Answer, Sample
 
 # import name -> the name to install.
@@ -89,7 +90,7 @@ def make_plans(model_config: ModelConfig, tasks: tuple[TaskType, ...]) -> list[P
         title = "sentence-transformers' MultiVectorEncoder"
         plans.append(Plan((TaskType.COLBERT,), "rtp_llm.verify.sbert", "MultiVectorReference", _ST, title))
         tasks = tuple(task for task in tasks if task not in (TaskType.COLBERT, TaskType.TOKENS))
-    if TaskType.SPARSE in tasks and model_config.splade is not None:
+    if TaskType.SPARSE in tasks and is_splade(model_config):
         title = "sentence-transformers' SparseEncoder"
         plans.append(Plan((TaskType.SPARSE,), "rtp_llm.verify.sbert", "SpladeReference", _ST, title))
         tasks = tuple(task for task in tasks if task is not TaskType.SPARSE)

@@ -1,6 +1,7 @@
 """`resolve` against a hub on loopback: what is downloaded, what is not, and every way in which it can fail."""
 
 import errno
+import fnmatch
 import logging
 import re
 import socket
@@ -273,6 +274,28 @@ def test_modelscope(cache: Path, monkeypatch: pytest.MonkeyPatch, weights: str) 
     module = types.SimpleNamespace(snapshot_download=snapshot_download)
     monkeypatch.setitem(sys.modules, "modelscope", module)
     assert files(get(Hub({}), cache, hub="modelscope", revision="v1")) == [weights]
+
+
+@pytest.mark.parametrize("safe", ["2_Dense/model.safetensors", "model.safetensors"])
+def test_modelscope_has_pickles_where_no_safetensors_are(
+    safe: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model beside a module's folder, one with safetensors and one with a pickle alone."""
+    pickles = {"pytorch_model.bin", "2_Dense/pytorch_model.bin"}
+    contents = dict.fromkeys([safe, *pickles], "") | {"config.json": '{"model_type": "bert"}'}
+    contents["2_Dense/config.json"] = '{"in_features": 4}'
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], cache_dir: str, **options: Any) -> str:
+        for path, text in contents.items():
+            if any(fnmatch.fnmatch(path, pattern) for pattern in allow_patterns):
+                (Path(cache_dir) / path).parent.mkdir(parents=True, exist_ok=True)
+                (Path(cache_dir) / path).write_text(text)
+        return cache_dir
+
+    monkeypatch.setitem(sys.modules, "modelscope", types.SimpleNamespace(snapshot_download=snapshot_download))
+    needed = pickles - {safe.replace("model.safetensors", "pytorch_model.bin")}
+    wanted = {safe, *needed, "config.json", "2_Dense/config.json"}
+    assert set(files(get(Hub({}), cache, hub="modelscope"))) == wanted
 
 
 def test_modelscope_without_an_answer(

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rtp_llm.errors import CheckpointError
@@ -73,7 +74,7 @@ def test_prefixed_checkpoints_load_and_heads_are_ignored(head: str, tmp_path: Pa
     assert worst(ours, reference(theirs.bert, items)) < 1e-5
 
 
-def test_gamma_and_beta_load(tmp_path: Path) -> None:
+def test_gamma_and_beta_and_buffers_load(tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     save_bert(tmp_path, **SHAPES["relu"])
@@ -85,6 +86,7 @@ def test_gamma_and_beta_load(tmp_path: Path) -> None:
         for new_name, old_name in old.items():
             if name.endswith(new_name):
                 tensors[name.replace(new_name, old_name)] = tensors.pop(name)
+    tensors |= {f"embeddings.{kind}_ids": np.zeros((1, 9), np.int64) for kind in ("position", "token_type")}
     save_file(tensors, path)
     assert worst(before, hidden_states(load(tmp_path, ops), ops, items)) == 0
 

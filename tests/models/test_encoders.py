@@ -169,6 +169,7 @@ def test_refusals_of_albert(change: dict[str, Any], message: str) -> None:
         ({"activation": "quick_gelu"}, "activation 'quick_gelu' is not one of gelu"),
         ({"n_heads": 7}, "not a multiple of num_attention_heads 7"),
         ({"dim": None}, "dim is missing"),
+        ({"hidden_size": 4}, "dim is .*, but hidden_size is 4; remove one"),
         ({"n_layers": None}, "n_layers is missing"),
     ],
 )

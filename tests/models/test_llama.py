@@ -104,7 +104,7 @@ def test_defaults_are_those_of_the_authors() -> None:
     shape = {key: SHAPE[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")}
     llama, mistral = (family.read_config({**shape, "num_attention_heads": 16}) for family in (Llama, Mistral))
     assert (llama.num_key_value_heads, llama.rope.max_positions, llama.windows) == (16, 2048, (None, None))
-    eurobert = EuroBert.read_config({**shape, "num_attention_heads": 16, "is_causal": True})
+    eurobert = EuroBert.read_config({**shape, "num_attention_heads": 16})
     assert (eurobert.rope.max_positions, eurobert.rms_norm_eps, eurobert.causal) == (8192, 1e-5, False)
     assert (mistral.num_key_value_heads, mistral.rope.max_positions) == (8, 131072)
     assert mistral.windows == (4096, 4096) and llama.rope.theta == mistral.rope.theta == 10000.0
@@ -118,6 +118,7 @@ def test_defaults_are_those_of_the_authors() -> None:
     [
         (Llama, {"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu' is not one of gelu"),
         (Llama, {"vocab_size": None}, "vocab_size is missing"),
+        (EuroBert, {"is_causal": True}, "is_causal true; of EuroBERT only false is supported"),
         (Llama, {"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "low_freq_factor 4.0, high_freq_factor 4.0"),
         (Llama, {"rope_scaling": {**LLAMA3, "high_freq_factor": None}}, "high_freq_factor None; llama3 needs both"),
         (Llama, {"rope_scaling": {**LLAMA3, "factor": 0.5}}, "rope factor 0.5"),

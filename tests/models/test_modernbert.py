@@ -108,6 +108,15 @@ def test_older_keys_and_rope_parameters_say_the_same() -> None:
     assert widths[0] == widths[1]
 
 
+def test_two_keys_for_the_window() -> None:
+    """As transformers has it, one is half of the other and comes first."""
+    for hf in ({}, {"local_attention": 12}, {"local_attention": 12, "sliding_window": 5}, {"sliding_window": None}):
+        given = {key: value for key, value in hf.items() if value is not None}
+        theirs = transformers.ModernBertConfig(**given).local_attention
+        own = {key: value for key, value in HF.items() if key != "local_attention"}
+        assert ModernBertConfig.from_hf({**own, **hf}).local_attention == theirs
+
+
 def test_no_local_theta_is_the_global_one() -> None:
     config = ModernBertConfig.from_hf({**HF, "global_rope_theta": 77.0, "local_rope_theta": None})
     assert {rope.theta for rope in config.ropes.values()} == {77.0}
@@ -118,6 +127,7 @@ def test_no_local_theta_is_the_global_one() -> None:
     [
         ({"hidden_activation": "quick_gelu"}, "hidden_activation 'quick_gelu' is not one of gelu"),
         ({"num_attention_heads": 7}, "not a multiple of num_attention_heads 7"),
+        ({"is_causal": True}, "is_causal true; an encoder is served that looks both ways"),
         ({"vocab_size": None}, "vocab_size is missing"),
         ({"layer_types": ["full_attention"]}, "4 of full_attention, sliding_attention are needed"),
         ({"layer_types": ["chunked_attention"] * 4}, "are needed"),

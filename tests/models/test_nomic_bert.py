@@ -115,6 +115,7 @@ def test_gates(name: str, activation: str) -> None:
         ({"hidden_size": 32}, "hidden_size is 32, but n_embd is 64"),
         ({"rope_parameters": {"rope_theta": 5.0}}, "rotary_emb_base is 1000, but rope_parameters have 5.0"),
         ({"prenorm": True}, "prenorm True; only False is supported"),
+        ({"is_causal": True}, "is_causal True; only False is supported"),
         ({"rotary_emb_fraction": 0.5}, "rotary_emb_fraction 0.5; only 1"),
         ({"moe_every_n_layers": 2, "n_layer": 2}, "moe_every_n_layers is 2, but num_experts 0"),
     ],

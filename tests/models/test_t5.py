@@ -1,5 +1,6 @@
 """T5's encoder against transformers' T5EncoderModel, and as sentence-transformers lays it out."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,19 @@ def test_a_decoder_is_left_unread(tmp_path: Path) -> None:
     assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs.encoder, items)) <= 1e-5
 
 
-def test_the_table_of_words_by_its_other_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_the_table_of_words_by_its_other_name(is_alone: bool, tmp_path: Path) -> None:
+    """Where a checkpoint has both, with different numbers, transformers does not tie them: the encoder's is read."""
     from safetensors.numpy import load_file, save_file
 
-    theirs, items, ops = save(tmp_path, "original"), untyped(make_items(LENGTHS)), BACKENDS["numpy"]()
+    save(tmp_path, "original")
+    items, ops = untyped(make_items(LENGTHS)), BACKENDS["numpy"]()
     tensors = load_file(tmp_path / "model.safetensors")
-    tensors["encoder.embed_tokens.weight"] = tensors.pop("shared.weight")
-    save_file(tensors, tmp_path / "model.safetensors")
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"][::-1].copy()
+    if is_alone:
+        del tensors["shared.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    theirs = transformers.T5EncoderModel.from_pretrained(tmp_path)
     assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs, items)) <= 1e-5
 
 
@@ -128,11 +135,23 @@ def test_as_sentence_transformers_lays_it_out(tmp_path: Path) -> None:
     assert np.abs(ours - theirs.encode(texts, show_progress_bar=False)).max() <= 1e-5
 
 
+@pytest.mark.parametrize("change", [{"dense_act_fn": "silu"}, {"feed_forward_proj": "gated-relu"}])
+def test_what_is_made_of_feed_forward_proj_stands_over_it(change: dict[str, str], tmp_path: Path) -> None:
+    save(tmp_path, "gated")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    theirs, ops = transformers.T5EncoderModel.from_pretrained(tmp_path), BACKENDS["numpy"]()
+    items = untyped(make_items((5, 17)))
+    assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs, items)) <= 1e-5
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"feed_forward_proj": "gated-quick_gelu"}, "feed_forward_proj 'gated-quick_gelu' is not one of gelu"),
         ({"d_kv": None}, "d_kv is missing"),
+        ({"is_decoder": True}, "is_decoder or is_causal is true; of T5 the encoder is served"),
+        ({"num_hidden_layers": 9}, "num_layers is 2, but num_hidden_layers is 9; remove one"),
         ({"relative_attention_num_buckets": 3}, "relative_attention_num_buckets 3, .* at least 4 buckets are needed"),
         ({"relative_attention_max_distance": 8}, "max_distance 8; .* a distance over a quarter of them"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType, pack
-from rtp_llm.errors import CheckpointError
+from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.model_config import read_model_config
 from rtp_llm.tasks import TaskSource
 from rtp_llm.tasks.head import load_head
@@ -203,6 +203,20 @@ def test_the_flag_wins_over_one_label(spelling: str, tmp_path: Path) -> None:
     save(tmp_path, "BertForSequenceClassification", num_labels=1)
     with loaded(tmp_path, task_type=spelling) as model:
         assert model.info.tasks == (TaskType.CLASSIFY,)
+
+
+@pytest.mark.parametrize(
+    ("head", "flag", "message"),
+    [
+        ("Token", "SEQ_CLASSIFICATION", "whose head is of every token; serve it with --task_type TOKEN_CLASSIFICATION"),
+        ("Token", "RERANKER", "whose head is of every token"),
+        ("Sequence", "TOKEN_CLASSIFICATION", "whose head is of a whole text; serve it with --task_type SEQ_CLASS"),
+    ],
+)
+def test_a_head_of_another_kind_is_refused(head: str, flag: str, message: str, tmp_path: Path) -> None:
+    save(tmp_path, f"BertFor{head}Classification", num_labels=1)
+    with pytest.raises(ConfigError, match=message), loaded(tmp_path, task_type=flag):
+        pass
 
 
 def test_an_encoder_without_a_head_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The dense task against sentence-transformers on random checkpoints: every module, prompts, Matryoshka."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ def test_several_modes_are_concatenated(modes: tuple[str, ...], tmp_path: Path) 
 def test_prompt_left_out_of_the_pooling(mode: str, tmp_path: Path) -> None:
     theirs = save(tmp_path, pooling(mode, include_prompt=False), prompts={"query": "query : the weather "})
     check(tmp_path, theirs, prompt_name="query")
+    if mode == "mean":
+        set_keys(tmp_path / "saved" / "1_Pooling" / "config.json", include_prompt=None)
+        check(tmp_path, theirs, prompt_name="query")
 
 
 def test_default_prompt_applies_and_a_named_one_replaces_it(tmp_path: Path) -> None:
@@ -154,6 +158,48 @@ def test_without_modules_json_mean_or_the_flag(mode: str, tmp_path: Path) -> Non
     with Model(str(tmp_path / "plain"), backend="numpy", pooling=mode, max_seq_len=48) as model:
         actual = model.embed(TEXTS)
     assert np.abs(actual - theirs.encode(TEXTS)).max() <= 1e-5
+
+
+def set_keys(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_without_modules_json_no_other_file_is_heeded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path, pooling("mean"), prompts={"query": "query : "}, default="query")
+    folder = tmp_path / "saved"
+    (folder / "modules.json").unlink()
+    set_keys(folder / "sentence_bert_config.json", max_seq_length=9)
+    set_keys(folder / "config_sentence_transformers.json", truncate_dim=8)
+    check(tmp_path, st.SentenceTransformer(str(folder), device="cpu"))
+    assert "default_prompt_name, truncate_dim not heeded: without modules.json" in caplog.text
+    assert "max_seq_length, " in caplog.text and "chat template" not in caplog.text
+    set_keys(folder / "tokenizer_config.json", chat_template="{{ messages[0]['content'] }}")
+    Model(str(folder), backend="numpy").close()
+    assert "would put each through the tokenizer's chat template" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tokenizer_args": {"model_max_length": 9}, "processor_kwargs": {"model_max_length": 20}},
+        {"config_args": {"hidden_act": "relu"}, "config_kwargs": {"hidden_act": "tanh", "layer_norm_eps": 0.1}},
+        {},
+    ],
+)
+def test_which_of_two_settings_is_heeded(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Of two names the older, of two files the first that says anything."""
+    save(tmp_path, pooling("mean"))
+    (tmp_path / "saved" / "sentence_bert_config.json").write_text(json.dumps(settings))
+    (tmp_path / "saved" / "sentence_roberta_config.json").write_text(json.dumps({"max_seq_length": 8}))
+    check(tmp_path, st.SentenceTransformer(str(tmp_path / "saved"), device="cpu"))
+
+
+def test_modules_run_in_the_order_of_the_file(tmp_path: Path) -> None:
+    save(tmp_path, pooling("mean"), dense(HIDDEN, HIDDEN, torch.nn.Tanh()), modules.Normalize())
+    path = tmp_path / "saved" / "modules.json"
+    chain = json.loads(path.read_text())
+    path.write_text(json.dumps([{**entry, "idx": len(chain) - place} for place, entry in enumerate(chain)]))
+    check(tmp_path, st.SentenceTransformer(str(tmp_path / "saved"), device="cpu"))
 
 
 @pytest.mark.parametrize(

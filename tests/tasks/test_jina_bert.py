@@ -64,3 +64,18 @@ def test_scores(backend: str, tmp_path: Path) -> None:
         ranked = model.rerank(query, documents, activation="none")
         ours = [entry.score for entry in sorted(ranked, key=lambda entry: entry.index)]
         assert np.abs(np.array(ours) - logits).max() <= 1e-5
+
+
+def test_colbert_as_its_authors_lay_it_out(tmp_path: Path) -> None:
+    """As jina-colbert-v1: the projection beside the encoder's tensors."""
+    theirs = save(tmp_path, prefix="bert.", **SHAPE, architectures=["HF_ColBERT"])
+    tokenizer, path = add_tokenizer(tmp_path), tmp_path / "model.safetensors"
+    torch.manual_seed(1)
+    projection = torch.randn(24, 64)
+    safetensors.save_file({**safetensors.load_file(path), "linear.weight": projection}, path)
+    text = "[unused1] the weather is lovely"
+    with torch.no_grad():
+        states = theirs(tokenizer(text, return_tensors="pt")["input_ids"]).last_hidden_state[0]
+    expected = torch.nn.functional.normalize(states @ projection.T, dim=-1).numpy()
+    with loaded(tmp_path) as model:
+        assert np.abs(model.embed_colbert([text.removeprefix("[unused1] ")])[0] - expected).max() <= 1e-5

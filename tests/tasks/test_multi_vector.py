@@ -283,6 +283,13 @@ def test_token_pooling(factor: float, is_served: bool, tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("name", [None, "sentence_embedding"])
+def test_a_normalize_of_a_vector_that_is_not_there(name: str | None, tmp_path: Path) -> None:
+    folder = late.save(tmp_path)
+    late.write(folder / "3_Normalize" / "config.json", {"module_input_name": name} if name else {})
+    check(folder)
+
+
 def test_without_a_projection(tmp_path: Path) -> None:
     folder = late.save_pylate(tmp_path)
     chain = json.loads((folder / "modules.json").read_text())

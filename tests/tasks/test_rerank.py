@@ -10,6 +10,7 @@ import pytest
 from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidRequest
 from tests.backends import BACKENDS
+from tests.tasks import families
 from tests.tasks.checkpoints import LIMIT, PAIRS, SHAPES, VOCAB, loaded, save, tokenizer
 
 torch = pytest.importorskip("torch")
@@ -42,6 +43,17 @@ def test_equals_cross_encoder(shape: str, backend: str, tmp_path: Path) -> None:
         assert np.abs(scores(model, PAIRS, activation="none") - raw).max() <= 1e-5
 
 
+def test_a_chat_template_without_modules_json(tmp_path: Path) -> None:
+    """CrossEncoder takes it wherever there is one."""
+    pytest.importorskip("jinja2")
+    families.save(tmp_path, "llama", "odd", "ForSequenceClassification", num_labels=1)
+    path, template = tmp_path / "tokenizer_config.json", "{% for m in messages %}b {{ m['content'] }} {% endfor %}"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
+    expected = cross_encoder(tmp_path).predict(PAIRS)
+    with loaded(tmp_path) as model:
+        assert np.abs(scores(model, PAIRS) - expected).max() <= 1e-5
+
+
 def test_ranks_like_cross_encoder(tmp_path: Path) -> None:
     save(tmp_path, HEAD, num_labels=1)
     documents = [document for _, document in PAIRS]
@@ -59,6 +71,10 @@ NOTES: dict[str, dict[str, Any]] = {
     "version 4, sigmoid": {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}},
     "legacy": {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"},
     "tanh": {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}},
+    "none of version 4": {
+        "sentence_transformers": {"activation_fn": None},
+        "sbert_ce_default_activation_function": "torch.nn.modules.activation.Tanh",
+    },
 }
 
 
@@ -79,6 +95,17 @@ def test_a_saved_cross_encoder(activation: Any, tmp_path: Path) -> None:
     with loaded(tmp_path / "saved") as model:
         assert model.info.tasks[0] is TaskType.RERANK and model.info.max_seq_len == 40
         assert np.abs(scores(model, PAIRS) - theirs.predict(PAIRS)).max() <= 1e-5
+
+
+def test_an_activation_beside_another_model_type(tmp_path: Path) -> None:
+    """CrossEncoder reads no note of what was saved as something else."""
+    save(tmp_path / "plain", HEAD, num_labels=1)
+    cross_encoder(tmp_path / "plain", activation_fn=torch.nn.Tanh()).save(str(tmp_path / "saved"))
+    path = tmp_path / "saved" / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "SentenceTransformer"}))
+    expected = cross_encoder(tmp_path / "saved").predict(PAIRS)
+    with loaded(tmp_path / "saved") as model:
+        assert np.abs(scores(model, PAIRS) - expected).max() <= 1e-5
 
 
 def flag_ids(folder: Path, query: str, document: str, limit: int) -> list[int]:

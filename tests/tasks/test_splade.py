@@ -61,6 +61,12 @@ def test_equals_sparse_encoder(shape: str, backend: str, tmp_path: Path) -> None
             assert all(np.array_equal(a.values, b.values) for a, b in zip(ours, again, strict=True))
 
 
+def test_a_masked_language_model_without_modules(tmp_path: Path) -> None:
+    make(tmp_path)
+    with loaded(tmp_path / "plain", task_type="SPARSE_EMBEDDING") as model:
+        assert np.abs(dense(model.embed_sparse(TEXTS)) - expected(tmp_path / "plain")).max() <= 1e-5
+
+
 def test_two_logarithms_and_an_untied_head(tmp_path: Path) -> None:
     folder = make(tmp_path, activation="log1p_relu", tie_word_embeddings=False)
     with loaded(folder) as model:
@@ -110,6 +116,22 @@ def check_other(folder: Path, backend: str = "numpy") -> None:
 def test_other_heads(family: str, tied: bool, backend: str, tmp_path: Path) -> None:
     make_other(tmp_path, family, tie_word_embeddings=tied)
     check_other(tmp_path / "saved", backend)
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_words_that_a_checkpoint_has_twice(part: str, tmp_path: Path) -> None:
+    """transformers 5 ties neither tables nor biases of which there are two, with different numbers."""
+    from safetensors.torch import load_file, save_file
+
+    folder = make(tmp_path)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    shape = {"weight": tensors["bert.embeddings.word_embeddings.weight"].shape, "bias": (len(VOCAB),)}
+    torch.manual_seed(2)
+    tensors[f"cls.predictions.decoder.{part}"] = torch.randn(shape[part])
+    save_file(tensors, path, {"format": "pt"})
+    with loaded(folder) as model:
+        assert np.abs(dense(model.embed_sparse(TEXTS)) - expected(folder)).max() <= 1e-5
 
 
 @pytest.mark.parametrize("parts", [(False, False, False), (True, True, True)])

@@ -20,7 +20,7 @@ modules = pytest.importorskip("sentence_transformers.sentence_transformer.module
 SIZE = 48
 
 
-def tokenizer(folder: Path, limit: int | None = None) -> Any:
+def tokenizer(folder: Path, limit: int | None = None, side: str = "right") -> Any:
     """BERT's, with a template of special tokens, padding and, where `limit` says so, a truncation."""
     from transformers import BertTokenizer
 
@@ -29,13 +29,14 @@ def tokenizer(folder: Path, limit: int | None = None) -> Any:
     made = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     made.enable_padding(length=32)
     if limit:
-        made.enable_truncation(limit)
+        made.enable_truncation(limit, direction=side)
     return made
 
 
-def save(folder: Path, *rest: Any, limit: int | None = None, **options: Any) -> Path:
+def save(folder: Path, *rest: Any, limit: int | None = None, side: str = "right", **options: Any) -> Path:
     torch.manual_seed(0)
-    static = modules.StaticEmbedding(tokenizer(folder / "tokenizer", limit), torch.randn(len(VOCAB), SIZE).numpy())
+    read = tokenizer(folder / "tokenizer", limit, side)
+    static = modules.StaticEmbedding(read, torch.randn(len(VOCAB), SIZE).numpy())
     sentence_transformers.SentenceTransformer(modules=[static, *rest], device="cpu", **options).save(
         str(folder / "saved")
     )
@@ -77,11 +78,13 @@ def test_a_dense_layer_behind_it(tmp_path: Path) -> None:
         assert np.abs(model.embed(TEXTS) - expected(folder)).max() <= 1e-5
 
 
-def test_the_tokenizers_own_limit(tmp_path: Path) -> None:
-    folder = save(tmp_path, limit=7)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_tokenizers_own_limit(side: str, tmp_path: Path) -> None:
+    folder = save(tmp_path, limit=7, side=side)
     with loaded(folder) as model:
         assert model.info.max_seq_len == 7
-        assert np.abs(model.embed(TEXTS) - expected(folder)).max() <= 1e-5
+        texts = [*TEXTS, "he drove to stadium so sunny outside today"]
+        assert np.abs(model.embed(texts) - expected(folder, texts)).max() <= 1e-5
 
 
 def test_long_texts(tmp_path: Path) -> None:
