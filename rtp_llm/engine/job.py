@@ -30,6 +30,7 @@ class Job:
     chunks      instead of `outputs`, where inputs are computed in chunks
     model       the number of its model among those of the device
     next_input  the first of its inputs that a tokeniser thread has not seen to yet
+    places      where its items wait, as the queue has it
     spans       of its inputs' tokens, where entities are wanted
     """
 
@@ -48,6 +49,7 @@ class Job:
         "next_input",
         "num_tokens",
         "outputs",
+        "places",
         "queued_items",
         "queued_tokens",
         "remaining",
@@ -80,6 +82,7 @@ class Job:
         self.cancelled = False
         self.error: Exception | None = None
         self.outputs: dict[TaskType, Rows] = {}
+        self.places: list[Any] = []
         self.chunks = ChunkRows(count) if request.params.chunking == "mean" else None
         self.input_ids = [_NO_IDS] * count
         self.spans: list[Int32Array] = [_NO_SPANS] * count if request.params.aggregation_strategy is not None else []
