@@ -116,7 +116,8 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
     )
     reranking = _pair_encoder(tokenizer, model_config)
     embedding = _embedding_encoder(config, model_config, tokenizer, looked_up)
-    pool = TokenizerPool(tokenizer, config.tokenizer_threads, embedding, reranking, Chunker(tokenizer))
+    chunking = Chunker(tokenizer, config.max_request_tokens)
+    pool = TokenizerPool(tokenizer, config.tokenizer_threads, embedding, reranking, chunking)
     release_free_memory()
     device = beside.device if beside else None
     cost = _matrix_size(model) / _matrix_size(beside.runtime.model) if beside else 1.0
