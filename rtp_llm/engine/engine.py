@@ -144,8 +144,12 @@ class Engine:
     def run_sync(self, request: Request) -> Response:
         """Answer one request; the calling thread computes too, which saves a lone request two thread hops."""
         future: Future[Response] = Future()
-        self.submit(request, future)
-        return self.help_until(future)
+        job = self.submit(request, future)
+        try:
+            return self.help_until(future)
+        except BaseException:  # who was interrupted wants no more of it
+            self.cancel(job)
+            raise
 
     def run_many(self, requests: Iterable[Request]) -> Iterator[Response]:
         """Answer requests in order, a few of them in flight; waits where `run` would refuse: `run_in_order`."""
@@ -219,11 +223,15 @@ class Engine:
         try:
             # Where results are kept, the answer may be there already.
             left = math.inf if self._cache.capacity else request.deadline - time.monotonic()
-            self._gate.check(lane, self._queued(), len(self._jobs[lane]), self._work_of_others, left)
+            self._gate.check(lane, self._queued(), self._num_open(lane), self._work_of_others, left)
         except Overloaded:
             self.metrics.observe_refused(lane.value)
             raise
         return lane
+
+    def _num_open(self, lane: Lane) -> int:
+        """Requests that the gate counts; those whose answer is on its way to their client are none of them."""
+        return sum(not job.done for job in tuple(self._jobs[lane])) if lane is Lane.BULK else 0
 
     def _queued(self) -> dict[Lane, int]:
         return {lane: queue.tokens for lane, queue in self._queues.items()}
