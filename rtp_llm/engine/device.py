@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Protocol
 
 from rtp_llm.core import Response
@@ -200,10 +201,11 @@ class Device:
 
 
 def _step_back() -> None:
-    """Let this thread, where the system has priorities of threads, run after the process's others."""
+    """Let this thread, where the system has priorities of threads and changes them, run after the process's others."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
+        with suppress(OSError):  # a sandbox may forbid it (systemd's SystemCallFilter=~@resources)
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
 
 
 def _nothing() -> None:
