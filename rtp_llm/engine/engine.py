@@ -14,13 +14,13 @@ from rtp_llm.config import EngineConfig
 from rtp_llm.core import Item, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.engine.chat_template import Messages
 from rtp_llm.engine.delivery import Delivery
-from rtp_llm.engine.device import Device
+from rtp_llm.engine.device import SHUTTING_DOWN, Device
 from rtp_llm.engine.entity_finder import EntityFinder
 from rtp_llm.engine.estimate import Estimate
 from rtp_llm.engine.gate import Gate
 from rtp_llm.engine.in_order import run_in_order
 from rtp_llm.engine.intake import Intake, expired
-from rtp_llm.engine.job import Job
+from rtp_llm.engine.job import Job, note_start
 from rtp_llm.engine.lane import Lane, lane_of
 from rtp_llm.engine.result_cache import ResultCache
 from rtp_llm.engine.route_encoder import LookedUp
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 _PART_INPUTS = 64
 _PART_CHARACTERS = 1 << 16
 _CANARY_TOKENS = 128
-_SHUTTING_DOWN = "the server is shutting down"
 
 
 class Engine:
@@ -189,7 +188,7 @@ class Engine:
                 with self._changed:
                     self._gate.announce(job, -job.announced)
                 self._jobs[lane].discard(job)
-                raise NotReady(_SHUTTING_DOWN) from None
+                raise NotReady(SHUTTING_DOWN) from None
         return job
 
     def help_until(self, future: "Future[Response]") -> Response:
@@ -202,7 +201,7 @@ class Engine:
 
     def stop_intake(self, timeout: float) -> None:
         """Take no more requests, and wait until what came in is queued, but no longer than `timeout` seconds."""
-        self._not_ready = _SHUTTING_DOWN
+        self._not_ready = SHUTTING_DOWN
         self._tokenizer.close(timeout)
 
     def release(self) -> None:
@@ -214,8 +213,9 @@ class Engine:
         return self._gate.seconds_of_work(self._queued())
 
     def _admit(self, request: Request, estimate: Estimate, may_refuse: bool) -> Lane:
-        if self.device.closing or self.device.ended is not None:
-            raise NotReady(self.device.failure or _SHUTTING_DOWN)
+        refusal = self.device.refusal
+        if refusal is not None:
+            raise NotReady(refusal)
         self._intake.check(request)
         lane = lane_of(request, estimate, self._info.max_batch_tokens)
         if not may_refuse:
@@ -340,17 +340,18 @@ class Engine:
     def process(self, grant: Grant) -> None:
         """Compute a batch, free its cores, hand out what it finished."""
         started = time.perf_counter()
-        outcomes = [Outcome(group, {}, BrokenOff("the batch was broken off")) for group in grant.groups]
+        outcomes: list[Outcome] | None = None
         try:
+            note_start(grant.groups, started)
             outcomes = compute(self.runtime, grant.groups, grant.num_cores, self.metrics)
         finally:  # an interrupt, too, frees the cores and tells those who wait
             seconds = time.perf_counter() - started
+            if outcomes is None:
+                outcomes = [Outcome(group, {}, BrokenOff("the batch was broken off")) for group in grant.groups]
             with self._changed:
                 finished = [job for outcome in outcomes for job in self._store(outcome)]
-                self.device.scheduler.release(grant)
                 self._gate.observe(grant.num_tokens, seconds, grant.num_cores)
-                if self.device.scheduler.queued_tokens:
-                    self._changed.notify()
+                self.device.release(grant)
             self.resolve(finished)
         self.metrics.observe_batch(
             lane=grant.lane.value,

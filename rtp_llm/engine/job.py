@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -170,3 +170,12 @@ class Job:
             compute=now - self.computing_at,
             total=now - self.started_at,
         )
+
+
+def note_start(groups: Sequence[Sequence[Item]], now: float) -> None:
+    """A step begins, of identical items together; for some of their jobs it is the first."""
+    for group in groups:
+        for item in group:
+            job: Job = item.owner
+            if not job.computing_at:
+                job.computing_at, job.batch_rows = now, len(groups)
