@@ -75,7 +75,7 @@ def load_engine(
     try:
         engine = _load(config, name, aliases, beside)
         if config.warm_up:
-            engine.warm_up()
+            _warm_up(engine, is_alone=beside is None)
     except RtpError:
         raise
     except Exception as error:  # the border: what no reader foresaw is still one line
@@ -89,6 +89,16 @@ def load_engine(
     megabytes = info.weight_bytes / 1e6, info.memory_bytes / 1e6
     logger.info("loaded %s in %.2f s: weights of %.1f MB, memory grew by %.1f MB", name, seconds, *megabytes)
     return engine
+
+
+def _warm_up(engine: Engine, *, is_alone: bool) -> None:
+    """A model alone that fails is let go: its threads would keep it in memory."""
+    try:
+        engine.warm_up()
+    except BaseException:
+        if is_alone:
+            engine.close(0)
+        raise
 
 
 def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Engine | None) -> Engine:
