@@ -349,9 +349,11 @@ class Engine:
             if outcomes is None:
                 outcomes = [Outcome(group, {}, BrokenOff("the batch was broken off")) for group in grant.groups]
             with self._changed:
-                finished = [job for outcome in outcomes for job in self._store(outcome)]
-                self._gate.observe(grant.num_tokens, seconds, grant.num_cores)
-                self.device.release(grant)
+                try:
+                    finished = [job for outcome in outcomes for job in self._store(outcome)]
+                    self._gate.observe(grant.num_tokens, seconds, grant.num_cores)
+                finally:
+                    self.device.release(grant)
             self.resolve(finished)
         self.metrics.observe_batch(
             lane=grant.lane.value,
