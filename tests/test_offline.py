@@ -17,7 +17,7 @@ import pytest
 from rtp_llm import Model
 from rtp_llm.core import Request
 from rtp_llm.engine.engine import Engine
-from rtp_llm.errors import EngineFailure, InvalidInput, NotReady, RequestTooLarge
+from rtp_llm.errors import CheckpointError, EngineFailure, InvalidInput, NotReady, RequestTooLarge
 from rtp_llm.runtime.cpu import CpuRuntime
 from tests.tasks.checkpoints import LIMIT, loaded, save
 
@@ -167,3 +167,17 @@ def test_a_model_that_fails_its_canary_leaves_no_threads(folder: Path, monkeypat
         patched.setattr(Engine, "warm_up", fails)
         Model(folder, backend="numpy")
     assert soon(lambda: not any(thread.name.startswith("batch-") for thread in set(threading.enumerate()) - before))
+
+
+def test_a_model_that_cannot_be_loaded_ends_what_its_runtime_has_started(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise CheckpointError("no tokenizer")
+
+    closed = list[CpuRuntime]()
+    monkeypatch.setattr(CpuRuntime, "close", lambda self: closed.append(self))
+    monkeypatch.setattr("rtp_llm.engine.loading.load_tokenizer", fails)
+    with pytest.raises(CheckpointError):
+        Model(folder, backend="numpy")
+    assert len(closed) == 1

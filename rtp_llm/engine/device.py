@@ -74,6 +74,7 @@ class Device:
         self.failure: str | None = None
         self.on_failure: Callable[[], None] = _nothing
         self._tenants: list[Tenant] = []
+        self._unreleased: list[Tenant] = []
         self._waking: set[asyncio.AbstractEventLoop | None] = set()
         self._drained = False
         self._process = os.getpid()
@@ -89,6 +90,7 @@ class Device:
         """
         with self.changed:
             self._tenants.append(tenant)
+            self._unreleased.append(tenant)
             return self.scheduler.add_model(batch_tokens, token_cost) if len(self._tenants) > 1 else 0
 
     @property
@@ -160,8 +162,8 @@ class Device:
             if thread is not threading.current_thread():
                 thread.join(max(deadline - time.monotonic(), 0.0))
         self._end("the server was shut down before this request was done")
-        for tenant in self._tenants:
-            tenant.release()
+        while self._unreleased:  # nothing is left to whoever closes it again
+            self._unreleased.pop().release()
 
     def _end(self, reason: str) -> None:
         """Nothing is computed from now on: whoever waits is told."""

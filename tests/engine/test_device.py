@@ -232,3 +232,13 @@ def test_a_system_that_changes_no_priorities_is_computed_on(monkeypatch: pytest.
     asyncio.run(engine.run(ask("abc")))
     engine.check_health()
     engine.close()
+
+
+def test_what_is_closed_twice_is_released_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by `model.close()` within `with Model(...) as model`: the processes of a model in parts end once."""
+    released = list[FakeRuntime]()
+    monkeypatch.setattr(FakeRuntime, "close", lambda self: released.append(self))
+    pair = Pair()
+    for _ in range(2):
+        pair.engines[0].close()
+    assert len(released) == 2
