@@ -1,5 +1,6 @@
 """The library: a model without a server, on the same engine."""
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -55,7 +56,9 @@ class Ranked:
 
 
 class Model:
-    """A loaded checkpoint.
+    """A loaded checkpoint, with threads of its own, until `close` or until nobody has it any more.
+
+    A process that is forked afterwards has none of them, and is told so: load the model there, or spawn it.
 
     >>> model = Model("BAAI/bge-small-en-v1.5")
     >>> model.embed(["a text", "another"]).shape
@@ -66,6 +69,9 @@ class Model:
         """`options` are the fields of EngineConfig (docs/flags.md), e.g. `num_threads=4`."""
         config = arguments.options(checkpoint_path, options)
         self._engine = load_engine(config, config.model_name)
+        # The engine's threads would keep it, and all weights, when nobody has the model any more.
+        self._dropped = weakref.finalize(self, self._engine.close, 0.0)
+        self._dropped.atexit = False
 
     @property
     def info(self) -> ModelInfo:
@@ -221,7 +227,7 @@ class Model:
 
     def close(self) -> None:
         """End the engine's threads, after what has been asked of them."""
-        self._engine.close(_CLOSING)
+        self._close(_CLOSING)
 
     def __enter__(self) -> "Model":
         return self
@@ -230,7 +236,11 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Whoever was interrupted, or has met an error, does not want what is still to be computed.
-        self._engine.close(_CLOSING if error is None else 0.0)
+        self._close(_CLOSING if error is None else 0.0)
+
+    def _close(self, timeout: float) -> None:
+        self._dropped.detach()
+        self._engine.close(timeout)
 
     def _compared_with(
         self, query: str, documents: list[str], kind: TaskType, params: Params, progress: bool

@@ -73,7 +73,8 @@ def serve(config: ServerConfig, models: Sequence[ServedModel], output: LogOutput
     ended_in_order = False
     try:
         announce = partial(_announce, [engine.info() for engine in engines], config)
-        ended_in_order = serve_http(engines, config, on_ready=announce, observers=observers, process=process)
+        if device.failure is None:  # else it failed while others were loaded, when nobody was told
+            ended_in_order = serve_http(engines, config, on_ready=announce, observers=observers, process=process)
     finally:
         device.close(timeout=_CLOSING if ended_in_order else 0)
         if tracer is not None and ended_in_order:

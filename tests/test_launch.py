@@ -6,12 +6,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray
+from rtp_llm.errors import EngineFailure
+from rtp_llm.start_server import serve
 from tests.real_server import ROOT, Running, free_port, launch, running
 
 
@@ -132,3 +137,13 @@ def test_rtp_llm_embed(tiny_bert: Path, tmp_path: Path) -> None:
 def test_command_line(arguments: list[str], status: int, message: str) -> None:
     done = run(*arguments)
     assert done.returncode == status and message in done.stdout + done.stderr
+
+
+def test_a_device_that_failed_while_other_models_were_loaded_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = SimpleNamespace(failure="rank 1 has ended", on_failure=None, close=lambda timeout: None)
+    monkeypatch.setattr("rtp_llm.engine.loading.load_engines", lambda _: [SimpleNamespace(device=device, info=dict)])
+    monkeypatch.setattr("rtp_llm.server.garbage.collect_seldom", lambda: None)
+    monkeypatch.setattr("rtp_llm.server.app.serve", lambda *_, **__: pytest.fail("it serves"))
+    anything: Any = SimpleNamespace()
+    with pytest.raises(EngineFailure, match="rank 1 has ended: the server has ended"):
+        serve(ServerConfig(checkpoint_path="fake", start_port=0), [], anything)

@@ -1,13 +1,15 @@
 """The library slices what it is given: no limit that is meant for one request stands in the way of many inputs."""
 
+import gc
 import logging
 import signal
 import threading
 import time
 from _thread import interrupt_main
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import pytest
 from rtp_llm import Model
 from rtp_llm.core import Request
 from rtp_llm.engine.engine import Engine
-from rtp_llm.errors import InvalidInput, NotReady, RequestTooLarge
+from rtp_llm.errors import CheckpointError, EngineFailure, InvalidInput, NotReady, RequestTooLarge
 from rtp_llm.runtime.cpu import CpuRuntime
 from tests.tasks.checkpoints import LIMIT, loaded, save
 
@@ -135,3 +137,47 @@ def test_leaving_with_an_error_closes_at_once(folder: Path, monkeypatch: pytest.
     assert asked == [30, 0]
     monkeypatch.undo()
     model.close()
+
+
+def soon(is_so: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 5
+    while not is_so() and time.monotonic() < end:
+        time.sleep(0.01)
+        gc.collect()
+    return is_so()
+
+
+def test_a_model_that_nobody_has_any_more_is_let_go(folder: Path) -> None:
+    """By `del model`, or by a second model under its name: without it all weights would stay."""
+    before = set(threading.enumerate())
+    model = Model(folder, backend="numpy")
+    model.embed("the weather")
+    weights = ref(model._engine.runtime.model)
+    del model
+    assert soon(lambda: weights() is None)
+    assert soon(lambda: not any(thread.name.startswith("batch-") for thread in set(threading.enumerate()) - before))
+
+
+def test_a_model_that_fails_its_canary_leaves_no_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: Engine) -> None:
+        raise EngineFailure("no")
+
+    before = set(threading.enumerate())
+    with monkeypatch.context() as patched, pytest.raises(EngineFailure):
+        patched.setattr(Engine, "warm_up", fails)
+        Model(folder, backend="numpy")
+    assert soon(lambda: not any(thread.name.startswith("batch-") for thread in set(threading.enumerate()) - before))
+
+
+def test_a_model_that_cannot_be_loaded_ends_what_its_runtime_has_started(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise CheckpointError("no tokenizer")
+
+    closed = list[CpuRuntime]()
+    monkeypatch.setattr(CpuRuntime, "close", lambda self: closed.append(self))
+    monkeypatch.setattr("rtp_llm.engine.loading.load_tokenizer", fails)
+    with pytest.raises(CheckpointError):
+        Model(folder, backend="numpy")
+    assert len(closed) == 1

@@ -12,6 +12,7 @@ from typing import Any
 
 from rtp_llm.chat_format import ChatFormat
 from rtp_llm.core import Input, Int32Array, Item, Params
+from rtp_llm.engine.prompt_cache import PromptCache
 from rtp_llm.engine.rerank_template import common_length, naming, plain_ids, read_pairs, share
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.errors import CheckpointError, InvalidRequest, RtpError
@@ -20,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 _PROBES = (("alpha", "bravo"), ("charlie", "bravo"), ("alpha", "foxtrot"))
 _FILLERS = ("0", "1 2 3 4")
-_MAX_TAILS = 1024
 _SWITCHES = ("add_generation_prompt", "restore_suffix")
 # How sentence-transformers tells that a template wants content as a list of parts.
 _PARTS = ("content[0]", ".type", "'type'", '"type"', "item.type", "message.content[")
@@ -37,7 +37,7 @@ class ChatRerank:
         form = chat.message_format
         source = self._template.source or ""
         self._has_parts = any(part in source for part in _PARTS) if form == "auto" else form == "structured"
-        self._tails: dict[str, Int32Array] = {}
+        self._tails = PromptCache[Int32Array]()
         problem = self._problem()
         if problem:
             raise CheckpointError(f"the chat template cannot carry a query and a document: {problem}")
@@ -93,10 +93,7 @@ class ChatRerank:
             first, second = (self._ids(self._rendered(filler, filler, prompt)) for filler in _FILLERS)
             length = common_length(first[::-1], second[::-1])
             tail = first[len(first) - length :] if length < min(len(first), len(second)) else first[:0]
-            # A request may bring a prompt of its own; what is kept of those is bounded.
-            if len(self._tails) >= _MAX_TAILS:
-                self._tails.clear()
-            self._tails[prompt] = tail
+            self._tails.put(prompt, tail)
         return tail
 
     def _head(self, query: str, prompt: str) -> Int32Array:

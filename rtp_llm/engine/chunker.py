@@ -17,11 +17,15 @@ from typing import Any
 import numpy as np
 
 from rtp_llm.core import Chunk, FloatArray, Input, Int32Array, Item, Params, Request, TaskType
+from rtp_llm.engine.shortening import most_characters
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokens import Framed
-from rtp_llm.errors import InvalidInput, InvalidRequest
+from rtp_llm.errors import InputTooLarge, InvalidInput, InvalidRequest, RequestTooLarge
 from rtp_llm.ops.numpy_ops import l2_normalize
 from rtp_llm.tasks import Task, chunkings, purposes
+
+# Of one input: each is an object in the queue, whatever its length.
+_MOST_CHUNKS = 16_384
 
 
 def check_chunking(request: Request, tasks: Mapping[TaskType, Task]) -> None:
@@ -43,10 +47,11 @@ def check_chunking(request: Request, tasks: Mapping[TaskType, Task]) -> None:
 
 
 class Chunker:
-    """Encodes inputs by `params.chunking`."""
+    """Encodes inputs by `params.chunking`; `max_tokens` bounds those of all chunks that are made at a time."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
         self._tokenizer = tokenizer
+        self._max_tokens = max_tokens
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
         """mean: an Item or more an input, in order; late: one for all. InvalidRequest names what cannot be read."""
@@ -55,8 +60,22 @@ class Chunker:
         if params.chunking == "late":
             return [_together(tokenizer, singles, params)]
         framed = tokenizer.framed(singles, params, start)
-        limit = tokenizer.max_seq_len
-        return [item for index, one in enumerate(framed, start) for item in _chunks(one, index, limit)]
+        spans = [_spans(one, index, tokenizer.max_seq_len) for index, one in enumerate(framed, start)]
+        # NOTE: before any is made: a long prompt around each of many short chunks is gigabytes.
+        self._check_size(sum(_num_tokens(one, len(own)) for one, own in zip(framed, spans, strict=True)))
+        return [
+            item
+            for index, (one, own) in enumerate(zip(framed, spans, strict=True), start)
+            for item in _chunks(one, index, own)
+        ]
+
+    def _check_size(self, num_tokens: int) -> None:
+        if num_tokens > self._max_tokens:
+            raise RequestTooLarge(
+                f"the request has over {self._max_tokens} tokens (max_request_tokens), with those around each chunk: "
+                "send fewer inputs at a time, or leave more room in a chunk",
+                param="input",
+            )
 
 
 def _single(value: Input, index: int) -> str | list[int]:
@@ -65,15 +84,29 @@ def _single(value: Input, index: int) -> str | list[int]:
     raise InvalidInput(index, " is a pair of texts; chunking is of single texts")
 
 
-def _chunks(framed: Framed, index: int, limit: int) -> list[Item]:
+def _spans(framed: Framed, index: int, limit: int) -> list[tuple[int, int]]:
+    """The places first:stop of a text's own tokens that make a chunk each."""
+    num_own, frame = len(framed.body), len(framed.head) + len(framed.tail)
+    if frame + num_own <= limit:
+        return [(0, num_own)]
+    room = limit - frame
+    if room < 1:
+        raise InvalidRequest(f"the prompt's {len(framed.head)} tokens leave no room below the limit of {limit}")
+    if num_own > room * _MOST_CHUNKS:
+        raise InputTooLarge(
+            index,
+            f" has {num_own} tokens, which are over {_MOST_CHUNKS} chunks of {room}: split it, or leave more room in a "
+            "chunk",
+        )
+    return list(pairwise([*range(0, num_own, room), num_own]))
+
+
+def _num_tokens(framed: Framed, num_chunks: int) -> int:
+    return len(framed.body) + num_chunks * (len(framed.head) + len(framed.tail))
+
+
+def _chunks(framed: Framed, index: int, spans: Sequence[tuple[int, int]]) -> list[Item]:
     head, body, tail, prompt_length = framed
-    if len(head) + len(body) + len(tail) <= limit:
-        spans = [(0, len(body))]
-    else:
-        room = limit - len(head) - len(tail)
-        if room < 1:
-            raise InvalidRequest(f"the prompt's {len(head)} tokens leave no room below the limit of {limit}")
-        spans = list(pairwise([*range(0, len(body), room), len(body)]))
     return [
         Item(
             np.concatenate([head, body[first:last], tail]),
@@ -88,6 +121,7 @@ def _chunks(framed: Framed, index: int, limit: int) -> list[Item]:
 def _together(tokenizer: Tokenizer, inputs: Sequence[str | list[int]], params: Params) -> Item:
     if len({type(value) for value in inputs}) > 1:
         raise InvalidRequest("late chunking: the chunks are texts or token ids, not some of each")
+    _check_characters(inputs, tokenizer.max_seq_len)
     first = tokenizer.framed(inputs[:1], params)[0]
     alone = replace(params, prompt="", add_special_tokens=False)
     bodies = [first.body, *(one.body for one in tokenizer.framed(inputs[1:], alone, 1))]
@@ -109,12 +143,25 @@ def _together(tokenizer: Tokenizer, inputs: Sequence[str | list[int]], params: P
     )
 
 
+def _check_characters(inputs: Sequence[str | list[int]], limit: int) -> None:
+    """RequestTooLarge for more text than is tokenised at a time: what has so much is not read at once either."""
+    total, most = sum(len(value) for value in inputs if isinstance(value, str)), most_characters(limit)
+    if total > most:
+        raise RequestTooLarge(
+            f"late chunking: the inputs have {total} characters together, the limit is {most} where {limit} tokens are "
+            "read at once; send fewer a request, overlapping where context matters, or have each averaged (chunking "
+            "mean)",
+            param="input",
+        )
+
+
 class ChunkRows:
     """The rows of one request's chunks, until all are in; then a vector for each input. Its owner holds a lock."""
 
     def __init__(self, num_inputs: int) -> None:
         self._rows: list[list[FloatArray | None]] = [[]] * num_inputs
         self._weights: list[list[int]] = [[]] * num_inputs
+        self._missing = [0] * num_inputs
 
     def add(self, item: Item, row: FloatArray) -> bool:
         """Keep a copy of an item's row -> whether its input is complete."""
@@ -122,9 +169,11 @@ class ChunkRows:
         place, num_chunks, weight = item.chunk
         if not self._rows[item.index]:
             self._rows[item.index], self._weights[item.index] = [None] * num_chunks, [0] * num_chunks
+            self._missing[item.index] = num_chunks
         self._rows[item.index][place] = row.copy()
         self._weights[item.index][place] = weight
-        return all(row is not None for row in self._rows[item.index])
+        self._missing[item.index] -= 1
+        return not self._missing[item.index]
 
     def finish(self, task: Task, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
         """-> [inputs, dimensions], each the weighted mean of its chunks' finished vectors."""

@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
 from itertools import groupby
 
 from rtp_llm.core import Output, Response, TaskType
@@ -76,7 +78,8 @@ def _settle(settled: list[tuple[Job, Response | Exception]]) -> None:
     for job, outcome in settled:
         if job.future.done():
             continue
-        if isinstance(outcome, Exception):
-            job.future.set_exception(outcome)
-        else:
-            job.future.set_result(outcome)
+        with suppress(InvalidStateError):  # of one that another thread gives up meanwhile, as the device ends
+            if isinstance(outcome, Exception):
+                job.future.set_exception(outcome)
+            else:
+                job.future.set_result(outcome)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Protocol
 
 from rtp_llm.core import Response
@@ -21,6 +22,11 @@ logger = logging.getLogger(__name__)
 # Batch threads take all cores there are; the event loop, which needs little, must not wait its turn among them: at more
 # load than can be computed, refusals would come as late as answers.
 _NICENESS = 5
+SHUTTING_DOWN = "the server is shutting down"
+_FORKED = (
+    "this process was forked from the one that loaded the model, and has none of its threads: load the model here, or "
+    'start processes by multiprocessing\'s "spawn"'
+)
 
 
 class Tenant(Protocol):
@@ -68,8 +74,10 @@ class Device:
         self.failure: str | None = None
         self.on_failure: Callable[[], None] = _nothing
         self._tenants: list[Tenant] = []
+        self._unreleased: list[Tenant] = []
         self._waking: set[asyncio.AbstractEventLoop | None] = set()
         self._drained = False
+        self._process = os.getpid()
         self._threads = [threading.Thread(target=self._work, name=f"batch-{i}", daemon=True) for i in range(num_cores)]
         for thread in self._threads:
             thread.start()
@@ -82,6 +90,7 @@ class Device:
         """
         with self.changed:
             self._tenants.append(tenant)
+            self._unreleased.append(tenant)
             return self.scheduler.add_model(batch_tokens, token_cost) if len(self._tenants) > 1 else 0
 
     @property
@@ -90,6 +99,14 @@ class Device:
         if self.failure is None and not all(thread.is_alive() for thread in self._threads):
             return "a batch thread has died"
         return self.failure
+
+    @property
+    def refusal(self) -> str | None:
+        """Why no more requests are taken; None while they are."""
+        if os.getpid() != self._process:
+            return _FORKED
+        is_over = self.closing or self.ended is not None
+        return (self.failure or SHUTTING_DOWN) if is_over else None
 
     def seconds_of_work(self, besides: Tenant) -> dict[Lane, float]:
         """What waits for the other tenants, by lane, in seconds."""
@@ -108,6 +125,14 @@ class Device:
             self._waking.discard(loop)
             self.changed.notify()
 
+    def release(self, grant: Grant) -> None:
+        """The batch is done, and whoever can go on is woken; the lock is held."""
+        self.scheduler.release(grant)
+        if self._drained:  # who waits for these cores may find that others have taken the last of the queue
+            self.changed.notify_all()
+        elif self.scheduler.queued_tokens:
+            self.changed.notify()
+
     def help_until(self, future: "Future[Response]") -> Response:
         """Compute whatever waits while `future` is open; then its result."""
         while not future.done():
@@ -116,11 +141,16 @@ class Device:
             if grant is None and not late:
                 break
             if grant is not None:
-                self._tenants[grant.model].process(grant)
+                try:
+                    self._tenants[grant.model].process(grant)
+                except DeviceLost as error:  # as in a batch thread; whoever waits has been told
+                    self.die(error)
         return future.result()
 
     def close(self, timeout: float = 30.0) -> None:
         """Take no requests, compute what is in, end the threads; what is left after `timeout` seconds fails."""
+        if os.getpid() != self._process:  # all that there is to end belongs to another process
+            return
         deadline = time.monotonic() + timeout
         self.closing = True
         for tenant in self._tenants:
@@ -129,10 +159,11 @@ class Device:
             self._drained = True
             self.changed.notify_all()
         for thread in self._threads:
-            thread.join(max(deadline - time.monotonic(), 0.0))
+            if thread is not threading.current_thread():
+                thread.join(max(deadline - time.monotonic(), 0.0))
         self._end("the server was shut down before this request was done")
-        for tenant in self._tenants:
-            tenant.release()
+        while self._unreleased:  # nothing is left to whoever closes it again
+            self._unreleased.pop().release()
 
     def _end(self, reason: str) -> None:
         """Nothing is computed from now on: whoever waits is told."""
@@ -166,8 +197,10 @@ class Device:
             self.on_failure()
 
     def _wait_for_grant(self) -> Grant | None:
-        while self.ended is None:
+        while True:
             with self.changed:
+                if self.ended is not None:
+                    return None
                 grant, late = self._take()
                 if grant is None and not late:
                     if self._drained and self.scheduler.queued_tokens == 0:
@@ -176,22 +209,14 @@ class Device:
             self._resolve(late)
             if grant is not None:
                 return grant
-        return None
 
     def _take(self) -> tuple[Grant | None, list[Job]]:
         """The next batch, if any, and jobs that came too late; another thread is woken when more waits."""
         with self.changed:
             grant = self.scheduler.next_batch(time.monotonic())
             late = [job for job in self.scheduler.take_expired() if self._tenants[job.model].expire(job)]
-            if grant is None:
-                return None, late
-            if self.scheduler.queued_tokens and self.scheduler.free_cores:
+            if grant is not None and self.scheduler.queued_tokens and self.scheduler.free_cores:
                 self.changed.notify()
-        now = time.perf_counter()
-        for group in grant.groups:
-            for item in group:
-                if not item.owner.computing_at:
-                    item.owner.computing_at, item.owner.batch_rows = now, len(grant.groups)
         return grant, late
 
     def _resolve(self, late: list[Job]) -> None:
@@ -200,10 +225,11 @@ class Device:
 
 
 def _step_back() -> None:
-    """Let this thread, where the system has priorities of threads, run after the process's others."""
+    """Let this thread, where the system has priorities of threads and changes them, run after the process's others."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
+        with suppress(OSError):  # a sandbox may forbid it (systemd's SystemCallFilter=~@resources)
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
 
 
 def _nothing() -> None:

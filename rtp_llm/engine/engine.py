@@ -14,13 +14,13 @@ from rtp_llm.config import EngineConfig
 from rtp_llm.core import Item, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.engine.chat_template import Messages
 from rtp_llm.engine.delivery import Delivery
-from rtp_llm.engine.device import Device
+from rtp_llm.engine.device import SHUTTING_DOWN, Device
 from rtp_llm.engine.entity_finder import EntityFinder
 from rtp_llm.engine.estimate import Estimate
 from rtp_llm.engine.gate import Gate
 from rtp_llm.engine.in_order import run_in_order
 from rtp_llm.engine.intake import Intake, expired
-from rtp_llm.engine.job import Job
+from rtp_llm.engine.job import Job, note_start
 from rtp_llm.engine.lane import Lane, lane_of
 from rtp_llm.engine.result_cache import ResultCache
 from rtp_llm.engine.route_encoder import LookedUp
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 _PART_INPUTS = 64
 _PART_CHARACTERS = 1 << 16
 _CANARY_TOKENS = 128
-_SHUTTING_DOWN = "the server is shutting down"
 
 
 class Engine:
@@ -144,8 +143,12 @@ class Engine:
     def run_sync(self, request: Request) -> Response:
         """Answer one request; the calling thread computes too, which saves a lone request two thread hops."""
         future: Future[Response] = Future()
-        self.submit(request, future)
-        return self.help_until(future)
+        job = self.submit(request, future)
+        try:
+            return self.help_until(future)
+        except BaseException:  # who was interrupted wants no more of it
+            self.cancel(job)
+            raise
 
     def run_many(self, requests: Iterable[Request]) -> Iterator[Response]:
         """Answer requests in order, a few of them in flight; waits where `run` would refuse: `run_in_order`."""
@@ -185,7 +188,7 @@ class Engine:
                 with self._changed:
                     self._gate.announce(job, -job.announced)
                 self._jobs[lane].discard(job)
-                raise NotReady(_SHUTTING_DOWN) from None
+                raise NotReady(SHUTTING_DOWN) from None
         return job
 
     def help_until(self, future: "Future[Response]") -> Response:
@@ -198,7 +201,7 @@ class Engine:
 
     def stop_intake(self, timeout: float) -> None:
         """Take no more requests, and wait until what came in is queued, but no longer than `timeout` seconds."""
-        self._not_ready = _SHUTTING_DOWN
+        self._not_ready = SHUTTING_DOWN
         self._tokenizer.close(timeout)
 
     def release(self) -> None:
@@ -210,8 +213,9 @@ class Engine:
         return self._gate.seconds_of_work(self._queued())
 
     def _admit(self, request: Request, estimate: Estimate, may_refuse: bool) -> Lane:
-        if self.device.closing or self.device.ended is not None:
-            raise NotReady(self.device.failure or _SHUTTING_DOWN)
+        refusal = self.device.refusal
+        if refusal is not None:
+            raise NotReady(refusal)
         self._intake.check(request)
         lane = lane_of(request, estimate, self._info.max_batch_tokens)
         if not may_refuse:
@@ -219,11 +223,15 @@ class Engine:
         try:
             # Where results are kept, the answer may be there already.
             left = math.inf if self._cache.capacity else request.deadline - time.monotonic()
-            self._gate.check(lane, self._queued(), len(self._jobs[lane]), self._work_of_others, left)
+            self._gate.check(lane, self._queued(), self._num_open(lane), self._work_of_others, left)
         except Overloaded:
             self.metrics.observe_refused(lane.value)
             raise
         return lane
+
+    def _num_open(self, lane: Lane) -> int:
+        """Requests that the gate counts; those whose answer is on its way to their client are none of them."""
+        return sum(not job.done for job in tuple(self._jobs[lane])) if lane is Lane.BULK else 0
 
     def _queued(self) -> dict[Lane, int]:
         return {lane: queue.tokens for lane, queue in self._queues.items()}
@@ -332,17 +340,20 @@ class Engine:
     def process(self, grant: Grant) -> None:
         """Compute a batch, free its cores, hand out what it finished."""
         started = time.perf_counter()
-        outcomes = [Outcome(group, {}, BrokenOff("the batch was broken off")) for group in grant.groups]
+        outcomes: list[Outcome] | None = None
         try:
+            note_start(grant.groups, started)
             outcomes = compute(self.runtime, grant.groups, grant.num_cores, self.metrics)
         finally:  # an interrupt, too, frees the cores and tells those who wait
             seconds = time.perf_counter() - started
+            if outcomes is None:
+                outcomes = [Outcome(group, {}, BrokenOff("the batch was broken off")) for group in grant.groups]
             with self._changed:
-                finished = [job for outcome in outcomes for job in self._store(outcome)]
-                self.device.scheduler.release(grant)
-                self._gate.observe(grant.num_tokens, seconds, grant.num_cores)
-                if self.device.scheduler.queued_tokens:
-                    self._changed.notify()
+                try:
+                    finished = [job for outcome in outcomes for job in self._store(outcome)]
+                    self._gate.observe(grant.num_tokens, seconds, grant.num_cores)
+                finally:
+                    self.device.release(grant)
             self.resolve(finished)
         self.metrics.observe_batch(
             lane=grant.lane.value,

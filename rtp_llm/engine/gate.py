@@ -52,8 +52,9 @@ class Gate:
         others: Callable[[], Mapping[Lane, float]] = dict,
         seconds_left: float = math.inf,
     ) -> None:
-        """Overloaded where a lane that has `num_requests` in it may take no more; `queued`: tokens by lane.
+        """Overloaded where a lane may take no more; `queued`: tokens by lane.
 
+        num_requests  in flight in this lane, which the bulk lane limits
         others        seconds of work, by lane, of the other models on the device
         seconds_left  until the request's deadline: what would only wait for it leaves its place to others
         """

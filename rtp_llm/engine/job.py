@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -22,14 +22,15 @@ class Job:
     """Collects a request's rows as its items are computed, in whatever batches.
 
     `future` is resolved by the engine when the last row is in, or with the first error. `loop` is set when the future
-    belongs to an event loop and must be resolved on it. After `queued` starts counting, the object belongs to the
-    engine's lock.
+    belongs to an event loop and must be resolved on it. Once some of it is queued, the object belongs to the engine's
+    lock.
 
     announced   tokens that are expected of inputs which have not been tokenised yet
     batch_rows  sequences of the step that computes the first of its items
     chunks      instead of `outputs`, where inputs are computed in chunks
     model       the number of its model among those of the device
     next_input  the first of its inputs that a tokeniser thread has not seen to yet
+    places      where its items wait, as the queue has it
     spans       of its inputs' tokens, where entities are wanted
     """
 
@@ -48,6 +49,7 @@ class Job:
         "next_input",
         "num_tokens",
         "outputs",
+        "places",
         "queued_items",
         "queued_tokens",
         "remaining",
@@ -80,6 +82,7 @@ class Job:
         self.cancelled = False
         self.error: Exception | None = None
         self.outputs: dict[TaskType, Rows] = {}
+        self.places: list[Any] = []
         self.chunks = ChunkRows(count) if request.params.chunking == "mean" else None
         self.input_ids = [_NO_IDS] * count
         self.spans: list[Int32Array] = [_NO_SPANS] * count if request.params.aggregation_strategy is not None else []
@@ -96,25 +99,31 @@ class Job:
     def accept(self, items: list[Item]) -> None:
         """The tokeniser's word on some of the inputs."""
         self.tokenized_at = time.perf_counter()
+        in_chunks = self.request.params.chunking is not None
         for item in items:
             item.owner = self
             item.tasks = self.request.tasks
             self.total_tokens += len(item.input_ids)
-            if item.parts or item.chunk is not None:
-                self._accept_chunks(item)
+            if in_chunks:
                 continue
             self.input_ids[item.index] = item.input_ids
             self.num_tokens[item.index] = len(item.input_ids)
             self.truncated[item.index] = item.truncated
             if item.spans is not None:
                 self.spans[item.index] = item.spans
+        if in_chunks:
+            self._accept_chunks(items)
 
-    def _accept_chunks(self, item: Item) -> None:
-        """Tokens of several inputs in one item, or of one input in several."""
-        parts = np.split(item.input_ids, np.cumsum(item.parts)[:-1]) if item.parts else [item.input_ids]
-        for index, ids in enumerate(parts, item.index):
-            self.input_ids[index] = np.concatenate([self.input_ids[index], ids])
-            self.num_tokens[index] += len(ids)
+    def _accept_chunks(self, items: list[Item]) -> None:
+        """Tokens of several inputs in one item, or of one input in several; all of an input's come together."""
+        pieces: dict[int, list[Int32Array]] = {}
+        for item in items:
+            parts = np.split(item.input_ids, np.cumsum(item.parts)[:-1]) if item.parts else [item.input_ids]
+            for index, ids in enumerate(parts, item.index):
+                pieces.setdefault(index, []).append(ids)
+        for index, own in pieces.items():
+            self.input_ids[index] = np.concatenate(own)
+            self.num_tokens[index] = len(self.input_ids[index])
 
     def store(self, item: Item, rows: Mapping[TaskType, FloatArray]) -> None:
         """One item's own rows: [·], or [tokens, ·] where a task has a row for each token. They are copied."""
@@ -161,3 +170,12 @@ class Job:
             compute=now - self.computing_at,
             total=now - self.started_at,
         )
+
+
+def note_start(groups: Sequence[Sequence[Item]], now: float) -> None:
+    """A step begins, of identical items together; for some of their jobs it is the first."""
+    for group in groups:
+        for item in group:
+            job: Job = item.owner
+            if not job.computing_at:
+                job.computing_at, job.batch_rows = now, len(groups)

@@ -75,7 +75,7 @@ def load_engine(
     try:
         engine = _load(config, name, aliases, beside)
         if config.warm_up:
-            engine.warm_up()
+            _warm_up(engine, is_alone=beside is None)
     except RtpError:
         raise
     except Exception as error:  # the border: what no reader foresaw is still one line
@@ -91,11 +91,36 @@ def load_engine(
     return engine
 
 
+def _warm_up(engine: Engine, *, is_alone: bool) -> None:
+    """A model alone that fails is let go: its threads would keep it in memory."""
+    try:
+        engine.warm_up()
+    except BaseException:
+        if is_alone:
+            engine.close(0)
+        raise
+
+
 def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Engine | None) -> Engine:
     memory = _resident_bytes()
     folder = resolve(config)
     model_config = with_default_prompt(read_model_config(folder, config), config)
     runtime = load_runtime(config, model_config, beside.runtime if beside else None)
+    try:
+        info, pool = _prepare(config, model_config, runtime)
+    except BaseException:
+        runtime.close()  # else the other processes of a model in parts would live on
+        raise
+    memory_bytes = max(_resident_bytes() - memory, 0)
+    info = replace(info, name=name, aliases=aliases, memory_bytes=memory_bytes)
+    release_free_memory()
+    device = beside.device if beside else None
+    cost = _matrix_size(runtime.model) / _matrix_size(beside.runtime.model) if beside else 1.0
+    return Engine(config, runtime, pool, info, Metrics(), device, cost)
+
+
+def _prepare(config: EngineConfig, model_config: ModelConfig, runtime: Runtime) -> tuple[ModelInfo, TokenizerPool]:
+    """All that stands around a runtime, which gets its tasks; of the model's info, what is not the caller's to say."""
     model = runtime.model
     tokenizer = load_tokenizer(config, model_config, model)
     looked_up = lookup_tokenizers(config, model_config)
@@ -107,20 +132,12 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
     if quantization == "none" and config.quantization in WAYS_OUT and config.quantization_check:
         report_likeness(config, model_config, runtime, tokenizer)
     quantized = quantization if config.quantization == "none" else config.quantization
-    info = replace(
-        _describe(config, model_config, runtime, tokenizer),
-        name=name,
-        aliases=aliases,
-        dtype=runtime.dtype if quantized == "none" else quantized,
-        memory_bytes=max(_resident_bytes() - memory, 0),
-    )
+    info = _describe(config, model_config, runtime, tokenizer)
+    info = info if quantized == "none" else replace(info, dtype=quantized)
     reranking = _pair_encoder(tokenizer, model_config)
     embedding = _embedding_encoder(config, model_config, tokenizer, looked_up)
-    pool = TokenizerPool(tokenizer, config.tokenizer_threads, embedding, reranking, Chunker(tokenizer))
-    release_free_memory()
-    device = beside.device if beside else None
-    cost = _matrix_size(model) / _matrix_size(beside.runtime.model) if beside else 1.0
-    return Engine(config, runtime, pool, info, Metrics(), device, cost)
+    chunking = Chunker(tokenizer, config.max_request_tokens)
+    return info, TokenizerPool(tokenizer, config.tokenizer_threads, embedding, reranking, chunking)
 
 
 def _describe(config: EngineConfig, model_config: ModelConfig, runtime: Runtime, tokenizer: Tokenizer) -> ModelInfo:

@@ -16,6 +16,7 @@ from rtp_llm.config import EngineConfig
 from rtp_llm.core import Input, Item, Params
 from rtp_llm.engine import tokenizer_files as files
 from rtp_llm.engine.chat_template import ChatTemplate
+from rtp_llm.engine.prompt_cache import PromptCache
 from rtp_llm.engine.shortening import CHARACTERS_PER_TOKEN, Shortening, Side, Text, most_characters, parts_of
 from rtp_llm.engine.tokenizer_cuts import find_cuts
 from rtp_llm.engine.tokenizer_words import TokenWords, spans_of
@@ -27,8 +28,6 @@ from rtp_llm.model_config import ModelConfig, sequence_limit
 logger = logging.getLogger(__name__)
 
 Encoding: TypeAlias = Any
-
-_MAX_CACHED_PROMPTS = 1024
 
 
 class Tokenizer:
@@ -90,7 +89,7 @@ class Tokenizer:
         self._has_types = files.has_token_types(config)
         self.words = TokenWords(self._tokenizer, self.special_ids)
         self.cuts = find_cuts(self._tokenizer)
-        self._prompt_lengths: dict[tuple[str, bool], int] = {}
+        self._prompt_lengths = PromptCache[int]()
 
     @classmethod
     def load(
@@ -204,7 +203,7 @@ class Tokenizer:
         """The same tokenizer, for inputs to which `num_tokens` tokens will be added."""
         narrowed = copy.copy(self)
         narrowed.max_seq_len -= num_tokens
-        narrowed._prompt_lengths = {}
+        narrowed._prompt_lengths = PromptCache()
         if narrowed.max_seq_len < 1:
             raise ConfigError(
                 f"max_seq_len: {self.max_seq_len} leaves no room beside a template of {num_tokens} tokens"
@@ -256,16 +255,13 @@ class Tokenizer:
 
     def _prompt_length(self, prompt: str, add_special_tokens: bool) -> int:
         """Tokens of the prompt alone, less a last one that is special: sentence-transformers' measure."""
-        key = (prompt, add_special_tokens)
-        length = self._prompt_lengths.get(key)
+        length = self._prompt_lengths.get(prompt, special=add_special_tokens)
         if length is None:
             (encoding,) = self._run({0: prompt}, add_special_tokens)
             ids = encoding.ids
             self._cut(encoding, Params(), [ids])
             length = len(ids) - int(bool(ids) and ids[-1] in self._never_text)
-            if len(self._prompt_lengths) >= _MAX_CACHED_PROMPTS:
-                self._prompt_lengths.clear()
-            self._prompt_lengths[key] = length
+            self._prompt_lengths.put(prompt, length, special=add_special_tokens)
         return length
 
     def _from_ids(self, ids: list[int], index: int, params: Params) -> Item:

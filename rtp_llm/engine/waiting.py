@@ -1,7 +1,7 @@
 """What waits in one lane, found by age and by length; identical inputs wait, and are computed, as one."""
 
 from bisect import bisect_left, insort
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import TypeAlias
@@ -28,19 +28,18 @@ def key_of(item: Item) -> Key:
 
 
 class Place:
-    """A place in the queue, of one item or of several that are identical; `open` until it is taken or given up.
+    """A place in the queue, of one item or of several that are identical; of none once it is taken or given up.
 
     arrival  its number among the places of all queues of a device
     """
 
-    __slots__ = ("arrival", "items", "key", "num_own_tokens", "open")
+    __slots__ = ("arrival", "items", "key", "num_own_tokens")
 
     def __init__(self, item: Item, key: Key, arrival: int) -> None:
         self.arrival = arrival
         self.items = [item]
         self.key = key
         self.num_own_tokens = item.num_own_tokens
-        self.open = True
 
 
 class LaneQueue:
@@ -55,8 +54,8 @@ class LaneQueue:
         self.items = 0
         self.expired: list[Job] = []
         self._numbers = arrivals or count()
-        self._arrivals: deque[Place] = deque()
-        # By age. A place leaves when it is closed, wherever it stands: what is kept of it holds a whole request.
+        # By age. A place leaves when it is taken or given up, wherever it stands: it holds what may be a whole request.
+        self._arrivals: OrderedDict[Place, None] = OrderedDict()
         self._by_length: dict[int, OrderedDict[Place, None]] = {}
         self._lengths: list[int] = []
         self._by_key: dict[Key, Place] = {}
@@ -68,40 +67,43 @@ class LaneQueue:
             self._count(item, 1)
             key = key_of(item)
             place = self._by_key.get(key)
-            if place is not None:
+            if place is None:
+                place = self._open(item, key)
+            else:
                 place.items.append(item)
-                continue
-            place = self._by_key[key] = Place(item, key, next(self._numbers))
-            self._arrivals.append(place)
-            length = place.num_own_tokens
-            bucket = self._by_length.get(length)
-            if bucket is None:
-                bucket = self._by_length[length] = OrderedDict()
-                insort(self._lengths, length)
-            bucket[place] = None
+            item.owner.places.append(place)
 
     def drop(self, job: Job) -> None:
-        """Forget the waiting items of a job that is `done`; they are skipped when their turn comes."""
+        """Forget the waiting items of a job that is `done`, now: it may be long until their turn comes."""
         self.tokens -= job.queued_tokens
         self.items -= job.queued_items
         job.queued_tokens = job.queued_items = 0
+        places, job.places = job.places, []
+        for place in places:
+            others = [item for item in place.items if item.owner is not job]
+            if len(others) < len(place.items):
+                place.items = others
+                if not others:
+                    self._close(place)
 
     def oldest(self, now: float) -> Place | None:
         """The place that has waited longest; None when nothing waits."""
         while self._arrivals:
-            place = self._arrivals[0]
-            if place.open and self._is_wanted(place, now):
+            place = next(iter(self._arrivals))
+            if self._is_wanted(place, now):
                 return place
-            self._arrivals.popleft()
         return None
 
     def take(self, place: Place) -> list[Item]:
         """The items of a place, which wait no longer."""
         self._close(place)
-        for item in place.items:
+        items, place.items = place.items, []
+        for item in items:
             item.queued = False
             self._count(item, -1)
-        return place.items
+            if not item.owner.queued_items:
+                item.owner.places.clear()
+        return items
 
     def nearest(self, length: int, room: int, now: float) -> Place | None:
         """A place of at most `room` own tokens, as near as can be to `length`; the caller takes it."""
@@ -122,26 +124,30 @@ class LaneQueue:
             if self._is_wanted(place, now):
                 return place
 
+    def _open(self, item: Item, key: Key) -> Place:
+        place = self._by_key[key] = Place(item, key, next(self._numbers))
+        self._arrivals[place] = None
+        length = place.num_own_tokens
+        bucket = self._by_length.get(length)
+        if bucket is None:
+            bucket = self._by_length[length] = OrderedDict()
+            insort(self._lengths, length)
+        bucket[place] = None
+        return place
+
     def _is_wanted(self, place: Place, now: float) -> bool:
-        """Whether anybody still waits for it; those who do not are taken off, and a deserted place is closed."""
-        kept = []
-        for item in place.items:
-            job: Job = item.owner
-            if job.done:
-                continue
-            if job.request.deadline <= now:
-                if job not in self.expired:
-                    self.expired.append(job)
-                    self.drop(job)
-                continue
-            kept.append(item)
-        place.items = kept
-        if not kept:
-            self._close(place)
-        return bool(kept)
+        """Whether anybody still waits for it; jobs that do not are dropped, and with the last its place."""
+        leaving = [item.owner for item in place.items if item.owner.done or item.owner.request.deadline <= now]
+        if not leaving:
+            return True
+        for job in dict.fromkeys(leaving):
+            if not job.done:
+                self.expired.append(job)
+            self.drop(job)
+        return bool(place.items)
 
     def _close(self, place: Place) -> None:
-        place.open = False
+        del self._arrivals[place]
         del self._by_key[place.key]
         bucket = self._by_length[place.num_own_tokens]
         del bucket[place]

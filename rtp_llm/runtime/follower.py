@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ def main() -> None:
     name = f"rank {order['rank']}"
     logging.basicConfig(level=logging.INFO, format=f"%(levelname)s {name}: %(message)s", stream=sys.stderr)
     threading.Thread(target=_end_with_leader, daemon=True).start()
+    say = _words_for_leader()
     try:
-        _follow(order)
+        _follow(order, say)
     except Exception as error:  # the border: whatever ends a rank is one line
         message = error.message if isinstance(error, RtpError) else f"{type(error).__name__}: {error}"
         logging.error("%s", one_line(message)[:300])
@@ -32,13 +34,13 @@ def main() -> None:
     os._exit(0)
 
 
-def _follow(order: dict[str, Any]) -> None:
+def _follow(order: dict[str, Any], say: Callable[[str], None]) -> None:
     from rtp_llm.ops.device_ops import make_ops
     from rtp_llm.runtime import torch_parallel
     from rtp_llm.runtime.torch_device import open_device
 
     device = open_device(order["device"])
-    _say("imported")
+    say("imported")
     rank, size = order["rank"], order["size"]
     group = torch_parallel.Group(rank, size, order["rendezvous"], device.torch_device)
     ops = make_ops(order["backend"], order["device"], order["dtype"], gelu=order["gelu"])
@@ -46,14 +48,24 @@ def _follow(order: dict[str, Any]) -> None:
     model, ops = torch_parallel.load_rank(order["model_type"], order["hf"], source, ops, group, rank, size)
     source.close()
     device.synchronize()
-    _say("loaded")
+    say("loaded")
     torch_parallel.follow(model, ops, device, group)
     group.close()
 
 
-def _say(word: str) -> None:
-    sys.stdout.write(f"{word}\n")
-    sys.stdout.flush()
+def _words_for_leader() -> Callable[[str], None]:
+    """Says a word on standard output, which is no one else's from now on: what libraries print there goes to the log.
+
+    NCCL_DEBUG=INFO makes NCCL do so: rank 0 would take it for a word, and a pipe that nobody reads would fill up.
+    """
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(word: str) -> None:
+        output.write(f"{word}\n")
+        output.flush()
+
+    return say
 
 
 def _end_with_leader() -> None:

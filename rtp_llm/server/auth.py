@@ -90,8 +90,11 @@ class KeyRing:
 
     def _read(self, path: Path) -> list[bytes]:
         try:
-            self._stamp = _stamp(path)
-            lines = path.read_text(encoding="utf-8").splitlines()
+            stamp = _stamp(path)
+            content = path.read_bytes()
+            # What could not be read is read again at the next look: who may read it can change, and not the date.
+            self._stamp = stamp
+            lines = content.decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"api_key_file: {path} cannot be read: {error}", param="api_key_file") from None
         found = _keys(lines)

@@ -1,6 +1,8 @@
 """Long texts against transformers and sentence-transformers on the same tiny checkpoint: averaged, and chunked late."""
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,11 @@ import numpy as np
 import pytest
 
 from rtp_llm import Model
-from rtp_llm.core import FloatArray, Params, Request
+from rtp_llm.core import Chunk, FloatArray, Item, Params, Request, TaskType
+from rtp_llm.engine.chunker import ChunkRows
+from rtp_llm.engine.job import Job
 from rtp_llm.engine.loading import load_engine
-from rtp_llm.errors import InvalidRequest
+from rtp_llm.errors import InputTooLarge, InvalidRequest, RequestTooLarge
 from tests.backends import BACKENDS
 from tests.tasks.test_dense import pooling, save
 from tests.token_ids import token_ids
@@ -182,3 +186,35 @@ def test_many_chunks_in_one_request(theirs: Any) -> None:
         assert len({row.tobytes() for row in next(iter(rows.values()))}) == 1
     finally:
         engine.close()
+
+
+def test_many_chunks_of_one_input_take_a_time_by_their_number_and_not_its_square() -> None:
+    count = 16_384
+    chunks = [Item(np.zeros(64, np.int32), 0, chunk=Chunk(place, count, 64)) for place in range(count)]
+    job = Job(Request(inputs=["x"], params=Params(chunking="mean")), Future())
+    rows, row = ChunkRows(1), np.zeros(4, np.float32)
+    started = time.monotonic()
+    job.accept(chunks)
+    complete = [rows.add(item, row) for item in chunks]
+    assert time.monotonic() - started < 0.5
+    assert job.num_tokens == [64 * count] == [len(job.input_ids[0])] and complete.index(True) == count - 1
+
+
+def test_an_input_has_a_bounded_number_of_chunks(theirs: Any) -> None:
+    message = "input 1 has 40000 tokens, which are over 16384 chunks of 1: split it"
+    with Model(theirs.folder, backend="numpy") as model, pytest.raises(InputTooLarge, match=message):
+        model._run(["a", "a " * 40_000], (TaskType.DENSE,), Params(chunking="mean", max_tokens=3), False)
+
+
+def test_a_prompt_around_each_chunk_counts_before_any_is_made(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Model(theirs.folder, backend="numpy", max_request_tokens=10_000) as model:
+        prompt = "the " * (LIMIT - 3)  # a chunk has one token of the text
+        assert model.embed("a " * 200, chunking="mean", prompt=prompt).shape == (32,)
+        monkeypatch.setattr("rtp_llm.engine.chunker.Item", None)
+        with pytest.raises(RequestTooLarge, match="over 10000 tokens"):
+            model.embed("a " * 220, chunking="mean", prompt=prompt)
+
+
+def test_what_is_far_too_long_to_be_read_at_once_is_not_tokenised(model: Model) -> None:
+    with pytest.raises(RequestTooLarge, match=r"the inputs have 240000 characters together, the limit is 200000"):
+        model.embed(["a b " * 20_000] * 3, chunking="late")

@@ -2,18 +2,21 @@
 
 import asyncio
 import os
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
 from rtp_llm.core import Request, Response
 from rtp_llm.engine.engine import Engine
-from rtp_llm.errors import DeadlineExceeded, EngineFailure, NotReady, Overloaded
+from rtp_llm.errors import DeadlineExceeded, DeviceLost, EngineFailure, NotReady, Overloaded
 from tests.engine.fakes import FakeRuntime, make_engine
+from tests.real_server import ROOT
 
 
 class Pair:
@@ -141,3 +144,101 @@ def test_batch_threads_let_the_event_loop_go_first(pair: Pair) -> None:
     ids = [thread.native_id or 0 for thread in pair.engines[0].device._threads]
     asyncio.run(together(pair, [(0, ask("a")), (1, ask("b"))]))  # each has run by then
     assert {os.getpriority(os.PRIO_PROCESS, number) for number in ids} == {min(own + 5, 19)}
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_close_does_not_wait_for_threads_that_wait_for_work(leaves: bool) -> None:
+    """A batch on all cores, something behind it, and then nothing more: who takes it, or its client, is the last."""
+    runtime = FakeRuntime(num_cores=3)
+    engine = make_engine(runtime)
+    runtime.gate.clear()
+    jobs = []
+    for text in ("a", "b"):
+        jobs.append(engine.submit(ask(text), Future()))
+        engine.device.wake()
+        wait_until(lambda: engine.device.scheduler.free_cores == 0)
+    closing = threading.Thread(target=engine.close, args=(8,))
+    closing.start()
+    wait_until(lambda: engine.device._drained)
+    time.sleep(0.05)  # in which the idle threads see that there is no core for them
+    if leaves:
+        engine.cancel(jobs[1])
+    started = time.monotonic()
+    runtime.gate.set()
+    closing.join()
+    assert time.monotonic() - started < 4
+
+
+def wait_until(is_so: Any) -> None:
+    end = time.monotonic() + 5
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_a_device_that_is_lost_to_a_caller_is_lost_to_all(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: Any) -> None:
+        raise DeviceLost("the device has failed: gone")
+
+    told = threading.Event()
+    pair.engines[0].device.on_failure = told.set
+    monkeypatch.setattr(pair.runtimes[0], "run", lost)
+    with pytest.raises((EngineFailure, NotReady)):
+        pair.engines[0].run_sync(ask("abc"))
+    assert told.is_set()
+    with pytest.raises(NotReady, match="the device has failed: gone"):
+        pair.engines[1].run_sync(ask("abc"))
+
+
+_FORKS = """
+import os, signal
+from rtp_llm.core import Request
+from rtp_llm.errors import NotReady
+from tests.engine.fakes import FakeRuntime, make_engine
+
+engine, large = make_engine(FakeRuntime()), Request(inputs=["x" * 30] * 200)
+engine.run_sync(large)
+if os.fork() == 0:
+    signal.alarm(5)
+    try:
+        engine.run_sync(large)
+    except NotReady as error:
+        print(error.message, flush=True)
+    engine.close()
+    os._exit(0)
+_, status = os.wait()
+assert status == 0, status
+engine.run_sync(large)
+engine.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_is_told_that_it_has_no_threads() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", _FORKS]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "forked" in ended.stdout and "spawn" in ended.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
+def test_a_system_that_changes_no_priorities_is_computed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: int) -> None:
+        raise PermissionError("not here")
+
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    engine = make_engine(FakeRuntime())
+    engine.warm_up()
+    asyncio.run(engine.run(ask("abc")))
+    engine.check_health()
+    engine.close()
+
+
+def test_what_is_closed_twice_is_released_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by `model.close()` within `with Model(...) as model`: the processes of a model in parts end once."""
+    released = list[FakeRuntime]()
+    monkeypatch.setattr(FakeRuntime, "close", lambda self: released.append(self))
+    pair = Pair()
+    for _ in range(2):
+        pair.engines[0].close()
+    assert len(released) == 2

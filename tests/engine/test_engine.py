@@ -483,3 +483,43 @@ def test_no_request_is_counted_when_all_is_answered(engine: Engine) -> None:
     text = engine.metrics.render().decode()
     for name in ("requests_in_flight", "queued_tokens", "queued_inputs"):
         assert f'rtp_llm_{name}{{lane="bulk"}} 0.0' in text and f'rtp_llm_{name}{{lane="interactive"}} 0.0' in text
+
+
+def test_a_caller_that_asks_again_at_once_is_not_one_too_many(runtime: FakeRuntime) -> None:
+    """Whoever has an answer may ask the next: the request that is answered is in flight no more."""
+    engine = make_engine(runtime, max_bulk_requests=1)
+
+    async def one_after_another() -> None:
+        for number in range(500):
+            await engine.run(Request(inputs=[[number + 20]], priority="bulk"))
+
+    try:
+        asyncio.run(one_after_another())
+    finally:
+        engine.close()
+
+
+def test_an_interrupted_caller_leaves_no_work(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(engine.device, "help_until", interrupted)
+        engine.run_sync(ask("abc"))
+    assert engine.device.scheduler.queued_items == 0 and not any(engine._jobs.values())
+
+
+def test_two_threads_may_give_a_job_its_outcome(engine: Engine) -> None:
+    """A batch thread that delivers, and one that ends the device."""
+
+    class Raced(Future[Response]):
+        def done(self) -> bool:
+            is_done = super().done()
+            if not is_done:
+                self.set_exception(NotReady("the other thread"))
+            return is_done
+
+    future = Raced()
+    engine._delivery.give_up(Job(ask("a"), future), NotReady("this thread"))
+    with pytest.raises(NotReady, match="the other thread"):
+        future.result()

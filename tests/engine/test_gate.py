@@ -1,6 +1,9 @@
 """Admission by lane, and how honest its Retry-After is: pure logic, no clock."""
 
 import math
+import sys
+import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -137,3 +140,24 @@ def test_the_message_and_the_header_say_the_same() -> None:
         gate.check(Lane.BULK, queued(bulk=126), 4)
     ((_, seconds),) = error_headers(refused.value)
     assert seconds == b"4" and "try again in 4 s" in str(refused.value)
+
+
+@pytest.fixture
+def busy() -> Iterator[None]:
+    """Threads interrupt each other as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_rate_may_be_asked_for_while_another_thread_observes() -> None:
+    """As the event loop does, and whoever reads the metrics, when a batch has a size that none had before."""
+    for _ in range(20):
+        rate = DrainRate()
+        observing = threading.Thread(target=lambda rate=rate: [rate.observe(1 << size, 1.0) for size in range(500)])
+        observing.start()
+        while observing.is_alive():
+            assert rate.of(100) >= 0
+        observing.join()

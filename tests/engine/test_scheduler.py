@@ -252,3 +252,24 @@ def test_a_queue_that_never_runs_dry_keeps_nothing_of_what_it_gave_out(given_up:
             scheduler.release(grant)
     del job, items, grant
     assert 0 < sum(ids() is not None for ids in kept) <= 8
+
+
+@pytest.mark.parametrize("twins", [False, True])
+def test_what_is_given_up_is_let_go_at_once_however_long_its_turn_would_take_to_come(twins: bool) -> None:
+    scheduler = Scheduler(64, 1)
+    (first, items), kept = make_job(40, 30, 30), list[ReferenceType[Int32Array]]()
+    scheduler.add(Lane.INTERACTIVE, items)
+    for _ in range(10):
+        job, others = make_job(*[7] * 20)
+        if twins:  # of an input that waits, which stays
+            others[0].input_ids = items[0].input_ids
+        kept += [ref(item.input_ids) for item in others[1:]]
+        scheduler.add(Lane.INTERACTIVE, others)
+        job.cancelled = True
+        scheduler.drop(job)
+    del job, others
+    assert not any(ids() is not None for ids in kept)
+    assert (scheduler.queued_items, scheduler.queued_tokens) == (3, 100) == (first.queued_items, first.queued_tokens)
+    assert lengths(scheduler.next_batch()) == [40]
+    scheduler.free_cores = 1
+    assert lengths(scheduler.next_batch()) == [30, 30] and scheduler.queued_items == 0

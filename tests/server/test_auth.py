@@ -138,6 +138,23 @@ def test_a_file_that_breaks_later_changes_nothing(
     assert "ключ" not in caplog.text
 
 
+def test_a_file_that_could_not_be_read_is_read_when_it_can_be(
+    ring_of: Callable[[str], tuple[KeyRing, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is written first and given to the server's user then, by which its date does not change."""
+
+    def denied(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    ring, path = ring_of("k1\n")
+    path.write_text("k2-new\n")
+    with monkeypatch.context() as patched:
+        for reading in ("read_text", "read_bytes"):
+            patched.setattr(Path, reading, denied)
+        assert check(ring, "k1") and not check(ring, "k2-new")
+    assert check(ring, "k2-new") and not check(ring, "k1")
+
+
 def test_sighup_reads_at_once(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("k1\n")
