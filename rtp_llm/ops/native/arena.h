@@ -8,6 +8,8 @@
 #include <map>
 #include <utility>
 
+#include "sanitizer.h"
+
 namespace {
 
 class Arena {
@@ -19,7 +21,7 @@ class Arena {
 
   // The smallest free block that holds `bytes`; null when memory is exhausted.
   void* allocate(int64_t bytes) {
-    const int64_t size = std::max<int64_t>(kAlign, (bytes + kAlign - 1) / kAlign * kAlign);
+    const int64_t size = std::max<int64_t>(kAlign, (bytes + kRedZone + kAlign - 1) / kAlign * kAlign);
     auto best = free_.end();
     for (auto it = free_.begin(); it != free_.end(); ++it)
       if (it->second >= size && (best == free_.end() || it->second < best->second)) best = it;
@@ -31,12 +33,16 @@ class Arena {
     char* const block = taken.key();
     live_.insert(std::move(taken));
     peak_ = std::max(peak_, used_ += size);
+    allow(block, bytes);
+    spoil(block, bytes);
     return block;
   }
 
   // Whoever records later may have the block: commands run in the order in which they are recorded. It needs no memory,
   // and so cannot fail: a run that found none gives up what it holds.
   void free(void* address) {
+    // NOTE: memory is handed out before any command runs: what stands between tensors must stand until all have run.
+    if (kIsSanitized) return;
     auto block = live_.extract(static_cast<char*>(address));
     if (block.empty()) return;
     used_ -= block.mapped();
@@ -50,7 +56,7 @@ class Arena {
   void settle() {
     recent_ = std::max(peak_, recent_ - recent_ / 20);
     peak_ = 0;
-    if (chunks_.size() > 1 || capacity_ > 2 * recent_ + 2 * kChunk) release();
+    if (kIsSanitized || chunks_.size() > 1 || capacity_ > 2 * recent_ + 2 * kChunk) release();
   }
 
  private:
@@ -67,6 +73,7 @@ class Arena {
     Blocks whole{{nullptr, size}}, unused = whole;  // made first: once there is a chunk, nothing may fail
     char* const chunk = map(size);
     if (chunk == nullptr) return free_.end();
+    forbid(chunk, size);
     capacity_ += size;
     const auto place = [&](Blocks& from, Blocks& to) {
       auto block = from.extract(from.begin());
@@ -111,7 +118,10 @@ class Arena {
   }
 
   void release() {
-    for (const auto& [chunk, size] : chunks_) munmap(chunk, size_t(size));
+    for (const auto& [chunk, size] : chunks_) {
+      allow(chunk, size);
+      munmap(chunk, size_t(size));
+    }
     for (Blocks* blocks : {&chunks_, &free_, &live_}) blocks->clear();
     capacity_ = used_ = 0;
   }
