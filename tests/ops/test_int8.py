@@ -115,13 +115,23 @@ def test_bias_activation_and_residual(ops: NativeOps, activation: str | None) ->
     np.testing.assert_allclose(linear(ops, x, weight, bias, activation, residual), expected, rtol=1e-6, atol=3e-6)
 
 
+@pytest.mark.parametrize("count", [1, 2, 70])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_stays_in_its_row(ops: NativeOps, bad: float) -> None:
+def test_what_is_not_finite_stays_in_its_row(ops: NativeOps, bad: float, count: int) -> None:
     x, weight = normal(14, 70), normal(17, 70)
-    x[4, 3] = weight[2, 69] = bad
+    x[4, -count:] = weight[2, 69] = bad
     y = linear(ops, x, weight)
     np.testing.assert_array_equal(y, linear(numpy_ops, x, weight))
     assert np.isnan(y[4]).all() and np.isnan(y[:, 2]).all() and np.isnan(y).sum() == 17 + 13
+
+
+def test_a_row_wider_than_fp32_is_no_number(ops: NativeOps) -> None:
+    x, weight = normal(14, 70), normal(17, 70)
+    x[4, [3, 60]] = -3e38, 3e38
+    y = linear(ops, x, weight)
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.testing.assert_array_equal(y, linear(numpy_ops, x, weight))
+    assert np.isnan(y[4]).all() and np.isnan(y).sum() == 17
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])

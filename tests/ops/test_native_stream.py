@@ -91,13 +91,22 @@ def test_no_memory_is_an_error_of_that_batch_only(ops: NativeOps) -> None:
     np.testing.assert_array_equal(ops.to_numpy(ops.concat([ops.vector(x)])), x)
 
 
-def test_a_command_of_other_operands_ends_the_process(instruction_set: str) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        '_command(10, "4q")(0, 0, 0, 0, 0, 0)',
+        '_command(10, "2q")(0, 0, 0, 0)',
+        "NORMALIZE(0, 0, 0, 0, 0)[:-8]",
+        "NORMALIZE(0, 0, 0, 0, 0)[:16]",
+    ],
+)
+def test_a_command_of_other_operands_ends_the_process(instruction_set: str, command: str) -> None:
     """A slip between the two sides would have kernels write anywhere."""
     code = f"""
 from rtp_llm.ops.native_ops import NativeOps
-from rtp_llm.ops.native_stream import _command
+from rtp_llm.ops.native_stream import NORMALIZE, _command
 stream = NativeOps(instruction_set={instruction_set!r}).stream
-stream.program.append(_command(10, "4q")(0, 0, 0, 0, 0, 0))
+stream.program.append({command})
 stream.run(1)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <iterator>
 #include <map>
+#include <utility>
+
+#include "sanitizer.h"
 
 namespace {
 
@@ -18,27 +21,32 @@ class Arena {
 
   // The smallest free block that holds `bytes`; null when memory is exhausted.
   void* allocate(int64_t bytes) {
-    bytes = std::max<int64_t>(kAlign, (bytes + kAlign - 1) / kAlign * kAlign);
+    const int64_t size = std::max<int64_t>(kAlign, (bytes + kRedZone + kAlign - 1) / kAlign * kAlign);
     auto best = free_.end();
     for (auto it = free_.begin(); it != free_.end(); ++it)
-      if (it->second >= bytes && (best == free_.end() || it->second < best->second)) best = it;
-    if (best == free_.end() && (best = grow(bytes)) == free_.end()) return nullptr;
-    char* block = best->first;
-    const int64_t rest = best->second - bytes;
-    free_.erase(best);
-    if (rest > 0) free_[block + bytes] = rest;
-    live_[block] = bytes;
-    peak_ = std::max(peak_, used_ += bytes);
+      if (it->second >= size && (best == free_.end() || it->second < best->second)) best = it;
+    if (best == free_.end() && (best = grow(size)) == free_.end()) return nullptr;
+    const int64_t rest = best->second - size;
+    if (rest > 0) free_.emplace_hint(std::next(best), best->first + size, rest);
+    auto taken = free_.extract(best);
+    taken.mapped() = size;
+    char* const block = taken.key();
+    live_.insert(std::move(taken));
+    peak_ = std::max(peak_, used_ += size);
+    allow(block, bytes);
+    spoil(block, bytes);
     return block;
   }
 
-  // Whoever records later may have the block: commands run in the order in which they are recorded.
+  // Whoever records later may have the block: commands run in the order in which they are recorded. It needs no memory,
+  // and so cannot fail: a run that found none gives up what it holds.
   void free(void* address) {
-    const auto it = live_.find(static_cast<char*>(address));
-    if (it == live_.end()) return;
-    used_ -= it->second;
-    merge(it->first, it->second);
-    live_.erase(it);
+    // NOTE: memory is handed out before any command runs: what stands between tensors must stand until all have run.
+    if (kIsSanitized) return;
+    auto block = live_.extract(static_cast<char*>(address));
+    if (block.empty()) return;
+    used_ -= block.mapped();
+    merge(std::move(block));
   }
 
   int64_t capacity() const { return capacity_; }
@@ -48,23 +56,32 @@ class Arena {
   void settle() {
     recent_ = std::max(peak_, recent_ - recent_ / 20);
     peak_ = 0;
-    if (chunks_.size() > 1 || capacity_ > 2 * recent_ + 2 * kChunk) release();
+    if (kIsSanitized || chunks_.size() > 1 || capacity_ > 2 * recent_ + 2 * kChunk) release();
   }
 
  private:
   static constexpr int64_t kAlign = 64, kChunk = int64_t(2) << 20;
 
-  std::map<char*, int64_t> free_, live_, chunks_;  // start -> bytes
+  using Blocks = std::map<char*, int64_t>;  // start -> bytes
+
+  Blocks free_, live_, chunks_;
   int64_t capacity_ = 0, used_ = 0, peak_ = 0, recent_ = 0;
 
-  std::map<char*, int64_t>::iterator grow(int64_t bytes) {
+  Blocks::iterator grow(int64_t bytes) {
     const int64_t wanted = std::max(bytes, recent_ - capacity_);
     const int64_t size = (wanted + kChunk - 1) / kChunk * kChunk;
-    char* chunk = map(size);
+    Blocks whole{{nullptr, size}}, unused = whole;  // made first: once there is a chunk, nothing may fail
+    char* const chunk = map(size);
     if (chunk == nullptr) return free_.end();
-    chunks_[chunk] = size;
+    forbid(chunk, size);
     capacity_ += size;
-    return free_.emplace(chunk, size).first;
+    const auto place = [&](Blocks& from, Blocks& to) {
+      auto block = from.extract(from.begin());
+      block.key() = chunk;
+      return to.insert(std::move(block)).position;
+    };
+    place(whole, chunks_);
+    return place(unused, free_);
   }
 
   // Whole pages of the system's, to be given back at once: between chunks of several sizes malloc keeps holes that no
@@ -84,27 +101,29 @@ class Arena {
     return chunk;
   }
 
-  void merge(char* block, int64_t bytes) {
-    auto next = free_.lower_bound(block);
-    if (next != free_.end() && block + bytes == next->first) {
-      bytes += next->second;
+  void merge(Blocks::node_type block) {
+    auto next = free_.lower_bound(block.key());
+    if (next != free_.end() && block.key() + block.mapped() == next->first) {
+      block.mapped() += next->second;
       next = free_.erase(next);
     }
     if (next != free_.begin()) {
       const auto before = std::prev(next);
-      if (before->first + before->second == block) {
-        before->second += bytes;
+      if (before->first + before->second == block.key()) {
+        before->second += block.mapped();
         return;
       }
     }
-    free_[block] = bytes;
+    free_.insert(next, std::move(block));
   }
 
   void release() {
-    for (const auto& [chunk, size] : chunks_) munmap(chunk, size_t(size));
-    chunks_.clear();
-    free_.clear();
-    capacity_ = 0;
+    for (const auto& [chunk, size] : chunks_) {
+      allow(chunk, size);
+      munmap(chunk, size_t(size));
+    }
+    for (Blocks* blocks : {&chunks_, &free_, &live_}) blocks->clear();
+    capacity_ = used_ = 0;
   }
 };
 

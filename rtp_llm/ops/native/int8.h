@@ -61,10 +61,12 @@ struct Quantize {
 
   void quantize(const float* row, char* to, int64_t stride) const {
     const Range range = range_of(row);
-    // Narrower than 1e-30, a row counts as zero: its inverse would not be finite.
-    const float inverse = range.width > 1e-30f ? kSteps / range.width : 0.0f;
-    const float scale = inverse > 0.0f ? range.width / kSteps : 0.0f;
-    const int32_t zero = nearest(broadcast(-range.bottom * inverse))[0] - kOffset;
+    // Narrower than 1e-30, a row counts as zero: its inverse would not be finite. One that is not finite, or wider than
+    // fp32 has numbers, has a scale that is not: nothing is said by its integers.
+    const bool has_steps = range.width > 1e-30f && range.width < INFINITY && range.invalid == 0.0f;
+    const float inverse = has_steps ? kSteps / range.width : 0.0f;
+    const float scale = range.width > 1e-30f ? range.width / kSteps : 0.0f;
+    const int32_t zero = has_steps ? nearest(broadcast(-range.bottom * inverse))[0] - kOffset : -kOffset;
     auto* numbers = reinterpret_cast<Quantized*>(to + sizeof(RowHead));
     const int64_t padded = (stride - int64_t(sizeof(RowHead))) / int64_t(sizeof(Quantized));
     for (int64_t k = 0; k < padded; k += kWidth) {
@@ -73,7 +75,7 @@ struct Quantize {
       *reinterpret_cast<QuantizedUnaligned*>(numbers + k) = __builtin_convertvector(q, QuantizedUnaligned);
     }
     RowHead head{scale + range.invalid, zero, 0, 0};
-    const int32_t whole = nearest(broadcast(range.outlier * inverse))[0] + zero;
+    const int32_t whole = has_steps ? nearest(broadcast(range.outlier * inverse))[0] + zero : zero;
     const int32_t within = std::clamp(whole, -kOffset, 255 - kOffset);
     if (whole != within) {
       head.place = int32_t(find(row, range.outlier));

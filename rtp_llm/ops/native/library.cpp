@@ -97,11 +97,12 @@ EXPORT void rtp_stream_delete(Stream* stream) { delete stream; }
 EXPORT int64_t rtp_arena_capacity(Stream* stream) { return stream->capacity(); }
 EXPORT int rtp_max_lookups() { return kMaxLookups; }
 
-// Runs a program on up to `threads` cores; false, and everything is dropped, when it does not fit into memory.
-EXPORT int rtp_run(Stream* stream, const char* words, int64_t num_words, int threads) {
+// Runs a program on up to `threads` cores; false, and everything is dropped, when it does not fit into memory. A program
+// that these kernels cannot read ends the process.
+EXPORT int rtp_run(Stream* stream, const char* words, int64_t num_words, int threads) noexcept {
   try {
     Program::load(*stream, words, num_words);
-    the_threads()->run(*stream, threads);
+    the_threads().run(*stream, threads);
     return true;
   } catch (const std::bad_alloc&) {
     stream->reset();

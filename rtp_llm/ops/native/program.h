@@ -19,19 +19,25 @@ class Program {
  public:
   // Adds the commands to the stream; std::bad_alloc when an activation does not fit into memory.
   static void load(Stream& stream, const char* words, int64_t num_words) {
-    Program program{stream, words};
-    while (program.next_ < words + 8 * num_words) program.load_command();
+    const char* const end = words + 8 * num_words;
+    for (Program program{stream, words, end}; program.next_ < end;) program.load_command(end);
   }
 
  private:
   Stream& stream_;
-  const char* next_;
+  const char *next_, *end_;  // of the words that may be read
 
-  Program(Stream& stream, const char* words) : stream_(stream), next_(words) {}
+  Program(Stream& stream, const char* words, const char* end) : stream_(stream), next_(words), end_(end) {}
+
+  // What was written for other kernels would have these read and write anywhere; it ends the process.
+  static std::logic_error other_operands() {
+    return std::logic_error("a command has other operands than these kernels read");
+  }
 
   template <class T>
   T word() {
     static_assert(sizeof(T) == 8);
+    if (next_ >= end_) throw other_operands();
     T value;
     std::memcpy(&value, next_, 8);
     next_ += 8;
@@ -48,15 +54,16 @@ class Program {
   Routing routing(float* memory) { return {memory, number(), number(), number()}; }
   NormWeights norm() { return {floats(), floats(), real(), number() != 0}; }
 
-  void load_command() {
+  void load_command(const char* program_end) {
+    end_ = program_end;
     const int64_t header = number(), result = number(), size = number(), opcode = header % kMaxOpcodes;
-    const char* const end = next_ + 8 * (header / kMaxOpcodes);
+    if (header / kMaxOpcodes > (program_end - next_) / 8) throw other_operands();
+    end_ = next_ + 8 * (header / kMaxOpcodes);
     if (opcode == kReset) return stream_.reset();
     if (opcode == kFree) return stream_.free(result / 2);
     if (size > 0) stream_.allocate(result / 2, size * 4);
     stream_.record(command(opcode, tensor(result)));
-    // What was written for other kernels would have these read and write anywhere.
-    if (next_ != end) throw std::logic_error("a command has other operands than these kernels read");  // ends the process
+    if (next_ != end_) throw other_operands();
   }
 
   Command command(int64_t opcode, float* y) {

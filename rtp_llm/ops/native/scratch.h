@@ -4,6 +4,8 @@
 #include <memory>
 #include <new>
 
+#include "sanitizer.h"
+
 namespace {
 
 constexpr std::align_val_t kLine{64};
@@ -18,7 +20,7 @@ struct Scratch {
 
   // What was there is lost where it grows; bad_alloc leaves it, and its size.
   float* reserve(int64_t n) {
-    if (n > size) {
+    if (kIsSanitized ? n != size : n > size) {
       data.reset(static_cast<float*>(::operator new(size_t(n) * 4, kLine)));
       size = n;
     }

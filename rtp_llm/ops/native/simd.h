@@ -25,6 +25,7 @@ constexpr int kPanel = 2 * kWidth;  // columns of a packed weight that are compu
 
 typedef float Vec __attribute__((vector_size(kWidth * 4)));
 typedef int32_t VecInt __attribute__((vector_size(kWidth * 4)));
+typedef uint32_t VecBits __attribute__((vector_size(kWidth * 4)));  // whose sums wrap around
 typedef float VecUnaligned __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 
 inline Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
@@ -193,7 +194,7 @@ inline Vec horner(const float (&coefficients)[N], Vec x) {
 // 1.5 * 2^23: adding it rounds to an integer that then stands in the low bits.
 constexpr float kRounder = 12582912.0f;
 
-inline Vec power_of_two(Vec rounded) { return from_bits((bits_of(rounded) << 23) + 0x3F800000); }
+inline Vec power_of_two(Vec rounded) { return from_bits(VecInt((VecBits(bits_of(rounded)) << 23) + 0x3F800000u)); }
 
 // 2^x for x in [-126, 127], relative error 8e-8; below, as at -126.
 inline Vec exp2(Vec x) {

@@ -14,7 +14,7 @@ struct Parts {
   Vec part[kPlanes];  // the upper half of each lane is the bf16
 };
 
-inline Vec nearest_bf16(Vec x) { return from_bits((bits_of(x) + 0x8000) & int32_t(0xFFFF0000)); }
+inline Vec nearest_bf16(Vec x) { return from_bits(VecInt((VecBits(bits_of(x)) + 0x8000u) & 0xFFFF0000u)); }
 
 // Each part is the nearest bf16 to what those before it leave.
 inline Parts split(Vec x) {

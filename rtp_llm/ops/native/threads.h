@@ -107,12 +107,16 @@ class Threads {
 };
 
 // Never destroyed: helpers may outlive main(). A forked child has no helpers, so it starts anew.
-inline Threads*& the_threads() {
-  static Threads* threads = [] {
-    pthread_atfork(nullptr, nullptr, [] { the_threads() = new Threads; });
-    return new Threads;
-  }();
-  return threads;
+// NOTE: without a lock, and so without a static's guard: a child that is forked by another thread meanwhile would wait
+// for whoever held it, who is not there.
+inline Threads& the_threads() {
+  static std::atomic<Threads*> threads{nullptr};
+  if (Threads* there = threads.load(std::memory_order_acquire)) return *there;
+  auto made = std::make_unique<Threads>();
+  Threads* there = nullptr;
+  pthread_atfork(nullptr, nullptr, [] { threads = new Threads; });
+  if (threads.compare_exchange_strong(there, made.get())) there = made.release();
+  return *there;
 }
 
 }  // namespace
