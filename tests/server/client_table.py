@@ -32,8 +32,8 @@ OUTRO = """
   objects, for the same body. They are objects: with `infinity/`, send `return_documents=False`, or use `hosted_vllm/`.
 - LiteLLM's `huggingface/` provider asks the hub what the model is for, unless it is told: `input_type="embed"`.
 - `infinity-client`: documents in a rerank's answer are objects, which it reads as strings.
-- `@huggingface/inference`'s `textClassification` reads a list of lists, which Hugging Face's own API sends and TEI does not.
-  It is sent where the body has `parameters`: give the call `parameters: {}`.
+- `@huggingface/inference`'s `textClassification` reads a list of lists, which Hugging Face's own API sends and TEI does
+  not. It is sent where the body has `parameters`: give the call `parameters: {}`.
 - `langchain-huggingface` from 1.2.2 on refuses any address in `HuggingFaceEndpointEmbeddings(model=…)`, whatever server
   is there; 1.2.1 is what is tested.
 """
