@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rtp_llm import config_files, late_interaction
+from rtp_llm import config_files, late_interaction, transformer_settings
 from rtp_llm.chat_format import ChatFormat
 from rtp_llm.checkpoint import find, read_json
 from rtp_llm.config import EngineConfig
@@ -156,19 +156,19 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     """Read the folder's JSON files; CheckpointError names the file and what is wrong with it."""
     modules, router = read_modules(folder)
     transformer_folder = modules[0].folder if modules else folder
-    transformer_path, transformer = read_settings(transformer_folder, config_files.TRANSFORMER_FILES, modules)
+    transformer_path, transformer = read_settings(transformer_folder, transformer_settings.FILES, modules)
     is_reranker = _reads_pairs(transformer, modules or ())
-    config_files.check_transformer(transformer_path, transformer, is_reranker=is_reranker)
+    transformer_settings.check_settings(transformer_path, transformer, is_reranker=is_reranker)
     check_splade(transformer_path, transformer, modules or (), router)
     is_static = modules is not None and modules[0].kind == STATIC
     hf = {
         **(_STATIC_HF if is_static else _read_hf(transformer_folder)),
-        **config_files.model_settings(transformer_path, transformer),
+        **transformer_settings.model_settings(transformer_path, transformer),
         **_overrides(config),
     }
     sentence_path, sentence = read_settings(folder, ("config_sentence_transformers.json",), modules)
     config_files.check_sentence(sentence_path, sentence)
-    chat, limit = ChatFormat.read(transformer), config_files.text_limit(transformer_path, transformer)
+    chat, limit = ChatFormat.read(transformer), transformer_settings.text_limit(transformer_path, transformer)
     late = late_interaction.read(
         late_interaction.Files(
             folder=transformer_folder,

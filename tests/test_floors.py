@@ -21,7 +21,7 @@ FLOORS = [  # top to bottom: a file imports its own package or a floor below
     {"runtime"},
     {"tasks", "models"},
     {"model_config"},
-    {"late_interaction", "modules"},
+    {"late_interaction", "modules", "transformer_settings"},
     {"config_files"},
     {"ops", "checkpoint"},
     {"served_models"},

@@ -1,0 +1,97 @@
+"""sentence-transformers' settings of its Transformer: what is served of them, and what they put over other files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rtp_llm.config_files import TRANSFORMER, check, check_model, log_unknown
+from rtp_llm.errors import CheckpointError
+
+# sentence-transformers once named this file after the architecture.
+FILES = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+# Settings of sentence_bert_config.json by which a text's vector stays what it is.
+_HARMLESS = frozenset(("__version__", "model_args", "model_kwargs", "unpad_inputs"))
+# Arguments of from_pretrained that say where files are, or how a batch is padded.
+_LOADING = frozenset(
+    "cache_dir code_revision force_download local_files_only padding_side revision subfolder token trust_remote_code "
+    "use_auth_token use_fast".split()
+)
+_PADDING = frozenset(("padding", "pad_to_multiple_of", "return_tensors", "return_attention_mask"))
+# Arguments of apply_chat_template that are no variables of the template.
+_NOT_OF_A_TEMPLATE = frozenset(
+    "chat_template common_kwargs continue_final_message conversation max_length messages padding return_assistant_"
+    "tokens_mask return_dict return_tensors sanitize_control_tokens tokenize tokenizer_kwargs truncation".split()
+)
+_TASKS = ("feature-extraction", "sequence-classification", "text-generation", "fill-mask")
+_OUTPUTS = ("last_hidden_state", "logits")
+
+
+def check_settings(where: Path, settings: Mapping[str, Any], *, is_reranker: bool) -> None:
+    """sentence_bert_config.json: kinds, and what is not served of it; `is_reranker`: a chat template is heeded."""
+    check(where, settings, TRANSFORMER)
+    log_unknown(where, settings, {*TRANSFORMER, *_HARMLESS})
+    task = settings.get("transformer_task")
+    if task is not None and task not in _TASKS:
+        raise CheckpointError(f"{where}: transformer_task {task!r} is not served; {', '.join(_TASKS)} are")
+    _check_modalities(where, settings.get("modality_config") or {}, is_reranker)
+    processing: Mapping[str, Any] = settings.get("processing_kwargs") or {}
+    for key in ("common", "text"):
+        values = processing.get(key) or {}
+        changing = sorted(set(values) - _PADDING) if isinstance(values, dict) else [repr(values)]
+        if changing:
+            raise CheckpointError(
+                f"{where}: processing_kwargs: {key}: {', '.join(changing)} is not served; "
+                "say it in tokenizer_config.json, or as max_seq_length"
+            )
+    options = processing.get("chat_template") or {}
+    unserved = sorted(set(options) & _NOT_OF_A_TEMPLATE) if isinstance(options, dict) else [f"{options!r:.100}"]
+    if unserved:
+        raise CheckpointError(
+            f"{where}: processing_kwargs: chat_template: {', '.join(unserved)} is not served; variables of the "
+            "template are, add_generation_prompt and restore_suffix"
+        )
+
+
+def _check_modalities(where: Path, modalities: Mapping[str, Any], is_reranker: bool) -> None:
+    """Texts must reach the model as they are, but for a reranker's pairs: neither through a chat template nor to
+    another of its outputs.
+    """
+    if not modalities:
+        return
+    if "message" in modalities and not is_reranker:
+        raise CheckpointError(
+            f"{where}: modality_config has 'message', which puts every text through the tokenizer's chat template; "
+            "that is not served. Without this key texts are read as they are, if that is what the model was trained on"
+        )
+    text = modalities.get("text", modalities.get("message"))
+    if not isinstance(text, dict) or text.get("method") != "forward" or text.get("method_output_name") not in _OUTPUTS:
+        raise CheckpointError(
+            f"{where}: modality_config: text is {text!r:.100}; only the method forward and its last_hidden_state "
+            "or logits are served"
+        )
+
+
+def model_settings(where: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What sentence_bert_config.json puts over config.json, as transformers' AutoConfig would take it."""
+    given = settings.get("config_args", settings.get("config_kwargs")) or {}  # the older name comes first
+    changes = {key: value for key, value in given.items() if key not in _LOADING}
+    if "is_causal" in changes:  # which configurations do not declare, so that AutoConfig drops it
+        raise CheckpointError(f"{where}: config_kwargs: is_causal is heeded in config.json alone; say it there")
+    check_model(where, changes)
+    return changes
+
+
+def text_limit(where: Path, settings: Mapping[str, Any]) -> int | None:
+    """Tokens of one input by sentence_bert_config.json; None where it does not say."""
+    changes = {**(settings.get("tokenizer_args", settings.get("processor_kwargs")) or {})}
+    limit = changes.pop("model_max_length", None)
+    changing = sorted(set(changes) - _LOADING)
+    if changing:
+        raise CheckpointError(
+            f"{where}: processor_kwargs: {', '.join(changing)} is not served; say it in tokenizer_config.json"
+        )
+    check(where, {"model_max_length": limit}, {"model_max_length": TRANSFORMER["max_seq_length"]})
+    return limit or settings.get("max_seq_length")
