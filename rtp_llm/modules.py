@@ -169,12 +169,10 @@ def _without_modules(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def score_activation(sentence: Mapping[str, Any], hf: Mapping[str, Any]) -> str | None:
     """Where sentence-transformers 6, those from 4 on, and those before note a CrossEncoder's activation."""
-    noted = sentence.get("activation_fn") if sentence.get("model_type") == "CrossEncoder" else None
-    own: dict[str, str | None] = {
-        "activation_fn": hf.get("sbert_ce_default_activation_function"),
-        **(hf.get("sentence_transformers") or {}),
-    }
-    return noted or own["activation_fn"]
+    noted: str | None = sentence.get("activation_fn") if sentence.get("model_type") == "CrossEncoder" else None
+    own = {"activation_fn": hf.get("sbert_ce_default_activation_function"), **(hf.get("sentence_transformers") or {})}
+    older: str | None = own["activation_fn"]
+    return noted or older
 
 
 def check_splade(
