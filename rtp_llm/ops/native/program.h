@@ -30,14 +30,14 @@ class Program {
   Program(Stream& stream, const char* words, const char* end) : stream_(stream), next_(words), end_(end) {}
 
   // What was written for other kernels would have these read and write anywhere; it ends the process.
-  static std::logic_error other_operands() {
-    return std::logic_error("a command has other operands than these kernels read");
+  [[noreturn]] __attribute__((noinline)) static void refuse_operands() {
+    throw std::logic_error("a command has other operands than these kernels read");
   }
 
   template <class T>
   T word() {
     static_assert(sizeof(T) == 8);
-    if (next_ >= end_) throw other_operands();
+    if (next_ >= end_) refuse_operands();
     T value;
     std::memcpy(&value, next_, 8);
     next_ += 8;
@@ -57,13 +57,13 @@ class Program {
   void load_command(const char* program_end) {
     end_ = program_end;
     const int64_t header = number(), result = number(), size = number(), opcode = header % kMaxOpcodes;
-    if (header / kMaxOpcodes > (program_end - next_) / 8) throw other_operands();
+    if (header / kMaxOpcodes > (program_end - next_) / 8) refuse_operands();
     end_ = next_ + 8 * (header / kMaxOpcodes);
     if (opcode == kReset) return stream_.reset();
     if (opcode == kFree) return stream_.free(result / 2);
     if (size > 0) stream_.allocate(result / 2, size * 4);
     stream_.record(command(opcode, tensor(result)));
-    if (next_ != end_) throw other_operands();
+    if (next_ != end_) refuse_operands();
   }
 
   Command command(int64_t opcode, float* y) {
