@@ -14,6 +14,9 @@ from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import DeadlineExceeded, EngineFailure, InvalidRequest, RequestTooLarge, UnsupportedTask
 from rtp_llm.tasks import Task, unread_end
 
+# A chunk of three tokens takes as long to be queued and joined as one of a hundred does to be computed.
+_MOST_CHUNKS = 1 << 16
+
 
 class Intake:
     """Checks requests and tokenises them; `on_expired` is told of each that comes too late."""
@@ -63,6 +66,11 @@ class Intake:
         if job.total_tokens > self._max_tokens:
             raise RequestTooLarge(
                 f"the request has over {self._max_tokens} tokens (max_request_tokens): send fewer inputs at a time",
+                param="input",
+            )
+        if job.num_chunks > _MOST_CHUNKS:
+            raise RequestTooLarge(
+                f"the request has over {_MOST_CHUNKS} chunks: send fewer inputs at a time, or give a chunk more tokens",
                 param="input",
             )
         self._check_answer(request, job.total_tokens)

@@ -29,6 +29,7 @@ class Job:
     batch_rows  sequences of the step that computes the first of its items
     chunks      instead of `outputs`, where inputs are computed in chunks
     model       the number of its model among those of the device
+    num_chunks  that have come of its inputs, where those are computed in chunks
     next_input  the first of its inputs that a tokeniser thread has not seen to yet
     places      where its items wait, as the queue has it
     spans       of its inputs' tokens, where entities are wanted
@@ -47,6 +48,7 @@ class Job:
         "loop",
         "model",
         "next_input",
+        "num_chunks",
         "num_tokens",
         "outputs",
         "places",
@@ -78,7 +80,7 @@ class Job:
         self.announced = 0
         self.batch_rows = self.next_input = 0
         self.remaining = count
-        self.queued_tokens = self.queued_items = self.total_tokens = 0
+        self.queued_tokens = self.queued_items = self.total_tokens = self.num_chunks = 0
         self.cancelled = False
         self.error: Exception | None = None
         self.outputs: dict[TaskType, Rows] = {}
@@ -116,6 +118,7 @@ class Job:
 
     def _accept_chunks(self, items: list[Item]) -> None:
         """Tokens of several inputs in one item, or of one input in several; all of an input's come together."""
+        self.num_chunks += len(items)
         pieces: dict[int, list[Int32Array]] = {}
         for item in items:
             parts = np.split(item.input_ids, np.cumsum(item.parts)[:-1]) if item.parts else [item.input_ids]
