@@ -27,7 +27,7 @@ serve: $(VENV)/.demo ## serve all-MiniLM-L6-v2 on http://localhost:8088
 	$(PY) -m rtp_llm.start_server --checkpoint_path $(DEMO) --served_model_name all-MiniLM-L6-v2 --host $(HOST) --start_port $(PORT)
 
 test: $(VENV)/.test ## run the tests
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 clients: $(VENV)/.test $(APART)/.python $(APART)/.node ## run the tests of clients that have an environment of their own
 	$(PY) -m pytest -m clients tests/clients
