@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
-import numpy as np
 import orjson
 from msgspec import Meta
 
@@ -19,7 +18,7 @@ from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect, check_count
 from rtp_llm.server.errors import shared_form
 from rtp_llm.server.openai import Usage
-from rtp_llm.server.scoring import SCORERS, place_of, scores_of, scoring_request, takes_long
+from rtp_llm.server.scoring import SCORERS, place_of, ranked, scores_of, scoring_request, takes_long
 
 PATH = "/v1/ranking"
 
@@ -83,7 +82,7 @@ def to_request(body: RankingBody, info: ModelInfo, config: ServerConfig, request
 def render(body: RankingBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
     """The logits, best first; equal ones keep the request's order."""
     scores = yield from scores_of(response, 1, max_sim_sum=True)
-    order = np.argsort(-scores, kind="stable").tolist()[: body.top_n or body.top_k or None]
+    order = ranked(scores)[: body.top_n or body.top_k or None]
     tokens = response.total_tokens
     answer = {
         "rankings": [{"index": index, "logit": scores[index]} for index in order],

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import msgspec
-import numpy as np
 import orjson
 from msgspec import UNSET, Meta, UnsetType
 
@@ -28,6 +27,7 @@ from rtp_llm.server.scoring import (
     TemplateVariables,
     instruction_of,
     place_of,
+    ranked,
     scores_of,
     scoring_request,
     takes_long,
@@ -175,7 +175,7 @@ def render(body: RerankBody, response: Response, info: ModelInfo) -> Iterator[by
     """The results, best first; equal scores keep the request's order."""
     scores = yield from scores_of(response, 1, max_sim_sum=body.is_raw)
     most = body.top_n or body.top_k or None
-    order = np.argsort(-scores, kind="stable").tolist()[: most if isinstance(most, int) else None]
+    order = ranked(scores)[: most if isinstance(most, int) else None]
     texts = _texts(body) if body.return_documents else None
     tokens = response.total_tokens
     answer: dict[str, Any] = {

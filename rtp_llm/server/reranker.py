@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
-import numpy as np
 import orjson
 from msgspec import Meta
 
@@ -13,7 +12,7 @@ from rtp_llm.core import ModelInfo, Params, Request, Response
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.dialect import Dialect, check_count
-from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, place_of, scores_of, scoring_request, takes_long
+from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, place_of, ranked, scores_of, scoring_request, takes_long
 
 PATH = "/v1/reranker"
 
@@ -85,7 +84,7 @@ def to_request(body: RerankerBody, info: ModelInfo, config: ServerConfig, reques
 def render(body: RerankerBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
     """The results, best first unless `sorted` is false; equal scores keep the request's order."""
     scores = yield from scores_of(response, 1, max_sim_sum=not body.normalize)
-    order = range(len(scores)) if body.sorted is False else np.argsort(-scores, kind="stable").tolist()
+    order = range(len(scores)) if body.sorted is False else ranked(scores)
     results: list[dict[str, Any]] = []
     for index in order[: body.top_k]:
         result: dict[str, Any] = {"index": index}

@@ -77,6 +77,12 @@ def scores_of(response: Response, num_queries: int, *, max_sim_sum: bool = False
     return max_sim(whole, queries, "sum") if kind is TaskType.COLBERT and max_sim_sum else whole
 
 
+def ranked(scores: FloatArray) -> list[int]:
+    """Places, the best first; equal scores keep the request's order."""
+    order: list[int] = np.argsort(-scores, kind="stable").tolist()
+    return order
+
+
 def scores_at_once(response: Response, *, max_sim_sum: bool) -> FloatArray:
     """`scores_of` one query, for whoever is on a thread of its own."""
     steps = scores_of(response, 1, max_sim_sum=max_sim_sum)
