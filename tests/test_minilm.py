@@ -11,6 +11,8 @@ import pytest
 
 from rtp_llm import Model
 from rtp_llm.core import FloatArray
+from rtp_llm.ops.native_library import TILES
+from tests.ops.data import usable_or_skip
 
 PANGRAM = "The quick brown fox jumps over the lazy dog. "
 
@@ -75,3 +77,18 @@ def test_backends_agree(model: Model, minilm: Path, backend: str) -> None:
     with Model(str(minilm), backend=backend) as other:
         difference: FloatArray = np.abs(other.embed(texts) - model.embed(texts))
     assert difference.max() <= 1e-6
+
+
+@pytest.mark.parametrize(("act_type", "distance", "cosine"), [("fp16", 2e-5, 0.9999995), ("bf16", 4e-3, 0.9999)])
+def test_act_types_on_tiles(
+    model: Model, minilm: Path, mixed_texts: list[str], act_type: str, distance: float, cosine: float
+) -> None:
+    usable_or_skip(TILES)
+    texts = mixed_texts[::20]
+    exact = model.embed(texts)
+    with Model(str(minilm), act_type=act_type) as other:
+        vectors = other.embed(texts)
+        alone = np.stack([other.embed(text) for text in texts])
+    assert np.array_equal(alone, vectors)
+    assert 0 < np.abs(vectors - exact).max() <= distance
+    assert (vectors.astype(np.float64) * exact).sum(axis=1).min() >= cosine

@@ -114,7 +114,7 @@ def report_likeness(config: EngineConfig, model_config: ModelConfig, runtime: Ru
     ops = runtime.ops.fork()  # a stream of its own: another model may be computing on the runtime's
     ops.num_threads = runtime.num_cores
     quantized = rows(runtime.model, ops, items, mode)
-    exact = load_runtime(replace(config, quantization="none"), model_config)
+    exact = load_runtime(replace(config, quantization="none", act_type="fp32"), model_config)
     exact.ops.num_threads = exact.num_cores
     found = likeness(quantized, rows(exact.model, exact.ops, items, mode))
     if found.reaches(BARS):

@@ -16,7 +16,9 @@ from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 
 Tensor: TypeAlias = Any
 Weight: TypeAlias = Any
-Quantization: TypeAlias = Literal["none", "int8", "int8_weights", "int4_weights", "bf16", "fp8"]
+Quantization: TypeAlias = Literal[
+    "none", "int8", "int8_weights", "int4_weights", "bf16", "bf16_products", "fp16_products", "fp8"
+]  # fmt: skip
 PoolMode: TypeAlias = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 # torch.nn activations with the constructor's defaults; `gelu` is the erf form.

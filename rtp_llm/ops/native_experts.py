@@ -54,21 +54,22 @@ def _products(
     stream: Stream, x: Tensor, weights: Sequence[Weight], activation: str | None, routing: _Routing
 ) -> Tensor:
     """activation(x @ weight.T), of each row with the weight of the expert whose place it is at."""
-    shapes = {(_kind(weight), weight.out_features, weight.in_features) for weight in weights}
-    (kind, n, k), *others = shapes
+    shapes = {(*_kind(weight), weight.out_features, weight.in_features) for weight in weights}
+    (kind, parts, n, k), *others = shapes
     assert not others and x.shape[1] == k, f"x is {x.shape}, the weights {shapes}"
     addresses = np.array([weight.address + (kind == 0 and weight.is_bf16) for weight in weights], np.int64)
     stream.kept += (*weights, addresses)
     y = stream.new(x.shape[0], n)
     rows = stream.quantized(x) if kind == 1 else x
     stream.record(EXPERT_PRODUCTS(
-        y.reference, x.shape[0] * n, kind, rows.reference, addresses.ctypes.data, n, k, FUSED[activation], *routing
+        y.reference, x.shape[0] * n, kind, parts, rows.reference, addresses.ctypes.data, n, k, FUSED[activation],
+        *routing,
     ))  # fmt: skip
     return y
 
 
-def _kind(weight: PackedWeight | Int8Weight | GroupedWeight) -> int:
-    """As the kernels count them."""
+def _kind(weight: PackedWeight | Int8Weight | GroupedWeight) -> tuple[int, int]:
+    """As the kernels count them, and the parts that tiles multiply."""
     if isinstance(weight, GroupedWeight):
-        return weight.bits
-    return 1 if isinstance(weight, Int8Weight) else 0
+        return weight.bits, 0
+    return (1, 0) if isinstance(weight, Int8Weight) else (0, weight.parts)

@@ -20,7 +20,8 @@ from rtp_llm.core import FloatArray, QuantizedWeight
 from rtp_llm.errors import ConfigError
 
 INSTRUCTION_SETS = ("amx", "avx512_vnni", "avx512", "avx2", "neon_dotprod", "generic")  # the fastest first
-ABI_VERSION = 18
+TILES = "amx"  # the one with tile registers
+ABI_VERSION = 19
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpu_supports_avx2": (c_int, ()),
@@ -147,12 +148,16 @@ def _on_cores(measure: Callable[[Any], float], parts: Sequence[Any]) -> float:
 
 
 class PackedWeight:
-    """A linear layer's weight in panels of columns, as the kernels want it, in bf16 where that loses nothing."""
+    """A linear layer's weight in panels of columns, as the kernels want it, in bf16 where that loses nothing.
 
-    __slots__ = ("address", "in_features", "is_bf16", "memory", "out_features")
+    parts  how many bf16 parts of each number tiles multiply: 3 make fp32; other kernels do not ask
+    """
 
-    def __init__(self, weight: FloatArray, library: Library) -> None:
+    __slots__ = ("address", "in_features", "is_bf16", "memory", "out_features", "parts")
+
+    def __init__(self, weight: FloatArray, library: Library, parts: int = 3) -> None:
         weight = np.ascontiguousarray(weight, dtype=np.float32)
+        self.parts = parts
         self.out_features, self.in_features = weight.shape
         self.is_bf16 = bool(library.is_bf16(weight.ctypes.data, weight.size))
         num_bytes = library.packed_bytes(*weight.shape, self.is_bf16)

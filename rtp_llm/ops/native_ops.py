@@ -32,6 +32,7 @@ from rtp_llm.ops.native_checks import (
 from rtp_llm.ops.native_experts import record_experts
 from rtp_llm.ops.native_fallback import ExpertsThroughLinear, stand_in
 from rtp_llm.ops.native_library import (
+    TILES,
     GroupedWeight,
     Int8Weight,
     Library,
@@ -62,7 +63,7 @@ from rtp_llm.ops.native_stream import (
 )
 from rtp_llm.ops.numpy_ops import ACTIVATION, NumpyOps
 from rtp_llm.ops.self_check import failing_ops
-from rtp_llm.ops.weight_only import BITS, to_bf16
+from rtp_llm.ops.weight_only import BITS, PARTS, to_bf16
 
 __all__ = ["NativeOps", "measure_peak", "measure_read_rate"]
 
@@ -95,6 +96,8 @@ class NativeOps:
         return self
 
     def fork(self, quantization: Quantization = "none") -> "NativeOps":
+        if quantization in PARTS and self.instruction_set != TILES:
+            raise ConfigError(f"{quantization} are of AMX tiles: {self.instruction_set} kernels have none")
         return object.__new__(NativeOps)._bind(self.num_threads, self._library, self._broken, quantization)
 
     @property
@@ -109,13 +112,16 @@ class NativeOps:
             return Int8Weight(weight, self._library)
         if self.quantization in BITS:
             return GroupedWeight(weight, BITS[self.quantization], self._library)
-        return PackedWeight(to_bf16(weight) if self.quantization == "bf16" else weight, self._library)
+        if self.quantization in ("bf16", "bf16_products"):
+            weight = to_bf16(weight)
+        return PackedWeight(weight, self._library, PARTS.get(self.quantization, 3))
 
     def vector(self, values: FloatArray) -> Tensor:
         return hosted(values)
 
     def table(self, rows: FloatArray) -> Table:
-        return Table(to_bf16(rows) if self.quantization == "bf16" else rows, self._library)
+        is_rounded = self.quantization in ("bf16", "bf16_products")
+        return Table(to_bf16(rows) if is_rounded else rows, self._library)
 
     def upload(self, batch: Batch) -> Batch:
         self._stream.begin()
@@ -200,8 +206,9 @@ class NativeOps:
             else:
                 self._record(LINEAR(
                     y.reference, num_rows * n, self._operand(x), weight.address, self._operand(bias),
-                    self._operand(residual), *sizes, weight.is_bf16,
+                    self._operand(residual), *sizes, weight.is_bf16, weight.parts,
                 ))  # fmt: skip
+                y.parts = weight.parts
         return y
 
     def norm(self, x: Tensor, norm: Norm, residual: Tensor | None = None) -> Tensor:
@@ -251,7 +258,7 @@ class NativeOps:
                 *kept_addresses(self._stream.kept, batch, kept, 2 * num_kv_heads * head_dim), batch.num_seqs,
                 batch.max_seqlen, num_heads, num_kv_heads, head_dim, causal, window or 0, scale, softcap or 0.0,
                 self._operand(distance_bias), reach, self._operand(relative.keys), self._operand(relative.queries),
-                relative_reach(relative, size),
+                relative_reach(relative, size), qkv.parts,
             ))  # fmt: skip
         return y
 
@@ -368,7 +375,8 @@ def checked_library(instruction_set: str) -> tuple[Library, frozenset[str]]:
     broken: dict[str, frozenset[str]] = {}
     for name in names:
         ops = object.__new__(NativeOps)._bind(1, load(name), frozenset())
-        broken[name] = failing_ops(ops, *(ops.fork(quantization) for quantization in ("int8", *BITS)))
+        rounded: tuple[Quantization, ...] = ("bf16_products",) if name == TILES else ()
+        broken[name] = failing_ops(ops, *(ops.fork(kind) for kind in ("int8", *BITS, *rounded)))
         if not broken[name]:
             break
     if any(broken.values()):

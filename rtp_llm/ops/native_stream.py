@@ -29,13 +29,14 @@ def _command(opcode: int, operands: str) -> Callable[..., bytes]:
 
 RESET = _command(0, "")
 FREE = _command(1, "")
-LINEAR = _command(2, "9q")  # x, weight, bias, residual, rows, N, K, activation, weight is bf16
+LINEAR = _command(2, "10q")  # x, weight, bias, residual, rows, N, K, activation, weight is bf16, parts
 NORM = _command(3, "6qdq")  # x, residual, rows, size, weight, bias, eps, centered
 # rows, size, lookups, bf16 tables, scale, tables, ids, weight, bias, eps, centered
 EMBED = _command(4, "4qd4q4q2qdq")
 # qkv, cu_seqlens, prefix_of, seen_lens, wanted, num_wanted, kept, their lengths, num_seqs, max_seqlen, heads, kv_heads,
-# head_dim, causal, window, scale, softcap, distance_bias, its reach, relative keys, relative queries, their reach
-ATTENTION = _command(5, "15q2d5q")
+# head_dim, causal, window, scale, softcap, distance_bias, its reach, relative keys, relative queries, their reach,
+# parts
+ATTENTION = _command(5, "15q2d6q")
 ROTARY = _command(6, "5q2qdq2qdq")  # cos_sin, rows, heads, kv_heads, head_dim, norm of queries, norm of keys
 GATED = _command(7, "4q")  # x, rows, size, activation
 POOL = _command(8, "6q")  # x, cu_seqlens, prompt_lens, num_seqs, size, mode
@@ -50,7 +51,7 @@ LINEAR_GROUPED = _command(14, "9q")  # bits, x, weight, bias, residual, rows, N,
 ROUTE = _command(15, "6q")  # rows, experts, top, x, router, size
 GROUP_ROWS = _command(16, "3q")  # rows, experts, top
 GATHER = _command(17, "6q")  # x, size, routing
-EXPERT_PRODUCTS = _command(18, "10q")  # kind of weight, x, weights, N, K, activation, routing
+EXPERT_PRODUCTS = _command(18, "11q")  # kind of weight, parts, x, weights, N, K, activation, routing
 MIX_EXPERTS = _command(19, "8q")  # parts, bias, residual, size, routing
 
 # The activations that a product's kernel computes on its way out, as it counts them.
@@ -170,14 +171,18 @@ class Stream:
 
 
 class Tensor:
-    """fp32, row-major: memory of a stream, or a host array where `host` is set; programs say `reference`."""
+    """fp32, row-major: memory of a stream, or a host array where `host` is set; programs say `reference`.
 
-    __slots__ = ("host", "reference", "shape", "stream")
+    parts  how many bf16 parts of each factor the product took that it comes from; attention takes as many
+    """
+
+    __slots__ = ("host", "parts", "reference", "shape", "stream")
 
     def __init__(
         self, shape: tuple[int, ...], reference: int, stream: Stream | None, host: FloatArray | None = None
     ) -> None:
         self.shape, self.reference, self.stream, self.host = shape, reference, stream, host
+        self.parts = 3
 
     def __del__(self) -> None:
         stream = self.stream

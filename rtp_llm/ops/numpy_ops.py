@@ -10,7 +10,7 @@ from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.ops import Experts, Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
 from rtp_llm.ops.experts import mix
 from rtp_llm.ops.int8 import Int8Matrix, check_quantized, quantize_weight, quantizes
-from rtp_llm.ops.weight_only import BITS, quantize_groups, to_bf16
+from rtp_llm.ops.weight_only import BITS, Bf16Weight, quantize_groups, to_bf16
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
@@ -79,7 +79,7 @@ class NumpyOps:
     def fork(self, quantization: Quantization = "none") -> "NumpyOps":
         return NumpyOps(quantization)
 
-    def matrix(self, weight: FloatArray | QuantizedWeight) -> FloatArray | Int8Matrix:
+    def matrix(self, weight: FloatArray | QuantizedWeight) -> FloatArray | Int8Matrix | Bf16Weight:
         if isinstance(weight, QuantizedWeight):
             return Int8Matrix(check_quantized(weight).values, weight.scales)
         if self.quantization == "int8" and quantizes(weight):
@@ -88,13 +88,15 @@ class NumpyOps:
             return quantize_groups(weight, BITS[self.quantization]).dequantized()
         if self.quantization == "bf16":
             return to_bf16(weight)
+        if self.quantization == "bf16_products":
+            return Bf16Weight(to_bf16(weight))
         return np.ascontiguousarray(weight, dtype=np.float32)
 
     def vector(self, values: FloatArray) -> FloatArray:
         return np.ascontiguousarray(values, dtype=np.float32)
 
     def table(self, rows: FloatArray) -> FloatArray:
-        if self.quantization == "bf16":
+        if self.quantization in ("bf16", "bf16_products"):
             return to_bf16(rows)
         return np.ascontiguousarray(rows, dtype=np.float32)
 
@@ -117,12 +119,17 @@ class NumpyOps:
     def linear(
         self,
         x: FloatArray,
-        weight: FloatArray | Int8Matrix,
+        weight: FloatArray | Int8Matrix | Bf16Weight,
         bias: FloatArray | None = None,
         activation: str | None = None,
         residual: FloatArray | None = None,
     ) -> FloatArray:
-        y = weight.multiply(x) if isinstance(weight, Int8Matrix) else _multiply(x, weight)
+        if isinstance(weight, Int8Matrix):
+            y = weight.multiply(x)
+        elif isinstance(weight, Bf16Weight):
+            y = _multiply(to_bf16(x), weight.values)
+        else:
+            y = _multiply(x, weight)
         if bias is not None:
             y += bias
         if activation is not None:

@@ -1,8 +1,12 @@
-"""Weights in fewer bits, arithmetic in fp32: what int8_weights, int4_weights and weight_dtype bf16 mean, in numpy.
+"""Weights in fewer bits: what int8_weights, int4_weights, weight_dtype bf16 and act_type bf16 mean, in numpy.
 
 A weight is cut into groups of 32 neighbours along K. A group has a scale, a bf16, and its numbers are whole multiples
 of it: of -127..127 in 8 bits, of -8..7 in 4, where the scale has the sign that lets the largest number be -8 of it. So
 a weight takes 8.5 or 4.5 bits. `linear` computes with the multiples as fp32, as with any other weight.
+
+`bf16_products` rounds rows to bf16 too, just before they are multiplied, and adds up in fp32: what AMX tiles do in one
+product. `fp16_products` rounds nothing: a factor is the sum of its first two bf16 parts, 15 bits or more where fp16 has
+11; its definition is fp32, from which each product is 2^-14 of it away at the most.
 """
 
 from dataclasses import dataclass
@@ -17,6 +21,7 @@ from rtp_llm.ops import Quantization
 GROUP = 32
 Bits = Literal[4, 8]
 BITS: dict[Quantization, Bits] = {"int8_weights": 8, "int4_weights": 4}
+PARTS: dict[Quantization, int] = {"fp16_products": 2, "bf16_products": 1}  # bf16 parts of a factor; fp32 has three
 _LEAST_SCALE = np.float32(1e-30)  # a smaller one counts as none: its inverse would not be finite
 
 
@@ -31,6 +36,13 @@ class GroupedWeight:
         """[N, K], the weight that is computed with."""
         scales = np.repeat(self.scales, GROUP, axis=1)[:, : self.values.shape[1]]
         return self.values.astype(np.float32) * scales
+
+
+@dataclass(frozen=True, slots=True)
+class Bf16Weight:
+    """A weight whose rows are rounded too."""
+
+    values: FloatArray  # [N, K], numbers of bf16
 
 
 def quantize_groups(weight: FloatArray, bits: Bits) -> GroupedWeight:

@@ -57,7 +57,7 @@ def quantize(config: EngineConfig, target: Path, options: Options) -> Report:
 
 
 def _quantize(config: EngineConfig, model_config: ModelConfig, target: Path, options: Options) -> Report:
-    exact = load_runtime(replace(config, quantization="none"), model_config)
+    exact = load_runtime(replace(config, quantization="none", act_type="fp32"), model_config)
     _check_names(exact, model_config)
     mixture, num_texts = _mixture(config, model_config, exact, options.lines)
     choice = _choose(mixture, options)

@@ -12,7 +12,8 @@ from rtp_llm.core import Item, Rows, TaskType
 from rtp_llm.errors import ConfigError, DeviceLost
 from rtp_llm.model_config import ModelConfig
 from rtp_llm.models import Model, find_model_type, load_model
-from rtp_llm.ops import Ops
+from rtp_llm.ops import Ops, Quantization
+from rtp_llm.ops.native_library import TILES
 from rtp_llm.runtime.cores import usable_cores
 from rtp_llm.runtime.cpu import CpuRuntime
 from rtp_llm.tasks import Task
@@ -97,8 +98,8 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig, beside: Runtim
     # What the checkpoint keeps in fp32 beside layers in 8 bits is meant to stay so.
     is_stored = stored_quantization(model_config.hf) != "none"
     quantization: Any = "none" if is_stored else config.quantization
-    if quantization == "none" and config.weight_dtype == "bf16":
-        quantization = "bf16"
+    if quantization == "none":
+        quantization = rounding(config, ops.instruction_set)
     source = open_tensors(model_config.transformer_folder)
     model = load_model(model_type, model_config.hf, source, ops.fork(quantization))
     source.close()
@@ -108,6 +109,7 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig, beside: Runtim
         logger.warning("num_threads %d: %d compute, %s", config.num_threads, num_cores, reason)
     return CpuRuntime(
         model_type=model_type,
+        dtype={"bf16_products": "bf16", "fp16_products": "fp16"}.get(quantization, "fp32"),
         model=model,
         ops=ops,
         num_cores=num_cores,
@@ -160,6 +162,22 @@ def choose_dtype(config: EngineConfig, model_type: str, hf: Mapping[str, Any], d
     return "fp16" if model_type in _FP16_MODELS and not is_bf16 else "bf16"
 
 
+def rounding(config: EngineConfig, instruction_set: str) -> Quantization:
+    """How a CPU without a quantization keeps the numbers of linear layers, and multiplies them."""
+    kept: Quantization = "bf16" if config.weight_dtype == "bf16" else "none"
+    if config.act_type not in ("fp16", "bf16"):
+        return kept
+    if instruction_set != TILES:
+        what = "numpy" if instruction_set == "numpy" else f"the {instruction_set} kernels"
+        logger.info("act_type %s: %s compute in fp32, which is at least as exact", config.act_type, what)
+        return kept
+    if config.act_type == "bf16":
+        logger.info("act_type bf16: linear layers multiply in bf16 on AMX tiles, all else is fp32")
+        return "bf16_products"
+    logger.info("act_type fp16: linear layers multiply in 15 bits (fp16 has 11) on AMX tiles, all else is fp32")
+    return "fp16_products" if kept == "none" else kept
+
+
 def _import_torch_loading() -> Any:
     try:
         from rtp_llm.runtime import torch_loading
@@ -171,8 +189,6 @@ def _import_torch_loading() -> Any:
 
 
 def _load_ops(config: EngineConfig) -> Ops:
-    if config.act_type in ("fp16", "bf16"):
-        logger.info("act_type %s: a CPU computes in fp32, which is at least as exact", config.act_type)
     if config.backend == "numpy":
         from rtp_llm.ops.numpy_ops import NumpyOps
 

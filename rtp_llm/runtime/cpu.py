@@ -26,7 +26,6 @@ class CpuRuntime:
 
     batch_tokens = BATCH_TOKENS
     num_devices = 0
-    dtype = "fp32"
 
     def __init__(
         self,
@@ -35,6 +34,7 @@ class CpuRuntime:
         model: Model,
         ops: Ops,
         num_cores: int,
+        dtype: str = "fp32",
         prefix_cache_bytes: int = 0,
         streams: "SimpleQueue[Ops] | None" = None,
     ) -> None:
@@ -43,6 +43,7 @@ class CpuRuntime:
         self.tasks: Mapping[TaskType, Task] = {}
         self.ops = ops
         self.num_cores = num_cores
+        self.dtype = dtype
         self.replicas = (self,)
         self.counts: Mapping[str, float] = {}
         self._prefixes = PrefixCache(prefix_cache_bytes)

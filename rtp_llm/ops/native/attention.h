@@ -26,6 +26,7 @@ struct Attention {
   Visibility visibility;
   Adjustment adjustment;
   Relative relative;
+  int bf16_parts;  // of each number that tiles multiply
   int64_t parts = 1, part_rows = 0, runs = 0, run_length = 1;
 
   // Enough tasks for every thread, and not many more: a short sequence's head takes less than a hand-over. Parts are
@@ -48,7 +49,7 @@ struct Attention {
 
  private:
 #if defined(__AMX_BF16__)
-  static constexpr int64_t kTiledRows = TiledAttention::kBlock;
+  static constexpr int64_t kTiledRows = kBlockRows;
 #else
   static constexpr int64_t kTiledRows = kRows;
 #endif
@@ -91,12 +92,12 @@ struct Attention {
   // The place from which on the rows of a sequence of `length` are computed on tiles: by what they see alone.
   int64_t first_tiled(int64_t length) const {
 #if defined(__AMX_BF16__)
-    constexpr int64_t kLeastKeys = TiledAttention::kLeastKeys;
+    const int64_t least = bf16_parts == 1 ? TiledAttention<1>::kLeastKeys : TiledAttention<3>::kLeastKeys;
     const int64_t window = visibility.window > 0 ? visibility.window : length;
     // NOTE: the tiles know of no caps and no distances: what has some is computed on vectors, whatever its length.
-    if (head_dim < TiledAttention::kLeastDim || adjustment.any() || relative.any()) return length;
-    if (visibility.causal) return visibility.window > 0 && window < kLeastKeys ? length : kLeastKeys - 1;
-    return std::min(length, 2 * window - 1) < kLeastKeys ? length : 0;
+    if (head_dim < kLeastTiledDim || adjustment.any() || relative.any()) return length;
+    if (visibility.causal) return visibility.window > 0 && window < least ? length : least - 1;
+    return std::min(length, 2 * window - 1) < least ? length : 0;
 #else
     return length;
 #endif
@@ -104,14 +105,21 @@ struct Attention {
 
 #if defined(__AMX_BF16__)
   void run_tiles(const Part& part) const {
+    if (bf16_parts == 3) run_tiles<3>(part);
+    else if (bf16_parts == 2) run_tiles<2>(part);
+    else run_tiles<1>(part);
+  }
+
+  template <int P>
+  void run_tiles(const Part& part) const {
     const int64_t group = heads / kv_heads, head = part.kv_head * group;
-    const int64_t some = ceil_div(TiledAttention::kMostRows / group, kTiledRows) * kTiledRows;
+    const int64_t some = ceil_div(kMostTiledRows / group, kTiledRows) * kTiledRows;
     for (int64_t row = part.first; row < part.last; row += some) {
-      const TiledAttention::Queries queries{part.q + row * row_size() + head * head_dim, row_size(), part.place(row),
-                                            std::min(some, part.last - row), group};
+      const TiledQueries queries{part.q + row * row_size() + head * head_dim, row_size(), part.place(row),
+                                 std::min(some, part.last - row), group};
       float* y = part.y + (row - part.first) * heads * head_dim + head * head_dim;
-      TiledAttention{queries, part.keys, part.keys.moved(kv_heads * head_dim), head_dim, adjustment.factor(),
-                     visibility, y, heads * head_dim}.run();
+      TiledAttention<P>{queries, part.keys, part.keys.moved(kv_heads * head_dim), head_dim, adjustment.factor(),
+                        visibility, y, heads * head_dim}.run();
     }
   }
 #endif

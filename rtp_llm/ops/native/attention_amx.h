@@ -1,5 +1,6 @@
 // Attention of the query rows of some heads that share keys and values, on AMX tiles, as exact as fp32: queries, keys,
-// weights and values are sums of three bf16 (split.h), and each product is six of tiles.
+// weights and values are sums of three bf16 (split.h), and each product is six of tiles. Of numbers that were made of
+// fewer parts (gemm_amx.h) as few are multiplied; maxima, exponentials and their sums are of fp32 all the same.
 //
 // Keys are taken kChunk at a time, at fixed places. Their parts and those of their values are made once, for all rows;
 // each block of rows then has its scores, weights and weighted values computed in cache. A row's highest score so far,
@@ -13,17 +14,20 @@
 
 namespace {
 
+constexpr int64_t kLeastTiledDim = 24;    // below, vectors are as fast
+constexpr int64_t kMostTiledRows = 2048;  // of all heads, whose parts stay in L2
+
+struct TiledQueries {
+  const float* start;
+  int64_t stride, place, count, heads;  // the place of the first row among the keys; heads stand side by side
+};
+
+template <int P>
 struct TiledAttention {
   static constexpr int64_t kBlock = kBlockRows;
-  static constexpr int64_t kLeastKeys = 160, kLeastDim = 24;  // below, vectors are as fast
-  static constexpr int64_t kMostRows = 2048;                  // of all heads, whose parts stay in L2
+  static constexpr int64_t kLeastKeys = P == 1 ? 96 : 160;  // below, vectors are as fast
 
-  struct Queries {
-    const float* start;
-    int64_t stride, place, count, heads;  // the place of the first row among the keys; heads stand side by side
-  };
-
-  Queries queries;
+  TiledQueries queries;
   KeyRows keys, values;
   int64_t head_dim;
   float factor;  // after it, scores are exponents of two
@@ -48,7 +52,7 @@ struct TiledAttention {
   // Keys of a chunk, and those of one row that are weighed between tile products.
   static constexpr int64_t kChunk = 256, kPiece = 64;
   static constexpr int64_t kStride = kChunk + kWidth;  // of scores: not a power of two, for the cache's sets
-  static constexpr int64_t kValueNumbers = kChunk / kDepth * kSplitStep;  // of a panel of values' parts
+  static constexpr int64_t kValueNumbers = kChunk / kDepth * kSplitStep<P>;  // of a panel of values' parts
   static constexpr float kLowest = -1e30f;
 
   struct Memory {
@@ -77,13 +81,13 @@ struct TiledAttention {
   int64_t depth() const { return ceil_div(head_dim, kDepth) * kDepth; }
   int64_t blocks() const { return ceil_div(queries.count, kBlock); }
   int64_t rows() const { return blocks() * kBlock; }
-  int64_t query_numbers() const { return kBlock * depth() * kPlanes; }
+  int64_t query_numbers() const { return kBlock * depth() * P; }
   Keys seen(int64_t row) const { return visibility.of(queries.place + row, keys.count()); }
 
   Memory reserve() const {
     const int64_t state = queries.heads * rows(), chunk = kChunk * depth(), scores = kBlock * kStride;
     const int64_t products = kBlock * depth();
-    const auto parts = [](int64_t numbers) { return numbers * kPlanes / 2; };
+    const auto parts = [](int64_t numbers) { return ceil_div(numbers * P, 2); };
     const int64_t weights = parts(kBlock * kChunk), query = parts(state * depth());
     float* at = thread_scratch().reserve(2 * (state + chunk + scores + parts(chunk) + weights) + products + query);
     const auto take = [&](int64_t size) { return std::exchange(at, at + size); };
@@ -97,17 +101,17 @@ struct TiledAttention {
     const float* q = queries.start + first * queries.stride + head * head_dim;
     for (int64_t row = 0; row < kBlock; ++row, q += queries.stride) {
       uint16_t* tile = to + row / kTileRows * (query_numbers() / 2) + row % kTileRows * kDepth;
-      for (int64_t d = 0; d < depth(); d += kDepth, tile += kPlanes * kTile) {
+      for (int64_t d = 0; d < depth(); d += kDepth, tile += P * kTile) {
         const int64_t left = first + row < queries.count ? head_dim - d : 0;
         const Vec low = load_lanes(q + d, std::clamp<int64_t>(left, 0, kWidth));
         const Vec high = load_lanes(q + d + kWidth, std::clamp<int64_t>(left - kWidth, 0, kWidth));
-        store_parts(split(low * factor), split(high * factor), tile, kTile);
+        store_parts(first_parts<P>(low * factor), first_parts<P>(high * factor), tile, kTile);
       }
     }
   }
 
   static void store_parts(const Parts& first, const Parts& second, uint16_t* line, int64_t next) {
-    for (int plane = 0; plane < kPlanes; ++plane)
+    for (int plane = 0; plane < P; ++plane)
       _mm512_store_si512(line + plane * next, paired(first.part[plane], second.part[plane]));
   }
 
@@ -126,14 +130,14 @@ struct TiledAttention {
       split_panels(memory.values + d * kChunk, panels, memory.value_parts + d / kPanel * kValueNumbers);
   }
 
-  // Steps of panels, [steps][32][32] -> [steps][kPlanes][2 column tiles][16 pairs][16 columns][2]; a pair is k, k + 16.
+  // Steps of panels, [steps][32][32] -> [steps][P][2 column tiles][16 pairs][16 columns][2]; a pair is k, k + 16.
   static void split_panels(const float* panel, int64_t steps, uint16_t* to) {
-    for (int64_t step = 0; step < steps; ++step, panel += kDepth * kPanel, to += kSplitStep)
+    for (int64_t step = 0; step < steps; ++step, panel += kDepth * kPanel, to += kSplitStep<P>)
       for (int64_t pair = 0; pair < kTileRows; ++pair)
         for (int64_t half = 0; half < 2; ++half) {
           const float* from = panel + pair * kPanel + half * kWidth;
           uint16_t* line = to + half * kTile + pair * kDepth;
-          store_parts(split(load(from)), split(load(from + kTileRows * kPanel)), line, 2 * kTile);
+          store_parts(first_parts<P>(load(from)), first_parts<P>(load(from + kTileRows * kPanel)), line, 2 * kTile);
         }
   }
 
@@ -174,7 +178,7 @@ struct TiledAttention {
 
   void step(const Memory& memory, int64_t chunk, Block* next, Block* current, Block* before, Block* done) const {
     const int64_t steps = (next ? next->steps() : 0) + (before ? before->steps() : 0);
-    const int64_t products = steps * depth() / kDepth * kSplitProducts;
+    const int64_t products = steps * depth() / kDepth * kSplitProducts<P>;
     int64_t due = 0;
     const auto weigh_some = [&] {
       if (current == nullptr) return;
@@ -195,8 +199,8 @@ struct TiledAttention {
   void score(const Memory& memory, int64_t chunk, const Block& block, F&& meanwhile) const {
     const int64_t steps = depth() / kDepth, first = (block.keys.from - chunk) / kPanel;
     const uint16_t* rows = memory.query_parts + (block.head * blocks() + block.row / kBlock) * query_numbers();
-    const SplitPanels columns{memory.key_parts + first * steps * kSplitStep, block.steps(), steps * kSplitStep};
-    multiply_split(steps, rows, columns, block.scores, kStride, meanwhile);
+    const SplitPanels columns{memory.key_parts + first * steps * kSplitStep<P>, block.steps(), steps * kSplitStep<P>};
+    multiply_split<P>(steps, rows, columns, block.scores, kStride, meanwhile);
   }
 
   // What weights of the rows are relative to, now that the scores of these keys are known.
@@ -225,7 +229,7 @@ struct TiledAttention {
     return larger(first, second);
   }
 
-  // The next scores of a row -> the parts of their weights, each cut off.
+  // The next scores of a row -> the parts of their weights, each cut off, or the nearest where it is one.
   // NOTE: inlined between tile products it would load its constants anew each time, and be a fifth slower.
   __attribute__((noinline)) void weigh(Block& block) const {
     const int64_t row = block.weighed_rows, from = block.weighed_to, offset = from - block.keys.from;
@@ -233,13 +237,13 @@ struct TiledAttention {
     const Keys keys = seen_of(block, row);
     const float *scores = block.scores + row * kStride + offset, shift = block.shifts[row];
     const int64_t tile = row / kTileRows * block.steps() + offset / kDepth;
-    uint16_t* line = block.weight_parts + tile * kPlanes * kTile + row % kTileRows * kDepth;
+    uint16_t* line = block.weight_parts + tile * P * kTile + row % kTileRows * kDepth;
     Vec sum = offset == 0 ? Vec{} : block.row_sums[row];
-    for (int64_t j = from; j < to; j += kDepth, scores += kDepth, line += kPlanes * kTile) {
+    for (int64_t j = from; j < to; j += kDepth, scores += kDepth, line += P * kTile) {
       const Vec first = keys.select(j, exp2(load(scores) - shift), Vec{});
       const Vec second = keys.select(j + kWidth, exp2(load(scores + kWidth) - shift), Vec{});
       sum += first + second;
-      store_parts(cut(first), cut(second), line, kTile);
+      store_parts(first_cut_parts<P>(first), first_cut_parts<P>(second), line, kTile);
     }
     block.row_sums[row] = sum;
     block.weighed_rows += to == block.keys.to;
@@ -258,8 +262,8 @@ struct TiledAttention {
   template <class F>
   void add_values(const Memory& memory, int64_t chunk, const Block& block, F&& meanwhile) const {
     const int64_t first = (block.keys.from - chunk) / kDepth;
-    const SplitPanels columns{memory.value_parts + first * kSplitStep, depth() / kPanel, kValueNumbers};
-    multiply_split(block.steps(), block.weight_parts, columns, memory.products, depth(), meanwhile);
+    const SplitPanels columns{memory.value_parts + first * kSplitStep<P>, depth() / kPanel, kValueNumbers};
+    multiply_split<P>(block.steps(), block.weight_parts, columns, memory.products, depth(), meanwhile);
   }
 
   // y += products, each row scaled to what its weights are relative to now; at last, to weights whose sum is one.

@@ -187,6 +187,7 @@ struct LinearVectors {
   int64_t M, N, K;
   int activation;
   bool weight_is_bf16;
+  int bf16_parts = 0;  // of each number that tiles multiply
   Blocks blocks{};
   int64_t stamp = 0;
 

@@ -5,6 +5,9 @@
 // out is 2^-24 of x w or less. A weight that is bf16 has the high part only, and three products. At 2048 operations a
 // cycle, six products are twice as fast as multiply-adds of vectors, and three are four times as fast.
 //
+// Who asks for less has fewer parts of each number: two, and three products, which leave out 2^-14 of x w at the most
+// and mostly 2^-16; or one, and one product of what is rounded to bf16.
+//
 // A weight is packed once, at load, into its high parts and its lower 16 bits: 4 bytes a number, which is what few rows
 // wait for. Middle and low parts are made of these, once for a block of rows, and rows of x are split once a core.
 // What follows the sums of a block of y (bias, activation, residual) is done while the next block is multiplied.
@@ -51,18 +54,19 @@ struct TiledWeight {
   }
 };
 
-// Rows of x, x[rows][K] with `stride`, and zeros for those up to `filled`, into tiles of their parts:
-// [filled / 16][K / kDepth][planes][16][kDepth].
+// Rows of x, x[rows][K] with `stride`, and zeros for those up to `filled`, into tiles of their first P parts:
+// [filled / 16][K / kDepth][P][16][kDepth].
+template <int P>
 inline void split_rows(const float* x, int64_t rows, int64_t filled, int64_t K, int64_t stride, uint16_t* to) {
   const int64_t steps = ceil_div(K, kDepth);
   for (int64_t row = 0; row < filled; ++row) {
-    uint16_t* tile = to + row / kTileRows * steps * kPlanes * kTile + row % kTileRows * kDepth;
-    for (int64_t k = 0; k < K; k += kDepth, tile += kPlanes * kTile) {
+    uint16_t* tile = to + row / kTileRows * steps * P * kTile + row % kTileRows * kDepth;
+    for (int64_t k = 0; k < K; k += kDepth, tile += P * kTile) {
       const int64_t left = row < rows ? K - k : 0;
       const float* from = x + row * stride + k;
-      const Parts first = split(load_lanes(from, std::clamp<int64_t>(left, 0, kWidth)));
-      const Parts second = split(load_lanes(from + kWidth, std::clamp<int64_t>(left - kWidth, 0, kWidth)));
-      for (int plane = 0; plane < kPlanes; ++plane)
+      const Parts first = first_parts<P>(load_lanes(from, std::clamp<int64_t>(left, 0, kWidth)));
+      const Parts second = first_parts<P>(load_lanes(from + kWidth, std::clamp<int64_t>(left - kWidth, 0, kWidth)));
+      for (int plane = 0; plane < P; ++plane)
         _mm512_store_si512(tile + plane * kTile, paired(first.part[plane], second.part[plane]));
     }
   }
@@ -107,6 +111,7 @@ struct LinearTiles {
   int64_t M, N, K;
   int activation;
   bool weight_is_bf16;
+  int bf16_parts = kPlanes;  // of each number that are multiplied; a weight that is bf16 has one
   // The plan: blocks of rows, of panels and of K; panels that are multiplied together.
   int64_t block_rows = 0, block_panels = 0, block_k = 0, row_blocks = 0, column_blocks = 0, width = 1, stamp = 0;
   mutable Counters taken = {};  // blocks of columns, by block of rows
@@ -114,7 +119,7 @@ struct LinearTiles {
   int64_t plan(int threads) {
     stamp = next_stamp();
     block_k = ceil_div(ceil_div(K, ceil_div(K, kMaxK)), kDepth) * kDepth;
-    const int64_t most = std::max(kBlockRows, kMaxBytes / (block_k * kPlanes * 2) / kBlockRows * kBlockRows);
+    const int64_t most = std::max(kBlockRows, kMaxBytes / (block_k * bf16_parts * 2) / kBlockRows * kBlockRows);
     const int64_t panels = ceil_div(N, kPanel), blocks = ceil_div(M, kBlockRows);
     row_blocks = ceil_div(M, most);
     if (threads > 1) row_blocks = shared_row_blocks(threads, blocks);
@@ -129,14 +134,9 @@ struct LinearTiles {
   }
 
   void run(int64_t task) const {
-    const Tiles tiles(int(std::min(M, kBlockRows)));
-    const Block block = take(task);
-    for (int64_t k0 = 0; k0 < K; k0 += block_k) {
-      const int64_t k_len = std::min(block_k, K - k0);
-      const uint16_t* rows = split_block(block, k0, k_len);
-      if (weight_is_bf16) multiply<uint16_t>(block, rows, k0, k_len);
-      else multiply<float>(block, rows, k0, k_len);
-    }
+    if (bf16_parts == 3) run_parts<3>(task);
+    else if (bf16_parts == 2) run_parts<2>(task);
+    else run_parts<1>(task);
   }
 
  private:
@@ -146,6 +146,18 @@ struct LinearTiles {
   struct Block {
     int64_t m0, m1, n0, n1;
   };
+
+  template <int P>
+  void run_parts(int64_t task) const {
+    const Tiles tiles(int(std::min(M, kBlockRows)));
+    const Block block = take(task);
+    for (int64_t k0 = 0; k0 < K; k0 += block_k) {
+      const int64_t k_len = std::min(block_k, K - k0);
+      const uint16_t* rows = split_block<P>(block, k0, k_len);
+      if (weight_is_bf16) multiply<uint16_t, P>(block, rows, k0, k_len);
+      else multiply<float, P>(block, rows, k0, k_len);
+    }
+  }
 
   // A thread splits M / blocks rows, and makes the lower parts of N blocks / threads columns; a number of the first
   // costs three times one of the second.
@@ -209,16 +221,17 @@ struct LinearTiles {
   };
 
   // The split rows of a block, of all of K where they stay in L2.
+  template <int P>
   const uint16_t* split_block(const Block& block, int64_t k0, int64_t k_len) const {
     SplitRows& split = thread_split_rows();
-    const int64_t rows = block.m1 - block.m0, padded = ceil_div(rows, kTileRows) * kTileRows * kPlanes;
+    const int64_t rows = block.m1 - block.m0, padded = ceil_div(rows, kTileRows) * kTileRows * P;
     const int64_t filled = M <= kBlockRows ? rows : ceil_div(rows, kTileRows) * kTileRows;  // tiles are no larger
     const bool all = padded * K * 2 <= kMaxAllBytes;
     const int64_t from = all ? 0 : k0, to = all ? K : k0 + k_len;
     auto* parts = reinterpret_cast<uint16_t*>(split.scratch.reserve(padded * ceil_div(to - from, kDepth) * kDepth / 2));
     if (split.stamp != stamp || split.row != block.m0 || split.k != from)
       for (int64_t k = from; k < to; k += block_k)
-        split_rows(x + block.m0 * K + k, rows, filled, std::min(block_k, to - k), K, parts + padded * (k - from));
+        split_rows<P>(x + block.m0 * K + k, rows, filled, std::min(block_k, to - k), K, parts + padded * (k - from));
     split.stamp = stamp;
     split.row = block.m0;
     split.k = from;
@@ -234,13 +247,13 @@ struct LinearTiles {
     return reinterpret_cast<uint16_t*>(scratch + (uintptr_t(panel) + kApart - uintptr_t(scratch)) % kPage);
   }
 
-  template <class T>
+  template <class T, int P>
   void multiply(const Block& block, const uint16_t* rows, int64_t k0, int64_t k_len) const {
     const auto* w = static_cast<const uint16_t*>(weight) + k0 / kDepth * kStepNumbers;
-    const int64_t steps = ceil_div(k_len, kDepth), tile_row = steps * kPlanes * kTile;
+    const int64_t steps = ceil_div(k_len, kDepth), tile_row = steps * P * kTile;
     const int64_t panel_numbers = TiledWeight<T>::panel_numbers(K), apart = TiledWeight<T>::plane_numbers(K);
     const bool in_turns = block.m1 - block.m0 <= kBlockRows;
-    const int64_t kept = sizeof(T) == 2 ? 0 : in_turns ? 2 * width : steps;
+    const int64_t kept = sizeof(T) == 2 || P == 1 ? 0 : in_turns ? 2 * width : steps;
     uint16_t* parts = lower_scratch(kept * kLowerNumbers, w);
     const Epilogue whole{y, bias, residual, N, activation}, partial{y, nullptr, nullptr, N, kNone};
     alignas(64) float sums[2][kBlockRows * kPanel];
@@ -255,9 +268,9 @@ struct LinearTiles {
         const uint16_t* a = rows + (m - block.m0) / kTileRows * tile_row;
         const Lower lower{parts, apart, m == block.m0, in_turns};
         float* c = sums[turn];
-        if (paired) multiply_pair<T>(steps, a, panel, panel_numbers, apart, parts, c, meanwhile);
-        else if (now > kTileRows) multiply_tiles<2, T>(steps, a, 2 * tile_row, panel, lower, c, meanwhile);
-        else multiply_tiles<1, T>(steps, a, 2 * tile_row, panel, lower, c, meanwhile);
+        if (paired) multiply_pair<T, P>(steps, a, panel, panel_numbers, apart, parts, c, meanwhile);
+        else if (now > kTileRows) multiply_tiles<2, T, P>(steps, a, 2 * tile_row, panel, lower, c, meanwhile);
+        else multiply_tiles<1, T, P>(steps, a, 2 * tile_row, panel, lower, c, meanwhile);
         pending.sums[0] = {c, m, n, now};
         if (paired) pending.sums[1] = {c + kTileRows * kPanel, m, n + kPanel, now};
       }

@@ -70,14 +70,14 @@ class Program {
     switch (opcode) {
       case kLinear:
         return Linear{y, floats(), weights(), floats(), floats(), number(), number(), number(), int(number()),
-                      number() != 0};
+                      number() != 0, int(number())};
       case kNorm: return NormRows{y, floats(), floats(), number(), number(), norm()};
       case kEmbed: return embed(y);
       case kAttention:
         return Attention{y, floats(), integers(), integers(), integers(), integers(), number(),
                          word<const float* const*>(), word<const int64_t*>(), number(), number(), number(), number(),
                          number(), Visibility{number() != 0, number()}, Adjustment{real(), real(), floats(), number()},
-                         Relative{floats(), floats(), number()}};
+                         Relative{floats(), floats(), number()}, int(number())};
       case kRotary: return Rotary{y, floats(), number(), number(), number(), number(), norm(), norm()};
       case kGated: return Gated{y, floats(), number(), number(), int(number())};
       case kPool: return Pool{y, floats(), integers(), integers(), number(), number(), int(number())};
@@ -111,12 +111,13 @@ class Program {
   }
 
   Command expert_products(float* y) {
-    switch (number()) {
-      case 4: return products_of<LinearGrouped<4>>(y);
-      case 8: return products_of<LinearGrouped<8>>(y);
-      case 1: return products_of<LinearInt8>(y);
-      default: return products_of<Linear>(y);
-    }
+    const int64_t kind = number(), parts = number();
+    if (kind == 4) return products_of<LinearGrouped<4>>(y);
+    if (kind == 8) return products_of<LinearGrouped<8>>(y);
+    if (kind == 1) return products_of<LinearInt8>(y);
+    ExpertProducts<Linear> products = products_of<Linear>(y);
+    products.whole.bf16_parts = int(parts);
+    return products;
   }
 
   template <class Product>

@@ -16,6 +16,12 @@ struct Parts {
 
 inline Vec nearest_bf16(Vec x) { return from_bits(VecInt((VecBits(bits_of(x)) + 0x8000u) & 0xFFFF0000u)); }
 
+// The nearest, of two the even one: where it stands for the number alone.
+inline Vec even_bf16(Vec x) {
+  const VecBits bits = VecBits(bits_of(x));
+  return from_bits(VecInt((bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u));
+}
+
 // Each part is the nearest bf16 to what those before it leave.
 inline Parts split(Vec x) {
   // Past the largest bf16, that one: the parts of every finite number are finite.
@@ -27,11 +33,24 @@ inline Parts split(Vec x) {
   return {high, middle, rest - middle};
 }
 
+// The first P parts; of the number alone where it is one.
+template <int P>
+inline Parts first_parts(Vec x) {
+  if constexpr (P == 1) return {even_bf16(x)};
+  else return split(x);
+}
+
 // Each part is cut off from what those before it leave; `paired` takes no more than the upper halves.
 inline Parts cut(Vec x) {
   const auto rest = [](Vec y) { return y - from_bits(bits_of(y) & int32_t(0xFFFF0000)); };
   const Vec middle = rest(x);
   return {x, middle, rest(middle)};
+}
+
+template <int P>
+inline Parts first_cut_parts(Vec x) {
+  if constexpr (P == 1) return {even_bf16(x)};
+  else return cut(x);
 }
 
 // The upper halves of the first in the lower halves of the second.
@@ -55,7 +74,7 @@ struct LowerParts {
 };
 
 // Of numbers whose upper halves are `high` and whose lower halves are `rest`. Every instruction counts here: few rows
-// wait for it.
+// wait for it, and where low parts are not stored the compiler leaves out what makes them.
 inline LowerParts lower_parts(__m512i high, __m512i rest) {
   const VecInt upper = VecInt{} + int32_t(0xFFFF0000);
   const Vec first_high = from_bits(VecInt(high) << 16), second_high = from_bits(VecInt(high) & upper);

@@ -1,0 +1,130 @@
+"""Linear layers in fewer bf16 parts, as AMX tiles multiply them: the kernels against the definition; the same bits."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rtp_llm.core import FloatArray
+from rtp_llm.errors import ConfigError
+from rtp_llm.ops import Experts, Quantization
+from rtp_llm.ops.native_library import TILES
+from rtp_llm.ops.native_ops import NativeOps
+from rtp_llm.ops.numpy_ops import NumpyOps
+from rtp_llm.ops.weight_only import PARTS, to_bf16
+from tests.ops.data import assert_as_exact, batch_of, encoder, normal, usable_or_skip
+from tests.ops.test_int8 import linear
+
+SHAPES = [(1, 1), (16, 8), (33, 65), (47, 1100), (600, 96), (40, 1024), (32, 31)]
+
+
+@pytest.fixture(scope="module", params=list(PARTS))
+def ops(request: pytest.FixtureRequest) -> NativeOps:
+    return NativeOps(instruction_set=usable_or_skip(TILES)).fork(request.param)
+
+
+@pytest.mark.parametrize("kind", list(PARTS))
+def test_without_tiles_it_is_refused(kind: Quantization) -> None:
+    with pytest.raises(ConfigError, match="of AMX tiles: generic kernels have none"):
+        NativeOps(instruction_set="generic").fork(kind)
+
+
+@pytest.mark.parametrize("m", [1, 2, 16, 17, 33, 70, 200])
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_one_part_is_the_product_of_rounded_numbers(m: int, n: int, k: int) -> None:
+    ops = NativeOps(instruction_set=usable_or_skip(TILES)).fork("bf16_products")
+    x, weight = normal(m, k), normal(n, k)
+    exact = to_bf16(x).astype(np.float64) @ to_bf16(weight).T.astype(np.float64)
+    assert_as_exact(linear(ops, x, weight), linear(NumpyOps("bf16_products"), x, weight), exact, 5e-7)
+
+
+@pytest.mark.parametrize("m", [1, 2, 16, 17, 33, 70, 200])
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+@pytest.mark.parametrize("stored", [np.float32, np.float16])
+def test_two_parts_are_nearer_than_fp16(m: int, n: int, k: int, stored: type[np.floating]) -> None:
+    ops = NativeOps(instruction_set=usable_or_skip(TILES)).fork("fp16_products")
+    x, weight = normal(m, k), normal(n, k).astype(stored).astype(np.float32)
+    error = np.abs(linear(ops, x, weight) - x.astype(np.float64) @ weight.T.astype(np.float64))
+    products = np.abs(x).astype(np.float64) @ np.abs(weight).T.astype(np.float64)
+    assert (error <= 2.0**-14 * products + 1e-6).all()
+    if products.size > 10_000:
+        assert np.sqrt(np.mean((error / products) ** 2)) < 2.0**-16
+
+
+@pytest.mark.parametrize("kind", list(PARTS))
+def test_a_weight_of_bf16_loses_nothing(kind: Quantization) -> None:
+    ops = NativeOps(instruction_set=usable_or_skip(TILES)).fork(kind)
+    weight, x = to_bf16(normal(70, 300)), to_bf16(normal(40, 300))
+    exact = x.astype(np.float64) @ weight.T.astype(np.float64)
+    assert_as_exact(linear(ops, x, weight), linear(NumpyOps(), x, weight), exact, 5e-7)
+
+
+@pytest.mark.parametrize("activation", [None, "gelu", "mish"])
+def test_bias_activation_and_residual(ops: NativeOps, activation: str | None) -> None:
+    x, weight, bias, residual = to_bf16(normal(70, 24)), to_bf16(normal(53, 24)), normal(53), normal(70, 53)
+    expected = linear(NumpyOps(ops.quantization), x, weight, bias, activation, residual)
+    np.testing.assert_allclose(linear(ops, x, weight, bias, activation, residual), expected, rtol=1e-5, atol=5e-6)
+
+
+def test_experts(ops: NativeOps) -> None:
+    """Of numbers that bf16 holds; what the first products give is rounded by both alike, but for ties."""
+    x, weights = to_bf16(normal(41, 40)), to_bf16(normal(5, 67, 40))
+
+    def mixture(ops: Any) -> Experts:
+        ups, downs = ([ops.matrix(np.ascontiguousarray(part)) for part in parts] for parts in (
+            weights[:, 1:34], weights[:, 34:].transpose(0, 2, 1)))  # fmt: skip
+        return Experts(ops.vector(weights[:, 0]), tuple(ups), tuple(downs), None, 2, "relu")
+
+    numpy_ops = NumpyOps(ops.quantization)
+    ours = ops.to_numpy(ops.experts(ops.vector(x), mixture(ops)))
+    np.testing.assert_allclose(ours, numpy_ops.experts(x, mixture(numpy_ops)), rtol=1e-2, atol=0.1)
+    alone = np.concatenate([ops.to_numpy(ops.experts(ops.vector(row[None]), mixture(ops))) for row in x])
+    np.testing.assert_array_equal(ours, alone)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_a_row_has_the_same_bits_in_any_batch(ops: NativeOps, num_threads: int) -> None:
+    x, weight, bias = normal(400, 200), normal(150, 200), normal(150)
+    alone = np.concatenate([linear(ops, row[None], weight, bias, "gelu", row[None, :150]) for row in x[:30]])
+    ops.num_threads = num_threads
+    for order in (np.arange(400), np.arange(400)[::-1], np.r_[7, 3:11, 0]):
+        together = linear(ops, x[order], weight, bias, "gelu", x[order][:, :150])
+        chosen = order < 30
+        np.testing.assert_array_equal(together[chosen], alone[order[chosen]])
+
+
+def test_a_sequence_has_the_same_bits_in_any_batch(ops: NativeOps) -> None:
+    lengths = [3, 200, 1, 17, 33, 64, 9]
+    together = encoder(ops, batch_of(lengths))
+    alone = np.concatenate([encoder(ops, batch_of([length])) for length in lengths])
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_no_number_is_still_none(ops: NativeOps) -> None:
+    x, weight = normal(40, 70), normal(33, 70)
+    x[3, 7], x[5, 9] = np.nan, np.inf
+    y = linear(ops, x, weight)
+    assert np.isnan(y[3]).all() and not np.isfinite(y[5]).any()
+    assert np.isfinite(np.delete(y, [3, 5], axis=0)).all()
+
+
+@pytest.mark.parametrize("lengths", [[96], [300, 95, 1, 160, 513], [100, 100, 100]])
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": 100}, {"causal": True, "window": 90}])
+@pytest.mark.parametrize("head_dim", [24, 64, 72])
+def test_attention_of_such_products(ops: NativeOps, lengths: list[int], options: dict[str, Any], head_dim: int) -> None:
+    """As exact as its factors, alone and in any batch; on vectors what sees few keys."""
+    num_tokens, size = sum(lengths), 4 * head_dim
+    hidden, weight = normal(num_tokens, 40), to_bf16(normal(2 * size, 40) / np.float32(7))
+
+    def attend(ops: Any, hidden: FloatArray, lengths: list[int]) -> FloatArray:
+        batch = ops.upload(batch_of(lengths))
+        qkv = ops.linear(ops.vector(hidden), ops.matrix(weight))
+        shape = {"num_heads": 4, "num_kv_heads": 2, "head_dim": head_dim, "scale": head_dim**-0.5}
+        return np.asarray(ops.to_numpy(ops.attention(qkv, batch, **shape, **options)))
+
+    together, exact = attend(ops, hidden, lengths), attend(NumpyOps(ops.quantization), hidden, lengths)
+    bound = {"fp16_products": 2e-4, "bf16_products": 3e-2}[ops.quantization]
+    assert np.abs(together - exact).max() <= bound * np.abs(exact).max()
+    starts = np.cumsum([0, *lengths])
+    alone = [attend(ops, hidden[start : start + n], [n]) for start, n in zip(starts, lengths, strict=False)]
+    np.testing.assert_array_equal(together, np.concatenate(alone))
