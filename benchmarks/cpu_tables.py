@@ -12,7 +12,7 @@ from benchmarks.corpus import Workload
 from benchmarks.peers import OURS
 
 LATENCY = {"short": "one short query", "passages": "one passage"}
-_WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+_WEIGHT_BYTES = {"fp32": 4, "fp16": 4, "bf16": 2, "int8": 1}
 
 
 @dataclass

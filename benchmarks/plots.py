@@ -44,7 +44,7 @@ def main() -> None:
 
 def family(engine: str) -> str:
     """The engine without its settings: "onnxruntime fused wide" and "onnxruntime streams" are one family."""
-    settings = {"wide", "streams", "fused", "int8", "bs8", "bs32"}
+    settings = {"wide", "streams", "fused", "fp16", "bf16", "int8", "bs8", "bs32"}
     return " ".join(word for word in engine.split() if word not in settings)
 
 
@@ -66,11 +66,13 @@ def throughput(runs: Mapping[str, Any]) -> Any:
     """A row a model, a column a workload; bars of all families, fp32 above what is less."""
     columns = [key for key in _WORKLOADS if any(key in run["workloads"] for run in runs.values())]
     figure, axes = pyplot.subplots(
-        len(runs), len(columns), figsize=(4.3 * len(columns), 2.5 * len(runs) + 0.6), squeeze=False
+        len(runs), len(columns), figsize=(4.3 * len(columns), 3 * len(runs) + 0.6), squeeze=False
     )
     for row, (model, run) in enumerate(runs.items()):
         for column, key in enumerate(columns):
-            _bars(axes[row][column], best(run, "throughput", key), f"{model}: {_WORKLOADS[key]}", "texts a second")
+            found = best(run, "throughput", key)
+            axes[row][column].set_visible(bool(found))
+            _bars(axes[row][column], found, f"{model}: {_WORKLOADS[key]}", "texts a second")
     _finish(figure, f"Texts a second, text to vector, {_cores(runs)}; bold: this project")
     return figure
 
@@ -86,7 +88,7 @@ def latency(runs: Mapping[str, Any]) -> Any:
 
 
 def _bars(axis: Any, found: Mapping[tuple[str, str], float], title: str, label: str) -> None:
-    order = ["fp32", "bf16", "int8"]
+    order = ["fp32", "fp16", "bf16", "int8"]
     places = sorted(found, key=lambda place: (order.index(place[1]), -found[place]))
     heights = np.arange(len(places))[::-1].astype(float)
     heights -= [0.5 * order.index(precision) for _, precision in places]

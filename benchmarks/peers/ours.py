@@ -7,7 +7,7 @@ def prepare(setup: Setup) -> None:
     """Nothing: the checkpoint is read as it is."""
 
 
-def load(setup: Setup, quantization: str = "none") -> Embed:
+def load(setup: Setup, quantization: str = "none", act_type: str = "auto") -> Embed:
     """`rtp_llm.Model` on the checkpoint, with every other option at its default."""
     from rtp_llm import Model
 
@@ -16,5 +16,6 @@ def load(setup: Setup, quantization: str = "none") -> Embed:
         max_seq_len=setup.max_seq_len,
         num_threads=setup.num_threads,
         quantization=quantization,
+        act_type=act_type,
     )
     return model.embed
