@@ -136,7 +136,8 @@ def growth(run: Mapping[str, Any]) -> Any:
 
 def _cores(runs: Mapping[str, Any]) -> str:
     run = next(iter(runs.values()))
-    return f"{run['threads']} threads of {run['machine']['cpu']}, {run['date']}"
+    dates = sorted({run["date"] for run in runs.values()})
+    return f"{run['threads']} threads of {run['machine']['cpu']}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
 
 
 def _finish(figure: Any, title: str) -> None:
