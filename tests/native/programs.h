@@ -64,6 +64,9 @@ struct Tensor {
 class Recorder {
  public:
   std::string words;
+  int64_t parts;  // of each number that tiles multiply
+
+  explicit Recorder(int64_t parts) : parts(parts) {}
 
   template <class... T>
   void add(int64_t opcode, int64_t result, int64_t size, T... operands) {
@@ -102,6 +105,7 @@ struct Variant {
   bool causal, prefix, unseen, bias, relative, wanted;
   int64_t window;
   double softcap;
+  int64_t parts = 3;
 };
 
 constexpr Variant kVariants[] = {
@@ -109,7 +113,8 @@ constexpr Variant kVariants[] = {
     {false, false, false, false, false, false, 9, 0.0}, {true, true, false, true, false, false, 40, 0.0},
     {false, false, true, false, false, false, 3, 0.0},  {false, false, false, false, false, true, 0, 20.0},
     {false, false, false, false, true, false, 0, 0.0},  {true, true, false, false, false, true, 70, 5.0},
-    {false, false, true, true, true, false, 0, 0.0},
+    {false, false, true, true, true, false, 0, 0.0},    {true, true, false, false, false, false, 0, 0.0, 2},
+    {false, false, true, false, false, false, 0, 0.0, 1},
 };
 constexpr size_t kNumVariants = sizeof kVariants / sizeof *kVariants;
 
@@ -139,7 +144,7 @@ class Layer {
 
   // The program of a variant, which writes `kSequences * kSize` floats to `output`.
   std::string record(const Variant& variant, float* output) const {
-    Recorder to;
+    Recorder to(variant.parts);
     to.add(kReset, 0, 0);
     Tensor x = embed(to);
     Tensor qkv = product(to, x, qkv_weight_);
@@ -199,7 +204,7 @@ class Layer {
     }
     if (weight.kind != 0) return record(kLinearGrouped, weight.kind, x.reference);
     return to.compute(kLinear, x.rows, weight.N, x.reference, weight.address(), 0, residual.reference, x.rows, weight.N,
-                      weight.K, int(kNone), weight.is_bf16);
+                      weight.K, int(kNone), weight.is_bf16, to.parts);
   }
 
   Tensor quantize(Recorder& to, Tensor x) const {
@@ -214,7 +219,7 @@ class Layer {
                       variant.wanted ? kSequences : 0, &kept_address_, &kept_len_, kSequences, int64_t(201), kHeads,
                       kKvHeads, kDim, variant.causal, variant.window, 0.2, variant.softcap,
                       given(variant.bias, distances_), reach, given(variant.relative, relative_),
-                      given(variant.relative, relative_), variant.relative ? kReach : 0);
+                      given(variant.relative, relative_), variant.relative ? kReach : 0, to.parts);
   }
 
   Tensor mixture(Recorder& to, Tensor x, size_t nth_kind) const {
@@ -226,7 +231,7 @@ class Layer {
     Tensor y = to.compute(kGather, pairs, kSize, x.reference, kSize, routing.reference, x.rows, kExperts, kTop);
     for (const auto& [addresses, N, K] : {std::tuple{&up_addresses_, kWide, kSize}, {&down_addresses_, kSize, kWide}}) {
       const Tensor rows = kind == 1 ? quantize(to, y) : y;
-      y = to.compute(kExpertProducts, pairs, N, kind, rows.reference, addresses->data() + first, N, K, int(kRelu),
+      y = to.compute(kExpertProducts, pairs, N, kind, to.parts, rows.reference, addresses->data() + first, N, K, int(kRelu),
                      routing.reference, x.rows, kExperts, kTop);
       to.drop(rows);
     }
