@@ -22,8 +22,9 @@ from rtp_llm.models.decoder import Decoder, parameters
 from rtp_llm.models.decoder_config import DecoderConfig
 from rtp_llm.models.qwen import Qwen3
 from rtp_llm.ops import Quantization
+from rtp_llm.ops.native_library import TILES
 from rtp_llm.ops.native_ops import NativeOps
-from rtp_llm.ops.weight_only import to_bf16
+from rtp_llm.ops.weight_only import PARTS, to_bf16
 
 _KINDS: tuple[Quantization, ...] = ("none", "int8_weights", "int4_weights", "int8")
 _VOCAB = 1000
@@ -97,8 +98,9 @@ def _measure_shape(shape: str, layers: int, lengths: list[int], threads: int, in
     source = RandomTensors(_tensor_shapes(config))
     measured: dict[str, Any] = {}
     exact: FloatArray | None = None
-    for kind in _KINDS:
-        ops = NativeOps(num_threads=threads, instruction_set=instruction_set).fork(kind)
+    base = NativeOps(num_threads=threads, instruction_set=instruction_set)
+    for kind in (*_KINDS, *(PARTS if base.instruction_set == TILES else ())):
+        ops = base.fork(kind)
         started = time.perf_counter()
         model = Qwen3.load(hf, source, ops)
         loading = time.perf_counter() - started

@@ -22,6 +22,12 @@
 
 namespace {
 
+// The upper halves of numbers and of those 16 k after them to a line of a tile, the lower ones `apart` numbers behind.
+inline void store_halves(Vec first, Vec second, uint16_t* line, int64_t apart) {
+  _mm512_storeu_si512(line, paired(first, second));
+  _mm512_storeu_si512(line + apart, paired_lower_halves(first, second));
+}
+
 // A packed weight: panels, [N / 32][planes][K / kDepth][2][16 pairs][16 columns][2]; a pair is k and k + 16. Columns and
 // k are filled up with zeros. The planes are the high parts and, of fp32, the lower 16 bits of each number: two sequences
 // of addresses, which the hardware's prefetch follows. Where both took turns within a page it did not.
@@ -47,9 +53,8 @@ struct TiledWeight {
   static void halve_pair(const float* first, uint16_t* tile, int64_t apart) {
     const float* second = first + kTileRows * kPanel;
     for (int half = 0; half < 2; ++half, first += kWidth, second += kWidth, tile += kTile) {
-      const Vec one = load(first), other = load(second);
-      _mm512_storeu_si512(tile, paired(one, other));
-      if constexpr (sizeof(T) == 4) _mm512_storeu_si512(tile + apart, paired_lower_halves(one, other));
+      if constexpr (sizeof(T) == 4) store_halves(load(first), load(second), tile, apart);
+      else _mm512_storeu_si512(tile, paired(load(first), load(second)));
     }
   }
 };
@@ -103,15 +108,20 @@ class Counter {
 
 using Counters = std::array<Counter, 32>;
 
+// Steps from `k0` on of the panel at column `n` of a weight, as `TiledWeight<float>` has them, its planes `apart`.
+using WidenPanel = void (*)(const void* weight, int64_t K, int64_t n, int64_t k0, int64_t steps, uint16_t* to,
+                            int64_t apart);
+
 struct LinearTiles {
   float* y;
   const float* x;
-  const void* weight;  // a `TiledWeight`
+  const void* weight;  // a `TiledWeight`, or what `widen` reads
   const float *bias, *residual;
   int64_t M, N, K;
   int activation;
-  bool weight_is_bf16;
+  bool weight_is_bf16 = false;
   int bf16_parts = kPlanes;  // of each number that are multiplied; a weight that is bf16 has one
+  WidenPanel widen = nullptr;
   // The plan: blocks of rows, of panels and of K; panels that are multiplied together.
   int64_t block_rows = 0, block_panels = 0, block_k = 0, row_blocks = 0, column_blocks = 0, width = 1, stamp = 0;
   mutable Counters taken = {};  // blocks of columns, by block of rows
@@ -154,7 +164,8 @@ struct LinearTiles {
     for (int64_t k0 = 0; k0 < K; k0 += block_k) {
       const int64_t k_len = std::min(block_k, K - k0);
       const uint16_t* rows = split_block<P>(block, k0, k_len);
-      if (weight_is_bf16) multiply<uint16_t, P>(block, rows, k0, k_len);
+      if (widen != nullptr) multiply<Widened, P>(block, rows, k0, k_len);
+      else if (weight_is_bf16) multiply<uint16_t, P>(block, rows, k0, k_len);
       else multiply<float, P>(block, rows, k0, k_len);
     }
   }
@@ -247,20 +258,38 @@ struct LinearTiles {
     return reinterpret_cast<uint16_t*>(scratch + (uintptr_t(panel) + kApart - uintptr_t(scratch)) % kPage);
   }
 
+  // Steps of a panel, or of two: where its planes are, numbers from one plane to the other, and to the next panel.
+  struct Panels {
+    const uint16_t* start;
+    int64_t apart, next;
+  };
+
+  template <class T>
+  Panels panels_of(int64_t n, int count, int64_t k0, int64_t steps) const {
+    if constexpr (std::is_same_v<T, Widened>) {
+      const int64_t plane = steps * kStepNumbers;
+      auto* wide = reinterpret_cast<uint16_t*>(thread_scratch().reserve(2 * plane));
+      for (int i = 0; i < count; ++i) widen(weight, K, n + i * kPanel, k0, steps, wide + i * 2 * plane, plane);
+      return {wide, plane, 2 * plane};
+    } else {
+      const int64_t numbers = TiledWeight<T>::panel_numbers(K);
+      const auto* panel = static_cast<const uint16_t*>(weight) + n / kPanel * numbers;
+      return {panel + k0 / kDepth * kStepNumbers, TiledWeight<T>::plane_numbers(K), numbers};
+    }
+  }
+
   template <class T, int P>
   void multiply(const Block& block, const uint16_t* rows, int64_t k0, int64_t k_len) const {
-    const auto* w = static_cast<const uint16_t*>(weight) + k0 / kDepth * kStepNumbers;
     const int64_t steps = ceil_div(k_len, kDepth), tile_row = steps * P * kTile;
-    const int64_t panel_numbers = TiledWeight<T>::panel_numbers(K), apart = TiledWeight<T>::plane_numbers(K);
     const bool in_turns = block.m1 - block.m0 <= kBlockRows;
     const int64_t kept = sizeof(T) == 2 || P == 1 ? 0 : in_turns ? 2 * width : steps;
-    uint16_t* parts = lower_scratch(kept * kLowerNumbers, w);
     const Epilogue whole{y, bias, residual, N, activation}, partial{y, nullptr, nullptr, N, kNone};
     alignas(64) float sums[2][kBlockRows * kPanel];
     Pending pending{k0 + k_len == K ? whole : partial, k0 == 0};
     for (int64_t n = block.n0, next, turn = 0; n < block.n1; n = next) {
-      const uint16_t* panel = w + n / kPanel * panel_numbers;
       const bool paired = width == 2 && n + kPanel < block.n1;
+      const auto [panel, apart, after] = panels_of<T>(n, paired ? 2 : 1, k0, steps);
+      uint16_t* parts = lower_scratch(kept * kLowerNumbers, panel);
       next = n + (paired ? 2 : 1) * kPanel;
       for (int64_t m = block.m0; m < block.m1; m += kBlockRows, turn ^= 1) {
         const int some = int(ceil_div(pending.rows(), steps)), now = int(std::min(kBlockRows, block.m1 - m));
@@ -268,7 +297,7 @@ struct LinearTiles {
         const uint16_t* a = rows + (m - block.m0) / kTileRows * tile_row;
         const Lower lower{parts, apart, m == block.m0, in_turns};
         float* c = sums[turn];
-        if (paired) multiply_pair<T, P>(steps, a, panel, panel_numbers, apart, parts, c, meanwhile);
+        if (paired) multiply_pair<T, P>(steps, a, panel, after, apart, parts, c, meanwhile);
         else if (now > kTileRows) multiply_tiles<2, T, P>(steps, a, 2 * tile_row, panel, lower, c, meanwhile);
         else multiply_tiles<1, T, P>(steps, a, 2 * tile_row, panel, lower, c, meanwhile);
         pending.sums[0] = {c, m, n, now};

@@ -1,9 +1,9 @@
 // Which kernels multiply by a packed weight, and how they want it packed.
 #pragma once
 #if defined(__AMX_BF16__)
-#include "gemm_amx.h"
+#include "gemm_grouped_amx.h"
 #else
-#include "gemm.h"
+#include "gemm_grouped.h"
 #endif
 
 namespace {

@@ -1,5 +1,6 @@
 // Products of split rows and packed panels on AMX tiles, a block of k at a time; gemm_amx.h says of what they are made.
 #pragma once
+#include <type_traits>
 #include <utility>
 
 #include "split.h"
@@ -17,6 +18,15 @@ constexpr int64_t kStepNumbers = 2 * kTile;
 
 // The middle and low parts of a step, [2 parts][2 column tiles][tile].
 constexpr int64_t kLowerNumbers = 4 * kTile;
+
+// A weight that is widened from 8 or 4 bits: fp32 whose low parts are zero.
+struct Widened {
+  float number;
+};
+
+// How many parts a number of a weight has.
+template <class T>
+constexpr int kPartsOf = sizeof(T) == 2 ? 1 : std::is_same_v<T, Widened> ? 2 : 3;
 
 // Lines `from` to `to` of the 32 of a packed step, whose lower halves are `apart` numbers behind, into middle parts and,
 // of three, low ones.
@@ -58,9 +68,9 @@ template <int R, class T, int P, class F>
 inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const uint16_t* b, const Lower& lower,
                            float* c, F&& meanwhile) {
   constexpr bool kWhole = sizeof(T) == 4 && P > 1;
-  constexpr int kLines = 2 * kTileRows, kSome = 7;
+  constexpr int kWeightParts = std::min(P, kPartsOf<T>), kLines = 2 * kTileRows, kSome = 7;
   const bool fresh = kWhole && lower.fresh;
-  if (fresh) make_lower_parts<P>(b, lower.apart, lower.of(0), 0, kLines);
+  if (fresh) make_lower_parts<kWeightParts>(b, lower.apart, lower.of(0), 0, kLines);
   finish_stores();
   zero_sums<R>();
   for (int64_t step = 0; P > 1 && step < steps; ++step, b += kStepNumbers) {
@@ -69,7 +79,8 @@ inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const
     const bool making = fresh && step + 1 < steps;
     const auto make = [&](int from) {
       if (!making) return;
-      make_lower_parts<P>(b + kStepNumbers, lower.apart, lower.of(step + 1), from, std::min(from + kSome, kLines));
+      const int to = std::min(from + kSome, kLines);
+      make_lower_parts<kWeightParts>(b + kStepNumbers, lower.apart, lower.of(step + 1), from, to);
     };
     if (fresh) prefetch_step<T>(b + 2 * kStepNumbers, lower.apart);
     columns(b);
@@ -88,7 +99,7 @@ inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const
       rows(0);
       add_bf16_products<R>();
       make(3 * kSome);
-      if constexpr (P == 3) {
+      if constexpr (kWeightParts == 3) {
         columns(lower.of(step) + 2 * kTile);
         add_bf16_products<R>();
       }
@@ -228,6 +239,7 @@ inline void add_high_pair_products(int64_t steps, const uint16_t* a, const uint1
 template <class T, int P, class F>
 inline void add_lower_pair_products(const uint16_t* a, const uint16_t* b, int64_t next, const uint16_t* lower,
                                     F&& make) {
+  constexpr bool kHasLow = std::min(P, kPartsOf<T>) == 3;
   const auto columns = [](const uint16_t* tiles) { load_columns(tiles, kTileLine, kTileBytes); };
   if constexpr (P == 3) _tile_loadd(4, a + 2 * kTile, kTileLine);
   _tile_loadd(5, a + kTile, kTileLine);
@@ -249,12 +261,12 @@ inline void add_lower_pair_products(const uint16_t* a, const uint16_t* b, int64_
   if constexpr (P == 3) add_pair_products<1, 5>();
   add_pair_products<1, 4>();
   make(1, 0);
-  if constexpr (P == 3) {
+  if constexpr (kHasLow) {
     columns(lower + 2 * kTile);
     add_pair_products<0, 4>();
   }
   make(1, kSomeLines);
-  if constexpr (P == 3) {
+  if constexpr (kHasLow) {
     columns(lower + kLowerNumbers + 2 * kTile);
     add_pair_products<1, 4>();
   }
@@ -269,11 +281,11 @@ template <class T, int P, class F>
 inline void multiply_pair(int64_t steps, const uint16_t* a, const uint16_t* b, int64_t next, int64_t apart,
                           uint16_t* lower, float* c, F&& meanwhile) {
   constexpr bool kWhole = sizeof(T) == 4 && P > 1;
-  constexpr int kLines = 2 * kTileRows;
+  constexpr int kWeightParts = std::min(P, kPartsOf<T>), kLines = 2 * kTileRows;
   const auto lower_of = [&](int64_t step) { return lower + (step & 1) * 2 * kLowerNumbers; };
   if constexpr (kWhole)
     for (int panel = 0; panel < 2; ++panel)
-      make_lower_parts<P>(b + panel * next, apart, lower_of(0) + panel * kLowerNumbers, 0, kLines);
+      make_lower_parts<kWeightParts>(b + panel * next, apart, lower_of(0) + panel * kLowerNumbers, 0, kLines);
   finish_stores();
   zero_sums<2>();
   for (int64_t step = 0; P > 1 && step < steps; ++step, b += kStepNumbers, a += P * kTile) {
@@ -281,7 +293,7 @@ inline void multiply_pair(int64_t steps, const uint16_t* a, const uint16_t* b, i
       if (!kWhole || step + 1 == steps) return;
       const uint16_t* packed = b + panel * next + kStepNumbers;
       uint16_t* made = lower_of(step + 1) + panel * kLowerNumbers;
-      make_lower_parts<P>(packed, apart, made, from, std::min(from + kSomeLines, kLines));
+      make_lower_parts<kWeightParts>(packed, apart, made, from, std::min(from + kSomeLines, kLines));
     };
     prefetch_step<T>(b + 2 * kStepNumbers, apart);
     prefetch_step<T>(b + 2 * kStepNumbers + next, apart);

@@ -11,7 +11,6 @@
 #include "attention.h"
 #include "decoder.h"
 #include "experts.h"
-#include "gemm_grouped.h"
 #include "gemm_int8.h"
 #include "linear.h"
 
