@@ -28,6 +28,7 @@ FLOORS = [  # top to bottom: a file imports its own package or a floor below
     {"flags"},
     {"arguments"},
     {"config", "custom", "entities", "ignored_options", "observability", "similarity"},
+    {"option"},
     {"core", "errors"},
     {"chat_format", "sides", "timings"},
 ]
