@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.dialect import check_count
+from rtp_llm.server.checks import check_count
 from rtp_llm.server.scheduling import BodyPriority
 from rtp_llm.server.service import EngineLike
 

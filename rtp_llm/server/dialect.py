@@ -25,6 +25,7 @@ from rtp_llm.server.exchange import JSON, Exchange
 from rtp_llm.server.scheduling import scheduled
 from rtp_llm.server.service import EngineLike, unless_client_leaves
 from rtp_llm.server.turns import Arguments, Result, Turns
+from rtp_llm.server.usage import usage_json
 
 Body = TypeVar("Body")
 
@@ -38,7 +39,6 @@ Side = Annotated[
     Meta(description="the end that an over-long input loses; null: the checkpoint's own, mostly right"),
 ]
 _CUTS = ("truncate", "truncation", "truncate_prompt_tokens", "max_tokens")
-_MOST_IDS = 200_000
 _WEIGHT_BYTES = 24  # of a weight of a sparse vector with its token, in an answer, about
 MEMORY_BYTES = 4  # of a number that is computed, and not answered
 
@@ -63,8 +63,7 @@ class Answerer(Route, Protocol):
 
 def answer_headers(request: Request, response: Response) -> Headers:
     """RTP-LLM's usage; the exchange adds the browser's timings."""
-    tokens = response.total_tokens
-    return [(b"usage", b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens))]
+    return [(b"usage", usage_json(response))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,27 +291,6 @@ class ByModel:
         """By the model."""
         info = catalog.of_body(content, exchange.headers).info()
         return self.pick(info).choose(content, exchange, catalog)
-
-
-def decoded(engine: EngineLike, ids: list[int], place: str, *, skip_special_tokens: bool) -> str:
-    """The text of token ids; what is wrong with them is told by the name of their field, `place`.
-
-    RequestTooLarge for more than are decoded in some 0.1 s, which is one piece of work and holds the interpreter.
-    """
-    if len(ids) > _MOST_IDS:
-        raise RequestTooLarge(f"{place} has {len(ids)} token ids, the limit is {_MOST_IDS}: split it", param=place)
-    try:
-        return engine.decode(ids, skip_special_tokens=skip_special_tokens)
-    except InvalidInput as error:
-        raise error.at(place, "") from None
-
-
-def check_count(count: int, config: ServerConfig, param: str) -> None:
-    """RequestTooLarge for more inputs than a request may have."""
-    limit = config.max_client_batch_size
-    if count > limit:
-        message = f"{count} inputs are over the limit of {limit} (max_client_batch_size): send fewer at a time"
-        raise RequestTooLarge(message, param=param)
 
 
 async def admitted(

@@ -24,6 +24,7 @@ from rtp_llm.server.errors import Headers, shared_form
 from rtp_llm.server.openai import EmbeddingsBody
 from rtp_llm.server.packed import CONTENT_TYPE, check_described, metadata, render_bytes, row_encoder, truncated_header
 from rtp_llm.server.sparse import weights, with_sparse
+from rtp_llm.server.usage import Usage, usage_json
 from rtp_llm.server.vectors import NUMBER_BYTES, PACKED_BYTES, finite, npy_file, raw_bytes
 
 PATHS: dict[str, TaskType | None] = {
@@ -91,7 +92,7 @@ class KindsAnswer(msgspec.Struct, kw_only=True):
     object: Literal["list"]
     data: list[KindItem]
     model: str
-    usage: openai.Usage
+    usage: Usage
 
 
 def default_kind(info: ModelInfo) -> TaskType:
@@ -226,8 +227,7 @@ def _parts(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterato
         yield separator
         yield from _item(body, response, index)
         separator = b","
-    tokens = response.total_tokens
-    yield b'],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (orjson.dumps(info.name), tokens, tokens)
+    yield b'],"model":%b,"usage":%b}' % (orjson.dumps(info.name), usage_json(response))
 
 
 def _item(body: EmbeddingsBody, response: Response, index: int) -> Iterator[bytes]:

@@ -16,7 +16,8 @@ from rtp_llm.errors import CustomModuleError, EngineFailure, InvalidRequest, Req
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.body import decode
 from rtp_llm.server.catalog import Catalog, ModelName, Service
-from rtp_llm.server.dialect import Answerer, Route, admitted, at_hand, check_count, chosen
+from rtp_llm.server.checks import check_count
+from rtp_llm.server.dialect import Answerer, Route, admitted, at_hand, chosen
 from rtp_llm.server.errors import ErrorForm, Headers
 from rtp_llm.server.exchange import JSON, Exchange
 from rtp_llm.server.tei import frame
