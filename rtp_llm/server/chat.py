@@ -10,8 +10,8 @@ from msgspec import UNSET, Meta, UnsetType
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.checks import check_count
+from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.scheduling import BodyPriority
-from rtp_llm.server.service import EngineLike
 
 _INLINE_CHARACTERS = 2000  # more is rendered beside the event loop
 

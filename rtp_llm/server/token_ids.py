@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rtp_llm.engine.tokens import outlier
 from rtp_llm.errors import InvalidInput, InvalidRequest, RequestTooLarge
-from rtp_llm.server.service import EngineLike
+from rtp_llm.server.engine_like import EngineLike
 
 # What is decoded in some 0.1 s, which is one piece of work and holds the interpreter.
 _MOST_IDS = 200_000

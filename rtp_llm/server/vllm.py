@@ -24,10 +24,11 @@ from rtp_llm.server import openai
 from rtp_llm.server.catalog import CLASSIFIERS, Catalog, ModelName, Wanted, one_of
 from rtp_llm.server.chat import ChatBody, rendered
 from rtp_llm.server.checks import check_dimensions, max_tokens_of
-from rtp_llm.server.dialect import Dialect, Route, Side, Truncate
+from rtp_llm.server.dialect import Dialect, Side, Truncate
 from rtp_llm.server.entities import LABELLERS
 from rtp_llm.server.packed import CONTENT_TYPE, EncodedBody, check_described, metadata, render_bytes, row_encoder
 from rtp_llm.server.prompts import prompt_for
+from rtp_llm.server.route import Route
 from rtp_llm.server.usage import Usage, usage
 from rtp_llm.server.vectors import NUMBER_BYTES, PACKED_BYTES
 

@@ -28,13 +28,13 @@ from rtp_llm.observability import Answered, Metrics, Observer, Seen
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.dialect import MEMORY_BYTES, limited
+from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.errors import as_rtp_error
 from rtp_llm.server.exchange import choose_id
 from rtp_llm.server.grpc import tei
 from rtp_llm.server.grpc.proto import Message, message
 from rtp_llm.server.scheduling import scheduled
 from rtp_llm.server.scoring import RERANKERS, computed, scores_at_once
-from rtp_llm.server.service import EngineLike
 from rtp_llm.server.tei.frame import COMPUTE_TYPE
 from rtp_llm.timings import Timings
 

@@ -9,10 +9,11 @@ import orjson
 from msgspec import Meta
 
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.catalog import ModelName, Service
+from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.checks import check_prompt_name
 from rtp_llm.server.dialect import Lookup
-from rtp_llm.server.service import EngineLike, Token
+from rtp_llm.server.engine_like import EngineLike, Token
+from rtp_llm.server.service import Service
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import PromptName
 from rtp_llm.server.token_ids import decoded
