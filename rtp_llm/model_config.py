@@ -43,7 +43,8 @@ _TASKS_BY_FLAG = {
 }
 # Tables of tokens' vectors have no config.json of their own.
 _STATIC_HF = {"model_type": "static_embedding"}
-# NVIDIA's words in the config.json of a Llama that looks both ways.
+# NVIDIA's Llama that looks both ways, of which its Nemotron embedders and rerankers are; and its words for pooling.
+NEMOTRON = "llama_bidirec"
 _POOLINGS: dict[str, Literal["cls", "mean", "lasttoken"]] = {"avg": "mean", "cls": "cls", "last": "lasttoken"}
 # BGE-M3's heads, beside the encoder.
 SPARSE_HEAD, COLBERT_HEAD = "sparse_linear.pt", "colbert_linear.pt"
@@ -111,6 +112,11 @@ class ModelConfig:
         return self.logit_score is not None or self.architecture.endswith("ForCausalLM")
 
     @property
+    def is_nemotron(self) -> bool:
+        """Whether it is NVIDIA's Llama that looks both ways: pooled, scored and asked in ways of its own."""
+        return self.model_type == NEMOTRON
+
+    @property
     def is_qwen3_reranker(self) -> bool:
         """Whether pairs are to be put as Qwen3-Reranker's question; as in the original, every Qwen3 that reranks."""
         return TaskType.RERANK in self.tasks and self.model_type in ("qwen3", "qwen_3")
@@ -141,7 +147,7 @@ class ModelConfig:
         """
         if self.is_bge_m3:
             return "cls"
-        if self.model_type == "llama_bidirec":
+        if self.is_nemotron:
             return _nvidia_pooling(self.hf.get("pooling") or "avg")
         is_causal = self.hf.get("is_causal", True) and self.model_type != "qwen_2_embedding"
         return "lasttoken" if is_causal and self.architecture.endswith("ForCausalLM") else "mean"

@@ -173,7 +173,7 @@ def _pair_encoder(tokenizer: Tokenizer, model_config: ModelConfig) -> Encoder | 
     None: plainly, as two texts. Where no modules.json says otherwise, CrossEncoder heeds the chat template of whatever
     has one; NVIDIA's checkpoints have that of the model which they were made of.
     """
-    if model_config.model_type == "llama_bidirec" and not model_config.chat.asked:
+    if model_config.is_nemotron and not model_config.chat.asked:
         return PairText(tokenizer, NEMOTRON)
     if not model_config.is_language_reranker:
         is_bare = TaskType.RERANK in model_config.tasks and model_config.modules is None
