@@ -22,9 +22,9 @@ from rtp_llm.engine.intake import Intake
 from rtp_llm.engine.job import Job, note_start
 from rtp_llm.engine.lane import Lane, lane_of
 from rtp_llm.engine.open_jobs import OpenJobs
+from rtp_llm.engine.outcome import BrokenOff, Outcome, compute
 from rtp_llm.engine.result_cache import ResultCache
 from rtp_llm.engine.scheduler import Grant
-from rtp_llm.engine.step import BrokenOff, Outcome, compute
 from rtp_llm.engine.token_parts import token_parts
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.engine.tokens import Part

@@ -11,10 +11,10 @@ from rtp_llm.engine.gate import Gate
 from rtp_llm.engine.intake import expired
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane
+from rtp_llm.engine.lane_queue import key_of
+from rtp_llm.engine.outcome import ItemRows, Outcome, item_failure
 from rtp_llm.engine.result_cache import ResultCache
 from rtp_llm.engine.route_encoder import LookedUp
-from rtp_llm.engine.step import ItemRows, Outcome, item_failure
-from rtp_llm.engine.waiting import key_of
 from rtp_llm.errors import NotReady
 from rtp_llm.observability import Metrics
 
