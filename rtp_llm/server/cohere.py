@@ -17,10 +17,9 @@ from rtp_llm.server.checks import as_asked, check_count, check_dimensions, check
 from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.prompts import prompt_for
 from rtp_llm.server.scheduling import BodyPriority
-from rtp_llm.server.vectors import SCALED, check_type, encoder, finite
+from rtp_llm.server.vectors import SCALED, VECTORS_A_PIECE, check_type, encoder, finite
 
 PATH, OLD_PATH = "/v2/embed", "/v1/embed"
-_ROWS_A_PIECE = 64
 _WANTED = one_of(TaskType.DENSE)
 
 
@@ -166,8 +165,8 @@ def _vectors(kind: str, response: Response) -> Iterator[bytes]:
     rows = np.ascontiguousarray(response.outputs[TaskType.DENSE], "<f4")
     encode = encoder("float", "base64") if kind == "base64" else encoder(kind, None)
     opening = b"["
-    for start in range(0, len(rows), _ROWS_A_PIECE):
-        piece = enumerate(rows[start : start + _ROWS_A_PIECE], start)
+    for start in range(0, len(rows), VECTORS_A_PIECE):
+        piece = enumerate(rows[start : start + VECTORS_A_PIECE], start)
         yield opening + b",".join(encode(finite(row, index)) for index, row in piece)
         opening = b","
     yield b"]"

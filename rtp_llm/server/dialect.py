@@ -25,12 +25,11 @@ from rtp_llm.server.exchange import JSON, Exchange
 from rtp_llm.server.route import Answerer
 from rtp_llm.server.scheduling import scheduled
 from rtp_llm.server.service import Service
-from rtp_llm.server.turns import Turns
+from rtp_llm.server.turns import INLINE_CHARACTERS, Turns
 from rtp_llm.server.usage import usage_json
 
 Body = TypeVar("Body")
 
-_LOOKUP_CHARACTERS = 2000  # what a lookup may take on the event loop, which has others to serve
 # What several dialects say of an input over the limit, and the names of all such fields.
 Truncate = Annotated[bool | None, Meta(description="false: an input over the limit is an error; null: true")]
 Side = Annotated[
@@ -177,7 +176,7 @@ class Lookup(Generic[Body]):
         """Decode and look up."""
         body = await service.turns.call_by_size(len(content), decode, self.decoder, content)
         asked = service.catalog.asked(getattr(body, "model", None), exchange.headers)
-        if self.prepare is None and len(content) <= _LOOKUP_CHARACTERS:
+        if self.prepare is None and len(content) <= INLINE_CHARACTERS:
             return b"".join(self._pieces(body, asked, service, exchange)), []
         work = partial(self._looked_up, body, asked, service, exchange)
         return await service.admitted(work, exchange.receive, service.admission.seconds(exchange.headers)), []

@@ -25,7 +25,7 @@ from rtp_llm.server.openai import EmbeddingsBody
 from rtp_llm.server.packed import CONTENT_TYPE, check_described, metadata, render_bytes, row_encoder, truncated_header
 from rtp_llm.server.sparse import weights, with_sparse
 from rtp_llm.server.usage import Usage, usage_json
-from rtp_llm.server.vectors import NUMBER_BYTES, PACKED_BYTES, finite, npy_file, raw_bytes
+from rtp_llm.server.vectors import NUMBER_BYTES, PACKED_BYTES, VECTORS_A_PIECE, finite, npy_file, raw_bytes
 
 PATHS: dict[str, TaskType | None] = {
     "/v1/embeddings": None,
@@ -40,7 +40,6 @@ KINDS = (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT, TaskType.TOKENS)
 # The item's `object` for a kind asked for by its path, and the item's key for one asked for in `output`.
 _OBJECTS = {TaskType.SPARSE: "sparse_embedding", TaskType.COLBERT: "colbert_embedding"}
 _KEYS = {TaskType.DENSE: "embedding", TaskType.TOKENS: "token_embeddings", **_OBJECTS}
-_VECTORS_A_PART = 64
 _PIECE_BYTES = 256 << 10  # some milliseconds of rendering
 # What Accept may ask for instead of JSON.
 _BINARY_FORMS = {b"application/octet-stream": raw_bytes, b"application/x-npy": npy_file}
@@ -251,9 +250,9 @@ def _item(body: EmbeddingsBody, response: Response, index: int) -> Iterator[byte
 def _matrix(rows: FloatArray, body: EmbeddingsBody) -> Iterator[bytes]:
     """[[…], …], some vectors at a time."""
     separator = b"["
-    for start in range(0, len(rows), _VECTORS_A_PART):
+    for start in range(0, len(rows), VECTORS_A_PIECE):
         yield separator
-        yield _vectors(rows[start : start + _VECTORS_A_PART], body)
+        yield _vectors(rows[start : start + VECTORS_A_PIECE], body)
         separator = b","
     yield b"]" if len(rows) else b"[]"
 

@@ -14,8 +14,10 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 _TURN = 0.02  # seconds after which it is another request's turn
-# Of a body that is decoded and checked on the event loop, in a millisecond or two.
+# What is done on the event loop all the same, in a millisecond or two: a body of so many bytes is decoded and checked,
 INLINE_BYTES = 256 << 10
+# and a text of so many characters is tokenised, or written by a chat template.
+INLINE_CHARACTERS = 2000
 
 
 class Turns:

@@ -32,6 +32,7 @@ from rtp_llm.server.grpc.proto import Message, message
 from rtp_llm.server.grpc.statuses import Context, abort, code_of
 from rtp_llm.server.scheduling import scheduled
 from rtp_llm.server.scoring import RERANKERS, computed, scores_at_once
+from rtp_llm.server.turns import INLINE_CHARACTERS
 from rtp_llm.timings import Timings
 
 Result = TypeVar("Result")
@@ -60,7 +61,6 @@ StreamHandler: TypeAlias = Callable[[AsyncIterator[bytes], Context], Awaitable[N
 # Messages of a stream that are worked on at a time: some batches full, and a bound on what waits in memory.
 WINDOW = 64
 _LONGEST_WAIT = 5.0  # seconds between two tries of a stream that the queue has no room for
-_SMALL_BYTES = 2000  # longer texts are tokenised beside the event loop
 _RANK_BYTES = 64  # what a stream's rank takes in memory, about
 _OK, _CLIENT_LEFT = 200, 499  # the metrics speak of HTTP's statuses
 
@@ -155,7 +155,7 @@ class Calls:
             body = _parse(body_type, received)
             engine = self._catalog.asked(None, rpc.metadata) or self._catalog.default
             rpc.metrics = engine.metrics
-            if len(received) <= _SMALL_BYTES:
+            if len(received) <= INLINE_CHARACTERS:
                 return call(body, engine)
             if body_type == "EncodeRequest":
                 self._admission.check_text(body.inputs, "inputs")

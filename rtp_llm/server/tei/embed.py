@@ -18,9 +18,7 @@ from rtp_llm.server.dialect import Dialect, Truncate
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import PromptName, Truncation
 from rtp_llm.server.token_ids import check_ids
-from rtp_llm.server.vectors import NUMBER_BYTES
-
-_VECTORS_A_PIECE = 64
+from rtp_llm.server.vectors import NUMBER_BYTES, VECTORS_A_PIECE
 
 Inputs = Annotated[
     str | list[str | int | list[int]],
@@ -128,8 +126,8 @@ def _similarity(body: SentenceSimilarityBody, info: ModelInfo, config: ServerCon
 def _render_vectors(body: EmbedBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
     matrix = response.outputs[TaskType.DENSE]
     opening = b"["
-    for start in range(0, len(matrix), _VECTORS_A_PIECE):
-        piece = matrix[start : start + _VECTORS_A_PIECE]
+    for start in range(0, len(matrix), VECTORS_A_PIECE):
+        piece = matrix[start : start + VECTORS_A_PIECE]
         rows = orjson.dumps(np.ascontiguousarray(piece, "<f4"), option=orjson.OPT_SERIALIZE_NUMPY)
         yield opening + rows[1:-1]
         opening = b","
