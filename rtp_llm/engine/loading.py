@@ -15,11 +15,11 @@ from rtp_llm.checkpoint.tensors import DTYPES
 from rtp_llm.config import EngineConfig
 from rtp_llm.config_files import stored_quantization
 from rtp_llm.core import ModelInfo, TaskType
-from rtp_llm.engine.calibration import WAYS_OUT, report_likeness
 from rtp_llm.engine.chunker import Chunker
 from rtp_llm.engine.default_prompt import with_default_prompt
 from rtp_llm.engine.encoders import embedding_encoder, lookup_tokenizers, pair_encoder
 from rtp_llm.engine.engine import Engine
+from rtp_llm.engine.likeness import WAYS_OUT, report_likeness
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import CheckpointError, ConfigError, RtpError, in_one_line
