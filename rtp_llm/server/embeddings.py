@@ -6,6 +6,7 @@ of the last, /v1/multi-vector, which `return_multivector` asks for on the first.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -101,44 +102,16 @@ def default_kind(info: ModelInfo) -> TaskType:
 
 def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
     """The dialect of a path that stands for `kind`; None: for the checkpoint's first."""
-
-    def to_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
-        request = openai.to_request(body, info, config, request_id)
-        tasks = _tasks(body, info, kind)
-        if tasks == request.tasks:
-            return request
-        return replace(request, tasks=tasks, params=with_sparse(request.params, body))
-
-    def to_dense_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
-        request = to_request(body, info, config, request_id)
-        if request.tasks != (TaskType.DENSE,):
-            message = "raw bytes and .npy hold dense vectors; ask for application/json, and no encoding_format bytes"
-            raise InvalidRequest(message)
-        return request
-
-    def to_described(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
-        request = to_dense_request(body, info, config, request_id)
-        check_described(body, len(request.inputs))
-        return request
-
-    by_accept = {
-        content_type: Dialect(
-            _decoder,
-            to_dense_request,
-            _binary_render(write),
-            render_on_thread=True,
-            error_form=shared_form,
-            own_headers=_shape_and_cuts,
-            content_type=content_type,
-            wanted=one_of(TaskType.DENSE),
-            prepare=rendered,
-        )
-        for content_type, write in _BINARY_FORMS.items()
-    }
-    raw = replace(by_accept[CONTENT_TYPE], to_request=to_described, render=render_bytes, own_headers=metadata("embd"))
+    by_accept = {content_type: _binary(kind, content_type) for content_type in _BINARY_FORMS}
+    raw = replace(
+        by_accept[CONTENT_TYPE],
+        to_request=partial(_described_request, kind),
+        render=render_bytes,
+        own_headers=metadata("embd"),
+    )
     return Dialect(
         _decoder,
-        to_request,
+        partial(_request, kind),
         render,
         lambda body: _wanted(body, kind),
         error_form=shared_form,
@@ -147,6 +120,50 @@ def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
         by_body=lambda body: raw if body.is_bytes else None,
         number_bytes=_number_bytes,
     )
+
+
+def _binary(kind: TaskType | None, content_type: bytes) -> Dialect[EmbeddingsBody]:
+    """The form of a dialect whose answer is no JSON."""
+    return Dialect(
+        _decoder,
+        partial(_dense_request, kind),
+        _binary_render(_BINARY_FORMS[content_type]),
+        one_of(TaskType.DENSE),
+        render_on_thread=True,
+        error_form=shared_form,
+        own_headers=_shape_and_cuts,
+        content_type=content_type,
+        prepare=rendered,
+    )
+
+
+def _request(
+    kind: TaskType | None, body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str
+) -> Request:
+    request = openai.to_request(body, info, config, request_id)
+    tasks = _tasks(body, info, kind)
+    if tasks == request.tasks:
+        return request
+    return replace(request, tasks=tasks, params=with_sparse(request.params, body))
+
+
+def _dense_request(
+    kind: TaskType | None, body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str
+) -> Request:
+    request = _request(kind, body, info, config, request_id)
+    if request.tasks != (TaskType.DENSE,):
+        message = "raw bytes and .npy hold dense vectors; ask for application/json, and no encoding_format bytes"
+        raise InvalidRequest(message)
+    return request
+
+
+def _described_request(
+    kind: TaskType | None, body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str
+) -> Request:
+    """A dense one whose answer tells of itself in a header."""
+    request = _dense_request(kind, body, info, config, request_id)
+    check_described(body, len(request.inputs))
+    return request
 
 
 def multi_vector() -> Dialect[EmbeddingsBody]:
