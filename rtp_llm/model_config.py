@@ -34,7 +34,7 @@ class ModelConfig:
     folder                 the checkpoint
     transformer_folder     config.json, weights and tokenizer; a sub-folder in old sentence-transformers checkpoints
     hf                     config.json, under json_model_override_args
-    model_type             the flag, else that of config.json
+    model_type             the flag, else that of config.json, which may have none; the runtime's of a loaded model
     modules                after the transformer, of a Router's main route; None without modules.json
     router                 of a checkpoint that reads an input by what it is for
     max_seq_length         of sentence_bert_config.json; None where it does not say
