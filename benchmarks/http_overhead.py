@@ -34,7 +34,7 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, Response, TaskType
 from rtp_llm.observability import Metrics
 from rtp_llm.server import serve
-from rtp_llm.server.service import Part
+from rtp_llm.server.engine_like import Part
 
 _SENTENCE = "The quick brown fox jumps over the lazy dog near the bank of the river"
 _ANSWER = b"x" * 2200

@@ -1,14 +1,13 @@
 """Every option, once: a frozen dataclass chain that is the flags, the environment, docs/flags.md and the Python API.
 
-A field's metadata carries its help, group, choices, range and environment variable. Flags are spelled as the field, in
-any case, with `_` or `-`. The command line beats the environment, which beats the default.
+Flags are spelled as the field, in any case, with `_` or `-`. The command line beats the environment, which beats the
+default.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 from rtp_llm.errors import ConfigError
+from rtp_llm.option import checked, option
 
 DTYPES = {
     "auto": "auto", "fp32": "fp32", "float32": "fp32", "fp16": "fp16", "float16": "fp16", "half": "fp16",
@@ -21,45 +20,6 @@ TASKS = {
     "token_classification": "TOKEN_CLASSIFICATION", "custom": "CUSTOM",
 }  # fmt: skip
 POOLINGS = ("auto", "cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-
-
-def option(
-    default: Any = MISSING,
-    *,
-    help: str,
-    group: str,
-    choices: Sequence[str] | Mapping[str, str] = (),
-    minimum: float | None = None,
-    maximum: float | None = None,
-    env: str | None = None,
-    aliases: tuple[str, ...] = (),
-    secret: bool = False,
-) -> Any:
-    """A dataclass field that knows everything about one option; `choices` as a mapping also normalises the value.
-
-    A field of type tuple[str, ...] is given several times, or with commas; a `secret` stays out of `repr`.
-    """
-    metadata = {
-        "help": help, "group": group, "choices": choices, "minimum": minimum, "maximum": maximum, "env": env,
-        "aliases": aliases,
-    }  # fmt: skip
-    return field(default=default, metadata=metadata, repr=not secret)
-
-
-def checked(spec: Field[Any], value: Any) -> Any:
-    """`value` as the option's own type and spelling; ConfigError names the option, the value and what is allowed."""
-    choices, minimum, maximum = (spec.metadata[key] for key in ("choices", "minimum", "maximum"))
-    if choices:
-        spellings = choices if isinstance(choices, Mapping) else {choice: choice for choice in choices}
-        if str(value).lower() not in spellings:
-            names = sorted({str(v) for v in spellings.values()})
-            raise ConfigError(f"{spec.name}: {value!r} is not one of {', '.join(names)}", param=spec.name)
-        return spellings[str(value).lower()]
-    if minimum is not None and value < minimum:
-        raise ConfigError(f"{spec.name}: {value} is below the least allowed, {minimum:g}", param=spec.name)
-    if maximum is not None and value > maximum:
-        raise ConfigError(f"{spec.name}: {value} is above the most allowed, {maximum:g}", param=spec.name)
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,22 +3,21 @@
 import argparse
 import difflib
 import logging
-import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
-from rtp_llm.config import EngineConfig, ServerConfig, checked
+from rtp_llm.config import EngineConfig, ServerConfig
 from rtp_llm.errors import ConfigError, one_line
 from rtp_llm.ignored_options import IGNORED
+from rtp_llm.option import environment_name, parsed
 
 logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound=EngineConfig)
 
-_TRUE, _FALSE = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off")
 _GROUPS = ("model", "hub", "compute", "batching", "server", "safety", "observability")
 _FLAG_NAME = re.compile(r"[\w-]+")
 _EPILOG = (
@@ -137,11 +136,6 @@ def _joined(value: Any) -> Any:
     return tuple(one for part in value for one in part) if isinstance(value, list) else value
 
 
-def environment_name(spec: Field[Any]) -> str:
-    """The variable that sets this option."""
-    return str(spec.metadata["env"] or spec.name.upper())
-
-
 def flags_page() -> str:
     """docs/flags.md: every option with its flag, variable, default and meaning."""
     lines = [
@@ -205,37 +199,11 @@ def _add_options(parser: CommandParser, specs: Sequence[Field[Any]]) -> None:
 def _converter(spec: Field[Any]) -> Callable[[str], Any]:
     def convert(text: str) -> Any:
         try:
-            return checked(spec, _typed(spec, text))
+            return parsed(spec, text)
         except ConfigError as error:
             raise argparse.ArgumentTypeError(error.message) from None
 
     return convert
-
-
-def _typed(spec: Field[Any], text: str) -> Any:
-    if spec.type is bool:
-        if text.lower() not in _TRUE + _FALSE:
-            raise ConfigError(f"{spec.name}: {text!r} is not a yes or no ({'/'.join(_TRUE)} or {'/'.join(_FALSE)})")
-        return text.lower() in _TRUE
-    if spec.type is int:
-        try:
-            return int(text)
-        except ValueError:
-            raise ConfigError(f"{spec.name}: {text!r} is not a whole number") from None
-    if spec.type is float:
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise ConfigError(f"{spec.name}: {text!r} is not a number")
-        return number
-    if spec.type == tuple[str, ...]:
-        values = tuple(filter(None, map(str.strip, text.split(","))))
-        if not values:
-            raise ConfigError(f"{spec.name}: the value is empty; leave the option out instead")
-        return values
-    return text
 
 
 def _canonical(token: str) -> str:
@@ -252,7 +220,7 @@ def _from_environment(environ: Mapping[str, str], kind: type[EngineConfig]) -> d
         text = environ.get(environment_name(spec), "")
         if text:
             try:
-                values[spec.name] = checked(spec, _typed(spec, text))
+                values[spec.name] = parsed(spec, text)
             except ConfigError as error:
                 raise ConfigError(f"environment variable {environment_name(spec)}: {error.message}") from None
     return values

@@ -14,39 +14,17 @@ from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.late_interaction import LateInteraction
-from rtp_llm.modules import (
-    STATIC,
-    TABLES,
-    TOKEN_WEIGHTS,
-    Module,
-    Router,
-    check_splade,
-    read_modules,
-    read_settings,
-    score_activation,
-)
+from rtp_llm.m3_heads import has_heads
+from rtp_llm.modules import STATIC, Module, Router, check_splade, read_modules, read_settings, score_activation
+from rtp_llm.task_choice import architecture_of, choose_tasks, without_chat
 
 logger = logging.getLogger(__name__)
 
-# Tokens come with the dense vectors: they take no head of their own.
-_DENSE = (TaskType.DENSE, TaskType.TOKENS)
-_TASKS_BY_FLAG = {
-    "DENSE_EMBEDDING": _DENSE,
-    "SPARSE_EMBEDDING": (TaskType.SPARSE,),
-    "COLBERT_EMBEDDING": (TaskType.COLBERT,),
-    "RERANKER": (TaskType.RERANK,),
-    "SEQ_CLASSIFICATION": (TaskType.CLASSIFY,),
-    "TOKEN_CLASSIFICATION": (TaskType.TOKEN_CLASSIFY,),
-    "BGE_M3": (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT, TaskType.TOKENS),
-    "ALL_EMBEDDING": (TaskType.TOKENS,),
-    "CUSTOM": (TaskType.CUSTOM,),
-}
 # Tables of tokens' vectors have no config.json of their own.
 _STATIC_HF = {"model_type": "static_embedding"}
-# NVIDIA's words in the config.json of a Llama that looks both ways.
+# NVIDIA's Llama that looks both ways, of which its Nemotron embedders and rerankers are; and its words for pooling.
+NEMOTRON = "llama_bidirec"
 _POOLINGS: dict[str, Literal["cls", "mean", "lasttoken"]] = {"avg": "mean", "cls": "cls", "last": "lasttoken"}
-# BGE-M3's heads, beside the encoder.
-SPARSE_HEAD, COLBERT_HEAD = "sparse_linear.pt", "colbert_linear.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +34,7 @@ class ModelConfig:
     folder                 the checkpoint
     transformer_folder     config.json, weights and tokenizer; a sub-folder in old sentence-transformers checkpoints
     hf                     config.json, under json_model_override_args
-    model_type             the flag, else that of config.json
+    model_type             the flag, else that of config.json, which may have none; the runtime's of a loaded model
     modules                after the transformer, of a Router's main route; None without modules.json
     router                 of a checkpoint that reads an input by what it is for
     max_seq_length         of sentence_bert_config.json; None where it does not say
@@ -93,7 +71,7 @@ class ModelConfig:
     @property
     def architecture(self) -> str:
         """The first that config.json names; empty where it names none."""
-        return _architecture(self.hf)
+        return architecture_of(self.hf)
 
     @property
     def logit_score(self) -> Module | None:
@@ -109,6 +87,11 @@ class ModelConfig:
     def is_language_model(self) -> bool:
         """Whether there is a head over the vocabulary instead of one with labels."""
         return self.logit_score is not None or self.architecture.endswith("ForCausalLM")
+
+    @property
+    def is_nemotron(self) -> bool:
+        """Whether it is NVIDIA's Llama that looks both ways: pooled, scored and asked in ways of its own."""
+        return self.model_type == NEMOTRON
 
     @property
     def is_qwen3_reranker(self) -> bool:
@@ -141,7 +124,7 @@ class ModelConfig:
         """
         if self.is_bge_m3:
             return "cls"
-        if self.model_type == "llama_bidirec":
+        if self.is_nemotron:
             return _nvidia_pooling(self.hf.get("pooling") or "avg")
         is_causal = self.hf.get("is_causal", True) and self.model_type != "qwen_2_embedding"
         return "lasttoken" if is_causal and self.architecture.endswith("ForCausalLM") else "mean"
@@ -149,7 +132,7 @@ class ModelConfig:
     @property
     def is_bge_m3(self) -> bool:
         """Whether both of BGE-M3's heads are there."""
-        return _has_m3_heads(self.folder)
+        return has_heads(self.folder)
 
 
 def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
@@ -180,7 +163,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
             limit=limit,
         )
     )
-    tasks = _of_router(router, _choose_tasks(config, hf, folder, modules or (), late))
+    tasks = choose_tasks(config, hf, folder, modules or (), late, router)
     return ModelConfig(
         folder=folder,
         transformer_folder=transformer_folder,
@@ -194,7 +177,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         truncate_dim=sentence.get("truncate_dim"),
         score_activation=score_activation(sentence, hf),
         labels=config_files.labels(transformer_folder / "config.json", hf),
-        tasks=_without_chat(transformer_path, tasks, chat),
+        tasks=without_chat(transformer_path, tasks, chat),
         chat=chat,
         late=late,
         max_active_dims=sentence.get("max_active_dims"),
@@ -273,109 +256,8 @@ def _empty_prompts(router: Router | None) -> dict[str, str]:
     return dict.fromkeys(router.tasks, "") if router else {}
 
 
-def _of_router(router: Router | None, tasks: tuple[TaskType, ...]) -> tuple[TaskType, ...]:
-    """The tasks that all routes serve: a table of tokens has no hidden states.
-
-    CheckpointError unless they give the same kind of vectors, and those are asked for.
-    """
-    if router is None:
-        return tasks
-    kinds = {modules[-1].kind for modules in router.routes.values()}
-    is_sparse = bool(kinds & {"SpladePooling", TOKEN_WEIGHTS})
-    if is_sparse and not kinds <= {"SpladePooling", TOKEN_WEIGHTS}:
-        raise CheckpointError(
-            f"{router.path}: some routes give sparse vectors and some do not: {', '.join(sorted(kinds))}"
-        )
-    served = (TaskType.SPARSE,) if is_sparse else _DENSE
-    if not {*tasks} <= {*served}:
-        asked, offered = ", ".join(tasks), ", ".join(served)
-        raise CheckpointError(
-            f"{router.path}: a Router's routes are served for {offered}, not {asked}; leave --task_type out"
-        )
-    has_table = any(modules[0].kind in TABLES for modules in router.routes.values())
-    return tuple(task for task in tasks if task is not TaskType.TOKENS) if has_table else tasks
-
-
 def _reads_pairs(transformer: Mapping[str, Any], modules: tuple[Module, ...]) -> bool:
     """Whether this is one of sentence-transformers' CrossEncoders whose score is a language model's."""
     kinds = [module.kind for module in modules[1:] if module.code is None]
     is_classifier = transformer.get("transformer_task") == "sequence-classification" and not kinds
     return is_classifier or "LogitScore" in kinds
-
-
-def _without_chat(path: Path, tasks: tuple[TaskType, ...], chat: ChatFormat) -> tuple[TaskType, ...]:
-    """The tasks that a chat template can be asked for: to score pairs."""
-    scoring = tuple(task for task in tasks if task is not TaskType.CLASSIFY)
-    if chat.asked and not scoring:
-        raise CheckpointError(
-            f"{path}: modality_config has 'message', which puts texts through the tokenizer's chat template; that is "
-            "served for rerankers, which have one label"
-        )
-    return scoring if chat.asked else tasks
-
-
-def _architecture(hf: Mapping[str, Any]) -> str:
-    return str(next(iter(hf.get("architectures") or ()), ""))
-
-
-def _names(config: EngineConfig, folder: Path) -> str:
-    """How the checkpoint is called: by the caller, its own folder, and its repository's in a hub cache."""
-    cached = [part for part in folder.parts if part.startswith("models--")]
-    return " ".join([config.checkpoint_path.rstrip("/").rpartition("/")[2], folder.name, *cached]).lower()
-
-
-def _has_m3_heads(folder: Path) -> bool:
-    return find(folder, SPARSE_HEAD) is not None and find(folder, COLBERT_HEAD) is not None
-
-
-def _check_m3_heads(folder: Path) -> None:
-    """CheckpointError where one of BGE-M3's heads is there alone: without it this would be another model."""
-    there = [name for name in (SPARSE_HEAD, COLBERT_HEAD) if find(folder, name) is not None]
-    if len(there) == 1:
-        absent = COLBERT_HEAD if there == [SPARSE_HEAD] else SPARSE_HEAD
-        raise CheckpointError(
-            f"{folder}: {there[0]} is there, but {absent} is missing; download it, or say with --task_type what to "
-            "serve"
-        )
-
-
-def _choose_tasks(
-    config: EngineConfig,
-    hf: Mapping[str, Any],
-    folder: Path,
-    modules: tuple[Module, ...],
-    late: LateInteraction | None,
-) -> tuple[TaskType, ...]:
-    """A custom module, beside what the flag names; the flag; else what the folder holds: late interaction, BGE-M3's
-    heads, a language model that reranks, a chain with a pooling, a head for texts or for tokens, an encoder.
-
-    A head with one label is a reranker, whose logits the classifier's route gives as well.
-    """
-    if config.task_type == "CUSTOM" and not config.custom_module:
-        raise ConfigError("task_type CUSTOM needs --custom_module FILE.py:Class", param="custom_module")
-    if config.custom_module:
-        named = () if config.task_type == "auto" else _TASKS_BY_FLAG[config.task_type]
-        return (TaskType.CUSTOM, *(task for task in named if task is not TaskType.CUSTOM))
-    if config.task_type != "auto":
-        return _TASKS_BY_FLAG[config.task_type]
-    if config.embedding_model == 1:
-        return _DENSE
-    if late is not None:
-        return (TaskType.COLBERT, TaskType.TOKENS)
-    if _has_m3_heads(folder):
-        return _TASKS_BY_FLAG["BGE_M3"]
-    _check_m3_heads(folder)
-    kinds, architecture = [module.kind for module in modules], _architecture(hf)
-    # Nothing in the files of these rerankers tells them from any other Qwen3 or Gemma, but their names do.
-    is_bare = architecture in ("Qwen3ForCausalLM", "GemmaForCausalLM") and not modules
-    named_reranker = is_bare and "reranker" in _names(config, folder)
-    if "SpladePooling" in kinds:
-        return (TaskType.SPARSE,)
-    if "LogitScore" in kinds or named_reranker or architecture == "LayerWiseMiniCPMForCausalLM":
-        return (TaskType.RERANK,)
-    if "TokenClassification" in architecture and "Pooling" not in kinds:
-        return (TaskType.TOKEN_CLASSIFY,)
-    if "SequenceClassification" not in architecture or "Pooling" in kinds:
-        return _DENSE
-    is_one = len(config_files.labels(folder / "config.json", hf)) == 1
-    return (TaskType.RERANK, TaskType.CLASSIFY) if is_one else (TaskType.CLASSIFY,)

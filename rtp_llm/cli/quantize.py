@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _quantize(config: EngineConfig, out: str, texts: str | None, bars: tuple[float, float]) -> None:
-    from rtp_llm.engine.calibration import Likeness
+    from rtp_llm.engine.likeness import Likeness
     from rtp_llm.quantize import Options, quantize
 
     lines = read_texts(texts, None) if texts else []

@@ -12,8 +12,8 @@ from typing import Any
 
 from rtp_llm.chat_format import ChatFormat
 from rtp_llm.core import Input, Int32Array, Item, Params
+from rtp_llm.engine.pairs import common_length, naming, plain_ids, read_pairs, share
 from rtp_llm.engine.prompt_cache import PromptCache
-from rtp_llm.engine.rerank_template import common_length, naming, plain_ids, read_pairs, share
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.errors import CheckpointError, InvalidRequest, RtpError
 

@@ -6,12 +6,11 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import Item, ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.core import ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.engine.chat_template import Messages
 from rtp_llm.engine.delivery import Delivery
 from rtp_llm.engine.device import SHUTTING_DOWN, Device
@@ -19,17 +18,16 @@ from rtp_llm.engine.entity_finder import EntityFinder
 from rtp_llm.engine.estimate import Estimate
 from rtp_llm.engine.gate import Gate
 from rtp_llm.engine.in_order import run_in_order
-from rtp_llm.engine.intake import Intake, expired
+from rtp_llm.engine.intake import Intake
 from rtp_llm.engine.job import Job, note_start
 from rtp_llm.engine.lane import Lane, lane_of
+from rtp_llm.engine.open_jobs import OpenJobs
+from rtp_llm.engine.outcome import BrokenOff, Outcome, compute
 from rtp_llm.engine.result_cache import ResultCache
-from rtp_llm.engine.route_encoder import LookedUp
 from rtp_llm.engine.scheduler import Grant
-from rtp_llm.engine.step import BrokenOff, ItemRows, Outcome, compute, item_failure
 from rtp_llm.engine.token_parts import token_parts
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.engine.tokens import Part
-from rtp_llm.engine.waiting import key_of
 from rtp_llm.errors import EngineFailure, NotReady, Overloaded, RtpError
 from rtp_llm.observability import Metrics
 from rtp_llm.runtime import Runtime
@@ -73,7 +71,8 @@ class Engine:
         self._cache = ResultCache(config.result_cache_mb << 20)
         self._intake = Intake(config, runtime.tasks, tokenizer, metrics.observe_expired)
         self._delivery = Delivery(runtime.tasks, metrics, EntityFinder(info, tokenizer))
-        self._jobs: dict[Lane, set[Job]] = {lane: set() for lane in Lane}
+        self._open_jobs = OpenJobs(self.device, self._gate, self._cache, self._delivery, metrics)
+        self._jobs = self._open_jobs.by_lane
         self._not_ready: str | None = "the canary has not run yet"
         self._changed = self.device.changed
         self._number = self.device.attach(self, info.max_batch_tokens, token_cost)
@@ -172,28 +171,32 @@ class Engine:
         if self._tokenizer.is_small(request.inputs, estimate):
             items = self._intake.encode(job, 0, len(request.inputs))
             self._jobs[lane].add(job)
-            self._enqueue(job, items)
+            self._open_jobs.enqueue(job, items)
             if loop is not None:
                 self.device.wake_after_this_round(loop)
         else:
-            self._jobs[lane].add(job)
-            # Over this it is refused, once that is known for certain: no more of it will ever wait.
-            most = self.config.max_request_tokens
-            expected = min(estimate.tokens(request.inputs, most), most)
-            with self._changed:
-                self._gate.announce(job, expected)
-            try:
-                self._tokenizer.submit(partial(self._encode_part, job), lane)
-            except RuntimeError:  # the pool was closed meanwhile
-                with self._changed:
-                    self._gate.announce(job, -job.announced)
-                self._jobs[lane].discard(job)
-                raise NotReady(SHUTTING_DOWN) from None
+            self._submit_in_parts(job, estimate)
         return job
 
     def help_until(self, future: "Future[Response]") -> Response:
         """Compute on the calling thread while `future` is open; then its result."""
         return self.device.help_until(future)
+
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for it any more."""
+        self._open_jobs.cancel(job)
+
+    def expire(self, job: Job) -> bool:
+        """Give up a job that is too late; False when it has an outcome. The device's lock is held."""
+        return self._open_jobs.expire(job)
+
+    def end(self, reason: str) -> None:
+        """Nothing is computed from now on: whoever waits is told."""
+        self._open_jobs.end(reason)
+
+    def resolve(self, jobs: list[Job]) -> None:
+        """Tell whoever waits for these jobs, all of which have an outcome."""
+        self._open_jobs.resolve(jobs)
 
     def close(self, timeout: float = 30.0) -> None:
         """End the device, for all models that share it: `Device.close`."""
@@ -223,21 +226,31 @@ class Engine:
         try:
             # Where results are kept, the answer may be there already.
             left = math.inf if self._cache.capacity else request.deadline - time.monotonic()
-            self._gate.check(lane, self._queued(), self._num_open(lane), self._work_of_others, left)
+            num_bulk = self._open_jobs.count(lane) if lane is Lane.BULK else 0
+            self._gate.check(lane, self._queued(), num_bulk, self._work_of_others, left)
         except Overloaded:
             self.metrics.observe_refused(lane.value)
             raise
         return lane
-
-    def _num_open(self, lane: Lane) -> int:
-        """Requests that the gate counts; those whose answer is on its way to their client are none of them."""
-        return sum(not job.done for job in tuple(self._jobs[lane])) if lane is Lane.BULK else 0
 
     def _queued(self) -> dict[Lane, int]:
         return {lane: queue.tokens for lane, queue in self._queues.items()}
 
     def _work_of_others(self) -> Mapping[Lane, float]:
         return self.device.seconds_of_work(besides=self)
+
+    def _submit_in_parts(self, job: Job, estimate: Estimate) -> None:
+        """Have a large request tokenised part by part; NotReady where the tokenisers have ended meanwhile."""
+        self._jobs[job.lane].add(job)
+        # Over this it is refused, once that is known for certain: no more of it will ever wait.
+        most = self.config.max_request_tokens
+        self._open_jobs.expect(job, min(estimate.tokens(job.request.inputs, most), most))
+        try:
+            self._tokenizer.submit(partial(self._encode_part, job), job.lane)
+        except RuntimeError:  # the pool was closed meanwhile
+            self._open_jobs.expect_no_more(job)
+            self._jobs[job.lane].discard(job)
+            raise NotReady(SHUTTING_DOWN) from None
 
     def _encode_part(self, job: Job) -> bool:
         """Tokenise the next part of a large request -> whether more is left; runs on a tokeniser thread."""
@@ -248,94 +261,18 @@ class Engine:
                 self._intake.check_deadline(job.request)
                 estimate = self.estimate(job.request.params)
                 job.next_input = estimate.end_of_part(inputs, start, _PART_INPUTS, max_characters=_PART_CHARACTERS)
-                self._enqueue(job, self._intake.encode(job, start, job.next_input))
+                self._open_jobs.enqueue(job, self._intake.encode(job, start, job.next_input))
                 self.device.wake()
                 is_left = job.next_input < len(inputs) and not job.done
         except Exception as error:  # the border: whatever a tokeniser raises belongs to this request alone
             if not isinstance(error, RtpError):
                 logger.exception("request %s: tokenising failed", job.request.request_id)
                 error = EngineFailure(f"tokenising failed: {type(error).__name__}")
-            self._fail(job, error)
+            self._open_jobs.fail(job, error)
         finally:
             if not is_left:
-                with self._changed:
-                    self._gate.announce(job, -job.announced)
+                self._open_jobs.expect_no_more(job)
         return is_left
-
-    def _enqueue(self, job: Job, items: list[Item]) -> None:
-        """Queue what must be computed; what the tokens say, or the cache knows, is there at once."""
-        with self._changed:
-            self._gate.announce(job, -sum(item.num_own_tokens for item in items))
-            if job.done:
-                return
-            if self.device.ended is not None:
-                self._mark_failed(job, NotReady(self.device.ended))
-            else:
-                waiting = [item for item in items if not self._is_answered(job, item)]
-                self.device.scheduler.add(job.lane, waiting, self._number)
-            is_done = job.done
-        if is_done:
-            self.resolve([job])
-
-    def _is_answered(self, job: Job, item: Item) -> bool:
-        """Whether nothing has to be computed for an item, of which its job then knows."""
-        if isinstance(item, LookedUp):
-            job.answer()
-            return True
-        return bool(self._cache.capacity) and self._recall(job, item)
-
-    def _recall(self, job: Job, item: Item) -> bool:
-        rows = self._cache.get(key_of(item))
-        self.metrics.observe_cache(hit=rows is not None)
-        if rows is None:
-            return False
-        self._keep(job, item, rows)
-        return True
-
-    def cancel(self, job: Job) -> None:
-        """Nobody waits for it any more."""
-        with self._changed:
-            if not job.done:
-                job.cancelled = True
-                self._gate.announce(job, -job.announced)
-                self.device.scheduler.drop(job)
-                self._jobs[job.lane].discard(job)
-                # Whoever waits gives up at the deadline too, and may be the first to notice.
-                if job.request.deadline <= time.monotonic():
-                    self.metrics.observe_expired()
-                else:
-                    self.metrics.observe_cancelled()
-
-    def _fail(self, job: Job, error: Exception) -> None:
-        with self._changed:
-            failed = self._mark_failed(job, error)
-        if failed:
-            self.resolve([job])
-
-    def expire(self, job: Job) -> bool:
-        """Give up a job that is too late; False when it has an outcome. The device's lock is held."""
-        is_open = self._mark_failed(job, expired())
-        if is_open:
-            self.metrics.observe_expired()
-        return is_open
-
-    def end(self, reason: str) -> None:
-        """Nothing is computed from now on: whoever waits is told."""
-        for jobs in self._jobs.values():
-            for job in list(jobs):
-                with self._changed:
-                    self._mark_failed(job, NotReady(reason))
-                # Also where it has an outcome already: the thread may have died on the way to deliver it.
-                self._delivery.give_up(job, NotReady(reason))
-                jobs.discard(job)
-
-    def _mark_failed(self, job: Job, error: Exception) -> bool:
-        """False when it has an outcome already."""
-        if job.done:
-            return False
-        job.error = error
-        self.device.scheduler.drop(job)
-        return True
 
     def process(self, grant: Grant) -> None:
         """Compute a batch, free its cores, hand out what it finished."""
@@ -350,7 +287,7 @@ class Engine:
                 outcomes = [Outcome(group, {}, BrokenOff("the batch was broken off")) for group in grant.groups]
             with self._changed:
                 try:
-                    finished = [job for outcome in outcomes for job in self._store(outcome)]
+                    finished = self._open_jobs.store(outcomes)
                     self._gate.observe(grant.num_tokens, seconds, grant.num_cores)
                 finally:
                     self.device.release(grant)
@@ -363,38 +300,3 @@ class Engine:
             budget=self._info.max_batch_tokens,
             seconds=seconds,
         )
-
-    def _store(self, outcome: Outcome) -> list[Job]:
-        """Hand an item's rows to its job, and to those of identical items. -> jobs that are now done."""
-        finished: list[Job] = []
-        for item in outcome.items:
-            job: Job = item.owner
-            if job.done:
-                continue
-            if outcome.error is not None:
-                self._fail_input(job, item, outcome.error)
-            else:
-                self._keep(job, item, outcome.rows)
-            if job.done:
-                finished.append(job)
-        if self._cache.capacity and outcome.error is None:
-            with suppress(MemoryError):  # what does not fit is not kept
-                self._cache.put(key_of(outcome.items[0]), outcome.rows)
-        return finished
-
-    def _keep(self, job: Job, item: Item, rows: ItemRows) -> None:
-        """Copy an item's rows into its job; where there is no memory for these, that is the job's own failure."""
-        try:
-            job.store(item, rows)
-        except Exception as error:  # the border: one request's answer must not end the batch thread
-            self._fail_input(job, item, error)
-
-    def _fail_input(self, job: Job, item: Item, error: Exception) -> None:
-        self.metrics.observe_failed_input()
-        self._mark_failed(job, item_failure(item, error))
-
-    def resolve(self, jobs: list[Job]) -> None:
-        """Tell whoever waits for these jobs, all of which have an outcome."""
-        self._delivery.deliver(jobs)
-        for job in jobs:
-            self._jobs[job.lane].discard(job)

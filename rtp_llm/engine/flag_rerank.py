@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from rtp_llm.core import Input, Int32Array, Item, Params
-from rtp_llm.engine.rerank_template import naming, plain_ids, read_pairs, share
+from rtp_llm.engine.pairs import naming, plain_ids, read_pairs, share
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.errors import InvalidInput, InvalidRequest
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rtp_llm.core import Input, Item, Params
-from rtp_llm.engine.rerank_template import naming, read_pairs
+from rtp_llm.engine.pairs import naming, read_pairs
 from rtp_llm.engine.tokenizer import Tokenizer
 
 NEMOTRON = "question:{query} \n \n passage:{document}"

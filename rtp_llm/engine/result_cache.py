@@ -4,8 +4,8 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from rtp_llm.core import FloatArray, TaskType
-from rtp_llm.engine.step import ItemRows
-from rtp_llm.engine.waiting import Key
+from rtp_llm.engine.lane_queue import Key
+from rtp_llm.engine.outcome import ItemRows
 
 # What an entry takes beside its arrays: key, dictionary, array objects.
 _ENTRY_BYTES = 600

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from rtp_llm.core import Item
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane
-from rtp_llm.engine.waiting import LaneQueue, Place
+from rtp_llm.engine.lane_queue import LaneQueue, Place
 
 # Below this many tokens a batch is bound by reading the weights, which several cores on one batch do only once.
 _LEAST_TOKENS = 64

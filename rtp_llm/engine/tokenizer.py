@@ -128,7 +128,7 @@ class Tokenizer:
         limited = self.limited(params, pairs=any(isinstance(value, tuple) for value in inputs))
         if limited is not self:
             return limited.encode(inputs, params, start)
-        prompt = self._prompt(params)
+        prompt = self.prompt_text(params)
         prompt_length = self._prompt_length(prompt, params.add_special_tokens) if prompt else 0
         items: dict[int, Item] = {}
         texts: dict[int, Text] = {}
@@ -150,7 +150,7 @@ class Tokenizer:
 
     def framed(self, inputs: Sequence[str | list[int]], params: Params, start: int = 0) -> list[Framed]:
         """All tokens of single inputs, whatever their number; a list of ids has no frame."""
-        prompt, none = self._prompt(params), np.zeros(0, np.int32)
+        prompt, none = self.prompt_text(params), np.zeros(0, np.int32)
         texts = {index: prompt + value for index, value in enumerate(inputs, start) if isinstance(value, str)}
         length = self._prompt_length(prompt, params.add_special_tokens) if prompt and texts else 0
         encodings = iter(self._run(texts, params.add_special_tokens) if texts else ())
@@ -226,7 +226,15 @@ class Tokenizer:
 
     def prompt_text(self, params: Params) -> str:
         """What a request, or the checkpoint where it is silent, puts before each input; InvalidRequest as `encode`."""
-        return self._prompt(params)
+        if params.prompt is not None:
+            return self._checked(params.prompt, "prompt")
+        name = params.prompt_name if params.prompt_name is not None else self.default_prompt_name
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            known = ", ".join(map(repr, self.prompts))
+            raise InvalidRequest(f"prompt_name {name!r} is not a prompt of this model: {known}", param="prompt_name")
+        return self.prompts[name]
 
     def instruction_text(self, params: Params) -> str:
         """What a request tells a reranker to look for; InvalidRequest as for a prompt. Empty where it says nothing."""
@@ -241,17 +249,6 @@ class Tokenizer:
         if len(text) > most:
             raise InvalidRequest(f"{param} has {len(text)} characters, the limit is {most}", param=param)
         return text
-
-    def _prompt(self, params: Params) -> str:
-        if params.prompt is not None:
-            return self._checked(params.prompt, "prompt")
-        name = params.prompt_name if params.prompt_name is not None else self.default_prompt_name
-        if name is None:
-            return ""
-        if name not in self.prompts:
-            known = ", ".join(map(repr, self.prompts))
-            raise InvalidRequest(f"prompt_name {name!r} is not a prompt of this model: {known}", param="prompt_name")
-        return self.prompts[name]
 
     def _prompt_length(self, prompt: str, add_special_tokens: bool) -> int:
         """Tokens of the prompt alone, less a last one that is special: sentence-transformers' measure."""

@@ -7,8 +7,9 @@ from pathlib import Path
 from rtp_llm.checkpoint import open_tensors, resolve
 from rtp_llm.config import EngineConfig
 from rtp_llm.config_files import stored_quantization
-from rtp_llm.engine.calibration import BARS, Likeness, items_of, pool_mode, texts
-from rtp_llm.engine.loading import load_tokenizer, lookup_tokenizers, task_source
+from rtp_llm.engine.encoders import lookup_tokenizers
+from rtp_llm.engine.likeness import BARS, Likeness, items_of, pool_mode, texts
+from rtp_llm.engine.loading import load_tokenizer, task_source
 from rtp_llm.errors import ConfigError
 from rtp_llm.model_config import ModelConfig, read_model_config
 from rtp_llm.models import load_model

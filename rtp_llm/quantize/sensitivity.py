@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from rtp_llm.core import FloatArray, Item
-from rtp_llm.engine.calibration import Likeness, likeness, rows
+from rtp_llm.engine.likeness import Likeness, likeness, rows
 from rtp_llm.models import Model
 from rtp_llm.ops import Ops, PoolMode
 

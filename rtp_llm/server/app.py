@@ -17,9 +17,9 @@ from rtp_llm.errors import ConfigError
 from rtp_llm.observability import Observer, ProcessMetrics
 from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.dispatch import Dispatcher
+from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.open_files import allow_open_files
 from rtp_llm.server.protocol import Protocol
-from rtp_llm.server.service import EngineLike
 from rtp_llm.server.tls import check_certificate
 
 logger = logging.getLogger(__name__)

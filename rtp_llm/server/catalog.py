@@ -1,19 +1,15 @@
 """The served models, and which of them a request is for."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, TaskType
 from rtp_llm.errors import NotReady, UnknownModel, UnsupportedTask
 from rtp_llm.observability import Metrics
-from rtp_llm.server.admission import Admission
-from rtp_llm.server.service import EngineLike
-from rtp_llm.server.turns import Turns
+from rtp_llm.server.engine_like import EngineLike
 
 Body = TypeVar("Body")
 
@@ -52,16 +48,6 @@ CLASSIFIERS: Wanted = (Need(frozenset({TaskType.CLASSIFY}), other=TaskType.RERAN
 _OF_TEXTS = frozenset(TaskType) - {TaskType.RERANK, TaskType.CUSTOM}
 # What has a use for a text that is no pair, then the rest.
 READERS: Wanted = (Need(_OF_TEXTS, other=TaskType.RERANK), Need(frozenset(), 0))
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """What answers, and within which limits."""
-
-    catalog: "Catalog"
-    config: ServerConfig
-    admission: Admission
-    turns: Turns
 
 
 class _Named(msgspec.Struct):

@@ -9,11 +9,10 @@ from msgspec import UNSET, Meta, UnsetType
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.dialect import check_count
+from rtp_llm.server.checks import check_count
+from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.scheduling import BodyPriority
-from rtp_llm.server.service import EngineLike
-
-_INLINE_CHARACTERS = 2000  # more is rendered beside the event loop
+from rtp_llm.server.turns import INLINE_CHARACTERS
 
 
 class TextObject(msgspec.Struct, kw_only=True):
@@ -74,7 +73,7 @@ async def rendered(body: Body, config: ServerConfig, engine: EngineLike) -> Body
         raise InvalidRequest(message, param="chat_template")
     conversations = _conversations(body.messages, config)
     size = sum(len(message["content"]) for conversation in conversations for message in conversation)
-    is_small = size <= _INLINE_CHARACTERS and len(conversations) == 1
+    is_small = size <= INLINE_CHARACTERS and len(conversations) == 1
     # One at a time, so that a request that has expired, or whose client has left, ends after the one that is written.
     body.input = [
         _text(body, conversation, engine) if is_small else await asyncio.to_thread(_text, body, conversation, engine)

@@ -12,9 +12,9 @@ from msgspec import Meta
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
-from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import ModelName
-from rtp_llm.server.dialect import Dialect, Side, Truncate, check_count
+from rtp_llm.server.checks import check_inputs
+from rtp_llm.server.dialect import Dialect, Side, Truncate
 from rtp_llm.server.entities import (
     LABELLERS,
     FoundEntity,
@@ -74,9 +74,7 @@ class EntitiesAnswer(msgspec.Struct, kw_only=True):
 def to_request(body: ClassifierBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     """Texts and pairs as they are."""
     inputs: Sequence[Input] = [body.input] if isinstance(body.input, str) else body.input
-    if not inputs:
-        raise InvalidRequest("input is an empty list: give at least one text", param="input")
-    check_count(len(inputs), config, "input")
+    check_inputs(inputs, config, "input")
     params = Params(
         activation=body.activation, truncate=body.truncate is not False, truncation_side=body.truncation_side
     )

@@ -12,15 +12,14 @@ from msgspec import Meta
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest, RtpError
-from rtp_llm.server import openai
 from rtp_llm.server.catalog import ModelName, one_of
-from rtp_llm.server.dialect import Dialect, check_count
+from rtp_llm.server.checks import as_asked, check_count, check_dimensions, check_least
+from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.prompts import prompt_for
 from rtp_llm.server.scheduling import BodyPriority
-from rtp_llm.server.vectors import SCALED, check_type, encoder, finite
+from rtp_llm.server.vectors import SCALED, VECTORS_A_PIECE, check_type, encoder, finite
 
 PATH, OLD_PATH = "/v2/embed", "/v1/embed"
-_ROWS_A_PIECE = 64
 _WANTED = one_of(TaskType.DENSE)
 
 
@@ -124,25 +123,20 @@ def to_request(body: CohereEmbedBody, info: ModelInfo, config: ServerConfig, req
     """What the body asks of the engine."""
     texts, dimensions = _texts(body), body.output_dimension
     check_count(len(texts), config, "texts")
-    openai.check_dimensions(dimensions, info)
+    check_dimensions(dimensions, info)
     for kind in body.types:
         if kind != "base64":
             check_type(kind, None, "embedding_types")
+    check_least(body.max_tokens, 1, "max_tokens")
     params = Params(
-        dimensions=openai.as_asked(dimensions, info),
+        dimensions=as_asked(dimensions, info),
         normalize=True if any(kind in SCALED for kind in body.types) else None,
         truncate=body.truncate != "NONE",
-        max_tokens=_max_tokens(body),
+        max_tokens=body.max_tokens,
         truncation_side={"START": "left", "END": "right"}.get(body.truncate or ""),  # type: ignore[arg-type]
         prompt_name=prompt_for(body.input_type, info, "input_type"),
     )
     return Request(inputs=texts, params=params, request_id=request_id)
-
-
-def _max_tokens(body: CohereEmbedBody) -> int | None:
-    if body.max_tokens is not None and body.max_tokens < 1:
-        raise InvalidRequest(f"max_tokens: {body.max_tokens} is below 1; leave it out for all", param="max_tokens")
-    return body.max_tokens
 
 
 def render(body: CohereEmbedBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
@@ -171,8 +165,8 @@ def _vectors(kind: str, response: Response) -> Iterator[bytes]:
     rows = np.ascontiguousarray(response.outputs[TaskType.DENSE], "<f4")
     encode = encoder("float", "base64") if kind == "base64" else encoder(kind, None)
     opening = b"["
-    for start in range(0, len(rows), _ROWS_A_PIECE):
-        piece = enumerate(rows[start : start + _ROWS_A_PIECE], start)
+    for start in range(0, len(rows), VECTORS_A_PIECE):
+        piece = enumerate(rows[start : start + VECTORS_A_PIECE], start)
         yield opening + b",".join(encode(finite(row, index)) for index, row in piece)
         opening = b","
     yield b"]"

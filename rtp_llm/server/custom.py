@@ -9,10 +9,11 @@ from msgspec import Meta
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
-from rtp_llm.errors import CustomModuleError, InvalidRequest
+from rtp_llm.errors import CustomModuleError
 from rtp_llm.server.catalog import ModelName, one_of
-from rtp_llm.server.dialect import Dialect, check_count
-from rtp_llm.server.openai import Usage
+from rtp_llm.server.checks import check_inputs
+from rtp_llm.server.dialect import Dialect
+from rtp_llm.server.usage import Usage, usage
 
 PATH = "/v1/custom"
 
@@ -40,9 +41,7 @@ class CustomAnswer(msgspec.Struct, kw_only=True):
 def to_request(body: CustomBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     """Texts and pairs as they are, with the caller's own parameters."""
     inputs: Sequence[Input] = [body.input] if isinstance(body.input, str) else body.input
-    if not inputs:
-        raise InvalidRequest("input is an empty list: give at least one text", param="input")
-    check_count(len(inputs), config, "input")
+    check_inputs(inputs, config, "input")
     params = Params(
         prompt=body.prompt,
         prompt_name=body.prompt_name or None,
@@ -54,12 +53,11 @@ def to_request(body: CustomBody, info: ModelInfo, config: ServerConfig, request_
 
 def render(body: CustomBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
     """The module's answer; CustomModuleError where JSON cannot hold it."""
-    tokens = response.total_tokens
     answer = {
         "object": "custom",
         "data": response.outputs[TaskType.CUSTOM],
         "model": info.name,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": usage(response),
     }
     try:
         yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)

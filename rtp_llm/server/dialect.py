@@ -1,15 +1,14 @@
 """The hot path: bytes of one dialect -> Request -> the engine -> bytes. Plain ASGI, no framework in between.
 
-A path leads to a Route: a Dialect, which runs the model; a Lookup, which asks the tokenizer alone; or a Choice between
-several, which share a path and are told apart by their bodies.
+A Dialect runs the model; a Lookup asks the tokenizer alone. Which of them answers is in rtp_llm/server/route.py.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -19,18 +18,18 @@ from rtp_llm.core import OF_TOKENS, AnswerLimit, ModelInfo, Request, Response, T
 from rtp_llm.errors import InvalidInput, RequestTooLarge
 from rtp_llm.observability import Answered
 from rtp_llm.server.body import decode
-from rtp_llm.server.catalog import Catalog, Service, Wanted
+from rtp_llm.server.catalog import Catalog, Wanted
+from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.errors import ErrorForm, Headers, openai_form
 from rtp_llm.server.exchange import JSON, Exchange
+from rtp_llm.server.route import Answerer
 from rtp_llm.server.scheduling import scheduled
-from rtp_llm.server.service import EngineLike, unless_client_leaves
-from rtp_llm.server.turns import Arguments, Result, Turns
+from rtp_llm.server.service import Service
+from rtp_llm.server.turns import INLINE_CHARACTERS, Turns
+from rtp_llm.server.usage import usage_json
 
 Body = TypeVar("Body")
 
-_LOOKUP_CHARACTERS = 2000  # what a lookup may take on the event loop, which has others to serve
-# What is decoded and checked on the event loop, in a millisecond or two.
-_INLINE_BYTES = 256 << 10
 # What several dialects say of an input over the limit, and the names of all such fields.
 Truncate = Annotated[bool | None, Meta(description="false: an input over the limit is an error; null: true")]
 Side = Annotated[
@@ -38,52 +37,33 @@ Side = Annotated[
     Meta(description="the end that an over-long input loses; null: the checkpoint's own, mostly right"),
 ]
 _CUTS = ("truncate", "truncation", "truncate_prompt_tokens", "max_tokens")
-_MOST_IDS = 200_000
 _WEIGHT_BYTES = 24  # of a weight of a sparse vector with its token, in an answer, about
 MEMORY_BYTES = 4  # of a number that is computed, and not answered
 
 
-class Route(Protocol):
-    """What a path leads to."""
-
-    @property
-    def error_form(self) -> ErrorForm: ...
-
-    def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> "Answerer":
-        """The dialect that this body is in."""
-
-
-@runtime_checkable
-class Answerer(Route, Protocol):
-    """A dialect that answers; it chooses itself, or another form of itself, without looking at the body."""
-
-    async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
-        """A body's answer, of the exchange's content type; every failure leaves as an exception."""
-
-
 def answer_headers(request: Request, response: Response) -> Headers:
     """RTP-LLM's usage; the exchange adds the browser's timings."""
-    tokens = response.total_tokens
-    return [(b"usage", b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens))]
+    return [(b"usage", usage_json(response))]
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect(Generic[Body]):
     """One wire form of a task.
 
-    decoder     bytes -> the dialect's own body type
-    prepare     what of the body the engine must be asked for first
-    to_request  what the body asks for; InvalidRequest where this model or these limits cannot serve it
-    render      the answer in pieces; the event loop serves others between two of them
-    wanted      which models may be asked where the body names none; of a body, where they hang on it
-    render_on_thread  for a `render` that computes: it is run beside the event loop; always, or with these responses
-    error_form  how its clients are told of failures
-    headers     of an answer; own_headers: those that hang on what the body asked for
-    place       the field by which the input of this number came, where that is not `input`
-    cut         what the body must say so that an input over the limit is cut
-    by_accept   other forms of the answer, by the value of the request's Accept
-    by_body     another form of the answer, where the body asks for one
-    number_bytes  what a number of a vector a token takes in the answer, about; in memory alone, where none is answered
+    decoder           bytes -> the dialect's own body type
+    to_request        what the body asks for; InvalidRequest where this model or these limits cannot serve it
+    render            the answer in pieces; the event loop serves others between two of them
+    wanted            which models may be asked where the body names none; a function where that hangs on the body
+    render_on_thread  whether `render` computes, and is run beside the event loop; or with which responses
+    error_form        how its clients are told of failures
+    headers           of every answer; own_headers: those that hang on what the body asked for
+    prepare           what of the body the engine must be asked for first: it writes out chat messages
+    content_type      of an answer that is no failure
+    place             the field by which the input of this number came, where that is not `input`
+    cut               what the body must say so that an input over the limit is cut
+    by_accept         other forms of the answer, by the value of the request's Accept
+    by_body           another form of the answer, where the body asks for one
+    number_bytes      what a number of a vector for each token takes in the answer, about; in memory where none is sent
     """
 
     decoder: msgspec.json.Decoder[Body]
@@ -111,20 +91,22 @@ class Dialect(Generic[Body]):
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         """Decode, run, render."""
         service.admission.check_room()
-        body = await at_hand(len(content), service.turns)(decode, self.decoder, content)
+        body = await service.turns.call_by_size(len(content), decode, self.decoder, content)
         form = self.by_body(body) if self.by_body is not None else None
-        return await (form or self)._answer(body, len(content), service, exchange)
+        return await (form or self)._answer_in_time(body, len(content), service, exchange)
 
-    async def _answer(self, body: Body, num_bytes: int, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
+    async def _answer_in_time(
+        self, body: Body, num_bytes: int, service: Service, exchange: Exchange
+    ) -> tuple[bytes, Headers]:
         """Within a place among those in flight, the time that it may take, and as long as the client is there."""
         seconds = service.admission.seconds(exchange.headers)
-        work = partial(self._served, body, num_bytes, service, exchange, time.monotonic() + seconds)
-        return await admitted(work, service, exchange, seconds)
+        work = partial(self._serve, body, num_bytes, service, exchange, time.monotonic() + seconds)
+        return await service.admitted(work, exchange.receive, seconds)
 
-    async def _served(
+    async def _serve(
         self, body: Body, num_bytes: int, service: Service, exchange: Exchange, deadline: float
     ) -> tuple[bytes, Headers]:
-        engine, info, body, request = await self._asked(body, num_bytes, service, exchange)
+        engine, info, body, request = await self._choose_model(body, num_bytes, service, exchange)
         exchange.metrics, exchange.content_type = engine.metrics, self.content_type
         named = None if self.place is None else partial(self.place, body, info)
         service.admission.check_size(request, num_bytes, *([named] if named else []))
@@ -139,7 +121,7 @@ class Dialect(Generic[Body]):
         own = self.own_headers(body, response, info) if self.own_headers is not None else []
         return rendered, [*self.headers(request, response), *own]
 
-    async def _asked(
+    async def _choose_model(
         self, body: Body, num_bytes: int, service: Service, exchange: Exchange
     ) -> tuple[EngineLike, ModelInfo, Body, Request]:
         """The model, the body as it is read, and what it asks of the model."""
@@ -149,8 +131,12 @@ class Dialect(Generic[Body]):
         exchange.metrics = asked.metrics if asked else None
         if self.prepare is not None and getattr(body, "messages", None) is not None:
             asked, body = await catalog.prepared(asked, wanted, partial(self.prepare, body, config))
-        engine, info, request = await at_hand(num_bytes, service.turns)(
-            catalog.choose, asked, wanted, lambda info: self.to_request(body, info, config, exchange.request_id)
+        engine, info, request = await service.turns.call_by_size(
+            num_bytes,
+            catalog.choose,
+            asked,
+            wanted,
+            lambda info: self.to_request(body, info, config, exchange.request_id),
         )
         if not config.auto_truncate and not _says_what_is_cut(body):
             request = replace(request, params=replace(request.params, truncate=False))
@@ -188,12 +174,12 @@ class Lookup(Generic[Body]):
 
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         """Decode and look up."""
-        body = await at_hand(len(content), service.turns)(decode, self.decoder, content)
+        body = await service.turns.call_by_size(len(content), decode, self.decoder, content)
         asked = service.catalog.asked(getattr(body, "model", None), exchange.headers)
-        if self.prepare is None and len(content) <= _LOOKUP_CHARACTERS:
+        if self.prepare is None and len(content) <= INLINE_CHARACTERS:
             return b"".join(self._pieces(body, asked, service, exchange)), []
         work = partial(self._looked_up, body, asked, service, exchange)
-        return await admitted(work, service, exchange, service.admission.seconds(exchange.headers)), []
+        return await service.admitted(work, exchange.receive, service.admission.seconds(exchange.headers)), []
 
     async def _looked_up(self, body: Body, asked: EngineLike | None, service: Service, exchange: Exchange) -> bytes:
         if self.prepare is not None:
@@ -205,125 +191,6 @@ class Lookup(Generic[Body]):
         engine = asked or service.catalog.default
         exchange.metrics = engine.metrics
         return self.render(body, engine, service)
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Dialects that share a path: the first whose key the body has, and not as null, else `otherwise`."""
-
-    by_key: Mapping[str, Route]
-    otherwise: Route
-    _keys: "msgspec.json.Decoder[Any]" = field(init=False)
-
-    def __post_init__(self) -> None:
-        # Keys that no dialect is told by are passed over, however many there are.
-        keys = [(key, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for key in self.by_key]
-        object.__setattr__(self, "_keys", msgspec.json.Decoder(msgspec.defstruct("Keys", keys)))
-
-    @property
-    def error_form(self) -> ErrorForm:
-        """For what fails before the body is read."""
-        return self.otherwise.error_form
-
-    def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
-        """By the body's keys; what cannot be read is left to the last dialect to refuse."""
-        try:
-            body = self._keys.decode(content)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            body = None
-        found = ((route, getattr(body, key, msgspec.UNSET)) for key, route in self.by_key.items())
-        route = next((route for route, value in found if _is_given(value)), self.otherwise)
-        exchange.error_form = route.error_form  # a route that goes by the model may find none
-        return route.choose(content, exchange, catalog)
-
-
-def _is_given(value: msgspec.Raw | msgspec.UnsetType) -> bool:
-    return isinstance(value, msgspec.Raw) and (memoryview(value).nbytes != 4 or bytes(value) != b"null")
-
-
-@dataclass(frozen=True, slots=True)
-class Quoted:
-    """A route that also takes its body as a JSON string which holds it, as RTP-LLM's POST / does."""
-
-    route: Route
-
-    @property
-    def error_form(self) -> ErrorForm:
-        """The route's."""
-        return self.route.error_form
-
-    def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
-        """What the route chooses, by what is in the string where the body is one."""
-        if content.lstrip()[:1] != b'"':
-            return self.route.choose(content, exchange, catalog)
-        try:
-            inner = msgspec.json.decode(content, type=str).encode()
-        except (msgspec.DecodeError, UnicodeError):
-            return self.route.choose(content, exchange, catalog)
-        return _Unquoted(self.route.choose(inner, exchange, catalog), inner)
-
-
-@dataclass(frozen=True, slots=True)
-class _Unquoted:
-    """An answerer for the body `inner`, which came within another."""
-
-    answerer: Answerer
-    inner: bytes
-
-    @property
-    def error_form(self) -> ErrorForm:
-        return self.answerer.error_form
-
-    def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
-        return self
-
-    async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
-        return await self.answerer.answer(self.inner, service, exchange)
-
-
-@dataclass(frozen=True, slots=True)
-class ByModel:
-    """Dialects that share path and keys: what the model does decides."""
-
-    pick: Callable[[ModelInfo], Route]
-    error_form: ErrorForm = openai_form
-
-    def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
-        """By the model."""
-        info = catalog.of_body(content, exchange.headers).info()
-        return self.pick(info).choose(content, exchange, catalog)
-
-
-def decoded(engine: EngineLike, ids: list[int], place: str, *, skip_special_tokens: bool) -> str:
-    """The text of token ids; what is wrong with them is told by the name of their field, `place`.
-
-    RequestTooLarge for more than are decoded in some 0.1 s, which is one piece of work and holds the interpreter.
-    """
-    if len(ids) > _MOST_IDS:
-        raise RequestTooLarge(f"{place} has {len(ids)} token ids, the limit is {_MOST_IDS}: split it", param=place)
-    try:
-        return engine.decode(ids, skip_special_tokens=skip_special_tokens)
-    except InvalidInput as error:
-        raise error.at(place, "") from None
-
-
-def check_count(count: int, config: ServerConfig, param: str) -> None:
-    """RequestTooLarge for more inputs than a request may have."""
-    limit = config.max_client_batch_size
-    if count > limit:
-        message = f"{count} inputs are over the limit of {limit} (max_client_batch_size): send fewer at a time"
-        raise RequestTooLarge(message, param=param)
-
-
-async def admitted(
-    work: Callable[[], Coroutine[Any, Any, Result]], service: Service, exchange: Exchange, seconds: float
-) -> Result:
-    """What `work` comes to, in a place among those in flight; see `unless_client_leaves`."""
-    await service.admission.enter()
-    try:
-        return await unless_client_leaves(work(), exchange.receive, seconds)
-    finally:
-        service.admission.leave()
 
 
 def _says_what_is_cut(body: object) -> bool:
@@ -352,22 +219,6 @@ def limited(request: Request, config: ServerConfig, number_bytes: int) -> Reques
     if {TaskType.SPARSE, *OF_TOKENS}.isdisjoint(request.tasks):
         return request
     return replace(request, answer_limit=AnswerLimit(config.max_answer_bytes, number_bytes))
-
-
-async def chosen(route: Route, content: bytes, exchange: Exchange, service: Service) -> Answerer:
-    """What `route` makes of a body, which is looked at as `at_hand` says, where it is looked at at all."""
-    if len(content) <= _INLINE_BYTES or isinstance(route, Answerer):
-        return route.choose(content, exchange, service.catalog)
-    return await service.turns.call(route.choose, content, exchange, service.catalog)
-
-
-def at_hand(num_bytes: int, turns: Turns) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """How work on a body is called: on the event loop where that takes a millisecond or two, else beside it."""
-    return _inline if num_bytes <= _INLINE_BYTES else turns.call
-
-
-async def _inline(work: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
-    return work(*arguments, **named)
 
 
 async def _join(pieces: Iterator[bytes]) -> bytes:

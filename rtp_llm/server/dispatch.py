@@ -8,9 +8,9 @@ import re
 import time
 from collections.abc import Sequence
 
+from starlette import routing
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
-from starlette.routing import Match, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from rtp_llm.config import ServerConfig
@@ -35,33 +35,34 @@ from rtp_llm.server import (
     tokenize,
     vllm,
 )
-from rtp_llm.server import dialect as dialects
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.body import read_body
-from rtp_llm.server.catalog import Catalog, Service
+from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.cors import Cors
+from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_headers
 from rtp_llm.server.exchange import Exchange
-from rtp_llm.server.service import EngineLike
+from rtp_llm.server.route import ByModel, Choice, Quoted, Route, chosen
+from rtp_llm.server.service import Service
 from rtp_llm.server.turns import Turns
 
 _EMBEDDINGS = embeddings.dialect(None)
 
 
-def _rtp_input(info: ModelInfo) -> dialects.Route:
+def _rtp_input(info: ModelInfo) -> Route:
     """What POST / does with `input`, as in the original: the server's task decides."""
     is_labelling = TaskType.CLASSIFY in info.tasks or TaskType.TOKEN_CLASSIFY in info.tasks
     return classifier.CLASSIFIER if is_labelling else _EMBEDDINGS
 
 
 # RTP-LLM's bodies by their keys, else TEI's by the model.
-_BY_BODY = dialects.Choice(
-    {"input": dialects.ByModel(_rtp_input), "documents": reranker.RERANKER, "left": similarity.SIMILARITY},
+_BY_BODY = Choice(
+    {"input": ByModel(_rtp_input), "documents": reranker.RERANKER, "left": similarity.SIMILARITY},
     tei.by_model,
 )
 # Every path that is answered by POST, from a body.
-DIALECTS: dict[str, dialects.Route] = {
+DIALECTS: dict[str, Route] = {
     **{path: embeddings.dialect(kind) for path, kind in embeddings.PATHS.items()},
     embeddings.MULTI_VECTOR: embeddings.multi_vector(),
     similarity.PATH: similarity.SIMILARITY,
@@ -70,14 +71,14 @@ DIALECTS: dict[str, dialects.Route] = {
     custom.PATH: custom.CUSTOM,
     **tei.ROUTES,
     **tokenize.ROUTES,
-    tokenize.TOKENIZE: dialects.Choice({"inputs": tei.TOKENIZE}, tokenize.ROUTES[tokenize.TOKENIZE]),
+    tokenize.TOKENIZE: Choice({"inputs": tei.TOKENIZE}, tokenize.ROUTES[tokenize.TOKENIZE]),
     **rerank.ROUTES,
     **cohere.ROUTES,
     **vllm.ROUTES,
     **dict.fromkeys(score.PATHS, score.SCORE),
     nvidia.PATH: nvidia.RANKING,
-    "/rerank": dialects.Choice({"texts": tei.RERANK}, rerank.RERANK),
-    "/": dialects.Quoted(_BY_BODY),
+    "/rerank": Choice({"texts": tei.RERANK}, rerank.RERANK),
+    "/": Quoted(_BY_BODY),
     "/invocations": _BY_BODY,
     "/vertex": tei.Vertex(_BY_BODY),
 }
@@ -105,14 +106,14 @@ class Dispatcher:
         self._observers = observers
         self._service = Service(catalog, config, self.admission, Turns())
         self._max_body_bytes, self._body_timeout = config.max_body_bytes, config.body_timeout
-        own = [*pages.routes(), Route("/metrics", self._metrics)]
+        own = [*pages.routes(), routing.Route("/metrics", self._metrics)]
         shared = (model_list.routes(catalog), infinity.routes(catalog), rtp.routes(catalog))
         parts = (*shared, tei.get_routes(catalog, config), vllm.get_routes(catalog), own)
         self.routes = [route for part in parts for route in part]
         self._paths = {*DIALECTS, *(route.path for route in self.routes if "{" not in route.path)}
         self._process = process or ProcessMetrics()
         self._process.watch_health(catalog.is_healthy)
-        self._router = Router(self.routes, redirect_slashes=False)
+        self._router = routing.Router(self.routes, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -153,10 +154,10 @@ class Dispatcher:
             self.keys.check(exchange.method, path, exchange.headers)
         if route is not None:
             content = await read_body(exchange, self._max_body_bytes, self._body_timeout)
-            chosen = await dialects.chosen(route, content, exchange, self._service)
-            if chosen is not route:
-                exchange.error_form = chosen.error_form
-            body, headers = await chosen.answer(content, self._service, exchange)
+            answerer = await chosen(route, content, exchange, self._service)
+            if answerer is not route:
+                exchange.error_form = answerer.error_form
+            body, headers = await answerer.answer(content, self._service, exchange)
             await exchange.respond(200, body, headers, exchange.content_type)
         elif exchange.method == "OPTIONS":
             exchange.route = "preflight"
@@ -168,9 +169,9 @@ class Dispatcher:
         scope = {**exchange.scope, "path": path, "app": self}
         for route in self.routes:
             match, found = route.matches(scope)
-            if match is not Match.NONE:
+            if match is not routing.Match.NONE:
                 exchange.route = route.path
-            if match is Match.FULL:
+            if match is routing.Match.FULL:
                 await route.handle({**scope, **found}, exchange.receive, exchange.send)
                 return
         raise self._no_route(exchange.method, path)
@@ -178,7 +179,7 @@ class Dispatcher:
     def _no_route(self, method: str, path: str) -> InvalidRequest:
         allowed = {"POST"} if path in DIALECTS else set()
         for route in self.routes:
-            if route.matches({"type": "http", "path": path, "method": method})[0] is not Match.NONE:
+            if route.matches({"type": "http", "path": path, "method": method})[0] is not routing.Match.NONE:
                 allowed |= route.methods or set()
         if not allowed:
             return UnknownPath(f"nothing is served at {path[:200]}; GET /docs lists the routes")

@@ -6,6 +6,7 @@ of the last, /v1/multi-vector, which `return_multivector` asks for on the first.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -24,7 +25,8 @@ from rtp_llm.server.errors import Headers, shared_form
 from rtp_llm.server.openai import EmbeddingsBody
 from rtp_llm.server.packed import CONTENT_TYPE, check_described, metadata, render_bytes, row_encoder, truncated_header
 from rtp_llm.server.sparse import weights, with_sparse
-from rtp_llm.server.vectors import NUMBER_BYTES, PACKED_BYTES, finite, npy_file, raw_bytes
+from rtp_llm.server.usage import Usage, usage_json
+from rtp_llm.server.vectors import NUMBER_BYTES, PACKED_BYTES, VECTORS_A_PIECE, finite, npy_file, raw_bytes
 
 PATHS: dict[str, TaskType | None] = {
     "/v1/embeddings": None,
@@ -39,7 +41,6 @@ KINDS = (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT, TaskType.TOKENS)
 # The item's `object` for a kind asked for by its path, and the item's key for one asked for in `output`.
 _OBJECTS = {TaskType.SPARSE: "sparse_embedding", TaskType.COLBERT: "colbert_embedding"}
 _KEYS = {TaskType.DENSE: "embedding", TaskType.TOKENS: "token_embeddings", **_OBJECTS}
-_VECTORS_A_PART = 64
 _PIECE_BYTES = 256 << 10  # some milliseconds of rendering
 # What Accept may ask for instead of JSON.
 _BINARY_FORMS = {b"application/octet-stream": raw_bytes, b"application/x-npy": npy_file}
@@ -91,7 +92,7 @@ class KindsAnswer(msgspec.Struct, kw_only=True):
     object: Literal["list"]
     data: list[KindItem]
     model: str
-    usage: openai.Usage
+    usage: Usage
 
 
 def default_kind(info: ModelInfo) -> TaskType:
@@ -101,44 +102,16 @@ def default_kind(info: ModelInfo) -> TaskType:
 
 def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
     """The dialect of a path that stands for `kind`; None: for the checkpoint's first."""
-
-    def to_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
-        request = openai.to_request(body, info, config, request_id)
-        tasks = _tasks(body, info, kind)
-        if tasks == request.tasks:
-            return request
-        return replace(request, tasks=tasks, params=with_sparse(request.params, body))
-
-    def to_dense_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
-        request = to_request(body, info, config, request_id)
-        if request.tasks != (TaskType.DENSE,):
-            message = "raw bytes and .npy hold dense vectors; ask for application/json, and no encoding_format bytes"
-            raise InvalidRequest(message)
-        return request
-
-    def to_described(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
-        request = to_dense_request(body, info, config, request_id)
-        check_described(body, len(request.inputs))
-        return request
-
-    by_accept = {
-        content_type: Dialect(
-            _decoder,
-            to_dense_request,
-            _binary_render(write),
-            render_on_thread=True,
-            error_form=shared_form,
-            own_headers=_shape_and_cuts,
-            content_type=content_type,
-            wanted=one_of(TaskType.DENSE),
-            prepare=rendered,
-        )
-        for content_type, write in _BINARY_FORMS.items()
-    }
-    raw = replace(by_accept[CONTENT_TYPE], to_request=to_described, render=render_bytes, own_headers=metadata("embd"))
+    by_accept = {content_type: _binary(kind, content_type) for content_type in _BINARY_FORMS}
+    raw = replace(
+        by_accept[CONTENT_TYPE],
+        to_request=partial(_described_request, kind),
+        render=render_bytes,
+        own_headers=metadata("embd"),
+    )
     return Dialect(
         _decoder,
-        to_request,
+        partial(_request, kind),
         render,
         lambda body: _wanted(body, kind),
         error_form=shared_form,
@@ -147,6 +120,50 @@ def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
         by_body=lambda body: raw if body.is_bytes else None,
         number_bytes=_number_bytes,
     )
+
+
+def _binary(kind: TaskType | None, content_type: bytes) -> Dialect[EmbeddingsBody]:
+    """The form of a dialect whose answer is no JSON."""
+    return Dialect(
+        _decoder,
+        partial(_dense_request, kind),
+        _binary_render(_BINARY_FORMS[content_type]),
+        one_of(TaskType.DENSE),
+        render_on_thread=True,
+        error_form=shared_form,
+        own_headers=_shape_and_cuts,
+        content_type=content_type,
+        prepare=rendered,
+    )
+
+
+def _request(
+    kind: TaskType | None, body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str
+) -> Request:
+    request = openai.to_request(body, info, config, request_id)
+    tasks = _tasks(body, info, kind)
+    if tasks == request.tasks:
+        return request
+    return replace(request, tasks=tasks, params=with_sparse(request.params, body))
+
+
+def _dense_request(
+    kind: TaskType | None, body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str
+) -> Request:
+    request = _request(kind, body, info, config, request_id)
+    if request.tasks != (TaskType.DENSE,):
+        message = "raw bytes and .npy hold dense vectors; ask for application/json, and no encoding_format bytes"
+        raise InvalidRequest(message)
+    return request
+
+
+def _described_request(
+    kind: TaskType | None, body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str
+) -> Request:
+    """A dense one whose answer tells of itself in a header."""
+    request = _dense_request(kind, body, info, config, request_id)
+    check_described(body, len(request.inputs))
+    return request
 
 
 def multi_vector() -> Dialect[EmbeddingsBody]:
@@ -226,8 +243,7 @@ def _parts(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterato
         yield separator
         yield from _item(body, response, index)
         separator = b","
-    tokens = response.total_tokens
-    yield b'],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (orjson.dumps(info.name), tokens, tokens)
+    yield b'],"model":%b,"usage":%b}' % (orjson.dumps(info.name), usage_json(response))
 
 
 def _item(body: EmbeddingsBody, response: Response, index: int) -> Iterator[bytes]:
@@ -251,9 +267,9 @@ def _item(body: EmbeddingsBody, response: Response, index: int) -> Iterator[byte
 def _matrix(rows: FloatArray, body: EmbeddingsBody) -> Iterator[bytes]:
     """[[…], …], some vectors at a time."""
     separator = b"["
-    for start in range(0, len(rows), _VECTORS_A_PART):
+    for start in range(0, len(rows), VECTORS_A_PIECE):
         yield separator
-        yield _vectors(rows[start : start + _VECTORS_A_PART], body)
+        yield _vectors(rows[start : start + VECTORS_A_PIECE], body)
         separator = b","
     yield b"]" if len(rows) else b"[]"
 

@@ -10,8 +10,8 @@ from starlette.routing import Route
 
 from rtp_llm.core import TaskType
 from rtp_llm.server.catalog import Catalog
+from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.model_list import ModelEntry, model_entry
-from rtp_llm.server.service import EngineLike
 
 MODELS_PATH = "/models"
 _CAPABILITIES = {TaskType.DENSE: "embed", TaskType.RERANK: "rerank", TaskType.CLASSIFY: "classify"}

@@ -15,10 +15,11 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Params, Request, Response
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import ModelName
-from rtp_llm.server.dialect import Dialect, check_count
+from rtp_llm.server.checks import check_inputs, check_least
+from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.errors import shared_form
-from rtp_llm.server.openai import Usage
 from rtp_llm.server.scoring import SCORERS, place_of, ranked, scores_of, scoring_request, takes_long
+from rtp_llm.server.usage import Usage, usage
 
 PATH = "/v1/ranking"
 
@@ -60,17 +61,13 @@ class RankingAnswer(msgspec.Struct, kw_only=True):
 
 def to_request(body: RankingBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     """A pair for each passage; or a vector for each text, where the model is no reranker."""
-    if not body.passages:
-        raise InvalidRequest("passages is an empty list: give at least one", param="passages")
-    check_count(len(body.passages), config, "passages")
+    check_inputs(body.passages, config, "passages", least="one")
     named = [("query", body.query), *((f"passages[{place}]", one) for place, one in enumerate(body.passages))]
     for where, passage in named:
         if passage.image is not None:
             raise InvalidRequest(f"{where}.image: a text model is served; send texts", param=f"{where}.image")
-    for name in ("top_n", "top_k"):
-        value = getattr(body, name)
-        if value is not None and value < 0:
-            raise InvalidRequest(f"{name}: {value} is below 0; leave it out for all", param=name)
+    check_least(body.top_n, 0, "top_n")
+    check_least(body.top_k, 0, "top_k")
     params = Params(
         activation="none",
         truncate=body.truncate != "NONE",
@@ -83,10 +80,9 @@ def render(body: RankingBody, response: Response, info: ModelInfo) -> Iterator[b
     """The logits, best first; equal ones keep the request's order."""
     scores = yield from scores_of(response, 1, max_sim_sum=True)
     order = ranked(scores)[: body.top_n or body.top_k or None]
-    tokens = response.total_tokens
     answer = {
         "rankings": [{"index": index, "logit": scores[index]} for index in order],
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": usage(response),
     }
     yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 

@@ -13,21 +13,22 @@ from msgspec import Meta, UnsetType
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Chunking, Input, ModelInfo, Params, Request, Response, TaskType
-from rtp_llm.engine.tokens import outlier
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.chat import Inputs, TextObject
-from rtp_llm.server.dialect import Side, check_count
+from rtp_llm.server.checks import as_asked, check_dimensions, check_inputs, check_prompt_name, max_tokens_of
+from rtp_llm.server.dialect import Side
 from rtp_llm.server.packed import row_encoder
 from rtp_llm.server.prompts import prompt_of_both
 from rtp_llm.server.sparse import SparseBody
-from rtp_llm.server.vectors import SCALED, VectorType, check_type, finite
+from rtp_llm.server.token_ids import check_ids
+from rtp_llm.server.usage import Usage, usage_json
+from rtp_llm.server.vectors import SCALED, VECTORS_A_PIECE, VectorType, check_type, finite
 
 _LISTED_PARAMS = ("embedding_types", "embedding_type", "encoding_type")
 _TYPE_PARAMS = ("output_dtype", *_LISTED_PARAMS)
 # NVIDIA's words for what becomes of an over-long input.
 _LOST_END: dict[Any, Literal["left", "right"]] = {"START": "left", "END": "right"}
-_ROWS_A_PIECE = 64  # about 0.7 ms of float rendering at 384 dimensions
 
 
 class ExtraConfigs(msgspec.Struct):
@@ -145,13 +146,6 @@ class Embedding(msgspec.Struct, kw_only=True, omit_defaults=True):
     truncated: bool = False
 
 
-class Usage(msgspec.Struct, kw_only=True):
-    """Tokens that the model read: after truncation, special tokens included."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
 class EmbeddingsAnswer(msgspec.Struct, kw_only=True):
     """A vector per input, in the order of the inputs."""
 
@@ -178,12 +172,10 @@ def inputs_of(given: Inputs, info: ModelInfo, config: ServerConfig) -> Sequence[
     assert given is not None and not isinstance(given, UnsetType)
     given = [_text(value, place) if isinstance(value, TextObject) else value for place, value in enumerate(given)]
     kinds = set(map(type, given))
-    if not kinds:
-        raise InvalidRequest("input is an empty list: give at least one text", param="input")
     if len(kinds) > 1:
         raise _mixed(given)
     items: list[Any] = [given] if int in kinds else given
-    check_count(len(items), config, "input")
+    check_inputs(items, config, "input")
     if str not in kinds:
         for index, ids in enumerate(items):
             check_ids(ids, "input" if int in kinds else f"input[{index}]", info.vocab_size)
@@ -205,40 +197,11 @@ def _mixed(given: Sequence[Any]) -> InvalidRequest:
     return InvalidRequest(message, param=f"input[{index}]")
 
 
-def check_ids(ids: Sequence[int], place: str, vocab_size: int) -> None:
-    """InvalidRequest for ids that cannot be of this model's tokenizer; `place` names them."""
-    if not ids:
-        raise InvalidRequest(f"{place} is an empty list of token ids", param=place)
-    wrong = outlier(ids, vocab_size)
-    if wrong is not None:
-        raise InvalidRequest(
-            f"{place}: token id {wrong} is outside this model's vocabulary of {vocab_size}. Token ids must come from "
-            "the model's own tokenizer; LangChain's OpenAIEmbeddings sends tiktoken ids unless it is made with "
-            "check_embedding_ctx_length=False",
-            param=place,
-        )
-
-
-def check_dimensions(dimensions: int | None, info: ModelInfo) -> None:
-    """InvalidRequest unless `dimensions` lies between 1 and the model's own."""
-    most = info.full_dimension or info.dimension
-    if dimensions is not None and not 1 <= dimensions <= most:
-        message = f"dimensions: {dimensions} is not between 1 and {most}, the model's own"
-        raise InvalidRequest(message, param="dimensions")
-
-
-def as_asked(dimensions: int | None, info: ModelInfo) -> int | None:
-    """`dimensions`, or None where all are wanted and come unasked."""
-    return None if dimensions == info.dimension and info.full_dimension is None else dimensions
-
-
 def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
     # Infinity's client always sends 0, and means all.
     dimensions = body.dimensions or body.output_dimension
     check_dimensions(dimensions, info)
-    if body.prompt_name and body.prompt_name not in info.prompts:
-        known = ", ".join(info.prompts) or "none"
-        raise InvalidRequest(f"prompt_name: {body.prompt_name!r:.100} is not one of {known}", param="prompt_name")
+    check_prompt_name(body.prompt_name or None, info)
     return Params(
         dimensions=as_asked(dimensions, info),
         normalize=_normalize(body),
@@ -251,16 +214,6 @@ def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
         add_special_tokens=_adds_special_tokens(body),
         extra=body.extra or {},
     )
-
-
-def max_tokens_of(truncate_prompt_tokens: int | None) -> int | None:
-    """vLLM's word for how many tokens are kept of an input; -1 is the model's own limit."""
-    if truncate_prompt_tokens is None or truncate_prompt_tokens == -1:
-        return None
-    if truncate_prompt_tokens < 1:
-        name = "truncate_prompt_tokens"
-        raise InvalidRequest(f"{name}: {truncate_prompt_tokens} is not -1, nor at least 1", param=name)
-    return truncate_prompt_tokens
 
 
 def _chunking(body: EmbeddingsBody) -> Chunking | None:
@@ -320,18 +273,14 @@ def render(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterato
     """The answer; no Python object is made per number. EngineFailure when a vector holds NaN or Inf."""
     matrix = np.ascontiguousarray(response.outputs[TaskType.DENSE], dtype="<f4")  # [inputs, dim]
     encode = row_encoder(body, body.vector_type, body.encoding)
-    truncated, tokens = response.truncated, response.total_tokens
+    truncated = response.truncated
     opening = b'{"object":"list","data":['
-    closing = b'],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
-        orjson.dumps(info.name),
-        tokens,
-        tokens,
-    )
-    for start in range(0, len(matrix), _ROWS_A_PIECE):
+    closing = b'],"model":%b,"usage":%b}' % (orjson.dumps(info.name), usage_json(response))
+    for start in range(0, len(matrix), VECTORS_A_PIECE):
         rows = [
             b'{"object":"embedding","index":%d,"embedding":%b%b'
             % (index, encode(finite(row, index)), b',"truncated":true}' if truncated[index] else b"}")
-            for index, row in enumerate(matrix[start : start + _ROWS_A_PIECE], start)
+            for index, row in enumerate(matrix[start : start + VECTORS_A_PIECE], start)
         ]
-        yield opening + b",".join(rows) + (closing if start + _ROWS_A_PIECE >= len(matrix) else b"")
+        yield opening + b",".join(rows) + (closing if start + VECTORS_A_PIECE >= len(matrix) else b"")
         opening = b","

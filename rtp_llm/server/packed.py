@@ -19,6 +19,7 @@ from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.chat import ChatBody
 from rtp_llm.server.errors import Headers
 from rtp_llm.server.small_floats import bfloat16, fp8_e4m3, fp8_e5m2
+from rtp_llm.server.usage import usage
 from rtp_llm.server.vectors import as_base64, converted, encoder, finite
 
 CONTENT_TYPE = b"application/octet-stream"
@@ -98,13 +99,12 @@ def metadata(prefix: str) -> Callable[[EncodedBody, Response, ModelInfo], Header
         own = [truncated_header(response)]
         if body.encoding_format == "bytes_only":
             return own
-        tokens = response.total_tokens
         told = {
             "id": f"{prefix}-{uuid4().hex}",
             "created": info.created,
             "model": info.name,
             "data": list(_described(body, _outputs(response))),
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "usage": usage(response),
         }
         return [*own, (b"metadata", json.dumps(told).encode("ascii"))]
 

@@ -17,9 +17,10 @@ from msgspec import UNSET, Meta, UnsetType
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Params, Request, Response
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server import cohere, openai
+from rtp_llm.server import cohere
 from rtp_llm.server.catalog import ModelName
-from rtp_llm.server.dialect import Dialect, Side, check_count
+from rtp_llm.server.checks import check_inputs, check_least, max_tokens_of
+from rtp_llm.server.dialect import Dialect, Side
 from rtp_llm.server.errors import shared_form
 from rtp_llm.server.scheduling import BodyPriority
 from rtp_llm.server.scoring import (
@@ -32,6 +33,7 @@ from rtp_llm.server.scoring import (
     scoring_request,
     takes_long,
 )
+from rtp_llm.server.usage import usage
 
 PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 
@@ -133,19 +135,16 @@ class RerankAnswer(msgspec.Struct, kw_only=True):
 
 def to_request(body: RerankBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     """A pair for each document; or a vector for each text, where the model is no reranker."""
-    if not body.all_documents:
-        raise InvalidRequest("documents is an empty list: give at least one text", param="documents")
-    check_count(len(body.all_documents), config, "documents")
-    for name in ("top_n", "top_k", "max_tokens_per_doc"):
-        value = getattr(body, name)
-        if isinstance(value, int) and value < 0:
-            raise InvalidRequest(f"{name}: {value} is below 0; leave it out for all", param=name)
+    check_inputs(body.all_documents, config, "documents")
+    check_least(body.top_n, 0, "top_n")
+    check_least(body.top_k, 0, "top_k")
+    check_least(body.max_tokens_per_doc, 0, "max_tokens_per_doc")
     params = Params(
         activation="none" if body.is_raw else "sigmoid",
         instruction=instruction_of(body.instruction, body.chat_template_kwargs),
         truncate=body.truncate is not False and body.truncation is not False,
         truncation_side=body.truncation_side,
-        max_tokens=openai.max_tokens_of(body.truncate_prompt_tokens),
+        max_tokens=max_tokens_of(body.truncate_prompt_tokens),
         max_tokens_per_doc=body.max_tokens_per_doc or None,
     )
     return scoring_request([_text(body.query, "query")], _texts(body), info, params, request_id)
@@ -190,7 +189,7 @@ def render(body: RerankBody, response: Response, info: ModelInfo) -> Iterator[by
             }
             for index in order
         ],
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": usage(response),
         "meta": {
             "api_version": {"version": "2"},
             "billed_units": {"search_units": 1},

@@ -9,9 +9,9 @@ from msgspec import Meta
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Params, Request, Response
-from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import ModelName
-from rtp_llm.server.dialect import Dialect, check_count
+from rtp_llm.server.checks import check_inputs, check_least
+from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, place_of, ranked, scores_of, scoring_request, takes_long
 
 PATH = "/v1/reranker"
@@ -65,11 +65,8 @@ class RerankerAnswer(msgspec.Struct, kw_only=True):
 
 def to_request(body: RerankerBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     """A pair for each document; or the vectors of all, of a model that compares those of tokens."""
-    if not body.documents:
-        raise InvalidRequest("documents is an empty list: give at least one text", param="documents")
-    check_count(len(body.documents), config, "documents")
-    if body.top_k is not None and body.top_k < 1:
-        raise InvalidRequest(f"top_k: {body.top_k} is below 1; leave it out for all documents", param="top_k")
+    check_inputs(body.documents, config, "documents")
+    check_least(body.top_k, 1, "top_k", without="all documents")
     # The original's raw score of a language model is P(yes); its `normalize` squashes that once more.
     raw: Literal["none"] | None = None if info.scores_are_probabilities else "none"
     params = Params(

@@ -9,10 +9,10 @@ from msgspec import Meta
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Params, Request, Response
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server import openai
 from rtp_llm.server.catalog import ModelName
+from rtp_llm.server.checks import check_count, check_least, max_tokens_of
 from rtp_llm.server.cohere import ContentPart, text_of
-from rtp_llm.server.dialect import Dialect, Side, check_count
+from rtp_llm.server.dialect import Dialect, Side
 from rtp_llm.server.scheduling import BodyPriority
 from rtp_llm.server.scoring import (
     SCORERS,
@@ -23,6 +23,7 @@ from rtp_llm.server.scoring import (
     scoring_request,
     takes_long,
 )
+from rtp_llm.server.usage import Usage
 from rtp_llm.server.vllm import Activation, KeptTokens, answer
 
 PATHS = ("/score", "/v1/score")
@@ -76,7 +77,7 @@ class ScoreAnswer(msgspec.Struct, kw_only=True):
     created: int
     model: str
     data: list[Score]
-    usage: openai.Usage
+    usage: Usage
     object: Literal["list"] = "list"
 
 
@@ -124,13 +125,11 @@ def _side(given: Any, name: str) -> list[str]:
 def _score(body: ScoreBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     firsts, seconds = _sides(body)
     check_count(len(seconds), config, _names(body)[1])
-    if body.max_tokens_per_doc is not None and body.max_tokens_per_doc < 0:
-        message = f"max_tokens_per_doc: {body.max_tokens_per_doc} is below 0; leave it out for all"
-        raise InvalidRequest(message, param="max_tokens_per_doc")
+    check_least(body.max_tokens_per_doc, 0, "max_tokens_per_doc")
     params = Params(
         activation="none" if body.use_activation is False else "sigmoid",
         instruction=instruction_of(body.instruction, body.chat_template_kwargs),
-        max_tokens=openai.max_tokens_of(body.truncate_prompt_tokens),
+        max_tokens=max_tokens_of(body.truncate_prompt_tokens),
         truncation_side=body.truncation_side,
         max_tokens_per_doc=body.max_tokens_per_doc or None,
     )

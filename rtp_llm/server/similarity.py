@@ -13,9 +13,10 @@ from msgspec import Meta
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Params, Request, Response, TaskType
-from rtp_llm.errors import InvalidRequest, UnsupportedTask
+from rtp_llm.errors import UnsupportedTask
 from rtp_llm.server.catalog import ModelName, Need, Wanted, one_of
-from rtp_llm.server.dialect import Dialect, check_count
+from rtp_llm.server.checks import check_count, check_inputs
+from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.embeddings import default_kind
 from rtp_llm.similarity import KINDS, check_weights_go_with, hybrid, hybrid_weights, max_sim, similarity_steps
 
@@ -54,9 +55,7 @@ class SimilarityAnswer(msgspec.Struct, kw_only=True):
 def to_request(body: SimilarityBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     """Both lists as one request, so that they share their batches."""
     for name, texts in (("left", body.left), ("right", body.right)):
-        if not texts:
-            raise InvalidRequest(f"{name} is an empty list: give at least one text", param=name)
-        check_count(len(texts), config, name)
+        check_inputs(texts, config, name)
     inputs = [*body.left, *body.right]
     check_count(len(inputs), config, "right")
     params = Params(normalize=body.normalize, num_queries=len(body.left))

@@ -12,10 +12,13 @@ from msgspec import Meta
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.catalog import ModelName, Service
+from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.chat import ChatBody, rendered
-from rtp_llm.server.dialect import Choice, Lookup, Route, decoded
-from rtp_llm.server.service import EngineLike, Token
+from rtp_llm.server.dialect import Lookup
+from rtp_llm.server.engine_like import EngineLike, Token
+from rtp_llm.server.route import Choice, Route
+from rtp_llm.server.service import Service
+from rtp_llm.server.token_ids import decoded
 
 TOKENIZE, ENCODE, DETOKENIZE = "/tokenize", "/tokenizer/encode", "/detokenize"
 _PIECE = 8192

@@ -14,6 +14,10 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 _TURN = 0.02  # seconds after which it is another request's turn
+# What is done on the event loop all the same, in a millisecond or two: a body of so many bytes is decoded and checked,
+INLINE_BYTES = 256 << 10
+# and a text of so many characters is tokenised, or written by a chat template.
+INLINE_CHARACTERS = 2000
 
 
 class Turns:
@@ -34,6 +38,14 @@ class Turns:
     ) -> Result:
         """What `work` returns, as one turn."""
         return await asyncio.wrap_future(self._thread.submit(work, *arguments, **named))
+
+    async def call_by_size(
+        self, num_bytes: int, work: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs
+    ) -> Result:
+        """What `work` on a body of so many bytes returns: on the event loop where that is quick, else as one turn."""
+        if num_bytes <= INLINE_BYTES:
+            return work(*arguments, **named)
+        return await self.call(work, *arguments, **named)
 
 
 def _some(pieces: Iterator[bytes]) -> list[bytes]:

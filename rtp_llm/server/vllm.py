@@ -23,10 +23,13 @@ from rtp_llm.errors import UnsupportedTask
 from rtp_llm.server import openai
 from rtp_llm.server.catalog import CLASSIFIERS, Catalog, ModelName, Wanted, one_of
 from rtp_llm.server.chat import ChatBody, rendered
-from rtp_llm.server.dialect import Dialect, Route, Side, Truncate
+from rtp_llm.server.checks import check_dimensions, max_tokens_of
+from rtp_llm.server.dialect import Dialect, Side, Truncate
 from rtp_llm.server.entities import LABELLERS
 from rtp_llm.server.packed import CONTENT_TYPE, EncodedBody, check_described, metadata, render_bytes, row_encoder
 from rtp_llm.server.prompts import prompt_for
+from rtp_llm.server.route import Route
+from rtp_llm.server.usage import Usage, usage
 from rtp_llm.server.vectors import NUMBER_BYTES, PACKED_BYTES
 
 VERSION_PATH, LOAD_PATH = "/version", "/load"
@@ -61,7 +64,7 @@ class ClassifyAnswer(msgspec.Struct, kw_only=True):
     created: int
     model: str
     data: list[ClassifiedInput]
-    usage: openai.Usage
+    usage: Usage
     object: Literal["list"] = "list"
 
 
@@ -72,7 +75,7 @@ class InfinityClassifyAnswer(msgspec.Struct, kw_only=True):
     created: int
     model: str
     data: list[list[dict[str, str | float]]]
-    usage: openai.Usage
+    usage: Usage
     object: Literal["classify"] = "classify"
 
 
@@ -112,7 +115,7 @@ class PoolingAnswer(msgspec.Struct, kw_only=True):
     created: int
     model: str
     data: list[PooledInput]
-    usage: openai.Usage
+    usage: Usage
     object: Literal["list"] = "list"
 
 
@@ -130,14 +133,13 @@ class LoadAnswer(msgspec.Struct, kw_only=True):
 
 def answer(kind: str, data: list[Any], response: Response, info: ModelInfo, object_: str = "list") -> bytes:
     """What vLLM puts around an entry per input."""
-    tokens = response.total_tokens
     listed = {
         "id": f"{kind}-{uuid4().hex}",
         "object": object_,
         "created": info.created,
         "model": info.name,
         "data": data,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": usage(response),
     }
     return orjson.dumps(listed, option=orjson.OPT_SERIALIZE_NUMPY)
 
@@ -147,7 +149,7 @@ def _classify(body: ClassifyBody, info: ModelInfo, config: ServerConfig, request
     is_raw = body.use_activation is False or body.raw_scores is True
     params = Params(
         activation="none" if is_raw else None,
-        max_tokens=openai.max_tokens_of(body.truncate_prompt_tokens),
+        max_tokens=max_tokens_of(body.truncate_prompt_tokens),
         truncation_side=body.truncation_side,
         add_special_tokens=body.adds_special_tokens,
     )
@@ -198,13 +200,13 @@ def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_i
     if task not in info.tasks:
         raise UnsupportedTask(f"this model offers {', '.join(t.value for t in info.tasks)}, not {task.value}")
     inputs: list[Input] = list(openai.inputs_of(body.input, info, config))
-    openai.check_dimensions(body.dimensions, info)
+    check_dimensions(body.dimensions, info)
     check_described(body, len(inputs))
     params = Params(
         dimensions=body.dimensions,
         activation="none" if body.use_activation is False else _activation(task, info),
         truncate=body.truncate is not False,
-        max_tokens=openai.max_tokens_of(body.truncate_prompt_tokens),
+        max_tokens=max_tokens_of(body.truncate_prompt_tokens),
         truncation_side=body.truncation_side,
         prompt="" if body.messages is not None else None,
         prompt_name=prompt_for(body.input_type, info, "input_type"),

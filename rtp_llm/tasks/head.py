@@ -20,7 +20,7 @@ classifier                              all others
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, open_tens
 from rtp_llm.config_files import activation
 from rtp_llm.core import Batch, Reads
 from rtp_llm.errors import CheckpointError, ConfigError
+from rtp_llm.model_config import NEMOTRON, ModelConfig
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight, optional_vector
 from rtp_llm.tasks import TaskSource
 
@@ -42,11 +43,13 @@ _PREFIXES = (
 class _Layout(NamedTuple):
     """`hidden`, a layer with an activation before the last one, may be absent, and so may the `norm` between them.
 
-    mode            how a sequence's tokens become one; None: the head is of every token
-    poolings        what config.json's `pooling_key` may be, its default first, where that comes before `mode`
-    activation_key  what in config.json comes before `activation`
-    late            the hidden layer is that of every token, and what it gives is pooled
-    model_types     the architectures whose head this is; (): any with such tensors
+    mode             how a sequence's tokens become one; None: the head is of every token
+    poolings         what config.json's `classifier_pooling` may be, its default first, where that comes before `mode`
+    activation_key   what in config.json comes before `activation`
+    late             the hidden layer is that of every token, and what it gives is pooled
+    model_types      the architectures whose head this is; (): any with such tensors
+    as_vectors       it pools as the architecture's dense vectors do, which comes before `mode`
+    temperature_key  what in config.json the logits are divided by
     """
 
     hidden: str | None
@@ -58,7 +61,8 @@ class _Layout(NamedTuple):
     activation_key: str | None = None
     late: bool = False
     model_types: tuple[str, ...] = ()
-    pooling_key: str = "classifier_pooling"
+    as_vectors: bool = False
+    temperature_key: str | None = None
 
     @property
     def reads_last(self) -> bool:
@@ -72,7 +76,6 @@ class _Layout(NamedTuple):
 
 
 _BY_CLASSIFIER = "classifier_activation"
-_BOTH_WAYS = "llama_bidirec"
 _LAYOUTS = (
     _Layout("classifier.dense", "classifier.out_proj", "cls", "gelu", model_types=("electra",)),
     _Layout("classifier.dense", "classifier.out_proj", "cls"),
@@ -84,7 +87,7 @@ _LAYOUTS = (
     _Layout("pooler.dense", "classifier", "cls"),
     _Layout("pooler", "classifier", "cls", model_types=("albert",)),
     _Layout("dense", "classifier", "mean", "gelu", poolings=("late", "mean", "bos"), activation_key=_BY_CLASSIFIER),
-    _Layout(None, "score", "mean", poolings=("avg", "cls", "last"), pooling_key="pooling", model_types=(_BOTH_WAYS,)),
+    _Layout(None, "score", "mean", model_types=(NEMOTRON,), as_vectors=True, temperature_key="temperature"),
     _Layout(None, "score", "lasttoken"),
     _Layout(None, "classifier", "cls"),
 )
@@ -94,9 +97,7 @@ _OF_TOKENS = (
     _Layout(None, "classifier", None),
 )
 # A pooling of config.json -> the rows that are read.
-_POOLINGS: dict[str, PoolMode] = {
-    "cls": "cls", "bos": "cls", "mean": "mean", "late": "mean", "avg": "mean", "last": "lasttoken",
-}  # fmt: skip
+_POOLINGS: dict[str, PoolMode] = {"cls": "cls", "bos": "cls", "mean": "mean", "late": "mean"}
 _READS: dict[PoolMode, Reads] = {"cls": "first", "lasttoken": "last"}
 
 
@@ -185,7 +186,7 @@ def _load(source: TaskSource, find_layout: Callable[[Shapes, TaskSource, TensorS
             "labels (id2label or num_labels)"
         )
     weights = _bind(layout, num_labels, source.hidden_size, shapes, tensors)
-    temperature = float(config.hf.get("temperature") or 1.0) if layout.model_types == (_BOTH_WAYS,) else 1.0
+    temperature = float((layout.temperature_key and config.hf.get(layout.temperature_key)) or 1.0)
     norm = None
     if layout.norm is not None:
         bias = f"{layout.norm}.bias"
@@ -231,7 +232,7 @@ def _find_layout(shapes: Shapes, source: TaskSource, tensors: TensorSource) -> _
         if is_its_own and all(f"{layer}.weight" in shapes for layer in layout.names):
             is_plain = layout.names == ("classifier",)
             layout = layout._replace(mode="lasttoken") if is_plain and source.causal else layout
-            return _configured(layout, config.hf)
+            return _configured(layout, config)
     known = "; ".join(dict.fromkeys(" with ".join(layout.names) for layout in _LAYOUTS))
     raise CheckpointError(f"{tensors.path} has no classification head (one of: {known}); choose another --task_type")
 
@@ -241,23 +242,25 @@ def _find_token_layout(shapes: Shapes, source: TaskSource, tensors: TensorSource
     is_modernbert = source.model_config.model_type == "modernbert"
     for layout in _OF_TOKENS[:1] if is_modernbert else _OF_TOKENS:
         if all(f"{layer}.weight" in shapes for layer in layout.names):
-            return _configured(layout, source.model_config.hf)
+            return _configured(layout, source.model_config)
     known = "; ".join(" with ".join(layout.names) for layout in _OF_TOKENS)
     raise CheckpointError(
         f"{tensors.path} has no token classifier's head (one of: {known}); choose another --task_type"
     )
 
 
-def _configured(layout: _Layout, hf: Mapping[str, Any]) -> _Layout:
+def _configured(layout: _Layout, config: ModelConfig) -> _Layout:
     """With the pooling and the activation that config.json names; CheckpointError for others than are served."""
     if layout.activation_key is not None:
-        layout = layout._replace(activation=activation(hf, layout.activation_key, layout.activation))
+        layout = layout._replace(activation=activation(config.hf, layout.activation_key, layout.activation))
+    if layout.as_vectors:
+        return layout._replace(mode=config.default_pooling)
     if not layout.poolings:
         return layout
-    pooling = hf.get(layout.pooling_key) or layout.poolings[0]
+    pooling = config.hf.get("classifier_pooling") or layout.poolings[0]
     if pooling not in layout.poolings:
         known = ", ".join(layout.poolings)
-        raise CheckpointError(f"config.json: {layout.pooling_key} {pooling!r} is not one of {known}")
+        raise CheckpointError(f"config.json: classifier_pooling {pooling!r} is not one of {known}")
     return layout._replace(mode=_POOLINGS[pooling], late=pooling == "late")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows, SparseVector
 from rtp_llm.errors import CheckpointError
-from rtp_llm.model_config import SPARSE_HEAD
+from rtp_llm.m3_heads import SPARSE_HEAD
 from rtp_llm.ops import Ops, Tensor
 from rtp_llm.tasks import TaskSource, Vocabulary
 from rtp_llm.tasks.bge_m3 import TokenLinear, load_linear

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows
-from rtp_llm.model_config import COLBERT_HEAD
+from rtp_llm.m3_heads import COLBERT_HEAD
 from rtp_llm.ops import Ops, Tensor
 from rtp_llm.tasks import TaskSource
 from rtp_llm.tasks.bge_m3 import TokenLinear, load_linear

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from rtp_llm.core import TaskType
-from rtp_llm.model_config import COLBERT_HEAD, SPARSE_HEAD
+from rtp_llm.m3_heads import COLBERT_HEAD, SPARSE_HEAD
 from rtp_llm.verify.huggingface import encode, load_model, load_tokenizer
 from rtp_llm.verify.outcome import Answer, Sample, Value
 from rtp_llm.verify.references import Original

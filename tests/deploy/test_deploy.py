@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.flags import environment_name, parse_args
+from rtp_llm.flags import parse_args
 from rtp_llm.observability.page import described
+from rtp_llm.option import environment_name
 from rtp_llm.server.rtp import HEALTH_PATHS, LIVENESS_PATHS
 from tests.deploy.files import DEPLOY, metric_names, panels, read_yaml, rules
 from tests.real_server import ROOT

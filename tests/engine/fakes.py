@@ -1,5 +1,6 @@
 """A runtime that needs no model and a tokeniser that needs no files."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -8,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import FloatArray, Input, Item, ModelInfo, Params, TaskType
+from rtp_llm.core import FloatArray, Input, Item, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.estimate import Estimate
 from rtp_llm.engine.lane import Lane
@@ -109,3 +110,29 @@ def make_engine(runtime: FakeRuntime, beside: Engine | None = None, **options: A
     tokenizer: Any = FakeTokenizer()
     anything: Any = runtime
     return Engine(config, anything, tokenizer, INFO, Metrics(), beside.device if beside else None)
+
+
+def ask(*inputs: Any, **params: Any) -> Request:
+    return Request(inputs=list(inputs), params=Params(**params))
+
+
+def lengths(response: Response) -> list[int]:
+    return [int(row[1]) for row in response.outputs[TaskType.DENSE]]
+
+
+async def all_cores_work(engine: Engine) -> None:
+    while engine.device.scheduler.free_cores:
+        await asyncio.sleep(0.002)
+
+
+def slow_to_encode(engine: Engine, seconds: float) -> list[int]:
+    """-> how many inputs were encoded at a time, as it goes on."""
+    encode, parts = engine._tokenizer.encode, list[int]()
+
+    def slowly(inputs: Any, *args: Any, **options: Any) -> Any:
+        parts.append(len(inputs))
+        time.sleep(seconds)
+        return encode(inputs, *args, **options)
+
+    engine._tokenizer.encode = slowly  # type: ignore[method-assign]
+    return parts

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rtp_llm.core import Params, Request, TaskType
+from rtp_llm.engine.lane_queue import Key
 from rtp_llm.engine.result_cache import ResultCache
-from rtp_llm.engine.waiting import Key
 from tests.engine.fakes import FakeRuntime, make_engine
 
 

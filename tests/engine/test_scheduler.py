@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rtp_llm.core import Int32Array, Item, TaskType
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane
+from rtp_llm.engine.lane_queue import key_of
 from rtp_llm.engine.scheduler import Grant, Scheduler
-from rtp_llm.engine.waiting import key_of
 from tests.engine.jobs import lengths, make_job
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from rtp_llm import Model
 from rtp_llm.cli import main
 from rtp_llm.config import EngineConfig
-from rtp_llm.engine.calibration import Likeness
+from rtp_llm.engine.likeness import Likeness
 from rtp_llm.errors import CheckpointError, ConfigError, RtpError
 from rtp_llm.quantize import Options, Report, quantize
 from tests.models.test_qwen import save as save_qwen

@@ -14,8 +14,8 @@ import uvicorn
 from rtp_llm.config import ServerConfig
 from rtp_llm.server import create_app
 from rtp_llm.server.app import listen
+from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.protocol import Protocol
-from rtp_llm.server.service import EngineLike
 from tests.server.fake_engine import FakeEngine
 
 MAX_BODY_BYTES = 64 << 10

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.body import decode
-from rtp_llm.server.dialect import Choice, Dialect, Route
+from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.dispatch import DIALECTS
 from rtp_llm.server.openai import EmbeddingsBody
+from rtp_llm.server.route import Choice, Route
 from tests.server.conftest import CONFIG
 from tests.server.fake_engine import FakeEngine
 

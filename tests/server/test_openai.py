@@ -11,7 +11,8 @@ import pytest
 
 from rtp_llm.core import Params
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.openai import EmbeddingsBody, as_asked, check_dimensions
+from rtp_llm.server.checks import as_asked, check_dimensions
+from rtp_llm.server.openai import EmbeddingsBody
 from tests.server.fake_engine import DIMENSION, FakeEngine, vector_of
 
 

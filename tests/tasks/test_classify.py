@@ -188,6 +188,19 @@ def test_a_pooler_with_another_activation_than_is_served(tmp_path: Path) -> None
         load_head(a_source(tmp_path, BACKENDS["numpy"](), {"model_type": "deberta-v2", "pooler_hidden_act": "best"}))
 
 
+@pytest.mark.parametrize("family", ["albert", "deberta", "electra"])
+def test_architectures_tell_the_head_where_there_is_no_model_type(family: str, tmp_path: Path) -> None:
+    families.save(tmp_path, family, "odd", "ForSequenceClassification", num_labels=3)
+    inputs, path = families.all_lengths(), tmp_path / "config.json"
+    with loaded(tmp_path) as model:
+        expected = model.classify(inputs, activation="none")
+    config = json.loads(path.read_text())
+    del config["model_type"]
+    path.write_text(json.dumps(config))
+    with loaded(tmp_path) as model:
+        assert np.array_equal(model.classify(inputs, activation="none"), expected)
+
+
 @pytest.mark.parametrize(
     ("num_labels", "tasks"),
     [(1, (TaskType.RERANK, TaskType.CLASSIFY)), (2, (TaskType.CLASSIFY,)), (6, (TaskType.CLASSIFY,))],

@@ -3,12 +3,11 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
@@ -16,30 +15,26 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import Request, Response
 from rtp_llm.errors import (
     DeadlineExceeded,
-    EngineFailure,
     InvalidRequest,
     NotReady,
     Overloaded,
-    RtpError,
-    UnknownModel,
-    UnsupportedTask,
 )
 from rtp_llm.observability import Answered, Metrics, Observer, Seen
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.dialect import MEMORY_BYTES, limited
+from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.errors import as_rtp_error
 from rtp_llm.server.exchange import choose_id
 from rtp_llm.server.grpc import tei
+from rtp_llm.server.grpc.metadata import as_headers, characters_of, fill, headers_of, mean_of
 from rtp_llm.server.grpc.proto import Message, message
+from rtp_llm.server.grpc.statuses import Context, abort, code_of
 from rtp_llm.server.scheduling import scheduled
 from rtp_llm.server.scoring import RERANKERS, computed, scores_at_once
-from rtp_llm.server.service import EngineLike
-from rtp_llm.server.tei.frame import COMPUTE_TYPE
+from rtp_llm.server.turns import INLINE_CHARACTERS
 from rtp_llm.timings import Timings
 
-# The context of an RPC; grpcio has no types.
-Context: TypeAlias = Any
 Result = TypeVar("Result")
 
 
@@ -66,16 +61,8 @@ StreamHandler: TypeAlias = Callable[[AsyncIterator[bytes], Context], Awaitable[N
 # Messages of a stream that are worked on at a time: some batches full, and a bound on what waits in memory.
 WINDOW = 64
 _LONGEST_WAIT = 5.0  # seconds between two tries of a stream that the queue has no room for
-_MAX_DETAILS = 400  # characters: trailers have 8 KiB in all, and a character may take 12 bytes of them
-_SMALL_BYTES = 2000  # longer texts are tokenised beside the event loop
 _RANK_BYTES = 64  # what a stream's rank takes in memory, about
 _OK, _CLIENT_LEFT = 200, 499  # the metrics speak of HTTP's statuses
-_CODES = {
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
 
 
 class Scored(NamedTuple):
@@ -112,7 +99,7 @@ class Calls:
         async def handle(received: bytes, context: Context) -> Message:
             async with self.border(path, context) as rpc:
                 reply = await answer(received, rpc)
-                await context.send_initial_metadata(self._headers(reply, rpc.id))
+                await context.send_initial_metadata(headers_of(reply, rpc.id))
                 return reply
 
         return handle
@@ -135,7 +122,7 @@ class Calls:
         async def handle(received: AsyncIterator[bytes], context: Context) -> Message:
             async with self.border(path, context) as rpc:
                 reply = await self._rank(received, rpc)
-                await context.send_initial_metadata(self._headers(reply, rpc.id))
+                await context.send_initial_metadata(headers_of(reply, rpc.id))
                 return reply
 
         return handle
@@ -156,7 +143,7 @@ class Calls:
             reply = await computed(response, call.render, body, response, info)
             if not patient:
                 rpc.answered = [Answered(request, response, info.name, time.perf_counter() - began)]
-            _fill(reply.metadata, _characters(request), response.total_tokens, response.timings)
+            fill(reply.metadata, characters_of(request), response.total_tokens, response.timings)
             return reply
 
         return answer
@@ -168,7 +155,7 @@ class Calls:
             body = _parse(body_type, received)
             engine = self._catalog.asked(None, rpc.metadata) or self._catalog.default
             rpc.metrics = engine.metrics
-            if len(received) <= _SMALL_BYTES:
+            if len(received) <= INLINE_CHARACTERS:
                 return call(body, engine)
             if body_type == "EncodeRequest":
                 self._admission.check_text(body.inputs, "inputs")
@@ -196,11 +183,11 @@ class Calls:
                 raise
             error = NotReady("the server is shutting down: try another one, or later")
             status, failure = error.status, error.failure
-            await _abort(context, _code(error), error, rpc.id)
+            await abort(context, code_of(error), error, rpc.id)
         except Exception as error:
             shown = as_rtp_error(error, "gRPC", path, rpc.id)
             status, failure = shown.status, shown.failure
-            await _abort(context, _code(error), shown, rpc.id)
+            await abort(context, code_of(error), shown, rpc.id)
         finally:
             self._running.discard(task)
             seconds = time.perf_counter() - started_at
@@ -301,7 +288,7 @@ class Calls:
                 scores.append(found[0])
                 texts.append(body.text if body.return_text else None)
                 timings.append(response.timings)
-                characters += _characters(request)
+                characters += characters_of(request)
                 tokens += response.total_tokens
                 kept_bytes += _RANK_BYTES + len(texts[-1] or "")
                 if kept_bytes > self._config.max_body_bytes:
@@ -309,38 +296,8 @@ class Calls:
         if not scores:
             raise InvalidRequest("the stream is empty: send at least one text")
         reply = tei.ranks(np.array(scores, np.float32), texts)
-        _fill(reply.metadata, characters, tokens, _mean(timings))
+        fill(reply.metadata, characters, tokens, mean_of(timings))
         return reply
-
-    def _headers(self, reply: Message, request_id: str) -> list[tuple[str, str]]:
-        """The original's headers, whole milliseconds, beside the request's id."""
-        headers = [("x-request-id", request_id)]
-        if not hasattr(reply, "metadata"):
-            return headers
-        metadata = reply.metadata
-        milliseconds = {
-            "x-compute-time": metadata.total_time_ns,
-            "x-total-time": metadata.total_time_ns,
-            "x-tokenization-time": metadata.tokenization_time_ns,
-            "x-queue-time": metadata.queue_time_ns,
-            "x-inference-time": metadata.inference_time_ns,
-        }
-        return [
-            *headers,
-            ("x-compute-type", COMPUTE_TYPE),
-            ("x-compute-characters", str(metadata.compute_chars)),
-            ("x-compute-tokens", str(metadata.compute_tokens)),
-            *((name, str(nanoseconds // 1_000_000)) for name, nanoseconds in milliseconds.items()),
-        ]
-
-
-async def _abort(context: Context, code: Any, error: RtpError, request_id: str) -> None:
-    """End the RPC; the caller learns of the error what every user may."""
-    trailers = [("x-request-id", request_id)]
-    if isinstance(error, Overloaded):
-        # gRPC's own word for Retry-After, which clients with a retry policy obey.
-        trailers.append(("grpc-retry-pushback-ms", str(round(error.retry_after * 1e3))))
-    await context.abort(code, error.message[:_MAX_DETAILS], tuple(trailers))
 
 
 def _parse(body_type: str, received: bytes) -> Message:
@@ -348,47 +305,3 @@ def _parse(body_type: str, received: bytes) -> Message:
         return message(body_type).FromString(received)
     except DecodeError:
         raise InvalidRequest(f"the message is no {body_type} of tei.v1, or a text of it is not UTF-8") from None
-
-
-def _code(error: Exception) -> Any:
-    """The status, as the original gives it: what the model cannot do, or failed on, is a failed precondition."""
-    if isinstance(error, (UnsupportedTask, EngineFailure)):
-        return grpc.StatusCode.FAILED_PRECONDITION
-    status = getattr(error, "status", None)
-    if isinstance(error, UnknownModel):
-        return grpc.StatusCode.NOT_FOUND
-    if isinstance(error, InvalidRequest):
-        return grpc.StatusCode.INVALID_ARGUMENT
-    return _CODES.get(status, grpc.StatusCode.INTERNAL) if isinstance(status, int) else grpc.StatusCode.INTERNAL
-
-
-def as_headers(metadata: Iterable[tuple[str, str | bytes]]) -> dict[bytes, bytes]:
-    """An RPC's metadata, as HTTP has its headers."""
-    return {_bytes(name): _bytes(value) for name, value in metadata}
-
-
-def _bytes(value: str | bytes) -> bytes:
-    return value if isinstance(value, bytes) else value.encode("latin-1", "replace")
-
-
-def _characters(request: Request) -> int:
-    """Characters of all texts."""
-    return sum(len(text) for value in request.inputs for text in (value if isinstance(value, tuple) else (value,)))
-
-
-def _fill(metadata: Message, characters: int, tokens: int, timings: Timings) -> None:
-    metadata.compute_chars, metadata.compute_tokens = characters, tokens
-    metadata.total_time_ns = _nanoseconds(timings.total)
-    metadata.tokenization_time_ns = _nanoseconds(timings.tokenize)
-    metadata.queue_time_ns = _nanoseconds(timings.queue)
-    metadata.inference_time_ns = _nanoseconds(timings.compute)
-
-
-def _nanoseconds(seconds: float) -> int:
-    return max(round(seconds * 1e9), 0)
-
-
-def _mean(timings: list[Timings]) -> Timings:
-    rows = [(timing.tokenize, timing.queue, timing.compute, timing.total) for timing in timings]
-    tokenize, queue, compute, total = np.mean(rows, axis=0).tolist()
-    return Timings(tokenize=tokenize, queue=queue, compute=compute, total=total)

@@ -14,11 +14,13 @@ from rtp_llm.observability import Observer
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.catalog import Catalog
+from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.grpc import tei
-from rtp_llm.server.grpc.calls import Answer, Calls, Context, as_headers
+from rtp_llm.server.grpc.calls import Answer, Calls
 from rtp_llm.server.grpc.health import Health
+from rtp_llm.server.grpc.metadata import as_headers
 from rtp_llm.server.grpc.proto import Message, pool, services
-from rtp_llm.server.service import EngineLike
+from rtp_llm.server.grpc.statuses import Context
 from rtp_llm.server.tls import read_certificate
 
 _STREAM = "Stream"

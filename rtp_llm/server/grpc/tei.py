@@ -12,13 +12,13 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import CLASSIFIERS, Wanted, one_of
-from rtp_llm.server.dialect import check_count, decoded
+from rtp_llm.server.checks import check_count, check_dimensions
+from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.grpc.proto import Message, message
-from rtp_llm.server.openai import check_dimensions
 from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, scores_at_once, scoring_request
-from rtp_llm.server.service import EngineLike
 from rtp_llm.server.tei.frame import dtype_name
 from rtp_llm.server.tei.scores import best_first
+from rtp_llm.server.token_ids import decoded
 
 
 @dataclass(frozen=True, slots=True)

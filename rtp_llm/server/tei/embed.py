@@ -12,14 +12,13 @@ from msgspec import Meta
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server import openai
 from rtp_llm.server.catalog import ModelName, one_of
+from rtp_llm.server.checks import check_dimensions, check_prompt_name
 from rtp_llm.server.dialect import Dialect, Truncate
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import PromptName, Truncation
-from rtp_llm.server.vectors import NUMBER_BYTES
-
-_VECTORS_A_PIECE = 64
+from rtp_llm.server.token_ids import check_ids
+from rtp_llm.server.vectors import NUMBER_BYTES, VECTORS_A_PIECE
 
 Inputs = Annotated[
     str | list[str | int | list[int]],
@@ -84,24 +83,24 @@ def _inputs(body: EmbedAllBody, info: ModelInfo, config: ServerConfig) -> list[I
         wrong = next((place for place, value in enumerate(ids) if not isinstance(value, int)), None)
         if wrong is not None:
             raise InvalidRequest(f"inputs[{wrong}] is no token id, and inputs[0] is one", param=f"inputs[{wrong}]")
-        openai.check_ids(ids, "inputs", info.vocab_size)
+        check_ids(ids, "inputs", info.vocab_size)
         return [ids]
     for place, value in enumerate(body.inputs):
         if isinstance(value, int):
             raise InvalidRequest(f"inputs[{place}] is a token id beside texts or sequences", param=f"inputs[{place}]")
         if isinstance(value, list):
-            openai.check_ids(value, f"inputs[{place}]", info.vocab_size)
+            check_ids(value, f"inputs[{place}]", info.vocab_size)
     inputs: Any = body.inputs
     return list(inputs)
 
 
 def _params(body: EmbedAllBody | SimilarityParameters, info: ModelInfo) -> Params:
-    frame.check_prompt_name(body.prompt_name, info)
+    check_prompt_name(body.prompt_name, info)
     return replace(frame.truncation(body.truncate, body.truncation_direction), prompt_name=body.prompt_name)
 
 
 def _embed(body: EmbedBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
-    openai.check_dimensions(body.dimensions, info)
+    check_dimensions(body.dimensions, info)
     params = replace(_params(body, info), normalize=body.normalize is not False, dimensions=body.dimensions)
     return Request(inputs=_inputs(body, info, config), params=params, request_id=request_id)
 
@@ -127,8 +126,8 @@ def _similarity(body: SentenceSimilarityBody, info: ModelInfo, config: ServerCon
 def _render_vectors(body: EmbedBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
     matrix = response.outputs[TaskType.DENSE]
     opening = b"["
-    for start in range(0, len(matrix), _VECTORS_A_PIECE):
-        piece = matrix[start : start + _VECTORS_A_PIECE]
+    for start in range(0, len(matrix), VECTORS_A_PIECE):
+        piece = matrix[start : start + VECTORS_A_PIECE]
         rows = orjson.dumps(np.ascontiguousarray(piece, "<f4"), option=orjson.OPT_SERIALIZE_NUMPY)
         yield opening + rows[1:-1]
         opening = b","

@@ -22,7 +22,8 @@ from rtp_llm.errors import (
     UnsupportedTask,
 )
 from rtp_llm.server.catalog import Wanted
-from rtp_llm.server.dialect import Body, Dialect, answer_headers, check_count
+from rtp_llm.server.checks import check_count
+from rtp_llm.server.dialect import Body, Dialect, answer_headers
 from rtp_llm.server.errors import Headers
 
 Direction = Literal["left", "right", "Left", "Right", "LEFT", "RIGHT"]
@@ -84,13 +85,6 @@ def truncation(truncate: bool | None, direction: Direction | None) -> Params:
     if direction is not None:
         side = "left" if direction.lower() == "left" else "right"
     return Params(truncate=truncate is not False, truncation_side=side)
-
-
-def check_prompt_name(name: str | None, info: ModelInfo) -> None:
-    """InvalidRequest for a prompt that the checkpoint does not have."""
-    if name is not None and name not in info.prompts:
-        known = ", ".join(info.prompts) or "none"
-        raise InvalidRequest(f"prompt_name: {name!r:.100} is not one of {known}", param="prompt_name")
 
 
 def headers(request: Request, response: Response) -> Headers:

@@ -12,9 +12,9 @@ from rtp_llm import __version__
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.server.catalog import Catalog
-from rtp_llm.server.dialect import Answerer, Choice, Route
 from rtp_llm.server.errors import ErrorForm
 from rtp_llm.server.exchange import Exchange
+from rtp_llm.server.route import Answerer, Choice, Route
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.embed import EMBED, EMBED_ALL, EMBED_SPARSE, SIMILARITY
 from rtp_llm.server.tei.scores import PREDICT, RERANK

@@ -16,6 +16,7 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest, UnsupportedTask
 from rtp_llm.server.catalog import ModelName
+from rtp_llm.server.checks import check_least
 from rtp_llm.server.dialect import Dialect, Truncate
 from rtp_llm.server.entities import (
     LABELLERS,
@@ -116,9 +117,7 @@ def _predict(body: PredictBody, info: ModelInfo, config: ServerConfig, request_i
     if labels_tokens(info):
         return _find(body, params, config, request_id)
     check_means_texts(info, asked.aggregation_strategy)
-    if asked.top_k is not None and asked.top_k < 1:
-        message = f"parameters.top_k: {asked.top_k} is below 1; leave it out for all labels"
-        raise InvalidRequest(message, param="parameters.top_k")
+    check_least(asked.top_k, 1, "parameters.top_k", without="all labels")
     if isinstance(body.inputs, str):
         inputs: list[Input] = [body.inputs]
     else:

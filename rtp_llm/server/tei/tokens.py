@@ -9,11 +9,14 @@ import orjson
 from msgspec import Meta
 
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.server.catalog import ModelName, Service
-from rtp_llm.server.dialect import Lookup, decoded
-from rtp_llm.server.service import EngineLike, Token
+from rtp_llm.server.catalog import ModelName
+from rtp_llm.server.checks import check_prompt_name
+from rtp_llm.server.dialect import Lookup
+from rtp_llm.server.engine_like import EngineLike, Token
+from rtp_llm.server.service import Service
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import PromptName
+from rtp_llm.server.token_ids import decoded
 
 
 class TokensBody(msgspec.Struct, kw_only=True):
@@ -49,7 +52,7 @@ def _tokenize(body: TokensBody, engine: EngineLike, service: Service) -> Iterato
     for place, text in enumerate(texts):
         service.admission.check_text(text, f"inputs[{place}]")
     service.admission.check_together(texts, "inputs")
-    frame.check_prompt_name(body.prompt_name, engine.info())
+    check_prompt_name(body.prompt_name, engine.info())
     prompt = engine.prompt(body.prompt_name) if body.prompt_name else ""
     special = body.add_special_tokens is not False
     for place, text in enumerate(texts):

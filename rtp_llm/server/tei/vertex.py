@@ -15,10 +15,12 @@ from rtp_llm.core import Request
 from rtp_llm.errors import CustomModuleError, EngineFailure, InvalidRequest, RequestTooLarge
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.body import decode
-from rtp_llm.server.catalog import Catalog, ModelName, Service
-from rtp_llm.server.dialect import Answerer, Route, admitted, at_hand, check_count, chosen
+from rtp_llm.server.catalog import Catalog, ModelName
+from rtp_llm.server.checks import check_count
 from rtp_llm.server.errors import ErrorForm, Headers
 from rtp_llm.server.exchange import JSON, Exchange
+from rtp_llm.server.route import Answerer, Route, chosen
+from rtp_llm.server.service import Service
 from rtp_llm.server.tei import frame
 
 _AT_A_TIME = 8  # instances: some steps full, and a bound on what waits in memory
@@ -89,12 +91,12 @@ class Vertex:
 
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         """All instances' answers, of which some are worked on at a time."""
-        instances = (await at_hand(len(content), service.turns)(decode, self.decoder, content)).instances
+        instances = (await service.turns.call_by_size(len(content), decode, self.decoder, content)).instances
         frame.check_inputs(instances, service.config, "instances")
         seconds = service.admission.seconds(exchange.headers)
         shared = _Shared(service.config)
         work = partial(self._answers, instances, replace(service, admission=shared), exchange, shared)
-        answers = await admitted(work, service, exchange, seconds)
+        answers = await service.admitted(work, exchange.receive, seconds)
         return b'{"predictions":[%b]}' % b",".join(answers), []
 
     async def _answers(

@@ -16,7 +16,7 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.catalog import Catalog
-from rtp_llm.server.service import EngineLike
+from rtp_llm.server.engine_like import EngineLike
 from tests.server.conftest import CONFIG
 from tests.server.fake_engine import FakeEngine
 

@@ -1,4 +1,4 @@
-"""Computing one batch, so that whatever goes wrong with an item is that item's own affair."""
+"""What becomes of a batch: rows, or an error that is the affair of the one item which caused it."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,0 +1,112 @@
+"""What a caller asks: inputs, the tasks that each is answered by, and what may vary from request to request."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from rtp_llm.sides import side_of
+
+Input: TypeAlias = str | tuple[str, str] | list[int]
+# How soon a request's work is taken up; see Request.
+Priority: TypeAlias = Literal["auto", "interactive", "bulk"]
+# What becomes of a text that is longer than the model reads; see Params.
+Chunking: TypeAlias = Literal["mean", "late"]
+# How tokens become entities, in transformers' words; see Params.
+AggregationStrategy: TypeAlias = Literal["none", "simple", "first", "average", "max"]
+
+
+class TaskType(str, Enum):
+    """What a caller can ask a checkpoint for."""
+
+    DENSE = "dense"
+    SPARSE = "sparse"
+    COLBERT = "colbert"
+    TOKENS = "tokens"
+    RERANK = "rerank"
+    CLASSIFY = "classify"
+    TOKEN_CLASSIFY = "token_classify"
+    CUSTOM = "custom"
+
+
+# Of those, what gives a row of numbers for each token.
+OF_TOKENS = frozenset({TaskType.COLBERT, TaskType.TOKENS, TaskType.TOKEN_CLASSIFY})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    """What a caller may vary per request; every default means "as the checkpoint says".
+
+    dimensions          Matryoshka: slice the vector, then normalise it again; None or the native size: no-op
+    normalize           None: the checkpoint's own module chain; True: L2 afterwards; False: stop before its Normalize
+    activation          of scores and logits; None: the checkpoint's own
+    instruction         what a language model that reranks is told to look for; None: its authors' own
+    return_tokens       sparse vectors carry their tokens
+    max_active_dims     of a sparse vector, how many of its weights are kept, the largest; None: the checkpoint's word
+    truncate            False: an input over the limit is an error
+    truncation          how a pair over the limit is cut: the longer side first, as sentence-transformers does; or only
+                        the second, after cutting the first to three quarters of the limit, as FlagEmbedding does
+    max_tokens          a limit below the model's own
+    max_tokens_per_doc  the second text of a pair is cut to so many tokens, before the pair is cut to the limit; so are
+                        single texts, but for the first `num_queries`
+    num_queries         of single texts, how many at the start are queries and not documents; None: `prompt_name` tells
+    truncation_side     which end an over-long input loses; None: the checkpoint's, right where it does not say
+    chunking            of dense vectors. mean: an over-long text is cut into chunks, whose vectors are averaged; late:
+                        the inputs are the chunks of one text, which is read at once; see rtp_llm/engine/chunker.py
+    aggregation_strategy  of a token classifier: entities instead of scores, by these rules; see rtp_llm/entities.py
+    ignore_labels       of entities: labels that are left out
+    prompt              text put before each input; None: `prompt_name`, else the checkpoint's default prompt
+    prompt_name         a key of the checkpoint's prompts
+    add_special_tokens  False: [CLS] and [SEP] are left out
+    extra               whatever a custom module wants to know of a request; no other task looks at it
+    """
+
+    dimensions: int | None = None
+    normalize: bool | None = None
+    activation: Literal["none", "sigmoid", "softmax"] | None = None
+    instruction: str | None = None
+    return_tokens: bool = False
+    max_active_dims: int | None = None
+    truncate: bool = True
+    truncation: Literal["longest_first", "only_second"] = "longest_first"
+    max_tokens: int | None = None
+    max_tokens_per_doc: int | None = None
+    num_queries: int | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    chunking: Chunking | None = None
+    aggregation_strategy: AggregationStrategy | None = None
+    ignore_labels: tuple[str, ...] = ("O",)
+    prompt: str | None = None
+    prompt_name: str | None = None
+    add_special_tokens: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def is_query(self, index: int) -> bool:
+        """Whether the input at this place is a query, to a model that reads documents differently."""
+        return side_of(self.prompt_name) == "query" if self.num_queries is None else index < self.num_queries
+
+
+class AnswerLimit(NamedTuple):
+    """What the vectors of a request's tokens may take, in all, and what one of their numbers does."""
+
+    max_bytes: int
+    number_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One call: `inputs` are answered in order, each by every task of `tasks`.
+
+    priority  interactive work overtakes bulk work; auto: what fits one step is interactive
+    deadline  as time.monotonic() counts: what has not been computed by then is not computed
+    answer_limit  of tasks with a vector a token, for which no other limit is one of memory; None: none
+    """
+
+    inputs: Sequence[Input]
+    tasks: tuple[TaskType, ...] = (TaskType.DENSE,)
+    params: Params = field(default_factory=Params)
+    request_id: str | None = None
+    priority: Priority = "auto"
+    deadline: float = math.inf
+    answer_limit: AnswerLimit | None = None

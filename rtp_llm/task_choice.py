@@ -1,0 +1,130 @@
+"""What a checkpoint is served for: what the flag names, else what its files hold."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rtp_llm import config_files
+from rtp_llm.chat_format import ChatFormat
+from rtp_llm.config import EngineConfig
+from rtp_llm.core import TaskType
+from rtp_llm.errors import CheckpointError, ConfigError
+from rtp_llm.late_interaction import LateInteraction
+from rtp_llm.m3_heads import check_heads, has_heads
+from rtp_llm.modules import TABLES, TOKEN_WEIGHTS, Module, Router
+
+# Tokens come with the dense vectors: they take no head of their own.
+_DENSE = (TaskType.DENSE, TaskType.TOKENS)
+_TASKS_BY_FLAG = {
+    "DENSE_EMBEDDING": _DENSE,
+    "SPARSE_EMBEDDING": (TaskType.SPARSE,),
+    "COLBERT_EMBEDDING": (TaskType.COLBERT,),
+    "RERANKER": (TaskType.RERANK,),
+    "SEQ_CLASSIFICATION": (TaskType.CLASSIFY,),
+    "TOKEN_CLASSIFICATION": (TaskType.TOKEN_CLASSIFY,),
+    "BGE_M3": (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT, TaskType.TOKENS),
+    "ALL_EMBEDDING": (TaskType.TOKENS,),
+    "CUSTOM": (TaskType.CUSTOM,),
+}
+
+
+def choose_tasks(
+    config: EngineConfig,
+    hf: Mapping[str, Any],
+    folder: Path,
+    modules: tuple[Module, ...],
+    late: LateInteraction | None,
+    router: Router | None,
+) -> tuple[TaskType, ...]:
+    """The tasks, the first of which is the checkpoint's own; what its files say comes as in ModelConfig.
+
+    ConfigError for flags that do not go together, CheckpointError for files that do not.
+    """
+    return _of_router(router, _recognised(config, hf, folder, modules, late))
+
+
+def without_chat(path: Path, tasks: tuple[TaskType, ...], chat: ChatFormat) -> tuple[TaskType, ...]:
+    """The tasks that a chat template can be asked for: to score pairs."""
+    scoring = tuple(task for task in tasks if task is not TaskType.CLASSIFY)
+    if chat.asked and not scoring:
+        raise CheckpointError(
+            f"{path}: modality_config has 'message', which puts texts through the tokenizer's chat template; that is "
+            "served for rerankers, which have one label"
+        )
+    return scoring if chat.asked else tasks
+
+
+def architecture_of(hf: Mapping[str, Any]) -> str:
+    """The first that config.json names; empty where it names none."""
+    return str(next(iter(hf.get("architectures") or ()), ""))
+
+
+def _recognised(
+    config: EngineConfig,
+    hf: Mapping[str, Any],
+    folder: Path,
+    modules: tuple[Module, ...],
+    late: LateInteraction | None,
+) -> tuple[TaskType, ...]:
+    """A custom module, beside what the flag names; the flag; else what the folder holds: late interaction, BGE-M3's
+    heads, a language model that reranks, a chain with a pooling, a head for texts or for tokens, an encoder.
+
+    A head with one label is a reranker, whose logits the classifier's route gives as well.
+    """
+    if config.task_type == "CUSTOM" and not config.custom_module:
+        raise ConfigError("task_type CUSTOM needs --custom_module FILE.py:Class", param="custom_module")
+    if config.custom_module:
+        named = () if config.task_type == "auto" else _TASKS_BY_FLAG[config.task_type]
+        return (TaskType.CUSTOM, *(task for task in named if task is not TaskType.CUSTOM))
+    if config.task_type != "auto":
+        return _TASKS_BY_FLAG[config.task_type]
+    if config.embedding_model == 1:
+        return _DENSE
+    if late is not None:
+        return (TaskType.COLBERT, TaskType.TOKENS)
+    if has_heads(folder):
+        return _TASKS_BY_FLAG["BGE_M3"]
+    check_heads(folder)
+    kinds, architecture = [module.kind for module in modules], architecture_of(hf)
+    # Nothing in the files of these rerankers tells them from any other Qwen3 or Gemma, but their names do.
+    is_bare = architecture in ("Qwen3ForCausalLM", "GemmaForCausalLM") and not modules
+    named_reranker = is_bare and "reranker" in _names(config, folder)
+    if "SpladePooling" in kinds:
+        return (TaskType.SPARSE,)
+    if "LogitScore" in kinds or named_reranker or architecture == "LayerWiseMiniCPMForCausalLM":
+        return (TaskType.RERANK,)
+    if "TokenClassification" in architecture and "Pooling" not in kinds:
+        return (TaskType.TOKEN_CLASSIFY,)
+    if "SequenceClassification" not in architecture or "Pooling" in kinds:
+        return _DENSE
+    is_one = len(config_files.labels(folder / "config.json", hf)) == 1
+    return (TaskType.RERANK, TaskType.CLASSIFY) if is_one else (TaskType.CLASSIFY,)
+
+
+def _names(config: EngineConfig, folder: Path) -> str:
+    """How the checkpoint is called: by the caller, its own folder, and its repository's in a hub cache."""
+    cached = [part for part in folder.parts if part.startswith("models--")]
+    return " ".join([config.checkpoint_path.rstrip("/").rpartition("/")[2], folder.name, *cached]).lower()
+
+
+def _of_router(router: Router | None, tasks: tuple[TaskType, ...]) -> tuple[TaskType, ...]:
+    """The tasks that all routes serve: a table of tokens has no hidden states.
+
+    CheckpointError unless they give the same kind of vectors, and those are asked for.
+    """
+    if router is None:
+        return tasks
+    kinds = {modules[-1].kind for modules in router.routes.values()}
+    is_sparse = bool(kinds & {"SpladePooling", TOKEN_WEIGHTS})
+    if is_sparse and not kinds <= {"SpladePooling", TOKEN_WEIGHTS}:
+        raise CheckpointError(
+            f"{router.path}: some routes give sparse vectors and some do not: {', '.join(sorted(kinds))}"
+        )
+    served = (TaskType.SPARSE,) if is_sparse else _DENSE
+    if not {*tasks} <= {*served}:
+        asked, offered = ", ".join(tasks), ", ".join(served)
+        raise CheckpointError(
+            f"{router.path}: a Router's routes are served for {offered}, not {asked}; leave --task_type out"
+        )
+    has_table = any(modules[0].kind in TABLES for modules in router.routes.values())
+    return tuple(task for task in tasks if task is not TaskType.TOKENS) if has_table else tasks
