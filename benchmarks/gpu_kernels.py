@@ -277,7 +277,7 @@ def measured(device: str, sizes: Sizes, deadline: float = float("inf")) -> Itera
 
         mend()
     with torch.inference_mode():
-        for case in (*row_cases(sizes), *attention_cases(sizes), *more_cases(sizes)):
+        for case in (*attention_cases(sizes), *row_cases(sizes), *more_cases(sizes)):
             if time.monotonic() > deadline:
                 break
             try:
