@@ -1,9 +1,9 @@
 """A GPU in ten minutes: `python -m benchmarks.gpu`, or on a CPU with tiny shapes `python -m benchmarks.gpu --dry-run`.
 
-Eight parts, each in a process of its own: checks (which kernels agree with torch here; compiles them), ceilings (GEMM
+Nine parts, each in a process of its own: checks (which kernels agree with torch here; compiles them), ceilings (GEMM
 rates at the shapes used, copy bandwidth), kernels (benchmarks.gpu_kernels), engine (tokens a second, beside
-sentence-transformers), small (CUDA graphs; batches in flight together beside each alone), served (over HTTP), parity
-(against fp32) and fp8 (its gate's cosines, its speed).
+sentence-transformers), profiled (where a step's time goes), small (CUDA graphs; batches in flight together beside each
+alone), served (over HTTP), parity (against fp32) and fp8 (its gate's cosines, its speed).
 
 All of it ends within --seconds: each part has its share of what is left, ends by itself, or is stopped. What fails is a
 row that says so, and the next row is measured; a part that is stopped loses the row it was at. The rows, and the end
@@ -34,12 +34,13 @@ from benchmarks import report
 
 # Each part's share of the time.
 PARTS = {
-    "checks": 70, "ceilings": 30, "kernels": 80, "engine": 180, "small": 40, "served": 90, "parity": 40, "fp8": 50,
+    "checks": 60, "ceilings": 30, "kernels": 75, "engine": 165, "profiled": 40, "small": 35, "served": 85, "parity": 35,
+    "fp8": 45,
 }  # fmt: skip
 # Each part's module, which only that part's process imports: what one lacks is not missed by another.
 _MODULES = {
     "checks": "gpu_parts", "ceilings": "gpu_parts", "kernels": "gpu_parts", "engine": "gpu_parts",
-    "small": "gpu_small", "served": "gpu_served", "parity": "gpu_parity", "fp8": "gpu_fp8",
+    "profiled": "gpu_profile", "small": "gpu_small", "served": "gpu_served", "parity": "gpu_parity", "fp8": "gpu_fp8",
 }  # fmt: skip
 _SECONDS = 560.0
 # Of its time, what a part keeps for the end: to finish a row, or to be stopped.

@@ -14,7 +14,18 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from benchmarks import checkpoints, gpu, gpu_fp8, gpu_models, gpu_parity, gpu_parts, gpu_rows, gpu_served, gpu_small
+from benchmarks import (
+    checkpoints,
+    gpu,
+    gpu_fp8,
+    gpu_models,
+    gpu_parity,
+    gpu_parts,
+    gpu_profile,
+    gpu_rows,
+    gpu_served,
+    gpu_small,
+)
 from rtp_llm import Model
 
 MACHINE = gpu_models.Machine("cpu", dry_run=True)
@@ -139,6 +150,17 @@ def test_batches_in_flight_are_those_of_each_alone() -> None:
     assert all(row["ok"] and row["least_cosine"] > 0.999999 for row in rows)
 
 
+def test_a_step_is_told_by_kinds_of_kernels() -> None:
+    rows = list(gpu_profile.profiled(MACHINE, math.inf))
+    assert [row["model"] for row in rows if "step_us" in row] == list(gpu_models.TINY)
+    assert all(row["us"] > 0 < row["launches"] for row in rows if "kind" in row)
+    kernels = {"nvjet_hsh_128": (30.0, 12), "attention_kernel": (6.0, 3), "void GeluCUDAKernelImpl": (3.0, 3)}
+    kernels["cudaLaunchKernel"] = (0.0, 20)
+    found = gpu_profile._by_kind(kernels | {"sm90_xmma_gemm_gelu": (3.0, 3)})
+    assert set(found) == {"product", "attention", "gelu"}
+    assert found["product"] == (11.0, 5.0, "nvjet_hsh_128") and found["gelu"].us == found["attention"].us / 2 == 1.0
+
+
 def test_parts_share_what_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -146,7 +168,7 @@ def test_parts_share_what_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     for part, seconds in gpu._shares(["ceilings", "served", "kernels"], 100.0):
         shares[part] = round(seconds)
         now[0] += {"ceilings": 60.0, "served": 10.0}.get(part, 0.0)
-    assert shares == {"ceilings": 15, "served": 21, "kernels": 30}
+    assert shares == {"ceilings": 16, "served": 21, "kernels": 30}
 
 
 def test_fp8_tells_the_gates_cosines() -> None:
