@@ -110,9 +110,8 @@ class TritonOps(TorchOps):
         self.graph_safe = self._attends
         if self._attends and "relative" not in replaced:
             self.reads_host -= {"relative"}
-        # Those of weights in 8 bits are torch's.
-        self._mixes = "experts" not in replaced and not rows8 and (self.dtype != torch.float32 or INTERPRETED)
-        if self._mixes:
+        self._mixes = "experts" not in replaced and (self.dtype != torch.float32 or INTERPRETED)
+        if self._mixes and not rows8:  # those of weights in 8 bits are torch's
             self.reads_host -= {"experts"}
         self._addresses: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -262,8 +261,8 @@ class TritonOps(TorchOps):
     def experts(self, x: Any, experts: Experts, residual: Any | None = None) -> Any:
         x, activation = plain(x), self._form(experts.activation, x)
         otherwise = partial(super().experts, x, experts, residual)
-        fits = self._mixes and activation in triton_gated.ACTIVATIONS and x.shape[1] <= triton_norm.MAX_COLUMNS
-        if not (fits and triton_experts.fits(x, experts)):
+        fits = self._mixes and not self.rows8 and activation in triton_gated.ACTIVATIONS
+        if not fits or x.shape[1] > triton_norm.MAX_COLUMNS or not triton_experts.fits(x, experts):
             return otherwise()
 
         def kernel() -> Any:

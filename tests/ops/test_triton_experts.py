@@ -14,7 +14,7 @@ from tests.ops.test_triton_ops import dtype as dtype
 
 torch = pytest.importorskip("torch")
 
-from rtp_llm.ops import triton_experts  # noqa: E402
+from rtp_llm.ops import triton_check, triton_experts  # noqa: E402
 from rtp_llm.ops.torch_ops import TorchOps  # noqa: E402
 from rtp_llm.ops.triton_experts import tiles_of  # noqa: E402
 from rtp_llm.ops.triton_ops import TritonOps  # noqa: E402
@@ -107,3 +107,11 @@ def test_addresses_are_copied_once() -> None:
 def test_weights_in_8_bits_are_torchs() -> None:
     reads = [TritonOps(DEVICE, "fp16", rows8=rows8).reads_host for rows8 in (True, False)]
     assert ["experts" in each for each in reads] == [True, False]
+
+
+def test_the_check_at_start_tries_the_kernels_of_ops_with_8_bits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It tries them in 16 bits, as a benchmark of a device that has both does."""
+    monkeypatch.setattr(triton_experts, "mix", lambda x, *_: torch.zeros_like(x))
+    wanted = {name: run for name, run in triton_check._checks(torch.float16) if name == "experts"}
+    monkeypatch.setattr(triton_check, "_checks", lambda _: iter(wanted.items()))
+    assert list(triton_check._failing(TritonOps(DEVICE, "fp16", rows8=True).in_16_bits())) == ["experts"]
