@@ -35,6 +35,11 @@ class Step:
         """Some item leaves its first tokens to another sequence."""
         return self.prefixes is not None and bool(self.prefixes.new or self.prefixes.kept)
 
+    @property
+    def num_spared(self) -> int:
+        """Tokens of the items that need not be computed for it."""
+        return 0 if self.prefixes is None else sum(self.prefixes.skipped) - sum(map(len, self.prefixes.new))
+
 
 def wanted_tasks(tasks: Mapping[TaskType, Task], items: Sequence[Item]) -> dict[TaskType, Task]:
     """The tasks that some item wants."""

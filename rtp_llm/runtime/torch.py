@@ -32,6 +32,10 @@ logger = logging.getLogger(__name__)
 _DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
+# A device reads its weights as long as it computes so many tokens: a graph spares more time than a prefix of no more.
+_FEW_TOKENS = 256
+
+
 class _Flight(NamedTuple):
     """A batch that the device works on; `tensor` is held until its rows are read."""
 
@@ -151,14 +155,13 @@ class TorchRuntime:
         return {name: _joined(rows, second[name]) for name, rows in first.items()}
 
     def _compute(self, items: Sequence[Item], tasks: Mapping[TaskType, Task]) -> dict[TaskType, Rows]:
+        step, bucket = plan(self.model, tasks, items, self._prefixes), None
         has_parts = any(item.parts for item in items)
-        filled = None if has_parts or self._leader is not None else self._graphs.fill(items)
-        if filled is None:
-            bucket, step = None, plan(self.model, tasks, items, self._prefixes)
-        else:
-            bucket, every = filled
-            # Of so few tokens launches take the time, of which prefixes spare none.
-            step = plan(self.model, tasks, every, None)
+        if not has_parts and self._leader is None and step.num_spared <= _FEW_TOKENS:
+            filled = self._graphs.fill(items)
+            if filled is not None:
+                bucket, every = filled
+                step = plan(self.model, tasks, every, None)
         slot = self._slots.get()
         try:
             flight = self._enqueue(slot, step, bucket)

@@ -261,6 +261,15 @@ def test_a_small_batch_has_its_graph_rather_than_its_prefix(folders: dict[str, P
     assert runtime.counts["graphs"] == 2 and runtime.counts["graph_replays"] > 3
 
 
+def test_a_batch_whose_prefix_spares_much_has_no_graph(folders: dict[str, Path]) -> None:
+    runtime, _ = make(folders["qwen"], "lasttoken", graph_bytes=1 << 30)
+    runtime._graphs.enabled = True
+    items = some_items((3,) * 20, prefix=20)
+    for _ in range(4):
+        assert_same(runtime.run(items, 1), reference(folders["qwen"], "lasttoken", items))
+    assert runtime.counts["graphs"] == 0 and not runtime._graphs._seen
+
+
 def test_ops_that_need_the_host_have_no_graphs(folders: dict[str, Path]) -> None:
     runtime, _ = make(folders["bert"], "mean", graph_bytes=1 << 30)
     for _ in range(4):
