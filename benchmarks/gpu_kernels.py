@@ -112,14 +112,17 @@ def attention_cases(sizes: Sizes) -> Iterator[Case]:
                 continue
             batch = batch_of(sizes.tokens, length)
             pairs = float(np.square(np.diff(batch.cu_seqlens).astype(np.float64)).sum()) / (2 if causal else 1)
-            yield Case(
-                f"attention {model} S={length}",
-                dtype,
-                partial(_attention_inputs, batch, dtype, (heads + 2 * kv_heads) * head_dim),
-                partial(_attention, shape),
-                2.0 * sizes.tokens * (2 * heads + 2 * kv_heads) * head_dim,
-                4 * pairs * heads * head_dim,
-            )
+            # What a batch whose longest sequence has 64 tokens would get: is it the better choice at other lengths too?
+            others = {", tiles of 64": replace(batch, max_seqlen=64)} if length in (128, 512) else {}
+            for kind, one in {"": batch, **others}.items():
+                yield Case(
+                    f"attention {model} S={length}{kind}",
+                    dtype,
+                    partial(_attention_inputs, one, dtype, (heads + 2 * kv_heads) * head_dim),
+                    partial(_attention, shape),
+                    2.0 * sizes.tokens * (2 * heads + 2 * kv_heads) * head_dim,
+                    4 * pairs * heads * head_dim,
+                )
 
 
 def _attention_inputs(batch: Batch, dtype: str, width: int, ops: TorchOps) -> Any:
@@ -277,7 +280,7 @@ def measured(device: str, sizes: Sizes, deadline: float = float("inf")) -> Itera
 
         mend()
     with torch.inference_mode():
-        for case in (*row_cases(sizes), *attention_cases(sizes), *more_cases(sizes)):
+        for case in (*attention_cases(sizes), *row_cases(sizes), *more_cases(sizes)):
             if time.monotonic() > deadline:
                 break
             try:

@@ -126,7 +126,7 @@ def runtime(machine: Machine, hf: Mapping[str, Any], dtype: str = "") -> TorchRu
 def with_model(
     machine: Machine, hf: Mapping[str, Any], model: Model, ops: TorchOps, graph_bytes: int = 1 << 30
 ) -> TorchRuntime:
-    """A runtime around a model: the last token of a decoder, the mean of an encoder."""
+    """A runtime around a model, pooled as `pooling_of`."""
     ours = TorchRuntime(
         model_type=hf["model_type"],
         model=model,
@@ -135,10 +135,17 @@ def with_model(
         budget=TokenBudget(given=1024),
         graph_bytes=graph_bytes,
     )
-    mode: Any = "lasttoken" if model.causal else "mean"
+    mode: Any = pooling_of(hf)
     ours.tasks = {TaskType.DENSE: Dense(PoolingModes((mode,)), [], model.hidden_size)}
     ours.start(model.max_positions)
     return ours
+
+
+def pooling_of(hf: Mapping[str, Any]) -> str:
+    """As the models of these shapes are published: bge's first token, Qwen3's last; of other encoders the mean."""
+    if hf["model_type"] == "qwen3":
+        return "lasttoken"
+    return "cls" if hf in (SHAPES | TINY).values() else "mean"
 
 
 def build(hf: Mapping[str, Any], ops: TorchOps) -> Model:

@@ -1,8 +1,10 @@
 """What is measured of a GPU, part by part; each yields rows as it goes, so that what was measured is never lost."""
 
+import itertools
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -43,17 +45,21 @@ def checks(machine: Machine, deadline: float) -> Iterator[Row]:
     if machine.device == "cpu":
         yield {"what": "check", "skipped": "kernels run on a GPU"}
         return
-    for dtype in ("fp16", "bf16"):
-        if time.monotonic() > deadline:
-            return
-        yield from attempt({"what": "check", "dtype": dtype}, partial(_checked, machine, dtype))
+    # Beside each other: to compile some thirty kernels takes a core half a minute and more.
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        found = {dtype: pool.submit(_checked, machine, dtype) for dtype in ("fp16", "bf16")}
+        for dtype, row in found.items():
+            yield from attempt(
+                {"what": "check", "dtype": dtype},
+                lambda row=row: [row.result(deadline - time.monotonic())],  # type: ignore[misc]
+            )
 
 
-def _checked(machine: Machine, dtype: str) -> Iterator[Row]:
+def _checked(machine: Machine, dtype: str) -> Row:
     started = time.perf_counter()
     failing = failing_ops(TritonOps(machine.device, dtype, rows8=machine.has_fp8))
     seconds = round(time.perf_counter() - started, 1)
-    yield {"what": "check", "dtype": dtype, "failing": failing, "seconds": seconds}
+    return {"what": "check", "dtype": dtype, "failing": failing, "seconds": seconds}
 
 
 def kernels(machine: Machine, deadline: float) -> Iterator[Row]:
@@ -63,11 +69,13 @@ def kernels(machine: Machine, deadline: float) -> Iterator[Row]:
 
 
 def ceilings(machine: Machine, deadline: float) -> Iterator[Row]:
-    """GEMM rates at the shapes that are used, in fp16 and bf16, and copy bandwidth."""
+    """GEMM rates at the shapes that are used, in fp16 and bf16, copy bandwidth, and ways to an encoder's MLP."""
     if time.monotonic() > deadline:
         return
     yield from attempt({"what": "copy"}, partial(_copies, machine))
     for name, hf in machine.shapes.items():
+        if time.monotonic() < deadline and hf["model_type"] == "bert":
+            yield from attempt({"what": "mlp", "model": name}, partial(_mlps, machine, name, hf))
         yield from attempt({"what": "gemm", "model": name}, partial(_gemms, machine, name, hf, deadline))
 
 
@@ -80,6 +88,29 @@ def _gemms(machine: Machine, name: str, hf: Mapping[str, Any], deadline: float) 
                 seconds = gemm_seconds(machine, dtype, rows, wide, narrow)
                 rate = 2 * rows * wide * narrow / seconds / 1e12
                 yield {"what": "gemm", "model": name, "dtype": dtype, "m_n_k": [rows, wide, narrow], "tflops": rate}
+
+
+def _mlps(machine: Machine, name: str, hf: Mapping[str, Any]) -> Iterator[Row]:
+    """GELU a pass of its own, as it is; on the product's way out, in its tanh form; in parts that stay in L2."""
+    rows, hidden, wide = gpu_models.budget(hf), hf["hidden_size"], hf["intermediate_size"]
+    kind: Mapping[str, Any] = {"dtype": DTYPES[machine.dtype(hf)], "device": machine.device}
+    x, up, down = (torch.randn(shape, **kind) for shape in ((rows, hidden), (wide, hidden), (hidden, wide)))
+    up_bias, down_bias = torch.randn(wide, **kind), torch.randn(hidden, **kind)
+    linear, gelu = torch.nn.functional.linear, torch.nn.functional.gelu
+
+    def mlp(x: torch.Tensor) -> torch.Tensor:
+        return linear(gelu(linear(x, up, up_bias)), down, down_bias)
+
+    calls: Mapping[str, Callable[[], object]] = {
+        "erf": lambda: mlp(x),
+        "tanh in the product": lambda: linear(
+            torch._addmm_activation(up_bias, x, up.t(), use_gelu=True), down, down_bias
+        ),
+        "erf, 4 parts": lambda: [mlp(part) for part in x.chunk(4)],
+    }
+    with torch.inference_mode():
+        for way, call in calls.items():
+            yield {"what": "mlp", "model": name, "rows": rows, "way": way, "us": 1e6 * seconds_of(machine, call, 0.05)}
 
 
 def _copies(machine: Machine) -> Iterator[Row]:
@@ -99,9 +130,13 @@ def gemm_seconds(machine: Machine, dtype: str, rows: int, wide: int, narrow: int
 
 
 def engine(machine: Machine, deadline: float) -> Iterator[Row]:
-    """Tokens a second of the runtime with its batches in flight, beside the ceiling and sentence-transformers."""
-    for name, hf in machine.shapes.items():
-        rates: dict[int, float] = {}
+    """Tokens a second of the runtime with its batches in flight, beside the ceiling and sentence-transformers.
+
+    Of all models at the length that has bars to pass, then at the others.
+    """
+    first, *others = _lengths(machine)
+    for lengths, (name, hf) in itertools.product(((first,), others), machine.shapes.items()):
+        rates: dict[int, float] = dict.fromkeys(lengths, 0.0)
         for what, measure in (("engine", _our_rows), ("peer", _peer_rows)):
             if time.monotonic() > deadline:
                 return
@@ -112,12 +147,12 @@ def engine(machine: Machine, deadline: float) -> Iterator[Row]:
 def _our_rows(
     machine: Machine, name: str, hf: Mapping[str, Any], rates: dict[int, float], deadline: float
 ) -> Iterator[Row]:
-    """Fills in the rates."""
+    """Fills in the rates of their lengths."""
     work, tokens = Work.of(hf), gpu_models.budget(hf)
     layer = sum(gemm_seconds(machine, machine.dtype(hf), tokens, *shape) for shape in work.products)
     ceiling = tokens / (layer * work.num_layers)
     ours = gpu_models.runtime(machine, hf)
-    for length in _lengths(machine):
+    for length in rates:
         if time.monotonic() > deadline:
             return
         if length <= gpu_models.longest_of(hf):
@@ -136,6 +171,8 @@ def _peer_rows(
     for length, own in rates.items():
         if time.monotonic() > deadline:
             return
+        if not own:
+            continue
         rate = theirs.tokens_a_second(length)
         yield {"what": "peer", "model": name, "length": length, "tokens_s": rate, "ours_is_times": own / rate}
 

@@ -32,9 +32,8 @@ class SentenceTransformers:
     def __init__(self, machine: Machine, hf: Mapping[str, Any], model: Any = None) -> None:
         self._machine, self._hf = machine, hf
         model = gpu_models.peer(machine, hf) if model is None else model
-        mode = "lasttoken" if hf["model_type"] == "qwen3" else "mean"
         self._ids = _Ids(model)
-        pooling = _modules.Pooling(int(hf["hidden_size"]), pooling_mode=mode)
+        pooling = _modules.Pooling(int(hf["hidden_size"]), pooling_mode=gpu_models.pooling_of(hf))
         self._encoder = SentenceTransformer(modules=[self._ids, pooling], device=machine.device)
 
     def encode(self, items: Sequence[Item], batch_size: int) -> FloatArray:

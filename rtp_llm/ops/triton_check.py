@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from rtp_llm.core import Batch, FloatArray, Item, KeptPrefix, Prefixes, pack
 from rtp_llm.errors import in_one_line
-from rtp_llm.ops import Norm, PoolMode, Relative, triton_fp8
+from rtp_llm.ops import Experts, Norm, PoolMode, Relative, triton_fp8
 from rtp_llm.ops.torch_ops import DTYPES, TorchOps
 from rtp_llm.ops.triton_launch import on
 from rtp_llm.ops.triton_ops import TritonOps
@@ -153,6 +153,10 @@ def _row_checks(normal: Callable[..., FloatArray], batch: Batch) -> Iterator[tup
         yield "rotary", partial(_rotary, qkv, angles, gain, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim)
     for activation in ("silu", "gelu", "gelu_tanh"):
         yield "gated", partial(_gated, x, activation)
+    # Of few rows and of many, whose tiles are other ones.
+    matrices = normal(8, 328), normal(8 * 96, 328) / np.float32(18), normal(8 * 328, 96) / np.float32(10)
+    for rows in (batch.num_tokens, 2049):
+        yield "experts", partial(_experts, normal(rows, 328), *matrices, bias)
     modes: tuple[PoolMode, ...] = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
     for mode in modes:
         yield "pool", partial(_pool, x, batch, mode)
@@ -166,6 +170,13 @@ def _rotary(qkv: FloatArray, angles: FloatArray, gain: FloatArray, ops: TorchOps
 
 def _gated(x: FloatArray, activation: str, ops: TorchOps) -> Any:
     return ops.gated(ops.vector(x), activation)
+
+
+def _experts(
+    x: FloatArray, router: FloatArray, up: FloatArray, down: FloatArray, bias: FloatArray, ops: TorchOps
+) -> Any:
+    each_up, each_down = (tuple(map(ops.matrix, np.split(stacked, len(router)))) for stacked in (up, down))
+    return ops.experts(ops.vector(x), Experts(ops.vector(router), each_up, each_down, ops.vector(bias), 2, "gelu"))
 
 
 def _pool(x: FloatArray, batch: Batch, mode: PoolMode, ops: TorchOps) -> Any:

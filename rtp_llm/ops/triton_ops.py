@@ -25,6 +25,7 @@ from rtp_llm.ops import (
     Relative,
     tiles,
     triton_attention,
+    triton_experts,
     triton_fp8,
     triton_gated,
     triton_norm,
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Ops that are kernels here; `relative` is attention with that.
-FUSED = ("embed", "norm", "attention", "relative", "rotary", "gated", "pool", "l2_normalize", "rows8")
+FUSED = ("embed", "norm", "attention", "relative", "rotary", "gated", "experts", "pool", "l2_normalize", "rows8")
 _MAX_HEAD_DIM = {"attention": 256, "relative": 128}
 
 
@@ -109,6 +110,10 @@ class TritonOps(TorchOps):
         self.graph_safe = self._attends
         if self._attends and "relative" not in replaced:
             self.reads_host -= {"relative"}
+        self._mixes = "experts" not in replaced and (self.dtype != torch.float32 or INTERPRETED)
+        if self._mixes and not rows8:  # those of weights in 8 bits are torch's
+            self.reads_host -= {"experts"}
+        self._addresses: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def fork(self, quantization: Quantization = "none") -> "TritonOps":
         """With "fp8", of ops with `rows8`: the same, but that `matrix` makes weights in 8 bits."""
@@ -254,7 +259,17 @@ class TritonOps(TorchOps):
         return self._fused("gated", partial(triton_gated.gated, x, activation), otherwise)
 
     def experts(self, x: Any, experts: Experts, residual: Any | None = None) -> Any:
-        return super().experts(plain(x), experts, residual)
+        x, activation = plain(x), self._form(experts.activation, x)
+        otherwise = partial(super().experts, x, experts, residual)
+        fits = self._mixes and not self.rows8 and activation in triton_gated.ACTIVATIONS
+        if not fits or x.shape[1] > triton_norm.MAX_COLUMNS or not triton_experts.fits(x, experts):
+            return otherwise()
+
+        def kernel() -> Any:
+            y = triton_experts.mix(x, experts, activation, self._addresses_of(experts))
+            return y if residual is None else self.plus(y, residual)
+
+        return self._fused("experts", kernel, otherwise)
 
     def pool(self, x: Any, batch: Any, mode: PoolMode, *, skip_prompt: bool = False) -> torch.Tensor:
         x = plain(x)
@@ -276,6 +291,18 @@ class TritonOps(TorchOps):
         if x.dim() != 2 or x.stride(1) != 1 or x.shape[1] > triton_norm.MAX_COLUMNS:
             return otherwise()
         return self._fused("l2_normalize", partial(triton_pool.l2_normalize, x), otherwise)
+
+    def _addresses_of(self, experts: Experts) -> tuple[torch.Tensor, torch.Tensor]:
+        """Made once, since a copy to the device waits for it."""
+        key = tuple(weight.data_ptr() for weight in (*experts.up, *experts.down))
+        if key not in self._addresses:
+            self._addresses[key] = triton_experts.addresses_of(experts)
+        return self._addresses[key]
+
+    def _form(self, activation: str, x: torch.Tensor) -> str:
+        """gelu by its other form, where the option says so and x is not of a head."""
+        is_tanh = activation == "gelu" and self.gelu == "tanh" and x.dtype != torch.float32
+        return "gelu_tanh" if is_tanh else activation
 
     def _fused(self, name: str, kernel: Callable[[], T], otherwise: Callable[[], T]) -> T:
         """The kernel's result; torch's, from now on, where it cannot be compiled for this device."""
@@ -299,8 +326,7 @@ class TritonOps(TorchOps):
         if isinstance(weight, Matrix8):
             return self._product8(x, weight, bias, activation)
         x = plain(x)
-        if activation == "gelu" and self.gelu == "tanh" and x.dtype != torch.float32:
-            activation = "gelu_tanh"
+        activation = None if activation is None else self._form(activation, x)
         if activation == "gelu_tanh" and bias is not None and self._has_epilogue(x, weight):
             return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
         return super().linear(x, weight, bias, activation)

@@ -35,6 +35,11 @@ class Step:
         """Some item leaves its first tokens to another sequence."""
         return self.prefixes is not None and bool(self.prefixes.new or self.prefixes.kept)
 
+    @property
+    def num_spared(self) -> int:
+        """Tokens of the items that need not be computed for it."""
+        return 0 if self.prefixes is None else sum(self.prefixes.skipped) - sum(map(len, self.prefixes.new))
+
 
 def wanted_tasks(tasks: Mapping[TaskType, Task], items: Sequence[Item]) -> dict[TaskType, Task]:
     """The tasks that some item wants."""
@@ -42,11 +47,11 @@ def wanted_tasks(tasks: Mapping[TaskType, Task], items: Sequence[Item]) -> dict[
     return {name: task for name, task in tasks.items() if name in wanted}
 
 
-def plan(model: Model, tasks: Mapping[TaskType, Task], items: Sequence[Item], cache: PrefixCache) -> Step:
-    """Pack the items: rows and prefixes as the tasks and the model allow."""
+def plan(model: Model, tasks: Mapping[TaskType, Task], items: Sequence[Item], cache: PrefixCache | None) -> Step:
+    """Pack the items: rows and prefixes as the tasks and the model allow; without a cache each item brings its own."""
     read = {task.reads for task in tasks.values()}
     reads = read.pop() if len(read) == 1 else "all"
-    prefixes = cache.find(items) if reads == "last" and model.shares_prefixes else None
+    prefixes = cache.find(items) if cache is not None and reads == "last" and model.shares_prefixes else None
     return Step(tasks, items, pack(items, reads, prefixes), prefixes)
 
 

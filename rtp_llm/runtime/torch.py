@@ -8,7 +8,7 @@ thread enqueues the next batch. Nothing waits for the device in between.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from rtp_llm.runtime.prefix_cache import PrefixCache
 from rtp_llm.runtime.step import Step, as_read, by_item, forward, plan, wanted_tasks
 from rtp_llm.runtime.token_budget import TokenBudget
 from rtp_llm.runtime.torch_device import Device, Event
-from rtp_llm.runtime.torch_graphs import Graphs
+from rtp_llm.runtime.torch_graphs import Bucket, Graphs
 from rtp_llm.runtime.torch_parallel import Leader
 from rtp_llm.runtime.torch_slot import Slot
 from rtp_llm.tasks import Task
@@ -30,6 +30,10 @@ from rtp_llm.tasks import Task
 logger = logging.getLogger(__name__)
 
 _DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+# A device reads its weights as long as it computes so many tokens: a graph spares more time than a prefix of no more.
+_FEW_TOKENS = 256
 
 
 class _Flight(NamedTuple):
@@ -151,16 +155,16 @@ class TorchRuntime:
         return {name: _joined(rows, second[name]) for name, rows in first.items()}
 
     def _compute(self, items: Sequence[Item], tasks: Mapping[TaskType, Task]) -> dict[TaskType, Rows]:
-        step = plan(self.model, tasks, items, self._prefixes)
+        step, bucket = plan(self.model, tasks, items, self._prefixes), None
         has_parts = any(item.parts for item in items)
-        filled = None if step.shares or has_parts or self._leader is not None else self._graphs.fill(items)
+        if not has_parts and self._leader is None and step.num_spared <= _FEW_TOKENS:
+            filled = self._graphs.fill(items)
+            if filled is not None:
+                bucket, every = filled
+                step = plan(self.model, tasks, every, None)
         slot = self._slots.get()
         try:
-            if filled is None:
-                flight = self._enqueue(slot, step)
-            else:
-                bucket, every = filled
-                flight = self._enqueue(slot, plan(self.model, tasks, every, PrefixCache(0)), bucket)
+            flight = self._enqueue(slot, step, bucket)
             flight.done.synchronize()
             arrays = slot.read(flight.shapes)
         except BaseException as error:
@@ -183,7 +187,7 @@ class TorchRuntime:
             # The others wait in the middle of this batch, or have ended.
             raise DeviceLost(f"a batch failed on several devices: {type(error).__name__}") from error
 
-    def _enqueue(self, slot: Slot, step: Step, bucket: Any = None) -> _Flight:
+    def _enqueue(self, slot: Slot, step: Step, bucket: Bucket | None) -> _Flight:
         """Copy in, compute, copy out: all begun, none waited for."""
         packed = self.model.prepare(step.batch)
         if self._num_types is not None:
@@ -199,8 +203,8 @@ class TorchRuntime:
             self.device.wait(staged.ready)
             graph = None
             if bucket is not None and plain:
-                key = (bucket, tuple(step.tasks), len(batches), len(staged.joined))
-                graph = self._graphs.run(key, staged, batches, lambda placed: self._tensors(step, placed))
+                kind = (tuple(step.tasks), len(batches), len(staged.joined))
+                graph = self._graphs.run(bucket, kind, staged, batches, lambda placed: self._tensors(step, placed))
                 self.counts |= {"graphs": len(self._graphs), "graph_replays": self._graphs.num_replays}
             if graph is not None:
                 tensor, shapes = graph.output, graph.shapes

@@ -5,11 +5,15 @@ Kernels of all batches run on one stream, in the order in which they were enqueu
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, NamedTuple, Protocol
 
 import torch
+
+# torch records one graph at a time in a process, on whatever device.
+_RECORDING = threading.Lock()
 
 
 class Event(Protocol):
@@ -17,6 +21,17 @@ class Event(Protocol):
 
     def synchronize(self) -> None:
         """Wait until the work up to it is done, without the interpreter lock."""
+
+
+class Recorded(NamedTuple):
+    """Kernels that were recorded: `replay` runs them all again and fills `output`, `gain` times as fast as one by one.
+
+    Of few tokens the launches take longer than the kernels, and the gain is large; of many it is 1.
+    """
+
+    replay: Callable[[], None]
+    output: torch.Tensor
+    gain: float
 
 
 class Device(Protocol):
@@ -51,11 +66,8 @@ class Device(Protocol):
     def copy_out(self, target: torch.Tensor, source: torch.Tensor, *, in_order: bool) -> Event:
         """Copy to the host what was enqueued for computing; `in_order`: before kernels that are enqueued later."""
 
-    def capture(self, compute: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
-        """Record kernels instead of running them -> what runs them all again, and the tensor that they fill.
-
-        `compute` may be called more than once; `launch` is held.
-        """
+    def capture(self, compute: Callable[[], torch.Tensor]) -> Recorded:
+        """Record kernels instead of running them; `compute` is called more than once, and `launch` is held."""
 
     def free_bytes(self) -> int:
         """Memory that is left."""
@@ -116,19 +128,26 @@ class CudaDevice:
             target.copy_(source, non_blocking=True)
         return self._marked(self._out)
 
-    def capture(self, compute: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    def capture(self, compute: Callable[[], torch.Tensor]) -> Recorded:
         # NOTE: in this thread, which may not have multiplied yet: cuBLAS has a handle a thread, which it makes, and
         # allocates for, at the thread's first product; while a graph is recorded that is an error.
-        compute()
+        one_by_one = self._seconds(compute)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # NOTE: torch's allocator goes on asking one whose recording has failed, and must find it.
+        # NOTE: torch's allocator goes on asking one whose recording has failed, and must find it; and a pool whose last
+        # graph is gone takes no other.
         self._graphs.append(graph)
         # thread_local: other threads may wait for their batches meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._compute, capture_error_mode="thread_local"):
-            output = compute()
-        return graph.replay, output
+        recording = torch.cuda.graph(graph, pool=self._pool, stream=self._compute, capture_error_mode="thread_local")
+        with _RECORDING:
+            try:
+                with recording:
+                    output = compute()
+            except BaseException:
+                self._end_recording()
+                raise
+        return Recorded(graph.replay, output, one_by_one / self._seconds(graph.replay))
 
     def free_bytes(self) -> int:
         free, _ = torch.cuda.mem_get_info(self.torch_device)
@@ -141,6 +160,23 @@ class CudaDevice:
         # NOTE: not the device as a whole, which CUDA forbids while another thread records a graph on some stream of it.
         for stream in (torch.cuda.current_stream(self.torch_device), self._in, self._compute, self._out):
             stream.synchronize()
+
+    def _end_recording(self) -> None:
+        """After one that has failed: torch leaves it open, and while one is, the allocator gives nothing back."""
+        with suppress(AttributeError, RuntimeError):  # a name of torch's own; it was not open
+            torch._C._cuda_endAllocateToPool(self.torch_device.index, self._pool)
+
+    def _seconds(self, call: Callable[[], object]) -> float:
+        """The shorter of two calls, after one that is not timed, each with what it has enqueued done."""
+        call()
+        times = []
+        for _ in range(2):
+            self._compute.synchronize()
+            started = time.perf_counter()
+            call()
+            self._compute.synchronize()
+            times.append(time.perf_counter() - started)
+        return min(times)
 
     def _marked(self, stream: Any) -> Event:
         # blocking: a thread that waits leaves its core to others.
@@ -187,13 +223,13 @@ class CpuDevice:
         target.copy_(source)
         return _Done()
 
-    def capture(self, compute: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    def capture(self, compute: Callable[[], torch.Tensor]) -> Recorded:
         output = compute()
 
         def replay() -> None:
             output.copy_(compute())
 
-        return replay, output
+        return Recorded(replay, output, 1.0)
 
     def free_bytes(self) -> int:
         return 1 << 40

@@ -20,6 +20,7 @@ from triton.compiler import ASTSource
 
 from rtp_llm.ops import (
     triton_attention,
+    triton_experts,
     triton_fp8,
     triton_gated,
     triton_norm,
@@ -38,7 +39,8 @@ TARGETS = {
 INT32 = {"tiles_ptr", "cu_seqlens", "seen_lens", "wanted_ptr", "prompt_lens", "ids0", "ids1", "ids2"}
 FLOATS = {"eps", "q_eps", "k_eps", "scale", "cap"}
 INTEGERS = {"stride", "reach", "relative_reach", "size", "num_rows"}
-FP32 = {"scales_ptr"}
+INT64 = {"addresses", "places_ptr"}
+FP32 = {"scales_ptr", "weights_ptr"}
 
 
 class Kernel(NamedTuple):
@@ -121,6 +123,23 @@ def row_kernels() -> Iterator[Kernel]:
     yield Kernel("l2", triton_pool.l2_kernel, "fp32", {"BLOCK": 4096}, {"num_warps": 8})
 
 
+def expert_kernels(memory: int) -> Iterator[Kernel]:
+    """nomic-embed-text-v2-moe's, in tiles for few rows and for many."""
+    for rows, dtype in itertools.product((64, 1 << 14), ("fp16", "bf16")):
+        config = triton_experts.config_of(rows, 2, memory)
+        blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
+        options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        for n, k, gathers in ((3072, 768, True), (768, 3072, False)):
+            activation = "gelu" if gathers else ""
+            constants = {"N": n, "K": k, "TOP_K": 2, "GATHERS": gathers, "ACTIVATION": activation, **blocks}
+            name = f"experts {config.block_m} x {n} x {k}"
+            yield Kernel(name, triton_experts.product_kernel, dtype, constants, options, {"tiles_ptr": "*i64"})
+    shape: dict[str, Any] = triton_norm.shape_of(768)
+    options = {"num_warps": shape.pop("num_warps")}
+    constants = {"size": 768, "TOP_K": 2, "HAS_BIAS": True, **shape}
+    yield Kernel("sum of experts", triton_experts.sum_kernel, "fp16", constants, options)
+
+
 def fp8_kernels() -> Iterator[Kernel]:
     types = {"values_ptr": "*fp8e4nv"}
     for size in (1024, 4096, 12288):
@@ -166,6 +185,8 @@ def _type_of(name: str, kernel: Kernel) -> str:
         return "fp32"
     if name in INTEGERS:
         return "i32"
+    if name in INT64:
+        return "*i64"
     return "*i32" if name in INT32 else "*fp32" if name in FP32 else f"*{kernel.dtype}"
 
 
@@ -190,6 +211,7 @@ def main() -> None:
     target, memory = TARGETS[name]
     is_hip = target.backend == "hip"
     kernels = [*attention_kernels(memory, is_hip), *relative_kernels(memory, is_hip), *row_kernels()]
+    kernels += expert_kernels(memory)
     if name not in ("sm_80", "gfx942"):  # sm_80 has no e4m3, gfx942 another one
         kernels += fp8_kernels()
     for kernel in kernels:

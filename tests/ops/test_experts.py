@@ -172,16 +172,6 @@ def test_linear_in_the_place_of_a_broken_kernel(
     np.testing.assert_allclose(y, expected, rtol=0, atol=3e-6)
 
 
-def test_on_triton() -> None:
-    pytest.importorskip("triton")
-    from rtp_llm.ops.torch_ops import TorchOps
-    from rtp_llm.ops.triton_ops import TritonOps
-
-    arrays = arrays_of(SHAPES[3])
-    y, expected = (compute(ops("cpu", "bf16"), arrays, 2) for ops in (TritonOps, TorchOps))
-    np.testing.assert_array_equal(y, expected)
-
-
 def test_what_does_not_fit_is_refused(ops: NativeOps) -> None:
     arrays = arrays_of(SHAPES[3])
     x, experts = ops.vector(arrays[0]), experts_of(ops, arrays, 2)

@@ -9,7 +9,7 @@ import pytest
 
 torch: Any = pytest.importorskip("torch")
 from rtp_llm.ops.torch_ops import TorchOps  # noqa: E402
-from rtp_llm.runtime.torch_device import CpuDevice, Event  # noqa: E402
+from rtp_llm.runtime.torch_device import CpuDevice, Event, Recorded  # noqa: E402
 
 
 class LateEvent:
@@ -31,6 +31,7 @@ class StandIn(CpuDevice):
 
     memory     int32s of a batch that fit; more is out of memory
     captures   whether graphs can be captured
+    gain       how many times as fast they are
     in_flight  the most batches that were computing or waiting at once
     """
 
@@ -40,6 +41,7 @@ class StandIn(CpuDevice):
         super().__init__()
         self.memory = 1 << 30
         self.captures = True
+        self.gain = 2.0
         self.failed = False
         self.in_flight = self.most_in_flight = self.caches_emptied = 0
 
@@ -59,10 +61,13 @@ class StandIn(CpuDevice):
         target.fill_(torch.nan)
         return LateEvent(lambda: target.copy_(source))
 
-    def capture(self, compute: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    def capture(self, compute: Callable[[], Any]) -> Recorded:
         if not self.captures:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        return super().capture(compute)
+            try:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            finally:  # as torch does, which ends the recording
+                raise RuntimeError("operation failed due to a previous error during capture")
+        return super().capture(compute)._replace(gain=self.gain)
 
     def empty_cache(self) -> None:
         self.caches_emptied += 1

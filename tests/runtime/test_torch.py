@@ -213,6 +213,61 @@ def test_a_graph_that_cannot_be_captured(folders: dict[str, Path], caplog: pytes
     for _ in range(5):
         assert_same(runtime.run(items, 1), reference(folders["bert"], "mean", items))
     assert caplog.text.count("no CUDA graphs") == 1 and runtime.counts["graphs"] == 0
+    assert "not permitted" in caplog.text, "what went wrong first"
+
+
+def test_graphs_that_gain_nothing_are_not_used(folders: dict[str, Path]) -> None:
+    """Nor larger ones: nothing is filled up for them, and smaller batches may have theirs."""
+    runtime, device = make(folders["bert"], "mean", MaskedOps(), graph_bytes=1 << 30)
+    device.gain = 1.0
+    large, small = some_items((40, 50)), some_items((7, 9))
+    for _ in range(4):
+        assert_same(runtime.run(large, 1), reference(folders["bert"], "mean", large))
+    assert runtime.counts["graphs"] == 0 and runtime._graphs.fill(large) is None
+    device.gain = 2.0
+    for _ in range(4):
+        assert_same(runtime.run(small, 1), reference(folders["bert"], "mean", small))
+    assert runtime.counts["graphs"] == 1
+
+
+def test_nothing_is_filled_for_graphs_that_have_no_memory(folders: dict[str, Path]) -> None:
+    runtime, device = make(folders["bert"], "mean", MaskedOps(), graph_bytes=1 << 20)
+    left = iter(range(1 << 40, 0, -(1 << 20)))
+    device.free_bytes = lambda: next(left)  # type: ignore[method-assign]
+    items = some_items((7, 9))
+    for _ in range(4):
+        runtime.run(items, 1)
+    assert runtime.counts["graphs"] == 1
+    assert runtime._graphs.fill(items) is not None and runtime._graphs.fill(some_items((40, 50))) is None
+
+
+@pytest.mark.parametrize("num_tokens", [32, 128, 512, 2048])
+def test_a_text_as_long_as_limits_often_are_is_not_filled_up_by_half(folders: dict[str, Path], num_tokens: int) -> None:
+    runtime, _ = make(folders["bert"], "mean", MaskedOps(), graph_bytes=1 << 30)
+    filled = runtime._graphs.fill([Item(np.zeros(num_tokens, np.int32), 0)])
+    assert filled is not None
+    bucket, items = filled
+    assert sum(item.num_tokens for item in items) == bucket.num_tokens <= num_tokens * 1.125
+    assert len(items) == bucket.num_seqs
+
+
+def test_a_small_batch_has_its_graph_rather_than_its_prefix(folders: dict[str, Path]) -> None:
+    """An instruction's keys spare tokens, which cost nothing where launches take the time."""
+    options: dict[str, Any] = {"graph_bytes": 1 << 30, "prefix_cache_bytes": 1 << 20}
+    runtime, _ = make(folders["qwen"], "lasttoken", MaskedOps(), **options)
+    for items in (some_items((5,), prefix=20), some_items((3, 6, 2), prefix=20)) * 2:
+        for _ in range(3):
+            assert_same(runtime.run(items, 1), reference(folders["qwen"], "lasttoken", items))
+    assert runtime.counts["graphs"] == 2 and runtime.counts["graph_replays"] > 3
+
+
+def test_a_batch_whose_prefix_spares_much_has_no_graph(folders: dict[str, Path]) -> None:
+    runtime, _ = make(folders["qwen"], "lasttoken", graph_bytes=1 << 30)
+    runtime._graphs.enabled = True
+    items = some_items((3,) * 20, prefix=20)
+    for _ in range(4):
+        assert_same(runtime.run(items, 1), reference(folders["qwen"], "lasttoken", items))
+    assert runtime.counts["graphs"] == 0 and not runtime._graphs._seen
 
 
 def test_ops_that_need_the_host_have_no_graphs(folders: dict[str, Path]) -> None:

@@ -42,11 +42,35 @@ def test_the_thread_that_records_has_computed_before(called: list[str]) -> None:
         called.append("compute")
         return torch.ones(1)
 
-    device = CudaDevice("cuda:0")
-    replay, output = device.capture(computed)
-    assert called == ["compute", "begin thread_local", "compute", "end"] and len(output) == 1
-    replay()
+    recorded = CudaDevice("cuda:0").capture(computed)
+    assert [call for call in called if call != "stream"] == [
+        *["compute"] * 3, "begin thread_local", "compute", "end", *["replay"] * 3
+    ]  # fmt: skip
+    assert len(recorded.output) == 1 and recorded.gain > 0
+    recorded.replay()
     assert called[-1] == "replay"
+
+
+def test_what_is_timed_ends_within_its_time(called: list[str]) -> None:
+    CudaDevice("cuda:0")._seconds(lambda: called.append("call"))
+    assert called == ["call", *["stream", "call", "stream"] * 2]
+
+
+def test_a_recording_that_fails_is_ended(called: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch leaves it open, and its allocator then gives no memory back, whatever else needs it."""
+    ended: list[Any] = []
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *pool: ended.append(pool), raising=False)
+    calls = iter(range(3))
+
+    def computed() -> torch.Tensor:
+        if next(calls, None) is None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return torch.ones(1)
+
+    device = CudaDevice("cuda:0")
+    with pytest.raises(RuntimeError, match="not permitted"):
+        device.capture(computed)
+    assert ended == [(0, (0, 1))]
 
 
 def test_streams_are_waited_for_and_not_the_device(called: list[str]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tests.ops.interpreter  # noqa: F401  # it patches Triton's interpreter
+from tests.models.nomic_moe import save as save_experts
 from tests.models.test_bert import save_bert
 from tests.models.test_deberta import save as save_deberta
 from tests.models.test_qwen import save as save_qwen
@@ -59,6 +60,17 @@ def test_vectors_of_distances_without_their_kernel_have_no_graphs(tmp_path: Path
         items = some_items((4, 9))
         assert_same(runtime.run(items, 1), reference(tmp_path, "mean", items))
     assert runtime.counts["graphs"] == 0
+
+
+def test_graphs_of_experts(tmp_path: Path) -> None:
+    """How many rows each has is another number in every batch."""
+    save_experts(tmp_path, n_layer=2)
+    runtime, _ = make(tmp_path, "mean", TritonOps("cpu", "fp32"), graph_bytes=1 << 30)
+    random = np.random.default_rng(0)
+    for _ in range(4):
+        items = some_items(tuple(random.integers(1, 10, 2)))
+        assert_same(runtime.run(items, 1), reference(tmp_path, "mean", items))
+    assert runtime.counts["graphs"] == 1 and runtime.counts["graph_replays"] == 2
 
 
 def test_kept_prefixes(folder: Path) -> None:
