@@ -6,6 +6,7 @@ settings, those that would change numbers and are not served are refused by name
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -66,6 +67,26 @@ def activation(hf: Mapping[str, Any], key: str, default: str = "gelu") -> str:
     if name not in ACTIVATIONS:
         raise CheckpointError(f"config.json: {key} {name!r} is not one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+# Stem of an entry of `architectures` in config.json -> its model_type, for files without one.
+ARCHITECTURES = {
+    "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Electra": "electra",
+    "Ernie": "ernie", "MegatronBert": "megatron-bert", "XLMRobertaXL": "xlm-roberta-xl",
+    "Albert": "albert", "JinaBert": "jina_bert", "JinaEmbeddingsV3": "jina_embeddings_v3",
+    "DistilBert": "distilbert", "MPNet": "mpnet", "DebertaV2": "deberta-v2", "T5": "t5", "T5Encoder": "t5",
+    "Gte": "gte", "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2",
+    "Qwen3": "qwen3", "Llama": "llama", "LlamaBidirectional": "llama_bidirec", "Mistral": "mistral", "Gemma": "gemma",
+    "Gemma2": "gemma2", "Gemma3Text": "gemma3_text", "EuroBert": "eurobert", "LayerWiseMiniCPM": "minicpm",
+}  # fmt: skip
+_ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
+
+
+def model_type_of(hf: Mapping[str, Any]) -> str:
+    """config.json's model_type, else that of its first architecture, or this architecture where it is not known."""
+    named = str(next(iter(hf.get("architectures") or ()), ""))
+    match = _ARCHITECTURE.fullmatch(named)
+    return str(hf.get("model_type") or ARCHITECTURES.get(match[1] if match else "", named))
 
 
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")

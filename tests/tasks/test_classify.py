@@ -108,6 +108,12 @@ LAYOUTS = {
         activation=torch.nn.functional.gelu,
         hf={"model_type": "electra"},
     ),
+    "electra, by its architecture": Layout(
+        "classifier.dense",
+        "classifier.out_proj",
+        activation=torch.nn.functional.gelu,
+        hf={"architectures": ["ElectraForSequenceClassification"]},
+    ),
     "deberta": Layout(
         "deberta.pooler.dense", "classifier", activation=torch.nn.functional.gelu, hf={"model_type": "deberta-v2"}
     ),
