@@ -128,7 +128,7 @@ MODEL: dict[str, Kind] = {
     ),
     **_all(_TEXTS, "architectures layer_types lora_adaptations"),
     **_all(_POSITIVE._replace(nullable=False), "lora_alpha"),
-    **_all(_OBJECT, "auto_map id2label rope_scaling rope_parameters sentence_transformers"),
+    **_all(_OBJECT, "auto_map id2label rope_scaling rope_parameters sentence_transformers per_layer_config"),
     "vocab_size": _whole(1, _VOCABULARY, nullable=False),
     **_all(_whole(1, _LAYERS, nullable=False), "num_hidden_layers n_layers num_layers"),
     **_all(_whole(0, _SIZE), "type_vocab_size task_type_vocab_size"),
@@ -269,6 +269,12 @@ def check(where: Path | str, values: Mapping[str, Any], kinds: Mapping[str, Kind
 def check_model(where: Path | str, values: Mapping[str, Any]) -> None:
     """`check` of config.json, or of what stands over it, with its rope parameters."""
     check(where, values, MODEL)
+    if values.get("per_layer_config"):
+        layers = ", ".join(values["per_layer_config"])
+        raise CheckpointError(
+            f"{where}: per_layer_config gives layers {layers} settings of their own; a model is served whose layers "
+            "all have the same"
+        )
     stored_quantization(values, where)
     for key in ("rope_scaling", "rope_parameters"):
         parameters = values.get(key) or {}
