@@ -108,6 +108,8 @@ class Linear:
     bias: Tensor | None
 
 
+# What transformers' configurations of decoders have for pad_token_id where config.json says nothing.
+_PADS = dict.fromkeys(("gemma", "gemma2", "gemma3_text"), 0)
 @dataclass(frozen=True, slots=True)
 class Head:
     """One row of `num_labels` logits a sequence, or a token.
@@ -197,7 +199,7 @@ def _load(source: TaskSource, find_layout: Callable[[Shapes, TaskSource, TensorS
         _linear(weights, layout.last, ops, temperature),
         num_labels,
         # transformers looks for the padding token's id, whoever wrote it: its GenericForSequenceClassification.
-        config.hf.get("pad_token_id") if layout.reads_last and source.causal else None,
+        config.hf.get("pad_token_id", _PADS.get(config.model_type)) if layout.reads_last and source.causal else None,
         layout.activation,
         norm,
         layout.late,

@@ -288,6 +288,19 @@ def test_a_decoder_reads_the_last_token_that_is_not_padding(family: str, backend
     assert np.abs(ours - expected).max() <= 1e-5
 
 
+def test_a_gemma_has_a_padding_token_where_config_json_names_none(tmp_path: Path) -> None:
+    theirs = families.save(tmp_path, "gemma2", "odd", "ForSequenceClassification", num_labels=3)
+    hf = json.loads((tmp_path / "config.json").read_text())
+    del hf["pad_token_id"]
+    (tmp_path / "config.json").write_text(json.dumps(hf))
+    theirs = type(theirs).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    inputs = [[8, 9, 0, 0], [0], [8, 0, 10]]
+    with torch.no_grad():
+        expected = np.concatenate([theirs(torch.tensor([ids])).logits.numpy() for ids in inputs])
+    with loaded(tmp_path) as model:
+        assert np.abs(model.classify(inputs, activation="none") - expected).max() <= 1e-5
+
+
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_modernbert_pools_as_configured(pooling: str, tmp_path: Path) -> None:
     options = {"classifier_pooling": pooling, "classifier_bias": True, "norm_bias": True, "num_labels": 3}
