@@ -124,7 +124,7 @@ MODEL: dict[str, Kind] = {
         _TEXT,
         "model_type hidden_act hidden_activation activation activation_function feed_forward_proj feed_forward_type "
         "lora_task position_embedding_type classifier_pooling classifier_activation pooler_hidden_act norm_rel_ebd "
-        "pooling",
+        "pooling clf_pooling",
     ),
     **_all(_TEXTS, "architectures layer_types lora_adaptations"),
     **_all(_POSITIVE._replace(nullable=False), "lora_alpha"),

@@ -6,7 +6,8 @@ pre_classifier, classifier              DistilBERT: first token, pre_classifier,
 head.dense, head.norm, classifier       ModernBERT: first token or mean, dense, activation, norm, classifier
 pooler, classifier                      ALBERT: first token, pooler, tanh, classifier
 pooler.dense, classifier                BERT, GTE, NomicBERT: first token, pooler, tanh, classifier; DeBERTa: gelu
-dense, classifier                       EuroBERT: dense, gelu, classifier; on which tokens, classifier_pooling says
+dense, classifier                       EuroBERT: dense, gelu, classifier; on which tokens, classifier_pooling says, or
+                                        clf_pooling
 score                                   decoders: last token that is not the padding token, score; NVIDIA's Llama that
                                         looks both ways: mean, first or last token, score, by a temperature
 classifier                              one linear layer: on a causal model's last token, else on the first
@@ -43,7 +44,7 @@ class _Layout(NamedTuple):
     """`hidden`, a layer with an activation before the last one, may be absent, and so may the `norm` between them.
 
     mode            how a sequence's tokens become one; None: the head is of every token
-    poolings        what config.json's `pooling_key` may be, its default first, where that comes before `mode`
+    poolings        what config.json's `pooling_keys` may be, its default first, where that comes before `mode`
     activation_key  what in config.json comes before `activation`
     late            the hidden layer is that of every token, and what it gives is pooled
     model_types     the architectures whose head this is; (): any with such tensors
@@ -58,7 +59,7 @@ class _Layout(NamedTuple):
     activation_key: str | None = None
     late: bool = False
     model_types: tuple[str, ...] = ()
-    pooling_key: str = "classifier_pooling"
+    pooling_keys: tuple[str, ...] = ("classifier_pooling",)
 
     @property
     def reads_last(self) -> bool:
@@ -83,8 +84,18 @@ _LAYOUTS = (
     ),
     _Layout("pooler.dense", "classifier", "cls"),
     _Layout("pooler", "classifier", "cls", model_types=("albert",)),
-    _Layout("dense", "classifier", "mean", "gelu", poolings=("late", "mean", "bos"), activation_key=_BY_CLASSIFIER),
-    _Layout(None, "score", "mean", poolings=("avg", "cls", "last"), pooling_key="pooling", model_types=(_BOTH_WAYS,)),
+    # Its authors' own code has the pooling under another name than transformers.
+    _Layout(
+        "dense",
+        "classifier",
+        "mean",
+        "gelu",
+        poolings=("late", "mean", "bos"),
+        pooling_keys=("classifier_pooling", "clf_pooling"),
+    ),
+    _Layout(
+        None, "score", "mean", poolings=("avg", "cls", "last"), pooling_keys=("pooling",), model_types=(_BOTH_WAYS,)
+    ),
     _Layout(None, "score", "lasttoken"),
     _Layout(None, "classifier", "cls"),
 )
@@ -97,6 +108,8 @@ _OF_TOKENS = (
 _POOLINGS: dict[str, PoolMode] = {
     "cls": "cls", "bos": "cls", "mean": "mean", "late": "mean", "avg": "mean", "last": "lasttoken",
 }  # fmt: skip
+# What transformers' configurations of decoders have for pad_token_id where config.json says nothing.
+_PADS = dict.fromkeys(("gemma", "gemma2", "gemma3_text"), 0)
 _READS: dict[PoolMode, Reads] = {"cls": "first", "lasttoken": "last"}
 
 
@@ -108,8 +121,6 @@ class Linear:
     bias: Tensor | None
 
 
-# What transformers' configurations of decoders have for pad_token_id where config.json says nothing.
-_PADS = dict.fromkeys(("gemma", "gemma2", "gemma3_text"), 0)
 @dataclass(frozen=True, slots=True)
 class Head:
     """One row of `num_labels` logits a sequence, or a token.
@@ -256,10 +267,14 @@ def _configured(layout: _Layout, hf: Mapping[str, Any]) -> _Layout:
         layout = layout._replace(activation=activation(hf, layout.activation_key, layout.activation))
     if not layout.poolings:
         return layout
-    pooling = hf.get(layout.pooling_key) or layout.poolings[0]
-    if pooling not in layout.poolings:
-        known = ", ".join(layout.poolings)
-        raise CheckpointError(f"config.json: {layout.pooling_key} {pooling!r} is not one of {known}")
+    said = {key: hf[key] for key in layout.pooling_keys if hf.get(key)}
+    for key, pooling in said.items():
+        if pooling not in layout.poolings:
+            raise CheckpointError(f"config.json: {key} {pooling!r} is not one of {', '.join(layout.poolings)}")
+    if len({*said.values()}) > 1:
+        both = ", but ".join(f"{key} is {pooling!r}" for key, pooling in said.items())
+        raise CheckpointError(f"config.json: {both}; leave the one that the head was trained with")
+    pooling = next(iter(said.values()), layout.poolings[0])
     return layout._replace(mode=_POOLINGS[pooling], late=pooling == "late")
 
 

@@ -114,6 +114,14 @@ LAYOUTS = {
         activation=torch.nn.functional.gelu,
         hf={"architectures": ["ElectraForSequenceClassification"]},
     ),
+    # A key of ModernBERT's, which EuroBERT does not read, beside the name that its authors' code has for the pooling.
+    "eurobert, as its authors configure it": Layout(
+        "dense",
+        "classifier",
+        place=None,
+        activation=torch.nn.functional.gelu,
+        hf={"model_type": "eurobert", "clf_pooling": "mean", "classifier_activation": "silu"},
+    ),
     "deberta": Layout(
         "deberta.pooler.dense", "classifier", activation=torch.nn.functional.gelu, hf={"model_type": "deberta-v2"}
     ),
@@ -186,6 +194,13 @@ def test_a_head_that_asks_for_what_is_not_served(key: str, tmp_path: Path) -> No
     save_layers(tmp_path, LAYOUTS["modernbert"])
     with pytest.raises(CheckpointError, match=f"{key} 'best' is not one of"):
         load_head(a_source(tmp_path, BACKENDS["numpy"](), {key: "best"}))
+
+
+def test_two_poolings_of_a_eurobert(tmp_path: Path) -> None:
+    save_layers(tmp_path, LAYOUTS["eurobert, as its authors configure it"])
+    both = {"model_type": "eurobert", "classifier_pooling": "late", "clf_pooling": "mean"}
+    with pytest.raises(CheckpointError, match="classifier_pooling is 'late', but clf_pooling is 'mean'; leave the one"):
+        load_head(a_source(tmp_path, BACKENDS["numpy"](), both))
 
 
 def test_a_pooler_with_another_activation_than_is_served(tmp_path: Path) -> None:
