@@ -19,7 +19,7 @@ score                                   decoders
 classifier                              all others
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, open_tensors
 from rtp_llm.config_files import activation
-from rtp_llm.core import Batch, Reads
+from rtp_llm.core import Batch, FloatArray, Int32Array, Reads, Rows
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight, optional_vector
 from rtp_llm.tasks import TaskSource
@@ -63,8 +63,8 @@ class _Layout(NamedTuple):
 
     @property
     def reads_last(self) -> bool:
-        """Whether it is a decoder's, of the last token that is not the padding token."""
-        return self.last == "score" and self.mode is not None
+        """Whether it is a decoder's, of the last token that is not the padding token, and not NVIDIA's."""
+        return self.last == "score" and self.mode is not None and not self.poolings
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,7 +128,8 @@ class Head:
     mode        how a sequence's tokens become one; None: the rows are of tokens
     activation  of the hidden layer, and `norm` what comes after it
     late        the hidden layer is that of every token, and what it gives is pooled
-    unread_end  a token that is not read at the end of a sequence, be it padding or written there; None: there is none
+    unread_end  a token that is not read at the end of a sequence, be it padding or written there; None: there is none.
+                Where the other tokens see it, it must be computed with them: `mode` is None, and `one_row` chooses
     """
 
     mode: PoolMode | None
@@ -158,6 +159,22 @@ class Head:
         if mode is not None and self.late:
             x = ops.pool(x, batch, mode)
         return ops.linear(x, self.last.weight, self.last.bias)
+
+    def one_row(self, rows: Rows, input_ids: Sequence[Int32Array]) -> FloatArray:
+        """A request's rows, where they are of tokens that of the last token which is read -> [n, num_labels]."""
+        if not isinstance(rows, list):
+            return rows
+        places = (last_read(ids, self.unread_end) for ids in input_ids)
+        return np.stack([scores[place] for scores, place in zip(rows, places, strict=True)])
+
+
+def last_read(input_ids: Int32Array, unread: int | None) -> int:
+    """The place of the last token that is not `unread`; of a sequence that has no others, the first.
+
+    Source: transformers, GenericForSequenceClassification, which looks for the padding token's id, whoever wrote it.
+    """
+    others = np.flatnonzero(input_ids != unread)
+    return int(others[-1]) if len(others) else 0
 
 
 def load_head(source: TaskSource) -> Head:
@@ -204,13 +221,13 @@ def _load(source: TaskSource, find_layout: Callable[[Shapes, TaskSource, TensorS
         bias = f"{layout.norm}.bias"
         eps = float(config.hf.get("norm_eps", 1e-5))
         norm = Norm(ops.vector(weights[f"{layout.norm}.weight"]), optional_vector(ops, weights, bias), eps)
+    pad = config.hf.get("pad_token_id", _PADS.get(config.model_type)) if layout.reads_last else None
     head = Head(
-        layout.mode,
+        layout.mode if pad is None or source.causal else None,
         _linear(weights, layout.hidden, ops) if layout.hidden else None,
         _linear(weights, layout.last, ops, temperature),
         num_labels,
-        # transformers looks for the padding token's id, whoever wrote it: its GenericForSequenceClassification.
-        config.hf.get("pad_token_id", _PADS.get(config.model_type)) if layout.reads_last and source.causal else None,
+        pad,
         layout.activation,
         norm,
         layout.late,

@@ -284,15 +284,23 @@ def test_classifier_pooling_of_eurobert(pooling: str, backend: str, tmp_path: Pa
         assert np.abs(model.classify(inputs, activation="none") - expected).max() <= 1e-5
 
 
+DECODERS: dict[str, dict[str, Any]] = {
+    **{family: {} for family in ("Qwen2", "Qwen3", "Llama", "Mistral", "Gemma3Text")},
+    "Qwen2, both ways": {"is_causal": False},
+    "Gemma3Text, both ways": {"use_bidirectional_attention": True, "sliding_window": 4},
+}
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Llama", "Mistral", "Gemma3Text"])
+@pytest.mark.parametrize("family", DECODERS)
 def test_a_decoder_reads_the_last_token_that_is_not_padding(family: str, backend: str, tmp_path: Path) -> None:
     save(tmp_path)
     pad, shape = 7, {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 6}
-    config = getattr(transformers, f"{family}Config")(
-        **shape, num_key_value_heads=2, head_dim=8, vocab_size=30, pad_token_id=pad, num_labels=3
+    stem = family.partition(",")[0]
+    config = getattr(transformers, f"{stem}Config")(
+        **shape, num_key_value_heads=2, head_dim=8, vocab_size=30, pad_token_id=pad, num_labels=3, **DECODERS[family]
     )
-    theirs = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
+    theirs = getattr(transformers, f"{stem}ForSequenceClassification")(config).eval()
     (tmp_path / "model.safetensors").unlink()
     theirs.save_pretrained(tmp_path)
     inputs: list[Any] = [[8, 9, pad], [pad, pad], [pad], [8, pad, pad, 10], [8, pad, 9, pad, pad, pad], [11, 12]]
