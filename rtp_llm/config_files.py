@@ -6,6 +6,7 @@ settings, those that would change numbers and are not served are refused by name
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -68,6 +69,26 @@ def activation(hf: Mapping[str, Any], key: str, default: str = "gelu") -> str:
     return ACTIVATIONS[name]
 
 
+# Stem of an entry of `architectures` in config.json -> its model_type, for files without one.
+ARCHITECTURES = {
+    "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Electra": "electra",
+    "Ernie": "ernie", "MegatronBert": "megatron-bert", "XLMRobertaXL": "xlm-roberta-xl",
+    "Albert": "albert", "JinaBert": "jina_bert", "JinaEmbeddingsV3": "jina_embeddings_v3",
+    "DistilBert": "distilbert", "MPNet": "mpnet", "DebertaV2": "deberta-v2", "T5": "t5", "T5Encoder": "t5",
+    "Gte": "gte", "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2",
+    "Qwen3": "qwen3", "Llama": "llama", "LlamaBidirectional": "llama_bidirec", "Mistral": "mistral", "Gemma": "gemma",
+    "Gemma2": "gemma2", "Gemma3Text": "gemma3_text", "EuroBert": "eurobert", "LayerWiseMiniCPM": "minicpm",
+}  # fmt: skip
+_ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
+
+
+def model_type_of(hf: Mapping[str, Any]) -> str:
+    """config.json's model_type, else that of its first architecture, or this architecture where it is not known."""
+    named = str(next(iter(hf.get("architectures") or ()), ""))
+    match = _ARCHITECTURE.fullmatch(named)
+    return str(hf.get("model_type") or ARCHITECTURES.get(match[1] if match else "", named))
+
+
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 MODEL: dict[str, Kind] = {
@@ -103,11 +124,11 @@ MODEL: dict[str, Kind] = {
         _TEXT,
         "model_type hidden_act hidden_activation activation activation_function feed_forward_proj feed_forward_type "
         "lora_task position_embedding_type classifier_pooling classifier_activation pooler_hidden_act norm_rel_ebd "
-        "pooling",
+        "pooling clf_pooling",
     ),
     **_all(_TEXTS, "architectures layer_types lora_adaptations"),
     **_all(_POSITIVE._replace(nullable=False), "lora_alpha"),
-    **_all(_OBJECT, "auto_map id2label rope_scaling rope_parameters sentence_transformers"),
+    **_all(_OBJECT, "auto_map id2label rope_scaling rope_parameters sentence_transformers per_layer_config"),
     "vocab_size": _whole(1, _VOCABULARY, nullable=False),
     **_all(_whole(1, _LAYERS, nullable=False), "num_hidden_layers n_layers num_layers"),
     **_all(_whole(0, _SIZE), "type_vocab_size task_type_vocab_size"),
@@ -248,6 +269,12 @@ def check(where: Path | str, values: Mapping[str, Any], kinds: Mapping[str, Kind
 def check_model(where: Path | str, values: Mapping[str, Any]) -> None:
     """`check` of config.json, or of what stands over it, with its rope parameters."""
     check(where, values, MODEL)
+    if values.get("per_layer_config"):
+        layers = ", ".join(values["per_layer_config"])
+        raise CheckpointError(
+            f"{where}: per_layer_config gives layers {layers} settings of their own; a model is served whose layers "
+            "all have the same"
+        )
     stored_quantization(values, where)
     for key in ("rope_scaling", "rope_parameters"):
         parameters = values.get(key) or {}

@@ -274,6 +274,10 @@ NOT_SERVED: dict[str, tuple[Change, str]] = {
         written("adapter_config.json", b'{"peft_type": "LORA"}'),
         r"/adapter_config.json: an adapter \(LoRA\) is not read; merge it .* merge_and_unload",
     ),
+    "layers of their own": (
+        keys("config.json", per_layer_config={"1": {"layer_norm_eps": 0.5}}),
+        "config.json: per_layer_config gives layers 1 settings of their own",
+    ),
     "processing_kwargs": (
         keys("sentence_bert_config.json", processing_kwargs={"text": {"max_length": 9}}),
         "processing_kwargs: text: max_length is not served",

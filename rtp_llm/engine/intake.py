@@ -3,8 +3,6 @@
 import time
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import OF_TOKENS, Item, Request, TaskType
 from rtp_llm.engine.chunker import check_chunking
@@ -13,6 +11,7 @@ from rtp_llm.engine.job import Job
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import DeadlineExceeded, EngineFailure, InvalidRequest, RequestTooLarge, UnsupportedTask
 from rtp_llm.tasks import Task, unread_end
+from rtp_llm.tasks.head import last_read
 
 # A chunk of three tokens takes as long to be queued and joined as one of a hundred does to be computed.
 _MOST_CHUNKS = 1 << 16
@@ -99,8 +98,7 @@ class Intake:
 
 def _cut_end(item: Item, token: int) -> None:
     """Without the tokens of this kind at the end; of an item that has no others, the first stays."""
-    others = np.flatnonzero(item.input_ids != token)
-    length = int(others[-1]) + 1 if len(others) else 1
+    length = last_read(item.input_ids, token) + 1
     if length < item.num_tokens:
         item.input_ids = item.input_ids[:length]
         item.prefix = item.prefix if len(item.prefix) < item.input_ids.nbytes else b""

@@ -1,6 +1,5 @@
 """Architectures: a model takes a packed batch to hidden states and knows nothing of tasks."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol, TypeAlias
@@ -8,6 +7,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from rtp_llm.checkpoint import TensorSource, Weights
+from rtp_llm.config_files import model_type_of
 from rtp_llm.core import Batch, FloatArray, QuantizedWeight
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.ops import Ops, Tensor
@@ -53,22 +53,11 @@ MODELS: dict[str, tuple[str, str]] = {
     "minicpm": ("rtp_llm.models.minicpm", "MiniCpm"),
     "static_embedding": ("rtp_llm.models.static", "Static"),
 }
-# Stem of an entry of `architectures` in config.json -> the key above, for files without a model_type.
-ARCHITECTURES = {
-    "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Electra": "electra",
-    "Ernie": "ernie", "MegatronBert": "megatron-bert", "XLMRobertaXL": "xlm-roberta-xl",
-    "Albert": "albert", "JinaBert": "jina_bert", "JinaEmbeddingsV3": "jina_embeddings_v3",
-    "DistilBert": "distilbert", "MPNet": "mpnet", "DebertaV2": "deberta-v2", "T5": "t5", "T5Encoder": "t5",
-    "Gte": "gte", "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2",
-    "Qwen3": "qwen3", "Llama": "llama", "LlamaBidirectional": "llama_bidirec", "Mistral": "mistral", "Gemma": "gemma",
-    "Gemma2": "gemma2", "Gemma3Text": "gemma3_text", "EuroBert": "eurobert", "LayerWiseMiniCPM": "minicpm",
-}  # fmt: skip
 # A name in MODELS and `position_embedding_type` of config.json -> the architecture that has both.
 _SHARED_NAMES: dict[tuple[str, Any], str] = {
     ("bert", "alibi"): "jina_bert",
     ("xlm-roberta", "rotary"): "jina_embeddings_v3",
 }
-_ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
 
 
 class Model(Protocol):
@@ -133,13 +122,9 @@ def find_model_type(flag: str, hf: Mapping[str, Any]) -> str:
     """
     if flag != "auto":
         name, origin = flag, "model_type is"
-    elif hf.get("model_type"):
-        name, origin = str(hf["model_type"]), "config.json says model_type"
     else:
-        named = str(next(iter(hf.get("architectures") or ()), ""))
-        match = _ARCHITECTURE.fullmatch(named)
-        name = ARCHITECTURES.get(match[1] if match else "", named)
-        origin = "config.json has no model_type, and its architecture is"
+        name, origin = model_type_of(hf), "config.json says model_type"
+        origin = origin if hf.get("model_type") else "config.json has no model_type, and its architecture is"
     if name not in MODELS:
         problem = f"{origin} {name!r}, which is not one of {', '.join(MODELS)}"
         raise CheckpointError(problem) if flag == "auto" else ConfigError(problem, param="model_type")

@@ -119,6 +119,11 @@ def _rope(hf: Mapping[str, Any], kind: str) -> Rope:
         raise CheckpointError(f"config.json: rope_parameters {by_kind}; {FULL} and {SLIDING} have their own in a Gemma")
     default, key = _THETAS[kind]
     scaling = hf.get("rope_scaling") if kind == FULL else None
+    if scaling and "rope_type" not in scaling and scaling.get("type", "default") != "default":
+        raise CheckpointError(
+            f"config.json: rope_scaling type {scaling['type']!r}; transformers 5 does not read this word of a Gemma's, "
+            "transformers 4 did: write rope_type where it is meant, else remove it"
+        )
     parameters = {"rope_theta": hf.get(key) or default, **(by_kind.get(kind) or {}), **(scaling or {})}
     max_positions = integer(hf, "max_position_embeddings", _MAX_POSITIONS)
     return Rope.from_hf({"rope_parameters": parameters}, integer(hf, "head_dim", _HEAD_DIM), max_positions)

@@ -53,7 +53,7 @@ class JinaV3(RotaryBert):
             raise CheckpointError("config.json: is_decoder true; only false is supported")
         sizes, theta = read_sizes(hf), hf.get("rotary_emb_base") or hf.get("rope_theta") or _THETA
         rope = Rope.from_hf(
-            {"rope_theta": theta, **{key: hf[key] for key in ("rope_parameters", "rope_scaling") if key in hf}},
+            {**hf, "rope_theta": theta},
             sizes["hidden_size"] // sizes["num_attention_heads"],
             hf.get("max_position_embeddings") or _POSITIONS,
         )

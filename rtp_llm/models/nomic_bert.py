@@ -114,11 +114,20 @@ def _value(hf: Mapping[str, Any], key: str) -> Any:
 
 
 def _activation(hf: Mapping[str, Any]) -> str:
-    """Of the MLP: by `activation_function`, which names a gate and its activation together, else of the gate."""
+    """Of the MLP: by `activation_function`, which names a gate and its activation together, else of the gate.
+
+    CheckpointError where transformers' `hidden_act` beside it is another.
+    """
     named = hf.get("activation_function")
-    if named is not None and named not in _ACTIVATIONS:
+    if named is None:
+        return activation(hf, "hidden_act", "silu")
+    if named not in _ACTIVATIONS:
         raise CheckpointError(f"config.json: activation_function {named!r} is not one of {', '.join(_ACTIVATIONS)}")
-    return activation(hf, "hidden_act", "silu") if named is None else _ACTIVATIONS[named]
+    if hf.get("hidden_act") is not None and activation(hf, "hidden_act") != _ACTIVATIONS[named]:
+        raise CheckpointError(
+            f"config.json: activation_function is {named!r}, but hidden_act is {hf['hidden_act']!r}; remove one"
+        )
+    return _ACTIVATIONS[named]
 
 
 def _rope(hf: Mapping[str, Any], head_dim: int) -> Rope:

@@ -69,7 +69,7 @@ class Rope:
             )
         original = hf.get("original_max_position_embeddings") or parameters.get("original_max_position_embeddings")
         original = original or max_position_embeddings
-        factor = parameters.get("factor")
+        factor = None if rope_type == "default" else parameters.get("factor")
         if factor is None:
             factor = max_position_embeddings / original if rope_type == "yarn" else 1.0
         if not isinstance(factor, (int, float)) or factor < 1:

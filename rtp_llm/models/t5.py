@@ -57,6 +57,11 @@ class T5Config:
         check_names(hf, _KEYS)
         if hf.get("is_decoder") or hf.get("is_causal"):
             raise CheckpointError("config.json: is_decoder or is_causal is true; of T5 the encoder is served")
+        if "T5ForSequenceClassification" in (hf.get("architectures") or ()):
+            raise CheckpointError(
+                "config.json: architectures has T5ForSequenceClassification, whose head reads the decoder; of T5 the "
+                "encoder is served, and T5ForTokenClassification"
+            )
         projection = str(hf.get("feed_forward_proj", "relu"))
         # NOTE: as in transformers: T5 1.1 means the tanh form of gelu, and says gelu; what it makes of these words it
         # writes beside them, and reads from there.

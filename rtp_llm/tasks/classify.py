@@ -12,12 +12,11 @@ from rtp_llm.tasks.head import Head, load_head
 class Classify:
     """`activation` is what transformers' text-classification pipeline would apply; None: nothing."""
 
-    per_token = False
-
     def __init__(self, head: Head, activation: str | None) -> None:
         self.head = head
         self.reads = head.reads
-        self.unread_end = head.unread_end
+        self.per_token = head.mode is None
+        self.unread_end = None if self.per_token else head.unread_end
         self.activation = activation
         self.dimension = head.num_labels
 
@@ -28,7 +27,7 @@ class Classify:
         return cls(head, _activation(source.model_config.hf.get("problem_type"), head.num_labels))
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
-        """[T, H] -> logits [B, labels]."""
+        """[T, H] -> logits [B, labels], or of every token [T, labels]."""
         return self.head(ops, hidden_states, batch)
 
     def check(self, params: Params) -> None:
@@ -36,8 +35,7 @@ class Classify:
 
     def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
         """-> [n, labels]: logits under `activation` none, else scores."""
-        assert not isinstance(rows, list)
-        return activate(rows, params.activation or self.activation)
+        return activate(self.head.one_row(rows, input_ids), params.activation or self.activation)
 
 
 def _activation(problem_type: str | None, num_labels: int) -> str | None:

@@ -6,7 +6,8 @@ pre_classifier, classifier              DistilBERT: first token, pre_classifier,
 head.dense, head.norm, classifier       ModernBERT: first token or mean, dense, activation, norm, classifier
 pooler, classifier                      ALBERT: first token, pooler, tanh, classifier
 pooler.dense, classifier                BERT, GTE, NomicBERT: first token, pooler, tanh, classifier; DeBERTa: gelu
-dense, classifier                       EuroBERT: dense, gelu, classifier; on which tokens, classifier_pooling says
+dense, classifier                       EuroBERT: dense, gelu, classifier; on which tokens, classifier_pooling says, or
+                                        clf_pooling
 score                                   decoders: last token that is not the padding token, score; NVIDIA's Llama that
                                         looks both ways: mean, first or last token, score, by a temperature
 classifier                              one linear layer: on a causal model's last token, else on the first
@@ -18,7 +19,7 @@ score                                   decoders
 classifier                              all others
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -26,7 +27,7 @@ import numpy as np
 
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, open_tensors
 from rtp_llm.config_files import activation
-from rtp_llm.core import Batch, Reads
+from rtp_llm.core import Batch, FloatArray, Int32Array, Reads, Rows
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.model_config import NEMOTRON, ModelConfig
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight, optional_vector
@@ -44,7 +45,7 @@ class _Layout(NamedTuple):
     """`hidden`, a layer with an activation before the last one, may be absent, and so may the `norm` between them.
 
     mode             how a sequence's tokens become one; None: the head is of every token
-    poolings         what config.json's `classifier_pooling` may be, its default first, where that comes before `mode`
+    poolings         what config.json's `pooling_keys` may be, its default first, where that comes before `mode`
     activation_key   what in config.json comes before `activation`
     late             the hidden layer is that of every token, and what it gives is pooled
     model_types      the architectures whose head this is; (): any with such tensors
@@ -63,11 +64,12 @@ class _Layout(NamedTuple):
     model_types: tuple[str, ...] = ()
     as_vectors: bool = False
     temperature_key: str | None = None
+    pooling_keys: tuple[str, ...] = ("classifier_pooling",)
 
     @property
     def reads_last(self) -> bool:
-        """Whether it is a decoder's, of the last token that is not the padding token."""
-        return self.last == "score" and self.mode is not None
+        """Whether it is a decoder's, of the last token that is not the padding token, and not NVIDIA's."""
+        return self.last == "score" and self.mode is not None and not self.as_vectors
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,7 +88,15 @@ _LAYOUTS = (
     ),
     _Layout("pooler.dense", "classifier", "cls"),
     _Layout("pooler", "classifier", "cls", model_types=("albert",)),
-    _Layout("dense", "classifier", "mean", "gelu", poolings=("late", "mean", "bos"), activation_key=_BY_CLASSIFIER),
+    # Its authors' own code has the pooling under another name than transformers.
+    _Layout(
+        "dense",
+        "classifier",
+        "mean",
+        "gelu",
+        poolings=("late", "mean", "bos"),
+        pooling_keys=("classifier_pooling", "clf_pooling"),
+    ),
     _Layout(None, "score", "mean", model_types=(NEMOTRON,), as_vectors=True, temperature_key="temperature"),
     _Layout(None, "score", "lasttoken"),
     _Layout(None, "classifier", "cls"),
@@ -98,6 +108,8 @@ _OF_TOKENS = (
 )
 # A pooling of config.json -> the rows that are read.
 _POOLINGS: dict[str, PoolMode] = {"cls": "cls", "bos": "cls", "mean": "mean", "late": "mean"}
+# What transformers' configurations of decoders have for pad_token_id where config.json says nothing.
+_PADS = dict.fromkeys(("gemma", "gemma2", "gemma3_text"), 0)
 _READS: dict[PoolMode, Reads] = {"cls": "first", "lasttoken": "last"}
 
 
@@ -116,7 +128,8 @@ class Head:
     mode        how a sequence's tokens become one; None: the rows are of tokens
     activation  of the hidden layer, and `norm` what comes after it
     late        the hidden layer is that of every token, and what it gives is pooled
-    unread_end  a token that is not read at the end of a sequence, be it padding or written there; None: there is none
+    unread_end  a token that is not read at the end of a sequence, be it padding or written there; None: there is none.
+                Where the other tokens see it, it must be computed with them: `mode` is None, and `one_row` chooses
     """
 
     mode: PoolMode | None
@@ -146,6 +159,22 @@ class Head:
         if mode is not None and self.late:
             x = ops.pool(x, batch, mode)
         return ops.linear(x, self.last.weight, self.last.bias)
+
+    def one_row(self, rows: Rows, input_ids: Sequence[Int32Array]) -> FloatArray:
+        """A request's rows, where they are of tokens that of the last token which is read -> [n, num_labels]."""
+        if not isinstance(rows, list):
+            return rows
+        places = (last_read(ids, self.unread_end) for ids in input_ids)
+        return np.stack([scores[place] for scores, place in zip(rows, places, strict=True)])
+
+
+def last_read(input_ids: Int32Array, unread: int | None) -> int:
+    """The place of the last token that is not `unread`; of a sequence that has no others, the first.
+
+    Source: transformers, GenericForSequenceClassification, which looks for the padding token's id, whoever wrote it.
+    """
+    others = np.flatnonzero(input_ids != unread)
+    return int(others[-1]) if len(others) else 0
 
 
 def load_head(source: TaskSource) -> Head:
@@ -192,13 +221,13 @@ def _load(source: TaskSource, find_layout: Callable[[Shapes, TaskSource, TensorS
         bias = f"{layout.norm}.bias"
         eps = float(config.hf.get("norm_eps", 1e-5))
         norm = Norm(ops.vector(weights[f"{layout.norm}.weight"]), optional_vector(ops, weights, bias), eps)
+    pad = config.hf.get("pad_token_id", _PADS.get(config.model_type)) if layout.reads_last else None
     head = Head(
-        layout.mode,
+        layout.mode if pad is None or source.causal else None,
         _linear(weights, layout.hidden, ops) if layout.hidden else None,
         _linear(weights, layout.last, ops, temperature),
         num_labels,
-        # transformers looks for the padding token's id, whoever wrote it: its GenericForSequenceClassification.
-        config.hf.get("pad_token_id") if layout.reads_last and source.causal else None,
+        pad,
         layout.activation,
         norm,
         layout.late,
@@ -257,10 +286,14 @@ def _configured(layout: _Layout, config: ModelConfig) -> _Layout:
         return layout._replace(mode=config.default_pooling)
     if not layout.poolings:
         return layout
-    pooling = config.hf.get("classifier_pooling") or layout.poolings[0]
-    if pooling not in layout.poolings:
-        known = ", ".join(layout.poolings)
-        raise CheckpointError(f"config.json: classifier_pooling {pooling!r} is not one of {known}")
+    said = {key: config.hf[key] for key in layout.pooling_keys if config.hf.get(key)}
+    for key, pooling in said.items():
+        if pooling not in layout.poolings:
+            raise CheckpointError(f"config.json: {key} {pooling!r} is not one of {', '.join(layout.poolings)}")
+    if len({*said.values()}) > 1:
+        both = ", but ".join(f"{key} is {pooling!r}" for key, pooling in said.items())
+        raise CheckpointError(f"config.json: {both}; leave the one that the head was trained with")
+    pooling = next(iter(said.values()), layout.poolings[0])
     return layout._replace(mode=_POOLINGS[pooling], late=pooling == "late")
 
 

@@ -15,7 +15,7 @@ _RENAMES = (
     (r"LayerNorm\.beta$", "LayerNorm.bias"),
     (r"^lm_head\.norm\.", "lm_head.layer_norm."),  # of GTE's authors
 )
-_PREFIXES = ("bert.", "roberta.", "distilbert.", "mpnet.", "gte.", "new.", "nomic_bert.", "model.")
+_PREFIXES = ("bert.", "ernie.", "roberta.", "distilbert.", "mpnet.", "gte.", "new.", "nomic_bert.", "model.")
 # NomicBERT's gate and activation, named together by its authors -> the activation of its head.
 _GATED = {"swiglu": "silu", "geglu": "gelu"}
 
@@ -27,7 +27,7 @@ class _Names(NamedTuple):
     bias            of the words, where it is not beside them
     activation_key  absent: gelu
     is_gates        the activation is that of the MLP's gate, NomicBERT's
-    eps             keys of the norm's, and `default_eps` without one
+    eps             keys of the norm's, and `default_eps` without one; DistilBERT reads none
     """
 
     dense: str
@@ -51,7 +51,7 @@ _HEADS = (
     _named(
         _BERT, "transform.dense", "transform.layer_norm", "decoder", "bias", activation_key="hidden_act", is_gates=True
     ),
-    _named("vocab_", "transform", "layer_norm", "projector", "projector.bias", activation_key="activation"),
+    _named("vocab_", "transform", "layer_norm", "projector", "projector.bias", activation_key="activation", eps=()),
     _named("lm_head.", "dense", "layer_norm", "decoder", "bias"),
     _Names(
         "head.dense",

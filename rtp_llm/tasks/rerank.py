@@ -15,13 +15,13 @@ from rtp_llm.tasks.yes_no import load_yes_no
 class Rerank:
     """`activation` is the CrossEncoder's own; None: raw logits."""
 
-    per_token = False
     dimension = 1
 
     def __init__(self, head: Head, activation: str | None) -> None:
         self.head = head
         self.reads = head.reads
-        self.unread_end = head.unread_end
+        self.per_token = head.mode is None
+        self.unread_end = None if self.per_token else head.unread_end
         self.activation = activation
 
     @classmethod
@@ -43,7 +43,7 @@ class Rerank:
         return cls(head, "sigmoid" if noted is None else torch_activation(noted, path))
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
-        """[T, H] -> logits [B, 1]."""
+        """[T, H] -> logits [B, 1], or of every token [T, 1]."""
         return self.head(ops, hidden_states, batch)
 
     def check(self, params: Params) -> None:
@@ -53,5 +53,4 @@ class Rerank:
 
     def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
         """-> [n]: logits under `activation` none, else scores."""
-        assert not isinstance(rows, list)
-        return activate(rows, params.activation or self.activation)[:, 0]
+        return activate(self.head.one_row(rows, input_ids), params.activation or self.activation)[:, 0]

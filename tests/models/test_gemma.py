@@ -115,6 +115,10 @@ def test_prefixed_checkpoints_load_and_heads_are_ignored(head: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"rope_scaling": {"type": "linear", "factor": 8.0}},
+            "rope_scaling type 'linear'; transformers 5 does not read",
+        ),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0; only null is supported"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0; only null"),
         ({"hidden_activation": "quick_gelu"}, "hidden_activation 'quick_gelu' is not one of gelu"),

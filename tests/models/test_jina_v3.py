@@ -112,6 +112,14 @@ def test_packed_equals_alone_in_any_order_bit_for_bit(backend: str, tmp_path: Pa
     assert_alone_and_in_any_order(load(tmp_path, ops), ops, untyped(make_items((*LENGTHS, 140))))
 
 
+def test_the_length_that_yarn_stretches_may_stand_beside_it(tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 500.0}
+    theirs = save(tmp_path, rope_parameters=dict(yarn), original_max_position_embeddings=24)
+    path, ops, items = tmp_path / "config.json", BACKENDS["numpy"](), untyped(make_items(LENGTHS))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_parameters": yarn}))
+    assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs, items)) <= 1e-5
+
+
 @pytest.mark.parametrize("head", ["ForMaskedLM", "ForSequenceClassification", "ForTokenClassification"])
 def test_prefixed_checkpoints_load_and_heads_are_ignored(head: str, tmp_path: Path) -> None:
     theirs, ops, items = save(tmp_path, head), BACKENDS["numpy"](), untyped(make_items(LENGTHS))

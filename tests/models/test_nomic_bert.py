@@ -107,6 +107,7 @@ def test_gates(name: str, activation: str) -> None:
     ("change", "message"),
     [
         ({"activation_function": "gelu_new"}, "activation_function 'gelu_new' is not one of swiglu, geglu, glu, gelu"),
+        ({"hidden_act": "gelu"}, "activation_function is 'swiglu', but hidden_act is 'gelu'; remove one"),
         ({"activation_function": None, "hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu' is not one of gelu"),
         ({"n_head": 7}, "hidden_size 64 is not num_attention_heads 7 times"),
         ({"head_dim": 8}, "num_attention_heads 4 times a whole head_dim"),

@@ -179,6 +179,11 @@ def test_rope_scaling_over_rope_parameters_keeps_their_theta() -> None:
     assert (config.rope.theta, config.rope.rope_type, config.rope.max_positions) == (1e6, "linear", 256)
 
 
+def test_a_rope_of_the_default_type_stretches_nothing() -> None:
+    rope = Qwen2.read_config({**HF, "rope_parameters": {"rope_type": "default", "factor": 4.0}}).rope
+    assert rope.max_positions == HF["max_position_embeddings"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -151,6 +151,7 @@ def test_what_is_made_of_feed_forward_proj_stands_over_it(change: dict[str, str]
         ({"feed_forward_proj": "gated-quick_gelu"}, "feed_forward_proj 'gated-quick_gelu' is not one of gelu"),
         ({"d_kv": None}, "d_kv is missing"),
         ({"is_decoder": True}, "is_decoder or is_causal is true; of T5 the encoder is served"),
+        ({"architectures": ["T5ForSequenceClassification"]}, "T5ForSequenceClassification, whose head reads the"),
         ({"num_hidden_layers": 9}, "num_layers is 2, but num_hidden_layers is 9; remove one"),
         ({"relative_attention_num_buckets": 3}, "relative_attention_num_buckets 3, .* at least 4 buckets are needed"),
         ({"relative_attention_max_distance": 8}, "max_distance 8; .* a distance over a quarter of them"),

@@ -108,6 +108,20 @@ LAYOUTS = {
         activation=torch.nn.functional.gelu,
         hf={"model_type": "electra"},
     ),
+    "electra, by its architecture": Layout(
+        "classifier.dense",
+        "classifier.out_proj",
+        activation=torch.nn.functional.gelu,
+        hf={"architectures": ["ElectraForSequenceClassification"]},
+    ),
+    # A key of ModernBERT's, which EuroBERT does not read, beside the name that its authors' code has for the pooling.
+    "eurobert, as its authors configure it": Layout(
+        "dense",
+        "classifier",
+        place=None,
+        activation=torch.nn.functional.gelu,
+        hf={"model_type": "eurobert", "clf_pooling": "mean", "classifier_activation": "silu"},
+    ),
     "deberta": Layout(
         "deberta.pooler.dense", "classifier", activation=torch.nn.functional.gelu, hf={"model_type": "deberta-v2"}
     ),
@@ -180,6 +194,13 @@ def test_a_head_that_asks_for_what_is_not_served(key: str, tmp_path: Path) -> No
     save_layers(tmp_path, LAYOUTS["modernbert"])
     with pytest.raises(CheckpointError, match=f"{key} 'best' is not one of"):
         load_head(a_source(tmp_path, BACKENDS["numpy"](), {key: "best"}))
+
+
+def test_two_poolings_of_a_eurobert(tmp_path: Path) -> None:
+    save_layers(tmp_path, LAYOUTS["eurobert, as its authors configure it"])
+    both = {"model_type": "eurobert", "classifier_pooling": "late", "clf_pooling": "mean"}
+    with pytest.raises(CheckpointError, match="classifier_pooling is 'late', but clf_pooling is 'mean'; leave the one"):
+        load_head(a_source(tmp_path, BACKENDS["numpy"](), both))
 
 
 def test_a_pooler_with_another_activation_than_is_served(tmp_path: Path) -> None:
@@ -276,15 +297,23 @@ def test_classifier_pooling_of_eurobert(pooling: str, backend: str, tmp_path: Pa
         assert np.abs(model.classify(inputs, activation="none") - expected).max() <= 1e-5
 
 
+DECODERS: dict[str, dict[str, Any]] = {
+    **{family: {} for family in ("Qwen2", "Qwen3", "Llama", "Mistral", "Gemma3Text")},
+    "Qwen2, both ways": {"is_causal": False},
+    "Gemma3Text, both ways": {"use_bidirectional_attention": True, "sliding_window": 4},
+}
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Llama", "Mistral", "Gemma3Text"])
+@pytest.mark.parametrize("family", DECODERS)
 def test_a_decoder_reads_the_last_token_that_is_not_padding(family: str, backend: str, tmp_path: Path) -> None:
     save(tmp_path)
     pad, shape = 7, {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 6}
-    config = getattr(transformers, f"{family}Config")(
-        **shape, num_key_value_heads=2, head_dim=8, vocab_size=30, pad_token_id=pad, num_labels=3
+    stem = family.partition(",")[0]
+    config = getattr(transformers, f"{stem}Config")(
+        **shape, num_key_value_heads=2, head_dim=8, vocab_size=30, pad_token_id=pad, num_labels=3, **DECODERS[family]
     )
-    theirs = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
+    theirs = getattr(transformers, f"{stem}ForSequenceClassification")(config).eval()
     (tmp_path / "model.safetensors").unlink()
     theirs.save_pretrained(tmp_path)
     inputs: list[Any] = [[8, 9, pad], [pad, pad], [pad], [8, pad, pad, 10], [8, pad, 9, pad, pad, pad], [11, 12]]
@@ -293,6 +322,19 @@ def test_a_decoder_reads_the_last_token_that_is_not_padding(family: str, backend
     with loaded(tmp_path, backend) as model:
         ours = model.classify(inputs, activation="none")
     assert np.abs(ours - expected).max() <= 1e-5
+
+
+def test_a_gemma_has_a_padding_token_where_config_json_names_none(tmp_path: Path) -> None:
+    theirs = families.save(tmp_path, "gemma2", "odd", "ForSequenceClassification", num_labels=3)
+    hf = json.loads((tmp_path / "config.json").read_text())
+    del hf["pad_token_id"]
+    (tmp_path / "config.json").write_text(json.dumps(hf))
+    theirs = type(theirs).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    inputs = [[8, 9, 0, 0], [0], [8, 0, 10]]
+    with torch.no_grad():
+        expected = np.concatenate([theirs(torch.tensor([ids])).logits.numpy() for ids in inputs])
+    with loaded(tmp_path) as model:
+        assert np.abs(model.classify(inputs, activation="none") - expected).max() <= 1e-5
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

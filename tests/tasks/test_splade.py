@@ -76,7 +76,9 @@ def test_two_logarithms_and_an_untied_head(tmp_path: Path) -> None:
 ENDS = {f"{role}_token_id": 0 for role in ("bos", "eos", "cls", "sep", "pad")}
 OTHERS: dict[str, dict[str, Any]] = {
     "Roberta": {"type_vocab_size": 1, "pad_token_id": 1},
-    "DistilBert": {"activation": "relu", "hidden_dim": 50},
+    # Its norms have an eps of their own, whatever config.json says.
+    "DistilBert": {"activation": "relu", "hidden_dim": 50, "layer_norm_eps": 0.1},
+    "Ernie": {"hidden_act": "relu"},
     "MPNet": {},
     "ModernBert": {"local_attention": 12, "norm_eps": 1e-3, "classifier_activation": "silu", **ENDS},
     "Gte": {"layer_norm_eps": 1e-3},
