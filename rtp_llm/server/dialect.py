@@ -127,7 +127,8 @@ class Dialect(Generic[Body]):
         """The model, the body as it is read, and what it asks of the model."""
         catalog, config = service.catalog, service.config
         wanted = self.wanted(body) if callable(self.wanted) else self.wanted
-        asked = catalog.asked(exchange.deployment or getattr(body, "model", None), exchange.headers)
+        name = exchange.deployment or getattr(body, "model", None) or exchange.hosted_model
+        asked = catalog.asked(name, exchange.headers)
         exchange.metrics = asked.metrics if asked else None
         if self.prepare is not None and getattr(body, "messages", None) is not None:
             asked, body = await catalog.prepared(asked, wanted, partial(self.prepare, body, config))
