@@ -198,13 +198,13 @@ class Engine:
         """Tell whoever waits for these jobs, all of which have an outcome."""
         self._open_jobs.resolve(jobs)
 
-    def close(self, timeout: float = 30.0) -> None:
+    def close(self, timeout: float = 30.0, reason: str = SHUTTING_DOWN) -> None:
         """End the device, for all models that share it: `Device.close`."""
-        self.device.close(timeout)
+        self.device.close(timeout, reason)
 
     def stop_intake(self, timeout: float) -> None:
         """Take no more requests, and wait until what came in is queued, but no longer than `timeout` seconds."""
-        self._not_ready = SHUTTING_DOWN
+        self._not_ready = self.device.closing
         self._tokenizer.close(timeout)
 
     def release(self) -> None:
@@ -250,7 +250,7 @@ class Engine:
         except RuntimeError:  # the pool was closed meanwhile
             self._open_jobs.expect_no_more(job)
             self._jobs[job.lane].discard(job)
-            raise NotReady(SHUTTING_DOWN) from None
+            raise NotReady(self.device.refusal or SHUTTING_DOWN) from None
 
     def _encode_part(self, job: Job) -> bool:
         """Tokenise the next part of a large request -> whether more is left; runs on a tokeniser thread."""

@@ -104,7 +104,7 @@ def test_close_keeps_its_time_though_much_is_not_tokenised_yet(runtime: FakeRunt
     engine.close(0.1)
     assert time.monotonic() - started < 0.5
     for future in waiting:
-        with pytest.raises(NotReady, match="shut down"):
+        with pytest.raises(NotReady, match="shutting down; this request was not done in time"):
             future.result(0)
 
 
