@@ -168,7 +168,7 @@ def _described_request(
 
 def multi_vector() -> Dialect[EmbeddingsBody]:
     """The dialect of Jina's path, whose bodies ask for several vectors by it."""
-    return replace(dialect(TaskType.COLBERT), decoder=_multi_decoder, by_accept={})
+    return replace(dialect(TaskType.COLBERT), decoder=_multi_decoder)
 
 
 def _wanted(body: EmbeddingsBody, kind: TaskType | None) -> Wanted:
