@@ -91,7 +91,15 @@ def test_text_objects(dense: Served) -> None:
         ({"messages": [{"role": "a", "content": 5}]}, "a text, or a list of parts", "messages[0].content"),
         ({"messages": [{"role": "a", "content": [{"type": "image_url"}]}]}, "of type text", "messages[0].content"),
         ({"messages": CHAT, "chat_template": "x"}, "not taken from a request", "chat_template"),
-        ({"messages": CHAT, "chat_template_kwargs": {"messages": 1}}, "a field of its own", "chat_template_kwargs"),
+        *(
+            ({"messages": CHAT, "chat_template_kwargs": {name: True}}, "is no variable", f"chat_template_kwargs.{name}")
+            for name in ("messages", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize")
+        ),
+        (
+            {"messages": CHAT, "add_generation_prompt": True, "continue_final_message": True},
+            "not both possible",
+            "continue_final_message",
+        ),
         ({"messages": "a"}, "messages: expected array", "messages"),
     ],
 )

@@ -207,6 +207,8 @@ def test_vllms_words_for_how_pairs_are_read(path: str, body: dict[str, Any]) -> 
         assert (params.instruction, params.truncation_side) == (instruction, more.get("truncation_side"))
     wrong = post(engine, path, body | {"chat_template_kwargs": {"instruction": 1}}).json()["error"]
     assert wrong["param"] == "chat_template_kwargs.instruction"
+    wrong = post(engine, path, body | {"chat_template_kwargs": {"chat_template": "x"}}).json()["error"]
+    assert wrong["param"] == "chat_template_kwargs.chat_template" and "is no variable" in wrong["message"]
 
 
 @pytest.mark.parametrize(
