@@ -120,7 +120,7 @@ def _chunks(framed: Framed, index: int, spans: Sequence[tuple[int, int]]) -> lis
 
 def _together(tokenizer: Tokenizer, inputs: Sequence[str | list[int]], params: Params) -> Item:
     if len({type(value) for value in inputs}) > 1:
-        raise InvalidRequest("late chunking: the chunks are texts or token ids, not some of each")
+        raise InvalidRequest("late chunking: the chunks are texts or token ids, not some of each", param="input")
     _check_characters(inputs, tokenizer.max_seq_len)
     first = tokenizer.framed(inputs[:1], params)[0]
     alone = replace(params, prompt="", add_special_tokens=False)

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from rtp_llm.config import ServerConfig
+from rtp_llm.core import ModelInfo
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.checks import check_count
 from rtp_llm.server.engine_like import EngineLike
@@ -84,6 +85,13 @@ async def rendered(body: Body, config: ServerConfig, engine: EngineLike) -> Body
         for conversation in conversations
     ]
     return body
+
+
+def input_place(body: ChatBody, info: ModelInfo, index: int) -> str:
+    """The field by which an input came: a conversation, a text, or token ids."""
+    name, given = ("input", body.input) if body.messages is None else ("messages", body.messages)
+    is_one = not isinstance(given, list) or isinstance(given[0], (int, dict))
+    return name if is_one else f"{name}[{index}]"
 
 
 def check_variables(given: Mapping[str, Any] | None) -> None:

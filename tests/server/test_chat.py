@@ -21,6 +21,7 @@ TEMPLATE = (
 CHAT = [{"role": "query", "content": "so sunny"}, {"role": "passage", "content": "the weather is lovely"}]
 TEXT = "query : so sunny passage : the weather is lovely "
 LONG = "he drove to stadium " * 40
+LONG_CHAT = [{"role": "query", "content": LONG}]
 LABELS = {0: "joy", 1: "anger"}
 
 
@@ -101,6 +102,12 @@ def test_text_objects(dense: Served) -> None:
             "continue_final_message",
         ),
         ({"messages": "a"}, "messages: expected array", "messages"),
+        ({"messages": LONG_CHAT, "truncate": False}, "messages has at least", "messages"),
+        ({"messages": [CHAT, LONG_CHAT], "truncate": False}, "messages[1] has at least", "messages[1]"),
+        ({"messages": [CHAT, LONG_CHAT], "chunking": "late"}, "this model reads 64 at once", "messages"),
+        ({"input": LONG, "truncate": False}, "input has at least", "input"),
+        ({"input": [5] * 65, "truncate": False}, "input has at least", "input"),
+        ({"input": [[5] * 65], "truncate": False}, "input[0] has at least", "input[0]"),
     ],
 )
 def test_refused_messages(body: dict[str, Any], message: str, param: str, dense: Served) -> None:

@@ -119,7 +119,7 @@ def test_other_clients_names(names: dict[str, Any], same: dict[str, Any], dense:
         ({"late_chunking": True, "chunking": "mean"}, "send one of them", "late_chunking"),
         ({"truncate_prompt_tokens": 0}, "0 is not -1, nor at least 1", "truncate_prompt_tokens"),
         ({"truncate_prompt_tokens": 2}, "no room beside 2 special tokens", None),
-        ({"truncation": False}, "the limit is 64", "input"),
+        ({"truncation": False}, "input[2] has at least 162 tokens and the limit is 64", "input[2]"),
         ({"output_dimension": 33}, "33 is not between 1 and 32", "dimensions"),
     ],
 )
