@@ -18,7 +18,7 @@ from rtp_llm.engine.entity_finder import EntityFinder
 from rtp_llm.engine.estimate import Estimate
 from rtp_llm.engine.gate import Gate
 from rtp_llm.engine.in_order import run_in_order
-from rtp_llm.engine.intake import Intake
+from rtp_llm.engine.intake import Intake, expired
 from rtp_llm.engine.job import Job, note_start
 from rtp_llm.engine.lane import Lane, lane_of
 from rtp_llm.engine.open_jobs import OpenJobs
@@ -258,7 +258,8 @@ class Engine:
         try:
             if not job.done:
                 inputs, start = job.request.inputs, job.next_input
-                self._intake.check_deadline(job.request)
+                if job.request.deadline <= time.monotonic():
+                    raise expired()
                 estimate = self.estimate(job.request.params)
                 job.next_input = estimate.end_of_part(inputs, start, _PART_INPUTS, max_characters=_PART_CHARACTERS)
                 self._open_jobs.enqueue(job, self._intake.encode(job, start, job.next_input))

@@ -192,6 +192,23 @@ def test_a_failed_batch_is_halved_until_what_fails_is_alone(engine: Engine, runt
     assert [place for place, outcome in enumerate(outcomes) if isinstance(outcome, EngineFailure)] == list(bad)
 
 
+@pytest.mark.parametrize("given_up", [False, True])
+def test_what_comes_too_late_is_counted_once_whoever_notices(
+    given_up: bool, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokeniser's thread finds it too late, and before it can say so the caller may give up for the same reason."""
+    job, fail = Job(Request(inputs=["x" * 30], deadline=time.monotonic()), Future[Response]()), engine._open_jobs.fail
+
+    def failing(late: Job, error: Exception) -> None:
+        if given_up:
+            engine.cancel(late)
+        fail(late, error)
+
+    monkeypatch.setattr(engine._open_jobs, "fail", failing)
+    assert not engine._encode_part(job)
+    assert job.done and b"rtp_llm_expired_requests_total 1.0" in engine.metrics.render()
+
+
 def test_what_comes_too_late_is_not_computed(engine: Engine, runtime: FakeRuntime) -> None:
     with pytest.raises(DeadlineExceeded):
         engine.run_sync(Request(inputs=["late"], deadline=time.monotonic()))
