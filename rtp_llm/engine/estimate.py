@@ -17,11 +17,13 @@ class Estimate:
 
     lead         characters of prompt and instruction, which stand before each text and are tokenised with each
     max_seq_len  what is read of an input at once
+    around_pair  characters of a reranker's own words, which are tokenised with each pair
     """
 
     lead: int
     max_seq_len: int
     chunking: Chunking | None = None
+    around_pair: int = 0
 
     def characters(self, inputs: Sequence[Input], enough: float = math.inf) -> int:
         """What is tokenised, and one for each input; counting stops above `enough`. Ready token ids count too."""
@@ -65,7 +67,9 @@ class Estimate:
         return stop
 
     def _characters(self, value: Input) -> int:
-        return 1 + (len(value) if isinstance(value, list) else self._length(value))
+        if isinstance(value, list):
+            return 1 + len(value)
+        return 1 + self._length(value) + (self.around_pair if isinstance(value, tuple) else 0)
 
     def _length(self, value: str | tuple[str, str]) -> int:
         return self.lead + (len(value) if isinstance(value, str) else len(value[0]) + len(value[1]))

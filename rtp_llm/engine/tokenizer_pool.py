@@ -19,6 +19,12 @@ class Encoder(Protocol):
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]: ...
 
 
+class PairEncoder(Encoder, Protocol):
+    """Pairs as one text each, of which `around_pair` characters are neither query nor document."""
+
+    around_pair: int
+
+
 class TokenizerPool:
     """A Tokenizer on threads of its own; others may encode what is embedded, scored, or chunks."""
 
@@ -27,12 +33,13 @@ class TokenizerPool:
         tokenizer: Tokenizer,
         num_threads: int,
         embedding: Encoder | None = None,
-        reranking: Encoder | None = None,
+        reranking: PairEncoder | None = None,
         chunking: Encoder | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self._embedding = embedding or tokenizer
-        self._reranking = reranking or tokenizer
+        self._reranking: Encoder = reranking or tokenizer
+        self._around_pair = reranking.around_pair if reranking else 0
         self._chunking = chunking or tokenizer
         # The library reads only this variable; unset, each call would take all cores from the batches that run.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -44,7 +51,8 @@ class TokenizerPool:
         prompt = params.prompt if params.prompt is not None else prompts.get(name or "", "")
         most = self.tokenizer.max_seq_len if params.max_tokens is None else params.max_tokens
         lead = len(prompt) + len(params.instruction or "")
-        return Estimate(lead, max(min(most, self.tokenizer.max_seq_len), 1), params.chunking)
+        max_seq_len = max(min(most, self.tokenizer.max_seq_len), 1)
+        return Estimate(lead, max_seq_len, params.chunking, self._around_pair)
 
     def is_small(self, inputs: Sequence[Input], estimate: Estimate) -> bool:
         """Whether encoding takes less time than a hop to another thread: do it where you are."""
