@@ -187,7 +187,8 @@ class Model:
     ) -> list[list[Entity]]:
         """What a token classifier finds in each text, as transformers' pipeline gives it: rtp_llm/entities.py.
 
-        Of a text over the limit only what was read has entities; `truncate=False` makes it an error.
+        Of a text over the limit only what was read has entities; `truncate=False` makes it an error, and `stride=N` has
+        it read in windows that overlap by N tokens.
         """
         ignored = tuple(arguments.texts(ignore_labels, "ignore_labels"))
         wanted = arguments.params(aggregation_strategy=aggregation_strategy, ignore_labels=ignored, **params)

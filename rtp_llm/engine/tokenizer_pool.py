@@ -52,7 +52,8 @@ class TokenizerPool:
         most = self.tokenizer.max_seq_len if params.max_tokens is None else params.max_tokens
         lead = len(prompt) + len(params.instruction or "")
         max_seq_len = max(min(most, self.tokenizer.max_seq_len), 1)
-        return Estimate(lead, max_seq_len, params.chunking, self._around_pair)
+        chunking = params.chunking if params.stride is None else "mean"
+        return Estimate(lead, max_seq_len, chunking, self._around_pair)
 
     def is_small(self, inputs: Sequence[Input], estimate: Estimate) -> bool:
         """Whether encoding takes less time than a hop to another thread: do it where you are."""
@@ -60,7 +61,7 @@ class TokenizerPool:
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0, *, rerank: bool = False) -> list[Item]:
         """`Tokenizer.encode`, on the caller's thread; `rerank`: these are to be scored."""
-        if params.chunking is not None:
+        if params.chunking is not None or params.stride is not None:
             return self._chunking.encode(inputs, params, start)
         return (self._reranking if rerank else self._embedding).encode(inputs, params, start)
 
