@@ -9,6 +9,9 @@ from rtp_llm.core import Chunking, Input
 # English text has about four characters a token.
 _CHARACTERS_PER_TOKEN = 4
 _SPECIAL_TOKENS = 2
+# What an input takes beside its characters, in characters. NOTE: measured are 7 us a text, 19 us a pair and 0.23 us a
+# character; a thousand texts of one letter kept the event loop for 7 ms.
+_EACH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class Estimate:
     around_pair: int = 0
 
     def characters(self, inputs: Sequence[Input], enough: float = math.inf) -> int:
-        """What is tokenised, and one for each input; counting stops above `enough`. Ready token ids count too."""
+        """What is tokenised, and some for each input; counting stops above `enough`. Ready token ids count too."""
         total = 0
         for value in inputs:
             total += self._characters(value)
@@ -68,8 +71,8 @@ class Estimate:
 
     def _characters(self, value: Input) -> int:
         if isinstance(value, list):
-            return 1 + len(value)
-        return 1 + self._length(value) + (self.around_pair if isinstance(value, tuple) else 0)
+            return _EACH + len(value)
+        return _EACH + self._length(value) + (self.around_pair if isinstance(value, tuple) else 0)
 
     def _length(self, value: str | tuple[str, str]) -> int:
         return self.lead + (len(value) if isinstance(value, str) else len(value[0]) + len(value[1]))

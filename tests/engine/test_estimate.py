@@ -50,12 +50,12 @@ def test_what_cannot_matter_is_not_looked_at() -> None:
 
     assert Estimate(0, 512).tokens(Endless(), enough=50) == 51
     assert Estimate(0, 512, "late").tokens(Endless()) == 512
-    assert Estimate(0, 512).characters(Endless(), enough=50) == 55
+    assert Estimate(0, 512).characters(Endless(), enough=50) == 60
 
 
 def test_a_rerankers_own_words_are_tokenised_with_each_pair_alone() -> None:
     estimate = Estimate(5, 512, around_pair=100)
-    assert [estimate.characters([value]) for value in (("a", "b"), "ab", [1, 2])] == [108, 8, 3]
+    assert [estimate.characters([value]) for value in (("a", "b"), "ab", [1, 2])] == [123, 23, 18]
     assert estimate.tokens([("a", "b")]) == Estimate(5, 512).tokens([("a", "b")])
 
 
