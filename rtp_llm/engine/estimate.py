@@ -21,12 +21,14 @@ class Estimate:
     lead         characters of prompt and instruction, which stand before each text and are tokenised with each
     max_seq_len  what is read of an input at once
     around_pair  characters of a reranker's own words, which are tokenised with each pair
+    stride       tokens that a chunk has in common with the next
     """
 
     lead: int
     max_seq_len: int
     chunking: Chunking | None = None
     around_pair: int = 0
+    stride: int = 0
 
     def characters(self, inputs: Sequence[Input], enough: float = math.inf) -> int:
         """What is tokenised, and some for each input; counting stops above `enough`. Ready token ids count too."""
@@ -90,4 +92,5 @@ class Estimate:
             return len(value)
         frame = _SPECIAL_TOKENS + self.lead // _CHARACTERS_PER_TOKEN
         own = (self._length(value) - self.lead) // _CHARACTERS_PER_TOKEN
-        return own + frame * math.ceil(max(own, 1) / max(self.max_seq_len - frame, 1))
+        chunks = math.ceil(max(own - self.stride, 1) / max(self.max_seq_len - frame - self.stride, 1))
+        return own + frame * chunks + self.stride * (chunks - 1)

@@ -53,11 +53,12 @@ class TokenizerPool:
         lead = len(prompt) + len(params.instruction or "")
         max_seq_len = max(min(most, self.tokenizer.max_seq_len), 1)
         chunking = params.chunking if params.stride is None else "mean"
-        return Estimate(lead, max_seq_len, chunking, self._around_pair)
+        return Estimate(lead, max_seq_len, chunking, self._around_pair, params.stride or 0)
 
     def is_small(self, inputs: Sequence[Input], estimate: Estimate) -> bool:
         """Whether encoding takes less time than a hop to another thread: do it where you are."""
-        return estimate.characters(inputs, _SMALL_CHARACTERS) <= _SMALL_CHARACTERS
+        # With a stride, a short text may become any number of items.
+        return not estimate.stride and estimate.characters(inputs, _SMALL_CHARACTERS) <= _SMALL_CHARACTERS
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0, *, rerank: bool = False) -> list[Item]:
         """`Tokenizer.encode`, on the caller's thread; `rerank`: these are to be scored."""

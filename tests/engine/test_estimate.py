@@ -33,6 +33,13 @@ def test_each_chunk_of_a_long_text_counts(value: Any, lead: int, expected: int) 
     assert Estimate(lead, 512, "mean").tokens([value]) == expected
 
 
+@pytest.mark.parametrize(("stride", "chunks"), [(0, 20), (10, 20), (255, 39), (509, 9491), (900, 9100)])
+def test_what_chunks_have_in_common_counts_with_each(stride: int, chunks: int) -> None:
+    estimate = Estimate(0, 512, "mean", stride=stride)
+    assert estimate.tokens([LONG]) == 10_000 + 2 * chunks + stride * (chunks - 1)
+    assert Estimate(0, 512, "mean", stride=stride).tokens(["a"]) == 2
+
+
 def test_a_prompt_that_fills_each_chunk_is_work_for_each_token() -> None:
     assert Estimate(4000, 512, "mean").tokens([LONG]) > 1_000_000
 

@@ -329,6 +329,7 @@ def test_pool(tiny: Path) -> None:
         (["a"] * 18, {"prompt_name": "long"}, False),
         ([[1]] * 18, {"prompt_name": "long"}, True),
         ([("q", "d")] * 18, {"instruction": "x" * 100}, False),
+        (["a"], {"stride": 1}, False),
     ],
 )
 def test_small_requests_need_no_thread(inputs: Any, params: Any, small: bool, tiny: Path) -> None:
