@@ -158,6 +158,24 @@ def find_entities(
     ]
 
 
+def without_overlaps(entities: Iterable[Entity]) -> list[Entity]:
+    """Those of windows of one text, put together: of some that overlap the longest, or the first with the best score.
+
+    Source: transformers, TokenClassificationPipeline.aggregate_overlapping_entities.
+    """
+    kept: list[Entity] = []
+    for entity in sorted(entities, key=lambda entity: entity.start):
+        if not kept or not kept[-1].start <= entity.start < kept[-1].end:
+            kept.append(entity)
+        elif _rank(entity) > _rank(kept[-1]):
+            kept[-1] = entity
+    return kept
+
+
+def _rank(entity: Entity) -> tuple[int, float]:
+    return entity.end - entity.start, entity.score
+
+
 def _of_words(scores: FloatArray, edges: list[int], strategy: AggregationStrategy) -> FloatArray:
     """Scores of tokens [T, labels] -> of words [words, labels]."""
     first, lengths = np.array(edges[:-1], np.intp), np.diff(edges)

@@ -39,8 +39,9 @@ from rtp_llm.similarity import (
 # moves and that memory is bounded.
 _SLICE = 256
 _SLICE_TOKENS = 1 << 17
-# Seconds for what is asked already when a model is closed.
+# Seconds for what is asked already when a model is closed, and what is told to whoever asks it afterwards.
 _CLOSING = 30.0
+_CLOSED = "this model is closed: load it anew"
 _NO_EMBEDDINGS = (TaskType.RERANK, TaskType.CLASSIFY, TaskType.CUSTOM)
 _DEFAULT_KINDS = (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT)
 _KINDS = ("dense", "sparse", "colbert", "hybrid")
@@ -186,7 +187,8 @@ class Model:
     ) -> list[list[Entity]]:
         """What a token classifier finds in each text, as transformers' pipeline gives it: rtp_llm/entities.py.
 
-        Of a text over the limit only what was read has entities; `truncate=False` makes it an error.
+        Of a text over the limit only what was read has entities; `truncate=False` makes it an error, and `stride=N` has
+        it read in windows that overlap by N tokens.
         """
         ignored = tuple(arguments.texts(ignore_labels, "ignore_labels"))
         wanted = arguments.params(aggregation_strategy=aggregation_strategy, ignore_labels=ignored, **params)
@@ -226,7 +228,10 @@ class Model:
         return hybrid({task: self._compared(task, lefts[task], rights[task]) for task in chosen}, chosen)
 
     def close(self) -> None:
-        """End the engine's threads, after what has been asked of them."""
+        """End the engine's threads, at once where nothing is asked of them.
+
+        What other threads have asked gets 30 seconds; they, and whoever asks later, get NotReady then.
+        """
         self._close(_CLOSING)
 
     def __enter__(self) -> "Model":
@@ -240,7 +245,7 @@ class Model:
 
     def _close(self, timeout: float) -> None:
         self._dropped.detach()
-        self._engine.close(timeout)
+        self._engine.close(timeout, _CLOSED)
 
     def _compared_with(
         self, query: str, documents: list[str], kind: TaskType, params: Params, progress: bool

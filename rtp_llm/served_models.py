@@ -64,10 +64,20 @@ def _from_flags(config: ServerConfig, given: Repeated) -> list[ServedModel]:
 
 
 def _name_and_path(value: str) -> tuple[str, str]:
-    """NAME=PATH -> both; what is a folder as it stands, or has = behind a /, is a path alone."""
+    """NAME=PATH -> both; what is a folder as it stands, or begins as a path, is a path alone.
+
+    ConfigError where there is a slash before the =, and no folder of that name.
+    """
     name, equals, path = value.partition("=")
-    is_named = equals and name and path and "/" not in name and not os.path.exists(value)
-    return (name, path) if is_named else ("", value)
+    if not (equals and name and path) or name.startswith(("/", "./", "../", "~/")) or os.path.exists(value):
+        return "", value
+    if "/" in name:
+        raise ConfigError(
+            f"checkpoint_path: {value!r:.200} is no folder, and NAME=PATH takes no name with a slash: give "
+            f"--served_model_name {name:.100} and --checkpoint_path {path:.100}",
+            param="checkpoint_path",
+        )
+    return name, path
 
 
 def _from_file(config: ServerConfig) -> list[ServedModel]:

@@ -124,19 +124,41 @@ def test_an_interrupt_ends_at_once_and_quietly(
         threading.Timer(0.2, interrupt_main).start()
         model.embed([LONG + str(number) for number in range(5000)])
     assert time.monotonic() - started < 2 and not caplog.records
-    with pytest.raises(NotReady):
+    with pytest.raises(NotReady, match=r"^this model is closed: load it anew$"):
         model.embed("a")
 
 
 def test_leaving_with_an_error_closes_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[float]()
-    monkeypatch.setattr(Engine, "close", lambda self, timeout: asked.append(timeout))
+    monkeypatch.setattr(Engine, "close", lambda self, timeout, _: asked.append(timeout))
     model = Model(folder, backend="numpy")
     for error in (None, ValueError("the caller's own")):
         model.__exit__(type(error) if error else None, error, None)
     assert asked == [30, 0]
     monkeypatch.undo()
     model.close()
+
+
+def test_closing_waits_for_nobody_where_nothing_is_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No wait of its own ends by its time."""
+    model = Model(folder, backend="numpy")
+    model.embed(["the weather"] * 100)
+    waits, wait_for, join = list[bool](), threading.Condition.wait_for, threading.Thread.join
+
+    def waiting(self: threading.Condition, is_so: Callable[[], bool], timeout: float | None = None) -> bool:
+        waits.append(wait_for(self, is_so, timeout))
+        return waits[-1]
+
+    def joining(self: threading.Thread, timeout: float | None = None) -> None:
+        join(self, timeout)
+        waits.append(not self.is_alive())
+
+    monkeypatch.setattr(threading.Condition, "wait_for", waiting)
+    monkeypatch.setattr(threading.Thread, "join", joining)
+    model.close()
+    assert len(waits) > 1 and all(waits)
+    with pytest.raises(NotReady, match="this model is closed"):
+        model.embed("so sunny")
 
 
 def soon(is_so: Callable[[], bool]) -> bool:

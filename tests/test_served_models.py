@@ -34,6 +34,8 @@ def names(line: str, **environ: str) -> list[tuple[str, str]]:
             [("x", "/m/a"), ("y", "/m/b")],
         ),
         ("--checkpoint_path /m/a=b", [("a=b", "/m/a=b")]),
+        ("--checkpoint_path ./a=b", [("a=b", "./a=b")]),
+        ("--checkpoint_path /m/a --served_model_name BAAI/a", [("BAAI/a", "/m/a")]),
     ],
 )
 def test_flags(line: str, expected: list[tuple[str, str]]) -> None:
@@ -133,6 +135,7 @@ def test_wrong_files(tmp_path: Path, text: str, message: str) -> None:
         ("--checkpoint_path /m/a --checkpoint_path /n/a", "/m/a and /n/a are both called 'a'; give names"),
         ("--checkpoint_path /m/a --checkpoint_path /m/b --served_model_name x", "1 names for 2 checkpoints"),
         ("--checkpoint_path x=/m/a --served_model_name y", "give one for each, or NAME=PATH"),
+        ("--checkpoint_path BAAI/a=/m/a", "give --served_model_name BAAI/a and --checkpoint_path /m/a"),
     ],
 )
 def test_wrong_lines(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

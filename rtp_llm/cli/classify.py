@@ -28,7 +28,7 @@ order of the texts. A token classifier finds entities: for each the number of
 its text from 0, the characters from and to which it goes, label, score and
 word, by tabs."""
 _EXAMPLE = "printf 'so sunny\\nhe drove\\n' | rtp-llm classify cardiffnlp/twitter-roberta-base-sentiment-latest --json"
-_OF_TEXTS, _OF_TOKENS = ("pairs", "activation"), ("aggregation_strategy", "ignore_labels")
+_OF_TEXTS, _OF_TOKENS = ("pairs", "activation"), ("aggregation_strategy", "ignore_labels", "stride")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,6 +51,12 @@ def main(argv: Sequence[str]) -> None:
         "--ignore_labels",
         metavar="LABELS",
         help="token classifiers: labels that are left out, by commas; empty: none (default: O)",
+    )
+    parser.add_argument(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="token classifiers: read a text over the limit in windows that overlap by N tokens (default: cut it)",
     )
     parser.add_argument("--json", action="store_true", help="JSON lines, with the scores of all labels, the best first")
     config, arguments = parse_command(parser, argv, os.environ, EngineConfig)

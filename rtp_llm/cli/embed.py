@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from rtp_llm.cli.terminal import json_line, load, progress, whole_file, write_out
+from rtp_llm.cli.terminal import ended_in_order, json_line, load, progress, whole_file, write_out
 from rtp_llm.cli.texts import COLUMN_HELP, STDIN, TEXTS_HELP, read_texts
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import FloatArray, SparseVector, TaskType
@@ -60,7 +60,8 @@ def main(argv: Sequence[str]) -> None:
     _check_output(arguments)
     lines = read_texts(arguments.texts, arguments.column)
     write = _write_matrix if arguments.vectors.endswith(".npy") else _write_json_lines
-    write(arguments.vectors, config, lines, arguments)
+    with ended_in_order():
+        write(arguments.vectors, config, lines, arguments)
 
 
 def _check_output(arguments: Any) -> None:

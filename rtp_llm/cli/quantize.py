@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rtp_llm.cli.terminal import progress, write_out
+from rtp_llm.cli.terminal import ended_in_order, progress, write_out
 from rtp_llm.cli.texts import TEXTS_HELP, read_texts
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import InvalidRequest
@@ -45,7 +45,7 @@ def _quantize(config: EngineConfig, out: str, texts: str | None, bars: tuple[flo
     lines = read_texts(texts, None) if texts else []
     if texts and not lines:
         raise InvalidRequest(f"{texts} is empty; give at least one text")
-    with _bar() as on_progress:
+    with ended_in_order(), _bar() as on_progress:
         options = Options(bars=Likeness(*bars), lines=lines, on_progress=on_progress)
         report = quantize(config, Path(out), options)
     write_out(_as_text(report, out))

@@ -20,8 +20,8 @@ from rtp_llm.errors import RtpError
 if TYPE_CHECKING:
     from rtp_llm.offline import Model
 
-# What a shell reports of a program that SIGPIPE or SIGINT has ended.
-_BROKEN_PIPE, _INTERRUPTED = 141, 130
+# What a shell reports of a program that SIGPIPE or SIGINT has ended; of any signal, this and its number.
+_BROKEN_PIPE, _INTERRUPTED, _SIGNALLED = 141, 130, 128
 
 
 class _Closed(io.TextIOBase):
@@ -63,6 +63,26 @@ def failures_reported(prog: str) -> Iterator[None]:
         _fail(prog, error.message, 2 if error.param not in (None, "input") else 1)
     except OSError as error:
         _fail(prog, f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+
+
+@contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Within it, SIGTERM and SIGHUP end the command as an interrupt does, so that nothing half written stays."""
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(_SIGNALLED + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
+    # What nohup has ignored stays so.
+    replaced = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in replaced:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in replaced:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _fail(prog: str, message: str, status: int) -> NoReturn:

@@ -18,6 +18,7 @@ COLUMN_HELP = "of .jsonl the key, of .csv and .tsv the name in the first row"
 _COLUMN = "text"
 _JSON_LINES = (".jsonl", ".ndjson")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_NAMES = {",": "a comma", "\t": "a tab"}
 
 
 def read_lines(path: str) -> list[str]:
@@ -38,10 +39,11 @@ def read_texts(path: str, column: str | None) -> list[str]:
 def read_columns(path: str, columns: Sequence[str]) -> list[tuple[str, ...]]:
     """Of each row of .jsonl, .csv or .tsv the texts in `columns`; InvalidRequest names the line that has none.
 
-    A JSON line may be a text itself, where one column is read. Lines that are empty are no rows.
+    A JSON line may be a text itself, where one column is read. Lines that are empty are no rows. What would be lost
+    is an error too: a second column of a name that is read, and cells without a column.
     """
     delimiter = _DELIMITERS.get(_suffix(path))
-    rows = _json_rows(path) if delimiter is None else _table_rows(path, delimiter)
+    rows = _json_rows(path) if delimiter is None else _table_rows(path, delimiter, columns)
     found = []
     for number, row in rows:
         is_text = isinstance(row, str) and len(columns) == 1
@@ -91,12 +93,22 @@ def _json_rows(path: str) -> Iterator[tuple[int, Any]]:
             raise InvalidRequest(f"{path}: line {number} is not JSON: {one_line(error.msg)}") from None
 
 
-def _table_rows(path: str, delimiter: str) -> Iterator[tuple[int, Any]]:
+def _table_rows(path: str, delimiter: str, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
     text = _decoded(path)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
+        names = list(reader.fieldnames or ())
+        twice = next((name for name in columns if names.count(name) > 1), None)
+        if twice is not None:
+            raise InvalidRequest(f"{path}: the first row has {names.count(twice)} columns {twice!r:.100}; rename them")
         for row in reader:
+            beyond = row.pop(None, [])  # csv's name for what a row has beyond the columns
+            if any(beyond):
+                raise InvalidRequest(
+                    f"{path}: line {reader.line_num} has {len(names) + len(beyond)} cells and the first row "
+                    f"{len(names)}; put a text with {_NAMES[delimiter]} in quotes"
+                )
             yield reader.line_num, row
     except csv.Error as error:
         raise InvalidRequest(f"{path}: line {reader.reader.line_num}: {error}") from None
@@ -105,8 +117,7 @@ def _table_rows(path: str, delimiter: str) -> Iterator[tuple[int, Any]]:
 def _field(row: Any, column: str, where: str) -> str:
     """A row's text; InvalidRequest says what there is instead."""
     if not isinstance(row, dict) or column not in row:
-        # None is csv's name for what a row has beyond the first one's columns.
-        there = ", ".join(repr(key) for key in row if key is not None) if isinstance(row, dict) else type(row).__name__
+        there = ", ".join(map(repr, row)) if isinstance(row, dict) else type(row).__name__
         raise InvalidRequest(f"{where} has no {column!r}, but {there:.200}; --column names another")
     value = row[column]
     if not isinstance(value, str):

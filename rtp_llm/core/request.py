@@ -56,6 +56,7 @@ class Params:
                         the inputs are the chunks of one text, which is read at once; see rtp_llm/engine/chunker.py
     aggregation_strategy  of a token classifier: entities instead of scores, by these rules; see rtp_llm/entities.py
     ignore_labels       of entities: labels that are left out
+    stride              of entities: tokens that the windows of an over-long text have in common; None: it is cut
     prompt              text put before each input; None: `prompt_name`, else the checkpoint's default prompt
     prompt_name         a key of the checkpoint's prompts
     add_special_tokens  False: [CLS] and [SEP] are left out
@@ -77,6 +78,7 @@ class Params:
     chunking: Chunking | None = None
     aggregation_strategy: AggregationStrategy | None = None
     ignore_labels: tuple[str, ...] = ("O",)
+    stride: int | None = None
     prompt: str | None = None
     prompt_name: str | None = None
     add_special_tokens: bool = True

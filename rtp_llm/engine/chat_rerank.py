@@ -41,6 +41,7 @@ class ChatRerank:
         problem = self._problem()
         if problem:
             raise CheckpointError(f"the chat template cannot carry a query and a document: {problem}")
+        self.around_pair = len(self._rendered(*_PROBES[0], "")) - sum(map(len, _PROBES[0]))
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
         """An Item per input, in order, that knows what it shares with others; InvalidRequest for a text alone."""

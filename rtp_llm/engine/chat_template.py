@@ -15,7 +15,6 @@ from rtp_llm.checkpoint import find, read_json
 from rtp_llm.engine.chat_sandbox import BUDGET, MAX_CHARACTERS, Budget, environment, guard
 from rtp_llm.errors import CheckpointError, InvalidRequest, UnsupportedTask, one_line
 
-_OWN = ("messages", "add_generation_prompt")
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -39,19 +38,14 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The conversation as one text. InvalidRequest where there is no template, or it fails on these messages."""
-        given = dict(variables or {})
-        wrong = next((name for name in _OWN if name in given), None)
-        if wrong is not None:
-            raise InvalidRequest(
-                f"chat_template_kwargs: {wrong!r} has a field of its own", param="chat_template_kwargs"
-            )
         mark = ""
         if continue_final_message:
             if add_generation_prompt:
-                raise InvalidRequest("continue_final_message and add_generation_prompt are not both possible")
+                message = "continue_final_message and add_generation_prompt are not both possible"
+                raise InvalidRequest(message, param="continue_final_message")
             mark = secrets.token_hex(16)
             messages = [*messages[:-1], {**messages[-1], "content": f"{messages[-1].get('content') or ''}{mark} "}]
-        text = self._run(messages, add_generation_prompt, given)
+        text = self._run(messages, add_generation_prompt, dict(variables or {}))
         return _up_to(mark, text) if mark else text
 
     def _run(self, messages: Messages, add_generation_prompt: bool, given: Mapping[str, Any]) -> str:
@@ -66,7 +60,8 @@ class ChatTemplate:
             for piece in template.generate({**variables, **own, "range": budget.range, BUDGET: budget}):
                 room -= len(piece)
                 if room < 0:
-                    raise InvalidRequest(f"the chat template writes over {MAX_CHARACTERS} characters of its own")
+                    message = f"the chat template writes over {MAX_CHARACTERS} characters of its own"
+                    raise InvalidRequest(message, param="messages")
                 pieces.append(piece)
         except InvalidRequest:
             raise
@@ -138,7 +133,8 @@ def _up_to(mark: str, text: str) -> str:
     """What stands before the mark, as it is; without white space where the template trimmed what stood after it."""
     before, found, after = text.rpartition(mark)
     if not found:
-        raise InvalidRequest("continue_final_message: the chat template does not show the last message's content")
+        message = "continue_final_message: the chat template does not show the last message's content"
+        raise InvalidRequest(message, param="continue_final_message")
     return before if after.startswith(" ") else before.rstrip()
 
 

@@ -1,4 +1,4 @@
-"""Texts longer than the model reads, as chunks: averaged, or read at once as the parts of one text.
+"""Texts longer than the model reads, as chunks: averaged, read at once as the parts of one text, or for entities.
 
 mean  An over-long text becomes chunks of as many tokens as fit, each with the model's special tokens and the prompt
       around it. The answer is the mean of the chunks' vectors as a caller would get them, weighted by the text's
@@ -7,11 +7,13 @@ late  The inputs are consecutive chunks of one text. Their tokens, each input's 
       that each sees the others; then each is pooled alone. The first has the leading special tokens and the prompt, the
       last the closing ones, so that a single input has the vector that it always has. Source: Guenther et al., Late
       Chunking, arXiv 2409.04701, and Jina's evaluation of it.
+
+Where entities are wanted, `stride` makes chunks as `mean` has them, with so many tokens in common with the next: the
+windows of transformers' pipeline. What is found in each is put together in rtp_llm/entities.py.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -60,7 +62,9 @@ class Chunker:
         if params.chunking == "late":
             return [_together(tokenizer, singles, params)]
         framed = tokenizer.framed(singles, params, start)
-        spans = [_spans(one, index, tokenizer.max_seq_len) for index, one in enumerate(framed, start)]
+        stride, limit = params.stride, tokenizer.max_seq_len
+        is_left = stride is not None and (params.truncation_side or tokenizer.truncation_side) == "left"
+        spans = [_spans(one, index, limit, stride, is_left=is_left) for index, one in enumerate(framed, start)]
         # NOTE: before any is made: a long prompt around each of many short chunks is gigabytes.
         self._check_size(sum(_num_tokens(one, len(own)) for one, own in zip(framed, spans, strict=True)))
         return [
@@ -84,21 +88,29 @@ def _single(value: Input, index: int) -> str | list[int]:
     raise InvalidInput(index, " is a pair of texts; chunking is of single texts")
 
 
-def _spans(framed: Framed, index: int, limit: int) -> list[tuple[int, int]]:
-    """The places first:stop of a text's own tokens that make a chunk each."""
-    num_own, frame = len(framed.body), len(framed.head) + len(framed.tail)
-    if frame + num_own <= limit:
+def _spans(framed: Framed, index: int, limit: int, stride: int | None, *, is_left: bool) -> list[tuple[int, int]]:
+    """The places first:stop of a text's own tokens that make a chunk each; `is_left`: from the right, as if cut there.
+
+    Source: tokenizers, tokenizer/encoding.rs, truncate.
+    """
+    num_own, room = len(framed.body), limit - len(framed.head) - len(framed.tail)
+    step = room - (stride or 0)
+    if stride is not None and step < 1:
+        message = f"stride: {stride} is not below {max(room, 0)}, the tokens of a text that a window has room for"
+        raise InvalidRequest(message, param="stride")
+    if num_own <= room:
         return [(0, num_own)]
-    room = limit - frame
     if room < 1:
         raise InvalidRequest(f"the prompt's {len(framed.head)} tokens leave no room below the limit of {limit}")
-    if num_own > room * _MOST_CHUNKS:
+    if num_own - room > step * (_MOST_CHUNKS - 1):
         raise InputTooLarge(
             index,
             f" has {num_own} tokens, which are over {_MOST_CHUNKS} chunks of {room}: split it, or leave more room in a "
             "chunk",
         )
-    return list(pairwise([*range(0, num_own, room), num_own]))
+    starts = range(0, num_own - room + step, step)
+    spans = [(start, min(start + room, num_own)) for start in starts]
+    return [(num_own - stop, num_own - start) for start, stop in spans] if is_left else spans
 
 
 def _num_tokens(framed: Framed, num_chunks: int) -> int:
@@ -106,21 +118,29 @@ def _num_tokens(framed: Framed, num_chunks: int) -> int:
 
 
 def _chunks(framed: Framed, index: int, spans: Sequence[tuple[int, int]]) -> list[Item]:
-    head, body, tail, prompt_length = framed
+    head, body, tail, prompt_length, _ = framed
     return [
         Item(
             np.concatenate([head, body[first:last], tail]),
             index,
             prompt_length=prompt_length,
             chunk=Chunk(place, len(spans), last - first),
+            spans=None if framed.spans is None else _framed_spans(framed, first, last),
         )
         for place, (first, last) in enumerate(spans)
     ]
 
 
+def _framed_spans(framed: Framed, first: int, last: int) -> Int32Array:
+    """Of one chunk's tokens; those around it stand for no characters."""
+    assert framed.spans is not None
+    around = ((len(framed.head), len(framed.tail)), (0, 0))
+    return np.pad(framed.spans[first:last], around, constant_values=-1)
+
+
 def _together(tokenizer: Tokenizer, inputs: Sequence[str | list[int]], params: Params) -> Item:
     if len({type(value) for value in inputs}) > 1:
-        raise InvalidRequest("late chunking: the chunks are texts or token ids, not some of each")
+        raise InvalidRequest("late chunking: the chunks are texts or token ids, not some of each", param="input")
     _check_characters(inputs, tokenizer.max_seq_len)
     first = tokenizer.framed(inputs[:1], params)[0]
     alone = replace(params, prompt="", add_special_tokens=False)
@@ -156,10 +176,13 @@ def _check_characters(inputs: Sequence[str | list[int]], limit: int) -> None:
 
 
 class ChunkRows:
-    """The rows of one request's chunks, until all are in; then a vector for each input. Its owner holds a lock."""
+    """The rows of one request's chunks, until all are in; then a vector for each input. Its owner holds a lock.
+
+    rows  of each input, those of its chunks
+    """
 
     def __init__(self, num_inputs: int) -> None:
-        self._rows: list[list[FloatArray | None]] = [[]] * num_inputs
+        self.rows: list[list[Any]] = [[]] * num_inputs
         self._weights: list[list[int]] = [[]] * num_inputs
         self._missing = [0] * num_inputs
 
@@ -167,18 +190,17 @@ class ChunkRows:
         """Keep a copy of an item's row -> whether its input is complete."""
         assert item.chunk is not None
         place, num_chunks, weight = item.chunk
-        if not self._rows[item.index]:
-            self._rows[item.index], self._weights[item.index] = [None] * num_chunks, [0] * num_chunks
+        if not self.rows[item.index]:
+            self.rows[item.index], self._weights[item.index] = [None] * num_chunks, [0] * num_chunks
             self._missing[item.index] = num_chunks
-        self._rows[item.index][place] = row.copy()
+        self.rows[item.index][place] = row.copy()
         self._weights[item.index][place] = weight
         self._missing[item.index] -= 1
         return not self._missing[item.index]
 
     def finish(self, task: Task, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
         """-> [inputs, dimensions], each the weighted mean of its chunks' finished vectors."""
-        rows: Any = [row for own in self._rows for row in own]
-        vectors = task.finish(np.stack(rows), params, input_ids)
+        vectors = task.finish(np.stack([row for own in self.rows for row in own]), params, input_ids)
         normalizes = params.normalize if params.normalize is not None else getattr(task, "normalizes", False)
         means, start = [], 0
         for weights in self._weights:

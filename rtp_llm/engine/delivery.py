@@ -56,7 +56,7 @@ class Delivery:
 
     def _finish(self, job: Job) -> dict[TaskType, Output]:
         params, ids = job.request.params, job.input_ids
-        if job.chunks is not None:
+        if job.chunks is not None and params.chunking is not None:
             return {task: job.chunks.finish(self._tasks[task], params, ids) for task in job.request.tasks}
         finished = {task: self._tasks[task].finish(job.rows(task), params, ids) for task in job.request.tasks}
         return finished if params.aggregation_strategy is None else self._entities.find(job, finished)

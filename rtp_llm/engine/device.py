@@ -61,7 +61,7 @@ class Device:
     device that has lost a thread is not repaired, since nobody knows what else is broken, but ended, for a supervisor
     to start anew.
 
-    closing  no more requests are taken
+    closing  why no more requests are taken; None while they are
     ended    why nothing is computed any more; None while it is
     """
 
@@ -69,7 +69,7 @@ class Device:
         """`batch_tokens` is the step's budget of the first tenant, whose tokens cost 1; the rest is `Scheduler`'s."""
         self.scheduler = Scheduler(batch_tokens, num_cores, bulk_share, num_devices)
         self.changed = threading.Condition()
-        self.closing = False
+        self.closing: str | None = None
         self.ended: str | None = None
         self.failure: str | None = None
         self.on_failure: Callable[[], None] = _nothing
@@ -105,8 +105,7 @@ class Device:
         """Why no more requests are taken; None while they are."""
         if os.getpid() != self._process:
             return _FORKED
-        is_over = self.closing or self.ended is not None
-        return (self.failure or SHUTTING_DOWN) if is_over else None
+        return self.failure or self.closing
 
     def seconds_of_work(self, besides: Tenant) -> dict[Lane, float]:
         """What waits for the other tenants, by lane, in seconds."""
@@ -147,12 +146,15 @@ class Device:
                     self.die(error)
         return future.result()
 
-    def close(self, timeout: float = 30.0) -> None:
-        """Take no requests, compute what is in, end the threads; what is left after `timeout` seconds fails."""
+    def close(self, timeout: float = 30.0, reason: str = SHUTTING_DOWN) -> None:
+        """Take no requests, compute what is in, end the threads; what is left after `timeout` seconds fails.
+
+        `reason` is what whoever asks from now on is told.
+        """
         if os.getpid() != self._process:  # all that there is to end belongs to another process
             return
         deadline = time.monotonic() + timeout
-        self.closing = True
+        self.closing = reason
         for tenant in self._tenants:
             tenant.stop_intake(max(deadline - time.monotonic(), 0.0))
         with self.changed:
@@ -161,7 +163,7 @@ class Device:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(deadline - time.monotonic(), 0.0))
-        self._end("the server was shut down before this request was done")
+        self._end(f"{reason}; this request was not done in time")
         while self._unreleased:  # nothing is left to whoever closes it again
             self._unreleased.pop().release()
 

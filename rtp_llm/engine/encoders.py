@@ -14,7 +14,7 @@ from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.route_encoder import RouteEncoder
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokenizer_files import model_max_length
-from rtp_llm.engine.tokenizer_pool import Encoder
+from rtp_llm.engine.tokenizer_pool import Encoder, PairEncoder
 from rtp_llm.model_config import ModelConfig
 from rtp_llm.modules import STATIC, TABLES
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _LONGEST_LOOKUP = 1 << 16
 
 
-def pair_encoder(tokenizer: Tokenizer, model_config: ModelConfig) -> Encoder | None:
+def pair_encoder(tokenizer: Tokenizer, model_config: ModelConfig) -> PairEncoder | None:
     """How a reranker that reads a pair as one text is asked: by its chat template, else as its authors do.
 
     None: plainly, as two texts. Where no modules.json says otherwise, CrossEncoder heeds the chat template of whatever

@@ -18,7 +18,7 @@ from rtp_llm.engine.entity_finder import EntityFinder
 from rtp_llm.engine.estimate import Estimate
 from rtp_llm.engine.gate import Gate
 from rtp_llm.engine.in_order import run_in_order
-from rtp_llm.engine.intake import Intake
+from rtp_llm.engine.intake import Intake, expired
 from rtp_llm.engine.job import Job, note_start
 from rtp_llm.engine.lane import Lane, lane_of
 from rtp_llm.engine.open_jobs import OpenJobs
@@ -198,13 +198,13 @@ class Engine:
         """Tell whoever waits for these jobs, all of which have an outcome."""
         self._open_jobs.resolve(jobs)
 
-    def close(self, timeout: float = 30.0) -> None:
+    def close(self, timeout: float = 30.0, reason: str = SHUTTING_DOWN) -> None:
         """End the device, for all models that share it: `Device.close`."""
-        self.device.close(timeout)
+        self.device.close(timeout, reason)
 
     def stop_intake(self, timeout: float) -> None:
         """Take no more requests, and wait until what came in is queued, but no longer than `timeout` seconds."""
-        self._not_ready = SHUTTING_DOWN
+        self._not_ready = self.device.closing
         self._tokenizer.close(timeout)
 
     def release(self) -> None:
@@ -250,7 +250,7 @@ class Engine:
         except RuntimeError:  # the pool was closed meanwhile
             self._open_jobs.expect_no_more(job)
             self._jobs[job.lane].discard(job)
-            raise NotReady(SHUTTING_DOWN) from None
+            raise NotReady(self.device.refusal or SHUTTING_DOWN) from None
 
     def _encode_part(self, job: Job) -> bool:
         """Tokenise the next part of a large request -> whether more is left; runs on a tokeniser thread."""
@@ -258,7 +258,8 @@ class Engine:
         try:
             if not job.done:
                 inputs, start = job.request.inputs, job.next_input
-                self._intake.check_deadline(job.request)
+                if job.request.deadline <= time.monotonic():
+                    raise expired()
                 estimate = self.estimate(job.request.params)
                 job.next_input = estimate.end_of_part(inputs, start, _PART_INPUTS, max_characters=_PART_CHARACTERS)
                 self._open_jobs.enqueue(job, self._intake.encode(job, start, job.next_input))

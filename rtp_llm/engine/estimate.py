@@ -9,6 +9,9 @@ from rtp_llm.core import Chunking, Input
 # English text has about four characters a token.
 _CHARACTERS_PER_TOKEN = 4
 _SPECIAL_TOKENS = 2
+# What an input takes beside its characters, in characters. NOTE: measured are 7 us a text, 19 us a pair and 0.23 us a
+# character; a thousand texts of one letter kept the event loop for 7 ms.
+_EACH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +20,18 @@ class Estimate:
 
     lead         characters of prompt and instruction, which stand before each text and are tokenised with each
     max_seq_len  what is read of an input at once
+    around_pair  characters of a reranker's own words, which are tokenised with each pair
+    stride       tokens that a chunk has in common with the next
     """
 
     lead: int
     max_seq_len: int
     chunking: Chunking | None = None
+    around_pair: int = 0
+    stride: int = 0
 
     def characters(self, inputs: Sequence[Input], enough: float = math.inf) -> int:
-        """What is tokenised, and one for each input; counting stops above `enough`. Ready token ids count too."""
+        """What is tokenised, and some for each input; counting stops above `enough`. Ready token ids count too."""
         total = 0
         for value in inputs:
             total += self._characters(value)
@@ -65,7 +72,9 @@ class Estimate:
         return stop
 
     def _characters(self, value: Input) -> int:
-        return 1 + (len(value) if isinstance(value, list) else self._length(value))
+        if isinstance(value, list):
+            return _EACH + len(value)
+        return _EACH + self._length(value) + (self.around_pair if isinstance(value, tuple) else 0)
 
     def _length(self, value: str | tuple[str, str]) -> int:
         return self.lead + (len(value) if isinstance(value, str) else len(value[0]) + len(value[1]))
@@ -83,4 +92,5 @@ class Estimate:
             return len(value)
         frame = _SPECIAL_TOKENS + self.lead // _CHARACTERS_PER_TOKEN
         own = (self._length(value) - self.lead) // _CHARACTERS_PER_TOKEN
-        return own + frame * math.ceil(max(own, 1) / max(self.max_seq_len - frame, 1))
+        chunks = math.ceil(max(own - self.stride, 1) / max(self.max_seq_len - frame - self.stride, 1))
+        return own + frame * chunks + self.stride * (chunks - 1)

@@ -19,6 +19,7 @@ QUESTION = (
     "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "
     "prediction of either 'Yes' or 'No'."
 )
+_PASSAGE = "B: "
 _LEAST_ROOM = 8
 
 
@@ -31,6 +32,7 @@ class FlagRerank:
         ids = tokenizer.special_ids
         starts = "bos" in ids and ids["bos"] != ids.get("pad")
         self._start = np.array([ids["bos"]] if starts else [], np.int32)
+        self.around_pair = len(_PASSAGE)
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
         """An Item per input, in order, that knows what it shares with others; InvalidRequest for a text alone."""
@@ -41,7 +43,7 @@ class FlagRerank:
         queries = self._heads(pairs, room, cuts=params.truncate)
         own = replace(params, prompt="", add_special_tokens=False, max_tokens=None, truncation_side="right")
         with naming(pairs):
-            passages = self._tokenizer.encode([f"B: {document}" for _, document in pairs.values()], own)
+            passages = self._tokenizer.encode([_PASSAGE + document for _, document in pairs.values()], own)
         for (index, (query, _)), passage in zip(pairs.items(), passages, strict=True):
             head, whole = queries[query], passage.input_ids[:room]
             body = whole[: max(0, room + len(end) - len(head))]

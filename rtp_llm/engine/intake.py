@@ -18,7 +18,7 @@ _MOST_CHUNKS = 1 << 16
 
 
 class Intake:
-    """Checks requests and tokenises them; `on_expired` is told of each that comes too late."""
+    """Checks requests and tokenises them; `on_expired` is told of each that is checked too late."""
 
     def __init__(
         self,
@@ -43,10 +43,6 @@ class Intake:
         check_entities(request)
         if not request.inputs:
             raise InvalidRequest("input is empty; give at least one text", param="input")
-        self.check_deadline(request)
-
-    def check_deadline(self, request: Request) -> None:
-        """DeadlineExceeded once the request's deadline has come."""
         if request.deadline <= time.monotonic():
             self._on_expired()
             raise expired()

@@ -27,7 +27,7 @@ class Job:
 
     announced   tokens that are expected of inputs which have not been tokenised yet
     batch_rows  sequences of the step that computes the first of its items
-    chunks      instead of `outputs`, where inputs are computed in chunks
+    chunks      instead of `outputs`, where inputs are computed in chunks or windows
     model       the number of its model among those of the device
     num_chunks  that have come of its inputs, where those are computed in chunks
     next_input  the first of its inputs that a tokeniser thread has not seen to yet
@@ -85,7 +85,8 @@ class Job:
         self.error: Exception | None = None
         self.outputs: dict[TaskType, Rows] = {}
         self.places: list[Any] = []
-        self.chunks = ChunkRows(count) if request.params.chunking == "mean" else None
+        in_chunks = request.params.chunking == "mean" or request.params.stride is not None
+        self.chunks = ChunkRows(count) if in_chunks else None
         self.input_ids = [_NO_IDS] * count
         self.spans: list[Int32Array] = [_NO_SPANS] * count if request.params.aggregation_strategy is not None else []
         self.num_tokens = [0] * count
@@ -101,7 +102,7 @@ class Job:
     def accept(self, items: list[Item]) -> None:
         """The tokeniser's word on some of the inputs."""
         self.tokenized_at = time.perf_counter()
-        in_chunks = self.request.params.chunking is not None
+        in_chunks = self.request.params.chunking is not None or self.chunks is not None
         for item in items:
             item.owner = self
             item.tasks = self.request.tasks
@@ -120,10 +121,15 @@ class Job:
         """Tokens of several inputs in one item, or of one input in several; all of an input's come together."""
         self.num_chunks += len(items)
         pieces: dict[int, list[Int32Array]] = {}
+        spans: dict[int, list[Int32Array]] = {}
         for item in items:
             parts = np.split(item.input_ids, np.cumsum(item.parts)[:-1]) if item.parts else [item.input_ids]
             for index, ids in enumerate(parts, item.index):
                 pieces.setdefault(index, []).append(ids)
+            if item.spans is not None:
+                spans.setdefault(item.index, []).append(item.spans)
+        for index, several in spans.items():
+            self.spans[index] = np.concatenate(several)
         for index, own in pieces.items():
             self.input_ids[index] = np.concatenate(own)
             self.num_tokens[index] = len(self.input_ids[index])
@@ -154,7 +160,12 @@ class Job:
             self.computing_at = time.perf_counter()
 
     def rows(self, task: TaskType) -> Rows:
-        """A task's rows, in the order of the inputs; what was answered without one has none, or one of no meaning."""
+        """A task's rows, in the order of the inputs; what was answered without one has none, or one of no meaning.
+
+        Of inputs that are read in parts, those of each part.
+        """
+        if self.chunks is not None:
+            return [row for own in self.chunks.rows for row in own]
         return self.outputs.get(task, np.zeros((len(self.num_tokens), 0), np.float32))
 
     def _room_for(self, row: FloatArray) -> Rows:

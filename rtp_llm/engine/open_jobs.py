@@ -15,7 +15,7 @@ from rtp_llm.engine.lane_queue import key_of
 from rtp_llm.engine.outcome import ItemRows, Outcome, item_failure
 from rtp_llm.engine.result_cache import ResultCache
 from rtp_llm.engine.route_encoder import LookedUp
-from rtp_llm.errors import NotReady
+from rtp_llm.errors import DeadlineExceeded, NotReady
 from rtp_llm.observability import Metrics
 
 
@@ -86,10 +86,7 @@ class OpenJobs:
 
     def expire(self, job: Job) -> bool:
         """Give up a job that is too late; False when it has an outcome. The device's lock is held."""
-        is_open = self._mark_failed(job, expired())
-        if is_open:
-            self._metrics.observe_expired()
-        return is_open
+        return self._mark_failed(job, expired())
 
     def end(self, reason: str) -> None:
         """Nothing is computed from now on: whoever waits is told."""
@@ -156,5 +153,7 @@ class OpenJobs:
         if job.done:
             return False
         job.error = error
+        if isinstance(error, DeadlineExceeded):
+            self._metrics.observe_expired()
         self._device.scheduler.drop(job)
         return True

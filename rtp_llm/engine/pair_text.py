@@ -20,6 +20,7 @@ class PairText:
         """`form` has places for `query` and `document`."""
         self._tokenizer = tokenizer
         self._form = form
+        self.around_pair = len(form.format(query="", document=""))
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
         """An Item per input, in order; InvalidRequest for a text alone."""

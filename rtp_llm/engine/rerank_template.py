@@ -29,6 +29,7 @@ class RerankTemplate:
         self._tokenizer = tokenizer
         self._prefix, self._suffix = (plain_ids(tokenizer, text) for text in (PREFIX, SUFFIX))
         self._bodies = tokenizer.narrowed(len(self._prefix) + len(self._suffix))
+        self.around_pair = len(_question("", INSTRUCTION))
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
         """An Item per input, in order, that knows what it shares with others; InvalidRequest for a text alone."""

@@ -153,17 +153,22 @@ class Tokenizer:
         prompt, none = self.prompt_text(params), np.zeros(0, np.int32)
         texts = {index: prompt + value for index, value in enumerate(inputs, start) if isinstance(value, str)}
         length = self._prompt_length(prompt, params.add_special_tokens) if prompt and texts else 0
-        encodings = iter(self._run(texts, params.add_special_tokens) if texts else ())
+        offsets = params.aggregation_strategy is not None
+        encodings = iter(self._run(texts, params.add_special_tokens, offsets) if texts else ())
         framed = []
         for index, value in enumerate(inputs, start):
             if isinstance(value, str):
-                framed.append(self._framed(next(encodings), index, length))
+                encoding: Encoding = next(encodings)
+                spans = spans_of(encoding, -len(prompt)) if offsets else None
+                framed.append(self._framed(encoding, index, length, spans))
             else:
                 check_ids(value, index, self.vocab_size)
                 framed.append(Framed(none, np.array(value, np.int32), none, 0))
         return framed
 
-    def _framed(self, encoding: Encoding, index: int, prompt_length: int) -> Framed:
+    def _framed(
+        self, encoding: Encoding, index: int, prompt_length: int, spans: list[tuple[int, int]] | None
+    ) -> Framed:
         ids = np.array(encoding.ids or self._nothing, np.int32)
         own = [place for place, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
         if not len(ids):
@@ -172,7 +177,8 @@ class Tokenizer:
         # Of no text at all, there are special tokens alone; which of them lead makes no difference then.
         first, last = (own[0], own[-1] + 1) if own else (len(ids), len(ids))
         first = min(max(first, prompt_length), last)
-        return Framed(ids[:first], ids[first:last], ids[last:], prompt_length)
+        own_spans = None if spans is None else np.array(spans[first:last], np.int32).reshape(-1, 2)
+        return Framed(ids[:first], ids[first:last], ids[last:], prompt_length, own_spans)
 
     def tokens(self, text: Text, *, add_special_tokens: bool = True) -> list[Token]:
         """The tokens of a text or pair as it is, no prompt, no limit; RequestTooLarge where it is long and whole."""

@@ -19,6 +19,12 @@ class Encoder(Protocol):
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]: ...
 
 
+class PairEncoder(Encoder, Protocol):
+    """Pairs as one text each, of which `around_pair` characters are neither query nor document."""
+
+    around_pair: int
+
+
 class TokenizerPool:
     """A Tokenizer on threads of its own; others may encode what is embedded, scored, or chunks."""
 
@@ -27,12 +33,13 @@ class TokenizerPool:
         tokenizer: Tokenizer,
         num_threads: int,
         embedding: Encoder | None = None,
-        reranking: Encoder | None = None,
+        reranking: PairEncoder | None = None,
         chunking: Encoder | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self._embedding = embedding or tokenizer
-        self._reranking = reranking or tokenizer
+        self._reranking: Encoder = reranking or tokenizer
+        self._around_pair = reranking.around_pair if reranking else 0
         self._chunking = chunking or tokenizer
         # The library reads only this variable; unset, each call would take all cores from the batches that run.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -44,15 +51,18 @@ class TokenizerPool:
         prompt = params.prompt if params.prompt is not None else prompts.get(name or "", "")
         most = self.tokenizer.max_seq_len if params.max_tokens is None else params.max_tokens
         lead = len(prompt) + len(params.instruction or "")
-        return Estimate(lead, max(min(most, self.tokenizer.max_seq_len), 1), params.chunking)
+        max_seq_len = max(min(most, self.tokenizer.max_seq_len), 1)
+        chunking = params.chunking if params.stride is None else "mean"
+        return Estimate(lead, max_seq_len, chunking, self._around_pair, params.stride or 0)
 
     def is_small(self, inputs: Sequence[Input], estimate: Estimate) -> bool:
         """Whether encoding takes less time than a hop to another thread: do it where you are."""
-        return estimate.characters(inputs, _SMALL_CHARACTERS) <= _SMALL_CHARACTERS
+        # With a stride, a short text may become any number of items.
+        return not estimate.stride and estimate.characters(inputs, _SMALL_CHARACTERS) <= _SMALL_CHARACTERS
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0, *, rerank: bool = False) -> list[Item]:
         """`Tokenizer.encode`, on the caller's thread; `rerank`: these are to be scored."""
-        if params.chunking is not None:
+        if params.chunking is not None or params.stride is not None:
             return self._chunking.encode(inputs, params, start)
         return (self._reranking if rerank else self._embedding).encode(inputs, params, start)
 

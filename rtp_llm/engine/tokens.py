@@ -39,12 +39,14 @@ class Framed(NamedTuple):
     """One input's tokens: those before it (leading special ones, the prompt), its own, and those after it.
 
     prompt_length  as of an Item
+    spans          of its own tokens, where they are wanted
     """
 
     head: Int32Array
     body: Int32Array
     tail: Int32Array
     prompt_length: int
+    spans: Int32Array | None = None
 
 
 class Encoded(NamedTuple):

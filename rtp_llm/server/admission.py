@@ -2,7 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Request
@@ -29,13 +30,18 @@ class Admission:
         self.check_room()
         await self._permits.acquire()
 
-    async def wait(self) -> None:
-        """Take a place, as soon as there is one."""
-        await self._permits.acquire()
-
     def leave(self) -> None:
         """Give the place back."""
         self._permits.release()
+
+    @asynccontextmanager
+    async def place(self, *, patient: bool) -> AsyncIterator[None]:
+        """A place among those in flight; where there is none, a `patient` caller waits for it, another is refused."""
+        await (self._permits.acquire() if patient else self.enter())
+        try:
+            yield
+        finally:
+            self.leave()
 
     def check_size(self, request: Request, num_bytes: int, place: Callable[[int], str] = "input[{}]".format) -> None:
         """RequestTooLarge for a text that would take too long to tokenise; the request came as `num_bytes`.

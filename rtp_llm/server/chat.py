@@ -8,11 +8,15 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from rtp_llm.config import ServerConfig
+from rtp_llm.core import ModelInfo
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.checks import check_count
 from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.scheduling import BodyPriority
 from rtp_llm.server.turns import INLINE_CHARACTERS
+
+# What is no variable of a template, but says how its text is made, or of what.
+_NO_VARIABLES = ("messages", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize")
 
 
 class TextObject(msgspec.Struct, kw_only=True):
@@ -71,6 +75,7 @@ async def rendered(body: Body, config: ServerConfig, engine: EngineLike) -> Body
     if body.chat_template is not None:
         message = "chat_template is not taken from a request; leave it out for the checkpoint's own"
         raise InvalidRequest(message, param="chat_template")
+    check_variables(body.chat_template_kwargs)
     conversations = _conversations(body.messages, config)
     size = sum(len(message["content"]) for conversation in conversations for message in conversation)
     is_small = size <= INLINE_CHARACTERS and len(conversations) == 1
@@ -80,6 +85,22 @@ async def rendered(body: Body, config: ServerConfig, engine: EngineLike) -> Body
         for conversation in conversations
     ]
     return body
+
+
+def input_place(body: ChatBody, info: ModelInfo, index: int) -> str:
+    """The field by which an input came: a conversation, a text, or token ids."""
+    name, given = ("input", body.input) if body.messages is None else ("messages", body.messages)
+    is_one = not isinstance(given, list) or isinstance(given[0], (int, dict))
+    return name if is_one else f"{name}[{index}]"
+
+
+def check_variables(given: Mapping[str, Any] | None) -> None:
+    """InvalidRequest for what a chat template would never see, while its caller thinks that it is heeded."""
+    wrong = next((name for name in _NO_VARIABLES if name in (given or {})), None)
+    if wrong is not None:
+        param = f"chat_template_kwargs.{wrong}"
+        message = f"{param} is no variable of a template: send it as a field of the body, where there is one"
+        raise InvalidRequest(message, param=param)
 
 
 def _text(body: ChatBody, conversation: list[dict[str, Any]], engine: EngineLike) -> str:

@@ -20,6 +20,7 @@ from rtp_llm.server.entities import (
     FoundEntity,
     IgnoredLabels,
     Strategy,
+    Stride,
     check_means_texts,
     entity_arrays,
     has_entities,
@@ -42,6 +43,7 @@ class ClassifierBody(msgspec.Struct, kw_only=True):
     labels: Annotated[bool | None, Meta(description="name the labels beside the scores; null: false")] = None
     aggregation_strategy: Strategy = None
     ignore_labels: IgnoredLabels = None
+    stride: Stride = None
     truncate: Truncate = None
     truncation_side: Side = None
     model: ModelName = None
@@ -79,9 +81,9 @@ def to_request(body: ClassifierBody, info: ModelInfo, config: ServerConfig, requ
         activation=body.activation, truncate=body.truncate is not False, truncation_side=body.truncation_side
     )
     if labels_tokens(info):
-        params = with_entities(params, body.aggregation_strategy, body.ignore_labels)
+        params = with_entities(params, body.aggregation_strategy, body.ignore_labels, body.stride)
         return Request(inputs=inputs, tasks=(TaskType.TOKEN_CLASSIFY,), params=params, request_id=request_id)
-    check_means_texts(info, body.aggregation_strategy)
+    check_means_texts(info, body.aggregation_strategy, body.stride)
     params = replace(params, activation=body.activation or (None if body.labels else "none"))
     return Request(inputs=inputs, tasks=(TaskType.CLASSIFY,), params=params, request_id=request_id)
 

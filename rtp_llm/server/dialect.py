@@ -4,6 +4,7 @@ A Dialect runs the model; a Lookup asks the tokenizer alone. Which of them answe
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from msgspec import Meta
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import OF_TOKENS, AnswerLimit, ModelInfo, Request, Response, TaskType
-from rtp_llm.errors import InvalidInput, RequestTooLarge
+from rtp_llm.errors import InvalidInput, InvalidRequest, RequestTooLarge
 from rtp_llm.observability import Answered
 from rtp_llm.server.body import decode
 from rtp_llm.server.catalog import Catalog, Wanted
@@ -36,6 +37,7 @@ Side = Annotated[
     Literal["left", "right"] | None,
     Meta(description="the end that an over-long input loses; null: the checkpoint's own, mostly right"),
 ]
+_FIELD = re.compile(r"[.\[]")  # what ends a field's name in the place of an input
 _CUTS = ("truncate", "truncation", "truncate_prompt_tokens", "max_tokens")
 _WEIGHT_BYTES = 24  # of a weight of a sparse vector with its token, in an answer, about
 MEMORY_BYTES = 4  # of a number that is computed, and not answered
@@ -114,8 +116,8 @@ class Dialect(Generic[Body]):
         request = scheduled(request, exchange.headers, deadline - time.monotonic(), number, by_client=by_client)
         try:
             response, rendered, seconds_to_encode = await self._run(body, request, engine, info, service.turns)
-        except InvalidInput as error:
-            raise error if named is None else error.at(named(error.index), self.cut) from None
+        except InvalidRequest as error:
+            raise error if named is None else _in_its_field(error, named, self.cut, len(request.inputs)) from None
         engine.metrics.observe_encode(seconds_to_encode)
         exchange.answered.append(Answered(request, response, info.name, seconds_to_encode))
         own = self.own_headers(body, response, info) if self.own_headers is not None else []
@@ -127,7 +129,8 @@ class Dialect(Generic[Body]):
         """The model, the body as it is read, and what it asks of the model."""
         catalog, config = service.catalog, service.config
         wanted = self.wanted(body) if callable(self.wanted) else self.wanted
-        asked = catalog.asked(exchange.deployment or getattr(body, "model", None), exchange.headers)
+        name = exchange.deployment or getattr(body, "model", None) or exchange.hosted_model
+        asked = catalog.asked(name, exchange.headers)
         exchange.metrics = asked.metrics if asked else None
         if self.prepare is not None and getattr(body, "messages", None) is not None:
             asked, body = await catalog.prepared(asked, wanted, partial(self.prepare, body, config))
@@ -191,6 +194,15 @@ class Lookup(Generic[Body]):
         engine = asked or service.catalog.default
         exchange.metrics = engine.metrics
         return self.render(body, engine, service)
+
+
+def _in_its_field(error: InvalidRequest, named: Callable[[int], str], cut: str, num_inputs: int) -> InvalidRequest:
+    """The same by the name of the field that it is about; the engine knows of `input` alone."""
+    if isinstance(error, InvalidInput):
+        return error.at(named(error.index), cut)
+    if error.param == "input":
+        error.param = _FIELD.split(named(num_inputs - 1))[0]
+    return error
 
 
 def _says_what_is_cut(body: object) -> bool:

@@ -83,9 +83,9 @@ DIALECTS: dict[str, Route] = {
     "/vertex": tei.Vertex(_BY_BODY),
 }
 
-_AZURE = re.compile(r"/openai/(?:deployments/(?P<name>[^/]+)|v1)/embeddings")
-# The name is a hosted model's, spelt otherwise than in the body.
-_NVIDIA = re.compile(r"/v1/retrieval/.+/reranking")
+# A model's name may have a slash, as the hub's do; one that came as %2F is decoded by now.
+_AZURE = re.compile(r"/openai/(?:deployments/(?P<name>.+)|v1)/embeddings")
+_NVIDIA = re.compile(r"/v1/retrieval/(?P<name>.+)/reranking")
 _CLIENT_LEFT = 499  # nginx's word for it; only the metrics see it
 
 
@@ -196,7 +196,11 @@ def _renamed(exchange: Exchange, path: str) -> str:
     if found is not None:
         exchange.deployment = found["name"] or ""
         return "/v1/embeddings"
-    return nvidia.PATH if _NVIDIA.fullmatch(path) else path
+    found = _NVIDIA.fullmatch(path)
+    if found is not None:
+        exchange.hosted_model = found["name"]
+        return nvidia.PATH
+    return path
 
 
 async def _respond_error(exchange: Exchange, error: Exception) -> None:

@@ -19,7 +19,7 @@ from rtp_llm.core import FloatArray, ModelInfo, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server import openai
 from rtp_llm.server.catalog import Wanted, one_of
-from rtp_llm.server.chat import rendered
+from rtp_llm.server.chat import input_place, rendered
 from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.errors import Headers, shared_form
 from rtp_llm.server.openai import EmbeddingsBody
@@ -116,6 +116,7 @@ def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
         lambda body: _wanted(body, kind),
         error_form=shared_form,
         prepare=rendered,
+        place=input_place,
         by_accept=by_accept,
         by_body=lambda body: raw if body.is_bytes else None,
         number_bytes=_number_bytes,
@@ -134,6 +135,7 @@ def _binary(kind: TaskType | None, content_type: bytes) -> Dialect[EmbeddingsBod
         own_headers=_shape_and_cuts,
         content_type=content_type,
         prepare=rendered,
+        place=input_place,
     )
 
 
@@ -168,7 +170,7 @@ def _described_request(
 
 def multi_vector() -> Dialect[EmbeddingsBody]:
     """The dialect of Jina's path, whose bodies ask for several vectors by it."""
-    return replace(dialect(TaskType.COLBERT), decoder=_multi_decoder, by_accept={})
+    return replace(dialect(TaskType.COLBERT), decoder=_multi_decoder)
 
 
 def _wanted(body: EmbeddingsBody, kind: TaskType | None) -> Wanted:

@@ -36,18 +36,29 @@ class FoundEntity(msgspec.Struct, kw_only=True):
     index: int | UnsetType = UNSET
 
 
-def with_entities(params: Params, strategy: AggregationStrategy | None, ignored: Sequence[str] | None) -> Params:
+Stride: TypeAlias = Annotated[
+    int | None,
+    Meta(
+        description="token classifiers: a text over the limit is read in windows that have so many tokens in common "
+        "with the next, and is not cut; null: it is cut"
+    ),
+]
+
+
+def with_entities(
+    params: Params, strategy: AggregationStrategy | None, ignored: Sequence[str] | None, stride: int | None
+) -> Params:
     """The parameters of a request for entities."""
-    params = replace(params, aggregation_strategy=strategy or "simple")
+    params = replace(params, aggregation_strategy=strategy or "simple", stride=stride)
     return params if ignored is None else replace(params, ignore_labels=tuple(ignored))
 
 
-def check_means_texts(info: ModelInfo, strategy: AggregationStrategy | None) -> None:
+def check_means_texts(info: ModelInfo, strategy: AggregationStrategy | None, stride: int | None) -> None:
     """UnsupportedTask where a request says that it means a token classifier, which this model is not."""
-    if strategy is not None:
-        offered = ", ".join(task.value for task in info.tasks)
-        message = f"aggregation_strategy is for token classifiers; this model offers {offered}"
-        raise UnsupportedTask(message, param="aggregation_strategy")
+    for name, value in (("aggregation_strategy", strategy), ("stride", stride)):
+        if value is not None:
+            offered = ", ".join(task.value for task in info.tasks)
+            raise UnsupportedTask(f"{name} is for token classifiers; this model offers {offered}", param=name)
 
 
 def labels_tokens(info: ModelInfo) -> bool:

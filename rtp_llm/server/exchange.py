@@ -35,7 +35,8 @@ class Exchange:
     `status` is 0 until the answer starts; `route` is the path's template, and `metrics` are those of the model that was
     asked, once it is known; `error_form` tells failures, and `failure` is why a request that was in order failed;
     `content_type` is that of an answer that is no failure; `answered` is what the engine has answered; `deployment` is
-    the model that the path names, as Azure's do, and beats every other name.
+    the model that the path names, as Azure's do, and beats every other name; `hosted_model` is that of NVIDIA's path,
+    which may spell it otherwise than the body, or name the company alone: it counts where the body says none.
     """
 
     __slots__ = (
@@ -47,6 +48,7 @@ class Exchange:
         "error_form",
         "failure",
         "headers",
+        "hosted_model",
         "method",
         "metrics",
         "path",
@@ -74,7 +76,7 @@ class Exchange:
         self.metrics: Metrics | None = None
         self.error_form: ErrorForm = openai_form
         self.content_type = JSON
-        self.deployment = ""
+        self.deployment = self.hosted_model = ""
         self.request_id = choose_id(self.headers.get(b"x-request-id"))
 
     async def send(self, message: Message) -> None:

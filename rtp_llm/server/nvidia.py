@@ -1,6 +1,7 @@
 """NVIDIA NIM's reranking: a query, passages, and their logits. POST /v1/ranking.
 
-NVIDIA's hosted API has the same at /v1/retrieval/{model}/reranking, which rtp_llm/server/dispatch.py leads here.
+NVIDIA's hosted API has the same at /v1/retrieval/{model}/reranking, which rtp_llm/server/dispatch.py leads here: the
+name counts where the body has none.
 Its embeddings are OpenAI's, with words of its own that rtp_llm/server/openai.py takes.
 """
 

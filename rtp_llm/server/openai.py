@@ -4,6 +4,7 @@ Their paths are in rtp_llm/server/embeddings.py.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -246,6 +247,7 @@ def _normalize(body: EmbeddingsBody) -> bool | None:
         named = getattr(body, param)
         if isinstance(named, list) and len(named) > 1:
             raise InvalidRequest(f"{param}: one type a request is served here; /v2/embed gives several", param=param)
+    _check_agree(body)
     if kind == "float":
         return normalize
     if body.is_packed:
@@ -253,6 +255,19 @@ def _normalize(body: EmbeddingsBody) -> bool | None:
         raise InvalidRequest(message, param="embed_dtype")
     check_type(kind, normalize, next(param for param in _TYPE_PARAMS if getattr(body, param)))
     return True if kind in SCALED else normalize
+
+
+def _check_agree(body: EmbeddingsBody) -> None:
+    """InvalidRequest where two of the names of the numbers' type, or of base64, say different things."""
+    given = [(param, getattr(body, param)) for param in _LISTED_PARAMS if getattr(body, param)]
+    said = [(param, value if isinstance(value, str) else value[0]) for param, value in given]
+    # base64 among the types says how the numbers are written.
+    other = "encoding_format" if any(word == "base64" for _, word in said) else "output_dtype"
+    said += [(other, getattr(body, other))] if getattr(body, other) else []
+    for (first, word), (param, value) in pairwise(said):
+        if value != word:
+            message = f"{first} {word!r:.100} and {param} {value!r:.100} are at odds: send one of them"
+            raise InvalidRequest(message, param=param)
 
 
 def _add_special_tokens(tokenizer_config: dict[str, Any] | None) -> bool:

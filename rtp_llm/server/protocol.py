@@ -202,6 +202,13 @@ class Protocol(HttpToolsProtocol):
         if self._awaits_body() and not self.transport.is_closing():
             self._refuse(NotReady("the server is shutting down and the request's body did not arrive: try another one"))
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Of CONNECT, which is answered as a method that nothing takes: what comes after its head would be no HTTP.
+
+        uvicorn itself logs that it lacks a library for websockets, which nobody has asked for.
+        """
+        self.cycle.keep_alive = False
+
     def send_400_response(self, msg: str) -> None:
         """What cannot be parsed as HTTP at all, or is not to be."""
         self._refuse(self._too_large or InvalidRequest("this is not an HTTP/1.1 request that can be read"))

@@ -10,6 +10,7 @@ from msgspec import Meta
 from rtp_llm.core import FloatArray, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import Wanted, one_of
+from rtp_llm.server.chat import check_variables
 from rtp_llm.server.turns import Arguments, Result
 from rtp_llm.similarity import SCORING_KINDS, max_sim, scored_by, scoring_params, similarity_steps
 
@@ -26,7 +27,8 @@ TemplateVariables: TypeAlias = Annotated[
 
 
 def instruction_of(instruction: str | None, variables: Mapping[str, Any] | None) -> str | None:
-    """What to look for, by either of vLLM's names for it; InvalidRequest where it is no text."""
+    """What to look for, by either of vLLM's names for it; InvalidRequest where it is no text, or beside no variable."""
+    check_variables(variables)
     given = (variables or {}).get("instruction")
     if given is not None and not isinstance(given, str):
         param = "chat_template_kwargs.instruction"

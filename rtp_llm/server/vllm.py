@@ -22,7 +22,7 @@ from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import UnsupportedTask
 from rtp_llm.server import openai
 from rtp_llm.server.catalog import CLASSIFIERS, Catalog, ModelName, Wanted, one_of
-from rtp_llm.server.chat import ChatBody, rendered
+from rtp_llm.server.chat import ChatBody, input_place, rendered
 from rtp_llm.server.checks import check_dimensions, max_tokens_of
 from rtp_llm.server.dialect import Dialect, Side, Truncate
 from rtp_llm.server.entities import LABELLERS
@@ -241,6 +241,7 @@ _pooling_dialect: Dialect[PoolingBody] = Dialect(
     lambda body: _POOLED[body.task],
     render_on_thread=True,
     prepare=rendered,
+    place=input_place,
     number_bytes=lambda body: NUMBER_BYTES if body.encoding_format in (None, "float") else PACKED_BYTES,
 )
 _raw_pooling: Dialect[PoolingBody] = replace(
@@ -248,7 +249,12 @@ _raw_pooling: Dialect[PoolingBody] = replace(
 )
 ROUTES: dict[str, Route] = {
     "/classify": Dialect(
-        msgspec.json.Decoder(ClassifyBody, strict=False), _classify, _render_classes, CLASSIFIERS, prepare=rendered
+        msgspec.json.Decoder(ClassifyBody, strict=False),
+        _classify,
+        _render_classes,
+        CLASSIFIERS,
+        prepare=rendered,
+        place=input_place,
     ),
     "/pooling": replace(_pooling_dialect, by_body=lambda body: _raw_pooling if body.is_bytes else None),
 }

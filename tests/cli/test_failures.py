@@ -25,6 +25,7 @@ TEXT = b"the weather\nso sunny\n"
 # As in a terminal: what a shell runs in the background ignores interrupts.
 MAIN = """import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from rtp_llm.cli import main
 main()"""
 
@@ -46,13 +47,15 @@ def limited(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
-def interrupt(process: "subprocess.Popen[bytes]", is_time: Callable[[], bool]) -> tuple[int, bytes]:
-    """-> status and standard error of a process that is interrupted when it is time."""
+def interrupt(
+    process: "subprocess.Popen[bytes]", is_time: Callable[[], bool], number: int = signal.SIGINT
+) -> tuple[int, bytes]:
+    """-> status and standard error of a process that gets this signal when it is time."""
     deadline = time.monotonic() + 60
     while not is_time():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     return process.wait(20), process.communicate()[1]
 
 
@@ -70,8 +73,19 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("name", "later"), [("out.jsonl", 1.5), ("out.npy", 0.0)], ids=["computing", "loading"])
-def test_an_interrupt_leaves_no_file(name: str, later: float, m3: Path, texts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "later", "number", "ended"),
+    [
+        ("out.jsonl", 1.5, signal.SIGINT, (130, b"rtp-llm embed: interrupted\n")),
+        ("out.npy", 0.0, signal.SIGINT, (130, b"rtp-llm embed: interrupted\n")),
+        ("out.jsonl", 1.5, signal.SIGTERM, (143, b"")),
+        ("out.npy", 0.0, signal.SIGHUP, (129, b"")),
+    ],
+    ids=["computing", "loading", "SIGTERM", "SIGHUP"],
+)
+def test_an_interrupt_leaves_no_file(
+    name: str, later: float, number: int, ended: tuple[int, bytes], m3: Path, texts: Path, tmp_path: Path
+) -> None:
     (tmp_path / name).write_text("an hour's work")
     process, started = command("embed", m3, texts, tmp_path / name, *FAST), list[float]()
 
@@ -80,13 +94,18 @@ def test_an_interrupt_leaves_no_file(name: str, later: float, m3: Path, texts: P
             started.append(time.monotonic())
         return bool(started) and time.monotonic() - started[0] >= later
 
-    assert interrupt(process, is_time) == (130, b"rtp-llm embed: interrupted\n")
+    assert interrupt(process, is_time, number) == ended
     assert [path.read_text() for path in tmp_path.iterdir()] == ["an hour's work"]
 
 
-def test_an_interrupt_leaves_no_folder(larger: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "ended"),
+    [(signal.SIGINT, (130, b"rtp-llm quantize: interrupted\n")), (signal.SIGTERM, (143, b""))],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_an_interrupt_leaves_no_folder(number: int, ended: tuple[int, bytes], larger: Path, tmp_path: Path) -> None:
     process = command("quantize", larger, tmp_path / "out", "--mean_cosine", "0.99999", *FAST)
-    assert interrupt(process, (tmp_path / "out").exists) == (130, b"rtp-llm quantize: interrupted\n")
+    assert interrupt(process, (tmp_path / "out").exists, number) == ended
     assert not [*tmp_path.iterdir()]
 
 

@@ -47,6 +47,9 @@ def test_a_text_longer_than_csv_reads_by_default(tmp_path: Path) -> None:
         ("a.csv", "id,text\n1,so\n2\n", "line 3: 'text' is missing; a text is needed"),
         ("a.csv", 'id,text\n1,"so" sunny\n', "line 2: ',' expected after '\"'"),
         ("a.csv", "id,text\n1,so \udcff\n", "line 2 is not UTF-8 (byte 0xff)"),
+        ("a.csv", "id,text\n1,so\n2,so, sunny, oh\n", "line 3 has 4 cells and the first row 2; put a text with a co"),
+        ("a.tsv", "text\nso\tsunny\n", "line 2 has 2 cells and the first row 1; put a text with a tab in quotes"),
+        ("a.csv", "text,id,text\nso,1,sunny\n", "the first row has 2 columns 'text'; rename them"),
         ("lines", "\ufeffso\n\udcff\n", "line 2 is not UTF-8 (byte 0xff)"),
     ],
 )
@@ -55,6 +58,14 @@ def test_what_cannot_be_read_is_told_by_its_line(name: str, content: str, messag
     with pytest.raises(InvalidRequest) as error:
         read_texts(str(tmp_path / name), None)
     assert error.value.message.startswith(f"{tmp_path / name}: ") and message in error.value.message
+
+
+def test_what_is_no_row_and_what_is_not_read(tmp_path: Path) -> None:
+    """A blank line is no row, quotes without a word are an empty text; what is not read may have one name, or none."""
+    (tmp_path / "a.csv").write_text('text,,\n\nso,1,2\n"",,\n\n\nsunny,3,4,,\n')
+    assert read_texts(str(tmp_path / "a.csv"), None) == ["so", "", "sunny"]
+    (tmp_path / "b.csv").write_text('text\nso\n\n""\n')
+    assert read_texts(str(tmp_path / "b.csv"), None) == ["so", ""]
 
 
 def test_pairs_are_two_columns(tmp_path: Path) -> None:

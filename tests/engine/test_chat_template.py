@@ -152,7 +152,6 @@ def test_broken_and_hostile(template: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variables": {"messages": []}}, "'messages' has a field of its own"),
         ({"variables": {"range": 2}}, "'range' is a name of the template language"),
         ({"variables": {"raise_exception": 2}}, "'raise_exception' is a name"),
         ({"variables": {"self": 2}}, "'self' is a name"),

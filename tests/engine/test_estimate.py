@@ -33,6 +33,13 @@ def test_each_chunk_of_a_long_text_counts(value: Any, lead: int, expected: int) 
     assert Estimate(lead, 512, "mean").tokens([value]) == expected
 
 
+@pytest.mark.parametrize(("stride", "chunks"), [(0, 20), (10, 20), (255, 39), (509, 9491), (900, 9100)])
+def test_what_chunks_have_in_common_counts_with_each(stride: int, chunks: int) -> None:
+    estimate = Estimate(0, 512, "mean", stride=stride)
+    assert estimate.tokens([LONG]) == 10_000 + 2 * chunks + stride * (chunks - 1)
+    assert Estimate(0, 512, "mean", stride=stride).tokens(["a"]) == 2
+
+
 def test_a_prompt_that_fills_each_chunk_is_work_for_each_token() -> None:
     assert Estimate(4000, 512, "mean").tokens([LONG]) > 1_000_000
 
@@ -50,7 +57,13 @@ def test_what_cannot_matter_is_not_looked_at() -> None:
 
     assert Estimate(0, 512).tokens(Endless(), enough=50) == 51
     assert Estimate(0, 512, "late").tokens(Endless()) == 512
-    assert Estimate(0, 512).characters(Endless(), enough=50) == 55
+    assert Estimate(0, 512).characters(Endless(), enough=50) == 60
+
+
+def test_a_rerankers_own_words_are_tokenised_with_each_pair_alone() -> None:
+    estimate = Estimate(5, 512, around_pair=100)
+    assert [estimate.characters([value]) for value in (("a", "b"), "ab", [1, 2])] == [123, 23, 18]
+    assert estimate.tokens([("a", "b")]) == Estimate(5, 512).tokens([("a", "b")])
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_close_keeps_its_time_though_much_is_not_tokenised_yet(runtime: FakeRunt
     engine.close(0.1)
     assert time.monotonic() - started < 0.5
     for future in waiting:
-        with pytest.raises(NotReady, match="shut down"):
+        with pytest.raises(NotReady, match="shutting down; this request was not done in time"):
             future.result(0)
 
 
@@ -190,6 +190,23 @@ def test_a_failed_batch_is_halved_until_what_fails_is_alone(engine: Engine, runt
 
     asyncio.run(together())
     assert [place for place, outcome in enumerate(outcomes) if isinstance(outcome, EngineFailure)] == list(bad)
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_what_comes_too_late_is_counted_once_whoever_notices(
+    given_up: bool, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokeniser's thread finds it too late, and before it can say so the caller may give up for the same reason."""
+    job, fail = Job(Request(inputs=["x" * 30], deadline=time.monotonic()), Future[Response]()), engine._open_jobs.fail
+
+    def failing(late: Job, error: Exception) -> None:
+        if given_up:
+            engine.cancel(late)
+        fail(late, error)
+
+    monkeypatch.setattr(engine._open_jobs, "fail", failing)
+    assert not engine._encode_part(job)
+    assert job.done and b"rtp_llm_expired_requests_total 1.0" in engine.metrics.render()
 
 
 def test_what_comes_too_late_is_not_computed(engine: Engine, runtime: FakeRuntime) -> None:

@@ -318,15 +318,18 @@ def test_pool(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "params", "small"),
     [
-        (["a" * 1999], {}, True),
-        (["a" * 2001], {}, False),
+        (["a" * 1984], {}, True),
+        (["a" * 1985], {}, False),
+        (["a"] * 117, {}, True),
+        (["a"] * 118, {}, False),
         ([("a" * 1000, "b" * 1000)], {}, False),
         ([[1] * 1000] * 3, {}, False),
-        (["a"] * 19, {"prompt": "x" * 100}, True),
-        (["a"] * 20, {"prompt": "x" * 100}, False),
-        (["a"] * 20, {"prompt_name": "long"}, False),
-        ([[1]] * 20, {"prompt_name": "long"}, True),
-        ([("q", "d")] * 20, {"instruction": "x" * 100}, False),
+        (["a"] * 17, {"prompt": "x" * 100}, True),
+        (["a"] * 18, {"prompt": "x" * 100}, False),
+        (["a"] * 18, {"prompt_name": "long"}, False),
+        ([[1]] * 18, {"prompt_name": "long"}, True),
+        ([("q", "d")] * 18, {"instruction": "x" * 100}, False),
+        (["a"], {"stride": 1}, False),
     ],
 )
 def test_small_requests_need_no_thread(inputs: Any, params: Any, small: bool, tiny: Path) -> None:

@@ -21,6 +21,7 @@ TEMPLATE = (
 CHAT = [{"role": "query", "content": "so sunny"}, {"role": "passage", "content": "the weather is lovely"}]
 TEXT = "query : so sunny passage : the weather is lovely "
 LONG = "he drove to stadium " * 40
+LONG_CHAT = [{"role": "query", "content": LONG}]
 LABELS = {0: "joy", 1: "anger"}
 
 
@@ -91,8 +92,22 @@ def test_text_objects(dense: Served) -> None:
         ({"messages": [{"role": "a", "content": 5}]}, "a text, or a list of parts", "messages[0].content"),
         ({"messages": [{"role": "a", "content": [{"type": "image_url"}]}]}, "of type text", "messages[0].content"),
         ({"messages": CHAT, "chat_template": "x"}, "not taken from a request", "chat_template"),
-        ({"messages": CHAT, "chat_template_kwargs": {"messages": 1}}, "a field of its own", "chat_template_kwargs"),
+        *(
+            ({"messages": CHAT, "chat_template_kwargs": {name: True}}, "is no variable", f"chat_template_kwargs.{name}")
+            for name in ("messages", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize")
+        ),
+        (
+            {"messages": CHAT, "add_generation_prompt": True, "continue_final_message": True},
+            "not both possible",
+            "continue_final_message",
+        ),
         ({"messages": "a"}, "messages: expected array", "messages"),
+        ({"messages": LONG_CHAT, "truncate": False}, "messages has at least", "messages"),
+        ({"messages": [CHAT, LONG_CHAT], "truncate": False}, "messages[1] has at least", "messages[1]"),
+        ({"messages": [CHAT, LONG_CHAT], "chunking": "late"}, "this model reads 64 at once", "messages"),
+        ({"input": LONG, "truncate": False}, "input has at least", "input"),
+        ({"input": [5] * 65, "truncate": False}, "input has at least", "input"),
+        ({"input": [[5] * 65], "truncate": False}, "input[0] has at least", "input[0]"),
     ],
 )
 def test_refused_messages(body: dict[str, Any], message: str, param: str, dense: Served) -> None:

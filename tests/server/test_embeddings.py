@@ -120,6 +120,13 @@ def test_refusals(body: dict[str, Any], message: str, param: str | None, m3: Ser
     assert message in error["message"] and error["param"] == param
 
 
+@pytest.mark.parametrize("accept", ["application/octet-stream", "application/x-npy"])
+@pytest.mark.parametrize("path", ["/v1/embeddings/sparse", "/v1/embeddings/colbert", "/v1/multi-vector"])
+def test_raw_bytes_are_of_dense_vectors(path: str, accept: str, m3: Served) -> None:
+    answer = m3.client.post(path, json={"input": TEXTS}, headers={"accept": accept})
+    assert answer.status_code == 400 and "raw bytes and .npy hold dense vectors" in answer.json()["error"]["message"]
+
+
 def test_all_embedding(tokens: Served) -> None:
     answer = tokens.post("/v1/embeddings", input=TEXTS)
     for item, vectors in zip(answer["data"], tokens.model.embed_all(TEXTS)["tokens"], strict=True):

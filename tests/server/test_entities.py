@@ -81,7 +81,10 @@ def test_as_hugging_face(path: str, tagger: Served) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"parameters": {"stride": 4}}, "stride is not served: send a long text in parts"),
+        ({"parameters": {"stride": 62}}, "stride: 62 is not below 62, the tokens of a text that a window"),
+        ({"parameters": {"stride": -1}}, "stride: -1 is below 0"),
+        ({"parameters": {"stride": 4, "aggregation_strategy": "none"}}, "stride is for entities by an aggregation"),
+        ({"parameters": {"stride": "4"}}, "parameters.stride: expected int | null, got str"),
         (
             {"parameters": {"aggregation_strategy": "best"}},
             "parameters.aggregation_strategy: invalid enum value 'best', allowed: 'none'",
@@ -103,6 +106,16 @@ def test_what_only_a_classifier_of_texts_can_do(parameters: dict[str, Any], tagg
     """huggingface_hub's text_classification, which would read entities as labels."""
     answer = tagger.client.post("/predict", json={"inputs": "a", "parameters": parameters})
     assert answer.status_code == 424 and "is for classifiers of texts; this model labels tokens" in answer.text
+
+
+def test_a_long_text_in_windows(tagger: Served) -> None:
+    """The pipeline's stride: all of the text has entities, and nothing is cut."""
+    rows = expected(tagger, stride=20)
+    assert max(entity["end"] for entity in rows[3]) > max(entity["end"] for entity in expected(tagger)[3])
+    answer = tagger.post("/v1/classifier", input=INPUTS, stride=20)
+    assert same(answer["entities"], rows) and answer["truncated"] == [False] * 4
+    sent = tagger.client.post("/predict", json={"inputs": INPUTS, "parameters": {"stride": 20}, "truncate": False})
+    assert same(sent.json(), rows) and sent.headers["x-truncated"] == ""
 
 
 @pytest.mark.parametrize("task", [None, "token_classify"])
@@ -134,6 +147,7 @@ def test_what_a_token_classifier_does_not_do(tagger: Served, classifier: Served)
     assert error["message"] == "aggregation_strategy is for token classifiers; this model offers classify"
     answer = classifier.client.post("/predict", json={"inputs": "a", "parameters": {"aggregation_strategy": "max"}})
     assert answer.status_code == 424 and "for token classifiers" in answer.json()["error"]
+    assert classifier.refuse("/v1/classifier", input="a", stride=4)["param"] == "stride"
     assert "not token_classify" in classifier.refuse("/pooling", input="a", task="token_classify")["message"]
 
 

@@ -31,6 +31,16 @@ def reranker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     yield from serving(make, tmp_path_factory, "reranker", max_input_characters=LIMIT)
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A reranker that takes few tokens a request."""
+
+    def make(folder: Any) -> None:
+        save(folder, HEAD, num_labels=1)
+
+    yield from serving(make, tmp_path_factory, "small", max_request_tokens=100)
+
+
 def parts(text: str) -> dict[str, Any]:
     return {"content": [{"type": "text", "text": text}]}
 
@@ -101,6 +111,23 @@ def test_the_clients_own_field(
         assert error["param"] == place
     else:  # Cohere's and TEI's forms have the message alone
         assert place in told.get("message", error)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/rerank", {"query": GOOD, "documents": [GOOD] * 40}, "documents"),
+        ("/v1/reranker", {"query": GOOD, "documents": [GOOD] * 40}, "documents"),
+        ("/v1/ranking", {"query": {"text": GOOD}, "passages": [{"text": GOOD}] * 40}, "passages"),
+        ("/score", {"text_1": GOOD, "text_2": [GOOD] * 40}, "text_2"),
+        ("/classify", {"input": [GOOD] * 40}, "input"),
+    ],
+)
+def test_the_clients_own_field_of_what_is_too_much_together(
+    path: str, body: dict[str, Any], field: str, small: Served
+) -> None:
+    error = small.refuse(path, **body)
+    assert "over 100 tokens (max_request_tokens)" in error["message"] and error["param"] == field
 
 
 def test_every_route_is_here() -> None:

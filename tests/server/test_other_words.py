@@ -160,7 +160,7 @@ def test_the_dtype_that_is_computed_in(dtype: str, word: str) -> None:
 
 
 def test_azures_paths(engine: FakeEngine) -> None:
-    engines = [FakeEngine(name="one"), FakeEngine(name="two")]
+    engines = [FakeEngine(name="one"), FakeEngine(name="two"), FakeEngine(name="BAAI/bge-m3")]
     with running_server(engines) as address:
         path = f"{address.url}/openai/deployments/two/embeddings?api-version=2024-10-21"
         answer = httpx.post(path, json={"input": "a"}, trust_env=False)
@@ -168,8 +168,11 @@ def test_azures_paths(engine: FakeEngine) -> None:
         # Azure's clients send a model beside the deployment, which is the one that answers.
         body, headers = {"input": "a", "model": "one"}, {"x-model": "one"}
         assert httpx.post(path, json=body, headers=headers, trust_env=False).json()["model"] == "two"
-        path = path.replace("two", "three")
-        assert httpx.post(path, json={"input": "a"}, trust_env=False).status_code == 404
+        unknown = path.replace("two", "three")
+        assert httpx.post(unknown, json={"input": "a"}, trust_env=False).status_code == 404
+        for name in ("BAAI/bge-m3", "BAAI%2Fbge-m3"):
+            answer = httpx.post(path.replace("two", name), json={"input": "a"}, trust_env=False)
+            assert answer.json()["model"] == "BAAI/bge-m3"
     assert post(engine, "/openai/v1/embeddings", {"input": "a"}).status_code == 200
 
 
@@ -204,6 +207,8 @@ def test_vllms_words_for_how_pairs_are_read(path: str, body: dict[str, Any]) -> 
         assert (params.instruction, params.truncation_side) == (instruction, more.get("truncation_side"))
     wrong = post(engine, path, body | {"chat_template_kwargs": {"instruction": 1}}).json()["error"]
     assert wrong["param"] == "chat_template_kwargs.instruction"
+    wrong = post(engine, path, body | {"chat_template_kwargs": {"chat_template": "x"}}).json()["error"]
+    assert wrong["param"] == "chat_template_kwargs.chat_template" and "is no variable" in wrong["message"]
 
 
 @pytest.mark.parametrize(

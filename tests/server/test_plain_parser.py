@@ -88,6 +88,14 @@ def test_a_body_that_is_no_http_is_refused(address: Address) -> None:
         assert b" 400 Bad Request" in connection.recv(1 << 16)
 
 
+def test_connect_is_a_method_that_nothing_takes(address: Address, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_connection(("127.0.0.1", address.port), timeout=20) as connection:
+        connection.sendall(b"CONNECT /v1/embeddings HTTP/1.1\r\nhost: x\r\n\r\n\x16\x03\x01")
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))  # up to its end
+    assert answer.startswith(b"HTTP/1.1 405 ") and answer.count(b"HTTP/1.1") == 1
+    assert not caplog.records
+
+
 class Told:
     """Heads and bodies, as a parser tells them."""
 

@@ -198,6 +198,21 @@ def test_tokens_of_the_named_model(client: httpx.Client) -> None:
     assert client.post("/tokenize", json={**body, "model": "second"}).json()["max_model_len"] == 7
 
 
+@pytest.mark.parametrize(
+    ("name", "model", "found"),
+    [("second", None, "second"), ("nvidia", "second", "second"), ("nvidia", None, ""), ("second", "nobody", "")],
+)
+def test_nvidias_path_names_a_model(
+    name: str, model: str | None, found: str, client: httpx.Client, engines: dict[str, FakeEngine]
+) -> None:
+    """The body's goes before: of the path's, clients make what NVIDIA's own address needs."""
+    body = {"query": {"text": "q"}, "passages": [{"text": "a"}], "model": model}
+    answer = client.post(f"/v1/retrieval/{name}/reranking", json=body)
+    assert asked(engines) == ([found] if found else [])
+    if not found:
+        assert answer.status_code == 404 and f"no model is called {model or name!r}; this server serves" in answer.text
+
+
 def test_health_is_that_of_all(client: httpx.Client, engines: dict[str, FakeEngine]) -> None:
     assert client.get("/health").status_code == 200
     engines["ranker"].not_ready = "loading"

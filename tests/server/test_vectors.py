@@ -16,6 +16,7 @@ from tests.tasks.checkpoints import save
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
 TEXTS = ["so sunny outside", "the weather is lovely today .", "he drove to stadium " * 40]
+INT8_IN_BASE64 = {"encoding_format": "base64", "output_dtype": "int8"}
 DTYPES = {
     "float": "<f4", "float32": "<f4", "float16": "<f2", "int8": "i1", "uint8": "u1", "binary": "i1", "ubinary": "u1"
 }  # fmt: skip
@@ -85,6 +86,11 @@ def test_int8_keeps_cosines(dimension: int) -> None:
         ({"embedding_type": "binary"}, {"output_dtype": "binary"}),
         ({"embedding_type": ["ubinary"]}, {"output_dtype": "ubinary"}),
         ({"embedding_types": ["int8"]}, {"output_dtype": "int8"}),
+        ({"encoding_type": "int8", "embedding_type": ["int8"], "output_dtype": "int8"}, {"output_dtype": "int8"}),
+        ({"encoding_type": "base64", "encoding_format": "base64"}, {"encoding_format": "base64"}),
+        ({"encoding_type": "base64", "output_dtype": "int8"}, INT8_IN_BASE64),
+        ({"encoding_type": "base64", "encoding_format": "base64", "output_dtype": "int8"}, INT8_IN_BASE64),
+        ({"encoding_type": "int8", "encoding_format": "base64"}, INT8_IN_BASE64),
         ({"input_type": "query"}, {"prompt_name": "query"}),
         ({"input_type": "search_query"}, {"prompt_name": "query"}),
         ({"task": "retrieval.passage"}, {"prompt_name": "document"}),
@@ -102,13 +108,18 @@ def test_other_clients_names(names: dict[str, Any], same: dict[str, Any], dense:
         ({"output_dtype": "int4"}, "'ubinary'", "output_dtype"),
         ({"embedding_type": "int4"}, "'int4' is not one of float", "embedding_type"),
         ({"embedding_types": ["float", "int8"]}, "/v2/embed gives several", "embedding_types"),
+        ({"embedding_type": "binary", "encoding_type": "ubinary"}, "'ubinary' are at odds", "encoding_type"),
+        ({"embedding_types": ["int8"], "encoding_type": "float"}, "and encoding_type 'float' are at", "encoding_type"),
+        ({"encoding_type": "int8", "output_dtype": "float16"}, "encoding_type 'int8' and output_dtype", "output_dtype"),
+        ({"encoding_type": "base64", "encoding_format": "float"}, "'float' are at odds", "encoding_format"),
+        ({"embedding_type": "base64", "encoding_format": "bytes"}, "'bytes' are at odds", "encoding_format"),
         ({"output_dtype": "int8", "normalize": False}, "int8 is made of unit vectors", "output_dtype"),
         ({"input_type": "poem"}, "'poem' is not one of query, document", "input_type"),
         ({"late_chunking": True}, "this model reads 64 at once", "input"),
         ({"late_chunking": True, "chunking": "mean"}, "send one of them", "late_chunking"),
         ({"truncate_prompt_tokens": 0}, "0 is not -1, nor at least 1", "truncate_prompt_tokens"),
         ({"truncate_prompt_tokens": 2}, "no room beside 2 special tokens", None),
-        ({"truncation": False}, "the limit is 64", "input"),
+        ({"truncation": False}, "input[2] has at least 162 tokens and the limit is 64", "input[2]"),
         ({"output_dimension": 33}, "33 is not between 1 and 32", "dimensions"),
     ],
 )

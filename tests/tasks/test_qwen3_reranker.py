@@ -16,6 +16,7 @@ from rtp_llm.core import Input, Params, Prefixes, TaskType, pack
 from rtp_llm.engine.chat_rerank import ChatRerank
 from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.tokenizer import Tokenizer
+from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidInput, InvalidRequest
 from rtp_llm.model_config import read_model_config
 from tests.backends import BACKENDS
@@ -282,6 +283,18 @@ def test_errors_name_the_pair(
     assert caught.value.index == index
     with pytest.raises(InvalidInput, match=f"^input {index + 64} "):
         encoder.encode(inputs, Params(**params), 64)
+
+
+def test_many_tiny_pairs_are_not_tokenised_where_they_are(assets: Path) -> None:
+    """The template's words stand around each, and are tokenised with each."""
+    encoder = encoder_of(assets, False)
+    assert isinstance(encoder, RerankTemplate)
+    pool = TokenizerPool(encoder._tokenizer, 1, reranking=encoder)
+    (item,), (other,) = encoder.encode([("a", "b")], Params()), encoder._tokenizer.encode(["a b"], Params())
+    assert encoder.around_pair > item.num_tokens - len(encoder._prefix) - len(encoder._suffix) > other.num_tokens
+    assert [pool.is_small([PAIR] * count, pool.estimate(Params())) for count in (1, 10, 20, 600)] == [
+        True, True, False, False
+    ]  # fmt: skip
 
 
 def test_a_missing_head_is_named(assets: Path, tmp_path: Path) -> None:

@@ -91,6 +91,31 @@ def test_long_texts_are_cut_where_the_pipeline_cuts(
     pipeline.tokenizer.truncation_side = "right"
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("layout", KINDS)
+def test_windows_are_the_pipelines(layout: str, side: Any, checkpoints: Callable[[str], Checkpoint]) -> None:
+    """With a stride, a long text is read in windows, and what is found in several of them is told once."""
+    folder, pipeline = checkpoints(layout)
+    pipeline.tokenizer.truncation_side = side
+    texts = [text[:250] for text in [*LONG, *SENTENCES[:2], ""]]
+    with loaded(folder, "native") as model:
+        for strategy, stride in zip(STRATEGIES[1:], (0, 1, 13, 30), strict=True):
+            options: dict[str, Any] = {"aggregation_strategy": strategy, "ignore_labels": ["O"], "stride": stride}
+            found = model.entities(texts, truncation_side=side, **options)
+            for text, ours in zip(texts, found, strict=True):
+                theirs = pipeline(text, **options) if text else []
+                check_same([entity.as_dict() for entity in ours], theirs, f"{strategy} {stride} {text[:40]}")
+        assert [model.entities(text, truncation_side=side, **options)[0] for text in texts] == found
+    pipeline.tokenizer.truncation_side = "right"
+
+
+def test_windows_after_a_prompt(tagger: Path) -> None:
+    options: dict[str, Any] = {"aggregation_strategy": "simple", "ignore_labels": [], "stride": 0}
+    with loaded(tagger) as model:
+        (found,) = model.entities("so sunny " * 60, prompt="the weather : ", **options)
+    assert found[0].start == 0 and found[-1].end == 9 * 60 - 1
+
+
 @pytest.mark.parametrize("layout", KINDS)
 def test_any_scores(layout: str, checkpoints: Callable[[str], Checkpoint]) -> None:
     """Labels that hold for a while, equal scores, and scores of exactly 1."""
@@ -197,6 +222,9 @@ def test_the_flag_and_what_the_model_does_not_do(tagger: Path) -> None:
         (["a", [5, 6]], {}, "input 1 is token ids; entities are found in single texts"),
         (["a"], {"activation": "sigmoid"}, "activation: sigmoid; entities have the scores of softmax"),
         (["a"], {"chunking": "mean"}, "chunking 'mean' is of dense vectors alone"),
+        (["a"], {"stride": 62}, "stride: 62 is not below 62, the tokens of a text that a window"),
+        (["a"], {"stride": 60, "max_tokens": 9}, "stride: 60 is not below 7, the tokens of a text"),
+        (["a " * 20_000], {"stride": 61}, "input 0 has 20000 tokens, which are over 16384 chunks of 62"),
         (["the " * 90], {"truncate": False}, "input 0 has at least 92 tokens and the limit is 64"),
     ],
 )
@@ -204,6 +232,11 @@ def test_refusals(inputs: list[Any], params: dict[str, Any], message: str, tagge
     with loaded(tagger) as model, pytest.raises(InvalidRequest, match=message):
         wanted = Params(aggregation_strategy="simple", **params)
         model._engine.run_sync(Request(inputs=inputs, tasks=(TaskType.TOKEN_CLASSIFY,), params=wanted))
+
+
+def test_a_stride_is_of_entities(tagger: Path) -> None:
+    with loaded(tagger) as model, pytest.raises(InvalidRequest, match="stride is for entities by an aggregation_strat"):
+        model.classify_tokens(["a"], stride=4)
 
 
 def test_entities_beside_another_task(tmp_path: Path) -> None:

@@ -148,8 +148,10 @@ class Calls:
 
         return answer
 
-    def direct(self, call: Callable[[Message, EngineLike], Message], body_type: str) -> Answer[Message]:
-        """Answers a message without running the model."""
+    def direct(
+        self, call: Callable[[Message, EngineLike], Message], body_type: str, *, patient: bool
+    ) -> Answer[Message]:
+        """Answers a message without running the model; a long one takes a place among those in flight, as over HTTP."""
 
         async def answer(received: bytes, rpc: Rpc) -> Message:
             body = _parse(body_type, received)
@@ -159,7 +161,8 @@ class Calls:
                 return call(body, engine)
             if body_type == "EncodeRequest":
                 self._admission.check_text(body.inputs, "inputs")
-            return await asyncio.to_thread(call, body, engine)
+            async with self._admission.place(patient=patient):
+                return await asyncio.to_thread(call, body, engine)
 
         return answer
 
@@ -211,8 +214,7 @@ class Calls:
     async def _run(self, engine: EngineLike, request: Request, rpc: Rpc, num_bytes: int, *, patient: bool) -> Response:
         self._admission.check_size(request, num_bytes)
         request = limited(replace(request, request_id=rpc.id), self._config, MEMORY_BYTES)
-        await (self._admission.wait() if patient else self._admission.enter())
-        try:
+        async with self._admission.place(patient=patient):
             while True:
                 try:
                     return await self._run_in_time(engine, request, rpc)
@@ -220,8 +222,6 @@ class Calls:
                     if not patient:
                         raise
                     await asyncio.sleep(min(error.retry_after, _LONGEST_WAIT))
-        finally:
-            self._admission.leave()
 
     async def _run_in_time(self, engine: EngineLike, request: Request, rpc: Rpc) -> Response:
         seconds = min(self._admission.seconds(rpc.metadata), rpc.deadline - time.monotonic())

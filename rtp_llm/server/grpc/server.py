@@ -109,7 +109,7 @@ class GrpcServer:
             "Tokenize": tei.tokenize,
             "Decode": tei.decode,
         }
-        return self._calls.direct(direct[name], body_type)
+        return self._calls.direct(direct[name], body_type, patient=patient)
 
 
 class _KeyCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]

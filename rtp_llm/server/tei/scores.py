@@ -22,6 +22,7 @@ from rtp_llm.server.entities import (
     LABELLERS,
     IgnoredLabels,
     Strategy,
+    Stride,
     check_means_texts,
     entity_arrays,
     has_entities,
@@ -46,7 +47,7 @@ class PredictParameters(msgspec.Struct, kw_only=True):
     top_k: Annotated[int | None, Meta(description="labels to return of each input, the best; null: all")] = None
     aggregation_strategy: Strategy = None
     ignore_labels: IgnoredLabels = None
-    stride: Annotated[msgspec.Raw | UnsetType, Meta(extra_json_schema={"type": "null"})] = UNSET  # refused
+    stride: Stride = None
 
 
 class PredictBody(msgspec.Struct, kw_only=True):
@@ -116,7 +117,7 @@ def _predict(body: PredictBody, info: ModelInfo, config: ServerConfig, request_i
     asked = body.own_parameters
     if labels_tokens(info):
         return _find(body, params, config, request_id)
-    check_means_texts(info, asked.aggregation_strategy)
+    check_means_texts(info, asked.aggregation_strategy, asked.stride)
     check_least(asked.top_k, 1, "parameters.top_k", without="all labels")
     if isinstance(body.inputs, str):
         inputs: list[Input] = [body.inputs]
@@ -138,12 +139,9 @@ def _find(body: PredictBody, params: Params, config: ServerConfig, request_id: s
         if getattr(asked, name) is not None:
             message = f"parameters: {name} is for classifiers of texts; this model labels tokens"
             raise UnsupportedTask(message, param=f"parameters.{name}")
-    if asked.stride is not UNSET and bytes(asked.stride) != b"null":
-        message = "parameters: stride is not served: send a long text in parts that overlap"
-        raise InvalidRequest(message, param="parameters.stride")
     if body.raw_scores:
         raise InvalidRequest("raw_scores: entities have the scores of softmax, leave it out", param="raw_scores")
-    params = with_entities(params, asked.aggregation_strategy, asked.ignore_labels)
+    params = with_entities(params, asked.aggregation_strategy, asked.ignore_labels, asked.stride)
     return Request(inputs=inputs, tasks=(TaskType.TOKEN_CLASSIFY,), params=params, request_id=request_id)
 
 

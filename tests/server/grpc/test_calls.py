@@ -156,8 +156,14 @@ def test_stream_waits_where_a_single_call_is_refused(fake: Client, stubs: Stubs,
     with ThreadPoolExecutor(1) as pool:
         streamed = pool.submit(lambda: list(fake.embed.EmbedStream(itertools.repeat(request, 8), timeout=20)))
         wait_until(lambda: engine.running == 4)
-        assert status_of(fake.embed.Embed, request).code() is Code.RESOURCE_EXHAUSTED
+        long = stubs.messages.EncodeRequest(inputs="a" * 3000)
+        for refused in (status_of(fake.embed.Embed, request), status_of(fake.tokenize.Tokenize, long)):
+            assert refused.code() is Code.RESOURCE_EXHAUSTED
+            assert refused.details().startswith("4 requests are in flight, the most allowed (concurrency_limit)")
+            assert dict(refused.trailing_metadata())["grpc-retry-pushback-ms"] == "1000"
+        assert len(fake.tokenize.Tokenize(stubs.messages.EncodeRequest(inputs="a"), timeout=20).tokens) == 1
         engine.delay = 0
+        assert len(list(fake.tokenize.TokenizeStream(iter([long] * 2), timeout=20))) == 2
         assert len(streamed.result()) == 8
 
 
