@@ -6,7 +6,7 @@ a weight takes 8.5 or 4.5 bits. `linear` computes with the multiples as fp32, as
 
 `bf16_products` rounds rows to bf16 too, just before they are multiplied, and adds up in fp32: what AMX tiles do in one
 product. `fp16_products` rounds nothing: a factor is the sum of its first two bf16 parts, 15 bits or more where fp16 has
-11; its definition is fp32, from which each product is 2^-14 of it away at the most.
+11; its definition is fp32, from which each product is less than 2^-13 of it away, and mostly 2^-16.
 """
 
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ def quantize_groups(weight: FloatArray, bits: Bits) -> GroupedWeight:
 
 
 def to_bf16(values: FloatArray) -> FloatArray:
-    """The nearest numbers of bf16, ties to even, as fp32."""
+    """The nearest numbers of bf16, ties to even, as fp32; what is no number stays none."""
     bits: NDArray[np.uint32] = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
-    return rounded.view(np.float32)
+    return np.where(np.isnan(values), np.float32(np.nan), rounded.view(np.float32))

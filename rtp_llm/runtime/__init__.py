@@ -98,7 +98,9 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig, beside: Runtim
     # What the checkpoint keeps in fp32 beside layers in 8 bits is meant to stay so.
     is_stored = stored_quantization(model_config.hf) != "none"
     quantization: Any = "none" if is_stored else config.quantization
-    if quantization == "none":
+    if is_stored:
+        quantization = "bf16" if config.weight_dtype == "bf16" else "none"
+    elif quantization == "none":
         quantization = rounding(config, ops.instruction_set)
     source = open_tensors(model_config.transformer_folder)
     model = load_model(model_type, model_config.hf, source, ops.fork(quantization))
@@ -174,8 +176,11 @@ def rounding(config: EngineConfig, instruction_set: str) -> Quantization:
     if config.act_type == "bf16":
         logger.info("act_type bf16: linear layers multiply in bf16 on AMX tiles, all else is fp32")
         return "bf16_products"
+    if kept == "bf16":
+        logger.info("act_type fp16: beside weight_dtype bf16 linear layers multiply in fp32, which is more exact")
+        return kept
     logger.info("act_type fp16: linear layers multiply in 15 bits (fp16 has 11) on AMX tiles, all else is fp32")
-    return "fp16_products" if kept == "none" else kept
+    return "fp16_products"
 
 
 def _import_torch_loading() -> Any:

@@ -92,7 +92,7 @@ struct Attention {
   // The place from which on the rows of a sequence of `length` are computed on tiles: by what they see alone.
   int64_t first_tiled(int64_t length) const {
 #if defined(__AMX_BF16__)
-    const int64_t least = bf16_parts == 1 ? TiledAttention<1>::kLeastKeys : TiledAttention<3>::kLeastKeys;
+    const int64_t least = least_tiled_keys(bf16_parts);
     const int64_t window = visibility.window > 0 ? visibility.window : length;
     // NOTE: the tiles know of no caps and no distances: what has some is computed on vectors, whatever its length.
     if (head_dim < kLeastTiledDim || adjustment.any() || relative.any()) return length;

@@ -14,7 +14,10 @@
 
 namespace {
 
-constexpr int64_t kLeastTiledDim = 24;    // below, vectors are as fast
+// Below, vectors are as fast.
+constexpr int64_t kLeastTiledDim = 24;
+inline int64_t least_tiled_keys(int bf16_parts) { return bf16_parts == 1 ? 96 : 160; }
+
 constexpr int64_t kMostTiledRows = 2048;  // of all heads, whose parts stay in L2
 
 struct TiledQueries {
@@ -25,7 +28,6 @@ struct TiledQueries {
 template <int P>
 struct TiledAttention {
   static constexpr int64_t kBlock = kBlockRows;
-  static constexpr int64_t kLeastKeys = P == 1 ? 96 : 160;  // below, vectors are as fast
 
   TiledQueries queries;
   KeyRows keys, values;
@@ -242,8 +244,10 @@ struct TiledAttention {
     for (int64_t j = from; j < to; j += kDepth, scores += kDepth, line += P * kTile) {
       const Vec first = keys.select(j, exp2(load(scores) - shift), Vec{});
       const Vec second = keys.select(j + kWidth, exp2(load(scores + kWidth) - shift), Vec{});
-      sum += first + second;
-      store_parts(first_cut_parts<P>(first), first_cut_parts<P>(second), line, kTile);
+      const Parts one = first_cut_parts<P>(first), two = first_cut_parts<P>(second);
+      // Of fewer parts, what they make is summed: weights that are multiplied have a sum of one.
+      sum += P == kPlanes ? first + second : sum_of_parts<P>(one) + sum_of_parts<P>(two);
+      store_parts(one, two, line, kTile);
     }
     block.row_sums[row] = sum;
     block.weighed_rows += to == block.keys.to;

@@ -5,8 +5,8 @@
 // out is 2^-24 of x w or less. A weight that is bf16 has the high part only, and three products. At 2048 operations a
 // cycle, six products are twice as fast as multiply-adds of vectors, and three are four times as fast.
 //
-// Who asks for less has fewer parts of each number: two, and three products, which leave out 2^-14 of x w at the most
-// and mostly 2^-16; or one, and one product of what is rounded to bf16.
+// Who asks for less has fewer parts of each number: two, and three products, which leave out less than 2^-13 of x w, and
+// mostly 2^-16; or one, and one product of what is rounded to bf16.
 //
 // A weight is packed once, at load, into its high parts and its lower 16 bits: 4 bytes a number, which is what few rows
 // wait for. Middle and low parts are made of these, once for a block of rows, and rows of x are split once a core.
@@ -21,12 +21,6 @@
 #include "products_amx.h"
 
 namespace {
-
-// The upper halves of numbers and of those 16 k after them to a line of a tile, the lower ones `apart` numbers behind.
-inline void store_halves(Vec first, Vec second, uint16_t* line, int64_t apart) {
-  _mm512_storeu_si512(line, paired(first, second));
-  _mm512_storeu_si512(line + apart, paired_lower_halves(first, second));
-}
 
 // A packed weight: panels, [N / 32][planes][K / kDepth][2][16 pairs][16 columns][2]; a pair is k and k + 16. Columns and
 // k are filled up with zeros. The planes are the high parts and, of fp32, the lower 16 bits of each number: two sequences
@@ -53,8 +47,9 @@ struct TiledWeight {
   static void halve_pair(const float* first, uint16_t* tile, int64_t apart) {
     const float* second = first + kTileRows * kPanel;
     for (int half = 0; half < 2; ++half, first += kWidth, second += kWidth, tile += kTile) {
-      if constexpr (sizeof(T) == 4) store_halves(load(first), load(second), tile, apart);
-      else _mm512_storeu_si512(tile, paired(load(first), load(second)));
+      const Vec one = load(first), other = load(second);
+      _mm512_storeu_si512(tile, paired(one, other));
+      if constexpr (sizeof(T) == 4) _mm512_storeu_si512(tile + apart, paired_lower_halves(one, other));
     }
   }
 };
@@ -108,7 +103,8 @@ class Counter {
 
 using Counters = std::array<Counter, 32>;
 
-// Steps from `k0` on of the panel at column `n` of a weight, as `TiledWeight<float>` has them, its planes `apart`.
+// Steps from `k0` on of the panel at column `n` of a weight, high parts and, `apart` numbers behind, middle ones, tiles of
+// both as `TiledWeight` has them.
 using WidenPanel = void (*)(const void* weight, int64_t K, int64_t n, int64_t k0, int64_t steps, uint16_t* to,
                             int64_t apart);
 
@@ -164,10 +160,17 @@ struct LinearTiles {
     for (int64_t k0 = 0; k0 < K; k0 += block_k) {
       const int64_t k_len = std::min(block_k, K - k0);
       const uint16_t* rows = split_block<P>(block, k0, k_len);
-      if (widen != nullptr) multiply<Widened, P>(block, rows, k0, k_len);
-      else if (weight_is_bf16) multiply<uint16_t, P>(block, rows, k0, k_len);
-      else multiply<float, P>(block, rows, k0, k_len);
+      multiply_by<P>(block, rows, k0, k_len);
     }
+  }
+
+  template <int P>
+  void multiply_by(const Block& block, const uint16_t* rows, int64_t k0, int64_t k_len) const {
+    if constexpr (P == kPlanes) {
+      if (widen != nullptr) return multiply<Widened, P>(block, rows, k0, k_len);
+    }
+    if (weight_is_bf16) multiply<uint16_t, P>(block, rows, k0, k_len);
+    else multiply<float, P>(block, rows, k0, k_len);
   }
 
   // A thread splits M / blocks rows, and makes the lower parts of N blocks / threads columns; a number of the first

@@ -1,7 +1,7 @@
 // y = activation(x w^T + bias) + residual on a weight of 8 or 4 bits, on AMX tiles, as exact as fp32.
 //
-// A panel is widened, as many k at a time as are multiplied, into the planes of an fp32 one: a number, its integer
-// times its group's scale, has 15 bits, so that its low parts are zero. A group is what a step takes along k.
+// A panel is widened, as many k at a time as are multiplied, into its high and middle parts: a number, its integer times
+// its group's scale, has 15 bits, so that there are no low ones. A group is what a step takes along k.
 #pragma once
 #include "gemm_amx.h"
 #include "grouped_weight.h"
@@ -9,6 +9,12 @@
 namespace {
 
 static_assert(kScaled == kDepth);
+
+inline void store_high_and_middle(Vec first, Vec second, uint16_t* line, int64_t apart) {
+  const Parts one = cut(first), two = cut(second);
+  for (int plane = 0; plane < 2; ++plane)
+    _mm512_store_si512(line + plane * apart, paired(one.part[plane], two.part[plane]));
+}
 
 // `WidenPanel`.
 template <int kBits>
@@ -26,7 +32,7 @@ void widen_panel(const void* weight, int64_t K, int64_t n, int64_t k0, int64_t s
       if (k + kTileRows < K)
         widen<kBits>(numbers + (pair + kTileRows) * packed.kStep, left_scale, right_scale, second[0], second[1]);
       for (int half = 0; half < 2; ++half)
-        store_halves(first[half], second[half], to + half * kTile + pair * kDepth, apart);
+        store_high_and_middle(first[half], second[half], to + half * kTile + pair * kDepth, apart);
     }
   }
 }

@@ -19,7 +19,7 @@ constexpr int64_t kStepNumbers = 2 * kTile;
 // The middle and low parts of a step, [2 parts][2 column tiles][tile].
 constexpr int64_t kLowerNumbers = 4 * kTile;
 
-// A weight that is widened from 8 or 4 bits: fp32 whose low parts are zero.
+// A weight that is widened from 8 or 4 bits: its low parts are zero, and the middle ones stand in its second plane.
 struct Widened {
   float number;
 };
@@ -67,9 +67,9 @@ struct Lower {
 template <int R, class T, int P, class F>
 inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const uint16_t* b, const Lower& lower,
                            float* c, F&& meanwhile) {
-  constexpr bool kWhole = sizeof(T) == 4 && P > 1;
+  constexpr bool kWhole = sizeof(T) == 4 && P > 1, kIsMade = kPartsOf<T> == 2;
   constexpr int kWeightParts = std::min(P, kPartsOf<T>), kLines = 2 * kTileRows, kSome = 7;
-  const bool fresh = kWhole && lower.fresh;
+  const bool fresh = kWhole && !kIsMade && lower.fresh;
   if (fresh) make_lower_parts<kWeightParts>(b, lower.apart, lower.of(0), 0, kLines);
   finish_stores();
   zero_sums<R>();
@@ -93,7 +93,7 @@ inline void multiply_tiles(int64_t steps, const uint16_t* a, int64_t next, const
     add_bf16_products<R>();
     if constexpr (kWhole) {
       make(kSome);
-      columns(lower.of(step));
+      columns(kIsMade ? b + lower.apart : lower.of(step));
       if constexpr (P == 3) add_bf16_products<R>();
       make(2 * kSome);
       rows(0);
@@ -237,9 +237,9 @@ inline void add_high_pair_products(int64_t steps, const uint16_t* a, const uint1
 
 // The products of lower parts of a pair in one step. `make` is called between them, with a panel and its first line.
 template <class T, int P, class F>
-inline void add_lower_pair_products(const uint16_t* a, const uint16_t* b, int64_t next, const uint16_t* lower,
-                                    F&& make) {
-  constexpr bool kHasLow = std::min(P, kPartsOf<T>) == 3;
+inline void add_lower_pair_products(const uint16_t* a, const uint16_t* b, int64_t next, int64_t apart,
+                                    const uint16_t* lower, F&& make) {
+  constexpr bool kHasLow = std::min(P, kPartsOf<T>) == 3, kIsMade = kPartsOf<T> == 2;
   const auto columns = [](const uint16_t* tiles) { load_columns(tiles, kTileLine, kTileBytes); };
   if constexpr (P == 3) _tile_loadd(4, a + 2 * kTile, kTileLine);
   _tile_loadd(5, a + kTile, kTileLine);
@@ -253,11 +253,11 @@ inline void add_lower_pair_products(const uint16_t* a, const uint16_t* b, int64_
   make(0, kSomeLines);
   if constexpr (sizeof(T) == 2) return;
   _tile_loadd(4, a, kTileLine);
-  columns(lower);
+  columns(kIsMade ? b + apart : lower);
   if constexpr (P == 3) add_pair_products<0, 5>();
   add_pair_products<0, 4>();
   make(0, 2 * kSomeLines);
-  columns(lower + kLowerNumbers);
+  columns(kIsMade ? b + next + apart : lower + kLowerNumbers);
   if constexpr (P == 3) add_pair_products<1, 5>();
   add_pair_products<1, 4>();
   make(1, 0);
@@ -280,24 +280,26 @@ inline void add_lower_pair_products(const uint16_t* a, const uint16_t* b, int64_
 template <class T, int P, class F>
 inline void multiply_pair(int64_t steps, const uint16_t* a, const uint16_t* b, int64_t next, int64_t apart,
                           uint16_t* lower, float* c, F&& meanwhile) {
-  constexpr bool kWhole = sizeof(T) == 4 && P > 1;
+  constexpr bool kMakes = sizeof(T) == 4 && P > 1 && kPartsOf<T> == 3;
   constexpr int kWeightParts = std::min(P, kPartsOf<T>), kLines = 2 * kTileRows;
   const auto lower_of = [&](int64_t step) { return lower + (step & 1) * 2 * kLowerNumbers; };
-  if constexpr (kWhole)
+  if constexpr (kMakes)
     for (int panel = 0; panel < 2; ++panel)
       make_lower_parts<kWeightParts>(b + panel * next, apart, lower_of(0) + panel * kLowerNumbers, 0, kLines);
   finish_stores();
   zero_sums<2>();
   for (int64_t step = 0; P > 1 && step < steps; ++step, b += kStepNumbers, a += P * kTile) {
     const auto make = [&](int panel, int from) {
-      if (!kWhole || step + 1 == steps) return;
+      if (!kMakes || step + 1 == steps) return;
       const uint16_t* packed = b + panel * next + kStepNumbers;
       uint16_t* made = lower_of(step + 1) + panel * kLowerNumbers;
       make_lower_parts<kWeightParts>(packed, apart, made, from, std::min(from + kSomeLines, kLines));
     };
-    prefetch_step<T>(b + 2 * kStepNumbers, apart);
-    prefetch_step<T>(b + 2 * kStepNumbers + next, apart);
-    add_lower_pair_products<T, P>(a, b, next, lower_of(step), make);
+    if constexpr (kPartsOf<T> != 2) {
+      prefetch_step<T>(b + 2 * kStepNumbers, apart);
+      prefetch_step<T>(b + 2 * kStepNumbers + next, apart);
+    }
+    add_lower_pair_products<T, P>(a, b, next, apart, lower_of(step), make);
     meanwhile();
   }
   const int64_t back = P > 1 ? steps : 0;

@@ -1,5 +1,6 @@
 // fp32 as the sum of three bf16, exactly: high, middle and low, of eight bits each. Of rows each part is the nearest,
-// of weights each is cut off, which is less work and makes the high part the upper half of the number.
+// of weights each is cut off, which is less work and makes the high part the upper half of the number. Who asks for less
+// has the first two, or a single one, to which either is rounded.
 //
 // Of numbers below 2^-110 the low part is denormal, and a bf16 product takes that as zero; of those below 2^-118 the
 // middle part too. Infinity and NaN give parts of which one is infinite or no number.
@@ -16,10 +17,11 @@ struct Parts {
 
 inline Vec nearest_bf16(Vec x) { return from_bits(VecInt((VecBits(bits_of(x)) + 0x8000u) & 0xFFFF0000u)); }
 
-// The nearest, of two the even one: where it stands for the number alone.
+// The nearest, of two the even one, where nothing stands for what is left; what is no number stays none.
 inline Vec even_bf16(Vec x) {
   const VecBits bits = VecBits(bits_of(x));
-  return from_bits(VecInt((bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u));
+  const Vec nearest = from_bits(VecInt((bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u));
+  return Vec(_mm512_mask_mov_ps(nearest, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), broadcast(__builtin_nanf(""))));
 }
 
 // Each part is the nearest bf16 to what those before it leave.
@@ -33,11 +35,13 @@ inline Parts split(Vec x) {
   return {high, middle, rest - middle};
 }
 
-// The first P parts; of the number alone where it is one.
+// The first P parts, the nearest to the number together.
 template <int P>
 inline Parts first_parts(Vec x) {
   if constexpr (P == 1) return {even_bf16(x)};
-  else return split(x);
+  const Parts all = split(x);
+  if constexpr (P == 2) return {all.part[0], even_bf16(x - all.part[0])};
+  return all;
 }
 
 // Each part is cut off from what those before it leave; `paired` takes no more than the upper halves.
@@ -51,6 +55,13 @@ template <int P>
 inline Parts first_cut_parts(Vec x) {
   if constexpr (P == 1) return {even_bf16(x)};
   else return cut(x);
+}
+
+// The number that P parts make, cut off ones too.
+template <int P>
+inline Vec sum_of_parts(const Parts& x) {
+  const auto upper = [](Vec y) { return from_bits(bits_of(y) & int32_t(0xFFFF0000)); };
+  return P == 1 ? upper(x.part[0]) : upper(x.part[0]) + upper(x.part[1]);
 }
 
 // The upper halves of the first in the lower halves of the second.
