@@ -138,19 +138,22 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
     if target.is_dir() or (target.exists() and not os.access(target, os.W_OK)):
         number = errno.EISDIR if target.is_dir() else errno.EACCES
         raise OSError(number, os.strerror(number), path)
-    made = target.with_name(f"{target.name}.{os.getpid()}.part")
+    made, is_ours = target.with_name(f"{target.name}.{os.getpid()}.part"), True
     try:
-        file = made.open("xb")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from None
-    try:
+        # NOTE: an interrupt may come as soon as the file is there.
+        try:
+            file = made.open("xb")
+        except OSError as error:
+            is_ours = False
+            raise OSError(error.errno, error.strerror, path) from None
         with _named(path), file:
             yield file
         if target.exists():
             shutil.copymode(target, made)
         made.replace(target)
     except BaseException:
-        made.unlink(missing_ok=True)
+        if is_ours:
+            made.unlink(missing_ok=True)
         raise
 
 

@@ -21,7 +21,7 @@ def test_a_connection_ends_when_nothing_is_read(reads: bool) -> None:
     with running_server(FakeEngine(), SETTINGS) as address, socket.socket() as connection:
         if not reads:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.settimeout(5)
+        connection.settimeout(20)
         connection.connect(("127.0.0.1", address.port))
         connection.sendall(REQUEST)
         head, _, start = connection.recv(1000).partition(b"\r\n\r\n")
