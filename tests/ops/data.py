@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,3 +64,24 @@ def usable_or_skip(instruction_set: str) -> str:
     if instruction_set not in usable():
         pytest.skip(f"{instruction_set}: not built, or not for this CPU: pip install -e .")
     return instruction_set
+
+
+def linear(ops: Any, x: FloatArray, weight: FloatArray, *rest: Any) -> FloatArray:
+    """The product with a weight as it is, by ops of any kind."""
+    bias, activation, residual = (*rest, None, None, None)[:3]
+    y = ops.linear(
+        ops.vector(x), ops.matrix(weight), None if bias is None else ops.vector(bias), activation,
+        None if residual is None else ops.vector(residual),
+    )  # fmt: skip
+    return np.asarray(ops.to_numpy(y))
+
+
+def assert_rows_keep_their_bits(ops: Any, num_threads: int) -> None:
+    """A linear layer's row, alone on one thread and in batches of several orders on so many, has the same bits."""
+    x, weight, bias = normal(400, 200), normal(150, 200), normal(150)
+    alone = np.concatenate([linear(ops, row[None], weight, bias, "gelu", row[None, :150]) for row in x[:30]])
+    ops.num_threads = num_threads
+    for order in (np.arange(400), np.arange(400)[::-1], np.r_[7, 3:11, 0]):
+        together = linear(ops, x[order], weight, bias, "gelu", x[order][:, :150])
+        chosen = order < 30
+        np.testing.assert_array_equal(together[chosen], alone[order[chosen]])

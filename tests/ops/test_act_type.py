@@ -12,8 +12,15 @@ from rtp_llm.ops.native_library import TILES
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.ops.weight_only import PARTS, to_bf16
-from tests.ops.data import assert_as_exact, batch_of, encoder, normal, usable_or_skip
-from tests.ops.test_int8 import linear
+from tests.ops.data import (
+    assert_as_exact,
+    assert_rows_keep_their_bits,
+    batch_of,
+    encoder,
+    linear,
+    normal,
+    usable_or_skip,
+)
 
 SHAPES = [(1, 1), (16, 8), (33, 65), (47, 1100), (600, 96), (40, 1024), (32, 31)]
 
@@ -84,13 +91,7 @@ def test_experts(ops: NativeOps) -> None:
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
 def test_a_row_has_the_same_bits_in_any_batch(ops: NativeOps, num_threads: int) -> None:
-    x, weight, bias = normal(400, 200), normal(150, 200), normal(150)
-    alone = np.concatenate([linear(ops, row[None], weight, bias, "gelu", row[None, :150]) for row in x[:30]])
-    ops.num_threads = num_threads
-    for order in (np.arange(400), np.arange(400)[::-1], np.r_[7, 3:11, 0]):
-        together = linear(ops, x[order], weight, bias, "gelu", x[order][:, :150])
-        chosen = order < 30
-        np.testing.assert_array_equal(together[chosen], alone[order[chosen]])
+    assert_rows_keep_their_bits(ops, num_threads)
 
 
 def test_a_sequence_has_the_same_bits_in_any_batch(ops: NativeOps) -> None:

@@ -5,12 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rtp_llm.core import FloatArray
 from rtp_llm.ops.int8 import MAX_COLUMNS, quantize_rows, quantize_weight
 from rtp_llm.ops.native_library import Int8Weight, PackedWeight
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
-from tests.ops.data import normal
+from tests.ops.data import assert_rows_keep_their_bits, linear, normal
 
 numpy_ops = NumpyOps().fork("int8")
 
@@ -18,15 +17,6 @@ numpy_ops = NumpyOps().fork("int8")
 @pytest.fixture
 def ops(instruction_set: str) -> NativeOps:
     return NativeOps(instruction_set=instruction_set).fork("int8")
-
-
-def linear(ops: Any, x: FloatArray, weight: FloatArray, *rest: Any) -> FloatArray:
-    bias, activation, residual = (*rest, None, None, None)[:3]
-    y = ops.linear(
-        ops.vector(x), ops.matrix(weight), None if bias is None else ops.vector(bias), activation,
-        None if residual is None else ops.vector(residual),
-    )  # fmt: skip
-    return np.asarray(ops.to_numpy(y))
 
 
 @pytest.mark.parametrize("columns", [1, 3, 64, 385])
@@ -136,13 +126,7 @@ def test_a_row_wider_than_fp32_is_no_number(ops: NativeOps) -> None:
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
 def test_a_row_has_the_same_bits_in_any_batch(ops: NativeOps, num_threads: int) -> None:
-    x, weight, bias = normal(400, 200), normal(150, 200), normal(150)
-    alone = np.concatenate([linear(ops, row[None], weight, bias, "gelu", row[None, :150]) for row in x[:30]])
-    ops.num_threads = num_threads
-    for order in (np.arange(400), np.arange(400)[::-1], np.r_[7, 3:11, 0]):
-        together = linear(ops, x[order], weight, bias, "gelu", x[order][:, :150])
-        chosen = order < 30
-        np.testing.assert_array_equal(together[chosen], alone[order[chosen]])
+    assert_rows_keep_their_bits(ops, num_threads)
 
 
 def test_a_weight_is_a_quarter(ops: NativeOps) -> None:

@@ -12,8 +12,7 @@ from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.ops.self_check import failing_ops
 from rtp_llm.ops.weight_only import BITS
-from tests.ops.data import batch_of, encoder, normal
-from tests.ops.test_int8 import linear
+from tests.ops.data import batch_of, encoder, linear, normal
 
 HEADS = [(3, 3, 16), (4, 2, 24), (2, 2, 13), (4, 1, 128)]
 numpy_ops: Any = NumpyOps()

@@ -10,8 +10,7 @@ from rtp_llm.ops import Quantization
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.ops.weight_only import BITS, Bits, quantize_groups, to_bf16
-from tests.ops.data import assert_as_exact, normal
-from tests.ops.test_int8 import linear
+from tests.ops.data import assert_as_exact, assert_rows_keep_their_bits, linear, normal
 
 KINDS: list[Quantization] = list(BITS)
 
@@ -71,13 +70,7 @@ def test_bias_activation_and_residual(ops: NativeOps, activation: str | None) ->
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
 def test_a_row_has_the_same_bits_in_any_batch(ops: NativeOps, num_threads: int) -> None:
-    x, weight, bias = normal(400, 200), normal(150, 200), normal(150)
-    alone = np.concatenate([linear(ops, row[None], weight, bias, "gelu", row[None, :150]) for row in x[:30]])
-    ops.num_threads = num_threads
-    for order in (np.arange(400), np.arange(400)[::-1], np.r_[7, 3:11, 0]):
-        together = linear(ops, x[order], weight, bias, "gelu", x[order][:, :150])
-        chosen = order < 30
-        np.testing.assert_array_equal(together[chosen], alone[order[chosen]])
+    assert_rows_keep_their_bits(ops, num_threads)
 
 
 def test_memory(ops: NativeOps) -> None:
