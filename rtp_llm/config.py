@@ -90,8 +90,8 @@ class EngineConfig:
     act_type: str = option(
         "auto",
         help="dtype of the activations; auto on a GPU: fp16 for encoders, bf16 for decoders, ModernBERT, "
-        "DeBERTa and T5, or where config.json says so; a CPU computes in fp32, but that with AMX linear layers are "
-        "faster where fp16 or bf16 is asked for (docs/numerics.md)",
+        "DeBERTa and T5, or where config.json says so; a CPU computes in fp32, but that with AMX its tiles "
+        "multiply fewer bits where fp16 or bf16 is asked for (docs/numerics.md)",
         group="compute",
         choices=DTYPES,
         aliases=("dtype",),

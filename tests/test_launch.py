@@ -45,7 +45,7 @@ def test_documented_line(server: Running) -> None:
     assert np.allclose(vectors[0, :3], [-0.034478, 0.03102, 0.00673], atol=1e-4)
     log = server.log.read_text()
     assert "task dense" in log and "steps up to 5120 tokens" in log
-    assert re.search("act_type fp16: (the .* kernels compute in fp32|linear layers multiply in 15 bits)", log)
+    assert re.search("act_type fp16: (the .* kernels compute in fp32|AMX tiles multiply in 15 bits)", log)
     assert "try: curl http://localhost:" in log
 
 

@@ -70,7 +70,7 @@ class Engine:
         self._gate = Gate(config, runtime.num_cores, info.max_batch_tokens)
         self._cache = ResultCache(config.result_cache_mb << 20)
         self._intake = Intake(config, runtime.tasks, tokenizer, metrics.observe_expired)
-        self._delivery = Delivery(runtime.tasks, metrics, EntityFinder(info, tokenizer))
+        self._delivery = Delivery(runtime.tasks, metrics, EntityFinder(info, tokenizer), tokenizer.submit)
         self._open_jobs = OpenJobs(self.device, self._gate, self._cache, self._delivery, metrics)
         self._jobs = self._open_jobs.by_lane
         self._not_ready: str | None = "the canary has not run yet"

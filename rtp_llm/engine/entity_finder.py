@@ -1,6 +1,6 @@
 """A request's entities, from its tokens' scores and the places of the tokens in its texts."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from itertools import chain, islice
 
 import numpy as np
@@ -46,8 +46,13 @@ class EntityFinder:
         self._labels = Labels(info.labels)
         self._tokenizer = tokenizer
 
-    def find(self, job: Job, scores: Mapping[TaskType, Output]) -> dict[TaskType, list[list[Entity]]]:
-        """The scores of a job's tokens [tokens, labels], an input each -> its entities."""
+    def find(
+        self, job: Job, scores: Mapping[TaskType, Output]
+    ) -> Generator[int, None, dict[TaskType, list[list[Entity]]]]:
+        """The scores of a job's tokens [tokens, labels], an input each -> its entities.
+
+        Says of each window how many tokens it had, and may wait there for the next.
+        """
         request, words = job.request, self._tokenizer.tokenizer.words
         ((task, rows),) = scores.items()
         windows = iter(rows)
@@ -57,9 +62,11 @@ class EntityFinder:
             own = [*islice(windows, count)]
             edges = np.cumsum([len(window) for window in own[:-1]], dtype=np.intp)
             parts = zip(np.split(ids, edges), np.split(spans, edges), own, strict=True)
-            by_window = [
-                find_entities(str(text), *part, labels=self._labels, words=words, params=request.params)
-                for part in parts
-            ]
+            by_window = []
+            for part in parts:
+                by_window.append(
+                    find_entities(str(text), *part, labels=self._labels, words=words, params=request.params)
+                )
+                yield len(part[0])
             found.append(by_window[0] if count == 1 else without_overlaps(chain.from_iterable(by_window)))
         return {task: found}

@@ -100,9 +100,7 @@ class OpenJobs:
 
     def resolve(self, jobs: list[Job]) -> None:
         """Tell whoever waits for these jobs, all of which have an outcome."""
-        self._delivery.deliver(jobs)
-        for job in jobs:
-            self.by_lane[job.lane].discard(job)
+        self._delivery.deliver(jobs, lambda job: self.by_lane[job.lane].discard(job))
 
     def _is_answered(self, job: Job, item: Item) -> bool:
         """Whether nothing has to be computed for an item, of which its job then knows."""

@@ -174,12 +174,14 @@ def rounding(config: EngineConfig, instruction_set: str) -> Quantization:
         logger.info("act_type %s: %s compute in fp32, which is at least as exact", config.act_type, what)
         return kept
     if config.act_type == "bf16":
-        logger.info("act_type bf16: linear layers multiply in bf16 on AMX tiles, all else is fp32")
+        logger.info(
+            "act_type bf16: AMX tiles multiply in bf16, weights and tables are rounded; sums and all else are fp32"
+        )
         return "bf16_products"
     if kept == "bf16":
         logger.info("act_type fp16: beside weight_dtype bf16 linear layers multiply in fp32, which is more exact")
         return kept
-    logger.info("act_type fp16: linear layers multiply in 15 bits (fp16 has 11) on AMX tiles, all else is fp32")
+    logger.info("act_type fp16: AMX tiles multiply in 15 bits (fp16 has 11); sums and all else are fp32")
     return "fp16_products"
 
 

@@ -52,19 +52,25 @@ class _Progress:
         self.on_progress(self.done, self.total)
 
 
+# What answers in fewer bits may differ by, and the least cosine of vectors: of 8 bits, and of an --act_type.
+_QUANTIZED = (0.05, 0.99)
+_LOOSER = {"bf16": (0.02, 0.999), "fp16": (0.005, 0.9999)}
+
+
 @dataclass(frozen=True, slots=True)
 class _Bounds:
-    """What a difference may be: the caller's bound, but of a quantised model a twentieth and a cosine of 0.99."""
+    """What a difference may be: the caller's bound; of a model in less than fp32 its own, and a cosine."""
 
     bound: float
-    is_quantized: bool
+    least_cosine: float
 
-    @property
-    def least_cosine(self) -> float:
-        return 0.99 if self.is_quantized else -1.0
+    @classmethod
+    def of(cls, bound: float, dtype: str) -> "_Bounds":
+        own, least_cosine = _LOOSER.get(dtype, (0.0, -1.0) if dtype == "fp32" else _QUANTIZED)
+        return cls(max(bound, own), least_cosine)
 
     def allowed(self, difference: Difference) -> float:
-        return max(self.bound, 0.05 if self.is_quantized else 0.0) * difference.scale
+        return self.bound * difference.scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +101,7 @@ def verify(config: EngineConfig, options: Options) -> Report:
             max_seq_len=info.max_seq_len,
             trust_remote_code=config.trust_remote_code,
         )
-        bounds = _Bounds(options.bound, is_quantized=info.dtype.startswith("int"))
+        bounds = _Bounds.of(options.bound, info.dtype)
         for work in works:
             found, said = _compare(work, source, bounds, progress)
             rows += found
@@ -147,7 +153,7 @@ def _ask_ours(
             _Work(plan, samples, answer_all(engine, plan.tasks, samples, progress.tick)) for plan, samples in asked
         ]
         # Published numbers are of the checkpoint as its authors made it.
-        values = find_published(config.checkpoint_path, model_config) if not info.dtype.startswith("int") else []
+        values = find_published(config.checkpoint_path, model_config) if info.dtype == "fp32" else []
         return info, works, check_published(engine, values)
     finally:
         engine.close()

@@ -1,7 +1,10 @@
 """Token classifiers against transformers' pipeline: real tokenizers and random weights, and the rules of our own."""
 
 import json
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 
 from rtp_llm import Model
 from rtp_llm.core import AnswerLimit, Params, Request, TaskType
+from rtp_llm.engine import entity_finder
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.entities import Labels, find_entities
 from rtp_llm.errors import CheckpointError, InvalidRequest, RequestTooLarge, UnsupportedTask
@@ -114,6 +118,56 @@ def test_windows_after_a_prompt(tagger: Path) -> None:
     with loaded(tagger) as model:
         (found,) = model.entities("so sunny " * 60, prompt="the weather : ", **options)
     assert found[0].start == 0 and found[-1].end == 9 * 60 - 1
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["serving", "ending"])
+def test_entities_of_many_tokens_are_not_found_by_who_computes(
+    ends: bool, tagger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are found in turns, with others between; by who computes once the threads for that have ended."""
+    texts = [f"{'so sunny the weather is ' * 8} {number}" for number in range(60)]
+    options: dict[str, Any] = {"aggregation_strategy": "simple", "ignore_labels": []}
+    finders: list[str] = []
+
+    def find(*args: Any, **options: Any) -> Any:
+        finders.append(threading.current_thread().name)
+        return find_entities(*args, **options)
+
+    with loaded(tagger) as model:
+        alone = [model.entities(text, **options)[0] for text in texts]
+        monkeypatch.setattr(entity_finder, "find_entities", find)
+        if ends:
+            monkeypatch.setattr(model._engine._delivery, "_submit", ended)
+        assert model.entities(texts, **options) == alone
+    assert len(finders) == len(texts)
+    assert any(name.startswith("tokenizer") for name in finders) is not ends
+
+
+def ended(*args: Any) -> None:
+    raise RuntimeError("the threads take no more work")
+
+
+def test_who_gives_up_is_waited_for_no_longer(tagger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two turns nobody waits any more: what is left is not looked at, and the next request works."""
+    seen: list[str] = []
+    with loaded(tagger) as model:
+        engine, params = model._engine, Params(aggregation_strategy="simple")
+
+        def find(text: str, *args: Any, **options: Any) -> Any:
+            seen.append(text)
+            waiter.cancel()
+            return []
+
+        monkeypatch.setattr(entity_finder, "find_entities", find)
+        waiter: Future[Any] = Future()
+        engine.submit(
+            Request(inputs=["the weather " * 40] * 60, tasks=(TaskType.TOKEN_CLASSIFY,), params=params), waiter
+        )
+        while any(engine._jobs.values()):
+            time.sleep(0.01)
+        assert 1 <= len(seen) < 60
+        monkeypatch.undo()
+        assert model.entities("so sunny")
 
 
 @pytest.mark.parametrize("layout", KINDS)

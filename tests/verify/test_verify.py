@@ -16,6 +16,7 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.verify import Options, Report, Verdict, verify
 from rtp_llm.verify import published as published_module
 from rtp_llm.verify import references as references_module
+from rtp_llm.verify.comparison import _Bounds
 from rtp_llm.verify.table import as_object, as_text
 from tests.tasks.checkpoints import save, save_m3
 from tests.tasks.late import save as save_late
@@ -313,3 +314,13 @@ def test_minilm(minilm: Path) -> None:
     check_equal(report, {"dense"})
     assert len(report.rows) == 12 and len(report.published) == 2
     assert as_object(report)["verdict"] == "equal"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "allowed", "least_cosine"),
+    [("fp32", 1e-5, -1.0), ("fp16", 0.005, 0.9999), ("bf16", 0.02, 0.999), ("int8_weights", 0.05, 0.99)],
+)
+def test_bounds_go_by_what_it_computes_in(dtype: str, allowed: float, least_cosine: float) -> None:
+    bounds = _Bounds.of(1e-5, dtype)
+    assert (bounds.bound, bounds.least_cosine) == (allowed, least_cosine)
+    assert _Bounds.of(0.1, dtype).bound == 0.1
