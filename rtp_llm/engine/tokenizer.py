@@ -288,7 +288,7 @@ class Tokenizer:
             self._cut(encoding, params, columns, most, is_pair=is_pair)
         truncated = len(ids) < length
         if truncated and (most is None or len(ids) == self.max_seq_len):
-            self._check_may_truncate(length, index, params)
+            self._check_may_truncate(length, index, params, is_pair=is_pair)
         elif not ids and not self._may_be_empty:
             raise InvalidInput(index, " has no tokens; send some text, or leave add_special_tokens true")
         self._check_known(ids, index)
@@ -310,13 +310,11 @@ class Tokenizer:
     def _side(self, params: Params) -> Side:
         return params.truncation_side or self.truncation_side
 
-    def _check_may_truncate(self, length: int, index: int, params: Params) -> None:
+    def _check_may_truncate(self, length: int, index: int, params: Params, *, is_pair: bool = False) -> None:
         if not params.truncate:
-            raise InvalidInput(
-                index,
-                f" has at least {length} tokens and the limit is {self.max_seq_len}; shorten or split it, or set "
-                + InvalidInput.CUT,
-            )
+            of_both, which = (" with the other text of its pair", "one of them") if is_pair else ("", "it")
+            problem = f" has at least {length} tokens{of_both} and the limit is {self.max_seq_len}; shorten or split"
+            raise InvalidInput(index, f"{problem} {which}, or set {InvalidInput.CUT}")
 
     def _cut(
         self,

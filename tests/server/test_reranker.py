@@ -81,7 +81,8 @@ def test_reranker_nulls_are_absent(reranker: Served) -> None:
         ({"truncation": "left"}, "truncation", "truncation"),
         (
             {"truncation": False, "documents": ["a", "a " * 90]},
-            "documents[1] has at least 94 tokens and the limit is 64; shorten or split it, or set truncation to true",
+            "documents[1] has at least 94 tokens with the other text of its pair and the limit is 64; "
+            "shorten or split one of them, or set truncation to true",
             "documents[1]",
         ),
         ({"documents": ["a"] * 51}, "51 inputs are over the limit of 50", "documents"),
