@@ -102,6 +102,9 @@ def _table_rows(path: str, delimiter: str, columns: Sequence[str]) -> Iterator[t
         twice = next((name for name in columns if names.count(name) > 1), None)
         if twice is not None:
             raise InvalidRequest(f"{path}: the first row has {names.count(twice)} columns {twice!r:.100}; rename them")
+        # Of a table without rows too, of which no row can say so.
+        for column in columns if names else ():
+            _field(dict.fromkeys(names, ""), column, f"{path}: line 1")
         for row in reader:
             beyond = row.pop(None, [])  # csv's name for what a row has beyond the columns
             if any(beyond):

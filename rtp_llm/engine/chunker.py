@@ -77,7 +77,7 @@ class Chunker:
         if num_tokens > self._max_tokens:
             raise RequestTooLarge(
                 f"the request has over {self._max_tokens} tokens (max_request_tokens), with those around each chunk: "
-                "send fewer inputs at a time, or leave more room in a chunk",
+                "send fewer inputs at a time, or leave more room in a chunk (with a stride: have less in common)",
                 param="input",
             )
 
@@ -103,11 +103,10 @@ def _spans(framed: Framed, index: int, limit: int, stride: int | None, *, is_lef
     if room < 1:
         raise InvalidRequest(f"the prompt's {len(framed.head)} tokens leave no room below the limit of {limit}")
     if num_own - room > step * (_MOST_CHUNKS - 1):
-        raise InputTooLarge(
-            index,
-            f" has {num_own} tokens, which are over {_MOST_CHUNKS} chunks of {room}: split it, or leave more room in a "
-            "chunk",
-        )
+        found = f" has {num_own} tokens, which are over {_MOST_CHUNKS} chunks of {room}"
+        if stride:
+            raise InputTooLarge(index, f"{found} that have {stride} in common: split it, or take a smaller stride")
+        raise InputTooLarge(index, f"{found}: split it, or leave more room in a chunk")
     starts = range(0, num_own - room + step, step)
     spans = [(start, min(start + room, num_own)) for start in starts]
     return [(num_own - stop, num_own - start) for start, stop in spans] if is_left else spans

@@ -43,7 +43,7 @@ def test_a_text_longer_than_csv_reads_by_default(tmp_path: Path) -> None:
         ("a.jsonl", '\n{"text": 3}\n', "line 2: 'text' is 3; a text is needed"),
         ("a.jsonl", '{"text": "so"\n', "line 1 is not JSON: "),
         ("a.jsonl", "[1]\n", "line 1 has no 'text', but list"),
-        ("a.csv", "id,body\n1,so\n", "line 2 has no 'text', but 'id', 'body'; --column names another"),
+        ("a.csv", "id,body\n1,so\n", "line 1 has no 'text', but 'id', 'body'; --column names another"),
         ("a.csv", "id,text\n1,so\n2\n", "line 3: 'text' is missing; a text is needed"),
         ("a.csv", 'id,text\n1,"so" sunny\n', "line 2: ',' expected after '\"'"),
         ("a.csv", "id,text\n1,so \udcff\n", "line 2 is not UTF-8 (byte 0xff)"),
@@ -106,3 +106,10 @@ def test_a_column_that_means_nothing(
     told = [argument.format(csv=tmp_path / "texts.csv") for argument in arguments]
     done = shell("classify", classifier, *told, *FAST, stdin=b"so")
     assert done.status == 2 and message in done.err and not done.out
+
+
+def test_a_table_without_rows_has_the_column_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").write_text("foo,text\n")
+    assert [*read_columns(str(tmp_path / "texts.csv"), ["text"])] == []
+    with pytest.raises(InvalidRequest, match="texts.csv: line 1 has no 'passage', but 'foo', 'text'; --column names"):
+        [*read_columns(str(tmp_path / "texts.csv"), ["passage"])]
