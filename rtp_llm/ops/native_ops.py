@@ -63,7 +63,7 @@ from rtp_llm.ops.native_stream import (
 )
 from rtp_llm.ops.numpy_ops import ACTIVATION, NumpyOps
 from rtp_llm.ops.self_check import failing_ops
-from rtp_llm.ops.weight_only import BITS, PARTS, to_bf16
+from rtp_llm.ops.weight_only import BITS, PARTS, ROUNDED, to_bf16
 
 __all__ = ["NativeOps", "measure_peak", "measure_read_rate"]
 
@@ -112,7 +112,7 @@ class NativeOps:
             return Int8Weight(weight, self._library)
         if self.quantization in BITS:
             return GroupedWeight(weight, BITS[self.quantization], self._library)
-        if self.quantization in ("bf16", "bf16_products"):
+        if self.quantization in ROUNDED:
             weight = to_bf16(weight)
         return PackedWeight(weight, self._library, PARTS.get(self.quantization, 3))
 
@@ -120,8 +120,7 @@ class NativeOps:
         return hosted(values)
 
     def table(self, rows: FloatArray) -> Table:
-        is_rounded = self.quantization in ("bf16", "bf16_products")
-        return Table(to_bf16(rows) if is_rounded else rows, self._library)
+        return Table(to_bf16(rows) if self.quantization in ROUNDED else rows, self._library)
 
     def upload(self, batch: Batch) -> Batch:
         self._stream.begin()

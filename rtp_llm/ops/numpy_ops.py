@@ -10,7 +10,7 @@ from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.ops import Experts, Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
 from rtp_llm.ops.experts import mix
 from rtp_llm.ops.int8 import Int8Matrix, check_quantized, quantize_weight, quantizes
-from rtp_llm.ops.weight_only import BITS, Bf16Weight, quantize_groups, to_bf16
+from rtp_llm.ops.weight_only import BITS, ROUNDED, Bf16Weight, quantize_groups, to_bf16
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
@@ -96,7 +96,7 @@ class NumpyOps:
         return np.ascontiguousarray(values, dtype=np.float32)
 
     def table(self, rows: FloatArray) -> FloatArray:
-        if self.quantization in ("bf16", "bf16_products"):
+        if self.quantization in ROUNDED:
             return to_bf16(rows)
         return np.ascontiguousarray(rows, dtype=np.float32)
 

@@ -21,6 +21,7 @@ from rtp_llm.ops import Quantization
 GROUP = 32
 Bits = Literal[4, 8]
 BITS: dict[Quantization, Bits] = {"int8_weights": 8, "int4_weights": 4}
+ROUNDED: tuple[Quantization, ...] = ("bf16", "bf16_products")  # weights and tables are
 PARTS: dict[Quantization, int] = {"fp16_products": 2, "bf16_products": 1}  # bf16 parts of a factor; fp32 has three
 _LEAST_SCALE = np.float32(1e-30)  # a smaller one counts as none: its inverse would not be finite
 

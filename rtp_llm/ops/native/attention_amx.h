@@ -107,14 +107,9 @@ struct TiledAttention {
         const int64_t left = first + row < queries.count ? head_dim - d : 0;
         const Vec low = load_lanes(q + d, std::clamp<int64_t>(left, 0, kWidth));
         const Vec high = load_lanes(q + d + kWidth, std::clamp<int64_t>(left - kWidth, 0, kWidth));
-        store_parts(first_parts<P>(low * factor), first_parts<P>(high * factor), tile, kTile);
+        store_parts<P>(first_parts<P>(low * factor), first_parts<P>(high * factor), tile, kTile);
       }
     }
-  }
-
-  static void store_parts(const Parts& first, const Parts& second, uint16_t* line, int64_t next) {
-    for (int plane = 0; plane < P; ++plane)
-      _mm512_store_si512(line + plane * next, paired(first.part[plane], second.part[plane]));
   }
 
   // NOTE: what stands past the last key and the last column weighs nothing, but must be finite.
@@ -139,7 +134,7 @@ struct TiledAttention {
         for (int64_t half = 0; half < 2; ++half) {
           const float* from = panel + pair * kPanel + half * kWidth;
           uint16_t* line = to + half * kTile + pair * kDepth;
-          store_parts(first_parts<P>(load(from)), first_parts<P>(load(from + kTileRows * kPanel)), line, 2 * kTile);
+          store_parts<P>(first_parts<P>(load(from)), first_parts<P>(load(from + kTileRows * kPanel)), line, 2 * kTile);
         }
   }
 
@@ -247,7 +242,7 @@ struct TiledAttention {
       const Parts one = first_cut_parts<P>(first), two = first_cut_parts<P>(second);
       // Of fewer parts, what they make is summed: weights that are multiplied have a sum of one.
       sum += P == kPlanes ? first + second : sum_of_parts<P>(one) + sum_of_parts<P>(two);
-      store_parts(one, two, line, kTile);
+      store_parts<P>(one, two, line, kTile);
     }
     block.row_sums[row] = sum;
     block.weighed_rows += to == block.keys.to;

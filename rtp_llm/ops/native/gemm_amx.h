@@ -66,8 +66,7 @@ inline void split_rows(const float* x, int64_t rows, int64_t filled, int64_t K, 
       const float* from = x + row * stride + k;
       const Parts first = first_parts<P>(load_lanes(from, std::clamp<int64_t>(left, 0, kWidth)));
       const Parts second = first_parts<P>(load_lanes(from + kWidth, std::clamp<int64_t>(left - kWidth, 0, kWidth)));
-      for (int plane = 0; plane < P; ++plane)
-        _mm512_store_si512(tile + plane * kTile, paired(first.part[plane], second.part[plane]));
+      store_parts<P>(first, second, tile, kTile);
     }
   }
 }

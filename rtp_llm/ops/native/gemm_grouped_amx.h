@@ -10,12 +10,6 @@ namespace {
 
 static_assert(kScaled == kDepth);
 
-inline void store_high_and_middle(Vec first, Vec second, uint16_t* line, int64_t apart) {
-  const Parts one = cut(first), two = cut(second);
-  for (int plane = 0; plane < 2; ++plane)
-    _mm512_store_si512(line + plane * apart, paired(one.part[plane], two.part[plane]));
-}
-
 // `WidenPanel`.
 template <int kBits>
 void widen_panel(const void* weight, int64_t K, int64_t n, int64_t k0, int64_t steps, uint16_t* to, int64_t apart) {
@@ -32,7 +26,7 @@ void widen_panel(const void* weight, int64_t K, int64_t n, int64_t k0, int64_t s
       if (k + kTileRows < K)
         widen<kBits>(numbers + (pair + kTileRows) * packed.kStep, left_scale, right_scale, second[0], second[1]);
       for (int half = 0; half < 2; ++half)
-        store_high_and_middle(first[half], second[half], to + half * kTile + pair * kDepth, apart);
+        store_parts<2>(cut(first[half]), cut(second[half]), to + half * kTile + pair * kDepth, apart);
     }
   }
 }

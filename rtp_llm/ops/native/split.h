@@ -74,6 +74,13 @@ inline __m512i paired(Vec first, Vec second) {
   return with_lower_halves(__m512i(bits_of(second)), __m512i(bits_of(first)));
 }
 
+// The first P parts of numbers and of those that they are paired with, each `apart` numbers behind the one before.
+template <int P>
+inline void store_parts(const Parts& first, const Parts& second, uint16_t* line, int64_t apart) {
+  for (int plane = 0; plane < P; ++plane)
+    _mm512_store_si512(line + plane * apart, paired(first.part[plane], second.part[plane]));
+}
+
 inline __m512i paired_lower_halves(Vec first, Vec second) {
   const __m512i upper = _mm512_slli_epi32(__m512i(bits_of(second)), 16);
   return _mm512_mask_blend_epi16(0xAAAAAAAAu, __m512i(bits_of(first)), upper);
