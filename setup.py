@@ -13,12 +13,14 @@ SOURCES = Path("rtp_llm/ops/native")
 TARGETS = {"generic": []}
 if platform.machine().lower() == "aarch64":  # an Apple compiler has them in generic
     TARGETS["neon_dotprod"] = ["-march=armv8.2-a+dotprod"]
+    TARGETS["neon_bf16"] = ["-march=armv8.2-a+dotprod+bf16"]
 if platform.machine().lower() in ("x86_64", "amd64"):
     TARGETS["avx2"] = ["-mavx2", "-mfma"]
     TARGETS["avx512"] = [
         "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512",
     ]  # fmt: skip
     TARGETS["avx512_vnni"] = [*TARGETS["avx512"], "-mavx512vnni"]
+    TARGETS["avx512_bf16"] = [*TARGETS["avx512_vnni"], "-mavx512bf16"]
     TARGETS["amx"] = [*TARGETS["avx512_vnni"], "-mamx-tile", "-mamx-bf16", "-mamx-int8"]
 FLAGS = [
     "-std=c++17", "-O3", "-g0", "-pthread", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",

@@ -22,9 +22,9 @@ from rtp_llm.models.decoder import Decoder, parameters
 from rtp_llm.models.decoder_config import DecoderConfig
 from rtp_llm.models.qwen import Qwen3
 from rtp_llm.ops import Quantization
-from rtp_llm.ops.native_library import TILES
+from rtp_llm.ops.native_library import FEWER_PARTS
 from rtp_llm.ops.native_ops import NativeOps
-from rtp_llm.ops.weight_only import PARTS, to_bf16
+from rtp_llm.ops.weight_only import to_bf16
 
 _KINDS: tuple[Quantization, ...] = ("none", "int8_weights", "int4_weights", "int8")
 _VOCAB = 1000
@@ -99,7 +99,7 @@ def _measure_shape(shape: str, layers: int, lengths: list[int], threads: int, in
     measured: dict[str, Any] = {}
     exact: FloatArray | None = None
     base = NativeOps(num_threads=threads, instruction_set=instruction_set)
-    for kind in (*_KINDS, *(PARTS if base.instruction_set == TILES else ())):
+    for kind in (*_KINDS, *FEWER_PARTS.get(base.instruction_set, ())):
         ops = base.fork(kind)
         started = time.perf_counter()
         model = Qwen3.load(hf, source, ops)

@@ -90,8 +90,8 @@ class EngineConfig:
     act_type: str = option(
         "auto",
         help="dtype of the activations; auto on a GPU: fp16 for encoders, bf16 for decoders, ModernBERT, "
-        "DeBERTa and T5, or where config.json says so; a CPU computes in fp32, but that with AMX its tiles "
-        "multiply fewer bits where fp16 or bf16 is asked for (docs/numerics.md)",
+        "DeBERTa and T5, or where config.json says so; a CPU computes in fp32, but with AMX or bf16 dot "
+        "products it multiplies fewer bits where fp16 or bf16 is asked for (docs/numerics.md)",
         group="compute",
         choices=DTYPES,
         aliases=("dtype",),
@@ -131,7 +131,7 @@ class EngineConfig:
         "auto",
         help="native kernels to use; auto: the best this CPU has",
         group="compute",
-        choices=("auto", "amx", "avx512_vnni", "avx512", "avx2", "neon_dotprod", "generic"),
+        choices=("auto", "amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon_bf16", "neon_dotprod", "generic"),
         env="RTP_LLM_INSTRUCTION_SET",
     )
     tp_size: int = option(

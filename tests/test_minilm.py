@@ -11,8 +11,7 @@ import pytest
 
 from rtp_llm import Model
 from rtp_llm.core import FloatArray
-from rtp_llm.ops.native_library import TILES
-from tests.ops.data import usable_or_skip
+from rtp_llm.ops.native_library import FEWER_PARTS, best
 
 PANGRAM = "The quick brown fox jumps over the lazy dog. "
 
@@ -80,10 +79,11 @@ def test_backends_agree(model: Model, minilm: Path, backend: str) -> None:
 
 
 @pytest.mark.parametrize(("act_type", "distance", "cosine"), [("fp16", 2e-5, 0.9999995), ("bf16", 4e-3, 0.9999)])
-def test_act_types_on_tiles(
+def test_act_types(
     model: Model, minilm: Path, mixed_texts: list[str], act_type: str, distance: float, cosine: float
 ) -> None:
-    usable_or_skip(TILES)
+    if f"{act_type}_products" not in FEWER_PARTS.get(best(), ()):
+        pytest.skip(f"{best()} kernels compute in fp32")
     texts = mixed_texts[::20]
     exact = model.embed(texts)
     with Model(str(minilm), act_type=act_type) as other:

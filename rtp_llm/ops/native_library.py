@@ -18,23 +18,34 @@ from numpy.typing import NDArray
 
 from rtp_llm.core import FloatArray, QuantizedWeight
 from rtp_llm.errors import ConfigError
+from rtp_llm.ops import Quantization
 
-INSTRUCTION_SETS = ("amx", "avx512_vnni", "avx512", "avx2", "neon_dotprod", "generic")  # the fastest first
-TILES = "amx"  # the one with tile registers
-ABI_VERSION = 19
+# The fastest first.
+INSTRUCTION_SETS = (
+    "amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon_bf16", "neon_dotprod", "generic",
+)  # fmt: skip
+# Products of fewer bf16 parts than fp32's three that they have; the others compute in fp32.
+FEWER_PARTS: dict[str, tuple[Quantization, ...]] = {
+    "amx": ("fp16_products", "bf16_products"),
+    "avx512_bf16": ("bf16_products",),
+    "neon_bf16": ("bf16_products",),
+}
+ABI_VERSION = 20
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpu_supports_avx2": (c_int, ()),
     "cpu_supports_avx512": (c_int, ()),
     "cpu_supports_avx512_vnni": (c_int, ()),
+    "cpu_supports_avx512_bf16": (c_int, ()),
     "cpu_supports_amx": (c_int, ()),
+    "cpu_supports_neon_bf16": (c_int, ()),
     "cpu_supports_neon_dotprod": (c_int, ()),
     "num_cores": (c_int, ()),
     "max_lookups": (c_int, ()),
-    "packed_bytes": (c_int64, (c_int64, c_int64, c_int)),
+    "packed_bytes": (c_int64, (c_int64, c_int64, c_int, c_int)),
     "is_bf16": (c_int, (c_void_p, c_int64)),
     "narrow": (None, (c_void_p, c_int64, c_void_p)),
-    "pack_weight": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int)),
+    "pack_weight": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int, c_int)),
     "grouped_weight_bytes": (c_int64, (c_int64, c_int64, c_int)),
     "pack_grouped": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int)),
     "int8_weight_bytes": (c_int64, (c_int64, c_int64)),
@@ -104,9 +115,11 @@ def usable() -> tuple[str, ...]:
     probe = Library(generic, "generic")
     supported = {
         "amx": probe.cpu_supports_amx(),
+        "avx512_bf16": probe.cpu_supports_avx512_bf16(),
         "avx512_vnni": probe.cpu_supports_avx512_vnni(),
         "avx512": probe.cpu_supports_avx512(),
         "avx2": probe.cpu_supports_avx2(),
+        "neon_bf16": probe.cpu_supports_neon_bf16(),
         "neon_dotprod": probe.cpu_supports_neon_dotprod(),
         "generic": 1,
     }
@@ -150,7 +163,7 @@ def _on_cores(measure: Callable[[Any], float], parts: Sequence[Any]) -> float:
 class PackedWeight:
     """A linear layer's weight in panels of columns, as the kernels want it, in bf16 where that loses nothing.
 
-    parts  how many bf16 parts of each number tiles multiply: 3 make fp32; other kernels do not ask
+    parts  how many bf16 parts of each number are multiplied: 3 make fp32
     """
 
     __slots__ = ("address", "in_features", "is_bf16", "memory", "out_features", "parts")
@@ -160,10 +173,10 @@ class PackedWeight:
         self.parts = parts
         self.out_features, self.in_features = weight.shape
         self.is_bf16 = bool(library.is_bf16(weight.ctypes.data, weight.size))
-        num_bytes = library.packed_bytes(*weight.shape, self.is_bf16)
+        num_bytes = library.packed_bytes(*weight.shape, self.is_bf16, parts)
         self.memory = library.weights.take(-(-num_bytes // 4))
         self.address: int = self.memory.ctypes.data
-        library.pack_weight(weight.ctypes.data, self.out_features, self.in_features, self.address, self.is_bf16)
+        library.pack_weight(weight.ctypes.data, *weight.shape, self.address, self.is_bf16, parts)
 
 
 class Int8Weight:

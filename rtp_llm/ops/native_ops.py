@@ -32,7 +32,7 @@ from rtp_llm.ops.native_checks import (
 from rtp_llm.ops.native_experts import record_experts
 from rtp_llm.ops.native_fallback import ExpertsThroughLinear, stand_in
 from rtp_llm.ops.native_library import (
-    TILES,
+    FEWER_PARTS,
     GroupedWeight,
     Int8Weight,
     Library,
@@ -96,8 +96,8 @@ class NativeOps:
         return self
 
     def fork(self, quantization: Quantization = "none") -> "NativeOps":
-        if quantization in PARTS and self.instruction_set != TILES:
-            raise ConfigError(f"{quantization} are of AMX tiles: {self.instruction_set} kernels have none")
+        if quantization in PARTS and quantization not in FEWER_PARTS.get(self.instruction_set, ()):
+            raise ConfigError(f"{quantization}: the {self.instruction_set} kernels have none")
         return object.__new__(NativeOps)._bind(self.num_threads, self._library, self._broken, quantization)
 
     @property
@@ -374,7 +374,7 @@ def checked_library(instruction_set: str) -> tuple[Library, frozenset[str]]:
     broken: dict[str, frozenset[str]] = {}
     for name in names:
         ops = object.__new__(NativeOps)._bind(1, load(name), frozenset())
-        rounded: tuple[Quantization, ...] = ("bf16_products",) if name == TILES else ()
+        rounded: tuple[Quantization, ...] = ("bf16_products",) if name in FEWER_PARTS else ()
         broken[name] = failing_ops(ops, *(ops.fork(kind) for kind in ("int8", *BITS, *rounded)))
         if not broken[name]:
             break

@@ -13,7 +13,7 @@ from rtp_llm.errors import ConfigError, DeviceLost
 from rtp_llm.model_config import ModelConfig
 from rtp_llm.models import Model, find_model_type, load_model
 from rtp_llm.ops import Ops, Quantization
-from rtp_llm.ops.native_library import TILES
+from rtp_llm.ops.native_library import FEWER_PARTS
 from rtp_llm.runtime.cores import usable_cores
 from rtp_llm.runtime.cpu import CpuRuntime
 from rtp_llm.tasks import Task
@@ -169,20 +169,21 @@ def rounding(config: EngineConfig, instruction_set: str) -> Quantization:
     kept: Quantization = "bf16" if config.weight_dtype == "bf16" else "none"
     if config.act_type not in ("fp16", "bf16"):
         return kept
-    if instruction_set != TILES:
+    asked: Quantization = "bf16_products" if config.act_type == "bf16" else "fp16_products"
+    if asked not in FEWER_PARTS.get(instruction_set, ()):
         what = "numpy" if instruction_set == "numpy" else f"the {instruction_set} kernels"
         logger.info("act_type %s: %s compute in fp32, which is at least as exact", config.act_type, what)
         return kept
-    if config.act_type == "bf16":
+    if asked == "bf16_products":
         logger.info(
-            "act_type bf16: AMX tiles multiply in bf16, weights and tables are rounded; sums and all else are fp32"
+            "act_type bf16: numbers that are multiplied are rounded, weights and tables; sums and all else are fp32"
         )
-        return "bf16_products"
+        return asked
     if kept == "bf16":
         logger.info("act_type fp16: beside weight_dtype bf16 linear layers multiply in fp32, which is more exact")
         return kept
     logger.info("act_type fp16: AMX tiles multiply in 15 bits (fp16 has 11); sums and all else are fp32")
-    return "fp16_products"
+    return asked
 
 
 def _import_torch_loading() -> Any:

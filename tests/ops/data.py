@@ -14,7 +14,7 @@ from rtp_llm.ops.native_library import INSTRUCTION_SETS, usable
 
 # What setup.py builds on a machine of this kind.
 IS_ARM = platform.machine().lower() == "aarch64"
-BUILT = [name for name in INSTRUCTION_SETS if name == "generic" or (name == "neon_dotprod") == IS_ARM]
+BUILT = [name for name in INSTRUCTION_SETS if name == "generic" or name.startswith("neon") == IS_ARM]
 
 
 def normal(*shape: int, seed: int = 0) -> FloatArray:

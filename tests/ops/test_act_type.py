@@ -1,4 +1,4 @@
-"""Linear layers in fewer bf16 parts, as AMX tiles multiply them: the kernels against the definition; the same bits."""
+"""Linear layers in fewer bf16 parts, on tiles and in pairs: the kernels against the definition; the same bits."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 from rtp_llm.core import FloatArray
 from rtp_llm.errors import ConfigError
 from rtp_llm.ops import Experts, Quantization
-from rtp_llm.ops.native_library import TILES
+from rtp_llm.ops.native_library import FEWER_PARTS
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.ops.weight_only import PARTS, to_bf16
@@ -25,31 +25,39 @@ from tests.ops.data import (
 SHAPES = [(1, 1), (16, 8), (33, 65), (47, 1100), (600, 96), (40, 1024), (32, 31)]
 
 
-@pytest.fixture(scope="module", params=list(PARTS))
+def forked(instruction_set: str, kind: Quantization) -> NativeOps:
+    return NativeOps(instruction_set=usable_or_skip(instruction_set)).fork(kind)
+
+
+@pytest.fixture(scope="module", params=[(name, kind) for name, kinds in FEWER_PARTS.items() for kind in kinds])
 def ops(request: pytest.FixtureRequest) -> NativeOps:
-    return NativeOps(instruction_set=usable_or_skip(TILES)).fork(request.param)
+    return forked(*request.param)
+
+
+@pytest.fixture(scope="module", params=list(FEWER_PARTS))
+def one_part(request: pytest.FixtureRequest) -> NativeOps:
+    return forked(request.param, "bf16_products")
 
 
 @pytest.mark.parametrize("kind", list(PARTS))
-def test_without_tiles_it_is_refused(kind: Quantization) -> None:
-    with pytest.raises(ConfigError, match="of AMX tiles: generic kernels have none"):
+def test_kernels_without_such_products_refuse_them(kind: Quantization) -> None:
+    with pytest.raises(ConfigError, match=f"{kind}: the generic kernels have none"):
         NativeOps(instruction_set="generic").fork(kind)
 
 
 @pytest.mark.parametrize("m", [1, 2, 16, 17, 33, 70, 200])
 @pytest.mark.parametrize(("n", "k"), SHAPES)
-def test_one_part_is_the_product_of_rounded_numbers(m: int, n: int, k: int) -> None:
-    ops = NativeOps(instruction_set=usable_or_skip(TILES)).fork("bf16_products")
+def test_one_part_is_the_product_of_rounded_numbers(one_part: NativeOps, m: int, n: int, k: int) -> None:
     x, weight = normal(m, k), normal(n, k)
     exact = to_bf16(x).astype(np.float64) @ to_bf16(weight).T.astype(np.float64)
-    assert_as_exact(linear(ops, x, weight), linear(NumpyOps("bf16_products"), x, weight), exact, 5e-7)
+    assert_as_exact(linear(one_part, x, weight), linear(NumpyOps("bf16_products"), x, weight), exact, 5e-7)
 
 
 @pytest.mark.parametrize("m", [1, 2, 16, 17, 33, 70, 200])
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 @pytest.mark.parametrize("stored", [np.float32, np.float16])
 def test_two_parts_are_nearer_than_fp16(m: int, n: int, k: int, stored: type[np.floating]) -> None:
-    ops = NativeOps(instruction_set=usable_or_skip(TILES)).fork("fp16_products")
+    ops = forked("amx", "fp16_products")
     x, weight = normal(m, k), normal(n, k).astype(stored).astype(np.float32)
     error = np.abs(linear(ops, x, weight) - x.astype(np.float64) @ weight.T.astype(np.float64))
     products = np.abs(x).astype(np.float64) @ np.abs(weight).T.astype(np.float64)
@@ -58,9 +66,7 @@ def test_two_parts_are_nearer_than_fp16(m: int, n: int, k: int, stored: type[np.
         assert np.sqrt(np.mean((error / products) ** 2)) < 2.0**-16
 
 
-@pytest.mark.parametrize("kind", list(PARTS))
-def test_a_weight_of_bf16_loses_nothing(kind: Quantization) -> None:
-    ops = NativeOps(instruction_set=usable_or_skip(TILES)).fork(kind)
+def test_a_weight_of_bf16_loses_nothing(ops: NativeOps) -> None:
     weight, x = to_bf16(normal(70, 300)), to_bf16(normal(40, 300))
     exact = x.astype(np.float64) @ weight.T.astype(np.float64)
     assert_as_exact(linear(ops, x, weight), linear(NumpyOps(), x, weight), exact, 5e-7)
@@ -125,9 +131,9 @@ def test_attention_to_equal_values_is_that_value(ops: NativeOps) -> None:
 
 @pytest.mark.parametrize("lengths", [[96], [300, 95, 1, 160, 513], [100, 100, 100]])
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": 100}, {"causal": True, "window": 90}])
-@pytest.mark.parametrize("head_dim", [24, 64, 72])
+@pytest.mark.parametrize("head_dim", [24, 31, 64, 72])
 def test_attention_of_such_products(ops: NativeOps, lengths: list[int], options: dict[str, Any], head_dim: int) -> None:
-    """As exact as its factors, alone and in any batch; on vectors what sees few keys."""
+    """As exact as its factors, alone and in any batch; in fp32 what sees few keys of tiles, or has an odd depth."""
     num_tokens, size = sum(lengths), 4 * head_dim
     hidden, weight = normal(num_tokens, 40), to_bf16(normal(2 * size, 40) / np.float32(7))
 

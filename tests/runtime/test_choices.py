@@ -81,18 +81,22 @@ def test_dtype(model_type: str, hf: dict[str, str], act_type: str, device: str, 
 
 
 @pytest.mark.parametrize(
-    ("options", "tiles", "other"),
+    ("options", "tiles", "pairs", "other"),
     [
-        ({}, "none", "none"),
-        ({"act_type": "fp32", "weight_dtype": "bf16"}, "bf16", "bf16"),
-        ({"act_type": "fp16"}, "fp16_products", "none"),
-        ({"act_type": "fp16", "weight_dtype": "bf16"}, "bf16", "bf16"),
-        ({"act_type": "bf16"}, "bf16_products", "none"),
-        ({"act_type": "bf16", "weight_dtype": "bf16"}, "bf16_products", "bf16"),
+        ({}, "none", "none", "none"),
+        ({"act_type": "fp32", "weight_dtype": "bf16"}, "bf16", "bf16", "bf16"),
+        ({"act_type": "fp16"}, "fp16_products", "none", "none"),
+        ({"act_type": "fp16", "weight_dtype": "bf16"}, "bf16", "bf16", "bf16"),
+        ({"act_type": "bf16"}, "bf16_products", "bf16_products", "none"),
+        ({"act_type": "bf16", "weight_dtype": "bf16"}, "bf16_products", "bf16_products", "bf16"),
     ],
 )
-def test_rounding_on_a_cpu(options: dict[str, str], tiles: str, other: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_rounding_on_a_cpu(
+    options: dict[str, str], tiles: str, pairs: str, other: str, caplog: pytest.LogCaptureFixture
+) -> None:
     assert runtime.rounding(config(**options), "amx") == tiles
+    assert runtime.rounding(config(**options), "avx512_bf16") == pairs
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         assert runtime.rounding(config(**options), "avx512") == other
     assert ("the avx512 kernels compute in fp32" in caplog.text) == (options.get("act_type") in ("fp16", "bf16"))

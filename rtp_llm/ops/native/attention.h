@@ -2,7 +2,7 @@
 //
 // One task is some (sequence, key head), or a run of the query rows of one. On vectors K^T and V of a head are packed
 // into panels in thread-local scratch; kRows query rows at a time then have their scores, softmax and output computed
-// in cache. Rows that see many keys are computed on tiles where there are some (attention_amx.h). The keys of a
+// in cache. Where one bf16 part of each number is multiplied, pairs are (pairs.h). Rows that see many keys are computed on tiles where there are some (attention_amx.h). The keys of a
 // sequence with a prefix are those of the prefix, then its own; of one whose last tokens are not seen, those before
 // them. A row's bits depend on the keys that it sees: others of its tile weigh nothing.
 #pragma once
@@ -26,7 +26,7 @@ struct Attention {
   Visibility visibility;
   Adjustment adjustment;
   Relative relative;
-  int bf16_parts;  // of each number that tiles multiply
+  int bf16_parts;  // of each number that are multiplied
   int64_t parts = 1, part_rows = 0, runs = 0, run_length = 1;
 
   // Enough tasks for every thread, and not many more: a short sequence's head takes less than a hand-over. Parts are
@@ -80,7 +80,7 @@ struct Attention {
     Part part{first, last, kv_head, qkv + start * row_size(), out + result * heads * head_dim, keys};
     // NOTE: on tiles every row sees some key; one that is not seen itself may see none.
     if (seen == own) part.last = std::clamp(first_tiled(keys.count()) - keys.before.count, first, last);
-    if (part.first < part.last) run_vectors(part);
+    if (part.first < part.last) in_pairs() ? run_vectors<Pair>(part) : run_vectors<float>(part);
 #if defined(__AMX_BF16__)
     part.y += (part.last - first) * heads * head_dim;
     part.first = part.last;
@@ -124,6 +124,10 @@ struct Attention {
   }
 #endif
 
+  // NOTE: distances of DeBERTa's kind are multiplied with rows of queries, and so those are fp32.
+  bool in_pairs() const { return kHasPairs && bf16_parts == 1 && head_dim % 2 == 0 && !relative.any(); }
+
+  template <class T>
   void run_vectors(const Part& part) const {
     const int64_t length = std::min(part.keys.count(), visibility.causal ? part.place(part.last) : part.keys.count());
     const int64_t padded = ceil_div(length, kPanel) * kPanel, depth = ceil_div(head_dim, kPanel) * kPanel;
@@ -139,6 +143,10 @@ struct Attention {
       pack_keys(rows, first_key, head_dim, head_dim, keys);
       pack_values(rows.moved(kv_heads * head_dim), head_dim, length, values + first_key * kPanel);
     }
+    if constexpr (kNumbersOf<T> == 2) {
+      pair_up_rows(keys, padded / kPanel * head_dim, kPanel);
+      for (int64_t d = 0; d < depth; d += kPanel) pair_up_rows(values + d * length, length, kPanel);
+    }
     const int64_t group = heads / kv_heads;
     for (int64_t h = part.kv_head * group; h < (part.kv_head + 1) * group; ++h) {
       Head head{keys, values, scores, products, padded, length, depth, adjustment.of_head(h), {}};
@@ -149,13 +157,15 @@ struct Attention {
         const int rows = int(std::min<int64_t>(kRows, part.last - row));
         const float* q = part.q + row * row_size() + h * head_dim;
         float* y = part.y + (row - part.first) * heads * head_dim + h * head_dim;
-        attend(head, part.place(row), rows, queries(q, rows, products + kRows * depth, depth), y);
+        attend<T>(head, part.place(row), rows, queries<T>(q, rows, products + kRows * depth, depth), y);
       }
     }
   }
 
   struct Head {
-    const float *keys, *values;  // [padded / kPanel][head_dim][kPanel], [depth / kPanel][length][kPanel]
+    // [padded / kPanel][head_dim][kPanel], [depth / kPanel][length][kPanel]; of pairs the dimension before the last is
+    // half as long, but panels of values are as far apart.
+    const float *keys, *values;
     float *scores, *products;    // [kRows][padded], [kRows][depth]
     int64_t padded, length, depth;
     Adjustment adjustment;
@@ -168,10 +178,14 @@ struct Attention {
     int64_t stride;
   };
 
-  // In place; or copied, where rows that are whole pages apart would all fall into the same cache sets.
+  // In pairs; or in place; or copied, where rows that are whole pages apart would all fall into the same cache sets.
+  template <class T>
   Queries queries(const float* q, int rows, float* copy, int64_t stride) const {
-    if (row_size() % 1024 != 0) return {q, row_size()};
-    for (int r = 0; r < rows; ++r) std::memcpy(copy + r * stride, q + r * row_size(), size_t(head_dim) * 4);
+    if (kNumbersOf<T> == 1 && row_size() % 1024 != 0) return {q, row_size()};
+    for (int r = 0; r < rows; ++r) {
+      if (kNumbersOf<T> == 2) pair_row(q + r * row_size(), head_dim, copy + r * stride);
+      else std::memcpy(copy + r * stride, q + r * row_size(), size_t(head_dim) * 4);
+    }
     return {copy, stride};
   }
 
@@ -189,12 +203,16 @@ struct Attention {
   }
 
   // Queries at the places `row` and after of a sequence -> y.
+  template <class T>
   void attend(Head& head, int64_t row, int rows, Queries q, float* y) const {
+    constexpr int64_t kNumbers = kNumbersOf<T>;
+    const auto numbers = [](const float* x) { return reinterpret_cast<const T*>(x); };
     const int64_t from = visible(row, head.length).from / kPanel * kPanel;
     const int64_t to = std::max(from, visible(row + rows - 1, head.length).to);
     for (int64_t j = from; j < to; j += kPanel) {
       const int64_t cols = to - j <= kWidth ? kWidth : kPanel;
-      multiply(rows, cols, head_dim, q.data, q.stride, head.keys + j * head_dim, head.scores + j, head.padded, false);
+      const T* k = numbers(head.keys + j * head_dim / kNumbers);
+      multiply(rows, cols, head_dim / kNumbers, q.data, q.stride, k, head.scores + j, head.padded, false);
     }
     const Keys keys{from, to};
     if (head.relative) head.relative->add(row, rows, q.data, q.stride, keys, head.scores, head.padded);
@@ -207,11 +225,11 @@ struct Attention {
       shifts[r] = highest(head.scores + r * head.padded, visible(row + r, head.length), keys) * factor;
     for (int r = 0; r < rows; ++r)
       inverse[r] = inverted(
-          weigh(head.scores + r * head.padded, visible(row + r, head.length), keys, factor, shifts[r]));
+          weigh<T>(head.scores + r * head.padded, visible(row + r, head.length), keys, factor, shifts[r]));
     for (int64_t d = 0; d < head_dim; d += kPanel) {
-      const float* v = head.values + d * head.length + from * kPanel;
-      const int64_t cols = head_dim - d > kWidth ? kPanel : kWidth;
-      multiply(rows, cols, to - from, head.scores + from, head.padded, v, head.products + d, head.depth, false);
+      const T* v = numbers(head.values + d * head.length + from / kNumbers * kPanel);
+      const int64_t cols = head_dim - d > kWidth ? kPanel : kWidth, steps = ceil_div(to - from, kNumbers);
+      multiply(rows, cols, steps, head.scores + from, head.padded, v, head.products + d, head.depth, false);
     }
     for (int r = 0; r < rows; ++r, y += heads * head_dim)
       for (int64_t d = 0; d < head_dim; d += kWidth) {
@@ -231,13 +249,27 @@ struct Attention {
     return max_lanes(highest);
   }
 
-  // Scores -> exp2(factor score - shift) on the visible keys, 0 elsewhere; returns their sum.
+  // Scores -> exp2(factor score - shift) on the visible keys, 0 elsewhere; or pairs of them, in half the room. Returns
+  // the sum of what is multiplied.
+  template <class T>
   float weigh(float* scores, Keys visible, Keys keys, float factor, float shift) const {
+    const auto weight = [&](int64_t j) {
+      return visible.select(j, exp2(load(scores + j) * factor - shift), Vec{});
+    };
     Vec sums{};
-    for (int64_t j = keys.from; j < keys.to; j += kWidth) {
-      const Vec weight = visible.select(j, exp2(load(scores + j) * factor - shift), Vec{});
-      sums += weight;
-      store(scores + j, weight);
+    if constexpr (kNumbersOf<T> == 2) {
+      float* pairs = scores + keys.from;
+      for (int64_t j = keys.from; j < keys.to; j += 2 * kWidth, pairs += kWidth) {
+        const Vec pair = neighbours(weight(j), weight(j + kWidth));
+        sums += sum_of_pair(pair);
+        store(pairs, pair);
+      }
+    } else {
+      for (int64_t j = keys.from; j < keys.to; j += kWidth) {
+        const Vec one = weight(j);
+        sums += one;
+        store(scores + j, one);
+      }
     }
     return sum_lanes(sums);
   }

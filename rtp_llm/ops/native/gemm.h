@@ -4,12 +4,16 @@
 // element. A sum runs over k ascending in blocks whose size depends on K alone, and the blocks' sums are added in
 // order, so a row's bits depend on nothing else. Weights that are bf16 without loss are kept so, and widened panel by
 // panel: the bits are the same, at half the memory.
+//
+// Where one bf16 part of each number is multiplied, x is rounded too, and both are taken in pairs (pairs.h).
 #pragma once
+#include <unistd.h>
+
 #include <algorithm>
 #include <utility>
 
-#include "copied_rows.h"
 #include "epilogue.h"
+#include "pairs.h"
 #include "scratch.h"
 
 namespace {
@@ -21,7 +25,7 @@ inline __attribute__((always_inline)) void step(Vec* c, const float* const* a, i
   Vec column[V];
   for (int v = 0; v < V; ++v) column[v] = load_lanes(b + v * kWidth, kWidth);
   // NOTE: constant indices from a fold; with a loop GCC 12 keeps c in memory, at a third of the speed.
-  ((c[I] += column[I % V] * a[I / V / 3][int64_t(I / V % 3) * lda + k]), ...);
+  ((c[I] = add_product<T>(c[I], a[I / V / 3][int64_t(I / V % 3) * lda + k], column[I % V])), ...);
 }
 
 template <int V, size_t... I>
@@ -35,21 +39,43 @@ inline __attribute__((always_inline)) void store_tile(const Vec* sums, float* c,
   (store(c + int64_t(I / V) * ldc + I % V * kWidth, sums[I]), ...);
 }
 
-// Numbers of a panel that are fetched before their use: into L1, which gains 3 %; and into L2 of a panel's first rows, for
-// which it comes from memory: a few of them, read by two cores, go from 70 to 90 % of what memory gives.
-constexpr int64_t kAhead = 320, kFarAhead = 3072;
+// Of the data cache next to a core; 0 where the system does not say.
+inline long level_one_bytes() {
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  return sysconf(_SC_LEVEL1_DCACHE_SIZE);
+#else
+  return 0;
+#endif
+}
 
-// c[R, V * kWidth] (+)= a[R, K] @ b[K, kPanel][:, : V * kWidth], b fp32 or bf16
-template <int R, int V, class T>
-void tile(int64_t K, const float* a, int64_t lda, const T* b, float* c, int64_t ldc, bool accumulate, bool first) {
+// How far ahead a panel's numbers are fetched: into L1, and into L2 (0: not).
+struct Ahead {
+  static constexpr int64_t kNear = 320, kFar = 3072;
+
+  int64_t into_l1 = kNear, into_l2 = 0;
+
+  // Of a panel's tile i of `tiles`. The first waits for memory, of which an L1 of 48 KB (Zen 5) takes in lines fast
+  // enough; one of 32 KB (Zen 4) has too few places for them: they go into L2, and from there into L1. The last of several
+  // fetches what the next panel's first would wait for, `next` numbers on.
+  static Ahead of(int64_t i, int64_t tiles, int64_t next) {
+    static const bool large_l1 = level_one_bytes() >= 48 << 10;
+    if (i == 0) return large_l1 ? Ahead{kFar, 0} : Ahead{kNear, kFar};
+    return {kNear, i == tiles - 1 ? next : 0};
+  }
+};
+
+// c[R, V * kWidth] (+)= a[R, K] @ b[K, kPanel][:, : V * kWidth], b fp32 or bf16; or of pairs both, K of them
+template <int R, int V, bool kIntoL2, class T>
+inline void fetching_tile(int64_t K, const float* a, int64_t lda, const T* b, float* c, int64_t ldc, bool accumulate,
+                          Ahead ahead) {
   constexpr auto each = std::make_index_sequence<size_t(R * V)>{};
   const float* const rows[4] = {a, a + 3 * lda, a + 6 * lda, a + 9 * lda};
   Vec sums[R * V] = {};
   int64_t k = 0;
   for (; k + 4 <= K; k += 4, b += 4 * kPanel) {
     for (int i = 0; i < 4 * kPanel; i += 16) {
-      __builtin_prefetch(b + kAhead + i);
-      if (first) __builtin_prefetch(b + kFarAhead + i, 0, 2);
+      __builtin_prefetch(b + ahead.into_l1 + i);
+      if constexpr (kIntoL2) __builtin_prefetch(b + ahead.into_l2 + i, 0, 2);
     }
     step<V>(sums, rows, lda, k, b, each);
     step<V>(sums, rows, lda, k + 1, b + kPanel, each);
@@ -61,8 +87,14 @@ void tile(int64_t K, const float* a, int64_t lda, const T* b, float* c, int64_t 
   store_tile<V>(sums, c, ldc, each);
 }
 
+template <int R, int V, class T>
+void tile(int64_t K, const float* a, int64_t lda, const T* b, float* c, int64_t ldc, bool accumulate, Ahead ahead) {
+  if (ahead.into_l2 != 0) fetching_tile<R, V, true>(K, a, lda, b, c, ldc, accumulate, ahead);
+  else fetching_tile<R, V, false>(K, a, lda, b, c, ldc, accumulate, ahead);
+}
+
 template <class T>
-using Tile = void (*)(int64_t, const float*, int64_t, const T*, float*, int64_t, bool, bool);
+using Tile = void (*)(int64_t, const float*, int64_t, const T*, float*, int64_t, bool, Ahead);
 
 template <int V, class T, size_t... R>
 constexpr Tile<T> tile_of(int rows, std::index_sequence<R...>) {
@@ -73,13 +105,13 @@ constexpr Tile<T> tile_of(int rows, std::index_sequence<R...>) {
 // c[rows, cols] (+)= a[rows, K] @ one panel, rows <= kRows, cols <= kPanel
 template <class T>
 inline void multiply(int rows, int64_t cols, int64_t K, const float* a, int64_t lda, const T* b, float* c, int64_t ldc,
-                     bool accumulate, bool first = false) {
+                     bool accumulate, Ahead ahead = {}) {
   constexpr auto heights = std::make_index_sequence<size_t(kRows)>{};
-  if (cols == kPanel) return tile_of<2, T>(rows, heights)(K, a, lda, b, c, ldc, accumulate, first);
-  if (cols == kWidth) return tile_of<1, T>(rows, heights)(K, a, lda, b, c, ldc, accumulate, first);
+  if (cols == kPanel) return tile_of<2, T>(rows, heights)(K, a, lda, b, c, ldc, accumulate, ahead);
+  if (cols == kWidth) return tile_of<1, T>(rows, heights)(K, a, lda, b, c, ldc, accumulate, ahead);
   float edge[kRows * kPanel];
   for (int r = 0; r < rows; ++r) std::memcpy(edge + r * kPanel, c + r * ldc, size_t(cols) * 4);
-  tile_of<2, T>(rows, heights)(K, a, lda, b, edge, kPanel, accumulate, first);
+  tile_of<2, T>(rows, heights)(K, a, lda, b, edge, kPanel, accumulate, ahead);
   for (int r = 0; r < rows; ++r) std::memcpy(c + r * ldc, edge + r * kPanel, size_t(cols) * 4);
 }
 
@@ -114,6 +146,14 @@ inline void pack_weight(const float* w, int64_t N, int64_t K, T* packed) {
     for (int64_t k = 0; k < K; ++k)
       for (int64_t j = 0; j < kPanel; ++j) narrow(j < cols ? w[(n + j) * K + k] : 0.0f, packed + k * kPanel + j);
   }
+}
+
+// w [N, K], numbers of bf16 -> panels of pairs, [ceil(N / kPanel)][ceil(K / 2)][kPanel].
+inline void pack_pairs(const float* w, int64_t N, int64_t K, uint16_t* packed) {
+  for (int64_t n = 0; n < N; n += kPanel)
+    for (int64_t k = 0; k < 2 * pairs_in(K); k += 2)
+      for (int64_t j = 0; j < kPanel; ++j, packed += 2)
+        for (int64_t i = 0; i < 2; ++i) narrow(n + j < N && k + i < K ? w[(n + j) * K + k + i] : 0.0f, packed + i);
 }
 
 // How a product of M x N x K is cut, in blocks of rows, of panels and of K; a task is a block of rows and one of panels.
@@ -187,54 +227,66 @@ struct LinearVectors {
   int64_t M, N, K;
   int activation;
   bool weight_is_bf16;
-  int bf16_parts = 0;  // of each number that tiles multiply
+  int bf16_parts = 3;  // of each number that are multiplied: 3 make fp32, and of 1 pairs are multiplied where there are some
   Blocks blocks{};
   int64_t stamp = 0;
 
   int64_t plan(int threads) {
     stamp = next_stamp();
-    return blocks.plan(M, N, K, 4, threads);
+    return blocks.plan(M, N, depth(), 4, threads);
   }
 
   void run(int64_t task) const {
     const Blocks::Part part = blocks.part(task, M, N);
-    const Rows rows = rows_of(x, K, part.m0, part.m1, stamp);
-    const Sums sums = Sums::of(part, blocks.k >= K);
-    const auto run_step = [&](int64_t n, int64_t k0) { panel({part, rows, sums, k0, std::min(blocks.k, K - k0)}, n); };
-    if (part.m1 - part.m0 <= 2 * kRows) {
+    const int64_t all = depth();
+    const Rows rows = in_pairs() ? paired_rows(x, K, part.m0, part.m1, stamp) : rows_of(x, K, part.m0, part.m1, stamp);
+    const Sums sums = Sums::of(part, blocks.k >= all);
+    const auto run_step = [&](int64_t n, int64_t k0) { panel({part, rows, sums, k0, std::min(blocks.k, all - k0)}, n); };
+    if (k_inside(part)) {
       for (int64_t n = part.n0; n < part.n1; n += kPanel)
-        for (int64_t k0 = 0; k0 < K; k0 += blocks.k) run_step(n, k0);
+        for (int64_t k0 = 0; k0 < all; k0 += blocks.k) run_step(n, k0);
     } else {
-      for (int64_t k0 = 0; k0 < K; k0 += blocks.k)
+      for (int64_t k0 = 0; k0 < all; k0 += blocks.k)
         for (int64_t n = part.n0; n < part.n1; n += kPanel) run_step(n, k0);
     }
   }
 
  private:
+  bool in_pairs() const { return kHasPairs && bf16_parts == 1; }
+  int64_t depth() const { return in_pairs() ? pairs_in(K) : K; }  // steps along k
+
+  // Few rows read a panel from end to end; many, a block of K of all panels.
+  static bool k_inside(const Blocks::Part& part) { return part.m1 - part.m0 <= 2 * kRows; }
+
+  // Numbers from what a step reads of a weight to what the next one does.
+  int64_t to_next(const Step& step) const { return (k_inside(step.part) ? step.k_len : depth()) * kPanel; }
+
   // A bf16 panel that many tiles read is widened once.
   void panel(const Step& step, int64_t n) const {
-    const int64_t start = n * K + step.k0 * kPanel, length = step.k_len * kPanel;
-    if (!weight_is_bf16) return panel(static_cast<const float*>(weight) + start, step, n);
+    const int64_t start = n * depth() + step.k0 * kPanel, length = step.k_len * kPanel;
+    if (in_pairs()) return panel(static_cast<const Pair*>(weight) + start, to_next(step), step, n);
+    if (!weight_is_bf16) return panel(static_cast<const float*>(weight) + start, to_next(step), step, n);
     const uint16_t* narrow = static_cast<const uint16_t*>(weight) + start;
-    if (step.part.m1 - step.part.m0 <= 2 * kRows) return panel(narrow, step, n);
+    if (k_inside(step.part)) return panel(narrow, to_next(step), step, n);
     float* wide = panel_scratch().reserve(length);
     for (int64_t i = 0; i < length; i += kWidth) store(wide + i, load_lanes(narrow + i, kWidth));
-    panel(wide, step, n);
+    panel(wide, 0, step, n);
   }
 
   template <class T>
-  void panel(const T* w, const Step& step, int64_t n) const {
+  void panel(const T* w, int64_t next, const Step& step, int64_t n) const {
     const auto [m0, m1, n0, n1] = step.part;
     const int64_t tiles = ceil_div(m1 - m0, kRows), cols = std::min<int64_t>(kPanel, n1 - n);
     const int64_t computed = cols > kWidth ? kPanel : kWidth;
-    const bool is_last = step.k0 + step.k_len == K;
+    const bool is_last = step.k0 + step.k_len == depth();
     const Epilogue epilogue{y, bias, residual, N, activation};
     for (int64_t i = 0, m = m0; i < tiles; ++i) {
       const int rows = int(ceil_div(m1 - m, tiles - i));
       if (is_last) epilogue.fetch(rows, m, n);
       float* c = step.sums.tile(m - m0, (n - n0) / kPanel);
       const float* a = step.x.at(m - m0, step.k0);
-      multiply(rows, computed, step.k_len, a, step.x.stride, w, c, kPanel, step.k0 > 0, i == 0);
+      const Ahead ahead = Ahead::of(i, tiles, next);
+      multiply(rows, computed, step.k_len, a, step.x.stride, w, c, kPanel, step.k0 > 0, ahead);
       // NOTE: a pass over the tile while it is in L1, not inside `tile`: one code for tiles of every height, so that a
       // row's bits cannot depend on how the compiler contracted each of them. It costs under 1 %.
       if (is_last) epilogue.finish(Computed{c}, rows, cols, m, n);

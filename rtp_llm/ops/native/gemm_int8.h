@@ -33,17 +33,16 @@ inline __attribute__((always_inline)) void store_sums(const VecInt* sums, int32_
 
 // sums[R][kPanel][: V * kWidth] = x[R, K] @ one panel; `stride` counts numbers
 template <int R, int V>
-void dot_tile(int64_t K, const Quantized* x, int64_t stride, const int8_t* w, int32_t* c, bool first) {
+void dot_tile(int64_t K, const Quantized* x, int64_t stride, const int8_t* w, int32_t* c, Ahead ahead) {
   constexpr auto each = std::make_index_sequence<size_t(R * V)>{};
   constexpr int64_t kStep = kPanel * kGroup;
   const Quantized* const rows[4] = {x, x + 3 * stride, x + 6 * stride, x + 9 * stride};
   VecInt sums[R * V] = {};
   int64_t k = 0;
   for (; k + 4 * kGroup <= K; k += 4 * kGroup, w += 4 * kStep) {
-    for (int i = 0; i < 4 * kStep; i += 64) {
-      __builtin_prefetch(w + kAhead * kGroup + i);
-      if (first) __builtin_prefetch(w + kFarAhead * kGroup + i, 0, 2);
-    }
+    for (int i = 0; i < 4 * kStep; i += 64) __builtin_prefetch(w + ahead.into_l1 * kGroup + i);
+    for (int i = 0; ahead.into_l2 != 0 && i < 4 * kStep; i += 64)
+      __builtin_prefetch(w + ahead.into_l2 * kGroup + i, 0, 2);
     dot_step<V>(sums, rows, stride, k, w, each);
     dot_step<V>(sums, rows, stride, k + kGroup, w + kStep, each);
     dot_step<V>(sums, rows, stride, k + 2 * kGroup, w + 2 * kStep, each);
@@ -53,7 +52,7 @@ void dot_tile(int64_t K, const Quantized* x, int64_t stride, const int8_t* w, in
   store_sums(sums, c, V, each);
 }
 
-using DotTile = void (*)(int64_t, const Quantized*, int64_t, const int8_t*, int32_t*, bool);
+using DotTile = void (*)(int64_t, const Quantized*, int64_t, const int8_t*, int32_t*, Ahead);
 
 template <int V, size_t... R>
 constexpr DotTile dot_tile_of(int rows, std::index_sequence<R...>) {
@@ -122,7 +121,7 @@ struct LinearInt8 {
       const int rows = int(ceil_div(m1 - m, blocks - i));
       const char* x_rows = static_cast<const char*>(x) + m * stride;
       epilogue.fetch(rows, m, n);
-      multiply(tiles, rows, cols, x_rows, stride, w, sums, i == 0);
+      multiply(tiles, rows, cols, x_rows, stride, w, sums, Ahead::of(i, blocks, packed.panel_bytes() / kGroup));
       const Dequantized product{sums, x_rows, stride, packed.scales(memory) + n, packed.sums(memory) + n, w};
       epilogue.finish(product, rows, cols, m, n);
       m += rows;
@@ -131,7 +130,7 @@ struct LinearInt8 {
 
 #if defined(__AMX_INT8__)
   void multiply(Tiles& tiles, int rows, int64_t, const char* x_rows, int64_t stride, const int8_t* w, int32_t* sums,
-                bool) const {
+                Ahead) const {
     tiles.shape(rows);
     const auto* numbers = reinterpret_cast<const Quantized*>(x_rows + sizeof(RowHead));
     if (rows > kTileRows) dot_tiles<2>(K, numbers, stride, w, sums);
@@ -139,11 +138,11 @@ struct LinearInt8 {
   }
 #else
   void multiply(Tiles&, int rows, int64_t cols, const char* x_rows, int64_t stride, const int8_t* w, int32_t* sums,
-                bool first) const {
+                Ahead ahead) const {
     constexpr auto heights = std::make_index_sequence<size_t(kRows)>{};
     const auto* numbers = reinterpret_cast<const Quantized*>(x_rows + sizeof(RowHead));
     const DotTile tile = cols > kWidth ? dot_tile_of<2>(rows, heights) : dot_tile_of<1>(rows, heights);
-    tile(K, numbers, stride / int64_t(sizeof(Quantized)), w, sums, first);
+    tile(K, numbers, stride / int64_t(sizeof(Quantized)), w, sums, ahead);
   }
 #endif
 };

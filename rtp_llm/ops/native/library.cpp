@@ -15,7 +15,7 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int rtp_abi_version() { return 19; }
+EXPORT int rtp_abi_version() { return 20; }
 
 EXPORT int rtp_cpu_supports_avx2() {
 #if defined(__x86_64__)
@@ -37,6 +37,14 @@ EXPORT int rtp_cpu_supports_avx512() {
 EXPORT int rtp_cpu_supports_avx512_vnni() {
 #if defined(__x86_64__)
   return __builtin_cpu_supports("avx512vnni") && rtp_cpu_supports_avx512();
+#else
+  return 0;
+#endif
+}
+
+EXPORT int rtp_cpu_supports_avx512_bf16() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16") && rtp_cpu_supports_avx512_vnni();
 #else
   return 0;
 #endif
@@ -66,15 +74,26 @@ EXPORT int rtp_cpu_supports_neon_dotprod() {
 #endif
 }
 
+EXPORT int rtp_cpu_supports_neon_bf16() {
+#if defined(__linux__) && defined(__aarch64__)
+  constexpr unsigned long kBf16 = 1ul << 14;
+  return (getauxval(AT_HWCAP2) & kBf16) != 0 && rtp_cpu_supports_neon_dotprod();
+#else
+  return 0;
+#endif
+}
+
 EXPORT int rtp_num_cores() { return available_cores(); }
 
 EXPORT int rtp_is_bf16(const float* x, int64_t n) { return is_bf16(x, n); }
 EXPORT void rtp_narrow(const float* x, int64_t n, uint16_t* y) {
   for (int64_t i = 0; i < n; ++i) narrow(x[i], y + i);
 }
-EXPORT int64_t rtp_packed_bytes(int64_t N, int64_t K, int bf16) { return packed_bytes(N, K, bf16 != 0); }
-EXPORT void rtp_pack_weight(const float* w, int64_t N, int64_t K, void* packed, int bf16) {
-  pack(w, N, K, packed, bf16 != 0);
+EXPORT int64_t rtp_packed_bytes(int64_t N, int64_t K, int bf16, int parts) {
+  return packed_bytes(N, K, bf16 != 0, parts);
+}
+EXPORT void rtp_pack_weight(const float* w, int64_t N, int64_t K, void* packed, int bf16, int parts) {
+  pack(w, N, K, packed, bf16 != 0, parts);
 }
 
 EXPORT int64_t rtp_grouped_weight_bytes(int64_t N, int64_t K, int bits) {

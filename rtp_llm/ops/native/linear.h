@@ -24,20 +24,29 @@ using Linear = LinearVectors;
 
 template <class T>
 inline int64_t packed_bytes_of(int64_t N, int64_t K) {
-  return ceil_div(N, kPanel) * kPanel * K * int64_t(sizeof(T));
+  return ceil_div(N, kPanel) * kPanel * ceil_div(K, kNumbersOf<T>) * int64_t(sizeof(T));
 }
 template <class T>
 inline void pack_as(const float* w, int64_t N, int64_t K, void* packed) {
-  pack_weight(w, N, K, static_cast<T*>(packed));
+  if constexpr (kNumbersOf<T> == 2) pack_pairs(w, N, K, static_cast<uint16_t*>(packed));
+  else pack_weight(w, N, K, static_cast<T*>(packed));
 }
 #endif
 
-inline int64_t packed_bytes(int64_t N, int64_t K, bool bf16) {
-  return bf16 ? packed_bytes_of<uint16_t>(N, K) : packed_bytes_of<float>(N, K);
+// Calls `f` with a number of the kind that a weight is packed in, of which so many bf16 parts are multiplied.
+template <class F>
+inline auto with_packed_kind(bool bf16, int parts, const F& f) {
+#if !defined(__AMX_BF16__)
+  if (kHasPairs && parts == 1) return f(Pair{});
+#endif
+  return bf16 ? f(uint16_t{}) : f(float{});
 }
-inline void pack(const float* w, int64_t N, int64_t K, void* packed, bool bf16) {
-  if (bf16) pack_as<uint16_t>(w, N, K, packed);
-  else pack_as<float>(w, N, K, packed);
+
+inline int64_t packed_bytes(int64_t N, int64_t K, bool bf16, int parts) {
+  return with_packed_kind(bf16, parts, [&](auto kind) { return packed_bytes_of<decltype(kind)>(N, K); });
+}
+inline void pack(const float* w, int64_t N, int64_t K, void* packed, bool bf16, int parts) {
+  with_packed_kind(bf16, parts, [&](auto kind) { pack_as<decltype(kind)>(w, N, K, packed); });
 }
 
 }  // namespace
