@@ -23,13 +23,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from benchmarks.report import cpu_seconds
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, Response, TaskType
 from rtp_llm.observability import Metrics
@@ -51,7 +51,6 @@ _INFO = ModelInfo(
     dtype="fp32",
     max_batch_tokens=512,
 )
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -158,12 +157,6 @@ def wait_until_ready(url: str) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, in steps of a clock tick (10 ms)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def load(url: str, case: Case, connections: int, seconds: int) -> str:

@@ -5,7 +5,6 @@ import contextlib
 import ctypes
 import http.client
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -19,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers import FloatArray
+from benchmarks.report import cpu_seconds
 
-_TICKS = os.sysconf("SC_CLK_TCK")
 _START_TIMEOUT = 120.0
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -82,8 +81,7 @@ class ServerProcess:
 
     def cpu_seconds(self) -> float:
         """User and system time of all threads so far, in steps of a clock tick (10 ms)."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        return cpu_seconds(self.pid)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -11,11 +11,12 @@ from typing import Any
 
 from benchmarks.child import end
 from benchmarks.peers import ENGINES, Embed, FloatArray, Setup
-from benchmarks.report import busy_seconds
+from benchmarks.report import busy_seconds, cpu_seconds
 
-# A peer was seen to wait for its own threads for ever. Seconds; a pass over bge-large's full texts takes ten minutes by
-# calculation where there are no tiles.
-_PATIENCE = 1800.0
+# A peer was seen to wait for its own threads for ever. Seconds: without an answer (a pass over bge-large's full texts
+# takes ten minutes by calculation where there are no tiles), and without any work.
+_PATIENCE, _IDLE = 1800.0, 60.0
+_LOOK_AGAIN = 1.0
 
 
 class EngineFailed(RuntimeError):
@@ -63,9 +64,16 @@ class EngineProcess:
         return self._receive()
 
     def _receive(self) -> Any:
-        if not self._pipe.poll(_PATIENCE):
-            self._process.kill()
-            raise EngineFailed(f"no answer within {_PATIENCE:.0f} s")
+        asked = worked = time.monotonic()
+        cpu = 0.0
+        while not self._pipe.poll(_LOOK_AGAIN):
+            now, before, cpu = time.monotonic(), cpu, cpu_seconds(self._process.pid)
+            worked = now if cpu > before else worked
+            if now - asked > _PATIENCE or now - worked > _IDLE:
+                self._process.kill()
+                raise EngineFailed(
+                    f"no answer after {now - asked:.0f} s, of which the last {now - worked:.0f} without work"
+                )
         try:
             failed, answer = self._pipe.recv()
         except EOFError:

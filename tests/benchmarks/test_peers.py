@@ -55,9 +55,11 @@ def test_an_engine_that_cannot_load_says_why(tmp_path: Path, capfd: pytest.Captu
     assert "Traceback" in capfd.readouterr().err
 
 
-def test_an_engine_that_does_not_answer_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(process, "_PATIENCE", 0.0)
-    with pytest.raises(EngineFailed, match="no answer within 0 s"):
+@pytest.mark.parametrize("limit", ["_PATIENCE", "_IDLE"])
+def test_an_engine_that_does_not_answer_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str) -> None:
+    monkeypatch.setattr(process, "_LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(process, limit, 0.0)
+    with pytest.raises(EngineFailed, match="no answer after 0 s, of which the last 0 without work"):
         EngineProcess("no such engine", Setup(tmp_path, tmp_path), {})
 
 
