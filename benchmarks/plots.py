@@ -135,9 +135,9 @@ def growth(run: Mapping[str, Any]) -> Any:
 
 
 def _cores(runs: Mapping[str, Any]) -> str:
-    run = next(iter(runs.values()))
     dates = sorted({run["date"] for run in runs.values()})
-    return f"{run['threads']} threads of {run['machine']['cpu']}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
+    cores = dict.fromkeys(f"{run['threads']} threads of {run['machine']['cpu']}" for run in runs.values())
+    return f"{' or '.join(cores)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
 
 
 def _finish(figure: Any, title: str) -> None:
