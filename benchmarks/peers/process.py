@@ -64,10 +64,11 @@ class EngineProcess:
         return self._receive()
 
     def _receive(self) -> Any:
+        pid, cpu = self._process.pid, 0.0
+        assert pid is not None, "started"
         asked = worked = time.monotonic()
-        cpu = 0.0
         while not self._pipe.poll(_LOOK_AGAIN):
-            now, before, cpu = time.monotonic(), cpu, cpu_seconds(self._process.pid)
+            now, before, cpu = time.monotonic(), cpu, cpu_seconds(pid)
             worked = now if cpu > before else worked
             if now - asked > _PATIENCE or now - worked > _IDLE:
                 self._process.kill()

@@ -101,8 +101,11 @@ class Ops(Protocol):
         int  # cores that the next batch may use; where the backend leaves that to a library, it changes nothing
     )
 
-    def fork(self, quantization: Quantization = "none") -> "Ops":
+    def fork(self, quantization: Quantization = "none", parts: int = 3) -> "Ops":
         """Another stream of the same backend; weights made by either serve both.
+
+        parts  bf16 parts of each number that attention multiplies on what weights in 8 or 4 bits give (3: fp32),
+               where the backend has such products
 
         ConfigError where the backend cannot quantise so.
         """

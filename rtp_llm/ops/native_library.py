@@ -180,39 +180,46 @@ class PackedWeight:
 
 
 class Int8Weight:
-    """A linear layer's weight in 8 bits, quantised as `rtp_llm.ops.int8` says, in panels of columns."""
+    """A linear layer's weight in 8 bits, quantised as `rtp_llm.ops.int8` says, in panels of columns.
 
-    __slots__ = ("address", "in_features", "memory", "out_features")
+    parts  how many bf16 parts of each number attention on its results multiplies; its own products are of 8 bits
+    """
 
-    def __init__(self, weight: FloatArray, library: Library) -> None:
+    __slots__ = ("address", "in_features", "memory", "out_features", "parts")
+
+    def __init__(self, weight: FloatArray, library: Library, parts: int = 3) -> None:
         weight = np.ascontiguousarray(weight, dtype=np.float32)
-        self._reserve(weight.shape, library)
+        self._reserve(weight.shape, library, parts)
         library.pack_int8(weight.ctypes.data, *weight.shape, self.address)
 
     @classmethod
-    def of_quantized(cls, weight: QuantizedWeight, library: Library) -> "Int8Weight":
+    def of_quantized(cls, weight: QuantizedWeight, library: Library, parts: int = 3) -> "Int8Weight":
         """The same from numbers that are quantised already: another order of the same bytes."""
         packed = object.__new__(cls)
-        packed._reserve(weight.values.shape, library)
+        packed._reserve(weight.values.shape, library, parts)
         values, scales = np.ascontiguousarray(weight.values), np.ascontiguousarray(weight.scales)
         library.pack_quantized(values.ctypes.data, scales.ctypes.data, *values.shape, packed.address)
         return packed
 
-    def _reserve(self, shape: tuple[int, ...], library: Library) -> None:
+    def _reserve(self, shape: tuple[int, ...], library: Library, parts: int) -> None:
         self.out_features, self.in_features = shape
+        self.parts = parts
         self.memory = library.weights.take(-(-library.int8_weight_bytes(*shape) // 4))
         self.address: int = self.memory.ctypes.data
 
 
 class GroupedWeight:
-    """A linear layer's weight in groups with a scale each, as `rtp_llm.ops.weight_only` says, in panels of columns."""
+    """A linear layer's weight in groups with a scale each, as `rtp_llm.ops.weight_only` says, in panels of columns.
 
-    __slots__ = ("address", "bits", "in_features", "memory", "out_features")
+    parts  as an `Int8Weight` has it
+    """
 
-    def __init__(self, weight: FloatArray, bits: int, library: Library) -> None:
+    __slots__ = ("address", "bits", "in_features", "memory", "out_features", "parts")
+
+    def __init__(self, weight: FloatArray, bits: int, library: Library, parts: int = 3) -> None:
         weight = np.ascontiguousarray(weight, dtype=np.float32)
         self.out_features, self.in_features = weight.shape
-        self.bits = bits
+        self.bits, self.parts = bits, parts
         self.memory = library.weights.take(-(-library.grouped_weight_bytes(*weight.shape, bits) // 4))
         self.address: int = self.memory.ctypes.data
         library.pack_grouped(weight.ctypes.data, *weight.shape, self.address, bits)

@@ -82,9 +82,10 @@ class NativeOps:
         self._bind(num_threads, *checked_library(instruction_set))
 
     def _bind(
-        self, num_threads: int, library: Library, broken: frozenset[str], quantization: Quantization = "none"
-    ) -> "NativeOps":
-        self.num_threads, self.quantization = num_threads, quantization
+        self, num_threads: int, library: Library, broken: frozenset[str], quantization: Quantization = "none",
+        parts: int = 3,
+    ) -> "NativeOps":  # fmt: skip
+        self.num_threads, self.quantization, self._parts = num_threads, quantization, PARTS.get(quantization, parts)
         self.instruction_set = library.instruction_set
         self._library, self._broken = library, broken
         self._stream = Stream(library)
@@ -95,10 +96,10 @@ class NativeOps:
             setattr(self, op, stand_in(self, op))
         return self
 
-    def fork(self, quantization: Quantization = "none") -> "NativeOps":
+    def fork(self, quantization: Quantization = "none", parts: int = 3) -> "NativeOps":
         if quantization in PARTS and quantization not in FEWER_PARTS.get(self.instruction_set, ()):
             raise ConfigError(f"{quantization}: the {self.instruction_set} kernels have none")
-        return object.__new__(NativeOps)._bind(self.num_threads, self._library, self._broken, quantization)
+        return object.__new__(NativeOps)._bind(self.num_threads, self._library, self._broken, quantization, parts)
 
     @property
     def stream(self) -> Stream:
@@ -107,11 +108,11 @@ class NativeOps:
 
     def matrix(self, weight: FloatArray | QuantizedWeight) -> LinearWeight:
         if isinstance(weight, QuantizedWeight):
-            return Int8Weight.of_quantized(check_quantized(weight), self._library)
+            return Int8Weight.of_quantized(check_quantized(weight), self._library, self._parts)
         if self.quantization == "int8" and quantizes(weight):
-            return Int8Weight(weight, self._library)
+            return Int8Weight(weight, self._library, self._parts)
         if self.quantization in BITS:
-            return GroupedWeight(weight, BITS[self.quantization], self._library)
+            return GroupedWeight(weight, BITS[self.quantization], self._library, self._parts)
         if self.quantization in ROUNDED:
             weight = to_bf16(weight)
         return PackedWeight(weight, self._library, PARTS.get(self.quantization, 3))
@@ -207,7 +208,7 @@ class NativeOps:
                     y.reference, num_rows * n, self._operand(x), weight.address, self._operand(bias),
                     self._operand(residual), *sizes, weight.is_bf16, weight.parts,
                 ))  # fmt: skip
-                y.parts = weight.parts
+            y.parts = weight.parts
         return y
 
     def norm(self, x: Tensor, norm: Norm, residual: Tensor | None = None) -> Tensor:

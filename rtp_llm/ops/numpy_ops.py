@@ -76,7 +76,7 @@ class NumpyOps:
     def __init__(self, quantization: Quantization = "none") -> None:
         self.quantization = quantization
 
-    def fork(self, quantization: Quantization = "none") -> "NumpyOps":
+    def fork(self, quantization: Quantization = "none", parts: int = 3) -> "NumpyOps":
         return NumpyOps(quantization)
 
     def matrix(self, weight: FloatArray | QuantizedWeight) -> FloatArray | Int8Matrix | Bf16Weight:

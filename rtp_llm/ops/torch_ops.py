@@ -46,7 +46,7 @@ class TorchOps:
         self.dtype = DTYPES[dtype]
         self.instruction_set = str(self.device)
 
-    def fork(self, quantization: Quantization = "none") -> "TorchOps":
+    def fork(self, quantization: Quantization = "none", parts: int = 3) -> "TorchOps":
         if quantization != "none":
             raise ConfigError(
                 f"quantization {quantization} is for a CPU without torch: leave out --backend torch",

@@ -115,7 +115,7 @@ class TritonOps(TorchOps):
             self.reads_host -= {"experts"}
         self._addresses: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def fork(self, quantization: Quantization = "none") -> "TritonOps":
+    def fork(self, quantization: Quantization = "none", parts: int = 3) -> "TritonOps":
         """With "fp8", of ops with `rows8`: the same, but that `matrix` makes weights in 8 bits."""
         if quantization not in ("none", "fp8"):
             return cast(TritonOps, super().fork(quantization))

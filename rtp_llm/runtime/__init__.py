@@ -12,10 +12,10 @@ from rtp_llm.core import Item, Rows, TaskType
 from rtp_llm.errors import ConfigError, DeviceLost
 from rtp_llm.model_config import ModelConfig
 from rtp_llm.models import Model, find_model_type, load_model
-from rtp_llm.ops import Ops, Quantization
-from rtp_llm.ops.native_library import FEWER_PARTS
+from rtp_llm.ops import Ops
 from rtp_llm.runtime.cores import usable_cores
 from rtp_llm.runtime.cpu import CpuRuntime
+from rtp_llm.runtime.rounding import rounding
 from rtp_llm.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -95,15 +95,9 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig, beside: Runtim
     streams = beside.streams if isinstance(beside, CpuRuntime) else None
     ops = _load_ops(config) if beside is None or streams is None else beside.ops
     model_type = find_model_type(config.model_type, model_config.hf)
-    # What the checkpoint keeps in fp32 beside layers in 8 bits is meant to stay so.
-    is_stored = stored_quantization(model_config.hf) != "none"
-    quantization: Any = "none" if is_stored else config.quantization
-    if is_stored:
-        quantization = "bf16" if config.weight_dtype == "bf16" else "none"
-    elif quantization == "none":
-        quantization = rounding(config, ops.instruction_set)
+    quantization, parts = rounding(config, ops.instruction_set, stored_quantization(model_config.hf) != "none")
     source = open_tensors(model_config.transformer_folder)
-    model = load_model(model_type, model_config.hf, source, ops.fork(quantization))
+    model = load_model(model_type, model_config.hf, source, ops.fork(quantization, parts))
     source.close()
     num_cores = available_cores(config) if ops.name == "native" else 1
     if streams is None and config.num_threads > num_cores:
@@ -162,28 +156,6 @@ def choose_dtype(config: EngineConfig, model_type: str, hf: Mapping[str, Any], d
         return config.act_type
     is_bf16 = str(hf.get("dtype", hf.get("torch_dtype"))) == "bfloat16"
     return "fp16" if model_type in _FP16_MODELS and not is_bf16 else "bf16"
-
-
-def rounding(config: EngineConfig, instruction_set: str) -> Quantization:
-    """How a CPU without a quantization keeps the numbers of linear layers, and multiplies them."""
-    kept: Quantization = "bf16" if config.weight_dtype == "bf16" else "none"
-    if config.act_type not in ("fp16", "bf16"):
-        return kept
-    asked: Quantization = "bf16_products" if config.act_type == "bf16" else "fp16_products"
-    if asked not in FEWER_PARTS.get(instruction_set, ()):
-        what = "numpy" if instruction_set == "numpy" else f"the {instruction_set} kernels"
-        logger.info("act_type %s: %s compute in fp32, which is at least as exact", config.act_type, what)
-        return kept
-    if asked == "bf16_products":
-        logger.info(
-            "act_type bf16: numbers that are multiplied are rounded, weights and tables; sums and all else are fp32"
-        )
-        return asked
-    if kept == "bf16":
-        logger.info("act_type fp16: beside weight_dtype bf16 linear layers multiply in fp32, which is more exact")
-        return kept
-    logger.info("act_type fp16: AMX tiles multiply in 15 bits (fp16 has 11); sums and all else are fp32")
-    return asked
 
 
 def _import_torch_loading() -> Any:

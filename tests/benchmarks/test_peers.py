@@ -9,7 +9,7 @@ from benchmarks.peers.process import EngineFailed, EngineProcess
 
 @pytest.mark.parametrize(
     ("patterns", "count"),
-    [("", len(ENGINES)), (OURS, 4), ("ctranslate2", 4), ("fused wide, bs8", 2), ("openvino default", 2)],
+    [("", len(ENGINES)), (OURS, 5), ("ctranslate2", 4), ("fused wide, bs8", 2), ("openvino default", 2)],
 )
 def test_select(patterns: str, count: int) -> None:
     assert len(select(patterns)) == count

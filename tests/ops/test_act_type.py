@@ -149,3 +149,23 @@ def test_attention_of_such_products(ops: NativeOps, lengths: list[int], options:
     starts = np.cumsum([0, *lengths])
     alone = [attend(ops, hidden[start : start + n], [n]) for start, n in zip(starts, lengths, strict=False)]
     np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int8_weights", "int4_weights"])
+def test_attention_on_quantised_layers(one_part: NativeOps, quantization: Quantization) -> None:
+    """The layers' products are as they are; attention multiplies rounded numbers, but for what is not asked."""
+    lengths = [200, 3, 100]
+    hidden, weight = normal(303, 96), normal(288, 96) / np.float32(7)
+
+    def attend(parts: int, hidden: FloatArray, lengths: list[int]) -> tuple[FloatArray, FloatArray]:
+        ops = one_part.fork(quantization, parts)
+        batch, qkv = ops.upload(batch_of(lengths)), ops.linear(ops.vector(hidden), ops.matrix(weight))
+        y = ops.attention(qkv, batch, num_heads=3, num_kv_heads=3, head_dim=32, scale=0.3)
+        return np.array(ops.to_numpy(qkv)), np.array(ops.to_numpy(y))
+
+    (qkv, exact), (same, rounded) = attend(3, hidden, lengths), attend(1, hidden, lengths)
+    np.testing.assert_array_equal(same, qkv)
+    assert 0 < np.abs(rounded - exact).max() <= 3e-2 * np.abs(exact).max()
+    starts = np.cumsum([0, *lengths])
+    alone = [attend(1, hidden[start : start + n], [n])[1] for start, n in zip(starts, lengths, strict=False)]
+    np.testing.assert_array_equal(rounded, np.concatenate(alone))

@@ -10,6 +10,7 @@ import pytest
 from rtp_llm import runtime
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import ConfigError
+from rtp_llm.runtime.rounding import rounding
 
 
 def config(**options: Any) -> EngineConfig:
@@ -94,9 +95,25 @@ def test_dtype(model_type: str, hf: dict[str, str], act_type: str, device: str, 
 def test_rounding_on_a_cpu(
     options: dict[str, str], tiles: str, pairs: str, other: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert runtime.rounding(config(**options), "amx") == tiles
-    assert runtime.rounding(config(**options), "avx512_bf16") == pairs
+    assert rounding(config(**options), "amx") == (tiles, 3)
+    assert rounding(config(**options), "avx512_bf16") == (pairs, 3)
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        assert runtime.rounding(config(**options), "avx512") == other
+        assert rounding(config(**options), "avx512") == (other, 3)
     assert ("the avx512 kernels compute in fp32" in caplog.text) == (options.get("act_type") in ("fp16", "bf16"))
+
+
+@pytest.mark.parametrize(
+    ("act_type", "instruction_set", "parts"),
+    [
+        ("bf16", "amx", 1),
+        ("fp16", "amx", 2),
+        ("bf16", "avx512_bf16", 1),
+        ("fp16", "avx512_bf16", 3),
+        ("fp32", "amx", 3),
+    ],
+)
+def test_beside_a_quantization_the_act_type_is_of_attention(act_type: str, instruction_set: str, parts: int) -> None:
+    quantized, stored = config(act_type=act_type, quantization="int8"), config(act_type=act_type, weight_dtype="bf16")
+    assert rounding(quantized, instruction_set) == ("int8", parts)
+    assert rounding(stored, instruction_set, is_stored=True) == ("bf16", parts)

@@ -1,0 +1,59 @@
+"""What --act_type, --weight_dtype and --quantization mean for the layers of a model on a CPU."""
+
+import logging
+from typing import NamedTuple, cast
+
+from rtp_llm.config import EngineConfig
+from rtp_llm.ops import Quantization
+from rtp_llm.ops.native_library import FEWER_PARTS
+from rtp_llm.ops.weight_only import PARTS
+
+logger = logging.getLogger(__name__)
+
+_ASKED: dict[str, Quantization] = {"fp16": "fp16_products", "bf16": "bf16_products"}
+
+
+class Rounding(NamedTuple):
+    """How linear layers keep their numbers and multiply them, and what attention does where those are 8 or 4 bits.
+
+    parts  bf16 parts of each number that attention multiplies then; otherwise it takes as many as the layers
+    """
+
+    quantization: Quantization
+    parts: int = 3
+
+
+def rounding(config: EngineConfig, instruction_set: str, is_stored: bool = False) -> Rounding:
+    """Of a CPU; `is_stored`: the checkpoint has its layers in 8 bits.
+
+    What such a checkpoint keeps in fp32 beside them is meant to stay so.
+    """
+    kept: Quantization = "bf16" if config.weight_dtype == "bf16" else "none"
+    products = _products(config.act_type, instruction_set)
+    if is_stored or config.quantization != "none":
+        parts = PARTS.get(products, 3)
+        if parts < 3:
+            logger.info("act_type %s: attention multiplies so; layers in 8 or 4 bits, as those do", config.act_type)
+        return Rounding(kept if is_stored else cast(Quantization, config.quantization), parts)
+    if products == "bf16_products":
+        logger.info(
+            "act_type bf16: numbers that are multiplied are rounded, weights and tables; sums and all else are fp32"
+        )
+    elif products == "fp16_products" and kept == "bf16":
+        logger.info("act_type fp16: beside weight_dtype bf16 linear layers multiply in fp32, which is more exact")
+        return Rounding(kept)
+    elif products == "fp16_products":
+        logger.info("act_type fp16: AMX tiles multiply in 15 bits (fp16 has 11); sums and all else are fp32")
+    return Rounding(kept if products == "none" else products)
+
+
+def _products(act_type: str, instruction_set: str) -> Quantization:
+    """Those that an act_type asks for, "none" where there are none: fp32's."""
+    asked = _ASKED.get(act_type, "none")
+    if asked == "none":
+        return asked
+    if asked in FEWER_PARTS.get(instruction_set, ()):
+        return asked
+    what = "numpy" if instruction_set == "numpy" else f"the {instruction_set} kernels"
+    logger.info("act_type %s: %s compute in fp32, which is at least as exact", act_type, what)
+    return "none"
