@@ -138,22 +138,25 @@ inline void narrow(float x, uint16_t* y) {
 }
 inline void narrow(float x, float* y) { *y = x; }
 
-// w [N, K] -> panels; the last is filled up with zeros.
-template <class T>
-inline void pack_weight(const float* w, int64_t N, int64_t K, T* packed) {
-  for (int64_t n = 0; n < N; n += kPanel, packed += K * kPanel) {
-    const int64_t cols = std::min<int64_t>(kPanel, N - n);
-    for (int64_t k = 0; k < K; ++k)
-      for (int64_t j = 0; j < kPanel; ++j) narrow(j < cols ? w[(n + j) * K + k] : 0.0f, packed + k * kPanel + j);
-  }
+// w [N, K] -> panels of numbers, or of pairs (kTogether 2; of bf16 numbers): [ceil(N / kPanel)][ceil(K / kTogether)]
+// [kPanel][kTogether]. What is missing of the last panel, or pair, is zero.
+//
+// NOTE: a line of a column at a time: columns whole pages apart fall into one cache set, and would drive each other out.
+template <int kTogether, class T>
+inline void pack_together(const float* w, int64_t N, int64_t K, T* packed) {
+  constexpr int64_t kLine = 16;
+  const int64_t depth = ceil_div(K, kTogether);
+  for (int64_t n = 0; n < N; n += kPanel, packed += depth * kPanel * kTogether)
+    for (int64_t start = 0; start < depth * kTogether; start += kLine)
+      for (int64_t j = 0; j < kPanel; ++j)
+        for (int64_t k = start; k < std::min(start + kLine, depth * kTogether); ++k)
+          narrow(n + j < N && k < K ? w[(n + j) * K + k] : 0.0f,
+                 packed + (k / kTogether * kPanel + j) * kTogether + k % kTogether);
 }
 
-// w [N, K], numbers of bf16 -> panels of pairs, [ceil(N / kPanel)][ceil(K / 2)][kPanel].
-inline void pack_pairs(const float* w, int64_t N, int64_t K, uint16_t* packed) {
-  for (int64_t n = 0; n < N; n += kPanel)
-    for (int64_t k = 0; k < 2 * pairs_in(K); k += 2)
-      for (int64_t j = 0; j < kPanel; ++j, packed += 2)
-        for (int64_t i = 0; i < 2; ++i) narrow(n + j < N && k + i < K ? w[(n + j) * K + k + i] : 0.0f, packed + i);
+template <class T>
+inline void pack_weight(const float* w, int64_t N, int64_t K, T* packed) {
+  pack_together<1>(w, N, K, packed);
 }
 
 // How a product of M x N x K is cut, in blocks of rows, of panels and of K; a task is a block of rows and one of panels.

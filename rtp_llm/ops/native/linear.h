@@ -28,7 +28,7 @@ inline int64_t packed_bytes_of(int64_t N, int64_t K) {
 }
 template <class T>
 inline void pack_as(const float* w, int64_t N, int64_t K, void* packed) {
-  if constexpr (kNumbersOf<T> == 2) pack_pairs(w, N, K, static_cast<uint16_t*>(packed));
+  if constexpr (kNumbersOf<T> == 2) pack_together<2>(w, N, K, static_cast<uint16_t*>(packed));
   else pack_weight(w, N, K, static_cast<T*>(packed));
 }
 #endif
