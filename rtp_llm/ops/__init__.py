@@ -104,8 +104,8 @@ class Ops(Protocol):
     def fork(self, quantization: Quantization = "none", parts: int = 3) -> "Ops":
         """Another stream of the same backend; weights made by either serve both.
 
-        parts  bf16 parts of each number that attention multiplies on what weights in 8 or 4 bits give (3: fp32),
-               where the backend has such products
+        parts  bf16 parts of each number (3: fp32) that products with weights widened from 8 or 4 bits take, and
+               attention on what these and int8 give, where the backend has such products
 
         ConfigError where the backend cannot quantise so.
         """

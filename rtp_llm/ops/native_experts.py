@@ -69,7 +69,7 @@ def _products(
 
 
 def _kind(weight: PackedWeight | Int8Weight | GroupedWeight) -> tuple[int, int]:
-    """As the kernels count them, and the parts that tiles multiply."""
+    """As the kernels count them, and the parts that are multiplied."""
     if isinstance(weight, GroupedWeight):
-        return weight.bits, 0
+        return weight.bits, weight.parts
     return (1, 0) if isinstance(weight, Int8Weight) else (0, weight.parts)

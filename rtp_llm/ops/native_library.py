@@ -30,7 +30,7 @@ FEWER_PARTS: dict[str, tuple[Quantization, ...]] = {
     "avx512_bf16": ("bf16_products",),
     "neon_bf16": ("bf16_products",),
 }
-ABI_VERSION = 20
+ABI_VERSION = 21
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpu_supports_avx2": (c_int, ()),
@@ -211,7 +211,7 @@ class Int8Weight:
 class GroupedWeight:
     """A linear layer's weight in groups with a scale each, as `rtp_llm.ops.weight_only` says, in panels of columns.
 
-    parts  as an `Int8Weight` has it
+    parts  how many bf16 parts of each number are multiplied: 3 make fp32, 1 rounds rows and what groups are widened to
     """
 
     __slots__ = ("address", "bits", "in_features", "memory", "out_features", "parts")

@@ -201,7 +201,7 @@ class NativeOps:
             elif isinstance(weight, GroupedWeight):
                 self._record(LINEAR_GROUPED(
                     y.reference, num_rows * n, weight.bits, self._operand(x), weight.address, self._operand(bias),
-                    self._operand(residual), *sizes,
+                    self._operand(residual), *sizes, weight.parts,
                 ))  # fmt: skip
             else:
                 self._record(LINEAR(

@@ -46,7 +46,7 @@ TAKE_ROWS = _command(11, "4q")  # x, index, rows, size
 QUANTIZE = _command(12, "3q")  # x, rows, K
 LINEAR_INT8 = _command(13, "8q")  # quantised x, weight, bias, residual, rows, N, K, activation
 
-LINEAR_GROUPED = _command(14, "9q")  # bits, x, weight, bias, residual, rows, N, K, activation
+LINEAR_GROUPED = _command(14, "10q")  # bits, x, weight, bias, residual, rows, N, K, activation, parts
 # A routing is its tensor, with rows, experts and experts a row; the result of the first two is one.
 ROUTE = _command(15, "6q")  # rows, experts, top, x, router, size
 GROUP_ROWS = _command(16, "3q")  # rows, experts, top

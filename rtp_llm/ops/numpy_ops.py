@@ -73,11 +73,11 @@ class NumpyOps:
     instruction_set = "numpy"
     num_threads = 1
 
-    def __init__(self, quantization: Quantization = "none") -> None:
-        self.quantization = quantization
+    def __init__(self, quantization: Quantization = "none", parts: int = 3) -> None:
+        self.quantization, self._parts = quantization, parts
 
     def fork(self, quantization: Quantization = "none", parts: int = 3) -> "NumpyOps":
-        return NumpyOps(quantization)
+        return NumpyOps(quantization, parts)
 
     def matrix(self, weight: FloatArray | QuantizedWeight) -> FloatArray | Int8Matrix | Bf16Weight:
         if isinstance(weight, QuantizedWeight):
@@ -85,7 +85,8 @@ class NumpyOps:
         if self.quantization == "int8" and quantizes(weight):
             return quantize_weight(weight)
         if self.quantization in BITS:
-            return quantize_groups(weight, BITS[self.quantization]).dequantized()
+            widened = quantize_groups(weight, BITS[self.quantization]).dequantized()
+            return Bf16Weight(to_bf16(widened)) if self._parts == 1 else widened
         if self.quantization == "bf16":
             return to_bf16(weight)
         if self.quantization == "bf16_products":

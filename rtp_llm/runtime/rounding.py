@@ -14,9 +14,10 @@ _ASKED: dict[str, Quantization] = {"fp16": "fp16_products", "bf16": "bf16_produc
 
 
 class Rounding(NamedTuple):
-    """How linear layers keep their numbers and multiply them, and what attention does where those are 8 or 4 bits.
+    """How linear layers keep their numbers and multiply them.
 
-    parts  bf16 parts of each number that attention multiplies then; otherwise it takes as many as the layers
+    parts  bf16 parts of each number that are multiplied where layers are kept in 8 or 4 bits: in attention, and by
+           weights that are widened; otherwise the quantization says it
     """
 
     quantization: Quantization
@@ -33,7 +34,7 @@ def rounding(config: EngineConfig, instruction_set: str, is_stored: bool = False
     if is_stored or config.quantization != "none":
         parts = PARTS.get(products, 3)
         if parts < 3:
-            logger.info("act_type %s: attention multiplies so; layers in 8 or 4 bits, as those do", config.act_type)
+            logger.info("act_type %s: attention multiplies so, and layers but for int8's, in 8 bits", config.act_type)
         return Rounding(kept if is_stored else cast(Quantization, config.quantization), parts)
     if products == "bf16_products":
         logger.info(

@@ -202,7 +202,9 @@ class Layer {
       to.drop(quantized);
       return y;
     }
-    if (weight.kind != 0) return record(kLinearGrouped, weight.kind, x.reference);
+    if (weight.kind != 0) 
+      return to.compute(kLinearGrouped, x.rows, weight.N, weight.kind, x.reference, weight.address(), bias_.data(),
+                        residual.reference, x.rows, weight.N, weight.K, int(kGelu), to.parts);
     return to.compute(kLinear, x.rows, weight.N, x.reference, weight.address(), 0, residual.reference, x.rows, weight.N,
                       weight.K, int(kNone), weight.is_bf16, to.parts);
   }

@@ -11,7 +11,7 @@ from rtp_llm.ops import Experts, Quantization
 from rtp_llm.ops.native_library import FEWER_PARTS
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
-from rtp_llm.ops.weight_only import PARTS, to_bf16
+from rtp_llm.ops.weight_only import BITS, PARTS, quantize_groups, to_bf16
 from tests.ops.data import (
     assert_as_exact,
     assert_rows_keep_their_bits,
@@ -151,14 +151,30 @@ def test_attention_of_such_products(ops: NativeOps, lengths: list[int], options:
     np.testing.assert_array_equal(together, np.concatenate(alone))
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int8_weights", "int4_weights"])
-def test_attention_on_quantised_layers(one_part: NativeOps, quantization: Quantization) -> None:
-    """The layers' products are as they are; attention multiplies rounded numbers, but for what is not asked."""
+@pytest.mark.parametrize("m", [1, 2, 16, 17, 33, 70, 200])
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+@pytest.mark.parametrize("quantization", list(BITS))
+def test_one_part_of_widened_weights(one_part: NativeOps, quantization: Quantization, m: int, n: int, k: int) -> None:
+    x, weight = normal(m, k), normal(n, k)
+    widened = to_bf16(quantize_groups(weight, BITS[quantization]).dequantized())
+    exact = to_bf16(x).astype(np.float64) @ widened.T.astype(np.float64)
+    expected = linear(NumpyOps(quantization, 1), x, weight)
+    assert_as_exact(linear(one_part.fork(quantization, 1), x, weight), expected, exact, 5e-7)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+@pytest.mark.parametrize("quantization", list(BITS))
+def test_rows_of_widened_weights_keep_their_bits(ops: NativeOps, quantization: Quantization, num_threads: int) -> None:
+    assert_rows_keep_their_bits(ops.fork(quantization, PARTS[ops.quantization]), num_threads)
+
+
+def test_attention_on_layers_in_8_bits(one_part: NativeOps) -> None:
+    """The layers' products are as they are; attention multiplies rounded numbers."""
     lengths = [200, 3, 100]
     hidden, weight = normal(303, 96), normal(288, 96) / np.float32(7)
 
     def attend(parts: int, hidden: FloatArray, lengths: list[int]) -> tuple[FloatArray, FloatArray]:
-        ops = one_part.fork(quantization, parts)
+        ops = one_part.fork("int8", parts)
         batch, qkv = ops.upload(batch_of(lengths)), ops.linear(ops.vector(hidden), ops.matrix(weight))
         y = ops.attention(qkv, batch, num_heads=3, num_kv_heads=3, head_dim=32, scale=0.3)
         return np.array(ops.to_numpy(qkv)), np.array(ops.to_numpy(y))

@@ -165,10 +165,8 @@ struct LinearTiles {
 
   template <int P>
   void multiply_by(const Block& block, const uint16_t* rows, int64_t k0, int64_t k_len) const {
-    if constexpr (P == kPlanes) {
-      if (widen != nullptr) return multiply<Widened, P>(block, rows, k0, k_len);
-    }
-    if (weight_is_bf16) multiply<uint16_t, P>(block, rows, k0, k_len);
+    if (widen != nullptr) multiply<Widened, P>(block, rows, k0, k_len);
+    else if (weight_is_bf16) multiply<uint16_t, P>(block, rows, k0, k_len);
     else multiply<float, P>(block, rows, k0, k_len);
   }
 

@@ -1,43 +1,57 @@
 // y = activation(x w^T + bias) + residual in fp32, on a weight of 8 or 4 bits, by vectors.
 //
 // A number is widened to fp32 (its integer times its group's scale) before it is multiplied: in registers for few rows,
-// into scratch, once for all tiles, for many. The products and their order are the same, and so are a row's bits.
+// into scratch, once for all tiles, for many. The products and their order are the same, and so are a row's bits. Where
+// one bf16 part is multiplied, it is then rounded and paired (pairs.h).
 #pragma once
 #include "gemm.h"
 #include "grouped_weight.h"
 
 namespace {
 
+// Two columns of a panel at k, or of the pair at k; past the last k there is nothing to read, and that is zero.
+template <class T, int kBits>
+inline __attribute__((always_inline)) void load_columns(const uint8_t* w, Vec left_scale, Vec right_scale, int64_t left,
+                                                        Vec* columns) {
+  widen<kBits>(w, left_scale, right_scale, columns[0], columns[1]);
+  if constexpr (kNumbersOf<T> == 2) {
+    Vec after[2] = {};
+    if (left > 1) widen<kBits>(w + GroupedWeight<kBits>::kStep, left_scale, right_scale, after[0], after[1]);
+    for (int i = 0; i < 2; ++i) columns[i] = pairs_of(columns[i], after[i]);
+  }
+}
+
 // c[R, kPanel] (+)= a[R, K] @ one panel, widened in registers; K begins with a group.
-template <int R, int kBits, size_t... I>
+template <int R, int kBits, class T, size_t... I>
 void grouped_tile(int64_t K, const float* a, int64_t lda, const uint8_t* w, const uint16_t* scales, float* c, int64_t ldc,
                   bool accumulate, std::index_sequence<I...> each) {
+  constexpr int64_t kNumbers = kNumbersOf<T>;
   const float* const rows[4] = {a, a + 3 * lda, a + 6 * lda, a + 9 * lda};
   Vec sums[R * 2] = {};
   for (int64_t start = 0; start < K; start += kScaled, scales += kPanel) {
     const Vec left_scale = load_lanes(scales, kWidth), right_scale = load_lanes(scales + kWidth, kWidth);
-    for (int64_t k = start, end = std::min(K, start + kScaled); k < end; ++k, w += GroupedWeight<kBits>::kStep) {
+    const int64_t end = std::min(K, start + kScaled);
+    for (int64_t k = start; k < end; k += kNumbers, w += kNumbers * GroupedWeight<kBits>::kStep) {
       Vec column[2];
-      widen<kBits>(w, left_scale, right_scale, column[0], column[1]);
-      ((sums[I] += column[I % 2] * rows[I / 2 / 3][int64_t(I / 2 % 3) * lda + k]), ...);
+      load_columns<T, kBits>(w, left_scale, right_scale, end - k, column);
+      ((sums[I] = add_product<T>(sums[I], rows[I / 2 / 3][int64_t(I / 2 % 3) * lda + k / kNumbers], column[I % 2])), ...);
     }
   }
   if (accumulate) add_tile<2>(sums, c, ldc, each);
   store_tile<2>(sums, c, ldc, each);
 }
 
-template <int kBits>
 using GroupedTile = void (*)(int64_t, const float*, int64_t, const uint8_t*, const uint16_t*, float*, int64_t, bool);
 
-template <int R, int kBits>
+template <int R, int kBits, class T>
 void grouped_tile(int64_t K, const float* a, int64_t lda, const uint8_t* w, const uint16_t* scales, float* c, int64_t ldc,
                   bool accumulate) {
-  grouped_tile<R, kBits>(K, a, lda, w, scales, c, ldc, accumulate, std::make_index_sequence<size_t(R * 2)>{});
+  grouped_tile<R, kBits, T>(K, a, lda, w, scales, c, ldc, accumulate, std::make_index_sequence<size_t(R * 2)>{});
 }
 
-template <int kBits, size_t... R>
-constexpr GroupedTile<kBits> grouped_tile_of(int rows, std::index_sequence<R...>) {
-  constexpr GroupedTile<kBits> tiles[] = {grouped_tile<int(R) + 1, kBits>...};
+template <int kBits, class T, size_t... R>
+constexpr GroupedTile grouped_tile_of(int rows, std::index_sequence<R...>) {
+  constexpr GroupedTile tiles[] = {grouped_tile<int(R) + 1, kBits, T>...};
   return tiles[rows - 1];
 }
 
@@ -49,6 +63,7 @@ struct LinearGrouped {
   const float *bias, *residual;
   int64_t M, N, K;
   int activation;
+  int bf16_parts = 3;  // of each number that are multiplied, as in `LinearVectors`
   Blocks blocks{};
   int64_t stamp = 0;
 
@@ -59,7 +74,7 @@ struct LinearGrouped {
 
   void run(int64_t task) const {
     const Blocks::Part part = blocks.part(task, M, N);
-    const Rows rows = rows_of(x, K, part.m0, part.m1, stamp);
+    const Rows rows = in_pairs() ? paired_rows(x, K, part.m0, part.m1, stamp) : rows_of(x, K, part.m0, part.m1, stamp);
     const Sums sums = Sums::of(part, blocks.k >= K);
     for (int64_t k0 = 0; k0 < K; k0 += blocks.k) {
       const Step step{part, rows, sums, k0, std::min(blocks.k, K - k0)};
@@ -89,16 +104,19 @@ struct LinearGrouped {
     const Epilogue epilogue{y, bias, residual, N, activation};
     for (int64_t i = 0, m = m0; i < tiles; ++i) {
       const int rows = int(ceil_div(m1 - m, tiles - i));
-      const Rows a{step.x.at(m - m0, step.k0), step.x.stride};
+      const Rows a{step.x.at(m - m0, in_pairs() ? pairs_in(step.k0) : step.k0), step.x.stride};
       float* c = step.sums.tile(m - m0, (n - n0) / kPanel);
       if (is_last) epilogue.fetch(rows, m, n);
-      if (wide != nullptr) multiply(rows, kPanel, step.k_len, a.data, a.stride, wide, c, kPanel, step.k0 > 0);
-      else multiply_narrow(rows, step.k_len, a, block, c, step.k0 > 0);
+      if (wide == nullptr) multiply_narrow(rows, step.k_len, a, block, c, step.k0 > 0);
+      else multiply_wide(rows, step.k_len, a, wide, c, step.k0 > 0);
       if (is_last) epilogue.finish(Computed{c}, rows, std::min<int64_t>(kPanel, n1 - n), m, n);
       m += rows;
     }
   }
 
+  bool in_pairs() const { return kHasPairs && bf16_parts == 1; }
+
+  // A block of K of a panel, in fp32 or in pairs.
   const float* widened(const Block& block, int64_t k_len) const {
     float* wide = panel_scratch().reserve(k_len * kPanel);
     for (int64_t k = 0; k < k_len; ++k) {
@@ -109,12 +127,21 @@ struct LinearGrouped {
       store(wide + k * kPanel, left);
       store(wide + k * kPanel + kWidth, right);
     }
+    if (in_pairs()) pair_up_rows(wide, k_len, kPanel);
     return wide;
+  }
+
+  void multiply_wide(int rows, int64_t k_len, const Rows& a, const float* wide, float* c, bool accumulate) const {
+    if (!in_pairs()) return multiply(rows, kPanel, k_len, a.data, a.stride, wide, c, kPanel, accumulate);
+    const auto* pairs = reinterpret_cast<const Pair*>(wide);
+    multiply(rows, kPanel, pairs_in(k_len), a.data, a.stride, pairs, c, kPanel, accumulate);
   }
 
   void multiply_narrow(int rows, int64_t k_len, const Rows& a, const Block& block, float* c, bool accumulate) const {
     constexpr auto heights = std::make_index_sequence<size_t(kRows)>{};
-    grouped_tile_of<kBits>(rows, heights)(k_len, a.data, a.stride, block.steps, block.scales, c, kPanel, accumulate);
+    const GroupedTile tile =
+        in_pairs() ? grouped_tile_of<kBits, Pair>(rows, heights) : grouped_tile_of<kBits, float>(rows, heights);
+    tile(k_len, a.data, a.stride, block.steps, block.scales, c, kPanel, accumulate);
   }
 };
 

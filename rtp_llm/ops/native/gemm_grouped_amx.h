@@ -1,7 +1,8 @@
 // y = activation(x w^T + bias) + residual on a weight of 8 or 4 bits, on AMX tiles, as exact as fp32.
 //
 // A panel is widened, as many k at a time as are multiplied, into its high and middle parts: a number, its integer times
-// its group's scale, has 15 bits, so that there are no low ones. A group is what a step takes along k.
+// its group's scale, has 15 bits, so that there are no low ones. Where one part is multiplied, it is the nearest. A group
+// is what a step takes along k.
 #pragma once
 #include "gemm_amx.h"
 #include "grouped_weight.h"
@@ -10,8 +11,8 @@ namespace {
 
 static_assert(kScaled == kDepth);
 
-// `WidenPanel`.
-template <int kBits>
+// `WidenPanel`, into P planes.
+template <int kBits, int P>
 void widen_panel(const void* weight, int64_t K, int64_t n, int64_t k0, int64_t steps, uint16_t* to, int64_t apart) {
   const GroupedWeight<kBits> packed{0, K};
   const auto* panel = static_cast<const uint8_t*>(weight) + n / kPanel * packed.panel_bytes();
@@ -26,7 +27,8 @@ void widen_panel(const void* weight, int64_t K, int64_t n, int64_t k0, int64_t s
       if (k + kTileRows < K)
         widen<kBits>(numbers + (pair + kTileRows) * packed.kStep, left_scale, right_scale, second[0], second[1]);
       for (int half = 0; half < 2; ++half)
-        store_parts<2>(cut(first[half]), cut(second[half]), to + half * kTile + pair * kDepth, apart);
+        store_parts<P>(first_cut_parts<P>(first[half]), first_cut_parts<P>(second[half]), to + half * kTile + pair * kDepth,
+                       apart);
     }
   }
 }
@@ -34,7 +36,7 @@ void widen_panel(const void* weight, int64_t K, int64_t n, int64_t k0, int64_t s
 template <int kBits>
 struct LinearGrouped : LinearTiles {
   int64_t plan(int threads) {
-    widen = widen_panel<kBits>;
+    widen = bf16_parts == 1 ? widen_panel<kBits, 1> : widen_panel<kBits, 2>;
     return LinearTiles::plan(threads);
   }
 };

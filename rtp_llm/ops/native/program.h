@@ -100,7 +100,9 @@ class Program {
 
   template <int kBits>
   LinearGrouped<kBits> grouped(float* y) {
-    return {y, floats(), weights(), floats(), floats(), number(), number(), number(), int(number())};
+    LinearGrouped<kBits> product{y, floats(), weights(), floats(), floats(), number(), number(), number(), int(number())};
+    product.bf16_parts = int(number());
+    return product;
   }
 
   TakeRows gather(float* y) {
@@ -112,10 +114,15 @@ class Program {
 
   Command expert_products(float* y) {
     const int64_t kind = number(), parts = number();
-    if (kind == 4) return products_of<LinearGrouped<4>>(y);
-    if (kind == 8) return products_of<LinearGrouped<8>>(y);
     if (kind == 1) return products_of<LinearInt8>(y);
-    ExpertProducts<Linear> products = products_of<Linear>(y);
+    if (kind == 4) return products_of<LinearGrouped<4>>(y, parts);
+    if (kind == 8) return products_of<LinearGrouped<8>>(y, parts);
+    return products_of<Linear>(y, parts);
+  }
+
+  template <class Product>
+  ExpertProducts<Product> products_of(float* y, int64_t parts) {
+    ExpertProducts<Product> products = products_of<Product>(y);
     products.whole.bf16_parts = int(parts);
     return products;
   }
