@@ -331,11 +331,14 @@ def check_sentence(where: Path, settings: Mapping[str, Any]) -> None:
     log_unknown(where, settings, {*SENTENCE, *UNREAD})
 
 
-def labels(where: Path, hf: Mapping[str, Any]) -> tuple[str, ...]:
-    """id2label in the order of its numbers; transformers' own names, LABEL_0 and so on, where it is absent."""
+def labels(where: Path, hf: Mapping[str, Any], num_scores: int | None = None) -> tuple[str, ...]:
+    """id2label in the order of its numbers; transformers' own names, LABEL_0 and so on, where it is absent.
+
+    `num_scores`: of a chain of modules, which may give other than the labels that config.json names.
+    """
     names = hf.get("id2label")
-    if names is None:
-        return tuple(f"LABEL_{i}" for i in range(hf.get("num_labels") or 2))
+    if names is None or (num_scores is not None and len(names) != num_scores):
+        return tuple(f"LABEL_{i}" for i in range(num_scores or hf.get("num_labels") or 2))
     if not isinstance(names, dict) or {str(key) for key in names} != {str(i) for i in range(len(names))}:
         raise CheckpointError(f"{where}: id2label must name the outputs 0, 1, 2, …; it is {names!r:.200}")
     return tuple(str(names[str(i)]) for i in range(len(names)))

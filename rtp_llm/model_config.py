@@ -15,7 +15,16 @@ from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.late_interaction import LateInteraction
 from rtp_llm.m3_heads import has_heads
-from rtp_llm.modules import STATIC, Module, Router, check_splade, read_modules, read_settings, score_activation
+from rtp_llm.modules import (
+    STATIC,
+    Module,
+    Router,
+    check_splade,
+    num_scores,
+    read_modules,
+    read_settings,
+    score_activation,
+)
 from rtp_llm.task_choice import architecture_of, choose_tasks, without_chat
 
 logger = logging.getLogger(__name__)
@@ -53,6 +62,7 @@ class ModelConfig:
     folder: Path
     transformer_folder: Path
     hf: Mapping[str, Any]
+    num_scores             columns that a CrossEncoder's chain of modules gives; None: it is no such chain
     model_type: str
     modules: tuple[Module, ...] | None
     max_seq_length: int | None
@@ -73,6 +83,7 @@ class ModelConfig:
     def architecture(self) -> str:
         """The first that config.json names; empty where it names none."""
         return architecture_of(self.hf)
+    num_scores: int | None = None
 
     @property
     def logit_score(self) -> Module | None:
@@ -177,7 +188,8 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         default_prompt_name=sentence.get("default_prompt_name"),
         truncate_dim=sentence.get("truncate_dim"),
         score_activation=score_activation(sentence, hf),
-        labels=config_files.labels(transformer_folder / "config.json", hf),
+        labels=config_files.labels(transformer_folder / "config.json", hf, num_scores(modules or ())),
+        num_scores=num_scores(modules or ()),
         tasks=without_chat(transformer_path, tasks, chat),
         chat=chat,
         late=late,

@@ -24,6 +24,10 @@ MASKED = "MLMTransformer"
 # Its table of tokens' vectors, without a transformer, and that of a weight for each token.
 STATIC, TOKEN_WEIGHTS = "StaticEmbedding", "SparseStaticEmbedding"
 TABLES = (STATIC, TOKEN_WEIGHTS)
+# What the last module of a CrossEncoder's chain writes.
+SCORES = "scores"
+# Perplexity's rounding of a vector's tanh to 8 bits.
+ROUNDING = "FlexibleQuantizer"
 _ROUTERS = ("Router", "Asym")
 _TRANSFORMERS = ("Transformer", MASKED)
 _MODALITY = "text"
@@ -171,6 +175,17 @@ def score_activation(sentence: Mapping[str, Any], hf: Mapping[str, Any]) -> str 
     """Where sentence-transformers 6, those from 4 on, and those before note a CrossEncoder's activation."""
     noted: str | None = sentence.get("activation_fn") if sentence.get("model_type") == "CrossEncoder" else None
     own = {"activation_fn": hf.get("sbert_ce_default_activation_function"), **(hf.get("sentence_transformers") or {})}
+def num_scores(modules: Sequence[Module]) -> int | None:
+    """Columns of the last module, where it is a Dense that gives a CrossEncoder's scores; else None."""
+    if not modules or modules[-1].kind != "Dense" or modules[-1].code is not None:
+        return None
+    folder = modules[-1].folder
+    settings = read_json(folder, "config.json", required=False)
+    config_files.check(folder / "config.json", settings, config_files.DENSE)
+    columns: int | None = settings.get("out_features") if settings.get("module_output_name") == SCORES else None
+    return columns
+
+
     older: str | None = own["activation_fn"]
     return noted or older
 

@@ -11,7 +11,7 @@ from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.late_interaction import LateInteraction
 from rtp_llm.m3_heads import check_heads, has_heads
-from rtp_llm.modules import TABLES, TOKEN_WEIGHTS, Module, Router
+from rtp_llm.modules import TABLES, TOKEN_WEIGHTS, Module, Router, num_scores
 
 # Tokens come with the dense vectors: they take no head of their own.
 _DENSE = (TaskType.DENSE, TaskType.TOKENS)
@@ -97,6 +97,9 @@ def _recognised(
         return (TaskType.TOKEN_CLASSIFY,)
     if "SequenceClassification" not in architecture or "Pooling" in kinds:
         return _DENSE
+    columns = num_scores(modules)
+    if columns is not None:
+        return (TaskType.RERANK, TaskType.CLASSIFY) if columns == 1 else (TaskType.CLASSIFY,)
     is_one = len(config_files.labels(folder / "config.json", hf)) == 1
     return (TaskType.RERANK, TaskType.CLASSIFY) if is_one else (TaskType.CLASSIFY,)
 

@@ -109,7 +109,8 @@ def make_plans(model_config: ModelConfig, tasks: tuple[TaskType, ...]) -> list[P
     # FlagEmbedding's own code of a layerwise model is for transformers 4.
     if TaskType.RERANK in tasks and not model_config.is_layerwise_reranker:
         plans.append(_rerank_plan(model_config))
-    if TaskType.CLASSIFY in tasks:
+    # transformers knows nothing of a chain of modules after its model.
+    if TaskType.CLASSIFY in tasks and model_config.num_scores is None:
         title = "transformers' AutoModelForSequenceClassification and its pipeline"
         plans.append(Plan((TaskType.CLASSIFY,), "rtp_llm.verify.huggingface", "ClassifyReference", _HF, title))
     if TaskType.TOKEN_CLASSIFY in tasks:
