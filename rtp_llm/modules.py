@@ -31,8 +31,12 @@ ROUNDING = "FlexibleQuantizer"
 _ROUTERS = ("Router", "Asym")
 _TRANSFORMERS = ("Transformer", MASKED)
 _MODALITY = "text"
-# What of PyLate's sentence-transformers has too, by its name there.
-_ALIASES = {"pylate.models.Dense.Dense": "sentence_transformers.base.modules.dense.Dense"}
+# What sentence-transformers has too, or is served as if it had, by the name there.
+_ALIASES = {
+    "pylate.models.Dense.Dense": "sentence_transformers.base.modules.dense.Dense",
+    # Code of pplx-embed-v1's own, which comes with it and does what its kind says.
+    "st_quantize.FlexibleQuantizer": f"sentence_transformers.{ROUNDING}",
+}
 # Code of a checkpoint's own that is served by ours: jina-embeddings-v3's, with its adapters.
 _SAME = ("custom_st.Transformer",)
 # What to do with routes that cannot be served together.
@@ -171,10 +175,6 @@ def _without_modules(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key == "prompts"}
 
 
-def score_activation(sentence: Mapping[str, Any], hf: Mapping[str, Any]) -> str | None:
-    """Where sentence-transformers 6, those from 4 on, and those before note a CrossEncoder's activation."""
-    noted: str | None = sentence.get("activation_fn") if sentence.get("model_type") == "CrossEncoder" else None
-    own = {"activation_fn": hf.get("sbert_ce_default_activation_function"), **(hf.get("sentence_transformers") or {})}
 def num_scores(modules: Sequence[Module]) -> int | None:
     """Columns of the last module, where it is a Dense that gives a CrossEncoder's scores; else None."""
     if not modules or modules[-1].kind != "Dense" or modules[-1].code is not None:
@@ -186,6 +186,10 @@ def num_scores(modules: Sequence[Module]) -> int | None:
     return columns
 
 
+def score_activation(sentence: Mapping[str, Any], hf: Mapping[str, Any]) -> str | None:
+    """Where sentence-transformers 6, those from 4 on, and those before note a CrossEncoder's activation."""
+    noted: str | None = sentence.get("activation_fn") if sentence.get("model_type") == "CrossEncoder" else None
+    own = {"activation_fn": hf.get("sbert_ce_default_activation_function"), **(hf.get("sentence_transformers") or {})}
     older: str | None = own["activation_fn"]
     return noted or older
 
