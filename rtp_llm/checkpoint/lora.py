@@ -76,7 +76,10 @@ class LoraSource:
         for stem, part in stems.items():
             name = places.find(f"{stem}.weight")
             if name is None:
-                raise CheckpointError(f"{adapter.path}: {part.a} is for {stem}.weight, which {base.path} has not")
+                raise CheckpointError(
+                    f"{adapter.path}: {part.a} is for {stem}.weight, which {base.path} has not; where that has other "
+                    f"names than transformers, {_MERGE}"
+                )
             rank = _rank(adapter, part, base.tensors[name], f"{name} of {base.path.name}")
             self._parts[name] = part._replace(scaling=_scaling(config, settings, stem, rank))
         replaced = {name: adapter.tensors[tensor] for name, tensor in self._whole.items()}

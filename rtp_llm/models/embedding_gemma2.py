@@ -111,7 +111,8 @@ def _rope(hf: Mapping[str, Any], kind: str, kinds: tuple[str, ...], heads: tuple
     if len(sizes) > 1:
         raise CheckpointError(f"config.json: per_layer_config gives layers of {kind} heads of sizes {sorted(sizes)}")
     parameters = {"rope_theta": _THETAS[kind], **((hf.get("rope_parameters") or {}).get(kind) or {})}
-    return Rope.from_hf({"rope_parameters": parameters}, *sizes, integer(hf, "max_position_embeddings", 262_144))
+    (size,), positions = sizes, integer(hf, "max_position_embeddings", 262_144)
+    return Rope.from_hf({"rope_parameters": parameters}, size, positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,11 @@ class EmbeddingGemma2:
         config, layer = self.config, self.layers[number]
         wanted = batch.wanted if layer is self.layers[-1] else None
         num_kv_heads, head_dim = config.heads[number]
-        heads = {"num_heads": config.num_attention_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+        heads: dict[str, Any] = {
+            "num_heads": config.num_attention_heads,
+            "num_kv_heads": num_kv_heads,
+            "head_dim": head_dim,
+        }
         normed = ops.norm(hidden_states, layer.input_norm)
         values = [ops.norm(ops.linear(normed, value), layer.v_norm) for value in layer.values]
         qkv = ops.concat([ops.linear(normed, layer.query_key), *values])

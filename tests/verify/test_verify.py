@@ -22,6 +22,7 @@ from tests.checkpoint.test_lora import bert_adapter
 from tests.tasks.checkpoints import save, save_m3
 from tests.tasks.late import save as save_late
 from tests.tasks.routers import save_dense, save_sparse
+from tests.tasks.test_score_chain import save as save_chain
 from tests.tasks.test_splade import make as make_splade
 from tests.tasks.test_static import save as save_static
 from tests.test_families import save as save_family
@@ -64,6 +65,13 @@ def test_an_adapter_needs_peft(tiny_bert: Path, tmp_path: Path, monkeypatch: pyt
     report = run(tmp_path / "adapter")
     assert report.verdict is not Verdict.EQUAL and not report.rows
     assert "peft" in as_text(report)
+
+
+def test_a_chain_of_modules_that_scores(tmp_path: Path) -> None:
+    """transformers knows nothing of it, and so not its classifier."""
+    report = run(save_chain(tmp_path), Options(lines=PAIR_LINES))
+    assert {row.task for row in report.rows} == {TaskType.RERANK}
+    assert {row.verdict for row in report.rows} == {Verdict.EQUAL} and len(report.not_compared) == 1
 
 
 def test_dense(tiny_bert: Path) -> None:
