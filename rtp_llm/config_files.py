@@ -89,6 +89,8 @@ def model_type_of(hf: Mapping[str, Any]) -> str:
     return str(hf.get("model_type") or ARCHITECTURES.get(match[1] if match else "", named))
 
 
+# model_type of a model that reads media beside texts -> that of its `text_config`.
+_WITH_TOWERS = {"embedding_gemma2": "embedding_gemma2_text"}
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 MODEL: dict[str, Kind] = {
@@ -100,6 +102,7 @@ MODEL: dict[str, Kind] = {
     **_all(_whole(1, _SIZE), "num_key_value_heads head_dim num_labels n_embd n_layer n_head n_inner"),
     **_all(_whole(1, _LAYERS), "num_hidden_groups inner_group_num"),
     **_all(_whole(1, _SIZE), "attention_head_size pooler_hidden_size lora_rank"),
+    **_all(_whole(1, _SIZE), "embedding_dim hidden_size_per_layer_input global_head_dim num_global_key_value_heads"),
     **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings n_positions"),
     **_all(_whole(1, _POSITIONS), "max_trained_positions"),
     **_all(_whole(0, _SIZE), "num_experts moe_top_k moe_every_n_layers"),
@@ -129,6 +132,7 @@ MODEL: dict[str, Kind] = {
     **_all(_TEXTS, "architectures layer_types lora_adaptations"),
     **_all(_POSITIVE._replace(nullable=False), "lora_alpha"),
     **_all(_OBJECT, "auto_map id2label rope_scaling rope_parameters sentence_transformers per_layer_config"),
+    "text_config": _OBJECT,
     "vocab_size": _whole(1, _VOCABULARY, nullable=False),
     **_all(_whole(1, _LAYERS, nullable=False), "num_hidden_layers n_layers num_layers"),
     **_all(_whole(0, _SIZE), "type_vocab_size task_type_vocab_size"),
@@ -269,12 +273,7 @@ def check(where: Path | str, values: Mapping[str, Any], kinds: Mapping[str, Kind
 def check_model(where: Path | str, values: Mapping[str, Any]) -> None:
     """`check` of config.json, or of what stands over it, with its rope parameters."""
     check(where, values, MODEL)
-    if values.get("per_layer_config"):
-        layers = ", ".join(values["per_layer_config"])
-        raise CheckpointError(
-            f"{where}: per_layer_config gives layers {layers} settings of their own; a model is served whose layers "
-            "all have the same"
-        )
+    _check_layers(where, values)
     stored_quantization(values, where)
     for key in ("rope_scaling", "rope_parameters"):
         parameters = values.get(key) or {}
@@ -282,6 +281,30 @@ def check_model(where: Path | str, values: Mapping[str, Any]) -> None:
         for kind, own in parameters.items():
             if isinstance(own, dict):  # of one kind of layer
                 check(f"{where}: {key}: {kind}", own, ROPE)
+
+
+def _check_layers(where: Path | str, values: Mapping[str, Any]) -> None:
+    """CheckpointError for settings of single layers, but of a model that is known to have them."""
+    by_layer = values.get("per_layer_config") or {}
+    if by_layer and values.get("model_type") not in _WITH_TOWERS.values():
+        layers = ", ".join(by_layer)
+        raise CheckpointError(
+            f"{where}: per_layer_config gives layers {layers} settings of their own; a model is served whose layers "
+            "all have the same"
+        )
+    if not all(key.isdecimal() and isinstance(own, dict) for key, own in by_layer.items()):
+        raise CheckpointError(
+            f"{where}: per_layer_config is {by_layer!r:.100}; an object for a layer's number is needed"
+        )
+
+
+def text_model(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json; of a model that reads media too, what it says of its model for texts, which alone is served."""
+    name, own = _WITH_TOWERS.get(str(hf.get("model_type"))), hf.get("text_config")
+    if name is None or not isinstance(own, dict):
+        return dict(hf)
+    above = {key: hf[key] for key in ("architectures", "quantization_config") if key in hf}
+    return {**own, **above, "model_type": name}
 
 
 def stored_quantization(values: Mapping[str, Any], where: Path | str = "config.json") -> Literal["none", "int8"]:
@@ -331,11 +354,14 @@ def check_sentence(where: Path, settings: Mapping[str, Any]) -> None:
     log_unknown(where, settings, {*SENTENCE, *UNREAD})
 
 
-def labels(where: Path, hf: Mapping[str, Any]) -> tuple[str, ...]:
-    """id2label in the order of its numbers; transformers' own names, LABEL_0 and so on, where it is absent."""
+def labels(where: Path, hf: Mapping[str, Any], num_scores: int | None = None) -> tuple[str, ...]:
+    """id2label in the order of its numbers; transformers' own names, LABEL_0 and so on, where it is absent.
+
+    `num_scores`: of a chain of modules, which may give other than the labels that config.json names.
+    """
     names = hf.get("id2label")
-    if names is None:
-        return tuple(f"LABEL_{i}" for i in range(hf.get("num_labels") or 2))
+    if names is None or (num_scores is not None and len(names) != num_scores):
+        return tuple(f"LABEL_{i}" for i in range(num_scores or hf.get("num_labels") or 2))
     if not isinstance(names, dict) or {str(key) for key in names} != {str(i) for i in range(len(names))}:
         raise CheckpointError(f"{where}: id2label must name the outputs 0, 1, 2, …; it is {names!r:.200}")
     return tuple(str(names[str(i)]) for i in range(len(names)))

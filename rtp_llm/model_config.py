@@ -9,13 +9,22 @@ from typing import Any, Literal
 
 from rtp_llm import config_files, late_interaction, transformer_settings
 from rtp_llm.chat_format import ChatFormat
-from rtp_llm.checkpoint import find, read_json
+from rtp_llm.checkpoint import ADAPTER_CONFIG, find, read_json
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.late_interaction import LateInteraction
 from rtp_llm.m3_heads import has_heads
-from rtp_llm.modules import STATIC, Module, Router, check_splade, read_modules, read_settings, score_activation
+from rtp_llm.modules import (
+    STATIC,
+    Module,
+    Router,
+    check_splade,
+    num_scores,
+    read_modules,
+    read_settings,
+    score_activation,
+)
 from rtp_llm.task_choice import architecture_of, choose_tasks, without_chat
 
 logger = logging.getLogger(__name__)
@@ -24,6 +33,12 @@ logger = logging.getLogger(__name__)
 _STATIC_HF = {"model_type": "static_embedding"}
 # NVIDIA's Llama that looks both ways, of which its Nemotron embedders and rerankers are; and its words for pooling.
 NEMOTRON = "llama_bidirec"
+_SETFIT = "config_setfit.json"
+# A file by which a folder without a config.json is told -> what to do with it.
+_FORMATS = {
+    "gliner_config.json": "a GLiNER, whose labels come with a request, is not served; a token classifier is",
+    "open_clip_config.json": "an open_clip model is not served",
+}
 _POOLINGS: dict[str, Literal["cls", "mean", "lasttoken"]] = {"avg": "mean", "cls": "cls", "last": "lasttoken"}
 
 
@@ -47,6 +62,7 @@ class ModelConfig:
     is_static              the first module is a table of tokens' vectors, of which a text's is the mean
     tasks                  what to serve
     truncate_dim           leading dimensions of a dense vector, where a request names no number; None: all
+    num_scores             columns that a CrossEncoder's chain of modules gives; None: it is no such chain
     max_active_dims        weights of a sparse vector, where a request names no number; None: all
     """
 
@@ -67,6 +83,7 @@ class ModelConfig:
     is_static: bool = False
     truncate_dim: int | None = None
     max_active_dims: int | None = None
+    num_scores: int | None = None
     router: Router | None = None
 
     @property
@@ -125,7 +142,7 @@ class ModelConfig:
         """
         if self.is_bge_m3:
             return "cls"
-        if self.is_nemotron:
+        if self.is_nemotron or self.model_type == "ministral3_bidirec":
             return _nvidia_pooling(self.hf.get("pooling") or "avg")
         is_causal = self.hf.get("is_causal", True) and self.model_type != "qwen_2_embedding"
         return "lasttoken" if is_causal and self.architecture.endswith("ForCausalLM") else "mean"
@@ -141,8 +158,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     modules, router = read_modules(folder)
     transformer_folder = modules[0].folder if modules else folder
     transformer_path, transformer = read_settings(transformer_folder, transformer_settings.FILES, modules)
-    is_reranker = _reads_pairs(transformer, modules or ())
-    transformer_settings.check_settings(transformer_path, transformer, is_reranker=is_reranker)
+    transformer_settings.check_settings(transformer_path, transformer)
     check_splade(transformer_path, transformer, modules or (), router)
     is_static = modules is not None and modules[0].kind == STATIC
     hf = {
@@ -152,6 +168,8 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     }
     sentence_path, sentence = read_settings(folder, ("config_sentence_transformers.json",), modules)
     config_files.check_sentence(sentence_path, sentence)
+    if find(folder, _SETFIT) is not None:
+        logger.warning("%s: SetFit's head is a pickle, which is never executed: texts get vectors, no labels", folder)
     chat, limit = ChatFormat.read(transformer), transformer_settings.text_limit(transformer_path, transformer)
     late = late_interaction.read(
         late_interaction.Files(
@@ -177,7 +195,8 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         default_prompt_name=sentence.get("default_prompt_name"),
         truncate_dim=sentence.get("truncate_dim"),
         score_activation=score_activation(sentence, hf),
-        labels=config_files.labels(transformer_folder / "config.json", hf),
+        labels=config_files.labels(transformer_folder / "config.json", hf, num_scores(modules or ())),
+        num_scores=num_scores(modules or ()),
         tasks=without_chat(transformer_path, tasks, chat),
         chat=chat,
         late=late,
@@ -236,29 +255,31 @@ def _overrides(config: EngineConfig) -> dict[str, Any]:
 
 
 def _read_hf(folder: Path) -> dict[str, Any]:
-    _check_adapter(folder)
-    hf = read_json(folder, "config.json")
+    if find(folder, "config.json") is None:
+        _check_format(folder)
+    hf = config_files.text_model(read_json(folder, "config.json"))
     config_files.check_model(folder / "config.json", hf)
     return hf
 
 
-def _check_adapter(folder: Path) -> None:
-    """CheckpointError for a LoRA's files: the authors' code would compute with it, whatever else is in the folder."""
-    path = find(folder, "adapter_config.json")
-    if path is not None:
+def _check_format(folder: Path) -> None:
+    """CheckpointError for a folder that has no config.json since it is not in transformers' format."""
+    found = next((name for name in _FORMATS if find(folder, name) is not None), None)
+    if found is not None:
+        raise CheckpointError(f"{folder / 'config.json'} is missing, and {found} is there: {_FORMATS[found]}")
+    if find(folder, ADAPTER_CONFIG) is not None:
         raise CheckpointError(
-            f"{path}: an adapter (LoRA) is not read; merge it into its base model with peft, merge_and_unload() and "
-            "save_pretrained(), and serve that folder; where the weights here have it already, remove this file"
+            f"{folder / 'config.json'} is missing beside {ADAPTER_CONFIG}; an adapter (LoRA) in a folder of its own is "
+            "put together with its base where it is at the top of the checkpoint; merge it with peft, "
+            "merge_and_unload() and save_pretrained(), and serve that folder"
+        )
+    if any(path.suffix == ".gguf" for path in folder.glob("*.gguf")):
+        raise CheckpointError(
+            f"{folder / 'config.json'} is missing, and there are GGUF files, which are not read; take the safetensors "
+            "checkpoint that they were made from"
         )
 
 
 def _empty_prompts(router: Router | None) -> dict[str, str]:
     """A prompt for each route, so that it can be asked for by its name."""
     return dict.fromkeys(router.tasks, "") if router else {}
-
-
-def _reads_pairs(transformer: Mapping[str, Any], modules: tuple[Module, ...]) -> bool:
-    """Whether this is one of sentence-transformers' CrossEncoders whose score is a language model's."""
-    kinds = [module.kind for module in modules[1:] if module.code is None]
-    is_classifier = transformer.get("transformer_task") == "sequence-classification" and not kinds
-    return is_classifier or "LogitScore" in kinds

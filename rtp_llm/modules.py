@@ -24,11 +24,19 @@ MASKED = "MLMTransformer"
 # Its table of tokens' vectors, without a transformer, and that of a weight for each token.
 STATIC, TOKEN_WEIGHTS = "StaticEmbedding", "SparseStaticEmbedding"
 TABLES = (STATIC, TOKEN_WEIGHTS)
+# What the last module of a CrossEncoder's chain writes.
+SCORES = "scores"
+# Perplexity's rounding of a vector's tanh to 8 bits.
+ROUNDING = "FlexibleQuantizer"
 _ROUTERS = ("Router", "Asym")
 _TRANSFORMERS = ("Transformer", MASKED)
 _MODALITY = "text"
-# What of PyLate's sentence-transformers has too, by its name there.
-_ALIASES = {"pylate.models.Dense.Dense": "sentence_transformers.base.modules.dense.Dense"}
+# What sentence-transformers has too, or is served as if it had, by the name there.
+_ALIASES = {
+    "pylate.models.Dense.Dense": "sentence_transformers.base.modules.dense.Dense",
+    # Code of pplx-embed-v1's own, which comes with it and does what its kind says.
+    "st_quantize.FlexibleQuantizer": f"sentence_transformers.{ROUNDING}",
+}
 # Code of a checkpoint's own that is served by ours: jina-embeddings-v3's, with its adapters.
 _SAME = ("custom_st.Transformer",)
 # What to do with routes that cannot be served together.
@@ -165,6 +173,17 @@ def _without_modules(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
             "%s: %s not heeded: without modules.json sentence-transformers does not read it", path, ", ".join(unread)
         )
     return {key: value for key, value in settings.items() if key == "prompts"}
+
+
+def num_scores(modules: Sequence[Module]) -> int | None:
+    """Columns of the last module, where it is a Dense that gives a CrossEncoder's scores; else None."""
+    if not modules or modules[-1].kind != "Dense" or modules[-1].code is not None:
+        return None
+    folder = modules[-1].folder
+    settings = read_json(folder, "config.json", required=False)
+    config_files.check(folder / "config.json", settings, config_files.DENSE)
+    columns: int | None = settings.get("out_features") if settings.get("module_output_name") == SCORES else None
+    return columns
 
 
 def score_activation(sentence: Mapping[str, Any], hf: Mapping[str, Any]) -> str | None:

@@ -11,7 +11,7 @@ from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.late_interaction import LateInteraction
 from rtp_llm.m3_heads import check_heads, has_heads
-from rtp_llm.modules import TABLES, TOKEN_WEIGHTS, Module, Router
+from rtp_llm.modules import TABLES, TOKEN_WEIGHTS, Module, Router, num_scores
 
 # Tokens come with the dense vectors: they take no head of their own.
 _DENSE = (TaskType.DENSE, TaskType.TOKENS)
@@ -26,6 +26,12 @@ _TASKS_BY_FLAG = {
     "ALL_EMBEDDING": (TaskType.TOKENS,),
     "CUSTOM": (TaskType.CUSTOM,),
 }
+
+
+# By these a language model is told that reranks; of those whose prompt is known, the ones whose is another.
+_RERANKERS = ("rerank", "zerank")
+_ASKED_BY_NAME = ("Qwen3ForCausalLM", "GemmaForCausalLM")
+_OWN_PROMPTS = ("zerank", "ctxl")
 
 
 def choose_tasks(
@@ -86,19 +92,38 @@ def _recognised(
         return _TASKS_BY_FLAG["BGE_M3"]
     check_heads(folder)
     kinds, architecture = [module.kind for module in modules], architecture_of(hf)
-    # Nothing in the files of these rerankers tells them from any other Qwen3 or Gemma, but their names do.
-    is_bare = architecture in ("Qwen3ForCausalLM", "GemmaForCausalLM") and not modules
-    named_reranker = is_bare and "reranker" in _names(config, folder)
     if "SpladePooling" in kinds:
         return (TaskType.SPARSE,)
+    named_reranker = not modules and _is_named_reranker(architecture, config, folder)
     if "LogitScore" in kinds or named_reranker or architecture == "LayerWiseMiniCPMForCausalLM":
         return (TaskType.RERANK,)
+    columns = num_scores(modules)
+    if columns is not None:
+        return (TaskType.RERANK, TaskType.CLASSIFY) if columns == 1 else (TaskType.CLASSIFY,)
     if "TokenClassification" in architecture and "Pooling" not in kinds:
         return (TaskType.TOKEN_CLASSIFY,)
     if "SequenceClassification" not in architecture or "Pooling" in kinds:
         return _DENSE
     is_one = len(config_files.labels(folder / "config.json", hf)) == 1
     return (TaskType.RERANK, TaskType.CLASSIFY) if is_one else (TaskType.CLASSIFY,)
+
+
+def _is_named_reranker(architecture: str, config: EngineConfig, folder: Path) -> bool:
+    """Whether it is one of Qwen3-Reranker or bge-reranker-v2-gemma, which nothing tells from other language models but
+    their names; CheckpointError for one that is called a reranker and has a prompt of its own.
+    """
+    name = _names(config, folder)
+    if not architecture.endswith("ForCausalLM") or not any(word in name for word in _RERANKERS):
+        return False
+    if architecture in _ASKED_BY_NAME and "reranker" in name and not any(word in name for word in _OWN_PROMPTS):
+        return True
+    if architecture == "LayerWiseMiniCPMForCausalLM":
+        return False
+    raise CheckpointError(
+        f"{folder}: a reranker by its name, a {architecture} by config.json, and no file says how it is asked. Where "
+        "its repository has modules.json with LogitScore by now, as zerank's, mxbai-rerank-v2's and ctxl-rerank-v2's, "
+        "download it again; else say with --task_type what it is served for, RERANKER being asked as Qwen3-Reranker is"
+    )
 
 
 def _names(config: EngineConfig, folder: Path) -> str:

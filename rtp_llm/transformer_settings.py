@@ -29,14 +29,14 @@ _TASKS = ("feature-extraction", "sequence-classification", "text-generation", "f
 _OUTPUTS = ("last_hidden_state", "logits")
 
 
-def check_settings(where: Path, settings: Mapping[str, Any], *, is_reranker: bool) -> None:
-    """sentence_bert_config.json: kinds, and what is not served of it; `is_reranker`: a chat template is heeded."""
+def check_settings(where: Path, settings: Mapping[str, Any]) -> None:
+    """sentence_bert_config.json: kinds, and what is not served of it."""
     check(where, settings, TRANSFORMER)
     log_unknown(where, settings, {*TRANSFORMER, *_HARMLESS})
     task = settings.get("transformer_task")
     if task is not None and task not in _TASKS:
         raise CheckpointError(f"{where}: transformer_task {task!r} is not served; {', '.join(_TASKS)} are")
-    _check_modalities(where, settings.get("modality_config") or {}, is_reranker)
+    _check_modalities(where, settings.get("modality_config") or {})
     processing: Mapping[str, Any] = settings.get("processing_kwargs") or {}
     for key in ("common", "text"):
         values = processing.get(key) or {}
@@ -55,17 +55,10 @@ def check_settings(where: Path, settings: Mapping[str, Any], *, is_reranker: boo
         )
 
 
-def _check_modalities(where: Path, modalities: Mapping[str, Any], is_reranker: bool) -> None:
-    """Texts must reach the model as they are, but for a reranker's pairs: neither through a chat template nor to
-    another of its outputs.
-    """
+def _check_modalities(where: Path, modalities: Mapping[str, Any]) -> None:
+    """Texts must go through the whole model; what a chat template makes of them is the tokenizer's to judge."""
     if not modalities:
         return
-    if "message" in modalities and not is_reranker:
-        raise CheckpointError(
-            f"{where}: modality_config has 'message', which puts every text through the tokenizer's chat template; "
-            "that is not served. Without this key texts are read as they are, if that is what the model was trained on"
-        )
     text = modalities.get("text", modalities.get("message"))
     if not isinstance(text, dict) or text.get("method") != "forward" or text.get("method_output_name") not in _OUTPUTS:
         raise CheckpointError(

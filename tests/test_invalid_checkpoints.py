@@ -270,9 +270,24 @@ NOT_SERVED: dict[str, tuple[Change, str]] = {
         keys("sentence_bert_config.json", transformer_task="any-to-any"),
         "transformer_task 'any-to-any' is not served; feature-extraction",
     ),
-    "adapter beside the weights": (
+    "adapter without its tensors": (
         written("adapter_config.json", b'{"peft_type": "LORA"}'),
-        r"/adapter_config.json: an adapter \(LoRA\) is not read; merge it .* merge_and_unload",
+        "/adapter_config.json is there, but adapter_model.safetensors and adapter_model.bin are missing; download them",
+    ),
+    "adapter without a base": (
+        lambda folder: (
+            written("adapter_config.json", b'{"peft_type": "LORA"}')(folder),
+            removed("config.json", "model.safetensors")(folder),
+        ),
+        "/adapter_config.json: base_model_name_or_path is None; the hub id or path of a model is needed",
+    ),
+    "GLiNER": (
+        lambda folder: (written("gliner_config.json", b"{}")(folder), removed("config.json")(folder)),
+        "/config.json is missing, and gliner_config.json is there: a GLiNER, whose labels come with a request",
+    ),
+    "GGUF": (
+        lambda folder: (written("model.gguf", b"GGUF")(folder), removed("config.json")(folder)),
+        "/config.json is missing, and there are GGUF files, which are not read; take the safetensors checkpoint",
     ),
     "layers of their own": (
         keys("config.json", per_layer_config={"1": {"layer_norm_eps": 0.5}}),
@@ -346,6 +361,13 @@ def test_keys_that_nobody_knows_are_logged(name: str, key: str, folder: Path, ca
     with caplog.at_level(logging.WARNING), Model(str(folder), backend="numpy") as model:
         assert model.embed("a").shape == (32,)
     assert f"{key} not known here and not heeded" in caplog.text
+
+
+def test_the_head_of_setfit_is_not_read(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    written("config_setfit.json", b"{}")(folder)
+    with caplog.at_level(logging.WARNING), Model(str(folder), backend="numpy") as model:
+        assert model.embed("a").shape == (32,)
+    assert "SetFit's head is a pickle, which is never executed: texts get vectors, no labels" in caplog.text
 
 
 def test_settings_over_config_json_are_heeded(folder: Path) -> None:

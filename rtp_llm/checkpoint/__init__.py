@@ -6,14 +6,17 @@ leads out of its folder; whatever is missing, malformed or unsafe is a Checkpoin
 """
 
 from rtp_llm.checkpoint.adapters import AdaptedSource, has_adapters
+from rtp_llm.checkpoint.base_model import resolve
 from rtp_llm.checkpoint.folder import find, inside, read_json, read_json_list
-from rtp_llm.checkpoint.hub import resolve
-from rtp_llm.checkpoint.shards import open_file, open_tensors
+from rtp_llm.checkpoint.lora import CONFIG as ADAPTER_CONFIG
+from rtp_llm.checkpoint.lora import open_tensors
+from rtp_llm.checkpoint.shards import open_file
 from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
 from rtp_llm.checkpoint.token_table import read_token_table
 from rtp_llm.checkpoint.weights import SCALE, Parameter, Weights, bind, canonical_names, check_finite, check_floats
 
 __all__ = [
+    "ADAPTER_CONFIG",
     "SCALE",
     "AdaptedSource",
     "Parameter",

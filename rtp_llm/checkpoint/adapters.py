@@ -23,6 +23,14 @@ def has_adapters(source: TensorSource) -> bool:
     return any(name.endswith(_ORIGINAL) for name in source.tensors)
 
 
+def add_product(values: FloatArray, rows: FloatArray, columns: FloatArray, scaling: float) -> FloatArray:
+    """[N, K] and, scaled, [N, rank] @ [rank, K] -> a new array [N, K], in fp32."""
+    merged: FloatArray = np.array(values)
+    for start in range(0, len(merged), _CHUNK):
+        merged[start : start + _CHUNK] += (rows[start : start + _CHUNK] @ columns) * np.float32(scaling)
+    return merged
+
+
 class AdaptedSource:
     """The checkpoint's weights by their plain names, with one adapter's part added in fp32.
 
@@ -32,7 +40,7 @@ class AdaptedSource:
 
     def __init__(self, source: TensorSource, adapter: int | None, scaling: float) -> None:
         self.path: Path = source.path
-        self._source, self._adapter, self._scaling = source, adapter, np.float32(scaling)
+        self._source, self._adapter, self._scaling = source, adapter, scaling
         self._stems = {
             f"{name.removesuffix(_ORIGINAL)}.weight": name.removesuffix(_ORIGINAL)
             for name in source.tensors
@@ -51,10 +59,7 @@ class AdaptedSource:
         if self._adapter is None:
             return values
         rows, columns = self._factors(stem, values.shape)
-        merged: FloatArray = np.array(values)
-        for start in range(0, len(merged), _CHUNK):
-            merged[start : start + _CHUNK] += (rows[start : start + _CHUNK] @ columns) * self._scaling
-        return merged
+        return add_product(values, rows, columns, self._scaling)
 
     def read_row(self, name: str, row: int) -> FloatArray:
         values: FloatArray = self.read(name)[row]

@@ -16,8 +16,8 @@ _FORMATS: tuple[tuple[str, Callable[[Path], TensorSource]], ...] = (
 )
 
 
-def open_tensors(folder: Path) -> TensorSource:
-    """The weights of a checkpoint's or a module's folder: safetensors before torch's pickle, whole or sharded."""
+def open_weights(folder: Path) -> TensorSource:
+    """The weights that a folder has of its own: safetensors before torch's pickle, whole or sharded."""
     for name, opener in _FORMATS:
         path = find(folder, name)
         if path is not None:
@@ -27,6 +27,11 @@ def open_tensors(folder: Path) -> TensorSource:
     raise CheckpointError(
         f"{folder}: no model.safetensors, pytorch_model.bin or index of one{_found(folder)}; other formats are not read"
     )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether `open_weights` would find any."""
+    return any(find(folder, f"{name}{ending}") is not None for name, _ in _FORMATS for ending in ("", ".index.json"))
 
 
 def open_file(path: Path) -> TensorSource:

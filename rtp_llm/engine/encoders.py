@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
+from rtp_llm.engine.chat_embed import check_verbatim
 from rtp_llm.engine.chat_rerank import chat_rerank
 from rtp_llm.engine.flag_rerank import FlagRerank
 from rtp_llm.engine.late_encoder import LateEncoder
@@ -46,6 +47,8 @@ def embedding_encoder(
     config: EngineConfig, model_config: ModelConfig, tokenizer: Tokenizer, looked_up: Mapping[Path, Tokenizer]
 ) -> Encoder:
     """How texts that are embedded are read: by the checkpoint's sides or routes, else plainly."""
+    if model_config.chat.asked and not model_config.is_language_reranker:
+        check_verbatim(tokenizer, model_config)
     if model_config.late is not None:
         return LateEncoder(tokenizer, model_config.late, config.max_seq_len)
     if model_config.modules is None and TaskType.DENSE in model_config.tasks and tokenizer.chat_template.source:

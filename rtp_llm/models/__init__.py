@@ -11,6 +11,7 @@ from rtp_llm.config_files import model_type_of
 from rtp_llm.core import Batch, FloatArray, QuantizedWeight
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.ops import Ops, Tensor
+from rtp_llm.task_choice import architecture_of
 
 # Gets a layer's number, from 0, and the hidden states [T, hidden_size] that go into it, once for each layer.
 OnLayer: TypeAlias = Callable[[int, Tensor], None]
@@ -27,6 +28,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "modernbert": ("rtp_llm.models.modernbert", "ModernBert"),
     "nomic_bert": ("rtp_llm.models.nomic_bert", "NomicBert"),
     "jina_embeddings_v3": ("rtp_llm.models.jina_v3", "JinaV3"),
+    "jina_embeddings_v5": ("rtp_llm.models.jina_v5", "JinaV5"),
     "jina_bert": ("rtp_llm.models.jina_bert", "JinaBert"),
     "albert": ("rtp_llm.models.albert", "Albert"),
     "electra": ("rtp_llm.models.bert", "Electra"),
@@ -40,16 +42,21 @@ MODELS: dict[str, tuple[str, str]] = {
     "t5": ("rtp_llm.models.t5", "T5"),
     "qwen2": ("rtp_llm.models.qwen", "Qwen2"),
     "qwen3": ("rtp_llm.models.qwen", "Qwen3"),
+    "bidirectional_pplx_qwen3": ("rtp_llm.models.qwen", "PplxQwen3"),
+    "voyage_qwen3": ("rtp_llm.models.qwen", "VoyageQwen3"),
     "qwen_2": ("rtp_llm.models.qwen", "Qwen2"),
     "qwen_2_embedding": ("rtp_llm.models.qwen", "Qwen2Embedding"),
     "qwen_3": ("rtp_llm.models.qwen", "Qwen3"),
     "llama": ("rtp_llm.models.llama", "Llama"),
     "llama_bidirec": ("rtp_llm.models.llama", "LlamaBidirectional"),
     "mistral": ("rtp_llm.models.llama", "Mistral"),
+    "ministral3": ("rtp_llm.models.llama", "Ministral3"),
+    "ministral3_bidirec": ("rtp_llm.models.llama", "Ministral3Bidirectional"),
     "eurobert": ("rtp_llm.models.llama", "EuroBert"),
     "gemma": ("rtp_llm.models.gemma", "Gemma"),
     "gemma2": ("rtp_llm.models.gemma", "Gemma2"),
     "gemma3_text": ("rtp_llm.models.gemma", "Gemma3"),
+    "embedding_gemma2_text": ("rtp_llm.models.embedding_gemma2", "EmbeddingGemma2"),
     "minicpm": ("rtp_llm.models.minicpm", "MiniCpm"),
     "static_embedding": ("rtp_llm.models.static", "Static"),
 }
@@ -57,7 +64,30 @@ MODELS: dict[str, tuple[str, str]] = {
 _SHARED_NAMES: dict[tuple[str, Any], str] = {
     ("bert", "alibi"): "jina_bert",
     ("xlm-roberta", "rotary"): "jina_embeddings_v3",
+    # jina-colbert-v2, whose config.json has no model_type.
+    ("HF_ColBERT", "rotary"): "jina_embeddings_v3",
 }
+# Classes of their authors' own code, by the first architecture of config.json, whatever its model_type.
+_OWN_CLASSES = {
+    "JinaForRanking": "JinaForRanking",
+    "VoyageQwen3BidirectionalEmbedModel": "voyage_qwen3",
+    "JinaEmbeddingsV5Model": "jina_embeddings_v5",
+    "PPLXQwen3Model": "bidirectional_pplx_qwen3",
+}
+
+
+_MEDIA = "a model that reads images is not served, but for EmbeddingGemma 2's texts; take an embedder for texts"
+# What is deployed and not served, by model_type or architecture -> what to do instead.
+_INSTEAD = {
+    "bart": "for labels that a request brings, take a DeBERTa-v3 or a ModernBERT trained on NLI",
+    "deberta": "take DeBERTa-v3, whose model_type is deberta-v2",
+    "nvembed": "take NVIDIA's llama-embed-nemotron-8b or llama-nemotron-embed-1b-v2",
+    "cost_wise_gemma": "take bge-reranker-v2-gemma or bge-reranker-v2-m3",
+    "JinaForRanking": "it reads all documents of a query as one text; take jina-reranker-v2-base-multilingual",
+    "bilingual": "where its code is XLM-RoBERTa's by another name, --model_type xlm-roberta serves it",
+    "HHEMv2": "it needs its authors' code and prompt",
+    **dict.fromkeys(("clip", "siglip", "siglip2", "jina_clip", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _MEDIA),
+}  # fmt: skip
 
 
 class Model(Protocol):
@@ -120,15 +150,25 @@ def find_model_type(flag: str, hf: Mapping[str, Any]) -> str:
 
     A name that several architectures share, as JinaBERT has BERT's, is told apart by the kind of its positions.
     """
-    if flag != "auto":
-        name, origin = flag, "model_type is"
-    else:
-        name, origin = model_type_of(hf), "config.json says model_type"
-        origin = origin if hf.get("model_type") else "config.json has no model_type, and its architecture is"
+    name, origin = (flag, "model_type is") if flag != "auto" else _named(hf)
+    shared = _SHARED_NAMES.get((name, hf.get("position_embedding_type")))
+    if shared is not None:
+        return shared
     if name not in MODELS:
-        problem = f"{origin} {name!r}, which is not one of {', '.join(MODELS)}"
+        known = f"is not one of {', '.join(MODELS)}; it needs its authors' code"
+        why = f"is not served: {_INSTEAD[name]}" if name in _INSTEAD else known
+        problem = f"{origin} {name!r}, which {why}"
         raise CheckpointError(problem) if flag == "auto" else ConfigError(problem, param="model_type")
-    return _SHARED_NAMES.get((name, hf.get("position_embedding_type")), name)
+    return name
+
+
+def _named(hf: Mapping[str, Any]) -> tuple[str, str]:
+    """What config.json calls the architecture, and where it says so."""
+    own = _OWN_CLASSES.get(architecture_of(hf))
+    if own is not None:
+        return own, "config.json has the architecture"
+    origin = "says model_type" if hf.get("model_type") else "has no model_type, and its architecture is"
+    return model_type_of(hf), f"config.json {origin}"
 
 
 def load_model(model_type: str, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> Model:

@@ -105,6 +105,22 @@ def integer(hf: Mapping[str, Any], key: str, default: int | None = None) -> int:
     return value
 
 
+def is_causal(hf: Mapping[str, Any]) -> bool:
+    """Whether a token sees those before it only: what config.json says, else that it does.
+
+    CheckpointError where it says nothing and names code of the checkpoint's own, by which it may not: embedders are
+    often decoders made to look both ways, with the tensors of those that do not.
+    """
+    said, code = hf.get("is_causal"), (hf.get("auto_map") or {}).get("AutoModel")
+    if said is None and code is not None:
+        raise CheckpointError(
+            f"config.json: auto_map has AutoModel {code!r}, code that comes with the checkpoint and is not run here; "
+            "look whether it lets tokens see those after them, and say so: --json_model_override_args "
+            "'{\"is_causal\": false}' where it does, true where it does not"
+        )
+    return True if said is None else bool(said)
+
+
 def layer_types(hf: Mapping[str, Any], otherwise: Sequence[str]) -> Sequence[str]:
     """The kind of each layer's attention; `otherwise` where config.json does not list them."""
     kinds = hf.get("layer_types") or otherwise

@@ -1,15 +1,23 @@
-"""Llama, EuroBERT, NVIDIA's Llama that looks both ways, and Mistral.
+"""Llama, EuroBERT, NVIDIA's Llama and Ministral 3 that look both ways, Mistral and Ministral 3.
 
-Equal transformers' LlamaModel and MistralModel, causal or, where config.json has `is_causal` false, bidirectional; and
-EuroBertModel.
+Equal transformers' LlamaModel, MistralModel and Ministral3Model, causal or, where config.json has `is_causal` false,
+bidirectional; and EuroBertModel.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from rtp_llm.checkpoint import Weights
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models.decoder import Decoder
-from rtp_llm.models.decoder_config import SLIDING, DecoderConfig, integer, layer_types, read, window
+from rtp_llm.models.decoder_config import SLIDING, DecoderConfig, integer, is_causal, layer_types, read, window
+from rtp_llm.ops import Ops
+
+# Of Ministral 3, where config.json has none.
+_YARN = {
+    "rope_type": "yarn", "rope_theta": 1_000_000.0, "factor": 16.0, "original_max_position_embeddings": 16384,
+    "beta_fast": 32.0, "beta_slow": 1.0, "mscale_all_dim": 1.0, "mscale": 1.0,
+}  # fmt: skip
 
 
 class Llama(Decoder):
@@ -21,7 +29,7 @@ class Llama(Decoder):
         return read(
             hf,
             max_positions=2048,
-            causal=bool(hf.get("is_causal", True)),
+            causal=is_causal(hf),
             qkv_bias=bias,
             out_bias=bias,
             mlp_bias=bool(hf.get("mlp_bias", False)),
@@ -52,9 +60,39 @@ class Mistral(Decoder):
 
     @classmethod
     def read_config(cls, hf: Mapping[str, Any]) -> DecoderConfig:
-        causal = bool(hf.get("is_causal", True))
+        causal = is_causal(hf)
         windows = _windows(hf, causal)
         return read({"num_key_value_heads": 8, **hf}, max_positions=131072, causal=causal, windows=windows)
+
+
+class Ministral3(Decoder):
+    """YaRN, and queries that grow with their place past `original_max_position_embeddings`.
+
+    That growth is not computed: no text is longer.
+    """
+
+    learnt_positions = True
+
+    def __init__(self, config: DecoderConfig, weights: Weights, ops: Ops) -> None:
+        super().__init__(config, weights, ops)
+        self.max_positions = min(config.rope.original_positions, config.rope.max_positions)
+
+    @classmethod
+    def read_config(cls, hf: Mapping[str, Any]) -> DecoderConfig:
+        if hf.get("sliding_window") is not None:
+            raise CheckpointError(
+                f"config.json: sliding_window {hf['sliding_window']}; of Ministral 3 only null is supported"
+            )
+        own = {"num_key_value_heads": 8, "rope_parameters": _YARN, **hf}
+        return read(own, max_positions=262144, head_dim=128, eps=1e-5, causal=is_causal(hf))
+
+
+class Ministral3Bidirectional(Ministral3):
+    """NVIDIA's ministral3_bidirec, which looks both ways, whatever config.json says."""
+
+    @classmethod
+    def read_config(cls, hf: Mapping[str, Any]) -> DecoderConfig:
+        return super().read_config({**hf, "is_causal": False})
 
 
 def _windows(hf: Mapping[str, Any], causal: bool) -> tuple[int | None, ...]:

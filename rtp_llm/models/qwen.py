@@ -1,16 +1,22 @@
-"""Qwen2 and Qwen3.
+"""Qwen2 and Qwen3, and what Perplexity and Voyage AI have made of Qwen3.
 
-Equal transformers' Qwen2Model and Qwen3Model, causal or, where config.json has `is_causal` false, bidirectional.
+Equal transformers' Qwen2Model and Qwen3Model, causal or, where config.json has `is_causal` false, bidirectional;
+and the PPLXQwen3Model and VoyageQwen3BidirectionalEmbedModel of their authors' own code.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
+from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
-from rtp_llm.models.decoder import Decoder
-from rtp_llm.models.decoder_config import FULL, SLIDING, DecoderConfig, integer, layer_types, read, window
+from rtp_llm.models import OnKeys, OnLayer
+from rtp_llm.models.decoder import IGNORED, Decoder, parameters
+from rtp_llm.models.decoder_config import FULL, SLIDING, DecoderConfig, integer, is_causal, layer_types, read, window
+from rtp_llm.ops import Ops, Tensor
 
 _MAX_POSITIONS = 32768
+_PROJECTION = "projection"
 
 
 class Qwen2(Decoder):
@@ -18,7 +24,7 @@ class Qwen2(Decoder):
 
     @classmethod
     def read_config(cls, hf: Mapping[str, Any]) -> DecoderConfig:
-        causal = bool(hf.get("is_causal", True))
+        causal = is_causal(hf)
         return read(hf, max_positions=_MAX_POSITIONS, causal=causal, windows=_windows(hf, causal), qkv_bias=True)
 
 
@@ -35,7 +41,7 @@ class Qwen3(Decoder):
 
     @classmethod
     def read_config(cls, hf: Mapping[str, Any]) -> DecoderConfig:
-        causal, bias = bool(hf.get("is_causal", True)), bool(hf.get("attention_bias", False))
+        causal, bias = is_causal(hf), bool(hf.get("attention_bias", False))
         return read(
             hf,
             max_positions=_MAX_POSITIONS,
@@ -46,6 +52,37 @@ class Qwen3(Decoder):
             out_bias=bias,
             head_norms=True,
         )
+
+
+class PplxQwen3(Qwen3):
+    """pplx-embed-v1: Qwen3 that looks both ways, whatever config.json says."""
+
+    @classmethod
+    def read_config(cls, hf: Mapping[str, Any]) -> DecoderConfig:
+        return super().read_config({**hf, "is_causal": False})
+
+
+class VoyageQwen3(PplxQwen3):
+    """voyage-4-nano: Qwen3 that looks both ways; a linear layer of `num_labels` rows stands after the last norm."""
+
+    def __init__(self, config: DecoderConfig, weights: Weights, ops: Ops) -> None:
+        super().__init__(config, weights, ops)
+        self.projection = ops.matrix(weights.matrix(_PROJECTION))
+
+    @classmethod
+    def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> Decoder:
+        """Strictly, with the linear layer."""
+        config, rows = cls.read_config(hf), integer(hf, "num_labels")
+        needed = {**parameters(config), _PROJECTION: Parameter(("linear.weight",), (rows, config.hidden_size))}
+        model = cls(config, bind(source, needed, prefixes=("model.",), ignore=IGNORED), ops)
+        model.hidden_size = rows
+        return model
+
+    def __call__(
+        self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
+    ) -> Tensor:
+        """Packed batch -> [T, num_labels], or of the wanted rows."""
+        return ops.linear(super().__call__(ops, batch, on_layer, on_keys), self.projection)
 
 
 def _windows(hf: Mapping[str, Any], causal: bool) -> tuple[int | None, ...]:

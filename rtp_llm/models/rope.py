@@ -17,7 +17,7 @@ from rtp_llm.ops import Ops, Tensor
 
 _TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 _CHUNK = 4096  # positions whose angles are held in float64 at once
-_MOST_ROWS = 1 << 17  # of a table: 64 MB for heads of 128
+_MOST_ROWS, _MOST_NUMBERS = 1 << 17, 1 << 24  # of a table: 64 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +184,8 @@ class RopeTables:
 
     def __init__(self, ropes: Sequence[Rope], ops: Ops) -> None:
         self.ropes = ropes
-        self.num_rows = min(_MOST_ROWS, *(rope.fixed_positions for rope in ropes))
+        numbers = max(rope.head_dim for rope in ropes)
+        self.num_rows = min(_MOST_ROWS, _MOST_NUMBERS // numbers, *(rope.fixed_positions for rope in ropes))
         self.tables = [ops.table(rope.rows(self.num_rows)) for rope in ropes]
 
     def prepare(self, batch: Batch) -> Batch:

@@ -9,6 +9,7 @@ import numpy as np
 
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, canonical_names
 from rtp_llm.core import Batch
+from rtp_llm.late_interaction import beside_encoder
 from rtp_llm.models import OnKeys, OnLayer, gate_first, matrix_sources
 from rtp_llm.models.rope import Rope, RopeTables
 from rtp_llm.ops import Experts, Norm, Ops, Tensor, Weight, optional_vector
@@ -118,7 +119,8 @@ class RotaryBert(ABC):
         names = canonical_names(source, cls.prefixes, cls.renames)
         packed = {part for part in (_PACKED_QKV, _PACKED_MLP) if any(name.endswith(f"{part}.weight") for name in names)}
         needed = parameters(config, packed)
-        return cls(config, bind(source, needed, prefixes=cls.prefixes, renames=cls.renames, ignore=IGNORED), ops)
+        ignored = (*IGNORED, *beside_encoder(hf))
+        return cls(config, bind(source, needed, prefixes=cls.prefixes, renames=cls.renames, ignore=ignored), ops)
 
     def prepare(self, batch: Batch) -> Batch:
         """Positions count from 0; angles that the table lacks, of longer sequences, are computed for the batch."""

@@ -17,7 +17,10 @@ from rtp_llm.checkpoint import SCALE, TensorSource
 from rtp_llm.ops.int8 import quantize_weight
 
 # Weights in any of their forms: what is quantised instead of copied, and exports that would no longer fit.
-_WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*", "tf_model.h5", "flax_model.msgpack", "rust_model.ot")
+_WEIGHTS = (
+    "model*.safetensors*", "pytorch_model*.bin*", "tf_model.h5", "flax_model.msgpack", "rust_model.ot",
+    "adapter_config.json", "adapter_model.*",
+)  # fmt: skip
 _EXPORTS = ("onnx", "openvino", "coreml", ".git", ".cache")
 _DTYPES = {"fp64": "F32", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 

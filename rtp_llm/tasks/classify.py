@@ -7,12 +7,13 @@ from rtp_llm.ops import Ops, Tensor
 from rtp_llm.tasks import TaskSource
 from rtp_llm.tasks.finishing import activate
 from rtp_llm.tasks.head import Head, load_head
+from rtp_llm.tasks.score_chain import ScoreChain, load_score_chain
 
 
 class Classify:
     """`activation` is what transformers' text-classification pipeline would apply; None: nothing."""
 
-    def __init__(self, head: Head, activation: str | None) -> None:
+    def __init__(self, head: Head | ScoreChain, activation: str | None) -> None:
         self.head = head
         self.reads = head.reads
         self.per_token = head.mode is None
@@ -23,7 +24,7 @@ class Classify:
     @classmethod
     def load(cls, source: TaskSource) -> "Classify":
         """The checkpoint's head and its problem_type."""
-        head = load_head(source)
+        head = load_head(source) if source.model_config.num_scores is None else load_score_chain(source)
         return cls(head, _activation(source.model_config.hf.get("problem_type"), head.num_labels))
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:

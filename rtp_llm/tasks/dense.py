@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from rtp_llm import config_files
 from rtp_llm.checkpoint import Parameter, bind, open_tensors, read_json
 from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows
 from rtp_llm.errors import CheckpointError
-from rtp_llm.modules import Module
+from rtp_llm.modules import ROUNDING, Module
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight
 from rtp_llm.tasks import TaskSource
 from rtp_llm.tasks.finishing import check_dimensions, own_truncate_dim, slice_and_normalize, torch_activation
@@ -90,13 +92,21 @@ class Dense:
 
     dimension       its columns where a request names no number: the checkpoint's truncate_dim, or all
     full_dimension  as many as a request may have
+    rounds          its numbers are whole, of 8 bits: tanh, stretched, as pplx-embed-v1's code rounds them
     """
 
     per_token = False
 
     def __init__(
-        self, pooling: PoolingModes, stages: Sequence[Stage], dimension: int, truncate_dim: int | None = None
+        self,
+        pooling: PoolingModes,
+        stages: Sequence[Stage],
+        dimension: int,
+        truncate_dim: int | None = None,
+        *,
+        rounds: bool = False,
     ) -> None:
+        self.rounds = rounds
         stages, self.normalizes = without_normalize(stages)
         self.pooling = pooling
         self.reads = pooling.reads
@@ -134,11 +144,12 @@ class Dense:
         else:
             first = load_pooling(chain.pop(0), hidden_size)
         dimension = hidden_size * len(first.modes)
+        rounds = bool(chain) and chain[-1].kind == ROUNDING
         stages = []
-        for module in chain:
+        for module in chain[:-1] if rounds else chain:
             stage, dimension = load_stage(module, dimension, source.ops)
             stages.append(stage)
-        return cls(first, stages, dimension, own_truncate_dim(model_config, dimension))
+        return cls(first, stages, dimension, own_truncate_dim(model_config, dimension), rounds=rounds)
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         """[T, H] -> [B, dimension], before the final Normalize."""
@@ -154,6 +165,7 @@ class Dense:
     def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
         """Slice to `dimensions`, then normalise as the checkpoint or the request says -> [n, dimensions]."""
         assert not isinstance(rows, list)
+        rows = np.clip(np.round(np.tanh(rows) * np.float32(127)), -128, 127) if self.rounds else rows
         return slice_and_normalize(rows, params, normalizes=self.normalizes, truncate_dim=self.truncate_dim)
 
 

@@ -9,6 +9,7 @@ from rtp_llm.tasks import TaskSource
 from rtp_llm.tasks.finishing import activate, torch_activation
 from rtp_llm.tasks.head import Head, load_head
 from rtp_llm.tasks.layerwise import load_layerwise
+from rtp_llm.tasks.score_chain import ScoreChain, load_score_chain
 from rtp_llm.tasks.yes_no import load_yes_no
 
 
@@ -17,7 +18,7 @@ class Rerank:
 
     dimension = 1
 
-    def __init__(self, head: Head, activation: str | None) -> None:
+    def __init__(self, head: Head | ScoreChain, activation: str | None) -> None:
         self.head = head
         self.reads = head.reads
         self.per_token = head.mode is None
@@ -27,11 +28,7 @@ class Rerank:
     @classmethod
     def load(cls, source: TaskSource) -> "Rerank":
         """A head with one label, or a language model; sigmoid where no activation is noted, as CrossEncoder does."""
-        config = source.model_config
-        load = (
-            load_layerwise if config.is_layerwise_reranker else load_yes_no if config.is_language_model else load_head
-        )
-        head = load(source)
+        head = _load_head(source)
         if head.num_labels != 1:
             raise ConfigError(
                 f"task_type: a reranker has one label, {source.model_config.transformer_folder} has {head.num_labels}; "
@@ -54,3 +51,12 @@ class Rerank:
     def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
         """-> [n]: logits under `activation` none, else scores."""
         return activate(self.head.one_row(rows, input_ids), params.activation or self.activation)[:, 0]
+
+
+def _load_head(source: TaskSource) -> Head | ScoreChain:
+    config = source.model_config
+    if config.num_scores is not None:
+        return load_score_chain(source)
+    if config.is_layerwise_reranker:
+        return load_layerwise(source)
+    return load_yes_no(source) if config.is_language_model else load_head(source)

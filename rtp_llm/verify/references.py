@@ -1,12 +1,13 @@
 """The authors' code for each task: which library it is in, and how it is loaded."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from rtp_llm.checkpoint import ADAPTER_CONFIG, find
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
 from rtp_llm.model_config import ModelConfig
@@ -16,7 +17,7 @@ from rtp_llm.verify.outcome import Answer, Sample
 # import name -> the name to install.
 _DISTRIBUTIONS = {
     "torch": "torch", "transformers": "transformers", "sentence_transformers": "sentence-transformers",
-    "FlagEmbedding": "FlagEmbedding",
+    "FlagEmbedding": "FlagEmbedding", "peft": "peft",
 }  # fmt: skip
 
 
@@ -84,7 +85,21 @@ _ST = ("sentence_transformers", "transformers", "torch")
 
 
 def make_plans(model_config: ModelConfig, tasks: tuple[TaskType, ...]) -> list[Plan]:
-    """A plan for each task that has authors' code; some for several."""
+    """A plan for each task that has authors' code; some for several.
+
+    Of an adapter that code needs peft, without which it would silently compute with the base alone.
+    """
+    plans = _make_plans(model_config, tasks)
+    has_adapter = find(model_config.transformer_folder, ADAPTER_CONFIG) is not None
+    return [_with_peft(plan) for plan in plans] if has_adapter else plans
+
+
+def _with_peft(plan: Plan) -> Plan:
+    otherwise = None if plan.otherwise is None else _with_peft(plan.otherwise)
+    return replace(plan, libraries=(*plan.libraries, "peft"), otherwise=otherwise)
+
+
+def _make_plans(model_config: ModelConfig, tasks: tuple[TaskType, ...]) -> list[Plan]:
     plans = []
     if TaskType.COLBERT in tasks and model_config.late is not None:
         title = "sentence-transformers' MultiVectorEncoder"
@@ -109,7 +124,8 @@ def make_plans(model_config: ModelConfig, tasks: tuple[TaskType, ...]) -> list[P
     # FlagEmbedding's own code of a layerwise model is for transformers 4.
     if TaskType.RERANK in tasks and not model_config.is_layerwise_reranker:
         plans.append(_rerank_plan(model_config))
-    if TaskType.CLASSIFY in tasks:
+    # transformers knows nothing of a chain of modules after its model.
+    if TaskType.CLASSIFY in tasks and model_config.num_scores is None:
         title = "transformers' AutoModelForSequenceClassification and its pipeline"
         plans.append(Plan((TaskType.CLASSIFY,), "rtp_llm.verify.huggingface", "ClassifyReference", _HF, title))
     if TaskType.TOKEN_CLASSIFY in tasks:

@@ -31,6 +31,10 @@ def test_the_flag_wins(name: str) -> None:
         ({"architectures": ["MistralModel"]}, "mistral"),
         ({"architectures": ["Gemma3TextModel"]}, "gemma3_text"),
         ({"architectures": ["EuroBertForMaskedLM"]}, "eurobert"),
+        ({"architectures": ["HF_ColBERT"], "position_embedding_type": "rotary"}, "jina_embeddings_v3"),
+        ({"model_type": "qwen3", "architectures": ["VoyageQwen3BidirectionalEmbedModel"]}, "voyage_qwen3"),
+        ({"model_type": "qwen3", "architectures": ["JinaEmbeddingsV5Model"]}, "jina_embeddings_v5"),
+        ({"model_type": "ministral3_bidirec"}, "ministral3_bidirec"),
     ],
 )
 def test_config_json(hf: dict[str, Any], expected: str) -> None:
@@ -45,6 +49,18 @@ def test_config_json(hf: dict[str, Any], expected: str) -> None:
         ("auto", {"architectures": ["Bert"]}, "its architecture is 'Bert'"),
         ("auto", {}, "has no model_type, and its architecture is ''"),
         ("gpt", {"model_type": "bert"}, "model_type is 'gpt'"),
+        ("auto", {"model_type": "gpt2"}, "static_embedding; it needs its authors' code"),
+        ("auto", {"model_type": "bart"}, "'bart', which is not served: for labels that a request brings, take a DeB"),
+        (
+            "auto",
+            {"model_type": "qwen3_vl"},
+            "'qwen3_vl', which is not served: a model that reads images",
+        ),
+        (
+            "auto",
+            {"model_type": "qwen3", "architectures": ["JinaForRanking"]},
+            "config.json has the architecture 'JinaForRanking', which is not served: it reads all documents",
+        ),
     ],
 )
 def test_unknown_architectures_list_what_there_is(flag: str, hf: dict[str, Any], message: str) -> None:

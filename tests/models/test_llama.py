@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rtp_llm.errors import CheckpointError
-from rtp_llm.models.llama import EuroBert, Llama, Mistral
+from rtp_llm.models.llama import EuroBert, Llama, Ministral3, Ministral3Bidirectional, Mistral
 from rtp_llm.models.rope import Rope
 from tests.backends import BACKENDS
 from tests.models.oracle import assert_alone_and_in_any_order, hidden_states, load, make_items, worst
@@ -24,6 +24,10 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
+MINISTRAL = {
+    "rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 96, "mscale": 1.0,
+    "mscale_all_dim": 1.0, "beta_fast": 32.0, "beta_slow": 1.0, "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama, odd": ("Llama", ODD),
@@ -31,6 +35,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, both ways": ("Llama", {"is_causal": False, "num_key_value_heads": 4}),
     "llama 3": ("Llama", {"rope_parameters": LLAMA3}),
     "eurobert": ("EuroBert", {**ODD_HEADS, "pad_token_id": 0, "attention_bias": True, "mlp_bias": True}),
+    "ministral 3": ("Ministral3", {**ODD_HEADS, "rope_parameters": MINISTRAL, "rms_norm_eps": 1e-4}),
+    "ministral 3, both ways": ("Ministral3", {"rope_parameters": MINISTRAL, "is_causal": False, "head_dim": 16}),
     "mistral": ("Mistral", {"sliding_window": None}),
     "mistral, window": ("Mistral", {**ODD, "sliding_window": 9}),
     "mistral, window both ways": ("Mistral", {**ODD_HEADS, "sliding_window": 9, "is_causal": False}),
@@ -59,6 +65,19 @@ def test_packed_equals_alone_in_any_order_bit_for_bit(case: str, backend: str, t
     ops = BACKENDS[backend]()
     model, items = load(tmp_path, ops), make_items((1, 2, 17, 64, 39, 70))
     assert_alone_and_in_any_order(model, ops, items)
+
+
+def test_ministral_3_ends_where_its_queries_would_grow(tmp_path: Path) -> None:
+    save(tmp_path, "Ministral3", rope_parameters=MINISTRAL)
+    model = load(tmp_path, BACKENDS["numpy"]())
+    assert (model.max_positions, model.learnt_positions) == (96, True)
+    shape = {key: SHAPE[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")}
+    ours, theirs = Ministral3.read_config({**shape, "num_attention_heads": 16}), transformers.Ministral3Config()
+    assert (ours.rope.factor, ours.rope.original_positions) == (16.0, 16384)
+    assert (ours.head_dim, ours.num_key_value_heads, ours.rms_norm_eps) == (128, 8, theirs.rms_norm_eps)
+    assert ours.rope.theta == theirs.rope_parameters["rope_theta"] and ours.causal
+    both_ways = Ministral3Bidirectional.read_config({**shape, "num_attention_heads": 16, "is_causal": True})
+    assert not both_ways.causal
 
 
 @pytest.mark.parametrize("length", [33, 300])
@@ -122,6 +141,7 @@ def test_defaults_are_those_of_the_authors() -> None:
         (Llama, {"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "low_freq_factor 4.0, high_freq_factor 4.0"),
         (Llama, {"rope_scaling": {**LLAMA3, "high_freq_factor": None}}, "high_freq_factor None; llama3 needs both"),
         (Llama, {"rope_scaling": {**LLAMA3, "factor": 0.5}}, "rope factor 0.5"),
+        (Ministral3, {"sliding_window": 9}, "sliding_window 9; of Ministral 3 only null is"),
         (Mistral, {"sliding_window": 0}, "sliding_window 0 is not a positive whole number"),
         (Mistral, {"layer_types": ["full_attention", "sliding_attention"]}, "the sliding_window of a Mistral is every"),
         (Mistral, {"layer_types": ["full_attention"]}, "2 of full_attention, sliding_attention are needed"),

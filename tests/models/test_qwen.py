@@ -1,12 +1,14 @@
 """Qwen2 and Qwen3 against transformers: random weights, odd shapes, every backend, both directions, every rope."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rtp_llm.core import Item
+from rtp_llm.core import Item, pack
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models import rope
 from rtp_llm.models.qwen import Qwen2
@@ -24,6 +26,7 @@ from tests.models.oracle import (
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+safetensors = pytest.importorskip("safetensors.torch")
 
 LENGTHS = (1, 2, 17, 64, 7, 90)
 SHAPE: dict[str, Any] = {
@@ -151,6 +154,61 @@ def test_qwen_2_embedding_looks_both_ways(tmp_path: Path) -> None:
     model = load(tmp_path, ops, "qwen_2_embedding")
     assert not model.causal and load(tmp_path, ops, "qwen_2").causal
     assert worst(hidden_states(model, ops, items), reference(theirs, items)) <= 1e-5
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", ["plain", "odd_heads"])
+def test_pplx_embed_looks_both_ways(shape: str, backend: str, tmp_path: Path) -> None:
+    theirs = save(tmp_path, "Qwen3", **{**SHAPES[shape], "is_causal": False})
+    code = {"AutoModel": "modeling.PPLXQwen3Model"}
+    change_config(tmp_path, model_type="bidirectional_pplx_qwen3", is_causal=True, auto_map=code)
+    ops, items = BACKENDS[backend](), make_items(LENGTHS)
+    model = load(tmp_path, ops)
+    assert not model.causal and worst(hidden_states(model, ops, items), reference(theirs, items)) <= 1e-5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows", [80, 37])
+def test_voyage_has_a_linear_layer_at_its_end(rows: int, backend: str, tmp_path: Path) -> None:
+    theirs = save(tmp_path, "Qwen3", is_causal=False)
+    weights = {f"model.{name}": values for name, values in theirs.state_dict().items()}
+    weights["linear.weight"] = linear = torch.randn(rows, 64) * 0.1
+    safetensors.save_file(weights, tmp_path / "model.safetensors")
+    own = {"architectures": ["VoyageQwen3BidirectionalEmbedModel"], "num_labels": rows, "id2label": None}
+    change_config(tmp_path, **own, is_causal=True, auto_map={"AutoModel": "modeling.Voyage"})
+    ops, items = BACKENDS[backend](), make_items(LENGTHS)
+    model = load(tmp_path, ops)
+    expected = [states @ linear.numpy().T for states in reference(theirs, items)]
+    assert model.hidden_size == rows and not model.causal
+    assert worst(hidden_states(model, ops, items), expected) <= 1e-5
+    batch = pack(items)
+    last = np.cumsum([item.num_tokens for item in items]).astype(np.int32) - 1
+    wanted = replace(batch, wanted=last)
+    rows_of = ops.to_numpy(model(ops, ops.upload(model.prepare(wanted))))
+    assert worst([rows_of], [np.stack([states[-1] for states in expected])]) <= 1e-5
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Llama", "Mistral"])
+def test_code_of_the_checkpoints_own_must_be_spoken_for(family: str, tmp_path: Path) -> None:
+    """Such code may let a decoder look both ways, which its tensors do not show."""
+    theirs, ops, items = save(tmp_path, family, is_causal=False), BACKENDS["numpy"](), make_items(LENGTHS)
+    hf = json.loads((tmp_path / "config.json").read_text())
+    hf.pop("is_causal", None)
+    code = {"AutoConfig": "configuration.Config", "AutoModel": "modeling.Qwen2BiModel"}
+    (tmp_path / "config.json").write_text(json.dumps({**hf, "auto_map": code}))
+    with pytest.raises(CheckpointError, match='auto_map has AutoModel .modeling.Qwen2BiModel., .*"is_causal": false'):
+        load(tmp_path, ops)
+    change_config(tmp_path, is_causal=False)
+    assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs, items)) <= 1e-5
+    change_config(tmp_path, is_causal=True)
+    assert load(tmp_path, ops).causal
+    (tmp_path / "config.json").write_text(json.dumps({**hf, "auto_map": {"AutoConfig": "modeling_zeranker.ZEConfig"}}))
+    assert load(tmp_path, ops).causal
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

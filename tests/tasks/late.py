@@ -134,5 +134,24 @@ def save_authors(folder: Path, metadata: dict[str, Any] | None = None, tokenizer
     return folder
 
 
+def save_jina_v2(folder: Path) -> Any:
+    """jina-colbert-v2's: the names of its authors' flash code, rotary positions, no model_type -> their encoder."""
+    from safetensors.torch import save_file
+
+    from tests.models.test_jina_v3 import authors_names
+
+    torch = pytest.importorskip("torch")
+    model = save_encoder(folder, "jina_embeddings_v3", "tiny", ("[QueryMarker]", "[DocumentMarker]"))
+    torch.manual_seed(1)
+    tensors = {**authors_names(model), "linear.weight": torch.randn(SIZE, model.config.hidden_size)}
+    save_file({name: values.contiguous() for name, values in tensors.items()}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"architectures": ["HF_ColBERT"], "position_embedding_type": "rotary", "rotary_emb_base": 20000.0}
+    kept = {key: value for key, value in config.items() if key not in ("model_type", "rope_parameters")}
+    write(folder / "config.json", {**kept, **own})
+    write(folder / "artifact.metadata", {"query_token_id": "[QueryMarker]", "doc_token_id": "[DocumentMarker]"})
+    return model
+
+
 def write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value))

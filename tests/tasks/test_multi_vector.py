@@ -21,6 +21,7 @@ from tests.tasks.late import SIZE, SKIPPED, TEXTS
 torch = pytest.importorskip("torch")
 sentence_transformers = pytest.importorskip("sentence_transformers")
 pytest.importorskip("sentence_transformers.multi_vector_encoder")
+safetensors = pytest.importorskip("safetensors.torch")
 
 EXPANSIONS: dict[str, dict[str, Any]] = {
     "none": {"query_length": 9, "document_length": 30},
@@ -132,6 +133,23 @@ def test_several_projections_and_a_mean_of_similarities(tmp_path: Path) -> None:
 )
 def test_pylate(settings: dict[str, Any], family: str, model_type: str | None, tmp_path: Path) -> None:
     check(late.save_pylate(tmp_path, family, model_type, **settings))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "native"])
+def test_jina_colbert_v2(backend: str, tmp_path: Path) -> None:
+    """Its config.json has no model_type, and its names are those of code that sentence-transformers has not."""
+    model = late.save_jina_v2(tmp_path)
+    tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
+    linear = safetensors.load_file(tmp_path / "model.safetensors")["linear.weight"]
+    texts = ["the weather is lovely today", "he", "so sunny outside " * 5]
+    with loaded(tmp_path, backend) as ours:
+        assert ours.info.tasks == (TaskType.COLBERT, TaskType.TOKENS)
+        vectors = ours.embed_colbert(texts)
+    for text, rows in zip(texts, vectors, strict=True):
+        ids = tokenizer(f"[DocumentMarker] {text}", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            states = model(input_ids=ids).last_hidden_state[0] @ linear.T
+        assert worst([rows], [torch.nn.functional.normalize(states, dim=-1).numpy()]) <= 1e-5
 
 
 @pytest.mark.parametrize("marker", ["[unused{}]", "[unused{}] "])

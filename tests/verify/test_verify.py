@@ -18,9 +18,11 @@ from rtp_llm.verify import published as published_module
 from rtp_llm.verify import references as references_module
 from rtp_llm.verify.comparison import _Bounds
 from rtp_llm.verify.table import as_object, as_text
+from tests.checkpoint.test_lora import bert_adapter
 from tests.tasks.checkpoints import save, save_m3
 from tests.tasks.late import save as save_late
 from tests.tasks.routers import save_dense, save_sparse
+from tests.tasks.test_score_chain import save as save_chain
 from tests.tasks.test_splade import make as make_splade
 from tests.tasks.test_static import save as save_static
 from tests.test_families import save as save_family
@@ -54,6 +56,22 @@ def check_equal(report: Report, tasks: set[str]) -> None:
     assert {row.verdict for row in report.rows} == {Verdict.EQUAL}
     assert all(check.verdict is Verdict.EQUAL for check in report.checks)
     assert not report.not_compared
+
+
+def test_an_adapter_needs_peft(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it transformers would compute with the base alone, and say nothing."""
+    bert_adapter(tmp_path / "adapter", tiny_bert)
+    monkeypatch.setattr(references_module, "find_spec", lambda name: None if name == "peft" else find_spec(name))
+    report = run(tmp_path / "adapter")
+    assert report.verdict is not Verdict.EQUAL and not report.rows
+    assert "peft" in as_text(report)
+
+
+def test_a_chain_of_modules_that_scores(tmp_path: Path) -> None:
+    """transformers knows nothing of it, and so not its classifier."""
+    report = run(save_chain(tmp_path), Options(lines=PAIR_LINES))
+    assert {row.task for row in report.rows} == {TaskType.RERANK}
+    assert {row.verdict for row in report.rows} == {Verdict.EQUAL} and len(report.not_compared) == 1
 
 
 def test_dense(tiny_bert: Path) -> None:

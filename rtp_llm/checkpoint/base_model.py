@@ -1,0 +1,113 @@
+"""`resolve`: the checkpoint's folder, and where that is an adapter's, one of links that has its base model's files too.
+
+An adapter as peft saves it names its base in adapter_config.json, by a hub id or a path. jina-embeddings-v5 has its
+base, and below `adapters` one for each of its tasks, of which the key `lora_task` over config.json chooses one.
+"""
+
+import atexit
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from rtp_llm.checkpoint import hub
+from rtp_llm.checkpoint.folder import find, read_json
+from rtp_llm.checkpoint.lora import CONFIG
+from rtp_llm.checkpoint.shards import has_weights
+from rtp_llm.config import EngineConfig
+from rtp_llm.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
+_TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+_JINA_V5 = "JinaEmbeddingsV5Model"
+_TASKS_FOLDER = "adapters"
+
+
+def resolve(config: EngineConfig, progress: bool = True) -> Path:
+    """As `hub.resolve`; CheckpointError also where an adapter's base is not to be had, or no adapter is chosen."""
+    folder = hub.resolve(config, progress)
+    if find(folder, CONFIG) is not None:
+        # NOTE: weights beside an adapter are its base, as transformers has it.
+        return folder if has_weights(folder) else _linked(folder.name, dict(_with_base(folder, config, progress)))
+    if read_json(folder, "config.json", required=False).get("architectures") == [_JINA_V5]:
+        return _linked(folder.name, dict(_with_task(folder, config)))
+    return folder
+
+
+def _with_base(adapter: Path, config: EngineConfig, progress: bool) -> Iterator[tuple[str, Path]]:
+    """The adapter's files, with config.json and weights of its base, and its tokenizer where the adapter has none."""
+    settings = read_json(adapter, CONFIG)
+    base = _base_folder(adapter, settings, config, progress)
+    own = {entry.name: entry for entry in adapter.iterdir()}
+    yield from own.items()
+    has_tokenizer = any(fnmatch(name, "tokenizer.*") or fnmatch(name, "vocab.*") for name in own)
+    for entry in base.iterdir():
+        is_model = entry.name == "config.json" or any(fnmatch(entry.name, pattern) for pattern in _WEIGHTS)
+        is_tokenizer = not has_tokenizer and any(fnmatch(entry.name, pattern) for pattern in _TOKENIZER)
+        if is_model or is_tokenizer:
+            yield entry.name, entry
+
+
+def _base_folder(adapter: Path, settings: dict[str, Any], config: EngineConfig, progress: bool) -> Path:
+    where, name = adapter / CONFIG, settings.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise CheckpointError(
+            f"{where}: base_model_name_or_path is {name!r:.80}; the hub id or path of a model is needed"
+        )
+    revision = settings.get("revision")
+    asked = replace(config, checkpoint_path=name, revision=revision if isinstance(revision, str) else "")
+    logger.info("%s: an adapter of %s", where, name)
+    try:
+        base = hub.resolve(asked, progress)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{where}: its base model {name!r} is not to be had: {error.message.removeprefix('checkpoint_path: ')}; "
+            "say in base_model_name_or_path where it is, or merge the adapter with peft (merge_and_unload() and "
+            "save_pretrained()) and serve that folder"
+        ) from error
+    if find(base, CONFIG) is not None:
+        raise CheckpointError(f"{where}: its base model {name} is an adapter itself; merge that one with peft first")
+    return base
+
+
+def _with_task(folder: Path, config: EngineConfig) -> Iterator[tuple[str, Path]]:
+    """The files of jina-embeddings-v5, with those of the adapter that is asked for."""
+    places = sorted(path.parent for path in folder.glob(f"{_TASKS_FOLDER}/*/{CONFIG}"))
+    tasks = [place.name for place in places]
+    task = _asked_task(config)
+    if task not in tasks:
+        known = ", ".join(tasks) or f"none: there is no {folder / _TASKS_FOLDER}; download it again"
+        raise CheckpointError(
+            f"{folder}: lora_task {task!r} is not one of the checkpoint's adapters, of which one must be chosen, as "
+            f'with --json_model_override_args \'{{"lora_task": "retrieval"}}\': {known}'
+        )
+    logger.info("%s: the adapter of %s is added", folder, task)
+    yield from ((entry.name, entry) for entry in folder.iterdir() if entry.name != _TASKS_FOLDER)
+    yield from ((entry.name, entry) for entry in places[tasks.index(task)].iterdir())
+
+
+def _asked_task(config: EngineConfig) -> str:
+    """`lora_task` of the overrides; whoever reads them all complains of what is no JSON."""
+    try:
+        overrides = json.loads(config.json_model_override_args or "{}")
+    except ValueError:
+        return ""
+    return str(overrides.get("lora_task", "")) if isinstance(overrides, dict) else ""
+
+
+def _linked(name: str, entries: dict[str, Path]) -> Path:
+    """A folder of links, which goes when the process ends."""
+    root = Path(tempfile.mkdtemp(prefix="rtp_llm_"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    folder = root / (name or "adapter")
+    folder.mkdir()
+    for file, target in entries.items():
+        (folder / file).symlink_to(target.absolute())
+    return folder

@@ -1,0 +1,73 @@
+"""Jina Embeddings v5: one of its adapters, on either backbone, against transformers with the weights merged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rtp_llm.checkpoint import resolve
+from rtp_llm.config import EngineConfig
+from rtp_llm.errors import CheckpointError
+from tests.backends import BACKENDS
+from tests.checkpoint.test_lora import pair, write_adapter
+from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
+from tests.models.test_qwen import SHAPE, reference
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+TASKS = ("retrieval", "text-matching")
+LENGTHS = (1, 2, 17, 64, 7, 90)
+
+
+def save(folder: Path, family: str) -> tuple[Any, dict[str, dict[str, Any]]]:
+    """The published layout -> transformers' backbone without an adapter, and each task's tensors."""
+    torch.manual_seed(0)
+    shape = {**SHAPE, "head_dim": 24} if family == "Qwen3" else {**SHAPE, "pad_token_id": 0}
+    model = getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config")(**shape)).eval()
+    add_noise(model)
+    model.save_pretrained(folder)
+    (folder / "adapters").mkdir()
+    rows, columns = model.layers[1].self_attn.q_proj.weight.shape
+    parts = {task: pair("layers.1.self_attn.q_proj", rows, columns) for task in TASKS}
+    for task in TASKS:
+        write_adapter(folder / "adapters" / task, parts[task])
+    path = folder / "config.json"
+    own = {
+        "architectures": ["JinaEmbeddingsV5Model"], "model_type": "jina_embeddings_v5", "task_names": TASKS,
+        "auto_map": {"AutoModel": "modeling_jina_embeddings_v5.JinaEmbeddingsV5Model"},
+        **({} if family == "Qwen3" else {"is_decoder": False}),
+    }  # fmt: skip
+    path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
+    return model, parts
+
+
+def asked(folder: Path, task: str) -> EngineConfig:
+    return EngineConfig(checkpoint_path=str(folder), json_model_override_args=json.dumps({"lora_task": task}))
+
+
+@pytest.mark.parametrize("family", ["Qwen3", "EuroBert"])
+@pytest.mark.parametrize("task", TASKS)
+def test_equals_transformers_with_the_adapter_added(task: str, family: str, tmp_path: Path) -> None:
+    theirs, parts = save(tmp_path, family)
+    a, b = map(torch.from_numpy, parts[task].values())
+    with torch.no_grad():
+        theirs.layers[1].self_attn.q_proj.weight.add_(2 * b @ a)
+    ops, items = BACKENDS["numpy"](), make_items(LENGTHS)
+    model = load(resolve(asked(tmp_path, task)), ops)
+    assert model.causal == (family == "Qwen3")
+    assert worst(hidden_states(model, ops, items), reference(theirs, items)) <= 2e-5
+
+
+@pytest.mark.parametrize("task", ["", "retrieval.query"])
+def test_an_adapter_must_be_chosen(task: str, tmp_path: Path) -> None:
+    save(tmp_path, "Qwen3")
+    with pytest.raises(CheckpointError, match="lora_task .* is not one of .*lora_task.*: retrieval, text-matching"):
+        resolve(asked(tmp_path, task))
+
+
+def test_no_adapters(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["JinaEmbeddingsV5Model"]}')
+    with pytest.raises(CheckpointError, match="none: there is no .*adapters; download it again"):
+        resolve(EngineConfig(checkpoint_path=str(tmp_path)))
