@@ -164,8 +164,8 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     hf = {
         **(_STATIC_HF if is_static else _read_hf(transformer_folder)),
         **transformer_settings.model_settings(transformer_path, transformer),
-        **_overrides(config),
     }
+    hf |= _with_theta(_overrides(config), hf)
     sentence_path, sentence = read_settings(folder, ("config_sentence_transformers.json",), modules)
     config_files.check_sentence(sentence_path, sentence)
     if find(folder, _SETFIT) is not None:
@@ -252,6 +252,15 @@ def _overrides(config: EngineConfig) -> dict[str, Any]:
         raise ConfigError(f"json_model_override_args: {text!r} is not a JSON object", param="json_model_override_args")
     config_files.check_model("json_model_override_args", overrides)
     return overrides
+
+
+def _with_theta(overrides: dict[str, Any], hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The flag's `rope_scaling` with the theta of config.json's `rope_parameters`, where it stretches that rope."""
+    scaling, own = overrides.get("rope_scaling"), hf.get("rope_parameters") or {}
+    theta = None if hf.get("rope_theta") or "rope_parameters" in overrides else own.get("rope_theta")
+    if not scaling or theta is None:
+        return overrides
+    return {**overrides, "rope_scaling": {"rope_theta": theta, **scaling}}
 
 
 def _read_hf(folder: Path) -> dict[str, Any]:

@@ -25,6 +25,24 @@ def test_overrides_stand_over_config_json(tmp_path: Path) -> None:
     assert read(tmp_path, json.dumps({"rope_scaling": scaling})) == {"model_type": "qwen2", "rope_scaling": scaling}
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}, 1e6),
+        ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}, "rope_theta": 5e5}, None),
+        ({"rope_parameters": {"rope_type": "default"}}, None),
+        ({"rope_parameters": None}, None),
+    ],
+)
+def test_a_rope_that_is_stretched_by_the_flag_keeps_its_theta(
+    own: dict[str, object], expected: float | None, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", **own}))
+    overrides = json.dumps({"rope_scaling": {"type": "linear", "factor": 2.0}})
+    config = EngineConfig(checkpoint_path=str(tmp_path), json_model_override_args=overrides)
+    assert read_model_config(tmp_path, config).hf["rope_scaling"].get("rope_theta") == expected
+
+
 @pytest.mark.parametrize("overrides", ["{", "[1]", "yarn"])
 def test_overrides_that_are_no_object_are_named(overrides: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="json_model_override_args: .* is not"):
