@@ -49,8 +49,8 @@ class ModelConfig:
     folder                 the checkpoint
     transformer_folder     config.json, weights and tokenizer; a sub-folder in old sentence-transformers checkpoints
     hf                     config.json, under json_model_override_args
-    model_type             the flag, else that of config.json, else that of its first architecture; the runtime's of a
-                           loaded model
+    model_type             the flag, else that of config.json, else that of its first architecture; where several share
+                           a name, the one that this is
     modules                after the transformer, of a Router's main route; None without modules.json
     router                 of a checkpoint that reads an input by what it is for
     max_seq_length         of sentence_bert_config.json; None where it does not say
@@ -187,7 +187,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         folder=folder,
         transformer_folder=transformer_folder,
         hf=hf,
-        model_type=config_files.model_type_of(hf) if config.model_type == "auto" else config.model_type,
+        model_type=config_files.model_type_of(hf, config.model_type),
         modules=modules[1:] if modules else None,
         max_seq_length=late.max_seq_length if late else limit,
         do_lower_case=bool(transformer.get("do_lower_case", False)),

@@ -11,6 +11,7 @@ from rtp_llm import config_files
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import ConfigError
 from rtp_llm.model_config import read_model_config, sequence_limit
+from rtp_llm.models import find_model_type
 
 
 def read(folder: Path, overrides: str) -> object:
@@ -41,6 +42,26 @@ def test_a_rope_that_is_stretched_by_the_flag_keeps_its_theta(
     overrides = json.dumps({"rope_scaling": {"type": "linear", "factor": 2.0}})
     config = EngineConfig(checkpoint_path=str(tmp_path), json_model_override_args=overrides)
     assert read_model_config(tmp_path, config).hf["rope_scaling"].get("rope_theta") == expected
+
+
+@pytest.mark.parametrize(
+    ("hf", "flag", "expected"),
+    [
+        ({"model_type": "bert", "position_embedding_type": "alibi"}, "auto", "jina_bert"),
+        ({"architectures": ["BertModel"], "position_embedding_type": "alibi"}, "auto", "jina_bert"),
+        ({"architectures": ["JinaBertForMaskedLM"]}, "auto", "jina_bert"),
+        ({"model_type": "xlm-roberta", "position_embedding_type": "rotary"}, "auto", "jina_embeddings_v3"),
+        ({"model_type": "gpt2", "position_embedding_type": "alibi"}, "bert", "jina_bert"),
+        ({"model_type": "qwen2"}, "qwen_2_embedding", "qwen_2_embedding"),
+        ({"model_type": "bert", "position_embedding_type": "absolute"}, "auto", "bert"),
+    ],
+)
+def test_the_type_is_that_of_the_model_that_is_loaded(
+    hf: dict[str, object], flag: str, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(hf))
+    config = EngineConfig(checkpoint_path=str(tmp_path), model_type=flag)
+    assert read_model_config(tmp_path, config).model_type == find_model_type(flag, hf) == expected
 
 
 @pytest.mark.parametrize("overrides", ["{", "[1]", "yarn"])

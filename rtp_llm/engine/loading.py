@@ -97,8 +97,6 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
     folder = resolve(config)
     model_config = with_default_prompt(read_model_config(folder, config), config)
     runtime = load_runtime(config, model_config, beside.runtime if beside else None)
-    # NOTE: config.json may leave the type to its `architectures`, and the head goes by it.
-    model_config = replace(model_config, model_type=runtime.model_type)
     try:
         info, pool = _prepare(config, model_config, runtime)
     except BaseException:
