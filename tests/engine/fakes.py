@@ -125,6 +125,18 @@ async def all_cores_work(engine: Engine) -> None:
         await asyncio.sleep(0.002)
 
 
+def hold_encoding(engine: Engine) -> threading.Event:
+    """-> what the tokeniser threads wait for before each part."""
+    encode, go = engine._tokenizer.encode, threading.Event()
+
+    def held(*args: Any, **options: Any) -> Any:
+        assert go.wait(60)
+        return encode(*args, **options)
+
+    engine._tokenizer.encode = held  # type: ignore[method-assign]
+    return go
+
+
 def slow_to_encode(engine: Engine, seconds: float) -> list[int]:
     """-> how many inputs were encoded at a time, as it goes on."""
     encode, parts = engine._tokenizer.encode, list[int]()
