@@ -229,7 +229,8 @@ class Engine:
             num_bulk = self._open_jobs.count(lane) if lane is Lane.BULK else 0
             self._gate.check(lane, self._queued(), num_bulk, self._work_of_others, left)
         except Overloaded:
-            self.metrics.observe_refused(lane.value)
+            if not request.patient and request.end():
+                self.metrics.observe_refused(lane.value)
             raise
         return lane
 

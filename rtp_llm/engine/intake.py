@@ -44,7 +44,8 @@ class Intake:
         if not request.inputs:
             raise InvalidRequest("input is empty; give at least one text", param="input")
         if request.deadline <= time.monotonic():
-            self._on_expired()
+            if request.end():
+                self._on_expired()
             raise expired()
 
     def encode(self, job: Job, start: int, stop: int) -> list[Item]:

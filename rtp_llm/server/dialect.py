@@ -114,6 +114,7 @@ class Dialect(Generic[Body]):
         service.admission.check_size(request, num_bytes, *([named] if named else []))
         number, by_client = getattr(body, "priority", None), service.config.client_priority
         request = scheduled(request, exchange.headers, deadline - time.monotonic(), number, by_client=by_client)
+        request = request if exchange.whole is None else replace(request, whole=exchange.whole)
         try:
             response, rendered, seconds_to_encode = await self._run(body, request, engine, info, service.turns)
         except InvalidRequest as error:
