@@ -10,7 +10,7 @@ from rtp_llm.engine.entity_finder import ENTITY_BYTES, check_entities
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import DeadlineExceeded, EngineFailure, InvalidRequest, RequestTooLarge, UnsupportedTask
-from rtp_llm.tasks import Task, unread_end
+from rtp_llm.tasks import Task
 from rtp_llm.tasks.head import last_read
 
 # A chunk of three tokens takes as long to be queued and joined as one of a hundred does to be computed.
@@ -71,7 +71,7 @@ class Intake:
             )
         self._check_answer(request, job.total_tokens)
         for task in request.tasks:
-            token = unread_end(self._tasks[task])
+            token = self._tasks[task].unread_end
             if token is not None:
                 for item in items:
                     _cut_end(item, token)
