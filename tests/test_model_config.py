@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import rtp_llm
-from rtp_llm import config_files
+from rtp_llm import Model, config_files
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import ConfigError
 from rtp_llm.model_config import read_model_config, sequence_limit
@@ -94,6 +96,19 @@ def test_sequence_limit(
     model_config = read_model_config(tmp_path, config)
     assert sequence_limit(config, model_config, 64, 1 << 30, is_hard=is_hard) == limit
     assert [record.message[: len(warning)] for record in caplog.records] == [warning] * bool(warning)
+
+
+def test_settings_over_config_json_are_heeded(tiny_bert: Path, tmp_path: Path) -> None:
+    """Those of sentence_bert_config.json, as sentence-transformers hands them on."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    path = folder / "sentence_bert_config.json"
+    own = {"config_kwargs": {"hidden_act": "relu"}, "processor_kwargs": {"model_max_length": 9}}
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **own}))
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(["a " * 20])
+    with Model(str(folder), backend="numpy") as model:
+        assert model.info.max_seq_len == 9
+        assert np.abs(model.embed(["a " * 20]) - theirs).max() <= 1e-5
 
 
 def test_learnt_positions_have_an_end(tmp_path: Path) -> None:
