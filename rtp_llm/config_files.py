@@ -82,11 +82,33 @@ ARCHITECTURES = {
 _ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
 
 
-def model_type_of(hf: Mapping[str, Any]) -> str:
-    """config.json's model_type, else that of its first architecture, or this architecture where it is not known."""
+# A model_type that several architectures share, and `position_embedding_type` of config.json -> the one that has both.
+_SHARED_NAMES: dict[tuple[str, Any], str] = {
+    ("bert", "alibi"): "jina_bert",
+    ("xlm-roberta", "rotary"): "jina_embeddings_v3",
+    # jina-colbert-v2, whose config.json has no model_type.
+    ("HF_ColBERT", "rotary"): "jina_embeddings_v3",
+}
+# Classes of their authors' own code, by the first architecture of config.json, whatever its model_type.
+OWN_CLASSES = {
+    "JinaForRanking": "JinaForRanking",
+    "VoyageQwen3BidirectionalEmbedModel": "voyage_qwen3",
+    "JinaEmbeddingsV5Model": "jina_embeddings_v5",
+    "PPLXQwen3Model": "bidirectional_pplx_qwen3",
+}
+
+
+def model_type_of(hf: Mapping[str, Any], flag: str = "auto") -> str:
+    """The flag, else config.json's model_type, else that of its first architecture, or this one where it is not known.
+
+    A class of its authors' own says more than a model_type. A name that several architectures share, as
+    JinaBERT has BERT's, is told apart by the kind of its positions.
+    """
     named = str(next(iter(hf.get("architectures") or ()), ""))
     match = _ARCHITECTURE.fullmatch(named)
-    return str(hf.get("model_type") or ARCHITECTURES.get(match[1] if match else "", named))
+    said = OWN_CLASSES.get(named) or hf.get("model_type") or ARCHITECTURES.get(match[1] if match else "", named)
+    name = str(said) if flag == "auto" else flag
+    return _SHARED_NAMES.get((name, hf.get("position_embedding_type")), name)
 
 
 # model_type of a model that reads media beside texts -> that of its `text_config`.

@@ -49,8 +49,8 @@ class ModelConfig:
     folder                 the checkpoint
     transformer_folder     config.json, weights and tokenizer; a sub-folder in old sentence-transformers checkpoints
     hf                     config.json, under json_model_override_args
-    model_type             the flag, else that of config.json, else that of its first architecture; the runtime's of a
-                           loaded model
+    model_type             the flag, else that of config.json, else that of its first architecture; where several share
+                           a name, the one that this is
     modules                after the transformer, of a Router's main route; None without modules.json
     router                 of a checkpoint that reads an input by what it is for
     max_seq_length         of sentence_bert_config.json; None where it does not say
@@ -164,8 +164,8 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     hf = {
         **(_STATIC_HF if is_static else _read_hf(transformer_folder)),
         **transformer_settings.model_settings(transformer_path, transformer),
-        **_overrides(config),
     }
+    hf |= _with_theta(_overrides(config), hf)
     sentence_path, sentence = read_settings(folder, ("config_sentence_transformers.json",), modules)
     config_files.check_sentence(sentence_path, sentence)
     if find(folder, _SETFIT) is not None:
@@ -187,7 +187,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         folder=folder,
         transformer_folder=transformer_folder,
         hf=hf,
-        model_type=config_files.model_type_of(hf) if config.model_type == "auto" else config.model_type,
+        model_type=config_files.model_type_of(hf, config.model_type),
         modules=modules[1:] if modules else None,
         max_seq_length=late.max_seq_length if late else limit,
         do_lower_case=bool(transformer.get("do_lower_case", False)),
@@ -252,6 +252,15 @@ def _overrides(config: EngineConfig) -> dict[str, Any]:
         raise ConfigError(f"json_model_override_args: {text!r} is not a JSON object", param="json_model_override_args")
     config_files.check_model("json_model_override_args", overrides)
     return overrides
+
+
+def _with_theta(overrides: dict[str, Any], hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The flag's `rope_scaling` with the theta of config.json's `rope_parameters`, where it stretches that rope."""
+    scaling, own = overrides.get("rope_scaling"), hf.get("rope_parameters") or {}
+    theta = None if hf.get("rope_theta") or "rope_parameters" in overrides else own.get("rope_theta")
+    if not scaling or theta is None:
+        return overrides
+    return {**overrides, "rope_scaling": {"rope_theta": theta, **scaling}}
 
 
 def _read_hf(folder: Path) -> dict[str, Any]:

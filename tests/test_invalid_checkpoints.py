@@ -15,7 +15,6 @@ from rtp_llm import Model
 from rtp_llm.config import EngineConfig
 from rtp_llm.engine.loading import load_engine
 from rtp_llm.errors import CheckpointError, ConfigError
-from tests.real_server import launch
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
@@ -368,59 +367,3 @@ def test_the_head_of_setfit_is_not_read(folder: Path, caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING), Model(str(folder), backend="numpy") as model:
         assert model.embed("a").shape == (32,)
     assert "SetFit's head is a pickle, which is never executed: texts get vectors, no labels" in caplog.text
-
-
-def test_settings_over_config_json_are_heeded(folder: Path) -> None:
-    keys("sentence_bert_config.json", config_kwargs={"hidden_act": "relu"}, processor_kwargs={"model_max_length": 9})(
-        folder
-    )
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(["a " * 20])
-    with Model(str(folder), backend="numpy") as model:
-        assert model.info.max_seq_len == 9
-        assert np.abs(model.embed(["a " * 20]) - theirs).max() <= 1e-5
-
-
-def test_an_unforeseen_error_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
-        raise ValueError("of several\nlines")
-
-    monkeypatch.setattr("rtp_llm.engine.loading.load_runtime", fail)
-    assert (
-        error_of(folder) == f"{folder} cannot be loaded: ValueError: of several lines (--log_level debug shows where)"
-    )
-
-
-def test_a_file_that_may_not_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Path.open
-
-    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
-        if path.name == "model.safetensors":
-            raise PermissionError(13, "Permission denied", str(path))
-        return opened(path, *arguments, **options)
-
-    monkeypatch.setattr(Path, "open", refuse)
-    assert_in("model.safetensors cannot be read: .*Permission denied", error_of(folder))
-
-
-def test_weights_elsewhere_by_links(folder: Path, tmp_path: Path) -> None:
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    for entry in folder.iterdir():
-        (linked / entry.name).symlink_to(entry)
-    with Model(str(linked), backend="numpy") as ours, Model(str(folder), backend="numpy") as same:
-        assert np.array_equal(ours.embed("the weather"), same.embed("the weather"))
-    (linked / "model.safetensors").unlink()
-    (linked / "model.safetensors").symlink_to("gone")
-    assert_in("/model.safetensors is a link to gone, which does not exist", error_of(linked))
-
-
-@pytest.mark.parametrize("name", ["nan", "missing tensor", "data cut", "unknown architecture", "no tokenizer"])
-def test_a_server_exits_with_1_and_one_line(name: str, folder: Path, tmp_path: Path) -> None:
-    change, message = CASES[name]
-    change(folder)
-    process = launch([str(folder), "--port", "0", "--backend", "numpy"], tmp_path / "log")
-    assert process.wait(60) == 1
-    lines = (tmp_path / "log").read_text().splitlines()
-    assert len([line for line in lines if " ERROR " in line]) == 1 and "Traceback" not in "".join(lines)
-    assert_in(message, lines[-1])

@@ -2,15 +2,18 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import rtp_llm
-from rtp_llm import config_files
+from rtp_llm import Model, config_files
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import ConfigError
 from rtp_llm.model_config import read_model_config, sequence_limit
+from rtp_llm.models import find_model_type
 
 
 def read(folder: Path, overrides: str) -> object:
@@ -23,6 +26,44 @@ def test_overrides_stand_over_config_json(tmp_path: Path) -> None:
     assert read(tmp_path, "") == {"model_type": "qwen2", "rope_scaling": None}
     scaling = {"type": "yarn", "factor": 4.0}
     assert read(tmp_path, json.dumps({"rope_scaling": scaling})) == {"model_type": "qwen2", "rope_scaling": scaling}
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}, 1e6),
+        ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}, "rope_theta": 5e5}, None),
+        ({"rope_parameters": {"rope_type": "default"}}, None),
+        ({"rope_parameters": None}, None),
+    ],
+)
+def test_a_rope_that_is_stretched_by_the_flag_keeps_its_theta(
+    own: dict[str, object], expected: float | None, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", **own}))
+    overrides = json.dumps({"rope_scaling": {"type": "linear", "factor": 2.0}})
+    config = EngineConfig(checkpoint_path=str(tmp_path), json_model_override_args=overrides)
+    assert read_model_config(tmp_path, config).hf["rope_scaling"].get("rope_theta") == expected
+
+
+@pytest.mark.parametrize(
+    ("hf", "flag", "expected"),
+    [
+        ({"model_type": "bert", "position_embedding_type": "alibi"}, "auto", "jina_bert"),
+        ({"architectures": ["BertModel"], "position_embedding_type": "alibi"}, "auto", "jina_bert"),
+        ({"architectures": ["JinaBertForMaskedLM"]}, "auto", "jina_bert"),
+        ({"model_type": "xlm-roberta", "position_embedding_type": "rotary"}, "auto", "jina_embeddings_v3"),
+        ({"model_type": "gpt2", "position_embedding_type": "alibi"}, "bert", "jina_bert"),
+        ({"model_type": "qwen2"}, "qwen_2_embedding", "qwen_2_embedding"),
+        ({"model_type": "bert", "position_embedding_type": "absolute"}, "auto", "bert"),
+    ],
+)
+def test_the_type_is_that_of_the_model_that_is_loaded(
+    hf: dict[str, object], flag: str, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(hf))
+    config = EngineConfig(checkpoint_path=str(tmp_path), model_type=flag)
+    assert read_model_config(tmp_path, config).model_type == find_model_type(flag, hf) == expected
 
 
 @pytest.mark.parametrize("overrides", ["{", "[1]", "yarn"])
@@ -55,6 +96,19 @@ def test_sequence_limit(
     model_config = read_model_config(tmp_path, config)
     assert sequence_limit(config, model_config, 64, 1 << 30, is_hard=is_hard) == limit
     assert [record.message[: len(warning)] for record in caplog.records] == [warning] * bool(warning)
+
+
+def test_settings_over_config_json_are_heeded(tiny_bert: Path, tmp_path: Path) -> None:
+    """Those of sentence_bert_config.json, as sentence-transformers hands them on."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    path = folder / "sentence_bert_config.json"
+    own = {"config_kwargs": {"hidden_act": "relu"}, "processor_kwargs": {"model_max_length": 9}}
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **own}))
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(["a " * 20])
+    with Model(str(folder), backend="numpy") as model:
+        assert model.info.max_seq_len == 9
+        assert np.abs(model.embed(["a " * 20]) - theirs).max() <= 1e-5
 
 
 def test_learnt_positions_have_an_end(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # What a shell reports of a program that SIGPIPE or SIGINT has ended; of any signal, this and its number.
 _BROKEN_PIPE, _INTERRUPTED, _SIGNALLED = 141, 130, 128
+_ENDS = ("SIGTERM", "SIGHUP", "SIGQUIT")  # beside SIGINT; Windows has the first alone
 
 
 class _Closed(io.TextIOBase):
@@ -67,13 +68,17 @@ def failures_reported(prog: str) -> Iterator[None]:
 
 @contextmanager
 def ended_in_order() -> Iterator[None]:
-    """Within it, SIGTERM and SIGHUP end the command as an interrupt does, so that nothing half written stays."""
+    """Within it, SIGTERM, SIGHUP and SIGQUIT end the command as an interrupt does, so that nothing half written stays.
+
+    A second SIGQUIT ends it as it ever does: who presses it twice wants no more waiting.
+    """
 
     def end(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL if number == quit_number else signal.SIG_IGN)
         sys.exit(_SIGNALLED + number)
 
-    numbers = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
+    quit_number = getattr(signal, "SIGQUIT", None)
+    numbers = [getattr(signal, name) for name in _ENDS if hasattr(signal, name)]
     # What nohup has ignored stays so.
     replaced = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
     for number in replaced:

@@ -14,6 +14,7 @@ from rtp_llm.core.request import (
     Priority,
     Request,
     TaskType,
+    Whole,
 )
 from rtp_llm.core.response import Output, Response, SparseVector
 
@@ -42,5 +43,6 @@ __all__ = [
     "Rows",
     "SparseVector",
     "TaskType",
+    "Whole",
     "pack",
 ]

@@ -1,5 +1,6 @@
 """What a caller asks: inputs, the tasks that each is answered by, and what may vary from request to request."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,6 +97,19 @@ class AnswerLimit(NamedTuple):
     number_bytes: int
 
 
+class Whole:
+    """What several requests are parts of, which is one to its caller: how it ends is counted once."""
+
+    __slots__ = ("_ends",)
+
+    def __init__(self) -> None:
+        self._ends = itertools.count()
+
+    def end(self) -> bool:
+        """It ends, whatever becomes of its other parts -> whether it had not ended before. From any thread."""
+        return next(self._ends) == 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One call: `inputs` are answered in order, each by every task of `tasks`.
@@ -103,6 +117,8 @@ class Request:
     priority  interactive work overtakes bulk work; auto: what fits one step is interactive
     deadline  as time.monotonic() counts: what has not been computed by then is not computed
     answer_limit  of tasks with a vector a token, for which no other limit is one of memory; None: none
+    whole     what it is a part of; None: a request of its own
+    patient   where there is no room, its caller waits and asks again: that is no refusal
     """
 
     inputs: Sequence[Input]
@@ -112,3 +128,9 @@ class Request:
     priority: Priority = "auto"
     deadline: float = math.inf
     answer_limit: AnswerLimit | None = None
+    whole: Whole | None = None
+    patient: bool = False
+
+    def end(self) -> bool:
+        """It ends without an answer -> whether that is to be counted: of the parts of a whole, only the first one's."""
+        return self.whole is None or self.whole.end()

@@ -53,21 +53,17 @@ class ChatTemplate:
         size = sum(len(str(message)) for message in messages) + len(str(given))
         room, budget = MAX_CHARACTERS + size, Budget(size)
         _check_names(given, template)
-        variables = {"tools": None, "documents": None, **self._variables, **given}
-        own = {"messages": messages, "add_generation_prompt": add_generation_prompt}
-        pieces: list[str] = []
+        variables = {"tools": None, "documents": None, **self._variables}
+        own = {"messages": messages, "add_generation_prompt": add_generation_prompt, "range": budget.range}
         try:
-            for piece in template.generate({**variables, **own, "range": budget.range, BUDGET: budget}):
-                room -= len(piece)
-                if room < 0:
-                    message = f"the chat template writes over {MAX_CHARACTERS} characters of its own"
-                    raise InvalidRequest(message, param="messages")
-                pieces.append(piece)
+            return _written(template, {**variables, **given, **own, BUDGET: budget}, room)
         except InvalidRequest:
             raise
         except Exception as error:  # the border: a template may fail in any way on any messages
+            # What is left of the budget tells whose fault it is.
+            if given and _is_written(template, {**variables, **own, BUDGET: budget}, room):
+                raise _failure("does not take these variables", error, param="chat_template_kwargs") from None
             raise _failure("does not take these messages", error) from None
-        return "".join(pieces)
 
     def _compiled(self) -> Any:
         if self._template is None:
@@ -95,6 +91,27 @@ def _read(folder: Path, config: Mapping[str, Any]) -> str | None:
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default")
     return found if isinstance(found, str) else None
+
+
+def _written(template: Any, variables: Mapping[str, Any], room: int) -> str:
+    """What a template writes; InvalidRequest where that is over `room` characters."""
+    pieces: list[str] = []
+    for piece in template.generate(variables):
+        room -= len(piece)
+        if room < 0:
+            message = f"the chat template writes over {MAX_CHARACTERS} characters of its own"
+            raise InvalidRequest(message, param="messages")
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def _is_written(template: Any, variables: Mapping[str, Any], room: int) -> bool:
+    """Whether a template takes these variables."""
+    try:
+        _written(template, variables, room)
+    except Exception:  # the border, as where it is rendered
+        return False
+    return True
 
 
 def _environment() -> Any:
@@ -138,6 +155,6 @@ def _up_to(mark: str, text: str) -> str:
     return before if after.startswith(" ") else before.rstrip()
 
 
-def _failure(what: str, error: Exception) -> InvalidRequest:
+def _failure(what: str, error: Exception, param: str = "messages") -> InvalidRequest:
     reason = one_line(error) or type(error).__name__
-    return InvalidRequest(f"the model's chat template {what}: {reason:.200}", param="messages")
+    return InvalidRequest(f"the model's chat template {what}: {reason:.200}", param=param)

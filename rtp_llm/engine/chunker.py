@@ -24,7 +24,7 @@ from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokens import Framed
 from rtp_llm.errors import InputTooLarge, InvalidInput, InvalidRequest, RequestTooLarge
 from rtp_llm.ops.numpy_ops import l2_normalize
-from rtp_llm.tasks import Task, chunkings, purposes
+from rtp_llm.tasks import Task
 
 # Of one input: each is an object in the queue, whatever its length.
 _MOST_CHUNKS = 16_384
@@ -38,8 +38,8 @@ def check_chunking(request: Request, tasks: Mapping[TaskType, Task]) -> None:
     if request.tasks != (TaskType.DENSE,):
         raise InvalidRequest(f"chunking {chunking!r} is of dense vectors alone: ask for no others", param="chunking")
     task = tasks[TaskType.DENSE]
-    if chunking not in chunkings(task):
-        pooling, has_routes = getattr(task, "pooling_name", ""), len(purposes(task)) > 1
+    if chunking not in task.chunkings:
+        pooling, has_routes = task.pooling_name, len(task.purposes) > 1
         reason = f"this model's pooling is {pooling}" if pooling else "this model's vectors are made by its own code"
         if has_routes:
             reason = "each of its routes reads a text whole"
@@ -200,7 +200,7 @@ class ChunkRows:
     def finish(self, task: Task, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
         """-> [inputs, dimensions], each the weighted mean of its chunks' finished vectors."""
         vectors = task.finish(np.stack([row for own in self.rows for row in own]), params, input_ids)
-        normalizes = params.normalize if params.normalize is not None else getattr(task, "normalizes", False)
+        normalizes = params.normalize if params.normalize is not None else task.normalizes
         means, start = [], 0
         for weights in self._weights:
             own = vectors[start : start + len(weights)]

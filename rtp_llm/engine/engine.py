@@ -31,7 +31,6 @@ from rtp_llm.engine.tokens import Part
 from rtp_llm.errors import EngineFailure, NotReady, Overloaded, RtpError
 from rtp_llm.observability import Metrics
 from rtp_llm.runtime import Runtime
-from rtp_llm.tasks import purposes
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class Engine:
     def warm_up(self) -> None:
         """Answer a canary through the whole path, and through each route; from then on the engine is ready."""
         longest, tasks = min(_CANARY_TOKENS, self._info.max_seq_len), self._info.tasks
-        for name in purposes(self.runtime.tasks[tasks[0]]):
+        for name in self.runtime.tasks[tasks[0]].purposes:
             request = Request(inputs=[[0], [0] * longest], tasks=tasks, params=Params(prompt_name=name))
             if TaskType.CUSTOM in request.tasks:
                 # A user's own code may need what only a real request has: everything but that is tried.
@@ -229,7 +228,8 @@ class Engine:
             num_bulk = self._open_jobs.count(lane) if lane is Lane.BULK else 0
             self._gate.check(lane, self._queued(), num_bulk, self._work_of_others, left)
         except Overloaded:
-            self.metrics.observe_refused(lane.value)
+            if not request.patient and request.end():
+                self.metrics.observe_refused(lane.value)
             raise
         return lane
 

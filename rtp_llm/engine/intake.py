@@ -10,7 +10,7 @@ from rtp_llm.engine.entity_finder import ENTITY_BYTES, check_entities
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import DeadlineExceeded, EngineFailure, InvalidRequest, RequestTooLarge, UnsupportedTask
-from rtp_llm.tasks import Task, unread_end
+from rtp_llm.tasks import Task
 from rtp_llm.tasks.head import last_read
 
 # A chunk of three tokens takes as long to be queued and joined as one of a hundred does to be computed.
@@ -44,7 +44,8 @@ class Intake:
         if not request.inputs:
             raise InvalidRequest("input is empty; give at least one text", param="input")
         if request.deadline <= time.monotonic():
-            self._on_expired()
+            if request.end():
+                self._on_expired()
             raise expired()
 
     def encode(self, job: Job, start: int, stop: int) -> list[Item]:
@@ -70,7 +71,7 @@ class Intake:
             )
         self._check_answer(request, job.total_tokens)
         for task in request.tasks:
-            token = unread_end(self._tasks[task])
+            token = self._tasks[task].unread_end
             if token is not None:
                 for item in items:
                     _cut_end(item, token)

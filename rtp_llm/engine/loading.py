@@ -97,8 +97,6 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
     folder = resolve(config)
     model_config = with_default_prompt(read_model_config(folder, config), config)
     runtime = load_runtime(config, model_config, beside.runtime if beside else None)
-    # NOTE: config.json may leave the type to its `architectures`, and the head goes by it.
-    model_config = replace(model_config, model_type=runtime.model_type)
     try:
         info, pool = _prepare(config, model_config, runtime)
     except BaseException:
@@ -136,13 +134,12 @@ def _prepare(config: EngineConfig, model_config: ModelConfig, runtime: Runtime) 
 def _describe(config: EngineConfig, model_config: ModelConfig, runtime: Runtime, tokenizer: Tokenizer) -> ModelInfo:
     """What is loaded, and its limits; its names and its place in memory are the caller's to say."""
     first = next(iter(runtime.tasks.values()))
-    is_cut = getattr(first, "truncate_dim", None) is not None
     return ModelInfo(
         name="",
         model_type=runtime.model_type,
         tasks=tuple(runtime.tasks),
         dimension=first.dimension,
-        full_dimension=getattr(first, "full_dimension", None) if is_cut else None,
+        full_dimension=first.full_dimension if first.truncate_dim is not None else None,
         max_seq_len=tokenizer.max_seq_len,
         vocab_size=runtime.model.vocab_size,
         backend=runtime.ops.name,
@@ -154,7 +151,7 @@ def _describe(config: EngineConfig, model_config: ModelConfig, runtime: Runtime,
         scores_are_probabilities=model_config.is_language_reranker or model_config.logit_score is not None,
         max_sim=model_config.late.max_sim if model_config.late else "mean",
         labels=model_config.labels if _LABELLING.intersection(runtime.tasks) else (),
-        pooling=getattr(runtime.tasks.get(TaskType.DENSE), "pooling_name", ""),
+        pooling=runtime.tasks[TaskType.DENSE].pooling_name if TaskType.DENSE in runtime.tasks else "",
         created=int(time.time()),
         weight_bytes=_weight_bytes(model_config.transformer_folder),
     )

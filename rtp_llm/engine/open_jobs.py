@@ -71,6 +71,8 @@ class OpenJobs:
                 self._gate.announce(job, -job.announced)
                 self._device.scheduler.drop(job)
                 self.by_lane[job.lane].discard(job)
+                if not job.request.end():
+                    return
                 # Whoever waits gives up at the deadline too, and may be the first to notice.
                 if job.request.deadline <= time.monotonic():
                     self._metrics.observe_expired()
@@ -151,7 +153,7 @@ class OpenJobs:
         if job.done:
             return False
         job.error = error
-        if isinstance(error, DeadlineExceeded):
+        if isinstance(error, DeadlineExceeded) and job.request.end():
             self._metrics.observe_expired()
         self._device.scheduler.drop(job)
         return True

@@ -7,11 +7,10 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from rtp_llm.checkpoint import TensorSource, Weights
-from rtp_llm.config_files import model_type_of
+from rtp_llm.config_files import OWN_CLASSES, model_type_of
 from rtp_llm.core import Batch, FloatArray, QuantizedWeight
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.ops import Ops, Tensor
-from rtp_llm.task_choice import architecture_of
 
 # Gets a layer's number, from 0, and the hidden states [T, hidden_size] that go into it, once for each layer.
 OnLayer: TypeAlias = Callable[[int, Tensor], None]
@@ -60,22 +59,6 @@ MODELS: dict[str, tuple[str, str]] = {
     "minicpm": ("rtp_llm.models.minicpm", "MiniCpm"),
     "static_embedding": ("rtp_llm.models.static", "Static"),
 }
-# A name in MODELS and `position_embedding_type` of config.json -> the architecture that has both.
-_SHARED_NAMES: dict[tuple[str, Any], str] = {
-    ("bert", "alibi"): "jina_bert",
-    ("xlm-roberta", "rotary"): "jina_embeddings_v3",
-    # jina-colbert-v2, whose config.json has no model_type.
-    ("HF_ColBERT", "rotary"): "jina_embeddings_v3",
-}
-# Classes of their authors' own code, by the first architecture of config.json, whatever its model_type.
-_OWN_CLASSES = {
-    "JinaForRanking": "JinaForRanking",
-    "VoyageQwen3BidirectionalEmbedModel": "voyage_qwen3",
-    "JinaEmbeddingsV5Model": "jina_embeddings_v5",
-    "PPLXQwen3Model": "bidirectional_pplx_qwen3",
-}
-
-
 _MEDIA = "a model that reads images is not served, but for EmbeddingGemma 2's texts; take an embedder for texts"
 # What is deployed and not served, by model_type or architecture -> what to do instead.
 _INSTEAD = {
@@ -146,29 +129,17 @@ def gate_first(weight: FloatArray | QuantizedWeight) -> FloatArray | QuantizedWe
 
 
 def find_model_type(flag: str, hf: Mapping[str, Any]) -> str:
-    """The key in MODELS: the flag, else what config.json says; ConfigError lists what there is.
-
-    A name that several architectures share, as JinaBERT has BERT's, is told apart by the kind of its positions.
-    """
-    name, origin = (flag, "model_type is") if flag != "auto" else _named(hf)
-    shared = _SHARED_NAMES.get((name, hf.get("position_embedding_type")))
-    if shared is not None:
-        return shared
-    if name not in MODELS:
-        known = f"is not one of {', '.join(MODELS)}; it needs its authors' code"
-        why = f"is not served: {_INSTEAD[name]}" if name in _INSTEAD else known
-        problem = f"{origin} {name!r}, which {why}"
-        raise CheckpointError(problem) if flag == "auto" else ConfigError(problem, param="model_type")
-    return name
-
-
-def _named(hf: Mapping[str, Any]) -> tuple[str, str]:
-    """What config.json calls the architecture, and where it says so."""
-    own = _OWN_CLASSES.get(architecture_of(hf))
-    if own is not None:
-        return own, "config.json has the architecture"
-    origin = "says model_type" if hf.get("model_type") else "has no model_type, and its architecture is"
-    return model_type_of(hf), f"config.json {origin}"
+    """The key in MODELS that `model_type_of` finds; ConfigError lists what there is, or names what to take instead."""
+    name = model_type_of(hf, flag)
+    if name in MODELS:
+        return name
+    known = f"is not one of {', '.join(MODELS)}; it needs its authors' code"
+    why = f"is not served: {_INSTEAD[name]}" if name in _INSTEAD else known
+    if flag != "auto":
+        raise ConfigError(f"model_type is {name!r}, which {why}", param="model_type")
+    says = "says model_type" if hf.get("model_type") else "has no model_type, and its architecture is"
+    says = "has the architecture" if name in OWN_CLASSES.values() else says
+    raise CheckpointError(f"config.json {says} {name!r}, which {why}")
 
 
 def load_model(model_type: str, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> Model:

@@ -143,4 +143,4 @@ def _rope(hf: Mapping[str, Any], head_dim: int) -> Rope:
         own |= {"rope_type": "dynamic", "factor": factor}
     elif own.get("rope_type", "default") == "default":
         positions = max(positions, hf.get("n_positions") or 0)
-    return Rope.from_hf({**hf, "rope_parameters": own}, head_dim, positions)
+    return Rope.from_hf({**hf, "rope_theta": theta, "rope_parameters": own}, head_dim, positions)

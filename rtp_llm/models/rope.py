@@ -16,6 +16,7 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.ops import Ops, Tensor
 
 _TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+_THETA = 10000.0  # where nobody says it
 _CHUNK = 4096  # positions whose angles are held in float64 at once
 _MOST_ROWS, _MOST_NUMBERS = 1 << 17, 1 << 24  # of a table: 64 MB
 
@@ -74,10 +75,9 @@ class Rope:
             factor = max_position_embeddings / original if rope_type == "yarn" else 1.0
         if not isinstance(factor, (int, float)) or factor < 1:
             raise CheckpointError(f"config.json: rope factor {factor!r}; a number of at least 1 is needed")
-        thetas = (parameters, hf, hf.get("rope_parameters") or {})
         return cls(
             head_dim=head_dim,
-            theta=float(next((where["rope_theta"] for where in thetas if where.get("rope_theta")), 10000.0)),
+            theta=_theta(hf, parameters),
             rope_type=rope_type,
             factor=factor,
             trained_positions=max_position_embeddings,
@@ -155,6 +155,18 @@ class Rope:
         """The dimension that turns so many times over the original positions."""
         turns = math.log(self.original_positions / (rotations * 2 * math.pi))
         return self.head_dim * turns / (2 * math.log(self.theta))
+
+
+def _theta(hf: Mapping[str, Any], parameters: Mapping[str, Any]) -> float:
+    """`rope_theta` of the parameters, else of config.json; CheckpointError where it is the unread parameters' alone."""
+    given = parameters.get("rope_theta") or hf.get("rope_theta")
+    theta, unread = given or _THETA, (hf.get("rope_parameters") or {}).get("rope_theta")
+    if given is None and unread not in (None, theta):
+        raise CheckpointError(
+            f"config.json: rope_scaling has no rope_theta, and that of rope_parameters is {unread}; transformers would "
+            f"read {theta:g}: write the rope_theta that is meant into rope_scaling"
+        )
+    return float(theta)
 
 
 def _attention_factor(parameters: Mapping[str, Any], factor: float) -> float:

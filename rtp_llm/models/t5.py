@@ -26,6 +26,8 @@ _KEYS = {
     "num_attention_heads": "num_heads",
     "head_dim": "d_kv",
 }
+# Where nobody says a limit; what bounds a text then is the time that its tokens take.
+_LONGEST = 1 << 16
 # Of a checkpoint with a token classifier's head.
 _PREFIXES = ("transformer.",)
 IGNORED = (r"^decoder\.", r"^lm_head\.", r"^classifier\.", *(rf"^{name}$" for name in _WORDS))
@@ -47,7 +49,6 @@ class T5Config:
     relative_attention_num_buckets: int
     relative_attention_max_distance: int
     layer_norm_epsilon: float
-    n_positions: int
     is_gated: bool
     activation: str
 
@@ -78,7 +79,6 @@ class T5Config:
                 relative_attention_num_buckets=hf.get("relative_attention_num_buckets", 32),
                 relative_attention_max_distance=hf.get("relative_attention_max_distance", 128),
                 layer_norm_epsilon=hf.get("layer_norm_epsilon", 1e-6),
-                n_positions=hf.get("n_positions") or 512,
                 is_gated=bool(hf.get("is_gated_act", projection.startswith("gated-"))),
                 activation=ACTIVATIONS[name],
             )
@@ -106,7 +106,8 @@ class _Layer:
 class T5:
     """The encoder up to its last hidden states, after the final norm.
 
-    A token may be any distance away; `max_positions` is what the checkpoint was trained with.
+    A token may be any distance away. n_positions of config.json, with which it was trained, is no limit: as in
+    sentence-transformers, that is the tokenizer's.
     """
 
     learnt_positions = False
@@ -114,12 +115,12 @@ class T5:
     shares_prefixes = False
     kv_size = 0
     reads_host: tuple[str, ...] = ()
+    max_positions = _LONGEST
 
     def __init__(self, config: T5Config, weights: Weights, ops: Ops) -> None:
         self.config = config
         self.hidden_size = config.d_model
         self.vocab_size = config.vocab_size
-        self.max_positions = config.n_positions
         self.word = ops.table(weights["word"])
         self.distance_bias = ops.vector(distance_bias(weights["distance_bias"], config.relative_attention_max_distance))
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_layers)]

@@ -10,7 +10,7 @@ from rtp_llm.core import Batch, FloatArray, Int32Array, Item, Prefixes, Rows, Ta
 from rtp_llm.models import Model
 from rtp_llm.ops import Ops, Tensor
 from rtp_llm.runtime.prefix_cache import PrefixCache
-from rtp_llm.tasks import Task, hidden_layers
+from rtp_llm.tasks import Task
 
 # Takes a layer's queries, keys and values [T, ·] and a number of rows: keys and values of those first rows, kept.
 TakeKeys = Callable[[Tensor, int], Any]
@@ -97,7 +97,7 @@ def forward(
 
     `batch` and `returned` are the step's, where the kernels want them: what goes into the model and what it returns.
     """
-    layers = {name: hidden_layers(task) for name, task in step.tasks.items()}
+    layers = {name: task.hidden_layers for name, task in step.tasks.items()}
     kept: list[Any] = []
     if step.prefixes is not None and step.prefixes.new:
         num_rows = sum(len(ids) for ids in step.prefixes.new)

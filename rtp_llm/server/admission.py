@@ -80,7 +80,7 @@ class Admission:
     def seconds(self, headers: Mapping[bytes, bytes]) -> float:
         """How long the request may take: what its header asks for, at most `request_timeout`; inf: as long as it may.
 
-        InvalidRequest for a header that is no number.
+        InvalidRequest for a header that is no number, or leaves no time.
         """
         limit = self._config.request_timeout or math.inf
         given = headers.get(TIMEOUT_HEADER)
@@ -90,7 +90,11 @@ class Admission:
             seconds = float(given)
         except ValueError:
             seconds = math.nan
+        shown = given.decode("latin-1")
         if math.isnan(seconds):
-            shown = given.decode("latin-1")
             raise InvalidRequest(f"X-Request-Timeout: {shown!r:.100} is not a number of seconds")
+        if seconds <= 0:
+            most = f", at most {limit:g} (request_timeout)" if math.isfinite(limit) else ""
+            message = f"X-Request-Timeout: {shown!r:.100} is not above 0; give seconds{most}, or leave it out"
+            raise InvalidRequest(message)
         return min(seconds, limit)

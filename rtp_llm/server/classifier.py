@@ -58,11 +58,14 @@ class Classification(msgspec.Struct, kw_only=True):
 
 
 class ClassifierAnswer(msgspec.Struct, kw_only=True):
-    """`score` has a row per input and a column per label; `labels` is there only when it was asked for."""
+    """`score` has a row per input and a column per label; `labels` is there only when it was asked for, and
+    `truncated`, whether only the beginning of each input was read, only when one was cut.
+    """
 
     object: Literal["list"]
     score: list[list[float]]
     labels: list[Classification] | msgspec.UnsetType = msgspec.UNSET
+    truncated: list[bool] | msgspec.UnsetType = msgspec.UNSET
 
 
 class EntitiesAnswer(msgspec.Struct, kw_only=True):
@@ -103,7 +106,11 @@ def render(body: ClassifierBody, response: Response, info: ModelInfo) -> Iterato
             {"label": info.labels[top], "score": row[top], "scores": dict(zip(info.labels, row, strict=True))}
             for row, top in zip(scores, best, strict=True)
         ]
+    if any(response.truncated):
+        answer["truncated"] = response.truncated
     yield orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-CLASSIFIER: Dialect[ClassifierBody] = Dialect(msgspec.json.Decoder(ClassifierBody), to_request, render, LABELLERS)
+CLASSIFIER: Dialect[ClassifierBody] = Dialect(
+    msgspec.json.Decoder(ClassifierBody), to_request, render, LABELLERS, tells_cuts=True
+)

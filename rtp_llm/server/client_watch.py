@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.types import Receive
@@ -18,10 +18,20 @@ Result = TypeVar("Result")
 _WATCH_AFTER = 0.1
 
 
-async def unless_client_leaves(work: Coroutine[Any, Any, Result], receive: Receive, seconds: float) -> Result:
+def too_late(seconds: float) -> DeadlineExceeded:
+    """What a client is told whose answer has taken longer than that."""
+    return DeadlineExceeded(f"the answer was not ready after {seconds:g} seconds")
+
+
+async def unless_client_leaves(
+    work: Coroutine[Any, Any, Result],
+    receive: Receive,
+    seconds: float,
+    told: Callable[[float], DeadlineExceeded] = too_late,
+) -> Result:
     """The result of `work`; ClientLeft, with `work` cancelled, when the connection closes first.
 
-    DeadlineExceeded, with `work` cancelled, when it takes longer than `seconds`.
+    DeadlineExceeded as it is `told`, with `work` cancelled, when it takes longer than `seconds`.
     """
     watch = _Watch(receive, seconds)
     try:
@@ -30,7 +40,7 @@ async def unless_client_leaves(work: Coroutine[Any, Any, Result], receive: Recei
         if watch.client_left:
             raise ClientLeft from None
         if watch.expired:
-            raise DeadlineExceeded(f"the answer was not ready after {seconds:g} seconds") from None
+            raise told(seconds) from None
         raise
     finally:
         watch.stop()

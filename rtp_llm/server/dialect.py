@@ -18,8 +18,10 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import OF_TOKENS, AnswerLimit, ModelInfo, Request, Response, TaskType
 from rtp_llm.errors import InvalidInput, InvalidRequest, RequestTooLarge
 from rtp_llm.observability import Answered
+from rtp_llm.server.accept import preferred
 from rtp_llm.server.body import decode
 from rtp_llm.server.catalog import Catalog, Wanted
+from rtp_llm.server.cuts import truncated_header
 from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.errors import ErrorForm, Headers, openai_form
 from rtp_llm.server.exchange import JSON, Exchange
@@ -61,6 +63,7 @@ class Dialect(Generic[Body]):
     headers           of every answer; own_headers: those that hang on what the body asked for
     prepare           what of the body the engine must be asked for first: it writes out chat messages
     content_type      of an answer that is no failure
+    tells_cuts        whether answer or own headers say which inputs were cut; else a header does where some were
     place             the field by which the input of this number came, where that is not `input`
     cut               what the body must say so that an input over the limit is cut
     by_accept         other forms of the answer, by the value of the request's Accept
@@ -78,6 +81,7 @@ class Dialect(Generic[Body]):
     own_headers: Callable[[Body, Response, ModelInfo], Headers] | None = None
     prepare: Callable[[Body, ServerConfig, EngineLike], Awaitable[Body]] | None = None
     content_type: bytes = JSON
+    tells_cuts: bool = False
     place: Callable[[Body, ModelInfo, int], str] | None = None
     cut: str = "truncate to true"
     by_accept: "Mapping[bytes, Dialect[Body]]" = field(default_factory=dict)
@@ -86,9 +90,8 @@ class Dialect(Generic[Body]):
 
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         """Itself, or what the client would rather accept."""
-        if self.by_accept:
-            return self.by_accept.get(exchange.headers.get(b"accept", b""), self)
-        return self
+        accept = exchange.headers.get(b"accept") if self.by_accept else None
+        return self if accept is None else self.by_accept.get(preferred(accept, self.by_accept), self)
 
     async def answer(self, content: bytes, service: Service, exchange: Exchange) -> tuple[bytes, Headers]:
         """Decode, run, render."""
@@ -114,6 +117,7 @@ class Dialect(Generic[Body]):
         service.admission.check_size(request, num_bytes, *([named] if named else []))
         number, by_client = getattr(body, "priority", None), service.config.client_priority
         request = scheduled(request, exchange.headers, deadline - time.monotonic(), number, by_client=by_client)
+        request = request if exchange.whole is None else replace(request, whole=exchange.whole)
         try:
             response, rendered, seconds_to_encode = await self._run(body, request, engine, info, service.turns)
         except InvalidRequest as error:
@@ -121,6 +125,8 @@ class Dialect(Generic[Body]):
         engine.metrics.observe_encode(seconds_to_encode)
         exchange.answered.append(Answered(request, response, info.name, seconds_to_encode))
         own = self.own_headers(body, response, info) if self.own_headers is not None else []
+        if not self.tells_cuts and any(response.truncated):
+            own = [*own, truncated_header(response, named)]
         return rendered, [*self.headers(request, response), *own]
 
     async def _choose_model(

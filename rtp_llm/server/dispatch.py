@@ -174,17 +174,18 @@ class Dispatcher:
             if match is routing.Match.FULL:
                 await route.handle({**scope, **found}, exchange.receive, exchange.send)
                 return
-        raise self._no_route(exchange.method, path)
+        raise self._no_route(exchange.method, path, exchange.path[:200])
 
-    def _no_route(self, method: str, path: str) -> InvalidRequest:
+    def _no_route(self, method: str, path: str, shown: str) -> InvalidRequest:
+        """The error of a path and method that lead nowhere; `shown` is the path as its client knows it."""
         allowed = {"POST"} if path in DIALECTS else set()
         for route in self.routes:
             if route.matches({"type": "http", "path": path, "method": method})[0] is not routing.Match.NONE:
                 allowed |= route.methods or set()
         if not allowed:
-            return UnknownPath(f"nothing is served at {path[:200]}; GET /docs lists the routes")
+            return UnknownPath(f"nothing is served at {shown}; GET /docs lists the routes")
         allow = ", ".join(sorted(allowed))
-        return MethodNotAllowed(f"{path[:200]} does not take {method}; it takes {allow}", allow=allow)
+        return MethodNotAllowed(f"{shown} does not take {method}; it takes {allow}", allow=allow)
 
     async def _metrics(self, _: HttpRequest) -> HttpResponse:
         return HttpResponse(render(self._process, self.catalog.metrics), headers={"content-type": CONTENT_TYPE})

@@ -4,7 +4,7 @@ POST /v1/embeddings (the kind that the checkpoint offers first), /v1/embeddings/
 of the last, /v1/multi-vector, which `return_multivector` asks for on the first.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -18,15 +18,16 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, ModelInfo, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server import openai
+from rtp_llm.server.binary import FORMS, binary
 from rtp_llm.server.catalog import Wanted, one_of
 from rtp_llm.server.chat import input_place, rendered
 from rtp_llm.server.dialect import Dialect
-from rtp_llm.server.errors import Headers, shared_form
+from rtp_llm.server.errors import shared_form
 from rtp_llm.server.openai import EmbeddingsBody
-from rtp_llm.server.packed import CONTENT_TYPE, check_described, metadata, render_bytes, row_encoder, truncated_header
+from rtp_llm.server.packed import CONTENT_TYPE, check_described, metadata, render_bytes, row_encoder
 from rtp_llm.server.sparse import weights, with_sparse
 from rtp_llm.server.usage import Usage, usage_json
-from rtp_llm.server.vectors import NUMBER_BYTES, PACKED_BYTES, VECTORS_A_PIECE, finite, npy_file, raw_bytes
+from rtp_llm.server.vectors import NUMBER_BYTES, PACKED_BYTES, VECTORS_A_PIECE
 
 PATHS: dict[str, TaskType | None] = {
     "/v1/embeddings": None,
@@ -42,8 +43,6 @@ KINDS = (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT, TaskType.TOKENS)
 _OBJECTS = {TaskType.SPARSE: "sparse_embedding", TaskType.COLBERT: "colbert_embedding"}
 _KEYS = {TaskType.DENSE: "embedding", TaskType.TOKENS: "token_embeddings", **_OBJECTS}
 _PIECE_BYTES = 256 << 10  # some milliseconds of rendering
-# What Accept may ask for instead of JSON.
-_BINARY_FORMS = {b"application/octet-stream": raw_bytes, b"application/x-npy": npy_file}
 _VECTOR = {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]}
 _VECTORS = {"type": "array", "items": _VECTOR}
 _ARRAYS = {
@@ -102,41 +101,22 @@ def default_kind(info: ModelInfo) -> TaskType:
 
 def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
     """The dialect of a path that stands for `kind`; None: for the checkpoint's first."""
-    by_accept = {content_type: _binary(kind, content_type) for content_type in _BINARY_FORMS}
-    raw = replace(
-        by_accept[CONTENT_TYPE],
-        to_request=partial(_described_request, kind),
-        render=render_bytes,
-        own_headers=metadata("embd"),
-    )
-    return Dialect(
+    plain: Dialect[EmbeddingsBody] = Dialect(
         _decoder,
         partial(_request, kind),
         render,
         lambda body: _wanted(body, kind),
         error_form=shared_form,
+        tells_cuts=True,
         prepare=rendered,
         place=input_place,
-        by_accept=by_accept,
-        by_body=lambda body: raw if body.is_bytes else None,
         number_bytes=_number_bytes,
     )
-
-
-def _binary(kind: TaskType | None, content_type: bytes) -> Dialect[EmbeddingsBody]:
-    """The form of a dialect whose answer is no JSON."""
-    return Dialect(
-        _decoder,
-        partial(_dense_request, kind),
-        _binary_render(_BINARY_FORMS[content_type]),
-        one_of(TaskType.DENSE),
-        render_on_thread=True,
-        error_form=shared_form,
-        own_headers=_shape_and_cuts,
-        content_type=content_type,
-        prepare=rendered,
-        place=input_place,
-    )
+    of_numbers = replace(plain, wanted=one_of(TaskType.DENSE))
+    by_accept = {form: binary(of_numbers, form, lambda body: body.vector_type) for form in FORMS}
+    dense = by_accept[CONTENT_TYPE]
+    raw = replace(dense, to_request=partial(_described, dense), render=render_bytes, own_headers=metadata("embd"))
+    return replace(plain, by_accept=by_accept, by_body=lambda body: raw if body.is_bytes else None)
 
 
 def _request(
@@ -149,21 +129,11 @@ def _request(
     return replace(request, tasks=tasks, params=with_sparse(request.params, body))
 
 
-def _dense_request(
-    kind: TaskType | None, body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str
-) -> Request:
-    request = _request(kind, body, info, config, request_id)
-    if request.tasks != (TaskType.DENSE,):
-        message = "raw bytes and .npy hold dense vectors; ask for application/json, and no encoding_format bytes"
-        raise InvalidRequest(message)
-    return request
-
-
-def _described_request(
-    kind: TaskType | None, body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str
+def _described(
+    dense: Dialect[EmbeddingsBody], body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str
 ) -> Request:
     """A dense one whose answer tells of itself in a header."""
-    request = _dense_request(kind, body, info, config, request_id)
+    request = dense.to_request(body, info, config, request_id)
     check_described(body, len(request.inputs))
     return request
 
@@ -186,24 +156,6 @@ def _is_multi(body: EmbeddingsBody, kind: TaskType | None) -> bool:
 def _number_bytes(body: EmbeddingsBody) -> int:
     is_long = body.encoding != "base64" and body.vector_type in ("float", "float32", "float16")
     return NUMBER_BYTES if is_long else PACKED_BYTES
-
-
-def _binary_render(
-    write: Callable[[FloatArray, str], Iterator[bytes]],
-) -> Callable[[EmbeddingsBody, Response, ModelInfo], Iterator[bytes]]:
-    def render(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterator[bytes]:
-        rows = response.outputs[TaskType.DENSE]
-        for index, row in enumerate(rows):
-            finite(row, index)
-        return write(rows, body.vector_type)
-
-    return render
-
-
-def _shape_and_cuts(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Headers:
-    """What JSON would say beside the vectors: how many of what size, and the places of those that were cut."""
-    shape = b"%d,%d" % response.outputs[TaskType.DENSE].shape
-    return [(b"x-embedding-shape", shape), truncated_header(response)]
 
 
 def _tasks(body: EmbeddingsBody, info: ModelInfo, kind: TaskType | None) -> tuple[TaskType, ...]:

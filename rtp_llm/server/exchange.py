@@ -9,6 +9,7 @@ from copy import copy
 
 from starlette.types import Message, Receive, Scope, Send
 
+from rtp_llm.core import Whole
 from rtp_llm.observability import Answered, Metrics, Seen, server_timing
 from rtp_llm.server.cors import Cors
 from rtp_llm.server.errors import ErrorForm, Headers, openai_form
@@ -24,7 +25,8 @@ def choose_id(given: bytes | None = None) -> str:
     return given.decode("latin-1") if given and _SANE_ID(given) else f"{_PREFIX}-{next(_numbers):x}"
 
 
-async def _nobody_leaves() -> Message:
+async def nobody_leaves() -> Message:
+    """The channel of what has no client of its own to watch."""
     await asyncio.Event().wait()
     raise AssertionError("it waits until it is cancelled")
 
@@ -36,7 +38,8 @@ class Exchange:
     asked, once it is known; `error_form` tells failures, and `failure` is why a request that was in order failed;
     `content_type` is that of an answer that is no failure; `answered` is what the engine has answered; `deployment` is
     the model that the path names, as Azure's do, and beats every other name; `hosted_model` is that of NVIDIA's path,
-    which may spell it otherwise than the body, or name the company alone: it counts where the body says none.
+    which may spell it otherwise than the body, or name the company alone: it counts where the body says none; `whole`
+    is what this is a part of.
     """
 
     __slots__ = (
@@ -58,6 +61,7 @@ class Exchange:
         "scope",
         "started_at",
         "status",
+        "whole",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, cors: Cors | None = None) -> None:
@@ -77,6 +81,7 @@ class Exchange:
         self.error_form: ErrorForm = openai_form
         self.content_type = JSON
         self.deployment = self.hosted_model = ""
+        self.whole: Whole | None = None
         self.request_id = choose_id(self.headers.get(b"x-request-id"))
 
     async def send(self, message: Message) -> None:
@@ -93,11 +98,12 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": sized})
         await self._send({"type": "http.response.body", "body": body})
 
-    def part(self) -> "Exchange":
+    def part(self, whole: Whole) -> "Exchange":
         """An exchange for a part of this one's body: nobody leaves it, and its answer, which is JSON, is kept here."""
         part = copy(self)
+        part.whole = whole
         part.headers = {name: value for name, value in self.headers.items() if name != b"accept"}
-        part.receive = _nobody_leaves
+        part.receive = nobody_leaves
         return part
 
     def seen(self) -> Seen:

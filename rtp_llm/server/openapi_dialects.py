@@ -229,7 +229,8 @@ def _tei() -> list[Row]:
     vectors, inputs = [[0.0132, -0.0871], [0.0519, -0.0204]], {"texts": {"inputs": _TEXTS}}
     return [
         Row(("/embed",), "TEI", "A vector for each text", (embed.EmbedBody,), _array(_NUMBERS),
-            {**inputs, "as they come": {"inputs": "a text", "normalize": False, "truncate": False}}, vectors, _TEI),
+            {**inputs, "as they come": {"inputs": "a text", "normalize": False, "truncate": False}}, vectors, _TEI,
+            _BINARY),
         Row(("/embed_all",), "TEI", "A vector for each token of each text", (embed.EmbedAllBody,),
             _array(_array(_NUMBERS)), inputs, [[[0.1, 0.2], [0.3, -0.1]]], _TEI),
         Row(("/embed_sparse",), "TEI", "Weights by token id for each text", (embed.EmbedAllBody,),

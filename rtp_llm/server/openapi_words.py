@@ -90,7 +90,7 @@ TAGS = {
 REQUEST_HEADERS = {
     "X-Request-Id": "yours comes back, if it is at most 128 of `A-Z a-z 0-9 _ . : / + = @ -`; else one is made. "
     "The log uses it",
-    "X-Request-Timeout": "seconds that the answer may take, at most `request_timeout`; then 504",
+    "X-Request-Timeout": "seconds that the answer may take, above 0 and at most `request_timeout`; then 504",
     "X-Priority": "`interactive`, `bulk` or `auto`: who is served first when there is a queue",
     "X-Model": "a served model, where the body's dialect has no `model`",
     "traceparent": "the caller's trace, as W3C Trace Context has it: the log names it, and spans go under it",
@@ -101,7 +101,8 @@ ANSWER_HEADERS = {
     "Server-Timing": "milliseconds spent in each stage: tokenize, queue, compute, encode, total",
     "USAGE": "the tokens that were read, as JSON",
     "x-embedding-shape": "of raw bytes: rows and columns",
-    "x-truncated": "of raw bytes: the places of inputs that were cut, with commas",
+    "x-truncated": "where the answer itself has no room to say so: the places of inputs that were cut, with commas; "
+    "numbers, or fields' names where inputs come in several fields; of over 1000 the first, then `...`",
     "metadata": "of `encoding_format: bytes`: what JSON would say around the vectors, and where each stands",
     "Retry-After": "whole seconds to wait, with 429 and 503",
 }

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rtp_llm.core import FloatArray, ModelInfo, Response
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.chat import ChatBody
+from rtp_llm.server.cuts import truncated_header
 from rtp_llm.server.errors import Headers
 from rtp_llm.server.small_floats import bfloat16, fp8_e4m3, fp8_e5m2
 from rtp_llm.server.usage import usage
@@ -109,12 +110,6 @@ def metadata(prefix: str) -> Callable[[EncodedBody, Response, ModelInfo], Header
         return [*own, (b"metadata", json.dumps(told).encode("ascii"))]
 
     return headers
-
-
-def truncated_header(response: Response) -> tuple[bytes, bytes]:
-    """The places of the inputs that were cut."""
-    cut = ",".join(str(index) for index, was_cut in enumerate(response.truncated) if was_cut)
-    return b"x-truncated", cut.encode()
 
 
 def _outputs(response: Response) -> Sequence[FloatArray]:

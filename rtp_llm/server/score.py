@@ -12,7 +12,7 @@ from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.checks import check_count, check_least, max_tokens_of
 from rtp_llm.server.cohere import ContentPart, text_of
-from rtp_llm.server.dialect import Dialect, Side
+from rtp_llm.server.dialect import Dialect, Side, Truncate
 from rtp_llm.server.scheduling import BodyPriority
 from rtp_llm.server.scoring import (
     SCORERS,
@@ -56,6 +56,7 @@ class ScoreBody(msgspec.Struct, kw_only=True):
         None
     )
     chat_template_kwargs: TemplateVariables = None
+    truncate: Truncate = None
     truncate_prompt_tokens: KeptTokens = None
     truncation_side: Side = None
     priority: BodyPriority = None
@@ -129,6 +130,7 @@ def _score(body: ScoreBody, info: ModelInfo, config: ServerConfig, request_id: s
     params = Params(
         activation="none" if body.use_activation is False else "sigmoid",
         instruction=instruction_of(body.instruction, body.chat_template_kwargs),
+        truncate=body.truncate is not False,
         max_tokens=max_tokens_of(body.truncate_prompt_tokens),
         truncation_side=body.truncation_side,
         max_tokens_per_doc=body.max_tokens_per_doc or None,

@@ -41,6 +41,7 @@ Activation = Annotated[bool | None, Meta(description="false: logits; null: true"
 class ClassifyBody(ChatBody, kw_only=True):
     """Texts, messages, or the model's own token ids, to classify. Infinity's clients send `raw_scores`."""
 
+    truncate: Truncate = None
     truncate_prompt_tokens: KeptTokens = None
     truncation_side: Side = None
     use_activation: Activation = None
@@ -48,13 +49,14 @@ class ClassifyBody(ChatBody, kw_only=True):
     model: ModelName = None
 
 
-class ClassifiedInput(msgspec.Struct, kw_only=True):
-    """The best label of one input, and the scores of all in the checkpoint's order."""
+class ClassifiedInput(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The best label of one input, and the scores of all in the checkpoint's order; `truncated` where it was cut."""
 
     index: int
     label: str
     probs: list[float]
     num_classes: int
+    truncated: bool = False
 
 
 class ClassifyAnswer(msgspec.Struct, kw_only=True):
@@ -100,12 +102,13 @@ class PoolingBody(EncodedBody, kw_only=True):
     model: ModelName = None
 
 
-class PooledInput(msgspec.Struct, kw_only=True):
-    """One input's numbers: a vector, or one a token."""
+class PooledInput(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One input's numbers: a vector, or one a token; `truncated` where it was cut."""
 
     index: int
     data: list[float | list[float]] | str
     object: Literal["pooling"] = "pooling"
+    truncated: bool = False
 
 
 class PoolingAnswer(msgspec.Struct, kw_only=True):
@@ -131,6 +134,11 @@ class LoadAnswer(msgspec.Struct, kw_only=True):
     server_load: int
 
 
+def told_cut(response: Response, index: int) -> dict[str, bool]:
+    """What an input's entry says where it was cut at the limit."""
+    return {"truncated": True} if response.truncated[index] else {}
+
+
 def answer(kind: str, data: list[Any], response: Response, info: ModelInfo, object_: str = "list") -> bytes:
     """What vLLM puts around an entry per input."""
     listed = {
@@ -149,6 +157,7 @@ def _classify(body: ClassifyBody, info: ModelInfo, config: ServerConfig, request
     is_raw = body.use_activation is False or body.raw_scores is True
     params = Params(
         activation="none" if is_raw else None,
+        truncate=body.truncate is not False,
         max_tokens=max_tokens_of(body.truncate_prompt_tokens),
         truncation_side=body.truncation_side,
         add_special_tokens=body.adds_special_tokens,
@@ -167,7 +176,7 @@ def _render_classes(body: ClassifyBody, response: Response, info: ModelInfo) -> 
         yield answer("infinity", named, response, info, "classify")
         return
     data = [
-        {"index": index, "label": info.labels[top], "probs": row, "num_classes": len(row)}
+        {"index": index, "label": info.labels[top], "probs": row, "num_classes": len(row), **told_cut(response, index)}
         for index, (row, top) in enumerate(zip(rows, rows.argmax(axis=1).tolist(), strict=True))
     ]
     yield answer("classify", data, response, info)
@@ -230,7 +239,8 @@ def _render_pooled(body: PoolingBody, response: Response, info: ModelInfo) -> It
     for index, rows in enumerate(outputs):
         is_whole = rows.ndim == 1 or body.encoding_format == "base64"
         numbers = encode(rows) if is_whole else b"[%b]" % b",".join(map(encode, rows))
-        data.append({"index": index, "object": "pooling", "data": orjson.Fragment(numbers)})
+        entry = {"index": index, "object": "pooling", "data": orjson.Fragment(numbers), **told_cut(response, index)}
+        data.append(entry)
     yield answer("pool", data, response, info)
 
 
@@ -240,6 +250,7 @@ _pooling_dialect: Dialect[PoolingBody] = Dialect(
     _render_pooled,
     lambda body: _POOLED[body.task],
     render_on_thread=True,
+    tells_cuts=True,
     prepare=rendered,
     place=input_place,
     number_bytes=lambda body: NUMBER_BYTES if body.encoding_format in (None, "float") else PACKED_BYTES,

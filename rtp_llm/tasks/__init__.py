@@ -81,14 +81,35 @@ class TaskSource:
 class Task(Protocol):
     """Post-processing in two steps: once per batch on the device, once per request on the host.
 
-    dimension  columns of a finished row
-    per_token  whether the first step leaves a row for each token instead of one for each sequence
-    reads      the hidden states that it reads; of "first" or "last", it may be given sequences of that one row
+    A task is a subclass, and says what it does otherwise than most.
+
+    dimension       columns of a finished row
+    per_token       whether the first step leaves a row for each token instead of one for each sequence
+    reads           the hidden states that it reads; of "first" or "last", it may be given sequences of that one row
+    hidden_layers   the layers that it reads, side by side [T, len * H], by the numbers of transformers'
+                    `output_hidden_states`: 0 is what goes into the first layer, n comes out of layer n; such a task
+                    reads "all". (): the last layer alone
+    unread_end      a token that it does not read at the end of a sequence. Only of a task that reads the last hidden
+                    state of a causal model: what is before such tokens does not know of them
+    chunkings       what it can do with the chunks of a long text (`Params.chunking`)
+    purposes        a prompt's name for each way in which it reads inputs; None is none at all
+    pooling_name    how it makes a vector of a text, for people; empty where that has no name
+    normalizes      whether a finished vector is of length 1 where a request does not say
+    full_dimension  as many columns as a request may have, where that is known
+    truncate_dim    the checkpoint's word for fewer; None: it has none
     """
 
     dimension: int
     per_token: bool
     reads: Reads
+    hidden_layers: tuple[int, ...] = ()
+    unread_end: int | None = None
+    chunkings: tuple[str, ...] = ()
+    purposes: tuple[str | None, ...] = (None,)
+    pooling_name: str = ""
+    normalizes: bool = False
+    full_dimension: int | None = None
+    truncate_dim: int | None = None
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         """[T, H] -> [B, ·], or [T, ·] where `per_token`: the same for every request of the batch."""
@@ -98,37 +119,6 @@ class Task(Protocol):
 
     def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> Output:
         """One request's rows and the tokens they were made from -> its answer, by its own parameters."""
-
-
-def hidden_layers(task: Task) -> tuple[int, ...]:
-    """The layers that a task reads by its attribute of this name, where it has one; () is the last layer alone.
-
-    Numbers are those of transformers' `output_hidden_states`: 0 is what goes into the first layer, n comes out of layer
-    n. Such a task reads "all" and gets them side by side, [T, len * H].
-    """
-    layers: tuple[int, ...] = getattr(task, "hidden_layers", ())
-    return layers
-
-
-def chunkings(task: Task) -> tuple[str, ...]:
-    """What a task can do with the chunks of a long text (`Params.chunking`): its attribute of this name, or nothing."""
-    offered: tuple[str, ...] = getattr(task, "chunkings", ())
-    return offered
-
-
-def unread_end(task: Task) -> int | None:
-    """A token that a task does not read at the end of a sequence: its attribute of this name, where it has one.
-
-    Only of a task that reads the last hidden state of a causal model: what is before such tokens does not know of them.
-    """
-    token: int | None = getattr(task, "unread_end", None)
-    return token
-
-
-def purposes(task: Task) -> tuple[str | None, ...]:
-    """A prompt's name for each way in which a task reads inputs: its attribute of this name; None is none at all."""
-    names: tuple[str | None, ...] = getattr(task, "purposes", (None,))
-    return names
 
 
 def load_tasks(source: TaskSource) -> Mapping[TaskType, Task]:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Rows
 from rtp_llm.ops import Ops, Tensor
-from rtp_llm.tasks import TaskSource
+from rtp_llm.tasks import Task, TaskSource
 from rtp_llm.tasks.finishing import activate
 from rtp_llm.tasks.head import Head, load_head
 from rtp_llm.tasks.score_chain import ScoreChain, load_score_chain
 
 
-class Classify:
+class Classify(Task):
     """`activation` is what transformers' text-classification pipeline would apply; None: nothing."""
 
     def __init__(self, head: Head | ScoreChain, activation: str | None) -> None:

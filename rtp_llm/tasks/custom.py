@@ -11,14 +11,14 @@ from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Rows, TaskType
 from rtp_llm.custom import CustomModule, CustomRequest, CustomSource
 from rtp_llm.errors import ConfigError, CustomModuleError
 from rtp_llm.ops import Ops, Tensor
-from rtp_llm.tasks import Task, TaskSource, hidden_layers, load_task
+from rtp_llm.tasks import Task, TaskSource, load_task
 from rtp_llm.tasks.finishing import check_dimensions, slice_and_normalize
 from rtp_llm.tasks.plain import as_array, plain
 from rtp_llm.tasks.token_vectors import Tokens
 from rtp_llm.tasks.user_code import line_of, line_of_return, load_class, loading, running
 
 
-class Custom:
+class Custom(Task):
     """An instance of the user's class, called once for each request, with all of its inputs.
 
     embeddings  the dense task whose vectors it reads; None: hidden states, those of `hidden_layers` or the last
@@ -39,7 +39,7 @@ class Custom:
         self._read = reader
         self.per_token = reader.per_token
         self.reads = reader.reads
-        self.hidden_layers = self._layers(source.num_layers) or hidden_layers(reader)
+        self.hidden_layers = self._layers(source.num_layers) or reader.hidden_layers
         self.vector_size = self._vector_size()
         self.dimension = self.vector_size or reader.dimension
 
@@ -119,7 +119,7 @@ class Custom:
         )
 
 
-class CustomVectors:
+class CustomVectors(Task):
     """The dense task of a custom module that returns a vector for each input."""
 
     def __init__(self, custom: Custom, dimension: int) -> None:

@@ -19,7 +19,7 @@ from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows
 from rtp_llm.errors import CheckpointError
 from rtp_llm.modules import ROUNDING, Module
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight
-from rtp_llm.tasks import TaskSource
+from rtp_llm.tasks import Task, TaskSource
 from rtp_llm.tasks.finishing import check_dimensions, own_truncate_dim, slice_and_normalize, torch_activation
 
 # The order in which sentence-transformers concatenates several modes, and their keys in files written before 5.4.
@@ -87,15 +87,14 @@ class Normalize:
         return ops.l2_normalize(x)
 
 
-class Dense:
-    """One vector an input.
+class Dense(Task):
+    """One vector an input; `dimension` is its columns where a request names no number: truncate_dim, or all.
 
-    dimension       its columns where a request names no number: the checkpoint's truncate_dim, or all
-    full_dimension  as many as a request may have
-    rounds          its numbers are whole, of 8 bits: tanh, stretched, as pplx-embed-v1's code rounds them
+    rounds  its numbers are whole, of 8 bits: tanh, stretched, as pplx-embed-v1's code rounds them
     """
 
     per_token = False
+    full_dimension: int
 
     def __init__(
         self,
@@ -114,16 +113,9 @@ class Dense:
         self.dimension = truncate_dim or dimension
         self.full_dimension = dimension
         self.truncate_dim = truncate_dim
-
-    @property
-    def pooling_name(self) -> str:
-        """The modes in sentence-transformers' words."""
-        return "+".join(self.pooling.modes)
-
-    @property
-    def chunkings(self) -> tuple[str, ...]:
-        """What can be done with a text's chunks: of one that is read at once, the parts' vectors must be means."""
-        return ("mean", "late") if self.pooling.modes == ("mean",) else ("mean",)
+        self.pooling_name = "+".join(pooling.modes)  # in sentence-transformers' words
+        # Of a text that is read at once, the parts' vectors must be means.
+        self.chunkings = ("mean", "late") if pooling.modes == ("mean",) else ("mean",)
 
     @classmethod
     def load(cls, source: TaskSource) -> "Dense":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Rows
 from rtp_llm.errors import ConfigError, InvalidRequest
 from rtp_llm.ops import Ops, Tensor
-from rtp_llm.tasks import TaskSource
+from rtp_llm.tasks import Task, TaskSource
 from rtp_llm.tasks.finishing import activate, torch_activation
 from rtp_llm.tasks.head import Head, load_head
 from rtp_llm.tasks.layerwise import load_layerwise
@@ -13,7 +13,7 @@ from rtp_llm.tasks.score_chain import ScoreChain, load_score_chain
 from rtp_llm.tasks.yes_no import load_yes_no
 
 
-class Rerank:
+class Rerank(Task):
     """`activation` is the CrossEncoder's own; None: raw logits."""
 
     dimension = 1

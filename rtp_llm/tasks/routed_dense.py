@@ -13,18 +13,19 @@ from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows
 from rtp_llm.errors import CheckpointError
 from rtp_llm.modules import TABLES, Router
 from rtp_llm.ops import Ops, Tensor
-from rtp_llm.tasks import TaskSource
+from rtp_llm.tasks import Task, TaskSource
 from rtp_llm.tasks.dense import Dense
 from rtp_llm.tasks.token_means import TokenMeans
 
 
-class RoutedDense:
+class RoutedDense(Task):
     """One vector an input, by its route: one of `chains`, what follows the transformer there, or of `tables`.
 
     What goes through a table is not computed: its row is left as it is, and its tokens say all.
     """
 
     per_token = False
+    full_dimension: int
 
     def __init__(self, router: Router, chains: Mapping[str, Dense], tables: Mapping[str, TokenMeans]) -> None:
         self.router = router
@@ -38,11 +39,7 @@ class RoutedDense:
         self.full_dimension = self._first.full_dimension
         self.truncate_dim = self._first.truncate_dim
         self._starts = {route: place * self.full_dimension for place, route in enumerate(chains)}
-
-    @property
-    def pooling_name(self) -> str:
-        """The routes' modes, each once."""
-        return ", ".join(dict.fromkeys(chain.pooling_name for chain in self.chains.values()))
+        self.pooling_name = ", ".join(dict.fromkeys(chain.pooling_name for chain in chains.values()))
 
     @classmethod
     def load(cls, source: TaskSource) -> "RoutedDense":

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from rtp_llm.core import Batch, Int32Array, Params, Reads, Rows, SparseVector
 from rtp_llm.modules import TOKEN_WEIGHTS, Router
 from rtp_llm.ops import Ops, Tensor
-from rtp_llm.tasks import TaskSource
+from rtp_llm.tasks import Task, TaskSource
 from rtp_llm.tasks.splade import Splade, logarithms_of
 from rtp_llm.tasks.token_weights import TokenWeights
 
 
-class RoutedSparse:
+class RoutedSparse(Task):
     """A SparseVector an input, by its route: one of `splades`, which share a head, or of `tables`.
 
     What goes through a table is not computed: its row is left as it is, and its tokens say all.

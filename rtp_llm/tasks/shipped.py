@@ -21,7 +21,7 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.modules import Module
 from rtp_llm.ops import Ops, Tensor
 from rtp_llm.ops.numpy_ops import NumpyOps
-from rtp_llm.tasks import TaskSource
+from rtp_llm.tasks import Task, TaskSource
 from rtp_llm.tasks.dense import load_pooling, load_stage
 from rtp_llm.tasks.finishing import check_dimensions, own_truncate_dim, slice_and_normalize
 from rtp_llm.tasks.plain import as_array
@@ -36,11 +36,12 @@ _VECTOR = "sentence_embedding"
 _TRIAL_TOKENS = 3
 
 
-class Shipped:
+class Shipped(Task):
     """`steps` take the features of one input to its vector; they run beside the device, in `finish`."""
 
     per_token = True
     reads: Reads = "all"
+    full_dimension: int
 
     def __init__(
         self,

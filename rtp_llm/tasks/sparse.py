@@ -8,7 +8,7 @@ from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows, Spa
 from rtp_llm.errors import CheckpointError
 from rtp_llm.m3_heads import SPARSE_HEAD
 from rtp_llm.ops import Ops, Tensor
-from rtp_llm.tasks import TaskSource, Vocabulary
+from rtp_llm.tasks import Task, TaskSource, Vocabulary
 from rtp_llm.tasks.bge_m3 import TokenLinear, load_linear
 from rtp_llm.tasks.finishing import check_max_active_dims, sparse_vector
 
@@ -16,7 +16,7 @@ from rtp_llm.tasks.finishing import check_max_active_dims, sparse_vector
 _SKIPPED_ROLES = ("cls", "eos", "pad", "unk")
 
 
-class Sparse:
+class Sparse(Task):
     """A SparseVector an input."""
 
     per_token = True

@@ -14,14 +14,14 @@ from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows, Spa
 from rtp_llm.errors import CheckpointError
 from rtp_llm.modules import Module
 from rtp_llm.ops import Ops, Tensor
-from rtp_llm.tasks import TaskSource, Vocabulary
+from rtp_llm.tasks import Task, TaskSource, Vocabulary
 from rtp_llm.tasks.finishing import check_max_active_dims, sparse_vector
 from rtp_llm.tasks.masked_head import MaskedLanguageHead, load_masked_head
 
 _LOGARITHMS = {"relu": 1, "log1p_relu": 2}
 
 
-class Splade:
+class Splade(Task):
     """A SparseVector over the vocabulary an input.
 
     logarithms       how often log1p is taken

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.ops import Ops, Tensor
-from rtp_llm.tasks import TaskSource
+from rtp_llm.tasks import Task, TaskSource
 from rtp_llm.tasks.finishing import activate
 from rtp_llm.tasks.head import Head, load_token_head
 
 
-class TokenClassify:
+class TokenClassify(Task):
     """Softmax over the labels of every token, special ones included, whatever problem_type is, as in transformers."""
 
     per_token = True

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows
 from rtp_llm.m3_heads import COLBERT_HEAD
 from rtp_llm.ops import Ops, Tensor
-from rtp_llm.tasks import TaskSource
+from rtp_llm.tasks import Task, TaskSource
 from rtp_llm.tasks.bge_m3 import TokenLinear, load_linear
 from rtp_llm.tasks.finishing import check_dimensions, slice_and_normalize
 
 
-class Tokens:
+class Tokens(Task):
     """The last hidden state of every token, special ones included; normalised unless the request says otherwise."""
 
     per_token = True

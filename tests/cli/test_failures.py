@@ -26,6 +26,7 @@ TEXT = b"the weather\nso sunny\n"
 MAIN = """import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 from rtp_llm.cli import main
 main()"""
 
@@ -80,8 +81,9 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("out.npy", 0.0, signal.SIGINT, (130, b"rtp-llm embed: interrupted\n")),
         ("out.jsonl", 1.5, signal.SIGTERM, (143, b"")),
         ("out.npy", 0.0, signal.SIGHUP, (129, b"")),
+        ("out.jsonl", 0.0, signal.SIGQUIT, (131, b"")),
     ],
-    ids=["computing", "loading", "SIGTERM", "SIGHUP"],
+    ids=["computing", "loading", "SIGTERM", "SIGHUP", "SIGQUIT"],
 )
 def test_an_interrupt_leaves_no_file(
     name: str, later: float, number: int, ended: tuple[int, bytes], m3: Path, texts: Path, tmp_path: Path

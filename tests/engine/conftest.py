@@ -1,11 +1,13 @@
-"""An engine with a fake runtime."""
+"""An engine with a fake runtime; a tokenizer of a few words."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from rtp_llm.engine.engine import Engine
 from tests.engine.fakes import FakeRuntime, make_engine
+from tests.engine.tokenizer_folders import VOCAB
 
 
 @pytest.fixture
@@ -19,3 +21,11 @@ def engine(runtime: FakeRuntime) -> Iterator[Engine]:
     yield engine
     runtime.gate.set()
     engine.close()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with nothing but a vocab.txt."""
+    folder = tmp_path_factory.mktemp("vocab_only")
+    (folder / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
+    return folder

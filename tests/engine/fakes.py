@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import FloatArray, Input, Item, ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.core import FloatArray, Input, Item, ModelInfo, Params, Reads, Request, Response, Rows, TaskType
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.estimate import Estimate
 from rtp_llm.engine.lane import Lane
 from rtp_llm.engine.lane_threads import LaneThreads
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.observability import Metrics
+from rtp_llm.tasks import Task
 
 DIM = 4
 INFO = ModelInfo(
@@ -33,14 +34,20 @@ INFO = ModelInfo(
 )
 
 
-class FakeTask:
+class FakeTask(Task):
     dimension = DIM
+    per_token = False
+    reads: Reads = "last"
 
     def check(self, params: Params) -> None:
         if params.dimensions is not None and params.dimensions > DIM:
             raise InvalidRequest("dimensions too large")
 
-    def finish(self, rows: FloatArray, params: Params, input_ids: Sequence[Any]) -> FloatArray:
+    def __call__(self, ops: Any, hidden_states: Any, batch: Any) -> Any:
+        raise AssertionError("FakeRuntime has the rows")
+
+    def finish(self, rows: Rows, params: Params, input_ids: Sequence[Any]) -> Any:
+        assert not isinstance(rows, list)
         return rows[:, : params.dimensions]
 
 
@@ -66,7 +73,7 @@ class FakeRuntime:
         self.gate.set()
 
     def run(self, items: Sequence[Item], num_cores: int) -> dict[TaskType, FloatArray]:
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         self.batches.append(len(items))
         time.sleep(self.seconds)
         ids = [item.input_ids for item in items]
@@ -123,6 +130,18 @@ def lengths(response: Response) -> list[int]:
 async def all_cores_work(engine: Engine) -> None:
     while engine.device.scheduler.free_cores:
         await asyncio.sleep(0.002)
+
+
+def hold_encoding(engine: Engine) -> threading.Event:
+    """-> what the tokeniser threads wait for before each part."""
+    encode, go = engine._tokenizer.encode, threading.Event()
+
+    def held(*args: Any, **options: Any) -> Any:
+        assert go.wait(60)
+        return encode(*args, **options)
+
+    engine._tokenizer.encode = held  # type: ignore[method-assign]
+    return go
 
 
 def slow_to_encode(engine: Engine, seconds: float) -> list[int]:

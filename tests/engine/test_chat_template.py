@@ -164,6 +164,30 @@ def test_refused_options(options: dict[str, Any], message: str) -> None:
         written("fixed").render(CHAT, **options)
 
 
+@pytest.mark.parametrize(
+    ("content", "variables", "param"),
+    [
+        ("a", {"colour": 5}, "chat_template_kwargs"),
+        ("a", {"colour": ["red"]}, "chat_template_kwargs"),
+        ("", {"colour": "red"}, "messages"),
+        ("", {"colour": 5}, "messages"),
+        ("", {}, "messages"),
+    ],
+)
+def test_whose_fault_it_is(content: str, variables: dict[str, Any], param: str) -> None:
+    """That of the variables where the template takes these messages without them."""
+    template = "{% if not messages[0].content %}{{ raise_exception('empty') }}{% endif %}{{ (colour or '') + '!' }}"
+    with pytest.raises(InvalidRequest, match="does not take these (messages|variables)") as caught:
+        written(template).render([{"role": "user", "content": content}], variables=variables)
+    assert caught.value.param == param
+
+
+def test_looking_for_the_fault_is_within_the_budget() -> None:
+    template = "{% for i in range(60000) %}{% endfor %}{{ (colour or '') + '!' }}"
+    with pytest.raises(InvalidRequest, match="does not take these messages"):
+        written(template).render(CHAT, variables={"colour": 5})
+
+
 def test_no_template() -> None:
     with pytest.raises(InvalidRequest, match="no chat template: send texts"):
         ChatTemplate(Path("/nowhere"), {}, {}).render(CHAT)

@@ -117,7 +117,7 @@ def test_a_dead_thread_is_the_end_of_all(pair: Pair, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pair.runtimes[1], "run", die)
     with pytest.raises((NotReady, EngineFailure)):
         asyncio.run(pair.engines[1].run(ask("abc")))
-    assert told.wait(1)
+    assert told.wait(60)
     for engine in pair.engines:
         with pytest.raises(NotReady, match="a batch thread has died"):
             engine.check_health()
@@ -157,16 +157,15 @@ def test_close_does_not_wait_for_threads_that_wait_for_work(leaves: bool) -> Non
         jobs.append(engine.submit(ask(text), Future()))
         engine.device.wake()
         wait_until(lambda: engine.device.scheduler.free_cores == 0)
-    closing = threading.Thread(target=engine.close, args=(8,))
+    closing = threading.Thread(target=engine.close, args=(120,))
     closing.start()
     wait_until(lambda: engine.device._drained)
     time.sleep(0.05)  # in which the idle threads see that there is no core for them
     if leaves:
         engine.cancel(jobs[1])
-    started = time.monotonic()
     runtime.gate.set()
-    closing.join()
-    assert time.monotonic() - started < 4
+    closing.join(60)
+    assert not closing.is_alive()
 
 
 def wait_until(is_so: Any) -> None:

@@ -1,8 +1,7 @@
-"""Tokenizer's own rules on limits, prompts, ids, files, threads. Its ids are compared in test_token_equality."""
+"""Tokenizer's own rules on limits, prompts, ids, files. Its ids are compared in test_token_equality."""
 
 import json
 import shutil
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,26 +14,14 @@ from hypothesis import strategies as st
 
 from rtp_llm.core import Input, Item, Params
 from rtp_llm.engine import tokenizer_files
-from rtp_llm.engine.estimate import Estimate
-from rtp_llm.engine.lane import Lane
 from rtp_llm.engine.shortening import Side
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokenizer_files import num_ids
-from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.engine.truncation import longest_first
 from rtp_llm.errors import CheckpointError, ConfigError, InputTooLarge, InvalidRequest
-from tests.conftest import WORDS
-from tests.engine.tokenizer_folders import append_end_of_text, set_keys
+from tests.engine.tokenizer_folders import VOCAB, append_end_of_text, set_keys
 
-VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 LIMIT = 32
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("vocab_only")
-    (folder / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
-    return folder
 
 
 def ids(items: Sequence[Item]) -> list[list[int]]:
@@ -277,76 +264,6 @@ def test_truncation_side_of_the_checkpoint(tiny: Path, tmp_path: Path) -> None:
 
 def test_special_ids(tiny: Path) -> None:
     assert Tokenizer(tiny, max_seq_len=8).special_ids == {"unk": 1, "sep": 3, "pad": 0, "cls": 2, "mask": 4}
-
-
-def test_threads_share_one_tokenizer(tiny: Path) -> None:
-    tokenizer = Tokenizer(tiny, max_seq_len=LIMIT)
-    cases = [
-        (["a " * 50], Params(), [[2, *[20] * 30, 3]]),
-        (["a b c " * 20], Params(truncation_side="left"), [[2, *[20, 21, 22] * 10, 3]]),
-        (["a b"], Params(truncate=False), [[2, 20, 21, 3]]),
-        (["b " * 50], Params(add_special_tokens=False), [[21] * 32]),
-    ]
-    wrong: list[Any] = []
-
-    def work(inputs: list[Input], params: Params, expected: list[list[int]]) -> None:
-        for _ in range(200):
-            if (got := ids(tokenizer.encode(inputs, params))) != expected:
-                wrong.append(got)
-
-    threads = [threading.Thread(target=work, args=case) for case in cases * 2]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-def test_pool(tiny: Path) -> None:
-    pool = TokenizerPool(Tokenizer(tiny, max_seq_len=LIMIT), 2)
-    done: list[tuple[str, list[Item]]] = []
-
-    def work() -> bool:
-        done.append((threading.current_thread().name, pool.encode(["a"], Params())))
-        return False
-
-    for _ in range(10):
-        pool.submit(work, Lane.INTERACTIVE)
-    pool.close(5)
-    assert [ids(items) for _, items in done] == [[[2, 20, 3]]] * 10
-    assert {name.partition("_")[0] for name, _ in done} == {"tokenizer"}
-
-
-@pytest.mark.parametrize(
-    ("inputs", "params", "small"),
-    [
-        (["a" * 1984], {}, True),
-        (["a" * 1985], {}, False),
-        (["a"] * 117, {}, True),
-        (["a"] * 118, {}, False),
-        ([("a" * 1000, "b" * 1000)], {}, False),
-        ([[1] * 1000] * 3, {}, False),
-        (["a"] * 17, {"prompt": "x" * 100}, True),
-        (["a"] * 18, {"prompt": "x" * 100}, False),
-        (["a"] * 18, {"prompt_name": "long"}, False),
-        ([[1]] * 18, {"prompt_name": "long"}, True),
-        ([("q", "d")] * 18, {"instruction": "x" * 100}, False),
-        (["a"], {"stride": 1}, False),
-    ],
-)
-def test_small_requests_need_no_thread(inputs: Any, params: Any, small: bool, tiny: Path) -> None:
-    """What stands before each input is tokenised with each: it counts as often."""
-    pool = TokenizerPool(Tokenizer(tiny, max_seq_len=LIMIT, prompts={"long": "x" * 100}), 1)
-    assert pool.is_small(inputs, pool.estimate(Params(**params))) == small
-
-
-def test_the_measure_of_a_request(tiny: Path) -> None:
-    tokenizer = Tokenizer(tiny, max_seq_len=LIMIT, prompts={"own": "abc"}, default_prompt_name="own")
-    pool = TokenizerPool(tokenizer, 1)
-    assert pool.estimate(Params()) == Estimate(3, LIMIT)
-    assert pool.estimate(Params(prompt="a", instruction="bc", max_tokens=9)) == Estimate(3, 9)
-    assert pool.estimate(Params(max_tokens=0)) == Estimate(3, 1)
-    assert pool.estimate(Params(prompt_name="unknown", chunking="mean")) == Estimate(0, LIMIT, "mean")
 
 
 def test_an_instruction_is_bounded_as_a_prompt_is(tiny: Path) -> None:

@@ -1,6 +1,7 @@
 """Qwen2 and Qwen3 against transformers: random weights, odd shapes, every backend, both directions, every rope."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,10 +232,29 @@ def test_the_two_spellings_of_rope_are_one() -> None:
     assert old.rope.max_positions == new.rope.max_positions == 128
 
 
-def test_rope_scaling_over_rope_parameters_keeps_their_theta() -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}},
+        {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}},
+        {"rope_parameters": {"rope_type": "default"}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 3e5}, "rope_parameters": {"rope_theta": 1e6}},
+    ],
+)
+def test_rope_scaling_beside_rope_parameters_has_the_theta_of_transformers(more: dict[str, Any]) -> None:
+    hf = {**HF, "rope_scaling": {"type": "linear", "factor": 2.0}, **more}
+    theirs = transformers.Qwen2Config.from_dict(deepcopy(hf)).rope_parameters
+    rope = Qwen2.read_config(hf).rope
+    assert (rope.theta, rope.rope_type, rope.factor) == (theirs["rope_theta"], theirs["rope_type"], theirs["factor"])
+
+
+def test_rope_scaling_whose_theta_stands_in_rope_parameters_alone_is_refused() -> None:
+    """transformers would leave that theta unread, which nobody means."""
     plain = {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
-    config = Qwen2.read_config({**HF, **plain, "rope_scaling": {"type": "linear", "factor": 2.0}})
-    assert (config.rope.theta, config.rope.rope_type, config.rope.max_positions) == (1e6, "linear", 256)
+    hf = {**HF, **plain, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    assert transformers.Qwen2Config.from_dict(deepcopy(hf)).rope_parameters["rope_theta"] == 10000.0
+    with pytest.raises(CheckpointError, match="that of rope_parameters is 1000000.0; transformers would read 10000"):
+        Qwen2.read_config(hf)
 
 
 def test_a_rope_of_the_default_type_stretches_nothing() -> None:

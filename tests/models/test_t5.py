@@ -110,17 +110,23 @@ def test_the_table_of_words_by_its_other_name(is_alone: bool, tmp_path: Path) ->
     assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs, items)) <= 1e-5
 
 
+def as_transformer(folder: Path, max_seq_length: int | None = None, **changes: Any) -> Any:
+    """sentence-transformers' Transformer of a T5 with a tokenizer of its own; `changes` are of config.json."""
+    modules = pytest.importorskip("sentence_transformers.models")
+    save(folder, "gated", vocab_size=4 + len(WORDS), **changes)
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -9.0), *((f"▁{word}", -1.0) for word in WORDS)]
+    transformers.T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(folder)
+    return modules.Transformer(str(folder), max_seq_length=max_seq_length)
+
+
 def test_as_sentence_transformers_lays_it_out(tmp_path: Path) -> None:
     """Of sentence-t5 and gtr-t5: mean, a linear layer without bias, length one."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     modules = pytest.importorskip("sentence_transformers.models")
-    plain = tmp_path / "plain"
-    save(plain, "gated", vocab_size=4 + len(WORDS))
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -9.0), *((f"▁{word}", -1.0) for word in WORDS)]
-    transformers.T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(plain)
+    first = as_transformer(tmp_path / "plain", 30)
     torch.manual_seed(0)
     chain = [
-        modules.Transformer(str(plain), max_seq_length=30),
+        first,
         modules.Pooling(60, "mean"),
         modules.Dense(60, 24, bias=False, activation_function=torch.nn.Identity()),
         modules.Normalize(),
@@ -132,6 +138,23 @@ def test_as_sentence_transformers_lays_it_out(tmp_path: Path) -> None:
         assert (model.info.model_type, model.info.max_seq_len) == ("t5", 30)
         ours = model.embed(texts)
         assert np.array_equal(np.stack([model.embed(text) for text in texts]), ours)
+    assert np.abs(ours - theirs.encode(texts, show_progress_bar=False)).max() <= 1e-5
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, 1 << 16), (40, 40)])
+def test_n_positions_is_no_limit(limit: int | None, expected: int, tmp_path: Path) -> None:
+    """As in sentence-transformers: a text is cut at the tokenizer's limit, or not at all."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.models")
+    first = as_transformer(tmp_path / "plain", n_positions=16)
+    if limit is not None:
+        first.tokenizer.model_max_length = limit
+    theirs = sentence_transformers.SentenceTransformer(modules=[first, modules.Pooling(60, "mean")], device="cpu")
+    theirs.save(str(tmp_path / "saved"))
+    texts = ["the weather is lovely today", "he drove to stadium " * 9 + "so sunny outside " * 9]
+    with Model(str(tmp_path / "saved")) as model:
+        assert model.info.max_seq_len == expected
+        ours = model.embed(texts)
     assert np.abs(ours - theirs.encode(texts, show_progress_bar=False)).max() <= 1e-5
 
 

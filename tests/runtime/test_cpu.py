@@ -8,9 +8,10 @@ import numpy as np
 from rtp_llm.core import Batch, Int32Array, Item, Params, Reads, Rows, TaskType
 from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.runtime.cpu import CpuRuntime
+from rtp_llm.tasks import Task
 
 
-class CountingTask:
+class CountingTask(Task):
     """Sums each sequence, or gives every token as it is; counts its calls."""
 
     dimension = 1

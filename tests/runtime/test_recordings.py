@@ -15,6 +15,7 @@ from rtp_llm.ops.native_library import usable
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.runtime import recordings
 from rtp_llm.runtime.cpu import CpuRuntime
+from rtp_llm.tasks import Task
 from tests.backends import BACKENDS
 from tests.models.oracle import load, make_items
 from tests.models.test_bert import save_bert
@@ -27,7 +28,7 @@ LENGTHS = (5, 1, 33, 17, 5, 40, 2, 33)
 VOCAB = 80
 
 
-class Pooled:
+class Pooled(Task):
     """A pooling, then an activation where one is given."""
 
     dimension = 1

@@ -1,14 +1,15 @@
 """What one request may cost beside its tokens: the memory of its answer, templates, decoding, instances of its own."""
 
+import json
+import socket
 import threading
-import time
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
-from rtp_llm.core import AnswerLimit, Request, TaskType
+from rtp_llm.core import AnswerLimit, Request, Response, TaskType
 from rtp_llm.errors import RequestTooLarge
 from tests.engine.fakes import FakeRuntime, FakeTask, make_engine
 from tests.server.conftest import CONFIG, running_server, wait_until
@@ -107,32 +108,38 @@ def test_conversations_are_counted_before_any_is_rendered() -> None:
     assert engine.chats == []
 
 
-class SlowTemplate(FakeEngine):
-    """Writes a conversation in a tenth of a second."""
+class HeldTemplate(FakeEngine):
+    """Writes no conversation before `go`; `begun` are those that it was to write."""
+
+    def __init__(self, **facts: Any) -> None:
+        super().__init__(**facts)
+        self.go, self.begun = threading.Event(), 0
 
     def chat(self, *arguments: Any, **options: Any) -> str:
-        time.sleep(0.1)
+        self.begun += 1
+        assert self.go.wait(60)
         return super().chat(*arguments, **options)
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/classify"])
 def test_rendering_takes_a_place_and_ends_with_its_client(path: str) -> None:
-    engine = SlowTemplate(tasks=(TaskType.CLASSIFY, TaskType.DENSE))
-    with running_server(engine, replace(CONFIG, concurrency_limit=1)) as address:
-
-        def leave() -> None:
-            with pytest.raises(httpx.ReadTimeout):
-                httpx.post(f"{address.url}{path}", json={"messages": [CHAT] * 50}, trust_env=False, timeout=0.5)
-
-        leaver = threading.Thread(target=leave)
-        leaver.start()
-        wait_until(lambda: bool(engine.chats))
-        assert httpx.post(f"{address.url}{path}", json={"input": "a"}, trust_env=False).status_code == 429
-        leaver.join()
-        late = {"x-request-timeout": "0.3"}
-        options: dict[str, Any] = {"json": {"messages": [CHAT] * 50}, "headers": late, "trust_env": False}
-        wait_until(lambda: httpx.post(f"{address.url}{path}", **options).status_code == 504)
-    assert len(engine.chats) < 40 and engine.requests == []
+    engine = HeldTemplate(tasks=(TaskType.CLASSIFY, TaskType.DENSE), labels=("no", "yes"))
+    content = json.dumps({"messages": [CHAT] * 50}).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n".encode()
+    with (
+        running_server(engine, replace(CONFIG, concurrency_limit=1)) as address,
+        httpx.Client(base_url=address.url, trust_env=False, timeout=60) as client,
+    ):
+        with socket.create_connection(("127.0.0.1", address.port)) as leaver:
+            leaver.sendall(head + content)
+            wait_until(lambda: engine.begun == 1)
+            assert client.post(path, json={"input": "a"}).status_code == 429
+        wait_until(lambda: client.post(path, json={"input": "a"}).status_code == 200, 60)
+        late = client.post(path, content=content, headers={"x-request-timeout": "0.3"})
+        assert (late.status_code, engine.begun) == (504, 2)
+        engine.go.set()
+        assert client.post(path, json={"input": "a"}).status_code == 200
+    assert engine.begun == 2 and [[*request.inputs] for request in engine.requests] == [["a"]] * 2
 
 
 @pytest.mark.parametrize(
@@ -154,12 +161,21 @@ def test_no_sequence_is_decoded_for_long() -> None:
     assert answer.status_code == 413 and "the limit is 200000" in answer.json()["error"]["message"]
 
 
+class Together(FakeEngine):
+    """`most` is the number of its requests that have been under way at once."""
+
+    most = 0
+
+    async def run(self, request: Request) -> Response:
+        self.most = max(self.most, self.running + 1)
+        return await super().run(request)
+
+
 def test_instances_run_together_and_their_answers_keep_their_order() -> None:
-    engine = FakeEngine()
-    engine.delay = 0.2
-    began = time.monotonic()
+    engine = Together()
+    engine.delay = 0.05
     answer = post(engine, "/vertex", instances=[{"inputs": f"{place}"} for place in range(16)])
-    assert time.monotonic() - began < 1.5
+    assert engine.most == 8
     alone = [post(engine, "/embed", inputs=f"{place}").json() for place in range(2)]
     assert answer.json()["predictions"][:2] == alone and len(answer.json()["predictions"]) == 16
 
@@ -168,15 +184,14 @@ def test_instances_share_a_deadline_and_a_count() -> None:
     engine, instances = FakeEngine(), [{"inputs": ["a"] * 3} for _ in range(4)]
     engine.delay = 0.2
     with running_server(engine, replace(CONFIG, max_client_batch_size=10)) as address:
-        options: dict[str, Any] = {"json": {"instances": instances}, "trust_env": False}
+        options: dict[str, Any] = {"json": {"instances": instances}, "trust_env": False, "timeout": 60}
         many = httpx.post(f"{address.url}/vertex", **options)
         instances.pop()
         assert httpx.post(f"{address.url}/vertex", **options).status_code == 200
         options["json"] = {"instances": [{"inputs": "a"}] * 10}
-        began = time.monotonic()
+        # Eight at a time: the last two begin when there is too little left for them.
         late = httpx.post(f"{address.url}/vertex", headers={"x-request-timeout": "0.3"}, **options)
         assert late.status_code == 504 and "after 0.3 seconds" in late.json()["error"]
-        assert time.monotonic() - began < 1
     assert many.status_code == 422 and many.json()["error"].startswith("instances[3]: 12 inputs are over the limit")
 
 

@@ -26,7 +26,7 @@ from tests.server.fake_engine import FakeEngine
 from tests.server.process import process
 from tests.server.test_auth import ask
 
-ROUTE = "/v1/embeddings"
+ROUTE, TIMEOUT = "/v1/embeddings", "x-request-timeout"
 LOCAL = replace(CONFIG, host="127.0.0.1", start_port=0)
 
 
@@ -75,7 +75,7 @@ def test_a_huge_text_does_not_hold_up_small_ones() -> None:
     sys.stdout.write(f"\n{len(took)} small requests meanwhile, the slowest {max(took) * 1e3:.1f} ms\n")
 
 
-@pytest.mark.parametrize("header", ["0.05", "0.3", "0", "-1"])
+@pytest.mark.parametrize("header", ["0.05", "0.3"])
 def test_a_callers_deadline(client: httpx.Client, engine: FakeEngine, header: str) -> None:
     engine.delay = 60
     answer = client.post(ROUTE, json={"input": "a"}, headers={"x-request-timeout": header})
@@ -89,6 +89,21 @@ def test_a_callers_deadline(client: httpx.Client, engine: FakeEngine, header: st
 def test_a_deadline_that_is_no_number(client: httpx.Client, header: str) -> None:
     answer = client.post(ROUTE, json={"input": "a"}, headers={"x-request-timeout": header})
     assert (answer.status_code, "X-Request-Timeout" in answer.text) == (400, True)
+
+
+@pytest.mark.parametrize("header", ["0", "-1", "-0.0", "-inf"])
+@pytest.mark.parametrize("path", [ROUTE, "/tokenize"])
+def test_a_deadline_that_leaves_no_time(client: httpx.Client, engine: FakeEngine, path: str, header: str) -> None:
+    body = {ROUTE: {"input": "a"}, "/tokenize": {"prompt": "a" * 5000}}[path]
+    answer = client.post(path, json=body, headers={"x-request-timeout": header})
+    expected = f"X-Request-Timeout: '{header}' is not above 0; give seconds, at most 600 (request_timeout)"
+    assert answer.status_code == 400 and expected in answer.json()["error"]["message"]
+    assert not engine.requests
+
+
+def test_a_deadline_that_leaves_no_time_where_there_is_no_limit() -> None:
+    answer = ask(replace(CONFIG, request_timeout=0), "POST", ROUTE, json={"input": "a"}, headers={TIMEOUT: "0"})
+    assert answer.status_code == 400 and "give seconds, or leave it out" in answer.json()["error"]["message"]
 
 
 def test_request_timeout_wins_over_a_longer_deadline() -> None:

@@ -181,6 +181,21 @@ def test_failures_of_gets(path: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize(
+    "path",
+    [
+        "/openai/deployments/a/model/embeddings",
+        "/openai/v1/embeddings",
+        "/v1/retrieval/nvidia/a-model/reranking",
+        "/v1/embeddings/",
+    ],
+)
+def test_a_wrong_method_is_told_by_the_path_that_was_sent(path: str) -> None:
+    answer = ask(Case(status=405, method="GET"), path, {})
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert answer.json()["error"]["message"] == f"{path} does not take GET; it takes POST"
+
+
+@pytest.mark.parametrize(
     ("body", "told"),
     [
         ({"input": "a"}, told_as_openai),

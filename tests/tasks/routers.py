@@ -116,3 +116,10 @@ def as_published(folder: Path) -> Path:
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}]
     (folder / "modules.json").write_text(json.dumps(modules))
     return folder
+
+
+def save_token_weights(folder: Path, weights: Any, name: str = "weight") -> None:
+    """Other weights of the queries' words than `save_sparse` has written."""
+    from safetensors.torch import save_file
+
+    save_file({name: weights}, folder / "query_0_SparseStaticEmbedding" / "model.safetensors")

@@ -3,8 +3,8 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -12,7 +12,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import Request, Response
+from rtp_llm.core import Request, Response, Whole
 from rtp_llm.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -22,10 +22,11 @@ from rtp_llm.errors import (
 from rtp_llm.observability import Answered, Metrics, Observer, Seen
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.catalog import Catalog
+from rtp_llm.server.client_watch import unless_client_leaves
 from rtp_llm.server.dialect import MEMORY_BYTES, limited
 from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.errors import as_rtp_error
-from rtp_llm.server.exchange import choose_id
+from rtp_llm.server.exchange import choose_id, nobody_leaves
 from rtp_llm.server.grpc import tei
 from rtp_llm.server.grpc.metadata import as_headers, characters_of, fill, headers_of, mean_of
 from rtp_llm.server.grpc.proto import Message, message
@@ -44,6 +45,7 @@ class Rpc:
 
     deadline  the caller's own, as time.monotonic() counts; inf where there is none
     answered  the engine's answer to a call of one message; a stream may have any number, and keeps none
+    whole     of a stream, what its messages are parts of
     """
 
     id: str
@@ -51,6 +53,7 @@ class Rpc:
     deadline: float
     metrics: Metrics | None = None
     answered: Sequence[Answered] = ()
+    whole: Whole | None = None
 
 
 # Answers one message of an RPC.
@@ -110,7 +113,7 @@ class Calls:
         async def handle(received: AsyncIterator[bytes], context: Context) -> None:
             async with self.border(path, context) as rpc:
                 await context.send_initial_metadata([("x-request-id", rpc.id)])
-                async with aclosing(self._in_order(received, answer, rpc)) as replies:
+                async with self._answers(received, answer, rpc) as replies:
                     async for reply in replies:
                         await context.write(reply)
 
@@ -213,7 +216,8 @@ class Calls:
 
     async def _run(self, engine: EngineLike, request: Request, rpc: Rpc, num_bytes: int, *, patient: bool) -> Response:
         self._admission.check_size(request, num_bytes)
-        request = limited(replace(request, request_id=rpc.id), self._config, MEMORY_BYTES)
+        request = replace(request, request_id=rpc.id, whole=rpc.whole, patient=patient)
+        request = limited(request, self._config, MEMORY_BYTES)
         async with self._admission.place(patient=patient):
             while True:
                 try:
@@ -226,15 +230,21 @@ class Calls:
     async def _run_in_time(self, engine: EngineLike, request: Request, rpc: Rpc) -> Response:
         seconds = min(self._admission.seconds(rpc.metadata), rpc.deadline - time.monotonic())
         request = scheduled(request, rpc.metadata, seconds, by_client=self._config.client_priority)
-        try:
-            return await asyncio.wait_for(engine.run(request), seconds if math.isfinite(seconds) else None)
-        except asyncio.TimeoutError:
-            raise DeadlineExceeded(
-                f"the answer was not ready after {seconds:.3g} seconds (the call's own deadline, or request_timeout)"
-            ) from None
+        # NOTE: on uvloop asyncio.wait_for may end before the deadline: the client would be counted as one that left.
+        return await unless_client_leaves(engine.run(request), nobody_leaves, max(seconds, 0.0), _too_late)
+
+    @asynccontextmanager
+    async def _answers(
+        self, received: AsyncIterator[bytes], answer: Answer[Result], rpc: Rpc
+    ) -> AsyncIterator[AsyncIterator[Result]]:
+        """Those to a stream, in order; where it fails, or its client leaves, what is left of it is given up."""
+        rpc.whole = whole = Whole()
+        async with aclosing(self._in_order(received, answer, rpc, whole)) as answers:
+            with _without_leaving(whole):
+                yield answers
 
     async def _in_order(
-        self, received: AsyncIterator[bytes], answer: Answer[Result], rpc: Rpc
+        self, received: AsyncIterator[bytes], answer: Answer[Result], rpc: Rpc, whole: Whole
     ) -> AsyncGenerator[Result, None]:
         """The answers in the order of the messages; at most WINDOW of them are worked on or wait to be sent.
 
@@ -255,13 +265,14 @@ class Calls:
         leaver.add_done_callback(lambda _: reader.cancel())
         reader.add_done_callback(lambda _: answers.put_nowait(None))
         try:
-            while (task := await answers.get()) is not None:
-                yield await task
-                running.discard(task)
-                room.release()
-            if reader.cancelled():
-                raise NotReady("the server is shutting down: send what was not answered to another one, or later")
-            reader.result()
+            with _without_leaving(whole):
+                while (task := await answers.get()) is not None:
+                    yield await task
+                    running.discard(task)
+                    room.release()
+                if reader.cancelled():
+                    raise NotReady("the server is shutting down: send what was not answered to another one, or later")
+                reader.result()
         finally:
             tasks: list[asyncio.Future[Any]] = [reader, leaver, *running]
             for left in tasks:
@@ -282,7 +293,7 @@ class Calls:
         texts: list[str | None] = []
         timings: list[Timings] = []
         characters = tokens = kept_bytes = 0
-        async with aclosing(self._in_order(received, score, rpc)) as pairs:
+        async with self._answers(received, score, rpc) as pairs:
             async for body, request, response in pairs:
                 found = await computed(response, scores_at_once, response, max_sim_sum=body.raw_scores)
                 scores.append(found[0])
@@ -298,6 +309,22 @@ class Calls:
         reply = tei.ranks(np.array(scores, np.float32), texts)
         fill(reply.metadata, characters, tokens, mean_of(timings))
         return reply
+
+
+def _too_late(seconds: float) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"the answer was not ready after {seconds:.3g} seconds (the call's own deadline, or request_timeout)"
+    )
+
+
+@contextmanager
+def _without_leaving(whole: Whole) -> Iterator[None]:
+    """Within it, a failure ends what is a part of the whole, so that no part that is given up has lost its client."""
+    try:
+        yield
+    except Exception:
+        whole.end()
+        raise
 
 
 def _parse(body_type: str, received: bytes) -> Message:

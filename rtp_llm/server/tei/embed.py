@@ -12,9 +12,10 @@ from msgspec import Meta
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.errors import InvalidRequest
+from rtp_llm.server.binary import FORMS, binary
 from rtp_llm.server.catalog import ModelName, one_of
 from rtp_llm.server.checks import check_dimensions, check_prompt_name
-from rtp_llm.server.dialect import Dialect, Truncate
+from rtp_llm.server.dialect import Body, Dialect, Truncate
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import PromptName, Truncation
 from rtp_llm.server.token_ids import check_ids
@@ -157,16 +158,23 @@ def _render_similarity(body: SentenceSimilarityBody, response: Response, info: M
     yield orjson.dumps(rows[1:] @ rows[0], option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def _also_binary(dialect: Dialect[Body]) -> Dialect[Body]:
+    """A dialect that heeds Accept; of what is no dense vector it says that there are no bytes."""
+    return replace(dialect, by_accept={form: binary(dialect, form) for form in FORMS})
+
+
 _all_decoder = msgspec.json.Decoder(EmbedAllBody)
-EMBED: Dialect[EmbedBody] = frame.dialect(
-    msgspec.json.Decoder(EmbedBody), _embed, _render_vectors, one_of(TaskType.DENSE)
+EMBED: Dialect[EmbedBody] = _also_binary(
+    frame.dialect(msgspec.json.Decoder(EmbedBody), _embed, _render_vectors, one_of(TaskType.DENSE))
 )
-EMBED_ALL: Dialect[EmbedAllBody] = replace(
-    frame.dialect(_all_decoder, _embed_all, _render_matrices, one_of(TaskType.TOKENS)),
-    number_bytes=lambda body: NUMBER_BYTES,
+EMBED_ALL: Dialect[EmbedAllBody] = _also_binary(
+    replace(
+        frame.dialect(_all_decoder, _embed_all, _render_matrices, one_of(TaskType.TOKENS)),
+        number_bytes=lambda body: NUMBER_BYTES,
+    )
 )
-EMBED_SPARSE: Dialect[EmbedAllBody] = frame.dialect(
-    _all_decoder, _embed_sparse, _render_sparse, one_of(TaskType.SPARSE)
+EMBED_SPARSE: Dialect[EmbedAllBody] = _also_binary(
+    frame.dialect(_all_decoder, _embed_sparse, _render_sparse, one_of(TaskType.SPARSE))
 )
 SIMILARITY: Dialect[SentenceSimilarityBody] = frame.dialect(
     msgspec.json.Decoder(SentenceSimilarityBody),

@@ -17,6 +17,7 @@ from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response
 from rtp_llm.errors import InvalidRequest, UnsupportedTask
 from rtp_llm.server.catalog import ModelName
 from rtp_llm.server.checks import check_least
+from rtp_llm.server.cuts import truncated_header
 from rtp_llm.server.dialect import Dialect, Truncate
 from rtp_llm.server.entities import (
     LABELLERS,
@@ -30,8 +31,6 @@ from rtp_llm.server.entities import (
     labels_tokens,
     with_entities,
 )
-from rtp_llm.server.errors import Headers
-from rtp_llm.server.packed import truncated_header
 from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, place_of, scores_of, scoring_request, takes_long
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.frame import RawScores, Truncation
@@ -188,13 +187,10 @@ def _render_ranks(body: TextsBody, response: Response, info: ModelInfo) -> Itera
     yield orjson.dumps(ranks, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _cut(body: PredictBody, response: Response, info: ModelInfo) -> Headers:
-    """Of entities, since their array has no room to say so."""
-    return [truncated_header(response)] if has_entities(response) else []
-
-
 PREDICT: Dialect[PredictBody] = replace(
-    frame.dialect(msgspec.json.Decoder(PredictBody), _predict, _render_predictions, LABELLERS), own_headers=_cut
+    frame.dialect(msgspec.json.Decoder(PredictBody), _predict, _render_predictions, LABELLERS),
+    own_headers=lambda body, response, info: [truncated_header(response)],
+    tells_cuts=True,
 )
 RERANK: Dialect[TextsBody] = frame.dialect(
     msgspec.json.Decoder(TextsBody),

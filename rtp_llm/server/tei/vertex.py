@@ -1,7 +1,7 @@
 """Google Vertex AI's form: several bodies of other routes in one, with the place, the time and the limits of one."""
 
 import asyncio
-import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,12 +11,13 @@ import msgspec
 from msgspec import Meta
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.core import Request
-from rtp_llm.errors import CustomModuleError, EngineFailure, InvalidRequest, RequestTooLarge
+from rtp_llm.core import Request, Whole
+from rtp_llm.errors import CustomModuleError, DeadlineExceeded, EngineFailure, InvalidRequest, RequestTooLarge
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.body import decode
 from rtp_llm.server.catalog import Catalog, ModelName
 from rtp_llm.server.checks import check_count
+from rtp_llm.server.client_watch import too_late
 from rtp_llm.server.errors import ErrorForm, Headers
 from rtp_llm.server.exchange import JSON, Exchange
 from rtp_llm.server.route import Answerer, Route, chosen
@@ -42,10 +43,12 @@ class VertexAnswer(msgspec.Struct, kw_only=True):
 
 
 class _Shared(Admission):
-    """The admission of the instances of one request, which has its place and its deadline: one count."""
+    """The admission of the instances of one request, which has its place, and `seconds` for all: one count."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, seconds: float) -> None:
         super().__init__(config)
+        self.whole = Whole()
+        self._seconds, self._deadline = seconds, time.monotonic() + seconds
         self._num_inputs = self._num_bytes = 0
 
     def check_room(self) -> None:
@@ -58,8 +61,12 @@ class _Shared(Admission):
         """The request will."""
 
     def seconds(self, headers: Mapping[bytes, bytes]) -> float:
-        """No end of their own: they end with the request."""
-        return math.inf
+        """What is left of the request's time."""
+        return max(self._deadline - time.monotonic(), 0.0)
+
+    def too_late(self) -> DeadlineExceeded:
+        """What the client is told, who knows of the request's time alone."""
+        return too_late(self._seconds)
 
     def check_size(self, request: Request, num_bytes: int, place: Callable[[int], str] = "input[{}]".format) -> None:
         """As ever, and the inputs of all instances count together."""
@@ -94,7 +101,7 @@ class Vertex:
         instances = (await service.turns.call_by_size(len(content), decode, self.decoder, content)).instances
         frame.check_inputs(instances, service.config, "instances")
         seconds = service.admission.seconds(exchange.headers)
-        shared = _Shared(service.config)
+        shared = _Shared(service.config, seconds)
         work = partial(self._answers, instances, replace(service, admission=shared), exchange, shared)
         answers = await service.admitted(work, exchange.receive, seconds)
         return b'{"predictions":[%b]}' % b",".join(answers), []
@@ -106,17 +113,20 @@ class Vertex:
 
         async def one(place: int) -> bytes:
             async with room:
-                return shared.keep(await self._one(bytes(instances[place]), place, service, exchange))
+                return shared.keep(await self._one(bytes(instances[place]), place, service, exchange, shared))
 
         tasks = [asyncio.ensure_future(one(place)) for place in range(len(instances))]
         try:
             return await asyncio.gather(*tasks)
+        except Exception:
+            shared.whole.end()  # the others are given up, but not by their client
+            raise
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _one(self, body: bytes, place: int, service: Service, exchange: Exchange) -> bytes:
-        part = exchange.part()
+    async def _one(self, body: bytes, place: int, service: Service, exchange: Exchange, shared: _Shared) -> bytes:
+        part = exchange.part(shared.whole)
         try:
             answerer = await chosen(self.route, body, part, service)
             answer: bytes = (await answerer.answer(body, service, part))[0]
@@ -127,5 +137,8 @@ class Vertex:
             error.message = f"{where}: {error.message}"
             error.param = f"{where}.{error.param}" if error.param else where
             raise
-        exchange.metrics = part.metrics
+        except DeadlineExceeded:
+            raise shared.too_late() from None
+        finally:
+            exchange.metrics = part.metrics
         return answer

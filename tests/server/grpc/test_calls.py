@@ -304,7 +304,12 @@ def test_deadline_and_priority_reach_the_engine(fake: Client, stubs: Stubs, engi
 
 def test_unknown_priority_and_timeout(fake: Client, stubs: Stubs) -> None:
     request = stubs.messages.EmbedRequest(inputs="a")
-    for metadata, words in ((("x-priority", "high"), "not one of auto"), (("x-request-timeout", "x"), "not a number")):
+    cases = (
+        (("x-priority", "high"), "not one of auto"),
+        (("x-request-timeout", "x"), "not a number"),
+        (("x-request-timeout", "0"), "'0' is not above 0; give seconds, at most 600 (request_timeout)"),
+    )
+    for metadata, words in cases:
         caught = status_of(fake.embed.Embed, request, metadata=[metadata])
         assert (caught.code(), words in caught.details()) == (Code.INVALID_ARGUMENT, True)
 
