@@ -123,6 +123,19 @@ def test_numbers_that_bf16_does_not_hold(ops: NativeOps, rows: int, k: int) -> N
         assert not linear(rounded, bad, np.full_like(weight, 1e30))[-1].any()
 
 
+@pytest.mark.parametrize("size", [1, 15, 17, 33])
+def test_what_an_earlier_run_left_is_not_seen(ops: NativeOps, size: int) -> None:
+    """Half a pair that is not there is zero, not what stood in its place: zero times NaN would be NaN."""
+    ops.num_threads = 1
+    rounded, qkv, weight, batch = ops.fork("bf16_products"), normal(size, 8 * 24), normal(33, size), batch_of([size])
+    attended, product = attention(ops, qkv, batch), linear(rounded, weight, weight)
+    attention(ops, np.full_like(qkv, np.nan), batch)
+    np.testing.assert_array_equal(attention(ops, qkv, batch), attended)
+    linear(rounded, np.full_like(weight, np.nan), weight)
+    np.testing.assert_array_equal(linear(rounded, weight, weight), product)
+    assert np.isfinite(attended).all() and np.isfinite(product).all()
+
+
 def test_fp32_has_the_bits_that_it_has_without_pairs(ops: NativeOps) -> None:
     plain = NativeOps(instruction_set=usable_or_skip(PAIRED[ops.instruction_set]))
     for m, n, k in [(1, 600, 384), (40, 33, 1025), (200, 65, 769)]:
