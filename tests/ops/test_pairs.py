@@ -8,7 +8,9 @@ import pytest
 from rtp_llm.core import Batch, FloatArray, KeptPrefix
 from rtp_llm.ops import Relative
 from rtp_llm.ops.native_ops import NativeOps
+from rtp_llm.ops.native_stream import Tensor
 from rtp_llm.ops.numpy_ops import NumpyOps
+from rtp_llm.ops.self_check import failing_ops
 from rtp_llm.ops.weight_only import to_bf16
 from tests.ops.data import assert_as_exact, batch_of, linear, normal, usable_or_skip
 
@@ -134,6 +136,19 @@ def test_what_an_earlier_run_left_is_not_seen(ops: NativeOps, size: int) -> None
     linear(rounded, np.full_like(weight, np.nan), weight)
     np.testing.assert_array_equal(linear(rounded, weight, weight), product)
     assert np.isfinite(attended).all() and np.isfinite(product).all()
+
+
+def test_the_self_check_sees_attention_that_is_wrong_on_pairs_alone(ops: NativeOps) -> None:
+    rounded = ops.fork("bf16_products")
+    assert failing_ops(ops, rounded) == frozenset()
+    right = rounded.attention
+
+    def attend(qkv: Tensor, batch: Batch, **options: Any) -> Tensor:
+        y = right(qkv, batch, **options)
+        return y if qkv.parts == 3 else rounded.vector(2 * rounded.to_numpy(y))
+
+    setattr(rounded, "attention", attend)  # noqa: B010
+    assert failing_ops(ops, rounded) == {"attention"}
 
 
 def test_fp32_has_the_bits_that_it_has_without_pairs(ops: NativeOps) -> None:
