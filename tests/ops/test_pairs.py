@@ -1,5 +1,6 @@
 """Products of bf16 pairs beside all that attention takes, at the ends of a block of pairs, and at the ends of bf16."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,14 +8,16 @@ import pytest
 
 from rtp_llm.core import Batch, FloatArray, KeptPrefix
 from rtp_llm.ops import Relative
+from rtp_llm.ops.native_library import load
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.native_stream import Tensor
 from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.ops.self_check import failing_ops
 from rtp_llm.ops.weight_only import to_bf16
-from tests.ops.data import assert_as_exact, batch_of, linear, normal, usable_or_skip
+from tests.ops.data import IS_ARM, assert_as_exact, batch_of, linear, normal, usable_or_skip
 
 PAIRED = {"avx512_bf16": "avx512_vnni", "neon_bf16": "neon_dotprod"}  # and the same kernels without pairs
+CPU = Path("/proc/cpuinfo")
 LENGTHS, KEPT = [33, 1, 20, 47, 15], 7
 
 
@@ -38,6 +41,13 @@ def attention(
         relative=None if relative is None else Relative(ops.vector(relative), ops.vector(relative)), **options,
     )  # fmt: skip
     return np.array(ops.to_numpy(y))
+
+
+@pytest.mark.skipif(IS_ARM or not CPU.exists(), reason="of Linux on x86-64")
+def test_the_cpu_is_asked_for_pairs_as_linux_asks() -> None:
+    flags = set(CPU.read_text().split())
+    expected = {"avx512_bf16", "avx512_vnni"} <= flags
+    assert bool(load(usable_or_skip("generic")).cpu_supports_avx512_bf16()) == expected
 
 
 def changed(batch: Batch, **fields: Any) -> Batch:
