@@ -11,7 +11,7 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("rtp_llm/ops/native")
 TARGETS = {"generic": []}
-if platform.machine().lower() == "aarch64":  # an Apple compiler has them in generic
+if platform.machine().lower() == "aarch64":  # an Apple compiler has integer dot products in generic
     TARGETS["neon_dotprod"] = ["-march=armv8.2-a+dotprod"]
     TARGETS["neon_bf16"] = ["-march=armv8.2-a+dotprod+bf16"]
 if platform.machine().lower() in ("x86_64", "amd64"):

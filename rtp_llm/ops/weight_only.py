@@ -5,9 +5,10 @@ of it: of -127..127 in 8 bits, of -8..7 in 4, where the scale has the sign that 
 a weight takes 8.5 or 4.5 bits. `linear` computes with the multiples as fp32, as with any other weight.
 
 `bf16_products` rounds rows to bf16 too, just before they are multiplied, and adds up in fp32: what AMX tiles and dot
-products of pairs do. Beside weights in 8 or 4 bits, parts=1 of `Ops.fork` rounds rows and the multiples alike.
-`fp16_products` rounds nothing: a factor is the sum of its first two bf16 parts, 15 bits or more where fp16 has 11; its
-definition is fp32, from which each product is less than 2^-13 of it away, and mostly 2^-16.
+products of pairs do, but that those take denormal numbers as zero. Beside weights in 8 or 4 bits, parts=1 of `Ops.fork`
+rounds rows and the multiples alike. `fp16_products` rounds nothing: a factor is the sum of its first two bf16 parts, 15
+bits or more where fp16 has 11; its definition is fp32, from which each product is less than 2^-13 of it away, and
+mostly 2^-16.
 """
 
 from dataclasses import dataclass

@@ -2,9 +2,10 @@
 //
 // One task is some (sequence, key head), or a run of the query rows of one. On vectors K^T and V of a head are packed
 // into panels in thread-local scratch; kRows query rows at a time then have their scores, softmax and output computed
-// in cache. Where one bf16 part of each number is multiplied, pairs are (pairs.h). Rows that see many keys are computed on tiles where there are some (attention_amx.h). The keys of a
-// sequence with a prefix are those of the prefix, then its own; of one whose last tokens are not seen, those before
-// them. A row's bits depend on the keys that it sees: others of its tile weigh nothing.
+// in cache. Where one bf16 part of each number is multiplied, pairs are (pairs.h). Rows that see many keys are computed
+// on tiles where there are some (attention_amx.h). The keys of a sequence with a prefix are those of the prefix, then its
+// own; of one whose last tokens are not seen, those before them. A row's bits depend on the keys that it sees: others of
+// its tile weigh nothing.
 #pragma once
 #include <optional>
 
@@ -260,7 +261,8 @@ struct Attention {
     if constexpr (kNumbersOf<T> == 2) {
       float* pairs = scores + keys.from;
       for (int64_t j = keys.from; j < keys.to; j += 2 * kWidth, pairs += kWidth) {
-        const Vec pair = neighbours(weight(j), weight(j + kWidth));
+        const Vec after = j + kWidth < keys.to ? weight(j + kWidth) : Vec{};  // past the keys no scores were computed
+        const Vec pair = neighbours(weight(j), after);
         sums += sum_of_pair(pair);
         store(pairs, pair);
       }

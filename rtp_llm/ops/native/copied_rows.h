@@ -1,4 +1,5 @@
-// The rows of a product's x: in place; or, made once for all of a command's tasks that share them, in a form of their own.
+// The rows of a product's x: in place; or in a form of their own, which a thread makes once for those of a command's
+// tasks that share them.
 #pragma once
 #include <atomic>
 #include <cstring>

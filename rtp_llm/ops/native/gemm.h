@@ -1,9 +1,9 @@
 // y = activation(x w^T + bias) + residual, on weights packed once at load.
 //
-// A packed weight is panels of kPanel columns, [ceil(N / kPanel)][K][kPanel]; x is read in place, one broadcast an
-// element. A sum runs over k ascending in blocks whose size depends on K alone, and the blocks' sums are added in
-// order, so a row's bits depend on nothing else. Weights that are bf16 without loss are kept so, and widened panel by
-// panel: the bits are the same, at half the memory.
+// A packed weight is panels of kPanel columns, [ceil(N / kPanel)][K][kPanel]; of x an element at a time is broadcast. A
+// sum runs over k ascending in blocks whose size depends on K alone, and the blocks' sums are added in order, so a row's
+// bits depend on nothing else. Weights that are bf16 without loss are kept so, and widened panel by panel: the bits are
+// the same, at half the memory.
 //
 // Where one bf16 part of each number is multiplied, x is rounded too, and both are taken in pairs (pairs.h).
 #pragma once
@@ -225,12 +225,12 @@ struct Computed {
 struct LinearVectors {
   float* y;
   const float* x;
-  const void* weight;  // fp32 or bf16
+  const void* weight;  // fp32, bf16 or pairs
   const float *bias, *residual;
   int64_t M, N, K;
   int activation;
   bool weight_is_bf16;
-  int bf16_parts = 3;  // of each number that are multiplied: 3 make fp32, and of 1 pairs are multiplied where there are some
+  int bf16_parts = 3;  // of each number that are multiplied: 3 make fp32; of 1 pairs are, where there are some
   Blocks blocks{};
   int64_t stamp = 0;
 

@@ -1,8 +1,10 @@
 // The C ABI of the kernels, compiled once per instruction set and loaded by ctypes.
 //
 // rtp_run and rtp_pack_weight do the work, without Python's lock. Shapes and index ranges are checked by the caller.
-#if defined(__linux__) && defined(__x86_64__)
+#if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__linux__) && defined(__x86_64__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #elif defined(__linux__) && defined(__aarch64__)
@@ -44,7 +46,10 @@ EXPORT int rtp_cpu_supports_avx512_vnni() {
 
 EXPORT int rtp_cpu_supports_avx512_bf16() {
 #if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512bf16") && rtp_cpu_supports_avx512_vnni();
+  // NOTE: not __builtin_cpu_supports: compilers that do not know the name (GCC before 10) would refuse every kernel.
+  constexpr unsigned kBf16 = 1u << 5;
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & kBf16) != 0 && rtp_cpu_supports_avx512_vnni();
 #else
   return 0;
 #endif

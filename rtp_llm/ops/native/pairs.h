@@ -1,5 +1,6 @@
 // Numbers rounded to bf16 and multiplied two at a time: a register's lane has a pair, and both products of its pairs are
 // added to the lane's fp32 sum (VDPBF16PS, BFDOT). A step along k takes as long as one of fp32 and does twice as much.
+// Denormal numbers, products and sums count as zero there.
 //
 // A pair is as wide as an fp32 and stands in the place of one: rows of pairs are rows of half as many floats, which are
 // loaded, broadcast and stored, and otherwise left alone.
@@ -33,8 +34,8 @@ inline __attribute__((always_inline)) Vec add_product<Pair>(Vec sum, float x, Ve
   return Vec(_mm512_dpbf16_ps(sum, __m512bh(_mm512_set1_ps(x)), __m512bh(column)));
 }
 
-// Numbers next to each other, and those after them -> pairs of neighbours. Each is rounded to the nearest bf16, of two the
-// even one; what is no number stays none.
+// Numbers next to each other, and those after them -> pairs of neighbours. Each is rounded to the nearest bf16, of two
+// the even one, past the largest to infinity; what is no number stays none.
 inline Vec neighbours(Vec first, Vec after) { return Vec(_mm512_cvtne2ps_pbh(after, first)); }
 
 // Lane by lane, a number of the first and one of the second -> their pair.
@@ -78,14 +79,14 @@ inline void pair_row(const float* x, int64_t K, float* pairs) {
   }
 }
 
-// Rows m0:m1 of x [M, K] in pairs; `stamp` is the plan's. They lie a line more than their length apart, and so fall into
-// different cache sets.
+// Rows m0:m1 of x [M, K] in pairs; `stamp` is the plan's. They lie a vector more than their length apart: rows that are
+// whole pages long fall into different cache sets.
 inline Rows paired_rows(const float* x, int64_t K, int64_t m0, int64_t m1, int64_t stamp) {
   const int64_t stride = (pairs_in(K) + 2 * kWidth - 1) / kWidth * kWidth;
   return made_rows(m0, m1, stride, stamp, [&](int64_t m, float* to) { pair_row(x + m * K, K, to); });
 }
 
-// Rows of `width` numbers, `count` of them -> half as many, in place, of pairs: of each row and the one after it, or zeros.
+// Rows of `width` numbers, `count` of them -> half as many, in place, of pairs: of a row and the one after it, or zeros.
 inline void pair_up_rows(float* rows, int64_t count, int64_t width) {
   for (int64_t i = 0; i < count; i += 2)
     for (int64_t j = 0; j < width; j += kWidth) {
