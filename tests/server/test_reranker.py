@@ -100,6 +100,7 @@ def test_a_missing_query_is_named(reranker: Served) -> None:
 def test_a_reranker_answers_as_classifier_too(reranker: Served) -> None:
     answer = reranker.post("/v1/classifier", input=[[QUERY, document] for document in DOCUMENTS])
     scores = raw_scores(reranker)
+    assert answer.pop("truncated") == [False, False, False, True, False]
     assert answer == {"object": "list", "score": [[pytest.approx(scores[i], abs=1e-6)] for i in range(5)]}
 
 
