@@ -36,9 +36,9 @@ inline void pack_as(const float* w, int64_t N, int64_t K, void* packed) {
 // Calls `f` with a number of the kind that a weight is packed in, of which so many bf16 parts are multiplied.
 template <class F>
 inline auto with_packed_kind(bool bf16, int parts, const F& f) {
-#if !defined(__AMX_BF16__)
-  if (kHasPairs && parts == 1) return f(Pair{});
-#endif
+  if constexpr (kHasPairs) {
+    if (parts == 1) return f(Pair{});
+  }
   return bf16 ? f(uint16_t{}) : f(float{});
 }
 
