@@ -98,12 +98,16 @@ class AnswerLimit(NamedTuple):
 
 
 class Whole:
-    """What several requests are parts of, which is one to its caller: how it ends is counted once."""
+    """What several requests are parts of, which is one to its caller: how it ends is counted once.
 
-    __slots__ = ("_ends",)
+    has_begun  a part has been let in: what waits now may be this one's own, and is no reason to refuse the others
+    """
+
+    __slots__ = ("_ends", "has_begun")
 
     def __init__(self) -> None:
         self._ends = itertools.count()
+        self.has_begun = False
 
     def end(self) -> bool:
         """It ends, whatever becomes of its other parts -> whether it had not ended before. From any thread."""

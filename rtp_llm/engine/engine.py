@@ -224,13 +224,16 @@ class Engine:
             return lane
         try:
             # Where results are kept, the answer may be there already.
-            left = math.inf if self._cache.capacity else request.deadline - time.monotonic()
+            is_certain = not self._cache.capacity and (request.whole is None or not request.whole.has_begun)
+            left = request.deadline - time.monotonic() if is_certain else math.inf
             num_bulk = self._open_jobs.count(lane) if lane is Lane.BULK else 0
             self._gate.check(lane, self._queued(), num_bulk, self._work_of_others, left)
         except Overloaded:
             if not request.patient and request.end():
                 self.metrics.observe_refused(lane.value)
             raise
+        if request.whole is not None:
+            request.whole.has_begun = True
         return lane
 
     def _queued(self) -> dict[Lane, int]:

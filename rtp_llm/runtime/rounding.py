@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 from rtp_llm.config import EngineConfig
 from rtp_llm.ops import Quantization
 from rtp_llm.ops.native_library import FEWER_PARTS
-from rtp_llm.ops.weight_only import PARTS
+from rtp_llm.ops.weight_only import BITS, PARTS
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,14 @@ def rounding(config: EngineConfig, instruction_set: str, is_stored: bool = False
     products = _products(config.act_type, instruction_set)
     if is_stored or config.quantization != "none":
         parts = PARTS.get(products, 3)
+        is_widened = not is_stored and config.quantization in BITS
+        if is_stored and config.quantization not in ("none", "int8"):
+            logger.warning(
+                "quantization %s: the checkpoint has its layers in 8 bits, and so they stay", config.quantization
+            )
         if parts < 3:
-            logger.info("act_type %s: attention multiplies so, and layers but for int8's, in 8 bits", config.act_type)
+            what = "attention and products with widened weights" if is_widened else "attention; layers stay in 8 bits"
+            logger.info("act_type %s: it is of %s", config.act_type, what)
         return Rounding(kept if is_stored else cast(Quantization, config.quantization), parts)
     if products == "bf16_products":
         logger.info(
@@ -55,6 +61,6 @@ def _products(act_type: str, instruction_set: str) -> Quantization:
         return asked
     if asked in FEWER_PARTS.get(instruction_set, ()):
         return asked
-    what = "numpy" if instruction_set == "numpy" else f"the {instruction_set} kernels"
-    logger.info("act_type %s: %s compute in fp32, which is at least as exact", act_type, what)
+    what = "numpy computes" if instruction_set == "numpy" else f"the {instruction_set} kernels compute"
+    logger.info("act_type %s: %s in fp32, which is at least as exact", act_type, what)
     return "none"

@@ -117,3 +117,10 @@ def test_beside_a_quantization_the_act_type_is_of_attention(act_type: str, instr
     quantized, stored = config(act_type=act_type, quantization="int8"), config(act_type=act_type, weight_dtype="bf16")
     assert rounding(quantized, instruction_set) == ("int8", parts)
     assert rounding(stored, instruction_set, is_stored=True) == ("bf16", parts)
+
+
+def test_a_checkpoint_in_8_bits_stays_so(caplog: pytest.LogCaptureFixture) -> None:
+    assert rounding(config(quantization="int8"), "avx2", is_stored=True) == ("none", 3)
+    assert not caplog.text
+    assert rounding(config(quantization="int4_weights"), "avx2", is_stored=True) == ("none", 3)
+    assert "int4_weights: the checkpoint has its layers in 8 bits" in caplog.text

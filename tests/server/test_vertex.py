@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from rtp_llm.core import Request, Whole
 from rtp_llm.engine.engine import Engine
-from rtp_llm.errors import EngineFailure, Overloaded
+from rtp_llm.errors import DeadlineExceeded, EngineFailure, Overloaded
 from tests.engine.fakes import FakeRuntime, ask, make_engine
 from tests.server.conftest import running_server, wait_until
 from tests.server.fake_engine import FakeEngine
@@ -106,3 +107,25 @@ def test_refusals_of_parts_are_counted_once(options: dict[str, Any], expected: f
     runtime.gate.set()
     engine.close()
     assert (refused or 0) == expected
+
+
+def test_what_waits_of_a_whole_is_no_reason_to_refuse_its_other_parts() -> None:
+    """They are late when they are late: a client told to try again would meet the same."""
+    runtime = FakeRuntime()
+    engine = make_engine(runtime)
+    engine.submit(ask("measured"), done := Future())
+    engine.device.wake()
+    done.result(30)
+    runtime.gate.clear()
+    whole, deadline = Whole(), time.monotonic() + 600
+    engine.submit(Request(inputs=["a"], whole=whole, deadline=deadline), Future())
+    engine.device.wake()
+    wait_until(lambda: engine.device.scheduler.free_cores == 0)
+    engine.submit(Request(inputs=["b"], whole=whole, deadline=deadline), Future())
+    with pytest.raises(DeadlineExceeded):
+        engine.submit(Request(inputs=["c"], whole=whole, deadline=time.monotonic() + 1e-5), late := Future())
+        runtime.gate.set()
+        engine.device.wake()
+        late.result(30)
+    runtime.gate.set()
+    engine.close()
