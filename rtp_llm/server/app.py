@@ -155,7 +155,8 @@ class _Server(uvicorn.Server):
 
     async def _end_http(self, sockets: list[socket.socket] | None) -> None:
         """uvicorn's own end has no word for an answer that its client does not read, and calls it an error."""
-        seconds = _seconds_to_end(self._settings)
+        seconds, num_running = _seconds_to_end(self._settings), len(self.server_state.tasks)
+        logger.info("ending: requests under way, which have %d s (shutdown_timeout): %d", seconds, num_running)
         ending = asyncio.ensure_future(super().shutdown(sockets))
         done, _ = await asyncio.wait({ending}, timeout=seconds + _CLOSING)
         if done:
