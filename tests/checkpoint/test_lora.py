@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 
 from rtp_llm import Model
-from rtp_llm.checkpoint import open_tensors, resolve
+from rtp_llm.checkpoint import open_tensors, resolved
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import CheckpointError
 
@@ -173,12 +176,48 @@ def test_an_adapter_is_served_as_its_merged_model(keeps: str, tiny_bert: Path, t
 def test_a_base_that_is_not_to_be_had(name: str | None, message: str, tiny_bert: Path, tmp_path: Path) -> None:
     where = str(tmp_path / "adapter") if name == "adapter" else name
     bert_adapter(tmp_path / "adapter", tiny_bert, base_model_name_or_path=where)
-    with pytest.raises(CheckpointError, match=f"/adapter_config.json: {message}"):
-        resolve(EngineConfig(checkpoint_path=str(tmp_path / "adapter")))
+    asked = EngineConfig(checkpoint_path=str(tmp_path / "adapter"))
+    with pytest.raises(CheckpointError, match=f"/adapter_config.json: {message}"), resolved(asked):
+        pass
 
 
 def test_the_folder_is_named_and_left_as_it_was(tiny_bert: Path, tmp_path: Path) -> None:
     bert_adapter(tmp_path / "my-adapter", tiny_bert)
     before = sorted(tmp_path.rglob("*"))
-    folder = resolve(EngineConfig(checkpoint_path=str(tmp_path / "my-adapter")))
-    assert folder.name == "my-adapter" and (folder / "config.json").is_file() and sorted(tmp_path.rglob("*")) == before
+    with resolved(EngineConfig(checkpoint_path=str(tmp_path / "my-adapter"))) as folder:
+        assert folder.name == "my-adapter" and (folder / "config.json").is_file()
+        assert sorted(tmp_path.rglob("*")) == before
+    assert not folder.parent.exists()
+
+
+LOADING = """
+import os, signal, sys
+from rtp_llm.checkpoint import resolved
+from rtp_llm.config import EngineConfig
+with resolved(EngineConfig(checkpoint_path=sys.argv[1])) as folder:
+    print(folder.parent, flush=True)
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGQUIT"])
+def test_a_signal_while_loading_leaves_no_links(name: str, tiny_bert: Path, tmp_path: Path) -> None:
+    bert_adapter(tmp_path / "adapter", tiny_bert)
+    command = [sys.executable, "-c", LOADING, str(tmp_path / "adapter"), name]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ended.returncode == -getattr(signal, name), ended.stderr
+    assert ended.stdout and not Path(ended.stdout.strip()).exists()
+
+
+def failure(path: Path, **options: Any) -> str:
+    """Of loading it, in one line that names no link."""
+    with pytest.raises(CheckpointError) as failed:
+        Model(str(path), backend="numpy", **options)
+    assert "/rtp_llm_" not in failed.value.message
+    return failed.value.message
+
+
+def test_errors_name_the_files_of_the_adapter(tiny_bert: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    bert_adapter(adapter, tiny_bert, use_dora=True)
+    assert failure(adapter).startswith(f"{adapter}/adapter_config.json: use_dora True")
