@@ -9,7 +9,7 @@ from rtp_llm.checkpoint.adapters import AdaptedSource, has_adapters
 from rtp_llm.checkpoint.base_model import resolved
 from rtp_llm.checkpoint.folder import find, inside, read_json, read_json_list
 from rtp_llm.checkpoint.lora import CONFIG as ADAPTER_CONFIG
-from rtp_llm.checkpoint.lora import open_tensors
+from rtp_llm.checkpoint.lora import adapter_summary, open_tensors
 from rtp_llm.checkpoint.shards import open_file
 from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
 from rtp_llm.checkpoint.token_table import read_token_table
@@ -23,6 +23,7 @@ __all__ = [
     "TensorInfo",
     "TensorSource",
     "Weights",
+    "adapter_summary",
     "bind",
     "canonical_names",
     "check_finite",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rtp_llm.checkpoint import open_tensors, resolved
+from rtp_llm.checkpoint import adapter_summary, open_tensors, resolved
 from rtp_llm.checkpoint.tensors import DTYPES
 from rtp_llm.config import EngineConfig
 from rtp_llm.config_files import stored_quantization
@@ -96,6 +96,9 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
     memory = _resident_bytes()
     with resolved(config) as folder:
         model_config = with_default_prompt(read_model_config(folder, config), config)
+        changes = adapter_summary(model_config.transformer_folder)
+        if changes is not None:
+            logger.info("%s: an adapter, %s", config.checkpoint_path, changes)
         runtime = load_runtime(config, model_config, beside.runtime if beside else None)
         try:
             info, pool = _prepare(config, model_config, runtime)
