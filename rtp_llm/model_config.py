@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rtp_llm import config_files, late_interaction, transformer_settings
+from rtp_llm.adapter_head import with_head
 from rtp_llm.chat_format import ChatFormat
 from rtp_llm.checkpoint import ADAPTER_CONFIG, find, read_json
 from rtp_llm.config import EngineConfig
@@ -162,7 +163,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     check_splade(transformer_path, transformer, modules or (), router)
     is_static = modules is not None and modules[0].kind == STATIC
     hf = {
-        **(_STATIC_HF if is_static else _read_hf(transformer_folder)),
+        **(_STATIC_HF if is_static else with_head(transformer_folder, _read_hf(transformer_folder))),
         **transformer_settings.model_settings(transformer_path, transformer),
     }
     hf |= _with_theta(_overrides(config), hf)

@@ -22,7 +22,7 @@ FLOORS = [  # top to bottom: a file imports its own package or a floor below
     {"tasks", "models"},
     {"model_config"},
     {"task_choice"},
-    {"late_interaction", "m3_heads", "modules", "transformer_settings"},
+    {"adapter_head", "late_interaction", "m3_heads", "modules", "transformer_settings"},
     {"config_files"},
     {"ops", "checkpoint"},
     {"served_models"},

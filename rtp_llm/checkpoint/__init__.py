@@ -1,15 +1,15 @@
 """Checkpoints: find the folder, read its files as untrusted input, give fp32 arrays.
 
-`resolve` turns a path or a hub id into a folder, `open_tensors` lists a folder's weights without reading them, `bind`
+`resolved` turns a path or a hub id into a folder, `open_tensors` lists a folder's weights without reading them, `bind`
 fits them to a model's declared parameters, strictly. Nothing in a checkpoint is executed and no name in its files
 leads out of its folder; whatever is missing, malformed or unsafe is a CheckpointError that names the file.
 """
 
 from rtp_llm.checkpoint.adapters import AdaptedSource, has_adapters
-from rtp_llm.checkpoint.base_model import resolve
+from rtp_llm.checkpoint.base_model import resolved
 from rtp_llm.checkpoint.folder import find, inside, read_json, read_json_list
 from rtp_llm.checkpoint.lora import CONFIG as ADAPTER_CONFIG
-from rtp_llm.checkpoint.lora import open_tensors
+from rtp_llm.checkpoint.lora import adapter_summary, open_tensors
 from rtp_llm.checkpoint.shards import open_file
 from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
 from rtp_llm.checkpoint.token_table import read_token_table
@@ -23,6 +23,7 @@ __all__ = [
     "TensorInfo",
     "TensorSource",
     "Weights",
+    "adapter_summary",
     "bind",
     "canonical_names",
     "check_finite",
@@ -35,5 +36,5 @@ __all__ = [
     "read_json",
     "read_json_list",
     "read_token_table",
-    "resolve",
+    "resolved",
 ]

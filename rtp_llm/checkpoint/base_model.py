@@ -1,15 +1,13 @@
-"""`resolve`: the checkpoint's folder, and where that is an adapter's, one of links that has its base model's files too.
+"""`resolved`: the checkpoint's folder; where that is an adapter's, one of links that has its base's files too.
 
 An adapter as peft saves it names its base in adapter_config.json, by a hub id or a path. jina-embeddings-v5 has its
 base, and below `adapters` one for each of its tasks, of which the key `lora_task` over config.json chooses one.
 """
 
-import atexit
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 from rtp_llm.checkpoint import hub
 from rtp_llm.checkpoint.folder import find, read_json
+from rtp_llm.checkpoint.links import linked
 from rtp_llm.checkpoint.lora import CONFIG
 from rtp_llm.checkpoint.shards import has_weights
 from rtp_llm.config import EngineConfig
@@ -30,15 +29,25 @@ _JINA_V5 = "JinaEmbeddingsV5Model"
 _TASKS_FOLDER = "adapters"
 
 
-def resolve(config: EngineConfig, progress: bool = True) -> Path:
-    """As `hub.resolve`; CheckpointError also where an adapter's base is not to be had, or no adapter is chosen."""
+@contextmanager
+def resolved(config: EngineConfig, progress: bool = True) -> Iterator[Path]:
+    """As `hub.resolve`, for as long as the checkpoint is read; errors meanwhile name its files, and not the links.
+
+    CheckpointError also where an adapter's base is not to be had, or no adapter is chosen.
+    """
     folder = hub.resolve(config, progress)
+    entries: dict[str, Path] = {}
     if find(folder, CONFIG) is not None:
         # NOTE: weights beside an adapter are its base, as transformers has it.
-        return folder if has_weights(folder) else _linked(folder.name, dict(_with_base(folder, config, progress)))
-    if read_json(folder, "config.json", required=False).get("architectures") == [_JINA_V5]:
-        return _linked(folder.name, dict(_with_task(folder, config)))
-    return folder
+        entries = {} if has_weights(folder) else dict(_with_base(folder, config, progress))
+    elif read_json(folder, "config.json", required=False).get("architectures") == [_JINA_V5]:
+        entries = dict(_with_task(folder, config))
+    if not entries:
+        yield folder
+        return
+    runs_code = bool(config.custom_module) or config.trust_remote_code
+    with linked(folder, entries, keep=runs_code) as links:
+        yield links
 
 
 def _with_base(adapter: Path, config: EngineConfig, progress: bool) -> Iterator[tuple[str, Path]]:
@@ -100,14 +109,3 @@ def _asked_task(config: EngineConfig) -> str:
     except ValueError:
         return ""
     return str(overrides.get("lora_task", "")) if isinstance(overrides, dict) else ""
-
-
-def _linked(name: str, entries: dict[str, Path]) -> Path:
-    """A folder of links, which goes when the process ends."""
-    root = Path(tempfile.mkdtemp(prefix="rtp_llm_"))
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
-    folder = root / (name or "adapter")
-    folder.mkdir()
-    for file, target in entries.items():
-        (folder / file).symlink_to(target.absolute())
-    return folder

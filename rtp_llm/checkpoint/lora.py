@@ -4,8 +4,6 @@ Source: peft, tuners/lora: LoraLayer.update_layer and get_delta_weight of its Li
 maybe_load_adapters, which takes a folder's own weights for the adapter's base where it has a config.json.
 """
 
-import logging
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,10 +15,9 @@ from rtp_llm.checkpoint.adapters import add_product
 from rtp_llm.checkpoint.folder import find, read_json
 from rtp_llm.checkpoint.shards import open_file, open_weights
 from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
+from rtp_llm.checkpoint.weights import check_finite
 from rtp_llm.core import FloatArray, Int8Array
 from rtp_llm.errors import CheckpointError
-
-logger = logging.getLogger(__name__)
 
 CONFIG = "adapter_config.json"
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -39,6 +36,7 @@ _OFF = (
 _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 # What alpha_pattern's keys may be of the regular expressions that they are.
 _PLAIN_PATTERN = re.compile(r"\^?[\w.\\]+\$?")
+_MAX_ALPHA = float(np.finfo(np.float32).max)
 _MERGE = "merge it with peft (merge_and_unload() and save_pretrained()) and serve that folder"
 
 
@@ -51,6 +49,13 @@ def open_tensors(folder: Path) -> TensorSource:
     if adapter is None:
         raise CheckpointError(f"{path} is there, but {' and '.join(_FILES)} are missing; download them, or remove it")
     return LoraSource(base, adapter, path)
+
+
+def adapter_summary(folder: Path) -> str | None:
+    """What an adapter in peft's files changes, in words; None where there is none."""
+    source = open_tensors(folder)
+    source.close()
+    return source.summary if isinstance(source, LoraSource) else None
 
 
 class _Part(NamedTuple):
@@ -70,6 +75,8 @@ class LoraSource:
         self._base, self._adapter = base, adapter
         settings = _settings(config)
         stems, whole = _sorted(adapter)
+        if not stems and not whole:
+            raise CheckpointError(f"{adapter.path} has no tensors; download it again, or remove it and {config.name}")
         places = _Places(base.tensors)
         self._whole = {places.find(name) or name: tensor for name, tensor in whole.items()}
         self._parts: dict[str, _Part] = {}
@@ -81,10 +88,16 @@ class LoraSource:
                     f"names than transformers, {_MERGE}"
                 )
             rank = _rank(adapter, part, base.tensors[name], f"{name} of {base.path.name}")
+            _check_rank(config, settings, stem, rank)
             self._parts[name] = part._replace(scaling=_scaling(config, settings, stem, rank))
         replaced = {name: adapter.tensors[tensor] for name, tensor in self._whole.items()}
         self.tensors: Mapping[str, TensorInfo] = {**base.tensors, **replaced}
-        logger.info("%s: added to %d weights, in the place of %d", adapter.path, len(self._parts), len(self._whole))
+
+    @property
+    def summary(self) -> str:
+        """What of the base is changed, in words."""
+        replaced = f", in the place of {len(self._whole)}" if self._whole else ""
+        return f"added to {len(self._parts)} weights{replaced}"
 
     def read(self, name: str) -> FloatArray:
         if name in self._whole:
@@ -94,8 +107,17 @@ class LoraSource:
             return values
         part = self._parts[name]
         a, b = self._adapter.read(part.a), self._adapter.read(part.b)
+        check_finite(a, self._adapter, part.a)
+        check_finite(b, self._adapter, part.b)
         rows, columns = (a.T, b.T) if part.is_table else (b, a)
-        return add_product(values, rows, columns, part.scaling)
+        with np.errstate(over="ignore", invalid="ignore"):
+            merged = add_product(values, rows, columns, part.scaling)
+            if not np.isfinite(merged.sum()) and np.isfinite(values).all() and not np.isfinite(merged).all():
+                raise CheckpointError(
+                    f"{self._adapter.path}: {part.a} by its lora_B, times {part.scaling:g}, is beyond fp32; look at "
+                    f"lora_alpha in {CONFIG}, or download both files again"
+                )
+        return merged
 
     def read_row(self, name: str, row: int) -> FloatArray:
         if name not in self._parts and name not in self._whole:
@@ -172,17 +194,33 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _scaling(path: Path, settings: Mapping[str, Any], stem: str, rank: int) -> float:
     """Of a module's product: alpha by its rank, or by the rank's root."""
-    patterns = settings.get("alpha_pattern") or {}
-    alpha = settings.get("lora_alpha", 8)
-    for pattern, own in patterns.items() if isinstance(patterns, dict) else ():
-        if not _PLAIN_PATTERN.fullmatch(pattern):
-            raise CheckpointError(f"{path}: alpha_pattern {pattern!r:.80} is not read: names with dots are; {_MERGE}")
-        if re.match(rf"(.*\.)?({pattern})$", stem):
-            alpha = own
-            break
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):
-        raise CheckpointError(f"{path}: lora_alpha is {alpha!r:.80}; a number is needed")
+    alpha = _of_module(path, {"lora_alpha": 8, **settings}, "lora_alpha", "alpha_pattern", stem)
+    if type(alpha) not in (int, float) or not abs(alpha) <= _MAX_ALPHA:
+        raise CheckpointError(f"{path}: lora_alpha is {alpha!r:.80}; a number within those of fp32 is needed")
     return float(alpha / (rank**0.5 if settings.get("use_rslora") else rank))
+
+
+def _check_rank(path: Path, settings: Mapping[str, Any], stem: str, rank: int) -> None:
+    """CheckpointError where adapter_config.json names another rank than the tensors have, as peft has it."""
+    said = _of_module(path, settings, "r", "rank_pattern", stem)
+    if said is not None and (type(said) is not int or said != rank):
+        raise CheckpointError(
+            f"{path}: r is {said!r:.80}, but lora_A and lora_B of {stem} have rank {rank}; take the file that was "
+            "saved with these tensors"
+        )
+
+
+def _of_module(path: Path, settings: Mapping[str, Any], key: str, patterns_key: str, stem: str) -> Any:
+    """A setting of a module: of the first pattern that fits its name, else everybody's; None: it is not said."""
+    patterns = settings.get(patterns_key) or {}
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"{path}: {patterns_key} is {patterns!r:.80}; an object from names to numbers is needed")
+    for pattern, own in patterns.items():
+        if not _PLAIN_PATTERN.fullmatch(pattern):
+            raise CheckpointError(f"{path}: {patterns_key} {pattern!r:.80} is not read: names with dots are; {_MERGE}")
+        if re.match(rf"(.*\.)?({pattern})$", stem):
+            return own
+    return settings.get(key)
 
 
 def _rank(adapter: TensorSource, part: _Part, weight: TensorInfo, name: str) -> int:

@@ -138,7 +138,11 @@ def bind(
             wrong += _wrong_shape(source, originals, parameter)
     used = {name for parameter in parameters.values() for name in parameter.sources}
     ignored = [re.compile(pattern) for pattern in ignore]
-    unexpected = [name for name in names if name not in used and not any(pattern.search(name) for pattern in ignored)]
+    unexpected = [
+        name + _whose(source, original)
+        for name, original in names.items()
+        if name not in used and not any(pattern.search(name) for pattern in ignored)
+    ]
     if missing or unexpected or wrong:
         found = {"missing": missing, "unexpected": unexpected, "of the wrong shape": wrong}
         lists = "; ".join(_listed(title, names_of) for title, names_of in found.items() if names_of)
@@ -191,7 +195,14 @@ def _wrong_shape(source: TensorSource, names: tuple[str, ...], parameter: Parame
     if all(shape and shape[1:] == parameter.shape[1:] for shape in shapes) and (rows,) == parameter.shape[:1]:
         return []
     got = " + ".join(str(list(shape)) for shape in shapes)
-    return [f"{' + '.join(names)} {got}, needed {list(parameter.shape)}"]
+    whose = _whose(source, names[0]) if len(names) == 1 else ""
+    return [f"{' + '.join(names)}{whose} {got}, needed {list(parameter.shape)}"]
+
+
+def _whose(source: TensorSource, name: str) -> str:
+    """The file that a tensor is in, where that is not the one that the message begins with."""
+    file = source.file(name)
+    return "" if file == source.path else f" (in {file})"
 
 
 def _listed(title: str, names: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rtp_llm.cli.terminal import json_line, progress, write_out
+from rtp_llm.cli.terminal import ended_in_order, json_line, progress, write_out
 from rtp_llm.cli.texts import LINES_HELP, read_lines
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import InvalidRequest
@@ -46,7 +46,7 @@ def _verify(config: EngineConfig, arguments: Any) -> int:
     lines = read_lines(arguments.texts) if arguments.texts else []
     if arguments.texts and not lines:
         raise InvalidRequest(f"{arguments.texts} is empty; give at least one text")
-    with _bar() as on_progress:
+    with ended_in_order(), _bar() as on_progress:
         options = Options(
             reference=arguments.reference,
             lines=lines,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rtp_llm.checkpoint import open_tensors, resolve
+from rtp_llm.checkpoint import adapter_summary, open_tensors, resolved
 from rtp_llm.checkpoint.tensors import DTYPES
 from rtp_llm.config import EngineConfig
 from rtp_llm.config_files import stored_quantization
@@ -94,14 +94,17 @@ def _warm_up(engine: Engine, *, is_alone: bool) -> None:
 
 def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Engine | None) -> Engine:
     memory = _resident_bytes()
-    folder = resolve(config)
-    model_config = with_default_prompt(read_model_config(folder, config), config)
-    runtime = load_runtime(config, model_config, beside.runtime if beside else None)
-    try:
-        info, pool = _prepare(config, model_config, runtime)
-    except BaseException:
-        runtime.close()  # else the other processes of a model in parts would live on
-        raise
+    with resolved(config) as folder:
+        model_config = with_default_prompt(read_model_config(folder, config), config)
+        changes = adapter_summary(model_config.transformer_folder)
+        if changes is not None:
+            logger.info("%s: an adapter, %s", config.checkpoint_path, changes)
+        runtime = load_runtime(config, model_config, beside.runtime if beside else None)
+        try:
+            info, pool = _prepare(config, model_config, runtime)
+        except BaseException:
+            runtime.close()  # else the other processes of a model in parts would live on
+            raise
     memory_bytes = max(_resident_bytes() - memory, 0)
     info = replace(info, name=name, aliases=aliases, memory_bytes=memory_bytes)
     release_free_memory()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rtp_llm.checkpoint import open_tensors, resolve
+from rtp_llm.checkpoint import open_tensors, resolved
 from rtp_llm.config import EngineConfig
 from rtp_llm.config_files import stored_quantization
 from rtp_llm.engine.encoders import lookup_tokenizers
@@ -47,7 +47,11 @@ class Report:
 def quantize(config: EngineConfig, target: Path, options: Options) -> Report:
     """Write `target`, which is not there or empty; CheckpointError or ConfigError say what stands in the way."""
     _check(config, target)
-    folder = resolve(config)
+    with resolved(config) as folder:
+        return _from(folder, config, target, options)
+
+
+def _from(folder: Path, config: EngineConfig, target: Path, options: Options) -> Report:
     model_config = read_model_config(folder, config)
     if stored_quantization(model_config.hf) != "none":
         raise ConfigError(f"{config.checkpoint_path} is quantised already", param="checkpoint_path")

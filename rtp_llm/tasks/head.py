@@ -210,9 +210,11 @@ def _load(source: TaskSource, find_layout: Callable[[Shapes, TaskSource, TensorS
     layout = find_layout(shapes, source, tensors)
     (num_labels,) = shapes[f"{layout.last}.weight"][:1] or (0,)
     if num_labels != len(config.labels):
+        names = '"id2label": null, ' if config.hf.get("id2label") is not None else ""
         raise CheckpointError(
             f"{tensors.path}: {layout.last}.weight has {num_labels} rows, but config.json names {len(config.labels)} "
-            "labels (id2label or num_labels)"
+            f"labels (id2label or num_labels); if the head is right, say --json_model_override_args '{{{names}"
+            f'"num_labels": {num_labels}}}\''
         )
     weights = _bind(layout, num_labels, source.hidden_size, shapes, tensors)
     temperature = float((layout.temperature_key and config.hf.get(layout.temperature_key)) or 1.0)

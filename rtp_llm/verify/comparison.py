@@ -3,11 +3,11 @@
 import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rtp_llm.checkpoint import resolve
+from rtp_llm.checkpoint import resolved
 from rtp_llm.config import EngineConfig
 from rtp_llm.config_files import stored_quantization
 from rtp_llm.core import ModelInfo, TaskType
@@ -84,8 +84,13 @@ class _Work:
 
 def verify(config: EngineConfig, options: Options) -> Report:
     """Compare a checkpoint; ConfigError, CheckpointError or EngineFailure where ours cannot be loaded."""
-    model_config = read_model_config(resolve(config), config)
-    original = _original_config(config, model_config, options)
+    with ExitStack() as stack:
+        model_config = read_model_config(stack.enter_context(resolved(config)), config)
+        original = _original_config(config, model_config, options, stack)
+        return _verify(config, model_config, original, options)
+
+
+def _verify(config: EngineConfig, model_config: ModelConfig, original: ModelConfig, options: Options) -> Report:
     progress = _Progress(options.on_progress)
     info, works, published = _ask_ours(config, model_config, original, options, progress)
     # The engine's weights are gone before the first reference is loaded.
@@ -117,12 +122,14 @@ def verify(config: EngineConfig, options: Options) -> Report:
     )
 
 
-def _original_config(config: EngineConfig, model_config: ModelConfig, options: Options) -> ModelConfig:
+def _original_config(
+    config: EngineConfig, model_config: ModelConfig, options: Options, stack: ExitStack
+) -> ModelConfig:
     """What the authors' code reads: the same checkpoint, or another that serves the same tasks."""
     if not options.reference:
         return model_config
     named = replace(config, checkpoint_path=options.reference)
-    return replace(read_model_config(resolve(named), named), tasks=model_config.tasks)
+    return replace(read_model_config(stack.enter_context(resolved(named)), named), tasks=model_config.tasks)
 
 
 def _prompts(model_config: ModelConfig) -> list[str]:
@@ -184,7 +191,7 @@ def _compare(work: _Work, source: Original, bounds: "_Bounds", progress: _Progre
         return [], f"{names}: the checkpoint is quantised; --reference names the one that it was made from"
     while plan is not None:
         if plan.missing is not None:
-            reasons.append(f"{plan.missing} is not installed: pip install 'rtp-llm[verify]'")
+            reasons.append(f"{plan.missing} is not installed: pip install {plan.to_install}")
         else:
             try:
                 with _quiet():

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from rtp_llm.adapter_head import labelling_class
 from rtp_llm.config import EngineConfig
 from rtp_llm.model_config import ModelConfig
 
@@ -51,6 +52,6 @@ def _replaced(model_config: ModelConfig, config: EngineConfig) -> dict[str, byte
         paths = {name: folder / name for name in _TOKENIZER_FILES}
         files |= {name: path.read_bytes() if path.is_file() else None for name, path in paths.items()}
     changes: dict[str, Any] = {"is_causal": False} if config.model_type == "qwen_2_embedding" else {}
-    if config.json_model_override_args or changes:
+    if config.json_model_override_args or changes or labelling_class(model_config.transformer_folder):
         files["config.json"] = json.dumps({**model_config.hf, **changes}).encode()
     return files

@@ -68,6 +68,11 @@ class Plan:
         return next((_DISTRIBUTIONS[name] for name in self.libraries if find_spec(name) is None), None)
 
     @property
+    def to_install(self) -> str:
+        """What pip is to be given where a library is missing: peft is of adapters alone, and not in the extra."""
+        return "peft" if self.missing == "peft" else "'rtp-llm[verify]'"
+
+    @property
     def description(self) -> str:
         """The title with the libraries' versions."""
         versions = [f"{_DISTRIBUTIONS[name]} {metadata.version(_DISTRIBUTIONS[name])}" for name in self.libraries]

@@ -14,8 +14,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from rtp_llm.checkpoint import read_json, resolve
-from rtp_llm.checkpoint.hub import wanted_files
+from rtp_llm.checkpoint import read_json
+from rtp_llm.checkpoint.hub import resolve, wanted_files
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import CheckpointError
 from tests.checkpoint.hub_server import Hub, Repository, serve

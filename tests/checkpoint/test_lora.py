@@ -1,7 +1,11 @@
 """Adapters in peft's files: what is added to which weight, what is refused, and where the base comes from."""
 
 import json
+import logging
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ import numpy as np
 import pytest
 
 from rtp_llm import Model
-from rtp_llm.checkpoint import open_tensors, resolve
+from rtp_llm.checkpoint import open_tensors, resolved
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import CheckpointError
 
@@ -95,7 +99,11 @@ def test_tables_whole_tensors_and_new_ones(base: Path) -> None:
         ({}, {"use_dora": True}, "adapter_config.json: use_dora True is not read; merge it with peft"),
         ({}, {"fan_in_fan_out": True}, "fan_in_fan_out True is not read"),
         ({}, {"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' changes the base's weights as well; merge it"),
-        (pair("layers.0.q_proj", 5, 4), {"lora_alpha": "x"}, "lora_alpha is 'x'; a number is needed"),
+        (pair("layers.0.q_proj", 5, 4), {"lora_alpha": "x"}, "lora_alpha is 'x'; a number within"),
+        (pair("layers.0.q_proj", 5, 4), {"lora_alpha": 1e308}, r"lora_alpha is 1e\+308; a number within those of fp32"),
+        ({}, {"r": 8}, "adapter_config.json: r is 8, but lora_A and lora_B of layers.0.q_proj have rank 3; take the"),
+        ({}, {"rank_pattern": {"q_proj": 2}}, "r is 2, but lora_A and lora_B of layers.0.q_proj have rank 3"),
+        ({}, {"alpha_pattern": [3]}, r"alpha_pattern is \[3\]; an object from names to numbers is needed"),
         (pair("layers.0.q_proj", 5, 4), {"alpha_pattern": {"(a|b)+": 1}}, r"alpha_pattern '\(a\|b\)\+' is not read"),
         (pair("layers.0.q_proj", 5, 6), {}, r"lora_A \[3, 6\] and lora_B \[5, 3\] do not fit model.layers.0.q_proj"),
         (pair("layers.9.q_proj", 5, 4), {}, "is for layers.9.q_proj.weight, which .*model.safetensors has not"),
@@ -173,12 +181,75 @@ def test_an_adapter_is_served_as_its_merged_model(keeps: str, tiny_bert: Path, t
 def test_a_base_that_is_not_to_be_had(name: str | None, message: str, tiny_bert: Path, tmp_path: Path) -> None:
     where = str(tmp_path / "adapter") if name == "adapter" else name
     bert_adapter(tmp_path / "adapter", tiny_bert, base_model_name_or_path=where)
-    with pytest.raises(CheckpointError, match=f"/adapter_config.json: {message}"):
-        resolve(EngineConfig(checkpoint_path=str(tmp_path / "adapter")))
+    asked = EngineConfig(checkpoint_path=str(tmp_path / "adapter"))
+    with pytest.raises(CheckpointError, match=f"/adapter_config.json: {message}"), resolved(asked):
+        pass
 
 
 def test_the_folder_is_named_and_left_as_it_was(tiny_bert: Path, tmp_path: Path) -> None:
     bert_adapter(tmp_path / "my-adapter", tiny_bert)
     before = sorted(tmp_path.rglob("*"))
-    folder = resolve(EngineConfig(checkpoint_path=str(tmp_path / "my-adapter")))
-    assert folder.name == "my-adapter" and (folder / "config.json").is_file() and sorted(tmp_path.rglob("*")) == before
+    with resolved(EngineConfig(checkpoint_path=str(tmp_path / "my-adapter"))) as folder:
+        assert folder.name == "my-adapter" and (folder / "config.json").is_file()
+        assert sorted(tmp_path.rglob("*")) == before
+    assert not folder.parent.exists()
+
+
+LOADING = """
+import os, signal, sys
+from rtp_llm.checkpoint import resolved
+from rtp_llm.config import EngineConfig
+with resolved(EngineConfig(checkpoint_path=sys.argv[1])) as folder:
+    print(folder.parent, flush=True)
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGQUIT"])
+def test_a_signal_while_loading_leaves_no_links(name: str, tiny_bert: Path, tmp_path: Path) -> None:
+    bert_adapter(tmp_path / "adapter", tiny_bert)
+    command = [sys.executable, "-c", LOADING, str(tmp_path / "adapter"), name]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ended.returncode == -getattr(signal, name), ended.stderr
+    assert ended.stdout and not Path(ended.stdout.strip()).exists()
+
+
+def failure(path: Path, **options: Any) -> str:
+    """Of loading it, in one line that names no link."""
+    with pytest.raises(CheckpointError) as failed:
+        Model(str(path), backend="numpy", **options)
+    assert "/rtp_llm_" not in failed.value.message
+    return failed.value.message
+
+
+def test_errors_name_the_files_of_the_adapter(tiny_bert: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    bert_adapter(adapter, tiny_bert, use_dora=True)
+    assert failure(adapter).startswith(f"{adapter}/adapter_config.json: use_dora True")
+    shutil.rmtree(adapter)
+    parts = bert_adapter(adapter, tiny_bert, lora_alpha=3e38)
+    assert failure(adapter).startswith(f"{adapter}/adapter_model.safetensors: base_model.model.")
+    write_adapter(adapter, {**parts, "stray.weight": numbers(2)}, base_model_name_or_path=str(tiny_bert))
+    assert f"1 unexpected: stray.weight (in {adapter}/adapter_model.safetensors)" in failure(adapter)
+    parts[f"{QUERY}.lora_A.weight"][0, 0] = np.nan
+    write_adapter(adapter, parts, base_model_name_or_path=str(tiny_bert))
+    found = failure(adapter)
+    assert found.startswith(f"{adapter}/adapter_model.safetensors: 1 of the") and "lora_A" in found
+
+
+@pytest.mark.parametrize("keeps_base", [False, True])
+def test_one_line_tells_of_it(
+    keeps_base: bool, tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bert_adapter(tmp_path / "adapter", tiny_bert)
+    for name in ("config.json", "model.safetensors") if keeps_base else ():
+        shutil.copy(tiny_bert / name, tmp_path / "adapter" / name)
+    with caplog.at_level(logging.INFO), Model(str(tmp_path / "adapter"), backend="numpy"):
+        told = [record.getMessage() for record in caplog.records if "added to" in record.getMessage()]
+    assert told == [f"{tmp_path / 'adapter'}: an adapter, added to 2 weights"]
+
+
+def test_an_adapter_of_nothing(base: Path) -> None:
+    write_adapter(base, {})
+    with pytest.raises(CheckpointError, match="adapter_model.safetensors has no tensors; download it again, or remove"):
+        open_tensors(base)

@@ -155,3 +155,24 @@ def test_a_reader_that_has_gone(arguments: tuple[str, ...], m3: Path, classifier
     process.stdout = None
     err = process.communicate(TEXT, timeout=60)[1]
     assert (process.returncode, err) == (141, b"")
+
+
+VERIFYING = """
+import os, signal, sys
+import rtp_llm.verify
+from rtp_llm.cli import main
+
+def verify(config, options):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        print("tidied", flush=True)
+
+rtp_llm.verify.verify = verify
+main(["verify", "checkpoint"])
+"""
+
+
+def test_verify_takes_its_links_away_when_it_is_ended() -> None:
+    done = subprocess.run([sys.executable, "-c", VERIFYING], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (143, "tidied\n"), done.stderr

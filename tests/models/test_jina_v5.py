@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rtp_llm.checkpoint import resolve
+from rtp_llm.checkpoint import resolved
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import CheckpointError
 from tests.backends import BACKENDS
@@ -55,7 +55,8 @@ def test_equals_transformers_with_the_adapter_added(task: str, family: str, tmp_
     with torch.no_grad():
         theirs.layers[1].self_attn.q_proj.weight.add_(2 * b @ a)
     ops, items = BACKENDS["numpy"](), make_items(LENGTHS)
-    model = load(resolve(asked(tmp_path, task)), ops)
+    with resolved(asked(tmp_path, task)) as folder:
+        model = load(folder, ops)
     assert model.causal == (family == "Qwen3")
     assert worst(hidden_states(model, ops, items), reference(theirs, items)) <= 2e-5
 
@@ -63,11 +64,17 @@ def test_equals_transformers_with_the_adapter_added(task: str, family: str, tmp_
 @pytest.mark.parametrize("task", ["", "retrieval.query"])
 def test_an_adapter_must_be_chosen(task: str, tmp_path: Path) -> None:
     save(tmp_path, "Qwen3")
-    with pytest.raises(CheckpointError, match="lora_task .* is not one of .*lora_task.*: retrieval, text-matching"):
-        resolve(asked(tmp_path, task))
+    with (
+        pytest.raises(CheckpointError, match="lora_task .* is not one of .*lora_task.*: retrieval, text-matching"),
+        resolved(asked(tmp_path, task)),
+    ):
+        pass
 
 
 def test_no_adapters(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["JinaEmbeddingsV5Model"]}')
-    with pytest.raises(CheckpointError, match="none: there is no .*adapters; download it again"):
-        resolve(EngineConfig(checkpoint_path=str(tmp_path)))
+    with (
+        pytest.raises(CheckpointError, match="none: there is no .*adapters; download it again"),
+        resolved(asked(tmp_path, "")),
+    ):
+        pass

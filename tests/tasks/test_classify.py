@@ -25,6 +25,9 @@ safetensors = pytest.importorskip("safetensors.torch")
 MIXED: list[Any] = [value for both in zip(TEXTS, PAIRS, strict=True) for value in both]
 
 
+THREE = '{"id2label": null, "num_labels": 3}'
+
+
 def logits(model: Any, folder: Path, inputs: list[Any]) -> Any:
     """What transformers gives for each input alone."""
     tokenize = tokenizer(folder)
@@ -262,7 +265,10 @@ def test_an_encoder_without_a_head_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("id2label", "message"),
-    [({"0": "a"}, "has 3 rows, but config.json names 1"), ({"0": "a", "2": "b", "3": "c"}, "must name the outputs")],
+    [
+        ({"0": "a"}, f"has 3 rows, but config.json names 1 .* say --json_model_override_args '{THREE}'"),
+        ({"0": "a", "2": "b", "3": "c"}, "must name the outputs"),
+    ],
 )
 def test_labels_that_do_not_fit(id2label: dict[str, str], message: str, tmp_path: Path) -> None:
     save(tmp_path, "BertForSequenceClassification", num_labels=3)
@@ -271,6 +277,8 @@ def test_labels_that_do_not_fit(id2label: dict[str, str], message: str, tmp_path
     with pytest.raises(CheckpointError, match=message):
         with loaded(tmp_path, task_type="classifier"):
             pass
+    with loaded(tmp_path, task_type="classifier", json_model_override_args=THREE) as model:
+        assert len(model.info.labels) == 3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

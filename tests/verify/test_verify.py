@@ -64,7 +64,7 @@ def test_an_adapter_needs_peft(tiny_bert: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(references_module, "find_spec", lambda name: None if name == "peft" else find_spec(name))
     report = run(tmp_path / "adapter")
     assert report.verdict is not Verdict.EQUAL and not report.rows
-    assert "peft" in as_text(report)
+    assert "peft is not installed: pip install peft" in as_text(report)
 
 
 def test_a_chain_of_modules_that_scores(tmp_path: Path) -> None:

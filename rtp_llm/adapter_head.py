@@ -1,0 +1,61 @@
+"""What an adapter in peft's files says of its task: a head that was trained beside the LoRA, with labels of its own.
+
+Source: peft, TaskType and PeftModelForSequenceClassification, which saves the head whole (modules_to_save).
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rtp_llm.checkpoint import ADAPTER_CONFIG, find, open_tensors, read_json
+
+logger = logging.getLogger(__name__)
+
+# Its task_type -> how the class of a model with such a head is called.
+_KINDS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
+_HEADS = ("classifier.out_proj.weight", "classifier.weight", "score.weight")
+_ENDINGS = ("Model", "ForMaskedLM", "ForPreTraining", "ForCausalLM", *_KINDS.values())
+
+
+def labelling_class(folder: Path) -> str:
+    """How the class ends that a labelling adapter's folder is to be read by; empty for other folders."""
+    if find(folder, ADAPTER_CONFIG) is None:
+        return ""
+    return _KINDS.get(str(read_json(folder, ADAPTER_CONFIG).get("task_type")), "")
+
+
+def with_head(folder: Path, hf: dict[str, Any]) -> dict[str, Any]:
+    """config.json as transformers would save it of the base with the adapter's head: its class and number of labels."""
+    ending = labelling_class(folder)
+    if not ending:
+        return hf
+    architecture = str(next(iter(hf.get("architectures") or ()), ""))
+    num_labels = _num_labels(folder)
+    if num_labels is None:
+        if not architecture.endswith(ending):
+            logger.warning(
+                "%s: task_type is of a classifier, but there is no head (%s): if this is one all the same, say "
+                "--task_type and --json_model_override_args '{\"num_labels\": 3}'",
+                folder / ADAPTER_CONFIG,
+                ", ".join(_HEADS),
+            )
+        return hf
+    stem = next((architecture.removesuffix(end) for end in _ENDINGS if architecture.endswith(end)), architecture)
+    return {**_with_labels(hf, num_labels), "architectures": [stem + ending]}
+
+
+def _with_labels(hf: dict[str, Any], num_labels: int) -> dict[str, Any]:
+    """The base's names of the labels stay where there are as many."""
+    names = hf.get("id2label")
+    if isinstance(names, Mapping) and len(names) == num_labels:
+        return hf
+    return {**{key: hf[key] for key in hf if key not in ("id2label", "label2id")}, "num_labels": num_labels}
+
+
+def _num_labels(folder: Path) -> int | None:
+    """Rows of the head's last layer; None where there is none."""
+    source = open_tensors(folder)
+    source.close()
+    shape = next((source.tensors[name].shape for name in _HEADS if name in source.tensors), None)
+    return shape[0] if shape else None
