@@ -113,7 +113,9 @@ def test_what_waits_of_a_whole_is_no_reason_to_refuse_its_other_parts() -> None:
     """They are late when they are late: a client told to try again would meet the same."""
     runtime = FakeRuntime()
     engine = make_engine(runtime)
-    engine.submit(ask("measured"), done := Future())
+    done: Future[Any] = Future()
+    late: Future[Any] = Future()
+    engine.submit(ask("measured"), done)
     engine.device.wake()
     done.result(30)
     runtime.gate.clear()
@@ -123,7 +125,7 @@ def test_what_waits_of_a_whole_is_no_reason_to_refuse_its_other_parts() -> None:
     wait_until(lambda: engine.device.scheduler.free_cores == 0)
     engine.submit(Request(inputs=["b"], whole=whole, deadline=deadline), Future())
     with pytest.raises(DeadlineExceeded):
-        engine.submit(Request(inputs=["c"], whole=whole, deadline=time.monotonic() + 1e-5), late := Future())
+        engine.submit(Request(inputs=["c"], whole=whole, deadline=time.monotonic() + 1e-5), late)
         runtime.gate.set()
         engine.device.wake()
         late.result(30)
