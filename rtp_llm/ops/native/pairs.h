@@ -1,6 +1,6 @@
 // Numbers rounded to bf16 and multiplied two at a time: a register's lane has a pair, and both products of its pairs are
 // added to the lane's fp32 sum (VDPBF16PS, BFDOT). A step along k takes as long as one of fp32 and does twice as much.
-// Denormal numbers, products and sums count as zero there.
+// Denormal numbers, products and sums count as zero there, and BFDOT rounds sums to odd: off by up to a unit, not half.
 //
 // A pair is as wide as an fp32 and stands in the place of one: rows of pairs are rows of half as many floats, which are
 // loaded, broadcast and stored, and otherwise left alone.
