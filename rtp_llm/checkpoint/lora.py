@@ -53,6 +53,8 @@ def open_tensors(folder: Path) -> TensorSource:
 
 def adapter_summary(folder: Path) -> str | None:
     """What an adapter in peft's files changes, in words; None where there is none."""
+    if find(folder, CONFIG) is None:
+        return None
     source = open_tensors(folder)
     source.close()
     return source.summary if isinstance(source, LoraSource) else None

@@ -81,7 +81,7 @@ struct Attention {
     Part part{first, last, kv_head, qkv + start * row_size(), out + result * heads * head_dim, keys};
     // NOTE: on tiles every row sees some key; one that is not seen itself may see none.
     if (seen == own) part.last = std::clamp(first_tiled(keys.count()) - keys.before.count, first, last);
-    if (part.first < part.last) in_pairs() ? run_vectors<Pair>(part) : run_vectors<float>(part);
+    if (part.first < part.last) takes_pairs() ? run_vectors<Pair>(part) : run_vectors<float>(part);
 #if defined(__AMX_BF16__)
     part.y += (part.last - first) * heads * head_dim;
     part.first = part.last;
@@ -126,7 +126,7 @@ struct Attention {
 #endif
 
   // NOTE: distances of DeBERTa's kind are multiplied with rows of queries, and so those are fp32.
-  bool in_pairs() const { return kHasPairs && bf16_parts == 1 && head_dim % 2 == 0 && !relative.any(); }
+  bool takes_pairs() const { return in_pairs(bf16_parts) && head_dim % 2 == 0 && !relative.any(); }
 
   template <class T>
   void run_vectors(const Part& part) const {

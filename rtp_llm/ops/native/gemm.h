@@ -242,7 +242,7 @@ struct LinearVectors {
   void run(int64_t task) const {
     const Blocks::Part part = blocks.part(task, M, N);
     const int64_t all = depth();
-    const Rows rows = in_pairs() ? paired_rows(x, K, part.m0, part.m1, stamp) : rows_of(x, K, part.m0, part.m1, stamp);
+    const Rows rows = factor_rows(x, K, part.m0, part.m1, stamp, bf16_parts);
     const Sums sums = Sums::of(part, blocks.k >= all);
     const auto run_step = [&](int64_t n, int64_t k0) { panel({part, rows, sums, k0, std::min(blocks.k, all - k0)}, n); };
     if (k_inside(part)) {
@@ -255,8 +255,7 @@ struct LinearVectors {
   }
 
  private:
-  bool in_pairs() const { return kHasPairs && bf16_parts == 1; }
-  int64_t depth() const { return in_pairs() ? pairs_in(K) : K; }  // steps along k
+  int64_t depth() const { return in_pairs(bf16_parts) ? pairs_in(K) : K; }  // steps along k
 
   // Few rows read a panel from end to end; many, a block of K of all panels.
   static bool k_inside(const Blocks::Part& part) { return part.m1 - part.m0 <= 2 * kRows; }
@@ -267,7 +266,7 @@ struct LinearVectors {
   // A bf16 panel that many tiles read is widened once.
   void panel(const Step& step, int64_t n) const {
     const int64_t start = n * depth() + step.k0 * kPanel, length = step.k_len * kPanel;
-    if (in_pairs()) return panel(static_cast<const Pair*>(weight) + start, to_next(step), step, n);
+    if (in_pairs(bf16_parts)) return panel(static_cast<const Pair*>(weight) + start, to_next(step), step, n);
     if (!weight_is_bf16) return panel(static_cast<const float*>(weight) + start, to_next(step), step, n);
     const uint16_t* narrow = static_cast<const uint16_t*>(weight) + start;
     if (k_inside(step.part)) return panel(narrow, to_next(step), step, n);

@@ -74,7 +74,7 @@ struct LinearGrouped {
 
   void run(int64_t task) const {
     const Blocks::Part part = blocks.part(task, M, N);
-    const Rows rows = in_pairs() ? paired_rows(x, K, part.m0, part.m1, stamp) : rows_of(x, K, part.m0, part.m1, stamp);
+    const Rows rows = factor_rows(x, K, part.m0, part.m1, stamp, bf16_parts);
     const Sums sums = Sums::of(part, blocks.k >= K);
     for (int64_t k0 = 0; k0 < K; k0 += blocks.k) {
       const Step step{part, rows, sums, k0, std::min(blocks.k, K - k0)};
@@ -104,7 +104,7 @@ struct LinearGrouped {
     const Epilogue epilogue{y, bias, residual, N, activation};
     for (int64_t i = 0, m = m0; i < tiles; ++i) {
       const int rows = int(ceil_div(m1 - m, tiles - i));
-      const Rows a{step.x.at(m - m0, in_pairs() ? pairs_in(step.k0) : step.k0), step.x.stride};
+      const Rows a{step.x.at(m - m0, in_pairs(bf16_parts) ? pairs_in(step.k0) : step.k0), step.x.stride};
       float* c = step.sums.tile(m - m0, (n - n0) / kPanel);
       if (is_last) epilogue.fetch(rows, m, n);
       if (wide == nullptr) multiply_narrow(rows, step.k_len, a, block, c, step.k0 > 0);
@@ -113,8 +113,6 @@ struct LinearGrouped {
       m += rows;
     }
   }
-
-  bool in_pairs() const { return kHasPairs && bf16_parts == 1; }
 
   // A block of K of a panel, in fp32 or in pairs.
   const float* widened(const Block& block, int64_t k_len) const {
@@ -127,12 +125,12 @@ struct LinearGrouped {
       store(wide + k * kPanel, left);
       store(wide + k * kPanel + kWidth, right);
     }
-    if (in_pairs()) pair_up_rows(wide, k_len, kPanel);
+    if (in_pairs(bf16_parts)) pair_up_rows(wide, k_len, kPanel);
     return wide;
   }
 
   void multiply_wide(int rows, int64_t k_len, const Rows& a, const float* wide, float* c, bool accumulate) const {
-    if (!in_pairs()) return multiply(rows, kPanel, k_len, a.data, a.stride, wide, c, kPanel, accumulate);
+    if (!in_pairs(bf16_parts)) return multiply(rows, kPanel, k_len, a.data, a.stride, wide, c, kPanel, accumulate);
     const auto* pairs = reinterpret_cast<const Pair*>(wide);
     multiply(rows, kPanel, pairs_in(k_len), a.data, a.stride, pairs, c, kPanel, accumulate);
   }
@@ -140,7 +138,7 @@ struct LinearGrouped {
   void multiply_narrow(int rows, int64_t k_len, const Rows& a, const Block& block, float* c, bool accumulate) const {
     constexpr auto heights = std::make_index_sequence<size_t(kRows)>{};
     const GroupedTile tile =
-        in_pairs() ? grouped_tile_of<kBits, Pair>(rows, heights) : grouped_tile_of<kBits, float>(rows, heights);
+        in_pairs(bf16_parts) ? grouped_tile_of<kBits, Pair>(rows, heights) : grouped_tile_of<kBits, float>(rows, heights);
     tile(k_len, a.data, a.stride, block.steps, block.scales, c, kPanel, accumulate);
   }
 };

@@ -68,6 +68,9 @@ inline Vec sum_of_pair(Vec pairs) {
   return from_bits(bits_of(pairs) << 16) + from_bits(bits_of(pairs) & int32_t(0xFFFF0000));
 }
 
+// Whether numbers of which so many bf16 parts are multiplied are taken in pairs.
+constexpr bool in_pairs(int64_t bf16_parts) { return kHasPairs && bf16_parts == 1; }
+
 inline int64_t pairs_in(int64_t numbers) { return (numbers + 1) / 2; }
 
 // A row of K numbers -> its pairs, filled up with zeros to whole vectors.
@@ -84,6 +87,11 @@ inline void pair_row(const float* x, int64_t K, float* pairs) {
 inline Rows paired_rows(const float* x, int64_t K, int64_t m0, int64_t m1, int64_t stamp) {
   const int64_t stride = (pairs_in(K) + 2 * kWidth - 1) / kWidth * kWidth;
   return made_rows(m0, m1, stride, stamp, [&](int64_t m, float* to) { pair_row(x + m * K, K, to); });
+}
+
+// Rows m0:m1 of x [M, K], as products of so many bf16 parts read them.
+inline Rows factor_rows(const float* x, int64_t K, int64_t m0, int64_t m1, int64_t stamp, int64_t bf16_parts) {
+  return in_pairs(bf16_parts) ? paired_rows(x, K, m0, m1, stamp) : rows_of(x, K, m0, m1, stamp);
 }
 
 // Rows of `width` numbers, `count` of them -> half as many, in place, of pairs: of a row and the one after it, or zeros.
