@@ -10,12 +10,11 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from rtp_llm.end_signals import handled_by
 from rtp_llm.errors import RtpError
-
-_ENDS = ("SIGTERM", "SIGHUP", "SIGQUIT")  # by these a process ends without a word to Python; Windows has the first
 
 
 @contextmanager
@@ -64,13 +63,5 @@ def _removed_by_signals(root: Path) -> Iterator[None]:
         os.kill(os.getpid(), number)
 
     is_main = threading.current_thread() is threading.main_thread()  # others may set no handler
-    numbers = [getattr(signal, name) for name in _ENDS if is_main and hasattr(signal, name)]
-    replaced = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-    for number in replaced:
-        signal.signal(number, end)
-    try:
+    with handled_by(end) if is_main else nullcontext():
         yield
-    finally:
-        for number in replaced:
-            if signal.getsignal(number) is end:
-                signal.signal(number, signal.SIG_DFL)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 import orjson
 
 from rtp_llm.config import EngineConfig
+from rtp_llm.end_signals import handled_by
 from rtp_llm.errors import RtpError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 # What a shell reports of a program that SIGPIPE or SIGINT has ended; of any signal, this and its number.
 _BROKEN_PIPE, _INTERRUPTED, _SIGNALLED = 141, 130, 128
-_ENDS = ("SIGTERM", "SIGHUP", "SIGQUIT")  # beside SIGINT; Windows has the first alone
 
 
 class _Closed(io.TextIOBase):
@@ -78,16 +78,8 @@ def ended_in_order() -> Iterator[None]:
         sys.exit(_SIGNALLED + number)
 
     quit_number = getattr(signal, "SIGQUIT", None)
-    numbers = [getattr(signal, name) for name in _ENDS if hasattr(signal, name)]
-    # What nohup has ignored stays so.
-    replaced = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-    for number in replaced:
-        signal.signal(number, end)
-    try:
+    with handled_by(end):
         yield
-    finally:
-        for number in replaced:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _fail(prog: str, message: str, status: int) -> NoReturn:
