@@ -10,6 +10,7 @@ from pathlib import Path
 MODELS = Path(".models")  # converted and random checkpoints; git ignores it
 # Hidden size, layers, intermediate size, heads, positions.
 SHAPES = {
+    "bert-tiny": (128, 2, 512, 2, 512),  # takes next to no time: what stands around a model is left
     "bge-base": (768, 12, 3072, 12, 512),
     "bge-large": (1024, 24, 4096, 16, 512),
     "bge-m3": (1024, 24, 4096, 16, 8192),

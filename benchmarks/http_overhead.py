@@ -32,7 +32,7 @@ from starlette.types import Receive, Scope, Send
 from benchmarks.report import cpu_seconds
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, Request, Response, TaskType
-from rtp_llm.observability import Metrics
+from rtp_llm.observability import Metrics, Waiting
 from rtp_llm.server import serve
 from rtp_llm.server.engine_like import Part
 
@@ -93,6 +93,9 @@ class NoEngine:
 
     def info(self) -> ModelInfo:
         return _INFO
+
+    async def waiting(self) -> Waiting:
+        return Waiting(0, 0)
 
     def check_health(self) -> None:
         pass

@@ -252,6 +252,14 @@ class ServerConfig(EngineConfig):
     shutdown_timeout: int = option(
         30, help="seconds that running requests get at shutdown; -1: 600", group="server", minimum=-1
     )
+    frontend_server_count: int = option(
+        1,
+        help="processes that speak with clients, read small requests and write answers, beside the one that computes; "
+        "1: that one does it all (docs/architecture.md says when more are of use)",
+        group="server",
+        minimum=1,
+        maximum=256,
+    )
     grpc_port: int = option(
         0,
         help="port of TEI's gRPC API, package tei.v1; 0: off",

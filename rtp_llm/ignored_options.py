@@ -1,14 +1,14 @@
 """Options of the original that are accepted and do nothing here."""
 
 _GPU_ONLY = "it chooses among kernels of the original's CUDA runtime"
-_ONE_PROCESS = "one process serves the port and holds the model"
+_ONE_PROCESS = "one process holds the model"
 _NO_GENERATION = "it concerns text generation or its KV cache, which embedding models do not have"
 _TEXT_ONLY = "only text models are served"
 # Option -> the reason, which is logged where one is given.
 IGNORED: dict[str, str] = {
     "max_batch_tokens_size": "max_context_batch_size is the token budget, as in the original's embedding scheduler",
     "concurrency_with_block": "requests wait in the queue up to max_queued_tokens in any case",
-    "worker_info_port_num": _ONE_PROCESS, "frontend_server_count": _ONE_PROCESS, "ep_size": _ONE_PROCESS,
+    "worker_info_port_num": _ONE_PROCESS, "ep_size": _ONE_PROCESS,
     "world_size": "tp_size and dp_size say it; all devices are of one machine",
     "world_rank": _ONE_PROCESS, "local_world_size": _ONE_PROCESS, "role_type": _ONE_PROCESS,
     "int8_mode": "--quantization int8 is the option here",

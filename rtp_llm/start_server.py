@@ -4,8 +4,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import ModelInfo, TaskType
@@ -13,9 +14,11 @@ from rtp_llm.errors import ConfigError, EngineFailure, RtpError
 from rtp_llm.flags import parse_serve
 from rtp_llm.observability import Observer, ProcessMetrics
 from rtp_llm.observability.log_output import LogOutput
-from rtp_llm.observability.logs import JsonLines, RequestLog, set_up
-from rtp_llm.observability.tracing import Tracer
+from rtp_llm.observability.logs import adjust, set_up
 from rtp_llm.served_models import ServedModel, served_models
+
+if TYPE_CHECKING:
+    from rtp_llm.engine.engine import Engine
 
 logger = logging.getLogger("rtp_llm")
 
@@ -33,13 +36,8 @@ _CLOSING = 30.0  # seconds for the step that is being computed
 def main(argv: Sequence[str] | None = None, prog: str = "rtp_llm.start_server") -> None:
     """Parse, load, serve until SIGTERM or SIGINT; exits 2 for a wrong option, 1 where starting fails."""
     output = set_up()
-    for library in ("httpx", "httpx2"):  # which log each call to the hub
-        logging.getLogger(library).setLevel(logging.WARNING)
-    logging.getLogger().setLevel(logging.INFO)
     config, given = parse_serve(sys.argv[1:] if argv is None else argv, os.environ, prog)
-    logging.getLogger().setLevel(config.log_level.upper())
-    if config.log_format == "json":
-        output.setFormatter(JsonLines())
+    adjust(output, config.log_level, config.log_format)
     try:
         serve(config, served_models(config, given), output)
     except KeyboardInterrupt:
@@ -55,11 +53,11 @@ def serve(config: ServerConfig, models: Sequence[ServedModel], output: LogOutput
     """Load the models and answer HTTP, and gRPC, until told to stop; EngineFailure when the engine has ended itself."""
     from rtp_llm.engine.loading import load_engines
     from rtp_llm.server.app import check
-    from rtp_llm.server.app import serve as serve_http
     from rtp_llm.server.garbage import collect_seldom
+    from rtp_llm.server.observers import Observers
 
     check(config)
-    tracer = Tracer(config.traces_endpoint, config.otlp_protocol) if config.traces_endpoint else None
+    observers = Observers(config)
     engines = load_engines(models)
     device = engines[0].device
     # As a supervisor would end it: whoever waits is answered, and what follows exits with status 1.
@@ -67,28 +65,45 @@ def serve(config: ServerConfig, models: Sequence[ServedModel], output: LogOutput
     collect_seldom()
     process = ProcessMetrics()
     output.on_lost = process.observe_lost_lines
-    observers: list[Observer] = [tracer] if tracer else []
-    if config.log_requests:
-        observers.append(RequestLog(config.log_requests, with_texts=config.log_texts))
     ended_in_order = False
     try:
         announce = partial(_announce, [engine.info() for engine in engines], config)
         if device.failure is None:  # else it failed while others were loaded, when nobody was told
-            ended_in_order = serve_http(engines, config, on_ready=announce, observers=observers, process=process)
+            ended_in_order = _serve_clients(engines, config, announce, observers.all, process)
     finally:
         device.close(timeout=_CLOSING if ended_in_order else 0)
-        if tracer is not None and ended_in_order:
-            tracer.close()
+        if ended_in_order:
+            observers.close()
     if device.failure is not None:
         raise EngineFailure(f"{device.failure}: the server has ended, for whoever watches it to start it again")
 
 
+def _serve_clients(
+    engines: "Sequence[Engine]",
+    config: ServerConfig,
+    announce: Callable[[int], None],
+    observers: Sequence[Observer],
+    process: ProcessMetrics,
+) -> bool:
+    """In this process, or by front-ends -> whether it has ended in order."""
+    if config.frontend_server_count > 1:
+        from rtp_llm.frontends.supervisor import serve as serve_by_frontends
+
+        return serve_by_frontends(engines, config, process, announce)
+    from rtp_llm.server.app import serve as serve_http
+
+    return serve_http(engines, config, announce, observers, process)
+
+
 def _announce(models: Sequence[ModelInfo], config: ServerConfig, port: int) -> None:
     """A line for each model, the address and a first call to try; `port` is what the system chose for port 0."""
+    from rtp_llm.server.app import warn_if_open
+
     host = "localhost" if config.host in ("0.0.0.0", "::", "127.0.0.1") else config.host
     url = f"{'https' if config.ssl_certfile else 'http'}://{host}:{port}"
     for info in models:
         _summarise(info)
+    warn_if_open(config)
     logger.info("ready on %s (a page to try it, /docs, /metrics)", url)
     if config.grpc_port:
         logger.info("gRPC (tei.v1) on %s:%d", host, config.grpc_port)

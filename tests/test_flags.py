@@ -88,7 +88,7 @@ def test_booleans(flag: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [["--ep_size", "2", "/m"], ["--ENABLE_CUDA_GRAPH=1", "/m"], ["/m", "--frontend_server_count", "4"]]
+    "argv", [["--ep_size", "2", "/m"], ["--ENABLE_CUDA_GRAPH=1", "/m"], ["/m", "--worker_info_port_num", "4"]]
 )
 def test_options_without_meaning_are_logged(argv: list[str], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):

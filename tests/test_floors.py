@@ -15,7 +15,7 @@ FLOORS = [  # top to bottom: a file imports its own package or a floor below
     {"__main__", "__init__"},
     {"cli"},
     {"start_server", "verify", "quantize"},
-    {"offline"},
+    {"frontends", "offline"},
     {"server"},
     {"engine"},
     {"runtime"},

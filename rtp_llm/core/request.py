@@ -103,7 +103,7 @@ class Whole:
     has_begun  a part has been let in: what waits now may be this one's own, and is no reason to refuse the others
     """
 
-    __slots__ = ("_ends", "has_begun")
+    __slots__ = ("__weakref__", "_ends", "has_begun")
 
     def __init__(self) -> None:
         self._ends = itertools.count()

@@ -26,10 +26,10 @@ from rtp_llm.engine.outcome import BrokenOff, Outcome, compute
 from rtp_llm.engine.result_cache import ResultCache
 from rtp_llm.engine.scheduler import Grant
 from rtp_llm.engine.token_parts import token_parts
-from rtp_llm.engine.tokenizer_pool import TokenizerPool
+from rtp_llm.engine.tokenizer_pool import Tokenized, TokenizerPool
 from rtp_llm.engine.tokens import Part
 from rtp_llm.errors import EngineFailure, NotReady, Overloaded, RtpError
-from rtp_llm.observability import Metrics
+from rtp_llm.observability import Metrics, Waiting
 from rtp_llm.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,10 @@ class Engine:
         if reason is not None:
             raise NotReady(reason)
 
+    async def waiting(self) -> Waiting:
+        """What has no answer yet."""
+        return self.metrics.waiting()
+
     def token_parts(self, text: str, *, add_special_tokens: bool = True) -> Iterator[Part]:
         """The tokens of a text as the model would read it, without prompt or limit, part by part."""
         return token_parts(self._tokenizer.tokenizer, text, add_special_tokens=add_special_tokens)
@@ -159,16 +163,22 @@ class Engine:
         loop: asyncio.AbstractEventLoop | None = None,
         *,
         may_refuse: bool = True,
+        tokenized: Tokenized | None = None,
     ) -> Job:
         """Admit a request and start it; raises at once what can be known at once, else `future` gets it.
 
-        `may_refuse`: Overloaded where there is no room; else it is taken in all the same.
+        may_refuse  Overloaded where there is no room; else it is taken in all the same
+        tokenized   what has been made of its inputs already
         """
         estimate = self.estimate(request.params)
         lane = self._admit(request, estimate, may_refuse)
         job = Job(request, future, loop, lane, self._number)
-        if self._tokenizer.is_small(request.inputs, estimate):
-            items = self._intake.encode(job, 0, len(request.inputs))
+        if tokenized is not None or self._tokenizer.is_small(request.inputs, estimate):
+            if tokenized is None:
+                items = self._intake.encode(job, 0, len(request.inputs))
+            else:
+                items = self._intake.accept(job, tokenized.items)
+                job.started_at, job.tokenized_at = tokenized.started_at, tokenized.ended_at
             self._jobs[lane].add(job)
             self._open_jobs.enqueue(job, items)
             if loop is not None:

@@ -50,14 +50,17 @@ class Intake:
 
     def encode(self, job: Job, start: int, stop: int) -> list[Item]:
         """Some of the job's inputs as its items; RequestTooLarge as soon as its tokens are over the limit."""
-        request = job.request
-        inputs, rerank = request.inputs[start:stop], TaskType.RERANK in request.tasks
         try:
-            items = self._tokenizer.encode(inputs, request.params, start, rerank=rerank)
+            items = self._tokenizer.read(job.request, start, stop)
         except (Exception, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic inside the tokenizers library is no Exception
             raise EngineFailure(f"tokenising failed: {type(error).__name__}") from error
+        return self.accept(job, items)
+
+    def accept(self, job: Job, items: list[Item]) -> list[Item]:
+        """Items that have been made of some of the job's inputs, as they are computed; errors as `encode`'s."""
+        request = job.request
         job.accept(items)
         if job.total_tokens > self._max_tokens:
             raise RequestTooLarge(

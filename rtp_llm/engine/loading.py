@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,20 @@ from rtp_llm.served_models import ServedModel
 from rtp_llm.tasks import TaskSource, load_tasks
 
 logger = logging.getLogger(__name__)
+
+
+class Reach(NamedTuple):
+    """What the tokenizer of a model must know of it."""
+
+    max_positions: int
+    vocab_size: int
+    learnt_positions: bool
+
+    @classmethod
+    def of(cls, model: Model) -> "Reach":
+        """What a loaded model can read."""
+        return cls(model.max_positions, model.vocab_size, model.learnt_positions)
+
 
 _LABELLING = {TaskType.CLASSIFY, TaskType.TOKEN_CLASSIFY}
 
@@ -116,7 +131,7 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
 def _prepare(config: EngineConfig, model_config: ModelConfig, runtime: Runtime) -> tuple[ModelInfo, TokenizerPool]:
     """All that stands around a runtime, which gets its tasks; of the model's info, what is not the caller's to say."""
     model = runtime.model
-    tokenizer = load_tokenizer(config, model_config, model)
+    tokenizer = load_tokenizer(config, model_config, Reach.of(model))
     looked_up = lookup_tokenizers(config, model_config)
     source = task_source(config, model_config, runtime, tokenizer, looked_up)
     for replica in runtime.replicas:
@@ -128,10 +143,24 @@ def _prepare(config: EngineConfig, model_config: ModelConfig, runtime: Runtime) 
     quantized = quantization if config.quantization == "none" else config.quantization
     info = _describe(config, model_config, runtime, tokenizer)
     info = info if quantized == "none" else replace(info, dtype=quantized)
+    return info, _tokenizer_pool(config, model_config, tokenizer, looked_up)
+
+
+def load_pool(config: EngineConfig, reach: Reach) -> TokenizerPool:
+    """What encodes for a model that is loaded elsewhere, with this configuration; errors as `load_engine`."""
+    with resolved(config, progress=False) as folder:
+        model_config = with_default_prompt(read_model_config(folder, config), config)
+        tokenizer = load_tokenizer(config, model_config, reach)
+        return _tokenizer_pool(config, model_config, tokenizer, lookup_tokenizers(config, model_config))
+
+
+def _tokenizer_pool(
+    config: EngineConfig, model_config: ModelConfig, tokenizer: Tokenizer, looked_up: Mapping[Path, Tokenizer]
+) -> TokenizerPool:
     reranking = pair_encoder(tokenizer, model_config)
     embedding = embedding_encoder(config, model_config, tokenizer, looked_up)
     chunking = Chunker(tokenizer, config.max_request_tokens)
-    return info, TokenizerPool(tokenizer, config.tokenizer_threads, embedding, reranking, chunking)
+    return TokenizerPool(tokenizer, config.tokenizer_threads, embedding, reranking, chunking)
 
 
 def _describe(config: EngineConfig, model_config: ModelConfig, runtime: Runtime, tokenizer: Tokenizer) -> ModelInfo:
@@ -180,14 +209,14 @@ def _resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def load_tokenizer(config: EngineConfig, model_config: ModelConfig, model: Model) -> Tokenizer:
+def load_tokenizer(config: EngineConfig, model_config: ModelConfig, reach: Reach) -> Tokenizer:
     """The checkpoint's tokenizer, within what the model can read."""
     return Tokenizer.load(
         config,
         model_config,
-        max_positions=model.max_positions,
-        vocab_size=model.vocab_size,
-        is_hard=model.learnt_positions,
+        max_positions=reach.max_positions,
+        vocab_size=reach.vocab_size,
+        is_hard=reach.learnt_positions,
     )
 
 

@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from rtp_llm.core import Input, Item, Params
+from rtp_llm.core import Input, Item, Params, Request, TaskType
 from rtp_llm.engine.estimate import Estimate
 from rtp_llm.engine.lane import Lane
 from rtp_llm.engine.lane_threads import LaneThreads, Work
@@ -23,6 +23,14 @@ class PairEncoder(Encoder, Protocol):
     """Pairs as one text each, of which `around_pair` characters are neither query nor document."""
 
     around_pair: int
+
+
+class Tokenized(NamedTuple):
+    """What was made of all inputs of a request, and when, as time.perf_counter() counts."""
+
+    items: list[Item]
+    started_at: float
+    ended_at: float
 
 
 class TokenizerPool:
@@ -65,6 +73,11 @@ class TokenizerPool:
         if params.chunking is not None or params.stride is not None:
             return self._chunking.encode(inputs, params, start)
         return (self._reranking if rerank else self._embedding).encode(inputs, params, start)
+
+    def read(self, request: Request, start: int, stop: int) -> list[Item]:
+        """The inputs start:stop of a request, encoded."""
+        rerank = TaskType.RERANK in request.tasks
+        return self.encode(request.inputs[start:stop], request.params, start, rerank=rerank)
 
     def submit(self, work: Work, lane: Lane) -> None:
         """Work, turn by turn, on the pool's threads: `LaneThreads.submit`."""

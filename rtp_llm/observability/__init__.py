@@ -1,7 +1,18 @@
 """What the process tells of itself: metrics, request logs, traces; each is observed in one place."""
 
-from rtp_llm.observability.metrics import CONTENT_TYPE, Metrics, render
+from rtp_llm.observability.metrics import CONTENT_TYPE, Metrics, RequestMetrics, Waiting, render
 from rtp_llm.observability.process_metrics import ProcessMetrics
 from rtp_llm.observability.seen import Answered, Observer, Seen, server_timing
 
-__all__ = ["CONTENT_TYPE", "Answered", "Metrics", "Observer", "ProcessMetrics", "Seen", "render", "server_timing"]
+__all__ = [
+    "CONTENT_TYPE",
+    "Answered",
+    "Metrics",
+    "Observer",
+    "ProcessMetrics",
+    "RequestMetrics",
+    "Seen",
+    "Waiting",
+    "render",
+    "server_timing",
+]

@@ -23,20 +23,38 @@ def set_up(descriptor: int = _STANDARD_ERROR) -> LogOutput:
     """Send the log of the whole process to a descriptor, as text."""
     output = LogOutput(descriptor)
     output.setFormatter(logging.Formatter(_TEXT))
-    logging.getLogger().addHandler(output)
+    root = logging.getLogger()
+    root.addHandler(output)
+    root.setLevel(logging.INFO)
+    for library in ("httpx", "httpx2"):  # which log each call to the hub
+        logging.getLogger(library).setLevel(logging.WARNING)
     return output
+
+
+def adjust(output: LogOutput, level: str, format: str, process: str = "") -> None:
+    """What the options say of the log; `process` is this one's name, where a server has several."""
+    logging.getLogger().setLevel(level.upper())
+    if format == "json":
+        output.setFormatter(JsonLines(process))
+    elif process:
+        output.setFormatter(logging.Formatter(_TEXT.replace("%(name)s", f"{process} %(name)s")))
 
 
 class JsonLines(logging.Formatter):
     """A record as a JSON object in one line; `fields` of the record stand beside its message."""
 
+    def __init__(self, process: str = "") -> None:
+        super().__init__()
+        self._process = {"process": process} if process else {}
+
     def format(self, record: logging.LogRecord) -> str:
-        """time, level, logger and message; exception where there is one."""
+        """time, level, logger and message; exception where there is one, and the process's name, if it has one."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self._process,
             **getattr(record, "fields", {}),
         }
         if record.exc_info:

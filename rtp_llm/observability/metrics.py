@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Sized
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -45,6 +45,30 @@ class Cache(Sized, Protocol):
     """Results that are kept."""
 
     num_bytes: int
+
+
+class Waiting(NamedTuple):
+    """Inputs that wait for a step, and requests that have no answer yet, over all lanes."""
+
+    inputs: int
+    requests: int
+
+
+class RequestMetrics(Protocol):
+    """What is counted of a model's requests by whoever speaks with its clients."""
+
+    @property
+    def model_name(self) -> str:
+        """The model whose metrics these are."""
+
+    def observe_http(self, route: str, status: int, seconds: float, failure: str = "") -> None:
+        """An HTTP exchange has ended; `route` is the path's template, never the path itself.
+
+        failure  why a request that was in order failed; empty where it did not, or was at fault
+        """
+
+    def observe_encode(self, seconds: float) -> None:
+        """An answer has been written."""
 
 
 def render(process: ProcessMetrics, models: "Sequence[Metrics]") -> bytes:
@@ -104,10 +128,7 @@ class Metrics:
         self._stages = {stage: self._stage.labels(stage) for stage in _STAGES}
 
     def observe_http(self, route: str, status: int, seconds: float, failure: str = "") -> None:
-        """An HTTP exchange has ended; `route` is the path's template, never the path itself.
-
-        failure  why a request that was in order failed; empty where it did not, or was at fault
-        """
+        """As RequestMetrics."""
         self._later(self._count_http, route, status, seconds, failure)
 
     def _count_http(self, route: str, status: int, seconds: float, failure: str) -> None:
@@ -124,7 +145,7 @@ class Metrics:
         histogram.observe(seconds)
 
     def observe_encode(self, seconds: float) -> None:
-        """An answer has been written."""
+        """As RequestMetrics."""
         self._later(self._stages["encode"].observe, seconds)
 
     def observe_response(self, response: Response) -> None:
@@ -187,9 +208,9 @@ class Metrics:
         self._in_flight.labels(lane).set_function(lambda: len(requests))
         self._lanes.append((queue, requests))
 
-    def waiting(self) -> tuple[int, int]:
-        """Inputs that wait for a step, and requests that have no answer yet, over all lanes."""
-        return sum(queue.items for queue, _ in self._lanes), sum(len(requests) for _, requests in self._lanes)
+    def waiting(self) -> Waiting:
+        """What has no answer yet."""
+        return Waiting(sum(queue.items for queue, _ in self._lanes), sum(len(each) for _, each in self._lanes))
 
     def watch_drain_rate(self, tokens_per_second: Callable[[], float]) -> None:
         """Publish how fast the device works."""

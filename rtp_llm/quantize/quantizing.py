@@ -9,7 +9,7 @@ from rtp_llm.config import EngineConfig
 from rtp_llm.config_files import stored_quantization
 from rtp_llm.engine.encoders import lookup_tokenizers
 from rtp_llm.engine.likeness import BARS, Likeness, items_of, pool_mode, texts
-from rtp_llm.engine.loading import load_tokenizer, task_source
+from rtp_llm.engine.loading import Reach, load_tokenizer, task_source
 from rtp_llm.errors import ConfigError
 from rtp_llm.model_config import ModelConfig, read_model_config
 from rtp_llm.models import load_model
@@ -105,7 +105,7 @@ def _mixture(
     source = open_tensors(model_config.transformer_folder)
     quantized = load_model(exact.model_type, model_config.hf, source, ops.fork("int8"))
     source.close()
-    tokenizer = load_tokenizer(config, model_config, model)
+    tokenizer = load_tokenizer(config, model_config, Reach.of(model))
     tasks = load_tasks(task_source(config, model_config, exact, tokenizer, lookup_tokenizers(config, model_config)))
     items = items_of(tokenizer, lines or texts())
     ops.num_threads = exact.num_cores

@@ -17,7 +17,7 @@ from rtp_llm.errors import ConfigError
 from rtp_llm.observability import Observer, ProcessMetrics
 from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.dispatch import Dispatcher
-from rtp_llm.server.engine_like import EngineLike
+from rtp_llm.server.engine_like import Elsewhere, EngineLike
 from rtp_llm.server.open_files import allow_open_files
 from rtp_llm.server.protocol import Protocol
 from rtp_llm.server.tls import check_certificate
@@ -47,8 +47,9 @@ def check(config: ServerConfig) -> None:
     KeyRing(config)
 
 
-def _warn_if_open(app: Dispatcher, config: ServerConfig) -> None:
-    if app.keys.is_open and config.host in _EVERYWHERE:
+def warn_if_open(config: ServerConfig) -> None:
+    """Log that everybody may ask, where that is so and this machine is not the only one that can."""
+    if KeyRing(config).is_open and config.host in _EVERYWHERE:
         logger.warning(
             "listening on all interfaces without an API key: whoever reaches this machine can use the server; "
             "--api_key_file FILE asks for keys, --host 127.0.0.1 serves this machine alone"
@@ -70,6 +71,8 @@ def serve(
     on_ready: Callable[[int], None] | None = None,
     observers: Sequence[Observer] = (),
     process: ProcessMetrics | None = None,
+    listener: socket.socket | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> bool:
     """Serve until SIGINT or SIGTERM, then let running requests end, for at most `config.shutdown_timeout` seconds.
 
@@ -77,11 +80,12 @@ def serve(
     it at once -> False then.
 
     `on_ready` is called once with the port, when it accepts connections; `observers` are told of each request that has
-    ended; `process` tells of this process at /metrics.
+    ended; `process` tells of this process at /metrics. `listener` is a socket to serve on instead of one of its own,
+    and `elsewhere` the process of the engines, where that is not this one.
     ConfigError: the address cannot be listened on.
     """
-    listener = listen(config.host, config.start_port)
-    app = Dispatcher(engines, config, observers, process)
+    listener = listener or listen(config.host, config.start_port)
+    app = Dispatcher(engines, config, observers, process, elsewhere.exposition if elsewhere else None)
     options = uvicorn.Config(
         app,
         http=Protocol,
@@ -96,7 +100,7 @@ def serve(
         ssl_certfile=config.ssl_certfile or None,
         ssl_keyfile=config.ssl_keyfile or None,
     )
-    server = _Server(options, app, config, on_ready, observers)
+    server = _Server(options, app, config, on_ready, observers, elsewhere)
     with listener, _signals_end_here(app.keys.reload):
         server.run(sockets=[listener])
     return not server.force_exit
@@ -108,13 +112,47 @@ def _seconds_to_end(config: ServerConfig) -> int:
 
 def listen(host: str, port: int, param: str = "start_port") -> socket.socket:
     """A listening socket; ConfigError says in one line why there is none."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        return socket.create_server((host, port), family=_family(host), backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        message = f"cannot listen on {host}:{port}: {reason}; choose another with --host or --{param}"
-        raise ConfigError(message, param=param) from error
+        raise _cannot_listen(host, port, param, error) from error
+
+
+def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
+    """`count` sockets of one address, none of which listens yet: those that do share the connections among them.
+
+    ConfigError as `listen` raises it.
+    """
+    # NOTE: whoever shares an address is not told that somebody has it, if that is the same user: this is.
+    listen(host, port).close()
+    if not hasattr(socket, "SO_REUSEPORT"):
+        message = "frontend_server_count: this system lets no two processes listen at one address; leave it out"
+        raise ConfigError(message, param="frontend_server_count")
+    sockets: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            sockets.append(one := socket.socket(_family(host)))
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                one.setsockopt(socket.SOL_SOCKET, option, 1)
+            if one.family == socket.AF_INET6:  # as `listen` has it
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.bind((host, port))
+            port = one.getsockname()[1]
+    except OSError as error:
+        for one in sockets:
+            one.close()
+        raise _cannot_listen(host, port, "start_port", error) from error
+    return sockets
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _cannot_listen(host: str, port: int, param: str, error: Exception) -> ConfigError:
+    reason = getattr(error, "strerror", None) or error
+    message = f"cannot listen on {host}:{port}: {reason}; choose another with --host or --{param}"
+    return ConfigError(message, param=param)
 
 
 class _Server(uvicorn.Server):
@@ -127,8 +165,10 @@ class _Server(uvicorn.Server):
         config: ServerConfig,
         on_ready: Callable[[int], None] | None,
         observers: Sequence[Observer],
+        elsewhere: Elsewhere | None,
     ) -> None:
         super().__init__(options)
+        self._elsewhere = elsewhere
         self._on_ready = on_ready
         self._end_grpc: Callable[[], Awaitable[None]] | None = None
         self._app = app
@@ -141,10 +181,11 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._elsewhere is not None:
+            await self._elsewhere.open()
         if self._settings.grpc_port:
             self._end_grpc = await self._start_grpc(self._settings)
         await super().startup(sockets)
-        _warn_if_open(self._app, self._settings)
         if self._on_ready is not None and sockets:
             self._on_ready(sockets[0].getsockname()[1])
 
@@ -152,6 +193,8 @@ class _Server(uvicorn.Server):
         await self._drain()
         ends = [self._end_http(sockets)] + ([self._end_grpc()] if self._end_grpc else [])
         await asyncio.gather(*ends)
+        if self._elsewhere is not None:
+            await self._elsewhere.close()
 
     async def _end_http(self, sockets: list[socket.socket] | None) -> None:
         """uvicorn's own end has no word for an answer that its client does not read, and calls it an error."""

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from rtp_llm.core import ModelInfo, Request, TaskType
 from rtp_llm.errors import NotReady, UnknownModel, UnsupportedTask
-from rtp_llm.observability import Metrics
+from rtp_llm.observability import Metrics, RequestMetrics
 from rtp_llm.server.engine_like import EngineLike
 
 Body = TypeVar("Body")
@@ -81,11 +81,11 @@ class Catalog:
 
     @property
     def metrics(self) -> list[Metrics]:
-        """Those of each model."""
-        return [engine.metrics for engine in self.engines]
+        """Those of each model that is in this process."""
+        return [engine.metrics for engine in self.engines if isinstance(engine.metrics, Metrics)]
 
     @property
-    def only_metrics(self) -> Metrics | None:
+    def only_metrics(self) -> RequestMetrics | None:
         """Those of the model that any request is for; None where there are several."""
         return self.default.metrics if len(self.engines) == 1 else None
 

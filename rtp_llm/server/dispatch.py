@@ -6,7 +6,7 @@ POST routes that run the model are dispatched here, by path; everything else goe
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette import routing
 from starlette.requests import Request as HttpRequest
@@ -98,7 +98,9 @@ class Dispatcher:
         config: ServerConfig,
         observers: Sequence[Observer] = (),
         process: ProcessMetrics | None = None,
+        exposition: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
+        """`exposition` gives the metrics of the whole server, where other processes have some of them."""
         self.catalog = catalog = Catalog(engines if isinstance(engines, Sequence) else [engines])
         self.admission = Admission(config)
         self.keys = KeyRing(config)
@@ -113,6 +115,7 @@ class Dispatcher:
         self._paths = {*DIALECTS, *(route.path for route in self.routes if "{" not in route.path)}
         self._process = process or ProcessMetrics()
         self._process.watch_health(catalog.is_healthy)
+        self._exposition = exposition or self._own_exposition
         self._router = routing.Router(self.routes, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -188,7 +191,10 @@ class Dispatcher:
         return MethodNotAllowed(f"{shown} does not take {method}; it takes {allow}", allow=allow)
 
     async def _metrics(self, _: HttpRequest) -> HttpResponse:
-        return HttpResponse(render(self._process, self.catalog.metrics), headers={"content-type": CONTENT_TYPE})
+        return HttpResponse(await self._exposition(), headers={"content-type": CONTENT_TYPE})
+
+    async def _own_exposition(self) -> bytes:
+        return render(self._process, self.catalog.metrics)
 
 
 def _renamed(exchange: Exchange, path: str) -> str:

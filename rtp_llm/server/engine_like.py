@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from rtp_llm.core import ModelInfo, Request, Response
-from rtp_llm.observability import Metrics
+from rtp_llm.observability import RequestMetrics, Waiting
 
 
 class Token(Protocol):
@@ -42,7 +42,9 @@ class Part(Protocol):
 class EngineLike(Protocol):
     """All that the server knows of an engine."""
 
-    metrics: Metrics
+    @property
+    def metrics(self) -> RequestMetrics:
+        """Where its requests are counted."""
 
     def info(self) -> ModelInfo:
         """The loaded model; NotReady before there is one."""
@@ -52,6 +54,9 @@ class EngineLike(Protocol):
 
     async def run(self, request: Request) -> Response:
         """Answer one request; cancelling the coroutine drops what still waits of it."""
+
+    async def waiting(self) -> Waiting:
+        """What has no answer yet."""
 
     def token_parts(self, text: str, *, add_special_tokens: bool = True) -> Iterator[Part]:
         """The tokens of a text as the model would read it, without prompt or limit, part by part."""
@@ -71,3 +76,16 @@ class EngineLike(Protocol):
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """A conversation as the model's chat template writes it; InvalidRequest where it has none, or that fails."""
+
+
+class Elsewhere(Protocol):
+    """The process in which the engines are, where that is another one."""
+
+    async def open(self) -> None:
+        """Speak with it, on this event loop."""
+
+    async def exposition(self) -> bytes:
+        """The metrics of the whole server."""
+
+    async def close(self) -> None:
+        """Say what is still to be said, and no more."""

@@ -10,7 +10,7 @@ from copy import copy
 from starlette.types import Message, Receive, Scope, Send
 
 from rtp_llm.core import Whole
-from rtp_llm.observability import Answered, Metrics, Seen, server_timing
+from rtp_llm.observability import Answered, RequestMetrics, Seen, server_timing
 from rtp_llm.server.cors import Cors
 from rtp_llm.server.errors import ErrorForm, Headers, openai_form
 
@@ -77,7 +77,7 @@ class Exchange:
         self.status = 0
         self.failure = ""
         self.route = "unmatched"
-        self.metrics: Metrics | None = None
+        self.metrics: RequestMetrics | None = None
         self.error_form: ErrorForm = openai_form
         self.content_type = JSON
         self.deployment = self.hosted_model = ""

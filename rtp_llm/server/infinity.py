@@ -9,6 +9,7 @@ from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
 from rtp_llm.core import TaskType
+from rtp_llm.observability import Waiting
 from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.model_list import ModelEntry, model_entry
@@ -44,18 +45,18 @@ def routes(catalog: Catalog) -> list[Route]:
     """The listing."""
 
     async def models(_: HttpRequest) -> HttpResponse:
-        answer = InfinityModels(data=[_entry(engine) for engine in catalog.engines])
+        answer = InfinityModels(data=[_entry(engine, await engine.waiting()) for engine in catalog.engines])
         return HttpResponse(msgspec.json.encode(answer), media_type="application/json")
 
     return [Route(MODELS_PATH, models)]
 
 
-def _entry(engine: EngineLike) -> InfinityModel:
-    info, (inputs, requests) = engine.info(), engine.metrics.waiting()
+def _entry(engine: EngineLike, waiting: Waiting) -> InfinityModel:
+    info = engine.info()
     shared = msgspec.structs.asdict(model_entry(info)) | {"owned_by": "infinity"}
     return InfinityModel(
         **shared,
-        stats=ModelStats(queue_absolute=inputs, results_pending=requests),
+        stats=ModelStats(queue_absolute=waiting.inputs, results_pending=waiting.requests),
         backend=info.backend,
         capabilities=[word for task, word in _CAPABILITIES.items() if task in info.tasks],
     )

@@ -278,7 +278,7 @@ def get_routes(catalog: Catalog) -> list[routing.Route]:
         return HttpResponse(orjson.dumps({"version": __version__}), media_type="application/json")
 
     async def load(_: HttpRequest) -> HttpResponse:
-        answer = LoadAnswer(server_load=sum(engine.metrics.waiting()[1] for engine in catalog.engines))
+        answer = LoadAnswer(server_load=sum([(await engine.waiting()).requests for engine in catalog.engines]))
         return HttpResponse(msgspec.json.encode(answer), media_type="application/json")
 
     return [routing.Route(VERSION_PATH, version), routing.Route(LOAD_PATH, load)]

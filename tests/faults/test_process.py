@@ -63,7 +63,7 @@ def test_sigterm_under_load_loses_nothing(tiny_bert: Path, tmp_path: Path) -> No
     assert "Traceback" not in log.read_text()
 
 
-_BREAKS = """
+BREAKS = """
 import sys
 from rtp_llm.runtime.cpu import CpuRuntime
 from rtp_llm.start_server import main
@@ -82,7 +82,7 @@ def test_a_process_whose_thread_died_ends_with_status_1(tiny_bert: Path, tmp_pat
     url = f"http://127.0.0.1:{port}"
     arguments = ["--checkpoint_path", str(tiny_bert), "--start_port", str(port), "--host", "127.0.0.1"]
     with log.open("wb") as stream:
-        process = subprocess.Popen([sys.executable, "-c", _BREAKS, *arguments], stderr=stream, cwd=ROOT)
+        process = subprocess.Popen([sys.executable, "-c", BREAKS, *arguments], stderr=stream, cwd=ROOT)
     try:
         wait_until_ready(url, process, log)
         answer = httpx.post(f"{url}/v1/embeddings", json={"input": [[5] * 13]}, timeout=10)

@@ -11,7 +11,7 @@ import numpy as np
 from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, SparseVector, TaskType
 from rtp_llm.entities import Entity
 from rtp_llm.errors import NotReady, UnsupportedTask
-from rtp_llm.observability import Metrics
+from rtp_llm.observability import Metrics, Waiting
 from rtp_llm.timings import Timings
 
 DIMENSION = 8
@@ -95,6 +95,9 @@ class FakeEngine:
     def check_health(self) -> None:
         if self.not_ready:
             raise NotReady(self.not_ready)
+
+    async def waiting(self) -> Waiting:
+        return self.metrics.waiting()
 
     def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[FakeToken]:
         """A token a letter, between two special ones."""

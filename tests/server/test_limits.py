@@ -15,9 +15,7 @@ import pytest
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError
-from rtp_llm.server import app
-from rtp_llm.server.app import check, listen
-from rtp_llm.server.dispatch import Dispatcher
+from rtp_llm.server.app import check, listen, warn_if_open
 from rtp_llm.server.tls import check_certificate
 from tests.engine.fakes import FakeRuntime, make_engine
 from tests.real_server import free_port
@@ -182,7 +180,7 @@ def test_an_open_server_is_told_of(options: dict[str, Any], warns: bool, caplog:
     config = ServerConfig(checkpoint_path="fake", start_port=0, **options)
     check(config)
     assert not caplog.records
-    app._warn_if_open(Dispatcher(FakeEngine(), config), config)
+    warn_if_open(config)
     assert ("without an API key" in caplog.text) == warns
 
 

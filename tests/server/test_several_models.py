@@ -265,6 +265,6 @@ def test_metrics_are_of_the_model_that_answered(client: httpx.Client, engines: d
     text = client.get("/metrics").text
     assert set(re.findall(r'\bmodel="([^"]*)"', text)) == set(engines)
     assert text.count("\nrtp_llm_ready ") == text.count("\nrtp_llm_lost_log_lines_total ") == 1
-    of_process = ("rtp_llm_ready", "rtp_llm_lost_log_lines")
+    of_process = ("rtp_llm_ready", "rtp_llm_lost_log_lines", "rtp_llm_frontend")
     ours = [line for line in text.splitlines() if line.startswith("rtp_llm_") and not line.startswith(of_process)]
     assert ours and all(re.search(r'\bmodel="', line) for line in ours)

@@ -19,7 +19,7 @@ from rtp_llm.errors import (
     NotReady,
     Overloaded,
 )
-from rtp_llm.observability import Answered, Metrics, Observer, Seen
+from rtp_llm.observability import Answered, Observer, RequestMetrics, Seen
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.client_watch import unless_client_leaves
@@ -51,7 +51,7 @@ class Rpc:
     id: str
     metadata: dict[bytes, bytes]
     deadline: float
-    metrics: Metrics | None = None
+    metrics: RequestMetrics | None = None
     answered: Sequence[Answered] = ()
     whole: Whole | None = None
 

@@ -1,0 +1,1 @@
+"""Front-end processes: they speak with clients and read small requests, and one process computes for all of them."""

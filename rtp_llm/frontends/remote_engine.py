@@ -1,0 +1,93 @@
+"""An engine that is in another process, as the server knows it."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rtp_llm.core import ModelInfo, Request, Response
+from rtp_llm.engine.token_parts import token_parts
+from rtp_llm.engine.tokenizer_pool import Tokenized, TokenizerPool
+from rtp_llm.engine.tokens import Part
+from rtp_llm.errors import NotReady
+from rtp_llm.frontends.link import Link
+from rtp_llm.observability import Waiting
+
+
+class ForwardedMetrics:
+    """A model's RequestMetrics, which the engine's process keeps."""
+
+    def __init__(self, model: int, name: str, link: Link) -> None:
+        self.model_name = name
+        self._model = model
+        self._link = link
+
+    def observe_http(self, route: str, status: int, seconds: float, failure: str = "") -> None:
+        """As RequestMetrics."""
+        self._link.observe(self._model, "observe_http", route, status, seconds, failure)
+
+    def observe_encode(self, seconds: float) -> None:
+        """As RequestMetrics."""
+        self._link.observe(self._model, "observe_encode", seconds)
+
+
+class RemoteEngine:
+    """EngineLike for the model of a number: tokenises what is small, and has all else done where the engine is."""
+
+    def __init__(self, model: int, info: ModelInfo, pool: TokenizerPool, link: Link) -> None:
+        self.metrics = ForwardedMetrics(model, info.name, link)
+        self._model = model
+        self._info = info
+        self._pool = pool
+        self._tokenizer = pool.tokenizer
+        self._link = link
+
+    def info(self) -> ModelInfo:
+        """What is loaded, and its limits."""
+        return self._info
+
+    def check_health(self) -> None:
+        """Raise NotReady while the engine's process says so, or has ended."""
+        problem = self._link.problems[self._model]
+        if problem is not None:
+            raise NotReady(problem)
+
+    async def run(self, request: Request) -> Response:
+        """Answer one request; cancelling the coroutine drops what is still queued of it."""
+        return await self._link.run(self._model, request, self._tokenized(request))
+
+    async def waiting(self) -> Waiting:
+        """What has no answer yet, of all front-ends."""
+        told: Waiting = await self._link.query(self._model, "waiting")
+        return told
+
+    def token_parts(self, text: str, *, add_special_tokens: bool = True) -> Iterator[Part]:
+        """The tokens of a text as the model would read it, without prompt or limit, part by part."""
+        return token_parts(self._tokenizer, text, add_special_tokens=add_special_tokens)
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids; InvalidRequest for an id that is out of the vocabulary."""
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def prompt(self, name: str) -> str:
+        """The text of the prompt called `name`, one of the model's."""
+        return self._tokenizer.prompts[name]
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """A conversation as the model's chat template writes it; see ChatTemplate.render."""
+        return self._tokenizer.chat_template.render(messages, **options)
+
+    def _tokenized(self, request: Request) -> Tokenized | None:
+        """What its inputs come to; None where that takes long, or fails: then the engine's process sees to it.
+
+        There it is tokenised part by part, beside others, and what is wrong with a request is found in one order.
+        """
+        started_at = time.perf_counter()
+        try:
+            if not self._pool.is_small(request.inputs, self._pool.estimate(request.params)):
+                return None
+            items = self._pool.read(request, 0, len(request.inputs))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # a panic inside the tokenizers library is no Exception
+            return None
+        return Tokenized(items, started_at, time.perf_counter())
