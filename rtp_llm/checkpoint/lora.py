@@ -207,8 +207,8 @@ def _check_is_read(path: Path, settings: Mapping[str, Any], stem: str, adapter: 
     key = left_out_by(path, settings, stem)
     if key is not None:
         raise CheckpointError(
-            f"{path}: {key} {settings[key]!r:.120} leaves {stem} out, so that peft does not read its lora_A and lora_B in "
-            f"{adapter.path.name}; take the file that was saved with these tensors"
+            f"{path}: {key} {settings[key]!r:.120} leaves {stem} out, so that peft does not read its lora_A and lora_B "
+            f"in {adapter.path.name}; take the file that was saved with these tensors"
         )
 
 

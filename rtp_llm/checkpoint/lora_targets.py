@@ -1,7 +1,7 @@
 """Which modules an adapter is of, by the words of adapter_config.json.
 
-Source: peft, tuners/tuners_utils.py: check_target_module_exists. It reads no tensors of another module, and says so in a
-warning at most. A regular expression with repetitions is not looked at: a stranger's may take for ever.
+Source: peft, tuners/tuners_utils.py: check_target_module_exists. It reads no tensors of another module, and says so in
+a warning at most. A regular expression with repetitions is not looked at: a stranger's may take for ever.
 """
 
 import re

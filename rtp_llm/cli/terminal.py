@@ -169,8 +169,8 @@ def tell_cuts(prog: str, model: "Model", inputs: str, way_out: str = "split them
     if model.num_truncated:
         limit = model.info.max_seq_len
         sys.stderr.write(
-            f"{prog}: {model.num_truncated} of {inputs} were cut at the limit of {limit} tokens, and the rest of them was "
-            f"not read: {way_out}, or raise --max_seq_len where the model was made for more\n"
+            f"{prog}: {model.num_truncated} of {inputs} were cut at the limit of {limit} tokens, and the rest of them "
+            f"was not read: {way_out}, or raise --max_seq_len where the model was made for more\n"
         )
 
 

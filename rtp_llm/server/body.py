@@ -22,8 +22,9 @@ _LONE_SURROGATE = re.compile(rb'\\u[dD][89abAB][0-9a-fA-F]{2}"')
 
 
 async def read_body(exchange: Exchange, max_bytes: int, timeout: float) -> bytes:
-    """The whole body without a byte order mark; RequestTooLarge as soon as it is known to be over `max_bytes`, without reading the rest.
+    """The whole body, but for a byte order mark before it.
 
+    RequestTooLarge as soon as it is known to be over `max_bytes`, without reading the rest.
     BodyTimeout when it has not arrived after `timeout` seconds.
     """
     task, expired = asyncio.current_task(), False

@@ -168,8 +168,9 @@ def to_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, requ
         raise InvalidRequest(message, param="modality")
     if body.lora_task is not None:
         message = (
-            f"lora_task: {body.lora_task!r:.100} cannot be chosen by a request; leave it out, or have the checkpoint served "
-            "with that adapter as a model of its own (--json_model_override_args '{\"lora_task\": …}') and name it in `model`"
+            f"lora_task: {body.lora_task!r:.100} cannot be chosen by a request; leave it out, or have the checkpoint "
+            "served with that adapter as a model of its own (--json_model_override_args '{\"lora_task\": …}') and name "
+            "that one in `model`"
         )
         raise InvalidRequest(message, param="lora_task")
     return Request(inputs=inputs_of(body.input, info, config), params=_params(body, info), request_id=request_id)

@@ -71,7 +71,7 @@ def assert_as_exact(theirs: Any, ours: list[Any], items: list[Item]) -> None:
 
 
 def assert_decodes_as(theirs: Any, ours: list[Any], items: list[Item]) -> None:
-    """Rows of each item of a decoder: near transformers' in fp32, and no further from fp64's than a little beyond these."""
+    """Rows of each item of a decoder: near transformers' in fp32, and little further than these from fp64."""
     in_fp32 = reference(theirs, untyped(items), use_cache=False)
     assert worst(ours, in_fp32) <= 1e-5
     truth = reference(theirs.double(), untyped(items), use_cache=False)

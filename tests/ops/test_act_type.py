@@ -178,11 +178,12 @@ def test_the_self_check_sees_one_part_of_widened_weights(one_part: NativeOps, qu
 
 def test_the_check_at_start_tries_all_products(one_part: NativeOps, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[tuple[str, int]] = []
-    monkeypatch.setattr(
-        native_ops,
-        "failing_ops",
-        lambda *backends: tried.extend((ops.quantization, ops.parts) for ops in backends) or frozenset(),
-    )
+
+    def none_failing(*backends: NativeOps) -> frozenset[str]:
+        tried.extend((ops.quantization, ops.parts) for ops in backends)
+        return frozenset()
+
+    monkeypatch.setattr(native_ops, "failing_ops", none_failing)
     native_ops.checked_library.__wrapped__(one_part.instruction_set)
     whole = [(kind, 3) for kind in ("none", "int8", *BITS)]
     assert tried == [*whole, *((kind, 1) for kind in ("bf16_products", *BITS))]

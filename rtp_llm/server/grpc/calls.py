@@ -169,9 +169,7 @@ class Calls:
 
         return answer
 
-    def direct(
-        self, call: Callable[[Message, EngineLike], Message], body_type: str, *, patient: bool
-    ) -> Answer[Reply]:
+    def direct(self, call: Callable[[Message, EngineLike], Message], body_type: str, *, patient: bool) -> Answer[Reply]:
         """Answers a message without running the model; a long one takes a place among those in flight, as over HTTP."""
 
         async def answer(received: bytes, rpc: Rpc) -> Reply:

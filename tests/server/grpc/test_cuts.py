@@ -1,4 +1,4 @@
-"""What was cut at the limit is told at the end of each call, in its trailing metadata: messages have no field for it."""
+"""What was cut at the limit is told at the end of a call, in its trailing metadata: messages have no field for it."""
 
 from typing import Any
 
