@@ -13,7 +13,7 @@ import numpy as np
 
 from rtp_llm.checkpoint.adapters import add_product
 from rtp_llm.checkpoint.folder import find, read_json
-from rtp_llm.checkpoint.lora_targets import PLAIN_PATTERN, left_out_by
+from rtp_llm.checkpoint.lora_targets import PLAIN_PATTERN, expression, left_out_by
 from rtp_llm.checkpoint.shards import open_file, open_weights
 from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
 from rtp_llm.checkpoint.weights import check_finite
@@ -230,7 +230,7 @@ def _of_module(path: Path, settings: Mapping[str, Any], key: str, patterns_key: 
     for pattern, own in patterns.items():
         if not PLAIN_PATTERN.fullmatch(pattern):
             raise CheckpointError(f"{path}: {patterns_key} {pattern!r:.80} is not read: names with dots are; {_MERGE}")
-        if re.match(rf"(.*\.)?({pattern})$", stem):
+        if expression(path, patterns_key, rf"(.*\.)?({pattern})$").match(stem):
             return own
     return settings.get(key)
 

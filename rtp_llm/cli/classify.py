@@ -72,7 +72,8 @@ def _classify(config: EngineConfig, arguments: Any) -> None:
             _entities(model, inputs, arguments)
         else:
             _labels(model, inputs, arguments)
-        kind, way_out = "pairs" if arguments.pairs else "texts", "say --stride N" if is_of_tokens else "split them"
+        has_windows = is_of_tokens and arguments.aggregation_strategy != "none"
+        kind, way_out = "pairs" if arguments.pairs else "texts", "say --stride N" if has_windows else "split them"
         tell_cuts("rtp-llm classify", model, f"{len(inputs)} {kind}", way_out)
 
 

@@ -138,6 +138,8 @@ def test_tables_whole_tensors_and_new_ones(base: Path) -> None:
             r"target_modules \['k_proj', '0_proj'\] leaves layers.0.q_proj out",
         ),
         ({}, {"target_modules": "k_proj"}, "target_modules 'k_proj' leaves layers.0.q_proj out, so that peft does not"),
+        ({}, {"target_modules": "a\\q"}, r"target_modules 'a\\\\q' is no regular expression: bad escape"),
+        ({}, {"alpha_pattern": {"a\\q": 1}}, "alpha_pattern .* is no regular expression: bad escape"),
         ({}, {"target_modules": []}, r"target_modules \[\] leaves layers.0.q_proj out"),
         ({}, {"target_modules": 5}, "adapter_config.json: target_modules is 5; a list of modules' names is needed"),
         (

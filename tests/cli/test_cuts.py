@@ -40,6 +40,8 @@ def test_classify(shell: Shell, classifier: Path, tagger: Path) -> None:
     assert done.err.startswith(f"rtp-llm classify: 1 of 3 texts {TELLS}split them")
     done = shell("classify", tagger, *LIMIT, *FAST, stdin=TEXTS)
     assert done.err.startswith(f"rtp-llm classify: 1 of 3 texts {TELLS}say --stride N")
+    done = shell("classify", tagger, "--aggregation_strategy", "none", *LIMIT, *FAST, stdin=TEXTS)
+    assert "say --stride" not in done.err and "split them" in done.err
     assert shell("classify", tagger, "--stride", 1, *LIMIT, *FAST, stdin=TEXTS).err == ""
 
 
