@@ -1,5 +1,6 @@
 """The library: a model without a server, on the same engine."""
 
+import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -70,6 +71,7 @@ class Model:
         """`options` are the fields of EngineConfig (docs/flags.md), e.g. `num_threads=4`."""
         config = arguments.options(checkpoint_path, options)
         self._engine = load_engine(config, config.model_name)
+        self._num_truncated, self._counting = 0, threading.Lock()
         # The engine's threads would keep it, and all weights, when nobody has the model any more.
         self._dropped = weakref.finalize(self, self._engine.close, 0.0)
         self._dropped.atexit = False
@@ -78,6 +80,11 @@ class Model:
     def info(self) -> ModelInfo:
         """What is loaded, and its limits."""
         return self._engine.info()
+
+    @property
+    def num_truncated(self) -> int:
+        """How many inputs have been cut at the limit since the model was loaded, a query among them."""
+        return self._num_truncated
 
     def embed(
         self,
@@ -199,7 +206,7 @@ class Model:
         """What the class of `custom_module` makes of all inputs together; `extra` is the request's own: top_k=3."""
         wanted = replace(params or Params(), extra=extra)
         request = Request(inputs=arguments.inputs(inputs), tasks=(TaskType.CUSTOM,), params=wanted)
-        return self._engine.run_sync(request).outputs[TaskType.CUSTOM]
+        return self._counted(self._engine.run_sync(request)).outputs[TaskType.CUSTOM]
 
     def similarity(
         self,
@@ -281,9 +288,14 @@ class Model:
         """Per task, an output for each input."""
         outputs: dict[TaskType, list[Any]] = {task: [] for task in tasks}
         for response in self._responses(arguments.inputs(inputs), tasks, params, progress):
-            for task, rows in response.outputs.items():
+            for task, rows in self._counted(response).outputs.items():
                 outputs[task] += list(rows)
         return outputs
+
+    def _counted(self, response: Response) -> Response:
+        with self._counting:
+            self._num_truncated += sum(response.truncated)
+        return response
 
     def _responses(
         self, inputs: Sequence[Any], tasks: tuple[TaskType, ...], params: Params, progress: bool

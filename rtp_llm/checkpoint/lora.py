@@ -13,6 +13,7 @@ import numpy as np
 
 from rtp_llm.checkpoint.adapters import add_product
 from rtp_llm.checkpoint.folder import find, read_json
+from rtp_llm.checkpoint.lora_targets import PLAIN_PATTERN, expression, left_out_by
 from rtp_llm.checkpoint.shards import open_file, open_weights
 from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
 from rtp_llm.checkpoint.weights import check_finite
@@ -34,8 +35,6 @@ _OFF = (
 )  # fmt: skip
 # Ways to begin a training that leave the base's own weights as they are; others are told by words.
 _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
-# What alpha_pattern's keys may be of the regular expressions that they are.
-_PLAIN_PATTERN = re.compile(r"\^?[\w.\\]+\$?")
 _MAX_ALPHA = float(np.finfo(np.float32).max)
 _MERGE = "merge it with peft (merge_and_unload() and save_pretrained()) and serve that folder"
 
@@ -89,6 +88,7 @@ class LoraSource:
                     f"{adapter.path}: {part.a} is for {stem}.weight, which {base.path} has not; where that has other "
                     f"names than transformers, {_MERGE}"
                 )
+            _check_is_read(config, settings, stem, adapter)
             rank = _rank(adapter, part, base.tensors[name], f"{name} of {base.path.name}")
             _check_rank(config, settings, stem, rank)
             self._parts[name] = part._replace(scaling=_scaling(config, settings, stem, rank))
@@ -202,6 +202,16 @@ def _scaling(path: Path, settings: Mapping[str, Any], stem: str, rank: int) -> f
     return float(alpha / (rank**0.5 if settings.get("use_rslora") else rank))
 
 
+def _check_is_read(path: Path, settings: Mapping[str, Any], stem: str, adapter: TensorSource) -> None:
+    """CheckpointError where adapter_config.json leaves a module out, so that peft does not read its tensors."""
+    key = left_out_by(path, settings, stem)
+    if key is not None:
+        raise CheckpointError(
+            f"{path}: {key} {settings[key]!r:.120} leaves {stem} out, so that peft does not read its lora_A and lora_B "
+            f"in {adapter.path.name}; take the file that was saved with these tensors"
+        )
+
+
 def _check_rank(path: Path, settings: Mapping[str, Any], stem: str, rank: int) -> None:
     """CheckpointError where adapter_config.json names another rank than the tensors have, as peft has it."""
     said = _of_module(path, settings, "r", "rank_pattern", stem)
@@ -218,9 +228,9 @@ def _of_module(path: Path, settings: Mapping[str, Any], key: str, patterns_key: 
     if not isinstance(patterns, dict):
         raise CheckpointError(f"{path}: {patterns_key} is {patterns!r:.80}; an object from names to numbers is needed")
     for pattern, own in patterns.items():
-        if not _PLAIN_PATTERN.fullmatch(pattern):
+        if not PLAIN_PATTERN.fullmatch(pattern):
             raise CheckpointError(f"{path}: {patterns_key} {pattern!r:.80} is not read: names with dots are; {_MERGE}")
-        if re.match(rf"(.*\.)?({pattern})$", stem):
+        if expression(path, patterns_key, rf"(.*\.)?({pattern})$").match(stem):
             return own
     return settings.get(key)
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from rtp_llm.cli.terminal import in_a_line, json_line, load, progress, write_out
+from rtp_llm.cli.terminal import in_a_line, json_line, load, progress, tell_cuts, write_out
 from rtp_llm.cli.texts import (
     COLUMN_HELP,
     STDIN,
@@ -72,6 +72,9 @@ def _classify(config: EngineConfig, arguments: Any) -> None:
             _entities(model, inputs, arguments)
         else:
             _labels(model, inputs, arguments)
+        has_windows = is_of_tokens and arguments.aggregation_strategy != "none"
+        kind, way_out = "pairs" if arguments.pairs else "texts", "say --stride N" if has_windows else "split them"
+        tell_cuts("rtp-llm classify", model, f"{len(inputs)} {kind}", way_out)
 
 
 def _pairs(arguments: Any) -> list[tuple[str, ...]]:

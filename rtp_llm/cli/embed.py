@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from rtp_llm.cli.terminal import ended_in_order, json_line, load, progress, whole_file, write_out
+from rtp_llm.cli.terminal import ended_in_order, json_line, load, progress, tell_cuts, whole_file, write_out
 from rtp_llm.cli.texts import COLUMN_HELP, STDIN, TEXTS_HELP, read_texts
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import FloatArray, SparseVector, TaskType
@@ -128,6 +128,7 @@ def _write_matrix(path: str, config: EngineConfig, lines: list[str], arguments: 
     with whole_file(path) as file, load(config) as model:
         _chosen(model, arguments)
         _save(file, model.embed(lines, progress=progress(), **_options(arguments)))
+        _tell_cuts(model, lines)
 
 
 def _save(file: BinaryIO, matrix: FloatArray) -> None:
@@ -141,6 +142,11 @@ def _write_json_lines(path: str, config: EngineConfig, lines: list[str], argumen
     with _lines_out(path) as write, load(config) as model:
         for row in _rows(model, lines, _chosen(model, arguments), _options(arguments)):
             write(json_line(row))
+        _tell_cuts(model, lines)
+
+
+def _tell_cuts(model: "Model", lines: list[str]) -> None:
+    tell_cuts("rtp-llm embed", model, f"{len(lines)} texts")
 
 
 @contextmanager

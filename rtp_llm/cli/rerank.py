@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rtp_llm.cli.terminal import in_a_line, json_line, load, progress, write_out
+from rtp_llm.cli.terminal import in_a_line, json_line, load, progress, tell_cuts, write_out
 from rtp_llm.cli.texts import COLUMN_HELP, STDIN, TEXTS_HELP, read_texts
 from rtp_llm.config import EngineConfig
+from rtp_llm.core import TaskType
 from rtp_llm.flags import CommandParser, parse_command
+
+if TYPE_CHECKING:
+    from rtp_llm.offline import Ranked
 
 _DESCRIPTION = """Score documents for a query; prints rank, score and text, by tabs, the best
 first. The score is the reranker's; of a checkpoint that is none, MaxSim of its
@@ -38,6 +42,13 @@ def _rerank(config: EngineConfig, arguments: Any) -> None:
     options = {name: getattr(arguments, name) for name in ("top_k", "activation", "instruction")}
     with load(config) as model:
         ranked = model.rerank(arguments.query, documents, progress=progress(), **options)
+        is_paired = TaskType.RERANK in model.info.tasks
+        inputs = f"{len(documents)} documents" if is_paired else f"{1 + len(documents)} texts, the query among them,"
+        _print(ranked, arguments)
+        tell_cuts("rtp-llm rerank", model, inputs)
+
+
+def _print(ranked: "list[Ranked]", arguments: Any) -> None:
     for rank, entry in enumerate(ranked, 1):
         if arguments.json:
             write_out(json_line({"rank": rank, "index": entry.index, "score": entry.score, "document": entry.document}))

@@ -164,6 +164,16 @@ def in_a_line(text: str) -> str:
     return text.replace("\n", " ")
 
 
+def tell_cuts(prog: str, model: "Model", inputs: str, way_out: str = "split them") -> None:
+    """One line on standard error where some of the `inputs`, a number and what they are, were cut at the limit."""
+    if model.num_truncated:
+        limit = model.info.max_seq_len
+        sys.stderr.write(
+            f"{prog}: {model.num_truncated} of {inputs} were cut at the limit of {limit} tokens, and the rest of them "
+            f"was not read: {way_out}, or raise --max_seq_len where the model was made for more\n"
+        )
+
+
 def progress() -> bool:
     """Whether somebody watches who would like a bar."""
     return sys.stderr.isatty()

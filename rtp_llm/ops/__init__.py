@@ -97,6 +97,7 @@ class Ops(Protocol):
     name: str
     instruction_set: str
     quantization: Quantization  # of the weights that `matrix` makes; `linear` takes those of any
+    parts: int  # as `fork` has them
     num_threads: (
         int  # cores that the next batch may use; where the backend leaves that to a library, it changes nothing
     )

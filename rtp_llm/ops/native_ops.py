@@ -85,7 +85,7 @@ class NativeOps:
         self, num_threads: int, library: Library, broken: frozenset[str], quantization: Quantization = "none",
         parts: int = 3,
     ) -> "NativeOps":  # fmt: skip
-        self.num_threads, self.quantization, self._parts = num_threads, quantization, PARTS.get(quantization, parts)
+        self.num_threads, self.quantization, self.parts = num_threads, quantization, PARTS.get(quantization, parts)
         self.instruction_set = library.instruction_set
         self._library, self._broken = library, broken
         self._stream = Stream(library)
@@ -108,11 +108,11 @@ class NativeOps:
 
     def matrix(self, weight: FloatArray | QuantizedWeight) -> LinearWeight:
         if isinstance(weight, QuantizedWeight):
-            return Int8Weight.of_quantized(check_quantized(weight), self._library, self._parts)
+            return Int8Weight.of_quantized(check_quantized(weight), self._library, self.parts)
         if self.quantization == "int8" and quantizes(weight):
-            return Int8Weight(weight, self._library, self._parts)
+            return Int8Weight(weight, self._library, self.parts)
         if self.quantization in BITS:
-            return GroupedWeight(weight, BITS[self.quantization], self._library, self._parts)
+            return GroupedWeight(weight, BITS[self.quantization], self._library, self.parts)
         if self.quantization in ROUNDED:
             weight = to_bf16(weight)
         return PackedWeight(weight, self._library, PARTS.get(self.quantization, 3))
@@ -375,8 +375,10 @@ def checked_library(instruction_set: str) -> tuple[Library, frozenset[str]]:
     broken: dict[str, frozenset[str]] = {}
     for name in names:
         ops = object.__new__(NativeOps)._bind(1, load(name), frozenset())
-        rounded: tuple[Quantization, ...] = ("bf16_products",) if name in FEWER_PARTS else ()
-        broken[name] = failing_ops(ops, *(ops.fork(kind) for kind in ("int8", *BITS, *rounded)))
+        forks = [ops.fork(kind) for kind in ("int8", *BITS)]
+        if name in FEWER_PARTS:
+            forks += [ops.fork(kind, parts=1) for kind in ("bf16_products", *BITS)]
+        broken[name] = failing_ops(ops, *forks)
         if not broken[name]:
             break
     if any(broken.values()):

@@ -74,7 +74,7 @@ class NumpyOps:
     num_threads = 1
 
     def __init__(self, quantization: Quantization = "none", parts: int = 3) -> None:
-        self.quantization, self._parts = quantization, parts
+        self.quantization, self.parts = quantization, parts
 
     def fork(self, quantization: Quantization = "none", parts: int = 3) -> "NumpyOps":
         return NumpyOps(quantization, parts)
@@ -86,7 +86,7 @@ class NumpyOps:
             return quantize_weight(weight)
         if self.quantization in BITS:
             widened = quantize_groups(weight, BITS[self.quantization]).dequantized()
-            return Bf16Weight(to_bf16(widened)) if self._parts == 1 else widened
+            return Bf16Weight(to_bf16(widened)) if self.parts == 1 else widened
         if self.quantization == "bf16":
             return to_bf16(weight)
         if self.quantization == "bf16_products":

@@ -9,6 +9,7 @@ import numpy as np
 from rtp_llm.core import FloatArray, Item, pack
 from rtp_llm.ops import Experts, Norm, Ops, Relative
 from rtp_llm.ops.numpy_ops import NumpyOps
+from rtp_llm.ops.weight_only import BITS
 
 
 def failing_ops(*backends: Ops) -> frozenset[str]:
@@ -17,15 +18,20 @@ def failing_ops(*backends: Ops) -> frozenset[str]:
     return frozenset(
         name
         for ops in backends
-        for name, run in (of_rounded if ops.quantization == "bf16_products" else checks).items()
+        for name, run in (of_rounded if _rounds(ops) else checks).items()
         if not _equal(name, run, ops)
     )
 
 
+def _rounds(ops: Ops) -> bool:
+    """Whether its products are of rows that it rounds: beside whole weights, or those in 8 or 4 bits."""
+    return ops.quantization == "bf16_products" or (ops.quantization in BITS and ops.parts == 1)
+
+
 def _equal(name: str, run: Callable[[Ops], Any], ops: Ops) -> bool:
     # NOTE: rows that are rounded may be on either side of a tie: of products one after the other little can be said.
-    error = 3e-2 if name == "attention" and ops.quantization == "bf16_products" else 1e-5
-    return np.allclose(ops.to_numpy(run(ops)), run(NumpyOps(ops.quantization)), rtol=1e-4, atol=error)
+    error = 3e-2 if name == "attention" and _rounds(ops) else 1e-5
+    return np.allclose(ops.to_numpy(run(ops)), run(NumpyOps(ops.quantization, ops.parts)), rtol=1e-4, atol=error)
 
 
 def _checks_of_rounded() -> dict[str, Callable[[Ops], Any]]:

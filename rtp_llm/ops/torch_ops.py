@@ -36,6 +36,7 @@ class TorchOps:
     name = "torch"
     num_threads = 1
     quantization: Quantization = "none"
+    parts = 3
     # Whether no op needs `Batch.host`, so that a CUDA graph of them serves any batch of as many tokens and sequences,
     # but for what needs numbers on the host: attention with `relative`, and experts.
     graph_safe = False

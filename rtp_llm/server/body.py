@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from codecs import BOM_UTF8
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -21,8 +22,9 @@ _LONE_SURROGATE = re.compile(rb'\\u[dD][89abAB][0-9a-fA-F]{2}"')
 
 
 async def read_body(exchange: Exchange, max_bytes: int, timeout: float) -> bytes:
-    """The whole body; RequestTooLarge as soon as it is known to be over `max_bytes`, without reading the rest.
+    """The whole body, but for a byte order mark before it.
 
+    RequestTooLarge as soon as it is known to be over `max_bytes`, without reading the rest.
     BodyTimeout when it has not arrived after `timeout` seconds.
     """
     task, expired = asyncio.current_task(), False
@@ -35,13 +37,15 @@ async def read_body(exchange: Exchange, max_bytes: int, timeout: float) -> bytes
 
     timer = asyncio.get_running_loop().call_later(timeout, expire)
     try:
-        return await _read(exchange, max_bytes)
+        body = await _read(exchange, max_bytes)
     except asyncio.CancelledError:
         if not expired:
             raise
         raise BodyTimeout(f"the body did not arrive within {timeout:g} seconds (body_timeout)") from None
     finally:
         timer.cancel()
+    # RFC 8259, 8.1: a parser may ignore it; PowerShell and .NET send one.
+    return body[len(BOM_UTF8) :] if body.startswith(BOM_UTF8) else body
 
 
 async def _read(exchange: Exchange, max_bytes: int) -> bytes:

@@ -18,6 +18,9 @@ from rtp_llm.server.turns import INLINE_CHARACTERS
 # What is no variable of a template, but says how its text is made, or of what.
 _NO_VARIABLES = ("messages", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize")
 
+# What a message may have in the place of its content: an assistant's, which calls something or has only thought.
+_INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning")
+
 
 class TextObject(msgspec.Struct, kw_only=True):
     """Jina's form of an input."""
@@ -133,6 +136,9 @@ def _conversations(
 def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(message.get("role"), str):
         raise InvalidRequest(f"{where}: a message has a role, which is a string", param=f"{where}.role")
+    if message.get("content") is None and not any(message.get(name) for name in _INSTEAD_OF_CONTENT):
+        words = "is missing: give a text, or a list of parts of type text; only beside tool_calls there need be none"
+        raise InvalidRequest(f"{where}.content {words}", param=f"{where}.content")
     return {**message, "content": _content(message.get("content"), f"{where}.content")}
 
 

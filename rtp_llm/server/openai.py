@@ -74,6 +74,9 @@ class EmbeddingsBody(SparseBody, kw_only=True):
         Meta(description="what the inputs are for: query, document, …; by it go the checkpoint's prompt and route"),
     ] = None
     task: Annotated[str | None, Meta(description="Jina's input_type")] = None
+    lora_task: Annotated[
+        str | None, Meta(description="not served: a model has the adapter that it was loaded with")
+    ] = None
     output_dtype: Annotated[
         VectorType | None, Meta(description="type of the numbers; int8 and uint8 are of unit vectors; null: float")
     ] = None
@@ -163,6 +166,13 @@ def to_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, requ
     if other is not None:
         message = f"modality: {other!r:.100} is not served; a text model is, so send texts"
         raise InvalidRequest(message, param="modality")
+    if body.lora_task is not None:
+        message = (
+            f"lora_task: {body.lora_task!r:.100} cannot be chosen by a request; leave it out, or have the checkpoint "
+            "served with that adapter as a model of its own (--json_model_override_args '{\"lora_task\": …}') and name "
+            "that one in `model`"
+        )
+        raise InvalidRequest(message, param="lora_task")
     return Request(inputs=inputs_of(body.input, info, config), params=_params(body, info), request_id=request_id)
 
 

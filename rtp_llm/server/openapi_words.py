@@ -102,7 +102,8 @@ ANSWER_HEADERS = {
     "USAGE": "the tokens that were read, as JSON",
     "x-embedding-shape": "of raw bytes: rows and columns",
     "x-truncated": "where the answer itself has no room to say so: the places of inputs that were cut, with commas; "
-    "numbers, or fields' names where inputs come in several fields; of over 1000 the first, then `...`",
+    "numbers, or fields' names where inputs come in several fields; of more than 1000, or 6000 bytes, the first, then "
+    "`...`",
     "metadata": "of `encoding_format: bytes`: what JSON would say around the vectors, and where each stands",
     "Retry-After": "whole seconds to wait, with 429 and 503",
 }

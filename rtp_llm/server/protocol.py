@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from rtp_llm.errors import InvalidRequest, NotReady, RtpError
@@ -11,6 +12,7 @@ from rtp_llm.server.errors import HeadTooLarge, UriTooLong, openai_form
 from rtp_llm.server.exchange import choose_id
 from rtp_llm.server.plain_parser import PlainParser
 from rtp_llm.server.unread import UnreadAnswer
+from rtp_llm.server.unreadable import UnreadableLog
 
 MAX_HEAD_BYTES = 64 << 10
 _LINE_ENDS = len(b": \r\n")
@@ -32,6 +34,8 @@ _LAST_CALL = 0.5
 
 class Protocol(HttpToolsProtocol):
     """One connection."""
+
+    unreadable = UnreadableLog()  # of all of them
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -74,13 +78,25 @@ class Protocol(HttpToolsProtocol):
         # NOTE: the parser keeps a name or value that has no end, of a head or of a trailer, and joins it anew for each
         # read: without a limit that costs memory and quadratic time.
         self._blind_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._closing.is_closing():
             return
         if self._in_head and self._alarm is None:
             self._set_alarm()
         if self._blind_bytes > MAX_HEAD_BYTES:
             self._refuse(self._head_too_large())
+
+    def _parse(self, data: bytes) -> None:
+        """As uvicorn does, which logs neither who sent what cannot be read, nor why it cannot be."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._unsupported_upgrade_warning()
+        except httptools.HttpParserError as error:
+            refusal = self._too_large or InvalidRequest("this is not an HTTP/1.1 request that can be read")
+            self.unreadable.tell(self.client, data, error, refusal.status)
+            self._refuse(refusal)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -119,7 +135,7 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes += num_bytes
         if self._head_bytes > MAX_HEAD_BYTES:
             self._too_large = self._head_too_large()
-            raise self._too_large  # which ends the parser, and comes back as `send_400_response`
+            raise self._too_large  # which ends the parser, as what cannot be read does
 
     def _head_too_large(self) -> RtpError:
         if self._in_head and not self.headers:
@@ -208,10 +224,6 @@ class Protocol(HttpToolsProtocol):
         uvicorn itself logs that it lacks a library for websockets, which nobody has asked for.
         """
         self.cycle.keep_alive = False
-
-    def send_400_response(self, msg: str) -> None:
-        """What cannot be parsed as HTTP at all, or is not to be."""
-        self._refuse(self._too_large or InvalidRequest("this is not an HTTP/1.1 request that can be read"))
 
     def _refuse(self, error: RtpError) -> None:
         _, body = openai_form(error)

@@ -14,6 +14,7 @@ import pytest
 
 from rtp_llm import Model
 from rtp_llm.checkpoint import open_tensors, resolved
+from rtp_llm.checkpoint.lora_targets import left_out_by
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import CheckpointError
 
@@ -62,6 +63,9 @@ def base(tmp_path: Path) -> Path:
         ({"alpha_pattern": {"layers.0.q_proj": 9}}, 3.0),
         ({"alpha_pattern": {"q_proj": 12}}, 4.0),
         ({"alpha_pattern": {"layers.1.q_proj": 9}, "rank_pattern": {"k_proj": 9}}, 2.0),
+        ({"target_modules": ["k_proj", "q_proj"], "exclude_modules": ["1.q_proj"], "modules_to_save": ["score"]}, 2.0),
+        ({"target_modules": "all-linear", "layers_to_transform": 7}, 2.0),
+        ({"target_modules": r"(?:.*(?:self_attn).*(?:q_proj))"}, 2.0),
     ],
 )
 @pytest.mark.parametrize("root", ["", "model."])
@@ -78,6 +82,29 @@ def test_a_product_is_added(settings: dict[str, Any], scaling: float, root: str,
         assert np.array_equal(ours.read(other), plain.read(other))
         assert np.array_equal(ours.read_part(other, 0, 1, 2), plain.read(other)[1:2])
     assert ours.tensors == plain.tensors and ours.file(name) == base / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_read"),
+    [
+        ({"layers_to_transform": 3}, True),
+        ({"layers_to_transform": [2, 3]}, True),
+        ({"layers_to_transform": []}, True),
+        ({"layers_to_transform": 2}, False),
+        ({"layers_to_transform": 3, "layers_pattern": "layers"}, True),
+        ({"layers_to_transform": 3, "layers_pattern": ["h", "layers"]}, True),
+        ({"layers_to_transform": 3, "layers_pattern": "h"}, False),
+        ({"layers_to_transform": 2, "target_modules": ["model.layers.3.q_proj"]}, True),
+        ({"target_modules": r"model\.layers\.3\.q_proj"}, True),
+        ({"target_modules": "q_proj"}, False),
+    ],
+)
+def test_a_module_is_one_of_those_that_peft_reads(settings: dict[str, Any], is_read: bool) -> None:
+    """As its check_target_module_exists: names are endings, an expression is of the whole name."""
+    left_out = left_out_by(
+        Path("adapter_config.json"), {"target_modules": ["q_proj"], **settings}, "model.layers.3.q_proj"
+    )
+    assert (left_out is None) == is_read
 
 
 def test_tables_whole_tensors_and_new_ones(base: Path) -> None:
@@ -105,6 +132,32 @@ def test_tables_whole_tensors_and_new_ones(base: Path) -> None:
         ({}, {"rank_pattern": {"q_proj": 2}}, "r is 2, but lora_A and lora_B of layers.0.q_proj have rank 3"),
         ({}, {"alpha_pattern": [3]}, r"alpha_pattern is \[3\]; an object from names to numbers is needed"),
         (pair("layers.0.q_proj", 5, 4), {"alpha_pattern": {"(a|b)+": 1}}, r"alpha_pattern '\(a\|b\)\+' is not read"),
+        (
+            {},
+            {"target_modules": ["k_proj", "0_proj"]},
+            r"target_modules \['k_proj', '0_proj'\] leaves layers.0.q_proj out",
+        ),
+        ({}, {"target_modules": "k_proj"}, "target_modules 'k_proj' leaves layers.0.q_proj out, so that peft does not"),
+        ({}, {"target_modules": "a\\q"}, r"target_modules 'a\\\\q' is no regular expression: bad escape"),
+        ({}, {"alpha_pattern": {"a\\q": 1}}, "alpha_pattern .* is no regular expression: bad escape"),
+        ({}, {"target_modules": []}, r"target_modules \[\] leaves layers.0.q_proj out"),
+        ({}, {"target_modules": 5}, "adapter_config.json: target_modules is 5; a list of modules' names is needed"),
+        (
+            {},
+            {"target_modules": ["q_proj"], "exclude_modules": ["0.q_proj"]},
+            "exclude_modules .* leaves layers.0.q_pr",
+        ),
+        ({}, {"modules_to_save": ["layers"]}, r"modules_to_save \['layers'\] leaves layers.0.q_proj out"),
+        (
+            pair("model.layers.0.q_proj", 5, 4),
+            {"target_modules": ["q_proj"], "layers_to_transform": [1, 2]},
+            r"layers_to_transform \[1, 2\] leaves model.layers.0.q_proj out",
+        ),
+        (
+            {},
+            {"target_modules": ["q_proj"], "layers_to_transform": ["a"]},
+            "is \\['a'\\]; numbers of layers are needed",
+        ),
         (pair("layers.0.q_proj", 5, 6), {}, r"lora_A \[3, 6\] and lora_B \[5, 3\] do not fit model.layers.0.q_proj"),
         (pair("layers.9.q_proj", 5, 4), {}, "is for layers.9.q_proj.weight, which .*model.safetensors has not"),
         ({"layers.0.q_proj.lora_A.weight": numbers(RANK, 4)}, {}, "layers.0.q_proj has one of lora_A and lora_B"),

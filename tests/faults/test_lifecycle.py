@@ -34,6 +34,14 @@ def post(port: int) -> httpx.Response:
     return httpx.post(f"http://127.0.0.1:{port}/v1/embeddings", json=BODY, trust_env=False, timeout=30)
 
 
+def is_ending(port: int) -> bool:
+    """Whether a first signal has been heeded, so that a second one is not taken for the same."""
+    try:
+        return get(port, "/health").status_code == 503
+    except httpx.TransportError:
+        return True
+
+
 def test_the_port_opens_when_requests_can_be_answered(tiny_bert: Path, tmp_path: Path) -> None:
     port = free_port()
     child = launch([str(tiny_bert), "--port", str(port)], tmp_path / "log")
@@ -54,7 +62,7 @@ def test_the_port_opens_when_requests_can_be_answered(tiny_bert: Path, tmp_path:
 
 def test_draining_serves_on_and_says_so() -> None:
     port = free_port()
-    with process(start_port=port, drain_seconds=3) as child:
+    with process(start_port=port, drain_seconds=60) as child:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10) as kept:
             assert "connection" not in kept.post("/v1/embeddings", json=BODY).headers
             child.send_signal(signal.SIGTERM)
@@ -65,7 +73,8 @@ def test_draining_serves_on_and_says_so() -> None:
             assert "rtp_llm_ready 0.0" in get(port, "/metrics").text
             for answer in (kept.post("/v1/embeddings", json=BODY), post(port)):
                 assert (answer.status_code, answer.headers["connection"]) == (200, "close")
-        assert child.communicate(timeout=20) == ("ended\n", "")
+        child.send_signal(signal.SIGTERM)  # a drain that is long enough for a busy machine is not waited for
+        assert child.communicate(timeout=30) == ("ended\n", "")
         with pytest.raises(httpx.ConnectError):
             post(port)
 
@@ -80,11 +89,10 @@ def test_a_second_signal_stops_at_once(number: signal.Signals, drain_seconds: in
         thread.start()
         wait_until(lambda: running_requests(port) == 1)
         child.send_signal(number)
-        time.sleep(0.3)
+        wait_until(lambda: is_ending(port))
         assert child.poll() is None
-        began = time.monotonic()
         child.send_signal(number)
-        assert child.wait(5) == 0 and time.monotonic() - began < 3
+        assert child.wait(30) == 0  # half of what the answer, the drain and the shutdown would take
         thread.join()
     assert answers[0].status_code == 503 and "shutting down" in answers[0].text
 
@@ -136,9 +144,9 @@ def test_a_second_signal_does_not_wait_for_a_long_step(tiny_bert: Path, tmp_path
         thread.start()
         wait_until(lambda: running_requests(port) == 1)
         child.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        wait_until(lambda: is_ending(port))
         child.send_signal(signal.SIGTERM)
-        child.wait(5)
+        child.wait(30)  # half of what the step would take
         thread.join()
     finally:
         child.kill()
@@ -164,7 +172,7 @@ def test_an_interrupt_before_the_server_is_ready(tmp_path: Path) -> None:
     )
     assert child.stdout is not None and child.stdout.readline() == "loading\n"
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=10)
+    _, errors = child.communicate(timeout=30)  # half of what the loading would take
     assert child.returncode == 130 and "interrupted before the server was ready" in errors and "Trace" not in errors
 
 

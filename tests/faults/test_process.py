@@ -101,11 +101,10 @@ def test_a_clock_that_jumps(server: Faulty, monkeypatch: pytest.MonkeyPatch, jum
     real = time.time
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: real() + jump)
-        began = time.monotonic()
         answer = server.ask("hello")
-        assert answer.status_code == 200 and time.monotonic() - began < 5
         total = re.search(r"total;dur=([\d.]+)", answer.headers["server-timing"])
-        assert total is not None and float(total[1]) < 5000
+        assert answer.status_code == 200 and total is not None
+        assert 0 <= float(total[1]) < 60_000  # milliseconds: any machine's minute, where a jump is a day
     assert server.works()
 
 

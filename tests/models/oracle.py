@@ -10,6 +10,7 @@ from rtp_llm.checkpoint import open_tensors, read_json
 from rtp_llm.core import Item, pack
 from rtp_llm.models import Model, find_model_type, load_model
 from rtp_llm.ops import Ops
+from tests.ops import data
 
 
 def load(folder: Path, ops: Ops, model_type: str = "auto") -> Model:
@@ -67,6 +68,15 @@ def assert_as_exact(theirs: Any, ours: list[Any], items: list[Item]) -> None:
     in_fp32 = reference(theirs, items)
     truth = reference(theirs.double(), items)
     assert worst(ours, truth) <= 2 * worst(in_fp32, truth)
+
+
+def assert_decodes_as(theirs: Any, ours: list[Any], items: list[Item]) -> None:
+    """Rows of each item of a decoder: near transformers' in fp32, and little further than these from fp64."""
+    in_fp32 = reference(theirs, untyped(items), use_cache=False)
+    assert worst(ours, in_fp32) <= 1e-5
+    truth = reference(theirs.double(), untyped(items), use_cache=False)
+    for rows, near, far in zip(ours, in_fp32, truth, strict=True):
+        data.assert_as_exact(rows, near, far.astype(np.float64), floor=1e-6)
 
 
 def assert_alone_and_in_any_order(model: Model, ops: Ops, items: list[Item]) -> None:

@@ -7,10 +7,11 @@ import pytest
 
 from rtp_llm.core import FloatArray
 from rtp_llm.errors import ConfigError
-from rtp_llm.ops import Experts, Quantization
+from rtp_llm.ops import Experts, Quantization, native_ops
 from rtp_llm.ops.native_library import FEWER_PARTS
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
+from rtp_llm.ops.self_check import failing_ops
 from rtp_llm.ops.weight_only import BITS, PARTS, quantize_groups, to_bf16
 from tests.ops.data import (
     assert_as_exact,
@@ -160,6 +161,32 @@ def test_one_part_of_widened_weights(one_part: NativeOps, quantization: Quantiza
     exact = to_bf16(x).astype(np.float64) @ widened.T.astype(np.float64)
     expected = linear(NumpyOps(quantization, 1), x, weight)
     assert_as_exact(linear(one_part.fork(quantization, 1), x, weight), expected, exact, 5e-7)
+
+
+@pytest.mark.parametrize("quantization", list(BITS))
+def test_the_self_check_sees_one_part_of_widened_weights(one_part: NativeOps, quantization: Quantization) -> None:
+    ops = one_part.fork(quantization, 1)
+    right = ops.linear
+
+    def doubled(*given: Any, **options: Any) -> Any:
+        return ops.vector(2 * ops.to_numpy(right(*given, **options)))
+
+    assert failing_ops(ops) == frozenset()
+    setattr(ops, "linear", doubled)  # noqa: B010
+    assert "linear" in failing_ops(ops)
+
+
+def test_the_check_at_start_tries_all_products(one_part: NativeOps, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[str, int]] = []
+
+    def none_failing(*backends: NativeOps) -> frozenset[str]:
+        tried.extend((ops.quantization, ops.parts) for ops in backends)
+        return frozenset()
+
+    monkeypatch.setattr(native_ops, "failing_ops", none_failing)
+    native_ops.checked_library.__wrapped__(one_part.instruction_set)
+    whole = [(kind, 3) for kind in ("none", "int8", *BITS)]
+    assert tried == [*whole, *((kind, 1) for kind in ("bf16_products", *BITS))]
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])

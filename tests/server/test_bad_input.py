@@ -22,7 +22,8 @@ BODIES: list[tuple[str, bytes, int, str, str | None]] = [
     ("trailing comma", b'{"input":"a",}', 400, "not valid JSON", None),
     ("NaN literal", b'{"input":NaN}', 400, "not valid JSON", None),
     ("raw newline in a string", b'{"input":"a\nb"}', 400, "not valid JSON", None),
-    ("byte order mark", b'\xef\xbb\xbf{"input":"a"}', 400, "byte 0", None),
+    ("byte order mark alone", b"\xef\xbb\xbf", 400, "body is empty", None),
+    ("two byte order marks", b'\xef\xbb\xbf\xef\xbb\xbf{"input":"a"}', 400, "byte 0", None),
     ("invalid UTF-8", b'{"input":"a\xff"}', 400, "not valid UTF-8 (byte 11)", None),
     ("invalid UTF-8 in a key", b'{"inp\xffut":"a"}', 400, "not valid UTF-8 (byte 5)", None),
     ("latin-1", '{"input":"é"}'.encode("latin-1"), 400, "not valid UTF-8", None),
@@ -107,6 +108,14 @@ def test_bad_body(
     assert error["type"] == "invalid_request_error"
     assert set(error) == {"message", "type", "param", "code"}
     assert not engine.requests
+
+
+@pytest.mark.parametrize("body", ['{"input":"a"}', '{"input":["a","b"]}'])
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_byte_order_mark_is_passed_over(client: httpx.Client, body: str, pieces: int) -> None:
+    content = body.encode("utf-8-sig")
+    answer = client.post(ROUTE, content=content if pieces == 1 else iter([content[:2], content[2:]]))
+    assert answer.status_code == 200 and answer.content == client.post(ROUTE, content=body).content
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "x-unknown"])

@@ -68,6 +68,14 @@ def test_messages_of_parts(dense: Served) -> None:
     assert dense.post("/v1/embeddings", messages=long)["data"][0]["truncated"]
 
 
+@pytest.mark.parametrize("content", [{}, {"content": None}])
+def test_a_message_that_calls_a_tool_needs_no_content(content: dict[str, None], dense: Served) -> None:
+    calls = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    given = dense.post("/v1/embeddings", messages=[{"role": "assistant", "tool_calls": calls, **content}])
+    empty = dense.post("/v1/embeddings", messages=[{"role": "assistant", "content": ""}])
+    np.testing.assert_array_equal(vectors(given), vectors(empty))
+
+
 def test_messages_elsewhere(dense: Served, classifier: Served) -> None:
     (pooled,) = dense.post("/pooling", messages=CHAT)["data"]
     np.testing.assert_array_equal(np.array([pooled["data"]], np.float32), rows(dense, TEXT))
@@ -89,6 +97,9 @@ def test_text_objects(dense: Served) -> None:
         ({"messages": [CHAT, []]}, "messages[1] is an empty list", "messages[1]"),
         ({"messages": [CHAT, CHAT[0]]}, "one conversation, or a list", "messages"),
         ({"messages": [{"content": "a"}]}, "messages[0]: a message has a role", "messages[0].role"),
+        ({"messages": [{"role": "a"}]}, "messages[0].content is missing: give a text", "messages[0].content"),
+        ({"messages": [CHAT, [{"role": "a", "content": None}]]}, "need be none", "messages[1][0].content"),
+        ({"messages": [{"role": "a", "tool_calls": []}]}, "messages[0].content is missing", "messages[0].content"),
         ({"messages": [{"role": "a", "content": 5}]}, "a text, or a list of parts", "messages[0].content"),
         ({"messages": [{"role": "a", "content": [{"type": "image_url"}]}]}, "of type text", "messages[0].content"),
         ({"messages": CHAT, "chat_template": "x"}, "not taken from a request", "chat_template"),

@@ -45,6 +45,27 @@ def test_a_header_says_what_was_cut(tasks: tuple[TaskType, ...], path: str, body
 
 
 @pytest.mark.parametrize(
+    ("tasks", "instances", "told"),
+    [
+        (VECTORS, [{"inputs": SHORT}, {"inputs": LONG}, {"inputs": [LONG, SHORT, LONG]}], "instances[1][0],"
+         "instances[2][0],instances[2][2]"),
+        (VECTORS, [{"inputs": SHORT}, {"inputs": SIDES}], "instances[1].inputs.sentences[1]"),
+        (LABELS, [{"inputs": [[SHORT], [LONG]]}], "instances[0][1]"),
+        (VECTORS, [{"inputs": SHORT}], None),
+        (LABELS, [{"inputs": SHORT}], None),
+        (VECTORS, [{"input": LONG}], None),
+    ],
+)  # fmt: skip
+def test_vertex_says_what_was_cut_of_its_instances(
+    tasks: tuple[TaskType, ...], instances: list[dict[str, Any]], told: str | None
+) -> None:
+    """But of those whose answers say it themselves, as those of embeddings in OpenAI's form."""
+    answer, _ = post(tasks, "/vertex", instances=instances)
+    assert (answer.status_code, answer.headers.get("x-truncated")) == (200, told)
+    assert ("truncated" in answer.text) == ("input" in instances[0])
+
+
+@pytest.mark.parametrize(
     ("tasks", "path", "body"),
     [
         (LABELS, "/classify", {"input": [SHORT, SHORT]}),
@@ -94,3 +115,5 @@ def test_a_header_has_an_end() -> None:
     places = value.split(b",")
     assert name == b"x-truncated" and len(value) < 8000 and places[:2] == [b"0", b"1"] and places[-1] == b"..."
     assert len(places) == 1001
+    named = truncated_header(response, lambda place: f"documents[{place}]" if place else "query")[1]
+    assert named.startswith(b"query,documents[1],") and named.endswith(b"],...") and 5900 < len(named) < 6100

@@ -75,6 +75,15 @@ def test_infinitys_modality() -> None:
     assert ask(CONFIG, "POST", "/embeddings", json=body | {"modality": "text"}).status_code == 200
 
 
+def test_an_adapter_is_not_chosen_by_a_request() -> None:
+    """Like any other word that cannot be heeded; null is no word."""
+    answer = ask(CONFIG, "POST", EMBEDDINGS, json={"input": "a", "lora_task": "text-matching"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "lora_task")
+    assert "'text-matching' cannot be chosen by a request; leave it out" in error["message"]
+    assert ask(CONFIG, "POST", EMBEDDINGS, json={"input": "a", "lora_task": None}).status_code == 200
+
+
 def test_nvidias_modalities() -> None:
     """NIM takes one word, or one for each input."""
     body: dict[str, Any] = {"input": ["a", "b"], "modality": ["text", "text"]}

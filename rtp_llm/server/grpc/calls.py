@@ -5,7 +5,8 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from rtp_llm.observability import Answered, Observer, RequestMetrics, Seen
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.client_watch import unless_client_leaves
+from rtp_llm.server.cuts import HEADER, CutPlaces, cut_places
 from rtp_llm.server.dialect import MEMORY_BYTES, limited
 from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.errors import as_rtp_error
@@ -37,6 +39,7 @@ from rtp_llm.server.turns import INLINE_CHARACTERS
 from rtp_llm.timings import Timings
 
 Result = TypeVar("Result")
+_CUT_BYTES = 2000  # of places of what was cut; trailers have 8 KiB in all
 
 
 @dataclass(slots=True)
@@ -46,6 +49,7 @@ class Rpc:
     deadline  the caller's own, as time.monotonic() counts; inf where there is none
     answered  the engine's answer to a call of one message; a stream may have any number, and keeps none
     whole     of a stream, what its messages are parts of
+    cut       inputs, or messages of a stream, that were cut at the limit
     """
 
     id: str
@@ -54,6 +58,14 @@ class Rpc:
     metrics: RequestMetrics | None = None
     answered: Sequence[Answered] = ()
     whole: Whole | None = None
+    cut: CutPlaces = field(default_factory=lambda: CutPlaces(_CUT_BYTES))
+
+
+class Reply(NamedTuple):
+    """What one message is answered with; `cut` are the places of its inputs that were cut at the limit."""
+
+    message: Message
+    cut: Sequence[str] = ()
 
 
 # Answers one message of an RPC.
@@ -96,25 +108,30 @@ class Calls:
         for task in self._running:
             task.cancel()
 
-    def unary(self, path: str, answer: Answer[Message]) -> UnaryHandler:
+    def unary(self, path: str, answer: Answer[Reply]) -> UnaryHandler:
         """One message, one answer."""
 
         async def handle(received: bytes, context: Context) -> Message:
             async with self.border(path, context) as rpc:
-                reply = await answer(received, rpc)
+                reply, cut = await answer(received, rpc)
+                rpc.cut.add(*cut)
                 await context.send_initial_metadata(headers_of(reply, rpc.id))
                 return reply
 
         return handle
 
-    def stream(self, path: str, answer: Answer[Message]) -> StreamHandler:
+    def stream(self, path: str, answer: Answer[Reply]) -> StreamHandler:
         """A stream of messages, each answered, in order."""
 
         async def handle(received: AsyncIterator[bytes], context: Context) -> None:
             async with self.border(path, context) as rpc:
                 await context.send_initial_metadata([("x-request-id", rpc.id)])
                 async with self._answers(received, answer, rpc) as replies:
-                    async for reply in replies:
+                    number = 0
+                    async for reply, cut in replies:
+                        if cut:
+                            rpc.cut.add(str(number))
+                        number += 1
                         await context.write(reply)
 
         return handle
@@ -130,10 +147,10 @@ class Calls:
 
         return handle
 
-    def inference(self, call: tei.Inference, body_type: str, *, patient: bool) -> Answer[Message]:
+    def inference(self, call: tei.Inference, body_type: str, *, patient: bool) -> Answer[Reply]:
         """Runs the model for a message; where there is no room, a `patient` call waits and another fails."""
 
-        async def answer(received: bytes, rpc: Rpc) -> Message:
+        async def answer(received: bytes, rpc: Rpc) -> Reply:
             body = _parse(body_type, received)
             asked = self._catalog.asked(None, rpc.metadata)
             rpc.metrics = asked.metrics if asked else None
@@ -147,25 +164,24 @@ class Calls:
             if not patient:
                 rpc.answered = [Answered(request, response, info.name, time.perf_counter() - began)]
             fill(reply.metadata, characters_of(request), response.total_tokens, response.timings)
-            return reply
+            named = None if call.place is None else partial(call.place, info)
+            return Reply(reply, cut_places(response, named))
 
         return answer
 
-    def direct(
-        self, call: Callable[[Message, EngineLike], Message], body_type: str, *, patient: bool
-    ) -> Answer[Message]:
+    def direct(self, call: Callable[[Message, EngineLike], Message], body_type: str, *, patient: bool) -> Answer[Reply]:
         """Answers a message without running the model; a long one takes a place among those in flight, as over HTTP."""
 
-        async def answer(received: bytes, rpc: Rpc) -> Message:
+        async def answer(received: bytes, rpc: Rpc) -> Reply:
             body = _parse(body_type, received)
             engine = self._catalog.asked(None, rpc.metadata) or self._catalog.default
             rpc.metrics = engine.metrics
             if len(received) <= INLINE_CHARACTERS:
-                return call(body, engine)
+                return Reply(call(body, engine))
             if body_type == "EncodeRequest":
                 self._admission.check_text(body.inputs, "inputs")
             async with self._admission.place(patient=patient):
-                return await asyncio.to_thread(call, body, engine)
+                return Reply(await asyncio.to_thread(call, body, engine))
 
         return answer
 
@@ -184,16 +200,18 @@ class Calls:
         try:
             yield rpc
             status = _OK
+            if rpc.cut:
+                context.set_trailing_metadata(((HEADER, str(rpc.cut)),))
         except asyncio.CancelledError:
             if not self._over:
                 raise
             error = NotReady("the server is shutting down: try another one, or later")
             status, failure = error.status, error.failure
-            await abort(context, code_of(error), error, rpc.id)
+            await abort(context, code_of(error), error, rpc.id, rpc.cut)
         except Exception as error:
             shown = as_rtp_error(error, "gRPC", path, rpc.id)
             status, failure = shown.status, shown.failure
-            await abort(context, code_of(error), shown, rpc.id)
+            await abort(context, code_of(error), shown, rpc.id, rpc.cut)
         finally:
             self._running.discard(task)
             seconds = time.perf_counter() - started_at
@@ -295,6 +313,8 @@ class Calls:
         characters = tokens = kept_bytes = 0
         async with self._answers(received, score, rpc) as pairs:
             async for body, request, response in pairs:
+                if any(response.truncated):
+                    rpc.cut.add(str(len(scores)))
                 found = await computed(response, scores_at_once, response, max_sim_sum=body.raw_scores)
                 scores.append(found[0])
                 texts.append(body.text if body.return_text else None)

@@ -16,7 +16,7 @@ from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.grpc import tei
-from rtp_llm.server.grpc.calls import Answer, Calls
+from rtp_llm.server.grpc.calls import Answer, Calls, Reply
 from rtp_llm.server.grpc.health import Health
 from rtp_llm.server.grpc.metadata import as_headers
 from rtp_llm.server.grpc.proto import Message, pool, services
@@ -100,7 +100,7 @@ class GrpcServer:
             return grpc.stream_stream_rpc_method_handler(self._calls.stream(path, answer), **serialize)
         return grpc.unary_unary_rpc_method_handler(self._calls.unary(path, answer), **serialize)
 
-    def _answer(self, service: str, name: str, body_type: str, *, patient: bool) -> Answer[Message]:
+    def _answer(self, service: str, name: str, body_type: str, *, patient: bool) -> Answer[Reply]:
         inference = tei.INFERENCES.get(f"{service}/{name}")
         if inference is not None:
             return self._calls.inference(inference, body_type, patient=patient)

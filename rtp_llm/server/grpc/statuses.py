@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from rtp_llm.errors import EngineFailure, InvalidRequest, Overloaded, RtpError, UnknownModel, UnsupportedTask
+from rtp_llm.server.cuts import HEADER, CutPlaces
 
 # The context of an RPC; grpcio has no types.
 Context: TypeAlias = Any
@@ -30,9 +31,11 @@ def code_of(error: Exception) -> Any:
     return _CODES.get(error.status if isinstance(error, RtpError) else 500, grpc.StatusCode.INTERNAL)
 
 
-async def abort(context: Context, code: Any, error: RtpError, request_id: str) -> None:
-    """End the RPC; the caller learns of the error what every user may."""
+async def abort(context: Context, code: Any, error: RtpError, request_id: str, cut: CutPlaces) -> None:
+    """End the RPC; the caller learns of the error what every user may, and what was `cut` of a stream's first part."""
     trailers = [("x-request-id", request_id)]
+    if cut:
+        trailers.append((HEADER, str(cut)))
     if isinstance(error, Overloaded):
         # gRPC's own word for Retry-After, which clients with a retry policy obey.
         trailers.append(("grpc-retry-pushback-ms", str(round(error.retry_after * 1e3))))

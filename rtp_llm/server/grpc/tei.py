@@ -15,7 +15,7 @@ from rtp_llm.server.catalog import CLASSIFIERS, Wanted, one_of
 from rtp_llm.server.checks import check_count, check_dimensions
 from rtp_llm.server.engine_like import EngineLike
 from rtp_llm.server.grpc.proto import Message, message
-from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, scores_at_once, scoring_request
+from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, place_of, scores_at_once, scoring_request
 from rtp_llm.server.tei.frame import dtype_name
 from rtp_llm.server.tei.scores import best_first
 from rtp_llm.server.token_ids import decoded
@@ -28,11 +28,13 @@ class Inference:
     to_request  what the message asks for; InvalidRequest where this model or these limits cannot serve it
     render      the answer, without its metadata
     wanted      which models may be asked where the RPC names none
+    place       the field by which the input of this number came, where there are several
     """
 
     to_request: Callable[[Message, ModelInfo, ServerConfig], Request]
     render: Callable[[Message, Response, ModelInfo], Message]
     wanted: Wanted
+    place: Callable[[ModelInfo, int], str] | None = None
 
 
 def _embed(body: Message, info: ModelInfo, config: ServerConfig) -> Request:
@@ -157,7 +159,9 @@ INFERENCES: dict[str, Inference] = {
     "Embed/EmbedAll": Inference(_embed_tokens(TaskType.TOKENS), _render_tokens, one_of(TaskType.TOKENS)),
     "Predict/Predict": Inference(_predict, _render_labels, _LABELLERS),
     "Predict/PredictPair": Inference(_predict_pair, _render_labels, _LABELLERS),
-    "Rerank/Rerank": Inference(_rerank, _render_ranks, RERANKERS),
+    "Rerank/Rerank": Inference(
+        _rerank, _render_ranks, RERANKERS, place=lambda info, index: place_of(info, index, "texts", BY_MAX_SIM)
+    ),
 }
 # Its messages are ranked together, so it has no rendering of one.
 RERANK_ONE = _rerank_one

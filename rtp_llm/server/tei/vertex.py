@@ -18,6 +18,7 @@ from rtp_llm.server.body import decode
 from rtp_llm.server.catalog import Catalog, ModelName
 from rtp_llm.server.checks import check_count
 from rtp_llm.server.client_watch import too_late
+from rtp_llm.server.cuts import HEADER, CutPlaces
 from rtp_llm.server.errors import ErrorForm, Headers
 from rtp_llm.server.exchange import JSON, Exchange
 from rtp_llm.server.route import Answerer, Route, chosen
@@ -104,16 +105,18 @@ class Vertex:
         shared = _Shared(service.config, seconds)
         work = partial(self._answers, instances, replace(service, admission=shared), exchange, shared)
         answers = await service.admitted(work, exchange.receive, seconds)
-        return b'{"predictions":[%b]}' % b",".join(answers), []
+        content = b'{"predictions":[%b]}' % b",".join(answer for answer, _ in answers)
+        return content, _cuts([headers for _, headers in answers])
 
     async def _answers(
         self, instances: list[msgspec.Raw], service: Service, exchange: Exchange, shared: _Shared
-    ) -> list[bytes]:
+    ) -> list[tuple[bytes, Headers]]:
         room = asyncio.Semaphore(_AT_A_TIME)
 
-        async def one(place: int) -> bytes:
+        async def one(place: int) -> tuple[bytes, Headers]:
             async with room:
-                return shared.keep(await self._one(bytes(instances[place]), place, service, exchange, shared))
+                answer, headers = await self._one(bytes(instances[place]), place, service, exchange, shared)
+                return shared.keep(answer), headers
 
         tasks = [asyncio.ensure_future(one(place)) for place in range(len(instances))]
         try:
@@ -125,11 +128,13 @@ class Vertex:
             for task in tasks:
                 task.cancel()
 
-    async def _one(self, body: bytes, place: int, service: Service, exchange: Exchange, shared: _Shared) -> bytes:
+    async def _one(
+        self, body: bytes, place: int, service: Service, exchange: Exchange, shared: _Shared
+    ) -> tuple[bytes, Headers]:
         part = exchange.part(shared.whole)
         try:
             answerer = await chosen(self.route, body, part, service)
-            answer: bytes = (await answerer.answer(body, service, part))[0]
+            answer = await answerer.answer(body, service, part)
             if part.content_type != JSON:
                 raise InvalidRequest("bytes are no JSON; leave the encoding_format out", param="encoding_format")
         except (InvalidRequest, EngineFailure, CustomModuleError) as error:
@@ -142,3 +147,13 @@ class Vertex:
         finally:
             exchange.metrics = part.metrics
         return answer
+
+
+def _cuts(answers: list[Headers]) -> Headers:
+    """Of the headers of each instance's answer, the one that says what was cut; nothing where none was."""
+    places = CutPlaces()
+    for number, headers in enumerate(answers):
+        told = dict(headers).get(HEADER.encode(), b"").decode()
+        for place in told.split(",") if told else ():
+            places.add(f"instances[{number}]" + (f"[{place}]" if place.isdigit() else f".{place}"))
+    return [(HEADER.encode(), str(places).encode())] if places else []
