@@ -1,10 +1,10 @@
 """Which web pages may call this server: the headers by which a browser knows."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from rtp_llm.server.errors import Headers
 
-_ALL_METHODS = b"GET, HEAD, POST, OPTIONS"
+_ALL_METHODS = ("GET", "HEAD", "POST")
 _ANY = b"*"
 
 
@@ -30,11 +30,12 @@ class Cors:
         ]
 
     @staticmethod
-    def preflight(request: Mapping[bytes, bytes]) -> Headers:
-        """The answer to OPTIONS, beside `headers`."""
+    def preflight(request: Mapping[bytes, bytes], methods: Collection[str]) -> Headers:
+        """The answer to OPTIONS, beside `headers`; of a path that leads nowhere, with no `methods`, it allows all."""
+        allow = ", ".join([*sorted(methods or _ALL_METHODS), "OPTIONS"]).encode()
         return [
-            (b"access-control-allow-methods", _ALL_METHODS),
+            (b"access-control-allow-methods", allow),
             (b"access-control-allow-headers", request.get(b"access-control-request-headers", _ANY)),
             (b"access-control-max-age", b"86400"),
-            (b"allow", _ALL_METHODS),
+            (b"allow", allow),
         ]

@@ -164,7 +164,7 @@ class Dispatcher:
             await exchange.respond(200, body, headers, exchange.content_type)
         elif exchange.method == "OPTIONS":
             exchange.route = "preflight"
-            await exchange.respond_to_options()
+            await exchange.respond_to_options(self._methods_of(path))
         else:
             await self._route(exchange, path)
 
@@ -181,14 +181,19 @@ class Dispatcher:
 
     def _no_route(self, method: str, path: str, shown: str) -> InvalidRequest:
         """The error of a path and method that lead nowhere; `shown` is the path as its client knows it."""
-        allowed = {"POST"} if path in DIALECTS else set()
-        for route in self.routes:
-            if route.matches({"type": "http", "path": path, "method": method})[0] is not routing.Match.NONE:
-                allowed |= route.methods or set()
+        allowed = self._methods_of(path)
         if not allowed:
             return UnknownPath(f"nothing is served at {shown}; GET /docs lists the routes")
         allow = ", ".join(sorted(allowed))
         return MethodNotAllowed(f"{shown} does not take {method}; it takes {allow}", allow=allow)
+
+    def _methods_of(self, path: str) -> set[str]:
+        """What is served there, OPTIONS aside; nothing where the path leads nowhere."""
+        allowed = {"POST"} if path in DIALECTS else set()
+        for route in self.routes:
+            if route.matches({"type": "http", "path": path, "method": "GET"})[0] is not routing.Match.NONE:
+                allowed |= route.methods or set()
+        return allowed
 
     async def _metrics(self, _: HttpRequest) -> HttpResponse:
         return HttpResponse(await self._exposition(), headers={"content-type": CONTENT_TYPE})

@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import time
+from collections.abc import Collection
 from copy import copy
 
 from starlette.types import Message, Receive, Scope, Send
@@ -132,8 +133,8 @@ class Exchange:
             common.append((b"server-timing", server_timing(self.answered)))
         return common
 
-    async def respond_to_options(self) -> None:
-        """Answer a preflight without asking the router."""
-        headers = self._cors.preflight(self.headers)
+    async def respond_to_options(self, methods: Collection[str]) -> None:
+        """Answer a preflight without asking the router; no `methods`: of a path that leads nowhere."""
+        headers = self._cors.preflight(self.headers, methods)
         await self.send({"type": "http.response.start", "status": 204, "headers": headers})
         await self.send({"type": "http.response.body", "body": b""})

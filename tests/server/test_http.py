@@ -92,8 +92,25 @@ def test_preflight(client: httpx.Client, path: str) -> None:
     answer = client.options(path, headers={**wanted, "access-control-request-headers": "authorization,content-type"})
     assert (answer.status_code, answer.content) == (204, b"")
     assert answer.headers["access-control-allow-origin"] == "*"
-    assert "POST" in answer.headers["access-control-allow-methods"]
+    assert ("POST" in answer.headers["access-control-allow-methods"]) == (path != "/v1/models")
     assert answer.headers["access-control-allow-headers"] == "authorization,content-type"
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/info", "GET, HEAD, OPTIONS"),
+        ("/v1/models/a/b", "GET, HEAD, OPTIONS"),
+        ("/v1/embeddings", "POST, OPTIONS"),
+        ("/openai/deployments/a/embeddings", "POST, OPTIONS"),
+        ("/", "GET, HEAD, POST, OPTIONS"),
+        ("/nowhere", "GET, HEAD, POST, OPTIONS"),
+    ],
+)
+def test_options_says_what_is_served(client: httpx.Client, path: str, methods: str) -> None:
+    answer = client.options(path)
+    assert answer.status_code == 204
+    assert answer.headers["allow"] == answer.headers["access-control-allow-methods"] == methods
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/health"), ("GET", "/nowhere"), ("POST", ROUTE), ("PUT", ROUTE)])
