@@ -26,7 +26,7 @@ from rtp_llm.engine.outcome import BrokenOff, Outcome, compute
 from rtp_llm.engine.result_cache import ResultCache
 from rtp_llm.engine.scheduler import Grant
 from rtp_llm.engine.token_parts import token_parts
-from rtp_llm.engine.tokenizer_pool import Tokenized, TokenizerPool
+from rtp_llm.engine.tokenizer_pool import PART_CHARACTERS, Tokenized, TokenizerPool
 from rtp_llm.engine.tokens import Part
 from rtp_llm.errors import EngineFailure, NotReady, Overloaded, RtpError
 from rtp_llm.observability import Metrics, Waiting
@@ -34,9 +34,8 @@ from rtp_llm.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
-# What is tokenised of a large request at a time, some 25 ms of work: then computing starts, and others have their turn.
+# Of a large request so many inputs, or PART_CHARACTERS, are tokenised at a time: then computing starts.
 _PART_INPUTS = 64
-_PART_CHARACTERS = 1 << 16
 _CANARY_TOKENS = 128
 
 
@@ -274,7 +273,7 @@ class Engine:
                 if job.request.deadline <= time.monotonic():
                     raise expired()
                 estimate = self.estimate(job.request.params)
-                job.next_input = estimate.end_of_part(inputs, start, _PART_INPUTS, max_characters=_PART_CHARACTERS)
+                job.next_input = estimate.end_of_part(inputs, start, _PART_INPUTS, max_characters=PART_CHARACTERS)
                 self._open_jobs.enqueue(job, self._intake.encode(job, start, job.next_input))
                 self.device.wake()
                 is_left = job.next_input < len(inputs) and not job.done

@@ -11,6 +11,8 @@ from rtp_llm.engine.lane_threads import LaneThreads, Work
 from rtp_llm.engine.tokenizer import Tokenizer
 
 _SMALL_CHARACTERS = 2000
+# What is encoded in a turn of a thread, some 25 ms of work, before others have theirs.
+PART_CHARACTERS = 1 << 16
 
 
 class Encoder(Protocol):
@@ -67,6 +69,10 @@ class TokenizerPool:
         """Whether encoding takes less time than a hop to another thread: do it where you are."""
         # With a stride, a short text may become any number of items.
         return not estimate.stride and estimate.characters(inputs, _SMALL_CHARACTERS) <= _SMALL_CHARACTERS
+
+    def is_one_part(self, inputs: Sequence[Input], estimate: Estimate) -> bool:
+        """Whether encoding is no more than one turn's work of a thread."""
+        return not estimate.stride and estimate.characters(inputs, PART_CHARACTERS) <= PART_CHARACTERS
 
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0, *, rerank: bool = False) -> list[Item]:
         """`Tokenizer.encode`, on the caller's thread; `rerank`: these are to be scored."""

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import socket
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,6 +72,12 @@ class Link:
                 self._send(Cancel(number, request.end()))
             raise
         return response
+
+    def give_up(self, model: int, request: Request) -> None:
+        """Have a request counted that nobody waits for any more, before it was sent."""
+        if request.end():
+            is_late = request.deadline <= time.monotonic()
+            self.observe(model, "observe_expired" if is_late else "observe_cancelled")
 
     async def query(self, model: int, what: Literal["waiting", "exposition"]) -> Any:
         """The answer to a question, after all that this front-end has counted."""

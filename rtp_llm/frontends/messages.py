@@ -67,7 +67,7 @@ class Forget(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """What a front-end has counted: each the number of a model, a method of RequestMetrics, and its arguments."""
+    """What a front-end has counted: each the number of a model, a method of its Metrics, and the arguments."""
 
     calls: list[tuple[int, str, tuple[Any, ...]]]
 

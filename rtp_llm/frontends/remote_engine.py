@@ -1,5 +1,6 @@
 """An engine that is in another process, as the server knows it."""
 
+import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -53,7 +54,7 @@ class RemoteEngine:
 
     async def run(self, request: Request) -> Response:
         """Answer one request; cancelling the coroutine drops what is still queued of it."""
-        return await self._link.run(self._model, request, self._tokenized(request))
+        return await self._link.run(self._model, request, await self._tokenized(request))
 
     async def waiting(self) -> Waiting:
         """What has no answer yet, of all front-ends."""
@@ -76,15 +77,28 @@ class RemoteEngine:
         """A conversation as the model's chat template writes it; see ChatTemplate.render."""
         return self._tokenizer.chat_template.render(messages, **options)
 
-    def _tokenized(self, request: Request) -> Tokenized | None:
+    async def _tokenized(self, request: Request) -> Tokenized | None:
         """What its inputs come to; None where that takes long, or fails: then the engine's process sees to it.
 
         There it is tokenised part by part, beside others, and what is wrong with a request is found in one order.
         """
+        try:
+            estimate = self._pool.estimate(request.params)
+            if self._pool.is_small(request.inputs, estimate):
+                return self._read(request)
+            if not self._pool.is_one_part(request.inputs, estimate):
+                return None
+        except Exception:
+            return None
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, self._read, request)
+        except asyncio.CancelledError:
+            self._link.give_up(self._model, request)
+            raise
+
+    def _read(self, request: Request) -> Tokenized | None:
         started_at = time.perf_counter()
         try:
-            if not self._pool.is_small(request.inputs, self._pool.estimate(request.params)):
-                return None
             items = self._pool.read(request, 0, len(request.inputs))
         except (KeyboardInterrupt, SystemExit):
             raise

@@ -98,6 +98,9 @@ class FakeTokenizer:
     def is_small(self, inputs: Sequence[Input], estimate: Estimate) -> bool:
         return sum(len(text) for text in inputs) <= 20
 
+    def is_one_part(self, inputs: Sequence[Input], estimate: Estimate) -> bool:
+        return sum(len(text) for text in inputs) <= 100
+
     def encode(self, inputs: Sequence[Any], params: Params, start: int = 0, *, rerank: bool = False) -> list[Item]:
         if "refuse" in inputs:
             raise InvalidRequest("refused")

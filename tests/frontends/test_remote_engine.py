@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import math
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -32,13 +33,16 @@ def engine(runtime: FakeRuntime) -> Iterator[Engine]:
 
 
 def test_answers_are_the_engines_own(engine: Engine) -> None:
-    """What is small is tokenised before it is sent, what is large there."""
-    small, large = ask("a", "abc", [1, 2, 3, 4]), ask(*["ab" * n for n in range(1, 30)])
+    """What is small, or one thread's turn, is tokenised before it is sent; what is large, there."""
+    small, middling = ask("a", "abc", [1, 2, 3, 4]), ask(*["abc"] * 20)
+    large = ask(*["ab" * n for n in range(1, 30)])
 
     async def run() -> None:
         async with linked(engine) as both:
-            assert both.remote._tokenized(small) is not None and both.remote._tokenized(large) is None
-            for request in (small, large):
+            for request in (small, middling):
+                assert await both.remote._tokenized(request) is not None
+            assert await both.remote._tokenized(large) is None
+            for request in (small, middling, large):
                 own, far = await engine.run(request), await both.remote.run(request)
                 assert np.array_equal(own.outputs[TaskType.DENSE], far.outputs[TaskType.DENSE])
                 assert (own.num_tokens, own.truncated) == (far.num_tokens, far.truncated)
@@ -137,6 +141,30 @@ def test_who_leaves_takes_its_work_along(engine: Engine, runtime: FakeRuntime) -
             assert both.value("cancelled_requests_total") == 50
             runtime.gate.set()
             assert lengths(await both.remote.run(ask("abcd"))) == [4]
+
+    on_loop(run())
+
+
+def test_who_leaves_while_it_is_tokenised_is_counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+
+    def read(*arguments: Any) -> Any:
+        assert go.wait(60)
+        return []
+
+    async def run() -> None:
+        async with linked(engine) as both:
+            monkeypatch.setattr(both.remote._pool, "read", read)
+            for deadline in (math.inf, 0.0):
+                request = Request(inputs=["abc"] * 20, deadline=deadline)
+                task = asyncio.ensure_future(both.remote.run(request))
+                await asyncio.sleep(0.01)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            go.set()
+            await both.link.exposition()
+            assert both.value("cancelled_requests_total") == both.value("expired_requests_total") == 1
 
     on_loop(run())
 
