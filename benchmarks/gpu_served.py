@@ -20,6 +20,8 @@ from rtp_llm.ops.torch_ops import DTYPES
 
 _WORDS = 90  # of a text: some 128 tokens
 _BATCH = 32  # texts of a request
+# More than one need uvloop, which a machine with a GPU may not have.
+_FRONT_ENDS = (1, 4) if importlib.util.find_spec("uvloop") else (1,)
 _BARS = {"bge-large": 0.8}
 
 
@@ -44,20 +46,38 @@ def _served(machine: Machine, name: str) -> Iterator[Row]:
     texts = _texts(checkpoint, 64 if machine.dry_run else 4096)
     offline, tokens_a_text = _offline(machine, checkpoint, texts)
     yield {"what": "offline", "model": name, "tokens_s": offline, "tokens_a_text": tokens_a_text}
-    num_clients, seconds = (1, 1.0) if machine.dry_run else (6, 8.0)
-    options = ["--backend", "torch"] if machine.device == "cpu" else ["--device", machine.device]
-    with ServerProcess(checkpoint, *options) as server:
-        server.wait_for_embedding("ready?")
-        # Over loopback the client's work is the server's loss: answers are read and not decoded.
-        bodies = [body(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
-        requests, latencies = gpu_clients.load(server.port, bodies, num_clients, seconds)
-    yield {
-        "what": "served", "model": name, "clients": num_clients, "tokens_s": requests * _BATCH * tokens_a_text,
-        "of_offline": requests * _BATCH * tokens_a_text / offline, "bar": _BARS.get(name),
-        **{f"p{share}_ms": float(np.percentile(latencies, share)) * 1e3 for share in (50, 99)},
-    }  # fmt: skip
+    for front_ends in _FRONT_ENDS:
+        yield from _over_http(machine, name, checkpoint, texts, tokens_a_text, offline, front_ends)
     theirs = tokens_a_text * _sentence_transformers(machine, checkpoint, texts)
     yield {"what": "sentence-transformers", "model": name, "tokens_s": theirs, "ours_is_times": offline / theirs}
+
+
+def _over_http(
+    machine: Machine,
+    name: str,
+    checkpoint: Path,
+    texts: Sequence[str],
+    tokens_a_text: float,
+    offline: float,
+    front_ends: int,
+) -> Iterator[Row]:
+    """Requests of 32 texts, and of one, from client processes to a server with so many front-ends; 1: none apart."""
+    num_clients, seconds = (1, 1.0) if machine.dry_run else (6, 6.0)
+    options = ["--backend", "torch"] if machine.device == "cpu" else ["--device", machine.device]
+    with ServerProcess(checkpoint, *options, "--frontend_server_count", str(front_ends)) as server:
+        server.wait_for_embedding("ready?")
+        for size in (_BATCH, 1):
+            # Over loopback the client's work is the server's loss: answers are read and not decoded.
+            bodies = [body(texts[start : start + size]) for start in range(0, len(texts), size)]
+            requests, latencies = gpu_clients.load(server.port, bodies, num_clients, seconds)
+            tokens = requests * size * tokens_a_text
+            yield {
+                "what": "served", "model": name, "clients": num_clients,
+                "front_ends": front_ends, "texts_a_request": size,
+                "requests_s": requests, "tokens_s": tokens, "of_offline": tokens / offline,
+                "bar": _BARS.get(name) if size == _BATCH else None,
+                **{f"p{share}_ms": float(np.percentile(latencies, share)) * 1e3 for share in (50, 99)},
+            }  # fmt: skip
 
 
 def _checkpoint(machine: Machine, name: str) -> Path:
