@@ -20,8 +20,7 @@ from rtp_llm.ops.torch_ops import DTYPES
 
 _WORDS = 90  # of a text: some 128 tokens
 _BATCH = 32  # texts of a request
-# More than one need uvloop, which a machine with a GPU may not have.
-_FRONT_ENDS = (1, 4) if importlib.util.find_spec("uvloop") else (1,)
+_FRONT_ENDS = (1, 4)  # 1: the process of the engine does it all
 _BARS = {"bge-large": 0.8}
 
 
