@@ -51,6 +51,10 @@ _TEXTS = Kind(
     "a list of strings", lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value)
 )
 _WORDS = Kind("a string or a list of strings", lambda value: _TEXT.fits(value) or _TEXTS.fits(value))
+_NUMBERS = Kind(
+    "a list of whole numbers",
+    lambda value: isinstance(value, list) and all(type(number) is int for number in value),
+)
 _OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 _POSITIVE = Kind("a positive number", _is_positive)
 
@@ -78,6 +82,7 @@ ARCHITECTURES = {
     "Gte": "gte", "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2",
     "Qwen3": "qwen3", "Llama": "llama", "LlamaBidirectional": "llama_bidirec", "Mistral": "mistral", "Gemma": "gemma",
     "Gemma2": "gemma2", "Gemma3Text": "gemma3_text", "EuroBert": "eurobert", "LayerWiseMiniCPM": "minicpm",
+    "Lfm2": "lfm2",
 }  # fmt: skip
 _ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
 
@@ -95,6 +100,8 @@ OWN_CLASSES = {
     "VoyageQwen3BidirectionalEmbedModel": "voyage_qwen3",
     "JinaEmbeddingsV5Model": "jina_embeddings_v5",
     "PPLXQwen3Model": "bidirectional_pplx_qwen3",
+    "Lfm2BidirectionalModel": "lfm2_bidirec",
+    "Lfm2BidirectionalForMaskedLM": "lfm2_bidirec",
 }
 
 
@@ -125,6 +132,12 @@ MODEL: dict[str, Kind] = {
     **_all(_whole(1, _LAYERS), "num_hidden_groups inner_group_num"),
     **_all(_whole(1, _SIZE), "attention_head_size pooler_hidden_size lora_rank"),
     **_all(_whole(1, _SIZE), "embedding_dim hidden_size_per_layer_input global_head_dim num_global_key_value_heads"),
+    **_all(_whole(1, _SIZE), "conv_L_cache block_multiple_of"),
+    "block_ff_dim": _whole(1, _SIZE, nullable=False),
+    "block_ffn_dim_multiplier": _POSITIVE,
+    "full_attn_idxs": _NUMBERS,
+    "block_auto_adjust_ff_dim": _FLAG._replace(nullable=False),
+    "conv_bias": _FLAG,
     **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings n_positions"),
     **_all(_whole(1, _POSITIONS), "max_trained_positions"),
     **_all(_whole(0, _SIZE), "num_experts moe_top_k moe_every_n_layers"),
@@ -220,10 +233,7 @@ EXPANSION: dict[str, Kind] = {"length": _whole(1, _POSITIONS), "attend": _FLAG, 
 MASK: dict[str, Kind] = {
     "skiplist_words": _TEXTS,
     "skiplist_tasks": _WORDS,
-    "keep_only_token_ids": Kind(
-        "a list of whole numbers",
-        lambda value: isinstance(value, list) and all(type(number) is int for number in value),
-    ),
+    "keep_only_token_ids": _NUMBERS,
 }
 TOKEN_POOLING: dict[str, Kind] = {
     "pool_factor": _POSITIVE,

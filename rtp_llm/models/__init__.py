@@ -56,6 +56,8 @@ MODELS: dict[str, tuple[str, str]] = {
     "gemma2": ("rtp_llm.models.gemma", "Gemma2"),
     "gemma3_text": ("rtp_llm.models.gemma", "Gemma3"),
     "embedding_gemma2_text": ("rtp_llm.models.embedding_gemma2", "EmbeddingGemma2"),
+    "lfm2": ("rtp_llm.models.lfm2", "Lfm2"),
+    "lfm2_bidirec": ("rtp_llm.models.lfm2", "Lfm2Bidirectional"),
     "minicpm": ("rtp_llm.models.minicpm", "MiniCpm"),
     "static_embedding": ("rtp_llm.models.static", "Static"),
 }

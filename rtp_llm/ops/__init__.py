@@ -216,6 +216,15 @@ class Ops(Protocol):
         ones the first, summed in ascending order. So a row depends on itself alone.
         """
 
+    def short_conv(self, x: Tensor, weight: Tensor, batch: Batch, *, causal: bool, masked: bool = False) -> Tensor:
+        """after * convolution(before * values), within each sequence, x [T, 3 * N]: before, after, values -> [T, N].
+
+        Column by column, `weight` [K, N], a `vector`: row k is for the token k - (K - 1) from one's own, `causal`, or
+        k - K // 2; tokens beyond the sequence's ends count as zeros. Sums in fp32, in the order of k. LFM2's; equals
+        torch.nn.Conv1d with groups N on each sequence alone. `masked`: so do those beyond `batch.seen_lens`, whose
+        own rows are zeros. Not behind a prefix.
+        """
+
     def pool(self, x: Tensor, batch: Batch, mode: PoolMode, *, skip_prompt: bool = False) -> Tensor:
         """[T, H] -> [B, H] in fp32, as sentence_transformers Pooling does.
 

@@ -209,6 +209,21 @@ class NumpyOps:
     def experts(self, x: FloatArray, experts: Experts, residual: FloatArray | None = None) -> FloatArray:
         return mix(x, _multiply(x, experts.router), experts, self.linear, residual)
 
+    def short_conv(
+        self, x: FloatArray, weight: FloatArray, batch: Batch, *, causal: bool, masked: bool = False
+    ) -> FloatArray:
+        assert batch.prefix_of is None, "a convolution does not see the tokens of a prefix"
+        before, after, values = np.split(x, 3, axis=-1)
+        inputs, y = before * values, np.zeros_like(values)
+        lengths = batch.seen_lens if masked and batch.seen_lens is not None else np.diff(batch.cu_seqlens)
+        first = 1 - len(weight) if causal else -(len(weight) // 2)
+        for start, length in zip(batch.cu_seqlens.tolist(), lengths.tolist(), strict=False):
+            for shift, taps in enumerate(weight, first):
+                low, high = start + max(0, -shift), start + length - max(0, shift)
+                if low < high:
+                    y[low:high] += taps * inputs[low + shift : high + shift]
+        return after * y
+
     def pool(self, x: FloatArray, batch: Batch, mode: PoolMode, *, skip_prompt: bool = False) -> FloatArray:
         rows = []
         for i, (start, end) in enumerate(zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)):

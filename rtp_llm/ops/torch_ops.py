@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import ConfigError
 from rtp_llm.ops import Experts, Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
+from rtp_llm.ops.torch_conv import convolve
 from rtp_llm.ops.torch_experts import mix
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -208,6 +209,11 @@ class TorchOps:
         """Waits for the device once: how many rows an expert has is a shape on the host."""
         y = mix(x, experts, self.linear)
         return y if residual is None else self.plus(y, residual)
+
+    def short_conv(
+        self, x: torch.Tensor, weight: torch.Tensor, batch: Any, *, causal: bool, masked: bool = False
+    ) -> torch.Tensor:
+        return convolve(x, weight, batch, causal=causal, masked=masked)
 
     def pool(self, x: torch.Tensor, batch: Any, mode: PoolMode, *, skip_prompt: bool = False) -> torch.Tensor:
         starts, ends = batch.cu_seqlens[:-1].long(), batch.cu_seqlens[1:].long()

@@ -271,6 +271,9 @@ class TritonOps(TorchOps):
 
         return self._fused("experts", kernel, otherwise)
 
+    def short_conv(self, x: Any, weight: torch.Tensor, batch: Any, **options: bool) -> torch.Tensor:
+        return super().short_conv(plain(x), weight, batch, **options)
+
     def pool(self, x: Any, batch: Any, mode: PoolMode, *, skip_prompt: bool = False) -> torch.Tensor:
         x = plain(x)
         otherwise = partial(super().pool, x, batch, mode, skip_prompt=skip_prompt)

@@ -35,6 +35,9 @@ def test_the_flag_wins(name: str) -> None:
         ({"model_type": "qwen3", "architectures": ["VoyageQwen3BidirectionalEmbedModel"]}, "voyage_qwen3"),
         ({"model_type": "qwen3", "architectures": ["JinaEmbeddingsV5Model"]}, "jina_embeddings_v5"),
         ({"model_type": "ministral3_bidirec"}, "ministral3_bidirec"),
+        ({"architectures": ["Lfm2ForCausalLM"]}, "lfm2"),
+        ({"model_type": "lfm2", "architectures": ["Lfm2BidirectionalModel"]}, "lfm2_bidirec"),
+        ({"model_type": "lfm2", "architectures": ["Lfm2BidirectionalForMaskedLM"]}, "lfm2_bidirec"),
     ],
 )
 def test_config_json(hf: dict[str, Any], expected: str) -> None:

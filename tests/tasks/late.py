@@ -26,6 +26,11 @@ TEXTS = [
     ".",
 ]
 FOREIGN = "pylate.models.Dense.Dense"
+# Beside the families that have heads too.
+OWN_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    **FAMILIES,
+    "lfm2": ("Lfm2", {"num_key_value_heads": 2, "conv_L_cache": 3, "layer_types": ["conv", "full_attention"]}),
+}
 
 
 def save_encoder(
@@ -35,7 +40,7 @@ def save_encoder(
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    stem, own = FAMILIES[family]
+    stem, own = OWN_FAMILIES[family]
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if family == "bert" else [])]
     vocab = {word: i for i, word in enumerate(VOCAB)}
     tokenizer = tokenizer or transformers.BertTokenizer(vocab=vocab, model_max_length=limit, model_input_names=names)
