@@ -161,9 +161,10 @@ MODEL: dict[str, Kind] = {
     **_all(
         _TEXT,
         "model_type hidden_act hidden_activation activation activation_function feed_forward_proj feed_forward_type "
-        "lora_task position_embedding_type classifier_pooling classifier_activation pooler_hidden_act norm_rel_ebd "
-        "pooling clf_pooling",
+        "lora_task position_embedding_type classifier_pooling pooler_hidden_act norm_rel_ebd pooling clf_pooling",
     ),
+    # Of ModernBERT a name, of MobileBERT true or false.
+    "classifier_activation": Kind("a string", lambda value: isinstance(value, (str, bool))),
     **_all(_TEXTS, "architectures layer_types lora_adaptations"),
     **_all(_POSITIVE._replace(nullable=False), "lora_alpha"),
     **_all(_OBJECT, "auto_map id2label rope_scaling rope_parameters sentence_transformers per_layer_config"),

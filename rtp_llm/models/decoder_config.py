@@ -111,14 +111,24 @@ def is_causal(hf: Mapping[str, Any]) -> bool:
     CheckpointError where it says nothing and names code of the checkpoint's own, by which it may not: embedders are
     often decoders made to look both ways, with the tensors of those that do not.
     """
-    said, code = hf.get("is_causal"), (hf.get("auto_map") or {}).get("AutoModel")
-    if said is None and code is not None:
+    said, code = hf.get("is_causal"), _own_code(hf)
+    if said is None and code:
         raise CheckpointError(
-            f"config.json: auto_map has AutoModel {code!r}, code that comes with the checkpoint and is not run here; "
+            f"config.json: auto_map has {code}, code that comes with the checkpoint and is not run here; "
             "look whether it lets tokens see those after them, and say so: --json_model_override_args "
             "'{\"is_causal\": false}' where it does, true where it does not"
         )
     return True if said is None else bool(said)
+
+
+def _own_code(hf: Mapping[str, Any]) -> str:
+    """The entry of auto_map by which transformers would run code of the checkpoint's own; empty: there is none.
+
+    AutoModel's, or that of the class which `architectures` names first: a model with a head has the latter alone.
+    """
+    named, entries = next(iter(hf.get("architectures") or ()), None), hf.get("auto_map") or {}
+    own = (key for key, code in entries.items() if key == "AutoModel" or str(code).rpartition(".")[2] == named)
+    return next((f"{key} {entries[key]!r}" for key in own), "")
 
 
 def layer_types(hf: Mapping[str, Any], otherwise: Sequence[str]) -> Sequence[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from rtp_llm.config_files import activation
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models.decoder import Decoder
-from rtp_llm.models.decoder_config import FULL, SLIDING, DecoderConfig, integer, layer_types, read
+from rtp_llm.models.decoder_config import FULL, SLIDING, DecoderConfig, integer, is_causal, layer_types, read
 from rtp_llm.models.rope import Rope
 
 _HEAD_DIM, _MAX_POSITIONS = 256, 131072
@@ -53,6 +53,7 @@ def _read_causal(hf: Mapping[str, Any], act: str, **own: Any) -> DecoderConfig:
     for key, served in (("use_bidirectional_attention", False), ("is_causal", True)):
         if hf.get(key) not in (None, served):
             raise CheckpointError(f"config.json: {key} {hf[key]!r}; of Gemma and Gemma 2 only {served!r} is supported")
+    is_causal(hf)  # which code of the checkpoint's own may change
     bias = bool(hf.get("attention_bias", False))
     return read(
         {"hidden_act": act, **{key: value for key, value in hf.items() if key != "hidden_act"}},
@@ -99,6 +100,8 @@ def _check(hf: Mapping[str, Any]) -> None:
             raise CheckpointError(f"config.json: {key} {hf[key]!r}; only null is supported")
     if hf.get("is_causal") is False:
         raise CheckpointError("config.json: is_causal false; a Gemma has use_bidirectional_attention for that")
+    if hf.get("use_bidirectional_attention") is None:
+        is_causal(hf)  # which code of the checkpoint's own may change
 
 
 def _windows(hf: Mapping[str, Any], causal: bool) -> tuple[int | None, ...]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from rtp_llm.config_files import check_model
 from rtp_llm.errors import ConfigError
 from rtp_llm.models import MODELS, find_model_type
 
@@ -61,11 +62,17 @@ def test_config_json(hf: dict[str, Any], expected: str) -> None:
         ),
         (
             "auto",
+            {"model_type": "mobilebert", "classifier_activation": True},
+            "'mobilebert', which is not served: take a MiniLM",
+        ),
+        (
+            "auto",
             {"model_type": "qwen3", "architectures": ["JinaForRanking"]},
             "config.json has the architecture 'JinaForRanking', which is not served: it reads all documents",
         ),
     ],
 )
 def test_unknown_architectures_list_what_there_is(flag: str, hf: dict[str, Any], message: str) -> None:
+    check_model("config.json", hf)
     with pytest.raises(ConfigError, match=message):
         find_model_type(flag, hf)

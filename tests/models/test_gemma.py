@@ -125,6 +125,7 @@ def test_prefixed_checkpoints_load_and_heads_are_ignored(head: str, tmp_path: Pa
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0; only null"),
         ({"hidden_activation": "quick_gelu"}, "hidden_activation 'quick_gelu' is not one of gelu"),
         ({"is_causal": False}, "is_causal false; a Gemma has use_bidirectional_attention"),
+        ({"auto_map": {"AutoModel": "modeling.Own"}}, "auto_map has AutoModel 'modeling.Own'"),
         ({"sliding_window": None}, "sliding_window null; layers of sliding_attention need one"),
         ({"layer_types": ["full_attention"]}, "2 of full_attention, sliding_attention are needed"),
         ({"rope_parameters": {"rope_type": "default"}}, "full_attention and sliding_attention have their own"),

@@ -100,6 +100,7 @@ def test_config_json_of_older_files(tmp_path: Path) -> None:
         (Gemma, {"is_causal": False}, "is_causal False; of Gemma and Gemma 2 only True"),
         (Gemma2, {"use_bidirectional_attention": True}, "use_bidirectional_attention True; of Gemma and Gemma 2"),
         (Gemma2, {"sliding_window": None}, "sliding_window null; layers of sliding_attention need one"),
+        (Gemma, {"auto_map": {"AutoModel": "modeling.Own"}}, "auto_map has AutoModel 'modeling.Own'"),
         (Gemma2, {"layer_types": ["full_attention"]}, "2 of full_attention, sliding_attention are needed"),
     ],
 )

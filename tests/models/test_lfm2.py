@@ -164,7 +164,8 @@ def test_prefixed_checkpoints_load_and_heads_are_ignored(prefix: str, tmp_path: 
 
 @pytest.mark.parametrize("older", ["full_attn_idxs", "block_ff_dim", "rope_theta"])
 def test_older_names(older: str, tmp_path: Path) -> None:
-    changes = {"rope_parameters": {"rope_type": "default", "rope_theta": 70.0}} if older == "rope_theta" else {}
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 70.0}}
+    changes: dict[str, Any] = rope if older == "rope_theta" else {}
     theirs, items, ops = save(tmp_path, **changes), make_items(LENGTHS), BACKENDS["numpy"]()
     if older == "full_attn_idxs":
         edit(tmp_path, layer_types=None, full_attn_idxs=[1, 3])

@@ -212,6 +212,16 @@ def test_code_of_the_checkpoints_own_must_be_spoken_for(family: str, tmp_path: P
     assert load(tmp_path, ops).causal
 
 
+def test_so_must_code_of_a_head_alone(tmp_path: Path) -> None:
+    save(tmp_path, "Qwen3")
+    own = {"AutoModelForSequenceClassification": "modeling.Qwen3BiForSequenceClassification"}
+    change_config(tmp_path, auto_map=own)
+    assert load(tmp_path, BACKENDS["numpy"]()).causal
+    change_config(tmp_path, architectures=["Qwen3BiForSequenceClassification"])
+    with pytest.raises(CheckpointError, match=r"auto_map has AutoModelForSequenceClassification 'modeling\.Qwen3BiFor"):
+        load(tmp_path, BACKENDS["numpy"]())
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sharded_half_precision_is_widened(dtype: str, tmp_path: Path) -> None:
     items, ops = make_items(LENGTHS), BACKENDS["numpy"]()
