@@ -19,6 +19,7 @@ from tests.models.test_encoders import save as save_encoder
 from tests.models.test_gemma import KINDS
 from tests.models.test_gemma import save as save_gemma
 from tests.models.test_gemma2 import save as save_gemma2
+from tests.models.test_lfm2 import save as save_lfm2
 from tests.models.test_modernbert import save as save_modernbert
 from tests.models.test_qwen import save as save_qwen
 from tests.ops import interpreter as _  # noqa: F401
@@ -45,6 +46,8 @@ def save(folder: Path, family: str) -> None:
         save_jina_bert(folder)
     elif family == "ModernBert":
         save_modernbert(folder)
+    elif family == "Lfm2":
+        save_lfm2(folder)
     elif family == "deberta":
         save_deberta(folder, "v3")
     elif family == "mpnet":
@@ -55,7 +58,7 @@ def save(folder: Path, family: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "family", ["Bert", "mpnet", "JinaBert", "ModernBert", "deberta", "Qwen2", "Qwen3", "Gemma2", "Gemma3"]
+    "family", ["Bert", "mpnet", "JinaBert", "ModernBert", "deberta", "Qwen2", "Qwen3", "Gemma2", "Gemma3", "Lfm2"]
 )
 def test_hidden_states(family: str, tmp_path: Path) -> None:
     save(tmp_path, family)
@@ -78,7 +81,7 @@ def test_wanted_rows_behind_a_shared_prefix(family: str, tmp_path: Path) -> None
     assert ours.shape == (3, 64) and np.abs(ours - expected).max() <= 2e-2 and not ops.replaced
 
 
-@pytest.mark.parametrize("family", [BERT, "Qwen3"])
+@pytest.mark.parametrize("family", [BERT, "Qwen3", "Lfm2"])
 def test_the_arrays_of_a_bucket_fit_any_batch(family: str, tmp_path: Path) -> None:
     """As a CUDA graph has them: nothing is read on the host, and all arrays have the bucket's lengths."""
     save(tmp_path, family)
