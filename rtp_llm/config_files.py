@@ -96,7 +96,7 @@ _SHARED_NAMES: dict[tuple[str, Any], str] = {
 }
 # Classes of their authors' own code, by the first architecture of config.json, whatever its model_type.
 OWN_CLASSES = {
-    "JinaForRanking": "JinaForRanking",
+    "JinaForRanking": "jina_reranker_v3",
     "VoyageQwen3BidirectionalEmbedModel": "voyage_qwen3",
     "JinaEmbeddingsV5Model": "jina_embeddings_v5",
     "PPLXQwen3Model": "bidirectional_pplx_qwen3",

@@ -113,6 +113,11 @@ class ModelConfig:
         return self.model_type == NEMOTRON
 
     @property
+    def is_listwise(self) -> bool:
+        """Whether it reads a query and all of its documents as one text."""
+        return self.model_type == "jina_reranker_v3"
+
+    @property
     def is_qwen3_reranker(self) -> bool:
         """Whether pairs are to be put as Qwen3-Reranker's question; as in the original, every Qwen3 that reranks."""
         return TaskType.RERANK in self.tasks and self.model_type in ("qwen3", "qwen_3")

@@ -332,7 +332,7 @@ class Model:
                     yield response
             except RequestTooLarge:
                 size = (stop_of(done) - done) // 2
-                if size == 0 or params.chunking == "late":
+                if size == 0 or estimate.chunking == "late":
                     raise
             except InvalidInput as error:
                 raise error.of(done + error.index) from None

@@ -32,6 +32,8 @@ _TASKS_BY_FLAG = {
 _RERANKERS = ("rerank", "zerank")
 _ASKED_BY_NAME = ("Qwen3ForCausalLM", "GemmaForCausalLM")
 _OWN_PROMPTS = ("zerank", "ctxl")
+# jina-reranker-v3's class.
+_LISTWISE = "JinaForRanking"
 
 
 def choose_tasks(
@@ -79,6 +81,8 @@ def _recognised(
     """
     if config.task_type == "CUSTOM" and not config.custom_module:
         raise ConfigError("task_type CUSTOM needs --custom_module FILE.py:Class", param="custom_module")
+    if architecture_of(hf) == _LISTWISE:
+        return _of_listwise(config)
     if config.custom_module:
         named = () if config.task_type == "auto" else _TASKS_BY_FLAG[config.task_type]
         return (TaskType.CUSTOM, *(task for task in named if task is not TaskType.CUSTOM))
@@ -106,6 +110,13 @@ def _recognised(
         return _DENSE
     is_one = len(config_files.labels(folder / "config.json", hf)) == 1
     return (TaskType.RERANK, TaskType.CLASSIFY) if is_one else (TaskType.CLASSIFY,)
+
+
+def _of_listwise(config: EngineConfig) -> tuple[TaskType, ...]:
+    """A reranker that reads all documents at once; ConfigError where it is asked for something else."""
+    if config.task_type not in ("auto", "RERANKER") or config.custom_module or config.embedding_model == 1:
+        raise ConfigError(f"task_type: a {_LISTWISE} is served as a RERANKER alone", param="task_type")
+    return (TaskType.RERANK,)
 
 
 def _is_named_reranker(architecture: str, config: EngineConfig, folder: Path) -> bool:

@@ -10,6 +10,7 @@ from rtp_llm.engine.chat_embed import check_verbatim
 from rtp_llm.engine.chat_rerank import chat_rerank
 from rtp_llm.engine.flag_rerank import FlagRerank
 from rtp_llm.engine.late_encoder import LateEncoder
+from rtp_llm.engine.listwise import Listwise
 from rtp_llm.engine.pair_text import NEMOTRON, PairText
 from rtp_llm.engine.rerank_template import RerankTemplate
 from rtp_llm.engine.route_encoder import RouteEncoder
@@ -31,6 +32,8 @@ def pair_encoder(tokenizer: Tokenizer, model_config: ModelConfig) -> PairEncoder
     None: plainly, as two texts. Where no modules.json says otherwise, CrossEncoder heeds the chat template of whatever
     has one; NVIDIA's checkpoints have that of the model which they were made of.
     """
+    if model_config.is_listwise:
+        return Listwise(tokenizer)
     if model_config.is_nemotron and not model_config.chat.asked:
         return PairText(tokenizer, NEMOTRON)
     if not model_config.is_language_reranker:

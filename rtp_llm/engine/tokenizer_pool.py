@@ -8,6 +8,7 @@ from rtp_llm.core import Input, Item, Params, Request, TaskType
 from rtp_llm.engine.estimate import Estimate
 from rtp_llm.engine.lane import Lane
 from rtp_llm.engine.lane_threads import LaneThreads, Work
+from rtp_llm.engine.listwise import Listwise
 from rtp_llm.engine.tokenizer import Tokenizer
 
 _SMALL_CHARACTERS = 2000
@@ -50,6 +51,7 @@ class TokenizerPool:
         self._embedding = embedding or tokenizer
         self._reranking: Encoder = reranking or tokenizer
         self._around_pair = reranking.around_pair if reranking else 0
+        self._is_listwise = isinstance(reranking, Listwise)
         self._chunking = chunking or tokenizer
         # The library reads only this variable; unset, each call would take all cores from the batches that run.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -63,6 +65,8 @@ class TokenizerPool:
         lead = len(prompt) + len(params.instruction or "")
         max_seq_len = max(min(most, self.tokenizer.max_seq_len), 1)
         chunking = params.chunking if params.stride is None else "mean"
+        if self._is_listwise:  # all inputs together are one item, as in late chunking
+            chunking = "late"
         return Estimate(lead, max_seq_len, chunking, self._around_pair, params.stride or 0)
 
     def is_small(self, inputs: Sequence[Input], estimate: Estimate) -> bool:

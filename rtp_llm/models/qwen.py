@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen3, and what Perplexity and Voyage AI have made of Qwen3.
+"""Qwen2 and Qwen3, and what Perplexity, Voyage AI and Jina AI have made of Qwen3.
 
 Equal transformers' Qwen2Model and Qwen3Model, causal or, where config.json has `is_causal` false, bidirectional;
 and the PPLXQwen3Model and VoyageQwen3BidirectionalEmbedModel of their authors' own code.
@@ -83,6 +83,27 @@ class VoyageQwen3(PplxQwen3):
     ) -> Tensor:
         """Packed batch -> [T, num_labels], or of the wanted rows."""
         return ops.linear(super().__call__(ops, batch, on_layer, on_keys), self.projection)
+
+
+class JinaReranker(Qwen3):
+    """jina-reranker-v3: Qwen3, whose authors' code puts a projector after it, which belongs to the task."""
+
+    @classmethod
+    def read_config(cls, hf: Mapping[str, Any]) -> DecoderConfig:
+        config = super().read_config({**hf, "is_causal": True})
+        if any(config.windows):
+            raise CheckpointError(
+                "config.json: layers with a sliding window, as jina-reranker-v3.5 has, which is asked by another "
+                "prompt; jina-reranker-v3 is served"
+            )
+        return config
+
+    @classmethod
+    def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> Decoder:
+        """As Decoder, without the projector."""
+        config = cls.read_config(hf)
+        ignored = (*IGNORED, r"^projector\.")
+        return cls(config, bind(source, parameters(config), prefixes=("model.",), ignore=ignored), ops)
 
 
 def _windows(hf: Mapping[str, Any], causal: bool) -> tuple[int | None, ...]:

@@ -26,6 +26,8 @@ TASKS: dict[TaskType, tuple[str, str]] = {
 SHIPPED = ("rtp_llm.tasks.shipped", "Shipped")
 # A vector a token where the checkpoint is one of late interaction.
 MULTI_VECTOR = ("rtp_llm.tasks.multi_vector", "MultiVector")
+# A reranker that reads all documents of a query at once.
+LISTWISE = ("rtp_llm.tasks.listwise", "Listwise")
 # Sparse embeddings of a masked language model.
 SPLADE = ("rtp_llm.tasks.splade", "Splade")
 # Either where modules.json has a Router.
@@ -145,6 +147,8 @@ def load_task(task_type: TaskType, source: TaskSource) -> Task:
         module, name = SPLADE
     elif task_type is TaskType.COLBERT and source.model_config.late is not None:
         module, name = MULTI_VECTOR
+    elif task_type is TaskType.RERANK and source.model_config.is_listwise:
+        module, name = LISTWISE
     if foreign is not None and (module, name) in (SPLADE, MULTI_VECTOR):
         path = source.model_config.folder / "modules.json"
         raise CheckpointError(

@@ -126,8 +126,9 @@ def _make_plans(model_config: ModelConfig, tasks: tuple[TaskType, ...]) -> list[
     if TaskType.TOKENS in tasks and TaskType.DENSE not in tasks:
         title = "transformers' AutoModel, normalised"
         plans.append(Plan((TaskType.TOKENS,), "rtp_llm.verify.huggingface", "TokensReference", _HF, title))
-    # FlagEmbedding's own code of a layerwise model is for transformers 4.
-    if TaskType.RERANK in tasks and not model_config.is_layerwise_reranker:
+    # FlagEmbedding's own code of a layerwise model is for transformers 4; a listwise one's comes with the checkpoint.
+    has_reference = not (model_config.is_layerwise_reranker or model_config.is_listwise)
+    if TaskType.RERANK in tasks and has_reference:
         plans.append(_rerank_plan(model_config))
     # transformers knows nothing of a chain of modules after its model.
     if TaskType.CLASSIFY in tasks and model_config.num_scores is None:
