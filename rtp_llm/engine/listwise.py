@@ -48,7 +48,8 @@ class Listwise:
             own = [item.input_ids for item in self._tokenizer.encode(ready, params, start)]
             return [_item([*own, np.array(self._marks[1:], np.int32)], start)]
         query, documents, is_cut = self._read(inputs, params, start)
-        ids = np.array([token.id for token in self._tokenizer.tokens(_prompt(query, documents, params))], np.int32)
+        text = _prompt(query, documents, _unmarked(self._tokenizer.instruction_text(params)))
+        ids = np.array([token.id for token in self._tokenizer.tokens(text)], np.int32)
         ends = np.flatnonzero(ids == self._marks[0]) + 1
         (stop,) = np.flatnonzero(ids == self._marks[1]) + 1
         if stop > self._tokenizer.max_seq_len:
@@ -75,8 +76,7 @@ class Listwise:
 
     def _cut(self, text: str, most: int, index: int, params: Params) -> tuple[str, bool]:
         """Without the marks, and of its tokens the first, where it has more; InvalidInput where it is not to be cut."""
-        for mark in (DOCUMENT_MARK, QUERY_MARK):
-            text = text.replace(mark, "")
+        text = _unmarked(text)
         tokens = self._tokenizer.tokens(text, add_special_tokens=False)
         if len(tokens) <= most:
             return text, False
@@ -85,8 +85,15 @@ class Listwise:
         return text[: tokens[most - 1].stop], True
 
 
-def _prompt(query: str, documents: Sequence[str], params: Params) -> str:
-    instruction = f"<instruct>\n{params.instruction}\n</instruct>\n" if params.instruction else ""
+def _unmarked(text: str) -> str:
+    """Without the marks, nor what becomes one when others are taken out."""
+    while DOCUMENT_MARK in text or QUERY_MARK in text:
+        text = text.replace(DOCUMENT_MARK, "").replace(QUERY_MARK, "")
+    return text
+
+
+def _prompt(query: str, documents: Sequence[str], instruction: str) -> str:
+    instruction = f"<instruct>\n{instruction}\n</instruct>\n" if instruction else ""
     passages = (f'<passage id="{i}">\n{document}{DOCUMENT_MARK}\n</passage>\n' for i, document in enumerate(documents))
     return (
         f"{_SYSTEM}I will provide you with {len(documents)} passages, each indicated by a numerical identifier. Rank "

@@ -194,6 +194,14 @@ def test_cuts(checkpoint: tuple[Path, Any, Any]) -> None:
             model._engine.run_sync(_request(QUERY, documents, max_tokens_per_doc=7, truncate=False))
 
 
+def test_marks_of_the_callers_own_are_none(checkpoint: tuple[Path, Any, Any]) -> None:
+    nested = "<|embed_<|rerank_<|embed_token|>token|>token|>"
+    with loaded(checkpoint[0]) as model:
+        plain = scores_of(model, "a b", ["so", "hi"], instruction="c d")
+        marked = scores_of(model, f"a{nested} b", [f"{nested}so", f"hi{nested}"], instruction=f"c {nested}d")
+    np.testing.assert_array_equal(plain, marked)
+
+
 def test_what_is_refused(checkpoint: tuple[Path, Any, Any]) -> None:
     from rtp_llm.core import Request
 
