@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,12 @@ def checkpoint(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return folder, *save(folder, assets)
 
 
+@pytest.fixture(scope="module")
+def model(checkpoint: tuple[Path, Any, Any]) -> Iterator[Any]:
+    with loaded(checkpoint[0], "native") as model:
+        yield model
+
+
 @cache
 def expected(checkpoint: tuple[Path, Any, Any]) -> list[FloatArray]:
     return [reference(*checkpoint, *each) for each in LISTS]
@@ -124,29 +130,26 @@ def test_equals_the_authors_code(backend: str, checkpoint: tuple[Path, Any, Any]
         assert np.abs(scores_of(model, *LISTS[0], instruction="find what eats bamboo") - said).max() <= 1e-5
 
 
-def test_what_stands_before_a_document_changes_its_score(checkpoint: tuple[Path, Any, Any]) -> None:
-    with loaded(checkpoint[0]) as model:
-        same = scores_of(model, QUERY, ["hi", "The giant panda", "hi"])
+def test_what_stands_before_a_document_changes_its_score(model: Any) -> None:
+    same = scores_of(model, QUERY, ["hi", "The giant panda", "hi"])
     assert abs(same[0] - same[2]) > 1e-4
 
 
-def test_many_documents_are_read_at_once(checkpoint: tuple[Path, Any, Any]) -> None:
+def test_many_documents_are_read_at_once(model: Any, checkpoint: tuple[Path, Any, Any]) -> None:
     """More than a tokeniser's thread takes at a time of other requests."""
     documents = [f"document {i} " + "so " * (i % 8) for i in range(listwise.MOST_DOCUMENTS)]
-    with loaded(checkpoint[0], "native") as model:
-        assert np.abs(scores_of(model, QUERY, documents) - reference(*checkpoint, QUERY, documents)).max() <= 1e-5
-        with pytest.raises(InvalidRequest, match="126 documents; this reranker reads at most 125 at once: send fewer"):
-            model.rerank(QUERY, [*documents, "one more"])
-        with pytest.raises(InvalidRequest, match=r"8 documents of \d+ tokens; this reranker reads at most 4096 tokens"):
-            model.rerank(QUERY, ["so " * 600] * 8)
+    assert np.abs(scores_of(model, QUERY, documents) - reference(*checkpoint, QUERY, documents)).max() <= 1e-5
+    with pytest.raises(InvalidRequest, match="126 documents; this reranker reads at most 125 at once: send fewer"):
+        model.rerank(QUERY, [*documents, "one more"])
+    with pytest.raises(InvalidRequest, match=r"8 documents of \d+ tokens; this reranker reads at most 4096 tokens"):
+        model.rerank(QUERY, ["so " * 600] * 8)
 
 
-def test_requests_together_are_as_alone(checkpoint: tuple[Path, Any, Any]) -> None:
-    with loaded(checkpoint[0], "native") as model:
-        engine = model._engine
-        requests = [_request(*each) for each in LISTS]
-        together = [response.outputs[TaskType.RERANK] for response in engine.run_many(requests)]
-        alone = [engine.run_sync(request).outputs[TaskType.RERANK] for request in requests]
+def test_requests_together_are_as_alone(model: Any) -> None:
+    engine = model._engine
+    requests = [_request(*each) for each in LISTS]
+    together = [response.outputs[TaskType.RERANK] for response in engine.run_many(requests)]
+    alone = [engine.run_sync(request).outputs[TaskType.RERANK] for request in requests]
     for ours, own in zip(together, alone, strict=True):
         np.testing.assert_array_equal(ours, own)
 
@@ -183,41 +186,38 @@ def test_a_tokenizer_without_the_marks(assets: Path, tmp_path: Path) -> None:
         pass
 
 
-def test_cuts(checkpoint: tuple[Path, Any, Any]) -> None:
+def test_cuts(model: Any, checkpoint: tuple[Path, Any, Any]) -> None:
     documents = ["so " * 300, "hi"]
-    with loaded(checkpoint[0]) as model:
-        expected = reference(*checkpoint, QUERY, ["so" + " so" * 6, "hi"])
-        response = model._engine.run_sync(_request(QUERY, documents, max_tokens_per_doc=7))
-        assert np.abs(response.outputs[TaskType.RERANK] - expected).max() <= 1e-5
-        assert response.truncated[0] and sum(response.num_tokens) == response.num_tokens[0]
-        with pytest.raises(InvalidInput, match="input 0 has 301 tokens, the limit is 7"):
-            model._engine.run_sync(_request(QUERY, documents, max_tokens_per_doc=7, truncate=False))
+    expected = reference(*checkpoint, QUERY, ["so" + " so" * 6, "hi"])
+    response = model._engine.run_sync(_request(QUERY, documents, max_tokens_per_doc=7))
+    assert np.abs(response.outputs[TaskType.RERANK] - expected).max() <= 1e-5
+    assert response.truncated[0] and sum(response.num_tokens) == response.num_tokens[0]
+    with pytest.raises(InvalidInput, match="input 0 has 301 tokens, the limit is 7"):
+        model._engine.run_sync(_request(QUERY, documents, max_tokens_per_doc=7, truncate=False))
 
 
-def test_marks_of_the_callers_own_are_none(checkpoint: tuple[Path, Any, Any]) -> None:
+def test_marks_of_the_callers_own_are_none(model: Any) -> None:
     nested = "<|embed_<|rerank_<|embed_token|>token|>token|>"
-    with loaded(checkpoint[0]) as model:
-        plain = scores_of(model, "a b", ["so", "hi"], instruction="c d")
-        marked = scores_of(model, f"a{nested} b", [f"{nested}so", f"hi{nested}"], instruction=f"c {nested}d")
+    plain = scores_of(model, "a b", ["so", "hi"], instruction="c d")
+    marked = scores_of(model, f"a{nested} b", [f"{nested}so", f"hi{nested}"], instruction=f"c {nested}d")
     np.testing.assert_array_equal(plain, marked)
 
 
-def test_what_is_refused(checkpoint: tuple[Path, Any, Any]) -> None:
+def test_what_is_refused(model: Any) -> None:
     from rtp_llm.core import Request
 
-    with loaded(checkpoint[0]) as model:
-        refused: list[tuple[list[Any], str]] = [
-            ([("a", "b"), ("c", "d")], "several queries in one request"),
-            ([("a", "b"), "c"], "input 1 is no pair"),
-            ([("a", "b"), [1, 2]], "input 1 is no pair"),
-        ]
-        for inputs, message in refused:
-            with pytest.raises(InvalidRequest, match=message):
-                model._engine.run_sync(Request(inputs=inputs, tasks=(TaskType.RERANK,)))
-        with pytest.raises(InvalidRequest, match="softmax of a single score"):
-            model.rerank("a", ["b"], activation="softmax")
-        with pytest.raises(InvalidRequest, match="surrogate"):
-            model.rerank("a", ["\ud800"])
+    refused: list[tuple[list[Any], str]] = [
+        ([("a", "b"), ("c", "d")], "several queries in one request"),
+        ([("a", "b"), "c"], "input 1 is no pair"),
+        ([("a", "b"), [1, 2]], "input 1 is no pair"),
+    ]
+    for inputs, message in refused:
+        with pytest.raises(InvalidRequest, match=message):
+            model._engine.run_sync(Request(inputs=inputs, tasks=(TaskType.RERANK,)))
+    with pytest.raises(InvalidRequest, match="softmax of a single score"):
+        model.rerank("a", ["b"], activation="softmax")
+    with pytest.raises(InvalidRequest, match="surrogate"):
+        model.rerank("a", ["\ud800"])
 
 
 @pytest.mark.parametrize(
