@@ -54,4 +54,4 @@ class Listwise(Task):
         """Of n documents and the query -> [n]: cosines, which no `activation` changes, since they are no logits."""
         vectors = np.asarray(rows, np.float64)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return (vectors[:-1] @ vectors[-1]).astype(np.float32)
+        return np.asarray(vectors[:-1] @ vectors[-1], np.float32)
