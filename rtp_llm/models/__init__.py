@@ -63,6 +63,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "static_embedding": ("rtp_llm.models.static", "Static"),
 }
 _MEDIA = "a model that reads images is not served, but for EmbeddingGemma 2's texts; take an embedder for texts"
+_WRITES = "it writes texts; take an embedder, such as Qwen3-Embedding or a BGE"
 # What is deployed and not served, by model_type or architecture -> what to do instead.
 _INSTEAD = {
     "bart": "for labels that a request brings, take a DeBERTa-v3 or a ModernBERT trained on NLI",
@@ -75,7 +76,8 @@ _INSTEAD = {
     **dict.fromkeys(("qwen3_5", "qwen3_5_text"), "take Qwen3-Embedding, or pplx-embed-v1"),
     **dict.fromkeys(("mobilebert", "roformer"), "take a MiniLM, or for Chinese a BGE"),
     **dict.fromkeys(("clip", "siglip", "siglip2", "jina_clip", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _MEDIA),
-    **dict.fromkeys(("gemma3", "jina_embeddings_v4", "lfm2_vl"), _MEDIA),
+    **dict.fromkeys(("gemma3", "jina_embeddings_v4", "lfm2_vl", "vit"), _MEDIA),
+    **dict.fromkeys(("gpt2", "gpt_neo", "gpt_neox", "bloom", "falcon", "opt"), _WRITES),
 }  # fmt: skip
 
 

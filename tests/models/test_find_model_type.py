@@ -66,6 +66,7 @@ def test_config_json(hf: dict[str, Any], expected: str) -> None:
             {"model_type": "mobilebert", "classifier_activation": True},
             "'mobilebert', which is not served: take a MiniLM",
         ),
+        ("auto", {"model_type": "gpt2"}, "'gpt2', which is not served: it writes texts"),
     ],
 )
 def test_unknown_architectures_list_what_there_is(flag: str, hf: dict[str, Any], message: str) -> None:
