@@ -49,12 +49,12 @@ def test_config_json(hf: dict[str, Any], expected: str) -> None:
 @pytest.mark.parametrize(
     ("flag", "hf", "message"),
     [
-        ("auto", {"model_type": "gpt2"}, "config.json says model_type 'gpt2', which is not one of bert, roberta"),
-        ("auto", {"architectures": ["GPT2Model"]}, "its architecture is 'GPT2Model', which is not one of bert"),
+        ("auto", {"model_type": "funnel"}, "config.json says model_type 'funnel', which is not one of bert, roberta"),
+        ("auto", {"architectures": ["FunnelModel"]}, "its architecture is 'FunnelModel', which is not one of bert"),
         ("auto", {"architectures": ["Bert"]}, "its architecture is 'Bert'"),
         ("auto", {}, "has no model_type, and its architecture is ''"),
         ("gpt", {"model_type": "bert"}, "model_type is 'gpt'"),
-        ("auto", {"model_type": "gpt2"}, "static_embedding; it needs its authors' code"),
+        ("auto", {"model_type": "funnel"}, "static_embedding; it needs its authors' code"),
         ("auto", {"model_type": "bart"}, "'bart', which is not served: for labels that a request brings, take a DeB"),
         (
             "auto",
