@@ -104,7 +104,15 @@ class Channel(asyncio.Protocol):
             self._hand_over(pickle.loads(content))
             return
         reading = self._loop.run_in_executor(None, pickle.loads, bytes(content))
-        reading.add_done_callback(lambda read: self._hand_over(read.result()))
+        reading.add_done_callback(self._hand_over_read)
+
+    def _hand_over_read(self, reading: "asyncio.Future[list[Any]]") -> None:
+        try:
+            self._hand_over(reading.result())
+        except Exception:  # as the event loop does where `data_received` fails: who waits for an answer is told
+            logger.exception("a message from another process cannot be read")
+            if self._transport is not None:
+                self._transport.abort()
 
     def _hand_over(self, messages: list[Any]) -> None:
         for message in messages:

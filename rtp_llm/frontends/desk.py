@@ -113,7 +113,7 @@ class Desk:
             return
         if not cancel.is_counted:
             job.request.end()
-        engine.cancel(job)
+        _give_up(engine, job)
 
     def _answer(self, query: Query) -> Any:
         return self._exposition() if query.what == "exposition" else self._engines[query.model].metrics.waiting()
@@ -121,13 +121,19 @@ class Desk:
     def _lose(self) -> None:
         """The front-end has gone, and with it all clients that it spoke with."""
         for engine, job in list(self._jobs.values()):
-            engine.cancel(job)
+            _give_up(engine, job)
         self._jobs.clear()
         self._wholes.clear()
 
     def _send(self, message: Any) -> None:
         if self._channel is not None:
             self._channel.send(message)
+
+
+def _give_up(engine: Engine, job: Job) -> None:
+    """Nobody waits for it; whoever makes an answer of rows that are computed already looks at the future."""
+    engine.cancel(job)
+    job.future.cancel()
 
 
 def problem_of(engine: Engine) -> str | None:
@@ -142,9 +148,19 @@ def problem_of(engine: Engine) -> str | None:
 def _told(error: BaseException, request: Request) -> RtpError:
     """An error as it is sent: the unforeseen is logged here, where its traceback is."""
     if isinstance(error, RtpError):
-        return error
+        return _known(error)
     logger.error("request %s failed", request.request_id, exc_info=error)
     return EngineFailure(f"the server failed on this request; its log tells why under {request.request_id}")
+
+
+def _known(error: RtpError) -> RtpError:
+    """An error of this project's own class: one that a user's code has derived is known in no other process."""
+    kind = next(one for one in type(error).__mro__ if one.__module__ == RtpError.__module__)
+    if kind is type(error):
+        return error
+    known: RtpError = kind.__new__(kind, *error.args)
+    known.__dict__.update(error.__dict__)
+    return known
 
 
 def _instead(message: Any, error: Exception) -> Answer | None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rtp_llm.errors import CustomModuleError
 
-_SCALARS = (str, bool, type(None))
+_SCALARS = (str, bool, int, float)
 _INT_MIN, _INT_MAX = -(2**63), 2**64  # what JSON's writer takes
 
 
@@ -25,8 +25,8 @@ def plain(value: Any, place: str) -> Any:
         raise CustomModuleError(f"{place} is a whole number of {value.bit_length()} bits; JSON takes 64")
     if isinstance(value, float) and not math.isfinite(value):
         raise CustomModuleError(f"{place} is NaN or infinity")
-    if isinstance(value, (*_SCALARS, int, float)):
-        return value
+    if value is None or isinstance(value, _SCALARS):
+        return _without_class(value)
     if isinstance(value, Mapping):
         return {_key(key, place): plain(entry, f"{place}[{key!r}]") for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -37,6 +37,15 @@ def plain(value: Any, place: str) -> Any:
     raise CustomModuleError(
         f"{place} is of type {type(value).__name__}; return numpy arrays, torch tensors, or what JSON can hold"
     )
+
+
+def _without_class(value: Any) -> Any:
+    """A scalar of a built-in type: a class of the user's own, as an Enum, is known in no other process."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    return value if value is None or isinstance(value, bool) else int.__int__(value)
 
 
 def as_array(value: Any, place: str) -> NDArray[Any]:

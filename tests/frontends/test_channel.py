@@ -88,6 +88,30 @@ def test_what_cannot_be_pickled_takes_nothing_with_it(caplog: pytest.LogCaptureF
     assert "cannot be pickled" in caplog.text
 
 
+class _Unreadable:
+    """As a class that is known to the other process alone."""
+
+    def __reduce__(self) -> Any:
+        return _refuse, (b"x" * 5000,)
+
+
+def _refuse(content: bytes) -> Any:
+    raise ModuleNotFoundError("No module named 'elsewhere'")
+
+
+@pytest.mark.parametrize("largest_here", [1000, math.inf])
+def test_what_cannot_be_read_leaves_nobody_waiting(largest_here: float) -> None:
+    """Who was to be answered by it is not known: all are told that the connection is lost."""
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        ends = await Ends(largest_here).open()
+        ends.first.send(_Unreadable())
+        await until(lambda: sorted(ends.lost) == ["first", "second"])
+
+    on_loop(run())
+
+
 def test_frames_that_come_drop_by_drop() -> None:
     async def run() -> None:
         ends = Ends()

@@ -169,6 +169,27 @@ def test_who_leaves_while_it_is_tokenised_is_counted(engine: Engine, monkeypatch
     on_loop(run())
 
 
+def test_who_leaves_is_not_worked_for_any_more(engine: Engine, runtime: FakeRuntime) -> None:
+    """Whoever makes entities of rows that are computed already looks at the future."""
+
+    async def run() -> None:
+        async with linked(engine) as both:
+            runtime.gate.clear()
+            tasks = [asyncio.ensure_future(both.remote.run(ask(text))) for text in ("abc", "abcd")]
+            await until(lambda: engine.metrics.waiting().requests == 2)
+            left, lost = [job for _, job in both.desk._jobs.values()]
+            tasks[0].cancel()
+            await until(lambda: left.future.cancelled())
+            assert not lost.future.cancelled()
+            assert both.link._channel is not None and both.link._channel._transport is not None
+            both.link._channel._transport.abort()
+            await until(lambda: lost.future.cancelled())
+            await asyncio.gather(*tasks, return_exceptions=True)
+            runtime.gate.set()
+
+    on_loop(run())
+
+
 def test_who_leaves_as_the_answer_comes_is_no_error(engine: Engine) -> None:
     """Between the moment when the answer is there and that in which the one who waits for it goes on."""
 
@@ -325,6 +346,28 @@ def test_an_answer_that_cannot_be_sent_is_a_failure_of_its_own(engine: Engine, m
             answers = await asyncio.gather(good, bad, return_exceptions=True)
             assert lengths(answers[0]) == [2]  # type: ignore[arg-type]
             assert isinstance(answers[1], EngineFailure) and "cannot be sent" in answers[1].message
+
+    on_loop(run())
+
+
+class _Refusal(InvalidRequest):
+    """As a user's own code may have it, in a module that no other process knows."""
+
+    def __reduce__(self) -> Any:
+        raise AssertionError("it is not sent")
+
+
+def test_an_error_of_a_users_own_class_arrives_as_ours(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def finish(rows: Any, params: Params, ids: Any) -> Any:
+        raise _Refusal("tenant: unknown", param="extra.tenant")
+
+    monkeypatch.setattr(engine.runtime.tasks[TaskType.DENSE], "finish", finish)
+
+    async def run() -> None:
+        async with linked(engine) as both:
+            with pytest.raises(InvalidRequest, match="tenant: unknown") as raised:
+                await both.remote.run(ask("ab"))
+            assert (type(raised.value), raised.value.param) == (InvalidRequest, "extra.tenant")
 
     on_loop(run())
 

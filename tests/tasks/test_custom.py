@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +278,21 @@ def test_vectors_are_embeddings_as_usual(checkpoint: Path, tmp_path: Path) -> No
 )
 def test_plain(value: Any, expected: Any) -> None:
     assert plain(value, "x") == expected
+
+
+class _Colour(str, Enum):
+    RED = "red"
+
+
+class _Level(IntEnum):
+    HIGH = 3
+
+
+class _Metres(float):
+    pass
+
+
+def test_scalars_of_the_users_own_classes_become_plain_ones() -> None:
+    """What the answer is written by may be another process, which does not know them."""
+    made = plain([_Colour.RED, _Level.HIGH, _Metres(1.5)], "x")
+    assert made == ["red", 3, 1.5] and [type(one) for one in made] == [str, int, float]
