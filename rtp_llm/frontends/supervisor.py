@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,30 +17,54 @@ from rtp_llm.checkpoint import hub
 from rtp_llm.config import ServerConfig
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.loading import Reach
-from rtp_llm.errors import ConfigError
+from rtp_llm.errors import ConfigError, EngineFailure
 from rtp_llm.frontends.channel import framed
 from rtp_llm.frontends.desk import Desk, problem_of
 from rtp_llm.frontends.messages import Orders, Served
 from rtp_llm.observability import ProcessMetrics, render
-from rtp_llm.server.app import bind_shared
+from rtp_llm.server.app import bind_shared, seconds_to_end, share
 
 logger = logging.getLogger(__name__)
 
-_COMMAND = (sys.executable, "-m", "rtp_llm.frontends")
+# NOTE: not by -m, which would look for modules in the working directory first, even where this process does not.
+_START = f"import sys; sys.path[:] = {sys.path!r}; from rtp_llm.frontends.__main__ import main; main()"
+_COMMAND = (sys.executable, "-c", _START)
 _LOOK_EVERY = 0.25  # seconds between two looks at the engines' health
-_RESTART_AFTER = 1.0  # seconds
+_RESTART_AFTER = 1.0  # seconds, and twice as many after each that has failed before it was ready
+_LONGEST_PAUSE = 30.0  # seconds
 _KILL_AFTER = 5.0  # seconds from the second signal on, or from the failure of a start
+_CLOSING = 30.0  # seconds beyond those that a front-end gives its requests
+
+
+@dataclass
+class _FrontEnd:
+    """A process that runs; `missed_reload`: SIGHUP has come before it was ready, which would have ended it."""
+
+    process: asyncio.subprocess.Process
+    is_ready: bool = False
+    missed_reload: bool = False
+
+    def send(self, number: int) -> None:
+        """A signal, unless it has ended meanwhile."""
+        with suppress(ProcessLookupError):
+            self.process.send_signal(number)
 
 
 class Supervisor:
     """Front-ends of some engines, each with a socket of its own at one address, on the running event loop.
 
     A front-end that ends by itself takes the clients that it speaks with along; the others go on, and another takes its
-    place on its socket. One that ends before it was ever ready is the end of the server.
+    place on its socket. Where that one fails to start, the socket is closed, so that its connections go to the others,
+    until one starts on a new socket. One that ends before its place was ever ready is the end of the server, and so it
+    is when none can be replaced.
     """
 
     def __init__(
-        self, engines: Sequence[Engine], config: ServerConfig, process: ProcessMetrics, sockets: Sequence[socket.socket]
+        self,
+        engines: Sequence[Engine],
+        config: ServerConfig,
+        process: ProcessMetrics,
+        sockets: list[socket.socket],
     ) -> None:
         self._engines = engines
         self._config = config
@@ -49,16 +73,20 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._served = [_served(engine) for engine in engines]
         self._desks: set[Desk] = set()
-        self._running: dict[int, asyncio.subprocess.Process] = {}
+        self._running: dict[int, _FrontEnd] = {}
+        self._failing: set[int] = set()
+        self._address = sockets[0].getsockname()
+        self._ending = asyncio.Event()
         self._num_signals = 0
         self._all_in_order = True
         process.watch_health(self._is_healthy)
-        process.watch_frontends(lambda: [one.pid for one in self._running.values()])
+        process.watch_frontends(lambda: [one.process.pid for one in self._running.values()])
 
     async def run(self, on_ready: Callable[[int], None]) -> bool:
-        """Until a signal ends the server -> whether all front-ends have ended in order; ConfigError: one did not start.
+        """Until a signal ends the server -> whether all front-ends have ended in order.
 
-        `on_ready` is called once with the port, when all of them accept connections.
+        `on_ready` is called once with the port, when all of them accept connections. ConfigError: one did not start;
+        EngineFailure: all have ended, and none can be replaced.
         """
         ready = [self._loop.create_future() for _ in self._sockets]
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -90,10 +118,11 @@ class Supervisor:
 
     async def _keep(self, place: int, ready: "asyncio.Future[int]") -> None:
         """A front-end at this place, and another where it fails, until the server ends."""
-        name = f"front-end {place + 1}"
+        name, pause = f"front-end {place + 1}", _RESTART_AFTER
         while not self._num_signals:
+            was_ready = False
             try:
-                status = await self._serve_one(place, name, ready)
+                status, was_ready = await self._serve_one(place, name, ready)
                 ended = f"has ended with status {status}"
             except OSError as error:  # of a process that cannot be started
                 status, ended = 1, f"cannot be started ({error.strerror})"
@@ -102,21 +131,41 @@ class Supervisor:
                 return
             if not ready.done():
                 raise ConfigError(f"frontend_server_count: {name} {ended} before it was ready; its log is above")
-            logger.error("%s %s; another one takes its place", name, ended)
+            pause = _RESTART_AFTER if was_ready else min(2 * pause, _LONGEST_PAUSE)
+            logger.error("%s %s; another one takes its place in %g s", name, ended, pause)
             self._process.observe_frontend_restart()
-            await asyncio.sleep(_RESTART_AFTER)
+            if not was_ready:
+                self._leave_to_others(place)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), pause)
 
-    async def _serve_one(self, place: int, name: str, ready: "asyncio.Future[int]") -> int:
-        """Start a front-end and serve it until it ends -> its status; OSError where it cannot be started."""
+    def _leave_to_others(self, place: int) -> None:
+        """What connects here would wait for one that may never be ready; EngineFailure where there are no others."""
+        self._sockets[place].close()
+        self._failing.add(place)
+        if len(self._failing) == len(self._sockets):
+            raise EngineFailure("no front-end can be replaced; the log above says why: the server has ended")
+
+    async def _serve_one(self, place: int, name: str, ready: "asyncio.Future[int]") -> tuple[int, bool]:
+        """Start a front-end and serve it until it ends -> its status, and whether it was ever ready.
+
+        OSError where it cannot be started.
+        """
+        if place in self._failing:
+            self._sockets[place] = share(self._address)
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
             with theirs:
-                process = self._running[place] = await _start(theirs, self._sockets[place])
+                process = await _start(theirs, self._sockets[place])
         except OSError:
             ours.close()
             raise
-        desk = Desk(self._engines, self._exposition, partial(_settle, ready), self._process.observe_lost_lines)
+        one = self._running[place] = _FrontEnd(process)
+        if self._num_signals:  # while it was started
+            one.send(signal.SIGTERM)
+        on_ready = partial(self._note_ready, place, one, ready)
+        desk = Desk(self._engines, self._exposition, on_ready, self._process.observe_lost_lines)
         self._desks.add(desk)
         try:
             await self._loop.sock_sendall(ours, framed([self._orders(place, name)]))
@@ -124,11 +173,19 @@ class Supervisor:
         except OSError:  # it has ended already
             ours.close()
         try:
-            return await process.wait()
+            return await process.wait(), one.is_ready
         finally:
             self._desks.discard(desk)
             desk.close()
             del self._running[place]
+
+    def _note_ready(self, place: int, one: _FrontEnd, ready: "asyncio.Future[int]", port: int) -> None:
+        one.is_ready = True
+        self._failing.discard(place)
+        if one.missed_reload:
+            one.send(signal.SIGHUP)
+        if not ready.done():  # else it is one that takes another's place
+            ready.set_result(port)
 
     def _orders(self, place: int, name: str) -> Orders:
         config, count = self._config, len(self._sockets)
@@ -144,28 +201,32 @@ class Supervisor:
 
     def _pass_on(self, number: int) -> None:
         """A signal to this process is one to all front-ends; the first that ends them ends the server."""
-        if number != signal.SIGHUP:
-            self._num_signals += 1
-            number = signal.SIGTERM
-            for listener in self._sockets:  # else it would take connections that nobody accepts
-                listener.close()
-        for process in self._running.values():
-            with suppress(ProcessLookupError):
-                process.send_signal(number)
-        if self._num_signals > 1:
-            self._loop.call_later(_KILL_AFTER, self._kill)
+        if number == signal.SIGHUP:
+            for one in self._running.values():
+                one.missed_reload = not one.is_ready
+                if one.is_ready:
+                    one.send(number)
+            return
+        self._num_signals += 1
+        self._ending.set()
+        for listener in self._sockets:  # else it would take connections that nobody accepts
+            listener.close()
+        for one in self._running.values():
+            one.send(signal.SIGTERM)
+        own = self._config.drain_seconds + seconds_to_end(self._config) + _CLOSING
+        self._loop.call_later(own if self._num_signals == 1 else _KILL_AFTER, self._kill)
 
     async def _end(self, tasks: Sequence["asyncio.Task[None]"]) -> None:
         """End what still runs, where one did not start, or something here has failed."""
-        if self._running:
+        if not all(task.done() for task in tasks):
             self._pass_on(signal.SIGTERM)
             self._loop.call_later(_KILL_AFTER, self._kill)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _kill(self) -> None:
-        for process in self._running.values():
-            with suppress(ProcessLookupError):
-                process.kill()
+        for place, one in self._running.items():
+            logger.error("front-end %d does not end, and is killed", place + 1)
+            one.send(signal.SIGKILL)
 
     def _is_healthy(self) -> bool:
         return not self._num_signals and not any(map(problem_of, self._engines))
@@ -202,12 +263,7 @@ async def _start(end: socket.socket, listener: socket.socket) -> asyncio.subproc
 
 
 def _served(engine: Engine) -> Served:
-    """What a front-end is told of a model. The folder is named, since a hub's branch may move on meanwhile."""
-    folder = hub.resolve(engine.config, progress=False)
-    config = replace(engine.config, checkpoint_path=str(folder))
+    """What a front-end is told of a model: the folders that it was loaded from, whatever a hub has by now."""
+    config = replace(engine.config, hf_hub_offline=True)
+    config = replace(config, checkpoint_path=str(hub.resolve(config, progress=False)))
     return Served(config, engine.info(), Reach.of(engine.runtime.model))
-
-
-def _settle(ready: "asyncio.Future[int]", port: int) -> None:
-    if not ready.done():  # else it is one that takes another's place
-        ready.set_result(port)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -106,7 +107,8 @@ def serve(
     return not server.force_exit
 
 
-def _seconds_to_end(config: ServerConfig) -> int:
+def seconds_to_end(config: ServerConfig) -> int:
+    """What running requests get at the end."""
     return _UNLIMITED if config.shutdown_timeout < 0 else config.shutdown_timeout
 
 
@@ -131,18 +133,28 @@ def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         for _ in range(count):
-            sockets.append(one := socket.socket(_family(host)))
-            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
-                one.setsockopt(socket.SOL_SOCKET, option, 1)
-            if one.family == socket.AF_INET6:  # as `listen` has it
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            one.bind((host, port))
-            port = one.getsockname()[1]
+            sockets.append(share((host, port)))
+            port = sockets[0].getsockname()[1]
     except OSError as error:
         for one in sockets:
             one.close()
         raise _cannot_listen(host, port, "start_port", error) from error
     return sockets
+
+
+def share(address: tuple[Any, ...]) -> socket.socket:
+    """One more socket of an address that is shared; OSError where it is not to be had."""
+    one = socket.socket(_family(address[0]))
+    try:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            one.setsockopt(socket.SOL_SOCKET, option, 1)
+        if one.family == socket.AF_INET6:  # as `listen` has it
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind(address)
+    except OSError:
+        one.close()
+        raise
+    return one
 
 
 def _family(host: str) -> socket.AddressFamily:
@@ -198,7 +210,7 @@ class _Server(uvicorn.Server):
 
     async def _end_http(self, sockets: list[socket.socket] | None) -> None:
         """uvicorn's own end has no word for an answer that its client does not read, and calls it an error."""
-        seconds, num_running = _seconds_to_end(self._settings), len(self.server_state.tasks)
+        seconds, num_running = seconds_to_end(self._settings), len(self.server_state.tasks)
         logger.info("ending: requests under way, which have %d s (shutdown_timeout): %d", seconds, num_running)
         ending = asyncio.ensure_future(super().shutdown(sockets))
         done, _ = await asyncio.wait({ending}, timeout=seconds + _CLOSING)
@@ -233,7 +245,7 @@ class _Server(uvicorn.Server):
 
         server = GrpcServer(self._app.catalog, config, self._app.admission, self._app.keys, self._observers)
         await server.start(config.grpc_port)
-        return lambda: server.stop(0 if self.force_exit else _seconds_to_end(config))
+        return lambda: server.stop(0 if self.force_exit else seconds_to_end(config))
 
 
 @contextmanager

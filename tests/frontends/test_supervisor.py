@@ -1,0 +1,232 @@
+"""Who supervises front-ends: what it passes on to them, whom it replaces, and that it always comes to an end."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rtp_llm.config import EngineConfig, ServerConfig
+from rtp_llm.errors import ConfigError, EngineFailure
+from rtp_llm.frontends import supervisor
+from rtp_llm.frontends.channel import framed, read_frame
+from rtp_llm.frontends.messages import Orders, Ready
+from rtp_llm.frontends.supervisor import Supervisor
+from rtp_llm.observability import ProcessMetrics
+from rtp_llm.server.app import bind_shared
+from tests.engine.fakes import FakeRuntime, make_engine
+from tests.frontends.conftest import on_loop, until
+
+
+class FakeFrontEnd:
+    """A process as the supervisor sees it; it ends by a signal of `ends_by`, or when it is told to."""
+
+    pid = 1
+
+    def __init__(self, end: socket.socket, listener: socket.socket) -> None:
+        self.end = end.dup()
+        self.address = listener.getsockname()
+        self.signals: list[int] = []
+        self.ends_by = {signal.SIGTERM, signal.SIGKILL}
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+        if number in self.ends_by and not self._ended.done():
+            self.finish(-number)
+
+    def say_ready(self) -> None:
+        self.end.sendall(framed([Ready(self.address[1])]))
+
+    def finish(self, status: int) -> None:
+        self._ended.set_result(status)
+        self.end.close()
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self._ended)
+
+
+class Trial:
+    """A supervisor of two front-ends, and all that it has started."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, config: ServerConfig) -> None:
+        self.started: list[FakeFrontEnd] = []
+        self.before_start: Callable[[], object] = lambda: None
+        self.sockets = bind_shared("127.0.0.1", 0, 2)
+        self.ports: list[int] = []
+        self.config = config
+        monkeypatch.setattr(supervisor, "_start", self._start)
+
+    async def _start(self, end: socket.socket, listener: socket.socket) -> FakeFrontEnd:
+        self.started.append(one := FakeFrontEnd(end, listener))
+        self.before_start()  # a signal may come while the process is made
+        return one
+
+    async def run(self) -> "asyncio.Task[bool]":
+        self.supervisor = Supervisor([], self.config, ProcessMetrics(), self.sockets)
+        task = asyncio.ensure_future(self.supervisor.run(self.ports.append))
+        await until(lambda: len(self.started) == 2)
+        return task
+
+    async def run_until_ready(self) -> "asyncio.Task[bool]":
+        task = await self.run()
+        for one in self.started:
+            one.say_ready()
+        await until(lambda: bool(self.ports))
+        return task
+
+    def close(self) -> None:
+        for one in self.sockets:
+            one.close()
+        for other in self.started:
+            other.end.close()
+
+
+@pytest.fixture
+def trial(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
+    monkeypatch.setattr(supervisor, "_RESTART_AFTER", 0.005)
+    trial = Trial(monkeypatch, ServerConfig(checkpoint_path="fake", drain_seconds=0, shutdown_timeout=0))
+    yield trial
+    trial.close()
+
+
+def test_sighup_waits_for_those_whom_it_would_end(trial: Trial) -> None:
+    async def run() -> None:
+        task = await trial.run()
+        os.kill(os.getpid(), signal.SIGHUP)
+        trial.started[0].say_ready()
+        await until(lambda: trial.started[0].signals == [signal.SIGHUP])
+        assert trial.started[1].signals == []
+        trial.started[1].say_ready()
+        await until(lambda: bool(trial.ports))
+        assert trial.started[1].signals == [signal.SIGHUP]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not await task
+        assert trial.started[0].signals == [signal.SIGHUP, signal.SIGTERM]
+
+    on_loop(run())
+
+
+def test_a_signal_while_a_process_is_made_reaches_it(trial: Trial) -> None:
+    async def run() -> None:
+        task = await trial.run_until_ready()
+        trial.before_start = lambda: trial.supervisor._pass_on(signal.SIGTERM)
+        trial.started[0].finish(3)
+        await asyncio.wait_for(task, 10)
+        assert [one.signals for one in trial.started] == [[], [signal.SIGTERM], [signal.SIGTERM]]
+
+    on_loop(run())
+
+
+def test_one_that_does_not_end_is_killed(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_CLOSING", 0.01)
+
+    async def run() -> None:
+        task = await trial.run_until_ready()
+        trial.started[0].ends_by = {signal.SIGKILL}
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not await asyncio.wait_for(task, 10)
+        assert trial.started[0].signals == [signal.SIGTERM, signal.SIGKILL]
+
+    on_loop(run())
+
+
+def test_a_failed_start_ends_one_that_waits_to_be_replaced(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place has no process at this moment that could be told to end."""
+    monkeypatch.setattr(supervisor, "_RESTART_AFTER", 60)
+
+    async def run() -> None:
+        task = await trial.run()
+        trial.started[0].say_ready()
+        await until(lambda: 0 in trial.supervisor._running and trial.supervisor._running[0].is_ready)
+        trial.started[0].finish(3)
+        await until(lambda: 0 not in trial.supervisor._running)
+        trial.started[1].finish(4)
+        with pytest.raises(ConfigError, match="front-end 2 has ended with status 4 before it was ready"):
+            await asyncio.wait_for(task, 10)
+
+    on_loop(run())
+
+
+def test_what_cannot_be_replaced_keeps_no_connections(trial: Trial, caplog: pytest.LogCaptureFixture) -> None:
+    """They would wait for one that may never be ready; the next to be tried gets a new socket at the same address."""
+
+    async def run() -> None:
+        task = await trial.run_until_ready()
+        first = trial.sockets[0]
+        trial.started[0].finish(3)
+        await until(lambda: len(trial.started) == 3)
+        assert trial.sockets[0] is first  # those who connect meanwhile are served soon
+        trial.started[2].finish(1)
+        await until(lambda: len(trial.started) == 4)
+        assert first.fileno() == -1
+        assert trial.started[3].address == trial.started[0].address
+        trial.started[3].say_ready()
+        await until(lambda: not trial.supervisor._failing)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(task, 10)
+
+    on_loop(run())
+    assert "front-end 1 has ended with status 1; another one takes its place in 0.01 s" in caplog.text
+
+
+def test_none_that_can_be_replaced_is_the_end(trial: Trial) -> None:
+    async def run() -> None:
+        task = await trial.run_until_ready()
+        for one in tuple(trial.started):
+            one.finish(3)
+        await until(lambda: len(trial.started) == 4)
+        for one in trial.started[2:]:
+            one.finish(1)
+        with pytest.raises(EngineFailure, match="no front-end can be replaced"):
+            await asyncio.wait_for(task, 10)
+
+    on_loop(run())
+
+
+def test_modules_come_from_where_this_process_has_its_own(tmp_path: Path) -> None:
+    """And not from the working directory, which may have files of such names."""
+    (tmp_path / "uvicorn.py").write_text("raise SystemExit(7)\n")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.shutdown(socket.SHUT_WR)
+        command = [*supervisor._COMMAND, str(theirs.fileno()), str(theirs.fileno())]
+        ended = subprocess.run(command, cwd=tmp_path, pass_fds=[theirs.fileno()], capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+def test_a_hub_is_not_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its branch may have moved on since the model was loaded, and a front-end may start when no hub is reached."""
+    asked: list[EngineConfig] = []
+
+    def resolve(config: EngineConfig, progress: bool) -> Path:
+        asked.append(config)
+        return tmp_path
+
+    monkeypatch.setattr("rtp_llm.checkpoint.hub.resolve", resolve)
+    monkeypatch.setattr("rtp_llm.engine.loading.Reach.of", lambda model: None)
+    engine = make_engine(runtime := FakeRuntime())
+    monkeypatch.setattr(runtime, "model", None, raising=False)
+    try:
+        served = supervisor._served(engine)
+    finally:
+        engine.close()
+    assert served.config.checkpoint_path == str(tmp_path)
+    assert served.config.hf_hub_offline and asked[0].hf_hub_offline  # the base of an adapter is looked for by it too
+
+
+def test_orders_come_first(trial: Trial) -> None:
+    async def run() -> None:
+        task = await trial.run()
+        for number, one in enumerate(trial.started):
+            one.end.setblocking(True)
+            (orders,) = read_frame(one.end)
+            assert isinstance(orders, Orders) and orders.name == f"front-end {number + 1}"
+        os.kill(os.getpid(), signal.SIGTERM)
+        await task
+
+    on_loop(run())
