@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rtp_llm.core import ModelInfo, Request, Response
+from rtp_llm.engine.lane import Lane, lane_of
 from rtp_llm.engine.token_parts import token_parts
 from rtp_llm.engine.tokenizer_pool import Tokenized, TokenizerPool
 from rtp_llm.engine.tokens import Part
@@ -91,10 +92,23 @@ class RemoteEngine:
         except Exception:
             return None
         try:
-            return await asyncio.get_running_loop().run_in_executor(None, self._read, request)
+            return await self._read_on_a_thread(request, lane_of(request, estimate, self._info.max_batch_tokens))
         except asyncio.CancelledError:
             self._link.give_up(self._model, request)
             raise
+
+    async def _read_on_a_thread(self, request: Request, lane: Lane) -> Tokenized | None:
+        """By one of the pool's, in turn; of what nobody waits for any more, nothing is read."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Tokenized | None] = loop.create_future()
+
+        def read() -> bool:
+            if not done.cancelled():
+                loop.call_soon_threadsafe(_settle, done, self._read(request))
+            return False
+
+        self._pool.submit(read, lane)
+        return await done
 
     def _read(self, request: Request) -> Tokenized | None:
         started_at = time.perf_counter()
@@ -105,3 +119,8 @@ class RemoteEngine:
         except BaseException:  # a panic inside the tokenizers library is no Exception
             return None
         return Tokenized(items, started_at, time.perf_counter())
+
+
+def _settle(done: "asyncio.Future[Tokenized | None]", tokenized: Tokenized | None) -> None:
+    if not done.done():
+        done.set_result(tokenized)
