@@ -6,16 +6,43 @@
 
 namespace {
 
+// A tile's rows of y, soon to be written, and of the residual, soon to be read: they are asked for one by one while the
+// tile is multiplied.
+//
+// NOTE: all at once they take every place for lines on their way to L1, and what is multiplied waits behind memory: with a
+// residual a product of 768 numbers took a tenth longer.
+struct Awaited {
+  const float* y = nullptr;
+  int rows = 0;
+  const float* residual = nullptr;
+  int residual_rows = 0;
+  int64_t stride = 0;
+
+  void fetch_row() {
+    if (rows > 0) {
+      for (int j = 0; j < kPanel; j += 16) __builtin_prefetch(y + j, 1);
+      y += stride;
+      --rows;
+    } else if (residual_rows > 0) {
+      for (int j = 0; j < kPanel; j += 16) __builtin_prefetch(residual + j);
+      residual += stride;
+      --residual_rows;
+    }
+  }
+  void fetch() {
+    while (rows + residual_rows > 0) fetch_row();
+  }
+};
+
 struct Epilogue {
   float* y;  // [M, N]
   const float *bias, *residual;
   int64_t N;
   int activation;
 
-  // Asks for the tile's part of y, to be written soon.
-  void fetch(int rows, int64_t m, int64_t n) const {
-    for (int r = 0; r < rows; ++r)
-      for (int j = 0; j < kPanel; j += 16) __builtin_prefetch(y + (m + r) * N + n + j, 1);
+  Awaited awaited(int rows, int64_t m, int64_t n) const {
+    const int64_t start = m * N + n;
+    return {y + start, rows, residual == nullptr ? nullptr : residual + start, residual == nullptr ? 0 : rows, N};
   }
 
   // y[m : m + rows, n : n + cols]; `product(row, column, lanes)` gives the tile's vectors.

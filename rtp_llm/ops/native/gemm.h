@@ -48,19 +48,20 @@ inline long level_one_bytes() {
 #endif
 }
 
-// How far ahead a panel's numbers are fetched: into L1, and into L2 (0: not).
+// How far ahead a panel's numbers are fetched: into L1, and into L2 (0: not); and what else is fetched beside them.
 struct Ahead {
   static constexpr int64_t kNear = 320, kFar = 3072;
 
   int64_t into_l1 = kNear, into_l2 = 0;
+  Awaited awaited{};
 
   // Of a panel's tile i of `tiles`. The first waits for memory, of which an L1 of 48 KB (Zen 5) takes in lines fast
   // enough; one of 32 KB (Zen 4) has too few places for them: they go into L2, and from there into L1. The last of several
   // fetches what the next panel's first would wait for, `next` numbers on.
   static Ahead of(int64_t i, int64_t tiles, int64_t next) {
     static const bool large_l1 = level_one_bytes() >= 48 << 10;
-    if (i == 0) return large_l1 ? Ahead{kFar, 0} : Ahead{kNear, kFar};
-    return {kNear, i == tiles - 1 ? next : 0};
+    if (i == 0) return large_l1 ? Ahead{kFar, 0, {}} : Ahead{kNear, kFar, {}};
+    return {kNear, i == tiles - 1 ? next : 0, {}};
   }
 };
 
@@ -73,6 +74,7 @@ inline void fetching_tile(int64_t K, const float* a, int64_t lda, const T* b, fl
   Vec sums[R * V] = {};
   int64_t k = 0;
   for (; k + 4 <= K; k += 4, b += 4 * kPanel) {
+    ahead.awaited.fetch_row();
     for (int i = 0; i < 4 * kPanel; i += 16) {
       __builtin_prefetch(b + ahead.into_l1 + i);
       if constexpr (kIntoL2) __builtin_prefetch(b + ahead.into_l2 + i, 0, 2);
@@ -284,10 +286,10 @@ struct LinearVectors {
     const Epilogue epilogue{y, bias, residual, N, activation};
     for (int64_t i = 0, m = m0; i < tiles; ++i) {
       const int rows = int(ceil_div(m1 - m, tiles - i));
-      if (is_last) epilogue.fetch(rows, m, n);
       float* c = step.sums.tile(m - m0, (n - n0) / kPanel);
       const float* a = step.x.at(m - m0, step.k0);
-      const Ahead ahead = Ahead::of(i, tiles, next);
+      Ahead ahead = Ahead::of(i, tiles, next);
+      if (is_last) ahead.awaited = epilogue.awaited(rows, m, n);
       multiply(rows, computed, step.k_len, a, step.x.stride, w, c, kPanel, step.k0 > 0, ahead);
       // NOTE: a pass over the tile while it is in L1, not inside `tile`: one code for tiles of every height, so that a
       // row's bits cannot depend on how the compiler contracted each of them. It costs under 1 %.

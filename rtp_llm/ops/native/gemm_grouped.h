@@ -106,7 +106,7 @@ struct LinearGrouped {
       const int rows = int(ceil_div(m1 - m, tiles - i));
       const Rows a{step.x.at(m - m0, in_pairs(bf16_parts) ? pairs_in(step.k0) : step.k0), step.x.stride};
       float* c = step.sums.tile(m - m0, (n - n0) / kPanel);
-      if (is_last) epilogue.fetch(rows, m, n);
+      if (is_last) epilogue.awaited(rows, m, n).fetch();
       if (wide == nullptr) multiply_narrow(rows, step.k_len, a, block, c, step.k0 > 0);
       else multiply_wide(rows, step.k_len, a, wide, c, step.k0 > 0);
       if (is_last) epilogue.finish(Computed{c}, rows, std::min<int64_t>(kPanel, n1 - n), m, n);

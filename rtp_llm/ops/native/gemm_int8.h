@@ -40,6 +40,7 @@ void dot_tile(int64_t K, const Quantized* x, int64_t stride, const int8_t* w, in
   VecInt sums[R * V] = {};
   int64_t k = 0;
   for (; k + 4 * kGroup <= K; k += 4 * kGroup, w += 4 * kStep) {
+    ahead.awaited.fetch_row();
     for (int i = 0; i < 4 * kStep; i += 64) __builtin_prefetch(w + ahead.into_l1 * kGroup + i);
     for (int i = 0; ahead.into_l2 != 0 && i < 4 * kStep; i += 64)
       __builtin_prefetch(w + ahead.into_l2 * kGroup + i, 0, 2);
@@ -120,8 +121,9 @@ struct LinearInt8 {
     for (int64_t i = 0, m = m0; i < blocks; ++i) {
       const int rows = int(ceil_div(m1 - m, blocks - i));
       const char* x_rows = static_cast<const char*>(x) + m * stride;
-      epilogue.fetch(rows, m, n);
-      multiply(tiles, rows, cols, x_rows, stride, w, sums, Ahead::of(i, blocks, packed.panel_bytes() / kGroup));
+      Ahead ahead = Ahead::of(i, blocks, packed.panel_bytes() / kGroup);
+      ahead.awaited = epilogue.awaited(rows, m, n);
+      multiply(tiles, rows, cols, x_rows, stride, w, sums, ahead);
       const Dequantized product{sums, x_rows, stride, packed.scales(memory) + n, packed.sums(memory) + n, w};
       epilogue.finish(product, rows, cols, m, n);
       m += rows;
@@ -130,7 +132,8 @@ struct LinearInt8 {
 
 #if defined(__AMX_INT8__)
   void multiply(Tiles& tiles, int rows, int64_t, const char* x_rows, int64_t stride, const int8_t* w, int32_t* sums,
-                Ahead) const {
+                Ahead ahead) const {
+    ahead.awaited.fetch();
     tiles.shape(rows);
     const auto* numbers = reinterpret_cast<const Quantized*>(x_rows + sizeof(RowHead));
     if (rows > kTileRows) dot_tiles<2>(K, numbers, stride, w, sums);
