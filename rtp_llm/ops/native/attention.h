@@ -158,7 +158,9 @@ struct Attention {
         const int rows = int(std::min<int64_t>(kRows, part.last - row));
         const float* q = part.q + row * row_size() + h * head_dim;
         float* y = part.y + (row - part.first) * heads * head_dim + h * head_dim;
-        attend<T>(head, part.place(row), rows, queries<T>(q, rows, products + kRows * depth, depth), y);
+        const int rows_after = int(std::min<int64_t>(kRows, part.last - row - rows));
+        const Awaited awaited{{y, heads * head_dim, rows}, {q + kRows * row_size(), row_size(), rows_after}};
+        attend<T>(head, part.place(row), rows, queries<T>(q, rows, products + kRows * depth, depth), y, awaited);
       }
     }
   }
@@ -203,9 +205,9 @@ struct Attention {
     return own_rows(cu_seqlens[prefix], cu_seqlens[prefix + 1] - cu_seqlens[prefix]);
   }
 
-  // Queries at the places `row` and after of a sequence -> y.
+  // Queries at the places `row` and after of a sequence -> y; awaited are y and the queries after these.
   template <class T>
-  void attend(Head& head, int64_t row, int rows, Queries q, float* y) const {
+  void attend(Head& head, int64_t row, int rows, Queries q, float* y, Awaited awaited) const {
     constexpr int64_t kNumbers = kNumbersOf<T>;
     const auto numbers = [](const float* x) { return reinterpret_cast<const T*>(x); };
     const int64_t from = visible(row, head.length).from / kPanel * kPanel;
@@ -230,7 +232,9 @@ struct Attention {
     for (int64_t d = 0; d < head_dim; d += kPanel) {
       const T* v = numbers(head.values + d * head.length + from / kNumbers * kPanel);
       const int64_t cols = head_dim - d > kWidth ? kPanel : kWidth, steps = ceil_div(to - from, kNumbers);
-      multiply(rows, cols, steps, head.scores + from, head.padded, v, head.products + d, head.depth, false);
+      Ahead ahead;
+      ahead.awaited = awaited.moved(d);
+      multiply(rows, cols, steps, head.scores + from, head.padded, v, head.products + d, head.depth, false, ahead);
     }
     for (int r = 0; r < rows; ++r, y += heads * head_dim)
       for (int64_t d = 0; d < head_dim; d += kWidth) {
