@@ -106,9 +106,10 @@ struct LinearGrouped {
       const int rows = int(ceil_div(m1 - m, tiles - i));
       const Rows a{step.x.at(m - m0, in_pairs(bf16_parts) ? pairs_in(step.k0) : step.k0), step.x.stride};
       float* c = step.sums.tile(m - m0, (n - n0) / kPanel);
-      if (is_last) epilogue.awaited(rows, m, n).fetch();
-      if (wide == nullptr) multiply_narrow(rows, step.k_len, a, block, c, step.k0 > 0);
-      else multiply_wide(rows, step.k_len, a, wide, c, step.k0 > 0);
+      Ahead ahead;
+      if (is_last) ahead.awaited = epilogue.awaited(rows, m, n);
+      if (wide == nullptr) multiply_narrow(rows, step.k_len, a, block, c, step.k0 > 0, ahead.awaited);
+      else multiply_wide(rows, step.k_len, a, wide, c, step.k0 > 0, ahead);
       if (is_last) epilogue.finish(Computed{c}, rows, std::min<int64_t>(kPanel, n1 - n), m, n);
       m += rows;
     }
@@ -129,13 +130,16 @@ struct LinearGrouped {
     return wide;
   }
 
-  void multiply_wide(int rows, int64_t k_len, const Rows& a, const float* wide, float* c, bool accumulate) const {
-    if (!in_pairs(bf16_parts)) return multiply(rows, kPanel, k_len, a.data, a.stride, wide, c, kPanel, accumulate);
+  void multiply_wide(int rows, int64_t k_len, const Rows& a, const float* wide, float* c, bool accumulate,
+                     Ahead ahead) const {
+    if (!in_pairs(bf16_parts)) return multiply(rows, kPanel, k_len, a.data, a.stride, wide, c, kPanel, accumulate, ahead);
     const auto* pairs = reinterpret_cast<const Pair*>(wide);
-    multiply(rows, kPanel, pairs_in(k_len), a.data, a.stride, pairs, c, kPanel, accumulate);
+    multiply(rows, kPanel, pairs_in(k_len), a.data, a.stride, pairs, c, kPanel, accumulate, ahead);
   }
 
-  void multiply_narrow(int rows, int64_t k_len, const Rows& a, const Block& block, float* c, bool accumulate) const {
+  void multiply_narrow(int rows, int64_t k_len, const Rows& a, const Block& block, float* c, bool accumulate,
+                       Awaited awaited) const {
+    awaited.fetch();
     constexpr auto heights = std::make_index_sequence<size_t(kRows)>{};
     const GroupedTile tile =
         in_pairs(bf16_parts) ? grouped_tile_of<kBits, Pair>(rows, heights) : grouped_tile_of<kBits, float>(rows, heights);
