@@ -5,7 +5,6 @@ listened on. It lives as long as the engine's process does.
 """
 
 import logging
-import os
 import signal
 import socket
 import sys
@@ -26,6 +25,9 @@ logger = logging.getLogger("rtp_llm")
 
 def main() -> None:
     """Serve until told to stop; exits 1 where that was not in order."""
+    # What all processes of a group get, this one hears from the engine's process, once.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     end, listener = (socket.socket(fileno=int(word)) for word in sys.argv[1:3])
     output = set_up()
     try:
@@ -35,7 +37,7 @@ def main() -> None:
         sys.exit(1)
     config = orders.config
     adjust(output, "error", config.log_format, orders.name)  # what there is to say of the files has been said
-    link = Link(end, len(orders.models), _end)
+    link = Link(end, len(orders.models), orders.num_front_ends)
     try:
         engines = [
             RemoteEngine(number, served.info, load_pool(served.config, served.reach), link)
@@ -52,11 +54,6 @@ def main() -> None:
     if ended_in_order:
         observers.close()
     sys.exit(0 if ended_in_order else 1)
-
-
-def _end() -> None:
-    """The engine's process has ended: nothing more can be answered, and nobody would end this one."""
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,21 @@ from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.job import Job
 from rtp_llm.errors import EngineFailure, NotReady, RtpError
 from rtp_llm.frontends.channel import Channel
-from rtp_llm.frontends.messages import Answer, Ask, Cancel, Forget, LinesLost, Observed, Problems, Query, Ready
+from rtp_llm.frontends.messages import (
+    Answer,
+    Ask,
+    Cancel,
+    End,
+    Forget,
+    LinesLost,
+    Observed,
+    Ping,
+    Pong,
+    Problems,
+    Query,
+    Ready,
+    Reload,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +59,7 @@ class Desk:
         self._jobs: dict[int, tuple[Engine, Job]] = {}
         self._wholes: dict[int, Whole] = {}
         self._problems: Problems | None = None
+        self._num_pings = 0
 
     async def open(self, end: socket.socket) -> None:
         """Serve whoever has the other end."""
@@ -57,6 +72,21 @@ class Desk:
         if problems != self._problems:
             self._problems = problems
             self._send(problems)
+
+    def tell_end(self) -> None:
+        """A signal ends the server: in order, and where it is the second, at once."""
+        self._send(End())
+
+    def tell_reload(self) -> None:
+        """The keys are to be read again."""
+        self._send(Reload())
+
+    def ping(self) -> int:
+        """Ask whether the front-end's event loop turns -> how often this was asked since it last said so."""
+        self._num_pings += 1
+        if self._num_pings == 1:
+            self._send(Ping())
+        return self._num_pings - 1
 
     def close(self) -> None:
         """Speak no more; what was asked is given up."""
@@ -76,6 +106,8 @@ class Desk:
                 self._send(Answer(message.number, self._answer(message)))
             case Forget():
                 self._wholes.pop(message.whole, None)
+            case Pong():
+                self._num_pings = 0
             case Ready():
                 self._on_ready(message.port)
             case LinesLost():

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 import socket
 import time
 import weakref
@@ -13,9 +14,26 @@ from rtp_llm.core import Request, Response, Whole
 from rtp_llm.engine.tokenizer_pool import Tokenized
 from rtp_llm.errors import NotReady
 from rtp_llm.frontends.channel import Channel
-from rtp_llm.frontends.messages import Answer, Ask, Cancel, Forget, LinesLost, Observed, Problems, Query, Ready
+from rtp_llm.frontends.messages import (
+    Answer,
+    Ask,
+    Cancel,
+    End,
+    Forget,
+    LinesLost,
+    Observed,
+    Ping,
+    Pong,
+    Problems,
+    Query,
+    Ready,
+    Reload,
+)
+
+logger = logging.getLogger(__name__)
 
 _GONE = "the engine's process has ended"
+_SHUTTING_DOWN = "the server is shutting down: try another one, or later"
 # Above it, what an answer is made of may take the event loop as long as many small ones do.
 _LARGE_FRAME = 1 << 20
 _MOST_OBSERVED = 64  # calls that are sent together
@@ -25,16 +43,18 @@ _OBSERVED_EVERY = 0.2  # seconds
 class Link:
     """Asks over one end of a pair of sockets, on the event loop that has opened it.
 
-    problems  by model, why it cannot answer; None where it can
-    on_gone   is called when the engine's process has ended
+    problems     by model, why it cannot answer; None where it can
+    num_sharers  so many front-ends there are
     """
 
-    def __init__(self, end: socket.socket, num_models: int, on_gone: Callable[[], None]) -> None:
+    def __init__(self, end: socket.socket, num_models: int, num_sharers: int) -> None:
         self.problems: tuple[str | None, ...] = (None,) * num_models
+        self.num_sharers = num_sharers
         self._end = end
         self._is_closing = False
         self._lost = asyncio.Event()
-        self._on_gone = on_gone
+        self._on_end: Callable[[], None] = _nothing
+        self._on_reload: Callable[[], None] = _nothing
         self._channel: Channel | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._numbers = itertools.count()
@@ -42,9 +62,12 @@ class Link:
         self._wholes: weakref.WeakKeyDictionary[Whole, int] = weakref.WeakKeyDictionary()
         self._observed: list[tuple[int, str, tuple[Any, ...]]] = []
 
-    async def open(self) -> None:
-        """Speak with the engine's process, on this event loop."""
-        self._loop = asyncio.get_running_loop()
+    async def open(self, end: Callable[[], None], reload: Callable[[], None]) -> None:
+        """Speak with the engine's process, on this event loop.
+
+        `end` is called for each signal that ends the server, and when that process has ended; `reload` for SIGHUP.
+        """
+        self._loop, self._on_end, self._on_reload = asyncio.get_running_loop(), end, reload
         self._channel = await Channel(self._receive, self._lose, largest_here=_LARGE_FRAME).open(self._end)
 
     def tell_ready(self, port: int) -> None:
@@ -140,24 +163,39 @@ class Link:
             self._loop.call_soon_threadsafe(self._send, Forget(number))
 
     def _receive(self, message: Any) -> None:
-        if isinstance(message, Problems):
-            self.problems = message.reasons
-            return
-        assert isinstance(message, Answer)
-        future = self._asked.pop(message.number, None)
+        match message:
+            case Answer():
+                self._settle(message)
+            case Problems():
+                self.problems = message.reasons
+            case Ping():
+                self._send(Pong())
+            case End():
+                self._on_end()
+            case Reload():
+                self._on_reload()
+
+    def _settle(self, answer: Answer) -> None:
+        future = self._asked.pop(answer.number, None)
         if future is None or future.done():
             return
-        if isinstance(message.outcome, Exception):
-            future.set_exception(message.outcome)
+        if isinstance(answer.outcome, Exception):
+            future.set_exception(answer.outcome)
         else:
-            future.set_result(message.outcome)
+            future.set_result(answer.outcome)
 
     def _lose(self) -> None:
-        self.problems = (_GONE,) * len(self.problems)
+        reason = _SHUTTING_DOWN if self._is_closing else _GONE
+        self.problems = (reason,) * len(self.problems)
         asked, self._asked = self._asked, {}
         for future in asked.values():
             if not future.done():
-                future.set_exception(NotReady(_GONE))
+                future.set_exception(NotReady(reason))
         self._lost.set()
         if not self._is_closing:
-            self._on_gone()
+            logger.error("%s: requests under way cannot be answered, and so does this one", _GONE)
+            self._on_end()
+
+
+def _nothing() -> None:
+    """Nobody has asked to be told yet."""

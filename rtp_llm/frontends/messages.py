@@ -17,9 +17,10 @@ class Served(NamedTuple):
 
 
 class Orders(NamedTuple):
-    """The first word to a front-end, whose `name` its log shows: what to serve, and the options."""
+    """The first word to a front-end, whose `name` its log shows: what to serve, the options, and how many they are."""
 
     name: str
+    num_front_ends: int
     config: ServerConfig
     models: list[Served]
 
@@ -82,6 +83,22 @@ class Ready(NamedTuple):
     """The front-end accepts connections."""
 
     port: int
+
+
+class Ping(NamedTuple):
+    """Asks a front-end whether its event loop still turns."""
+
+
+class Pong(NamedTuple):
+    """It does."""
+
+
+class End(NamedTuple):
+    """A signal that ends the server: the first in order, the second at once."""
+
+
+class Reload(NamedTuple):
+    """The keys are to be read again."""
 
 
 class Problems(NamedTuple):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -29,7 +30,8 @@ logger = logging.getLogger(__name__)
 # NOTE: not by -m, which would look for modules in the working directory first, even where this process does not.
 _START = f"import sys; sys.path[:] = {sys.path!r}; from rtp_llm.frontends.__main__ import main; main()"
 _COMMAND = (sys.executable, "-c", _START)
-_LOOK_EVERY = 0.25  # seconds between two looks at the engines' health
+_LOOK_EVERY = 0.25  # seconds between two looks at the engines' health, and at that of front-ends
+_SILENT_LOOKS = 120  # after which a front-end that has not answered is taken to hang
 _RESTART_AFTER = 1.0  # seconds, and twice as many after each that has failed before it was ready
 _LONGEST_PAUSE = 30.0  # seconds
 _KILL_AFTER = 5.0  # seconds from the second signal on, or from the failure of a start
@@ -38,16 +40,18 @@ _CLOSING = 30.0  # seconds beyond those that a front-end gives its requests
 
 @dataclass
 class _FrontEnd:
-    """A process that runs; `missed_reload`: SIGHUP has come before it was ready, which would have ended it."""
+    """A process that runs, and where it is served."""
 
+    name: str
     process: asyncio.subprocess.Process
+    desk: Desk | None = None
     is_ready: bool = False
-    missed_reload: bool = False
 
-    def send(self, number: int) -> None:
-        """A signal, unless it has ended meanwhile."""
+    def kill(self, why: str) -> None:
+        """End it, unless it has ended meanwhile."""
+        logger.error("%s %s, and is killed", self.name, why)
         with suppress(ProcessLookupError):
-            self.process.send_signal(number)
+            self.process.kill()
 
 
 class Supervisor:
@@ -72,7 +76,6 @@ class Supervisor:
         self._sockets = sockets
         self._loop = asyncio.get_running_loop()
         self._served = [_served(engine) for engine in engines]
-        self._desks: set[Desk] = set()
         self._running: dict[int, _FrontEnd] = {}
         self._failing: set[int] = set()
         self._address = sockets[0].getsockname()
@@ -161,58 +164,57 @@ class Supervisor:
         except OSError:
             ours.close()
             raise
-        one = self._running[place] = _FrontEnd(process)
-        if self._num_signals:  # while it was started
-            one.send(signal.SIGTERM)
+        one = self._running[place] = _FrontEnd(name, process)
         on_ready = partial(self._note_ready, place, one, ready)
         desk = Desk(self._engines, self._exposition, on_ready, self._process.observe_lost_lines)
-        self._desks.add(desk)
         try:
             await self._loop.sock_sendall(ours, framed([self._orders(place, name)]))
             await desk.open(ours)
         except OSError:  # it has ended already
             ours.close()
+        one.desk = desk
+        for _ in range(self._num_signals):  # that came while it was started
+            desk.tell_end()
         try:
             return await process.wait(), one.is_ready
         finally:
-            self._desks.discard(desk)
             desk.close()
             del self._running[place]
 
     def _note_ready(self, place: int, one: _FrontEnd, ready: "asyncio.Future[int]", port: int) -> None:
         one.is_ready = True
         self._failing.discard(place)
-        if one.missed_reload:
-            one.send(signal.SIGHUP)
         if not ready.done():  # else it is one that takes another's place
             ready.set_result(port)
 
     def _orders(self, place: int, name: str) -> Orders:
-        config, count = self._config, len(self._sockets)
-        limit = -(-config.concurrency_limit // count)
-        grpc_port = 0 if place else config.grpc_port
-        return Orders(name, replace(config, concurrency_limit=limit, grpc_port=grpc_port), self._served)
+        config = replace(self._config, grpc_port=0) if place else self._config
+        return Orders(name, len(self._sockets), config, self._served)
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_EVERY)
-            for desk in tuple(self._desks):
-                desk.tell_problems()
+            for one in tuple(self._running.values()):
+                if one.desk is None:
+                    continue
+                one.desk.tell_problems()
+                # Looks are counted, and not seconds: this process may have been stopped as well.
+                if one.is_ready and one.desk.ping() == _SILENT_LOOKS:
+                    one.kill(f"has not answered for {_SILENT_LOOKS * _LOOK_EVERY:g} s")
 
     def _pass_on(self, number: int) -> None:
         """A signal to this process is one to all front-ends; the first that ends them ends the server."""
-        if number == signal.SIGHUP:
-            for one in self._running.values():
-                one.missed_reload = not one.is_ready
-                if one.is_ready:
-                    one.send(number)
+        desks = [one.desk for one in self._running.values() if one.desk is not None]
+        if number == signal.SIGHUP:  # one that is started just now will read the keys in any case
+            for desk in desks:
+                desk.tell_reload()
             return
         self._num_signals += 1
         self._ending.set()
         for listener in self._sockets:  # else it would take connections that nobody accepts
             listener.close()
-        for one in self._running.values():
-            one.send(signal.SIGTERM)
+        for desk in desks:
+            desk.tell_end()
         own = self._config.drain_seconds + seconds_to_end(self._config) + _CLOSING
         self._loop.call_later(own if self._num_signals == 1 else _KILL_AFTER, self._kill)
 
@@ -224,9 +226,8 @@ class Supervisor:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _kill(self) -> None:
-        for place, one in self._running.items():
-            logger.error("front-end %d does not end, and is killed", place + 1)
-            one.send(signal.SIGKILL)
+        for one in self._running.values():
+            one.kill("does not end")
 
     def _is_healthy(self) -> bool:
         return not self._num_signals and not any(map(problem_of, self._engines))
@@ -239,7 +240,12 @@ def serve(
     engines: Sequence[Engine], config: ServerConfig, process: ProcessMetrics, on_ready: Callable[[int], None]
 ) -> bool:
     """Serve by `config.frontend_server_count` front-ends, as `server.app.serve` does by itself; errors as there."""
-    sockets = bind_shared(config.host, config.start_port, config.frontend_server_count)
+    count, num_cores = config.frontend_server_count, os.cpu_count() or 1
+    if count > num_cores:
+        logger.warning(
+            "frontend_server_count: %d front-ends on %d cores take turns; fewer do as much", count, num_cores
+        )
+    sockets = bind_shared(config.host, config.start_port, count)
 
     async def run() -> bool:
         return await Supervisor(engines, config, process, sockets).run(on_ready)

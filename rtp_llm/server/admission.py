@@ -13,17 +13,21 @@ TIMEOUT_HEADER = b"x-request-timeout"
 
 
 class Admission:
-    """The limits that HTTP and gRPC share."""
+    """The limits that HTTP and gRPC share; each of several processes has its part of concurrency_limit, rounded up."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, num_sharers: int = 1) -> None:
         self._config = config
-        self._permits = asyncio.Semaphore(config.concurrency_limit)
+        self._num_permits = -(-config.concurrency_limit // num_sharers)
+        self._permits = asyncio.Semaphore(self._num_permits)
 
     def check_room(self) -> None:
         """Overloaded when there is no place among those in flight: worth knowing before a body is decoded."""
         if self._permits.locked():
-            limit = self._config.concurrency_limit
-            raise Overloaded(f"{limit} requests are in flight, the most allowed (concurrency_limit): try again shortly")
+            limit, own = self._config.concurrency_limit, self._num_permits
+            most = "the most allowed (concurrency_limit)"
+            if own < limit:
+                most = f"this front-end's part of the most allowed, {limit} (concurrency_limit)"
+            raise Overloaded(f"{own} requests are in flight, {most}: try again shortly")
 
     async def enter(self) -> None:
         """Take a place among those in flight; Overloaded when there is none."""

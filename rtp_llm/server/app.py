@@ -86,7 +86,7 @@ def serve(
     ConfigError: the address cannot be listened on.
     """
     listener = listener or listen(config.host, config.start_port)
-    app = Dispatcher(engines, config, observers, process, elsewhere.exposition if elsewhere else None)
+    app = Dispatcher(engines, config, observers, process, elsewhere)
     options = uvicorn.Config(
         app,
         http=Protocol,
@@ -188,13 +188,23 @@ class _Server(uvicorn.Server):
         self._observers = observers
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal ends the server in order, the second at once; uvicorn itself heeds only SIGINT twice."""
+        """The first signal ends the server in order, the second at once; uvicorn itself heeds only SIGINT twice.
+
+        Where the engines are in another process, that one passes signals on: one that all processes of a group get
+        would else be two.
+        """
+        if self._elsewhere is None:
+            self.force_exit = self.should_exit
+            super().handle_exit(sig, frame)
+
+    def end(self) -> None:
+        """As a signal does."""
         self.force_exit = self.should_exit
-        super().handle_exit(sig, frame)
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self._elsewhere is not None:
-            await self._elsewhere.open()
+            await self._elsewhere.open(self.end, self._app.keys.reload)
         if self._settings.grpc_port:
             self._end_grpc = await self._start_grpc(self._settings)
         await super().startup(sockets)
@@ -214,6 +224,8 @@ class _Server(uvicorn.Server):
         logger.info("ending: requests under way, which have %d s (shutdown_timeout): %d", seconds, num_running)
         ending = asyncio.ensure_future(super().shutdown(sockets))
         done, _ = await asyncio.wait({ending}, timeout=seconds + _CLOSING)
+        if self.force_exit:
+            logger.info("a second signal: requests without an answer get 503: %d", len(self.server_state.tasks))
         if done:
             return await ending
         ending.cancel()

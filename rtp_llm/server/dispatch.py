@@ -6,7 +6,7 @@ POST routes that run the model are dispatched here, by path; everything else goe
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 from starlette import routing
 from starlette.requests import Request as HttpRequest
@@ -40,7 +40,7 @@ from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.body import read_body
 from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.cors import Cors
-from rtp_llm.server.engine_like import EngineLike
+from rtp_llm.server.engine_like import Elsewhere, EngineLike
 from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_headers
 from rtp_llm.server.exchange import Exchange
 from rtp_llm.server.route import ByModel, Choice, Quoted, Route, chosen
@@ -98,11 +98,10 @@ class Dispatcher:
         config: ServerConfig,
         observers: Sequence[Observer] = (),
         process: ProcessMetrics | None = None,
-        exposition: Callable[[], Awaitable[bytes]] | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
-        """`exposition` gives the metrics of the whole server, where other processes have some of them."""
         self.catalog = catalog = Catalog(engines if isinstance(engines, Sequence) else [engines])
-        self.admission = Admission(config)
+        self.admission = Admission(config, elsewhere.num_sharers if elsewhere else 1)
         self.keys = KeyRing(config)
         self._cors = Cors(config.cors_origins)
         self._observers = observers
@@ -115,7 +114,7 @@ class Dispatcher:
         self._paths = {*DIALECTS, *(route.path for route in self.routes if "{" not in route.path)}
         self._process = process or ProcessMetrics()
         self._process.watch_health(catalog.is_healthy)
-        self._exposition = exposition or self._own_exposition
+        self._exposition = elsewhere.exposition if elsewhere else self._own_exposition
         self._router = routing.Router(self.routes, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,6 +1,6 @@
 """What the server knows of an engine."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from rtp_llm.core import ModelInfo, Request, Response
@@ -79,10 +79,15 @@ class EngineLike(Protocol):
 
 
 class Elsewhere(Protocol):
-    """The process in which the engines are, where that is another one."""
+    """The process in which the engines are, where that is another one, and serves several like this one.
 
-    async def open(self) -> None:
-        """Speak with it, on this event loop."""
+    num_sharers  so many have each their part of `concurrency_limit`
+    """
+
+    num_sharers: int
+
+    async def open(self, end: Callable[[], None], reload: Callable[[], None]) -> None:
+        """Speak with it, on this event loop; `end` and `reload` are called for what it passes on of signals."""
 
     async def exposition(self) -> bytes:
         """The metrics of the whole server."""

@@ -38,7 +38,7 @@ class Linked:
     link: Link
     ports: list[int] = field(default_factory=list)
     lines_lost: list[int] = field(default_factory=list)
-    gone: list[bool] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
 
     @property
     def engine(self) -> Engine:
@@ -68,11 +68,11 @@ async def linked(*engines: Engine) -> AsyncIterator[Linked]:
         lambda port: told[0].ports.append(port),
         lambda count: told[0].lines_lost.append(count),
     )
-    link = Link(theirs, len(engines), lambda: told[0].gone.append(True))
+    link = Link(theirs, len(engines), 1)
     remotes = [RemoteEngine(number, one.info(), one._tokenizer, link) for number, one in enumerate(engines)]
     told.append(Linked(list(engines), remotes, desk, link))
     await desk.open(ours)
-    await link.open()
+    await link.open(lambda: told[0].ends.append("end"), lambda: told[0].ends.append("reload"))
     try:
         yield told[0]
     finally:

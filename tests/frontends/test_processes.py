@@ -134,6 +134,8 @@ def test_a_second_signal_stops_at_once(tiny_bert: Path, tmp_path: Path) -> None:
     try:
         wait_until_ready(f"http://127.0.0.1:{port}", process, log)
         wait_until(lambda: "ready on" in log.read_text(), 60)
+        for child in front_ends(process):  # as systemd does it, which signals the whole group
+            os.kill(child, signal.SIGTERM)
         process.send_signal(signal.SIGINT)
         wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 503)
         assert post(f"http://127.0.0.1:{port}", ["a"]).status_code == 200

@@ -1,5 +1,6 @@
 """What a request may take: characters, time; and TLS, addresses and paths that stay inside."""
 
+import asyncio
 import logging
 import signal
 import ssl
@@ -14,7 +15,8 @@ import httpx
 import pytest
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.errors import ConfigError
+from rtp_llm.errors import ConfigError, Overloaded
+from rtp_llm.server.admission import Admission
 from rtp_llm.server.app import check, listen, warn_if_open
 from rtp_llm.server.tls import check_certificate
 from tests.engine.fakes import FakeRuntime, make_engine
@@ -209,3 +211,18 @@ def test_sighup_does_not_end_the_server_and_reads_the_keys(tmp_path: Path) -> No
         assert status("k1") == 401
         child.send_signal(signal.SIGTERM)
         assert child.communicate(timeout=20)[0] == "ended\n"
+
+
+def test_a_part_of_the_limit_is_told_as_one() -> None:
+    """Of two front-ends each lets in two of three; what a client reads names the option as it was set."""
+
+    async def fill() -> None:
+        admission = Admission(replace(CONFIG, concurrency_limit=3), num_sharers=2)
+        await admission.enter()
+        await admission.enter()
+        admission.check_room()
+
+    with pytest.raises(
+        Overloaded, match=r"2 requests are in flight, this front-end's part of the most allowed, 3 \(con"
+    ):
+        asyncio.run(fill())
