@@ -29,5 +29,6 @@ class UnreadableLog:
         # What was raised within the parser's calls is the context of the parser's own error.
         reason = "it looks like TLS" if data.startswith(_TLS) else str(error.__context__ or error)[:_MOST_SHOWN]
         untold = f"; since the last such line there were {self._num_untold} more" if self._num_untold else ""
-        logger.info("%s sent what is no HTTP request (%s) and was answered with %d%s", sender, reason, status, untold)
+        words = "%s sent what cannot be read as an HTTP request (%s) and was answered with %d%s"
+        logger.info(words, sender, reason, status, untold)
         self._next, self._num_untold = now + _SECONDS, 0

@@ -44,7 +44,7 @@ def test_one_line_says_who_and_why(
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 %d " % status)
         own = connection.getsockname()[1]
     (line,) = lines(caplog)
-    assert line.startswith(f"127.0.0.1:{own} sent what is no HTTP request (") and reason in line
+    assert line.startswith(f"127.0.0.1:{own} sent what cannot be read as an HTTP request (") and reason in line
     assert line.endswith(f"and was answered with {status}")
 
 
