@@ -17,11 +17,13 @@ from matplotlib import pyplot
 
 from benchmarks.peers import OURS
 
+_TITLE_INCHES = 0.15  # beyond what the layout leaves for it
 RESULTS = Path(__file__).parent / "results"
 _COLOURS = {
     OURS: "#d1495b", "openvino": "#2e86ab", "openvino default": "#7fb7d3", "onnxruntime": "#3d9970",
     "ctranslate2": "#8d6a9f", "sentence-transformers": "#9a9a9a",
 }  # fmt: skip
+_MODELS = ["minilm", "bge-base", "bge-large", "bge-m3"]
 _WORKLOADS = {"passages": "passages, ~100 tokens", "short": "queries, ~10 tokens", "long": "512 tokens"}
 
 
@@ -31,15 +33,34 @@ def main() -> None:
     folder = parser.parse_args().folder
     matplotlib.use("Agg")
     pyplot.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
-    runs = {path.stem.removeprefix("cpu-"): json.loads(path.read_text()) for path in sorted(folder.glob("cpu-*.json"))}
+    runs = read_runs(folder)
     if runs:
         throughput(runs).savefig(folder / "cpu-throughput.png")
-    # With a thread a worker alone, which is no layout for one query, peers would look slower than they are.
-    if wide := {model: run for model, run in runs.items() if any("wide" in name for name in run["engines"])}:
+    if wide := {model: run for model, run in runs.items() if _has_latencies(run)}:
         latency(wide).savefig(folder / "cpu-latency.png")
     if (folder / "growth.json").exists():
         growth(json.loads((folder / "growth.json").read_text())).savefig(folder / "growth.png")
     print("\n".join(str(path) for path in sorted(folder.glob("*.png"))))
+
+
+def read_runs(folder: Path) -> dict[str, Any]:
+    """What was measured, by the model's and the processor's names; small models first."""
+    runs = [(path.stem.split("-", 1)[1], json.loads(path.read_text())) for path in sorted(folder.glob("cpu-*.json"))]
+    named = {f"{_model(stem)}, {_processor(run)}": run for stem, run in runs}
+    return dict(sorted(named.items(), key=lambda entry: (_MODELS.index(entry[0].split(",")[0]), entry[0])))
+
+
+def _model(stem: str) -> str:
+    return next(model for model in _MODELS if stem.startswith(model))
+
+
+def _processor(run: Mapping[str, Any]) -> str:
+    return str(run["machine"]["cpu"]).replace("(R)", "").removesuffix(" Processor")
+
+
+def _has_latencies(run: Mapping[str, Any]) -> bool:
+    """Of engines on all cores too: with a thread a worker, which is no layout for one query, peers would look slow."""
+    return bool(best(run, "latencies", "short")) and any("wide" in name for name in run["engines"])
 
 
 def family(engine: str) -> str:
@@ -79,11 +100,15 @@ def throughput(runs: Mapping[str, Any]) -> Any:
 
 def latency(runs: Mapping[str, Any]) -> Any:
     """One query at a time, a panel a model."""
-    figure, axes = pyplot.subplots(1, len(runs), figsize=(4.3 * len(runs), 3.4), squeeze=False)
-    for axis, (model, run) in zip(axes[0], runs.items(), strict=True):
+    columns = min(len(runs), 3)
+    rows = -(-len(runs) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(4.3 * columns, 3 * rows + 0.4), squeeze=False)
+    for axis in axes.flat[len(runs) :]:
+        axis.set_visible(False)
+    for axis, (model, run) in zip(axes.flat, runs.items(), strict=False):
         found = {place: 1e3 * value for place, value in best(run, "latencies", "short").items()}
-        _bars(axis, found, f"{model}: one query of ~10 tokens", "milliseconds, median (less is better)")
-    _finish(figure, f"Latency of one query, {_cores(runs)}; bold: this project")
+        _bars(axis, found, model, "milliseconds, median (less is better)")
+    _finish(figure, f"Latency of one query of ~10 tokens, {_cores(runs)}; bold: this project")
     return figure
 
 
@@ -99,7 +124,7 @@ def _bars(axis: Any, found: Mapping[tuple[str, str], float], title: str, label: 
     axis.set_yticks(heights, [f"{name.removesuffix(' default')} {precision}" for name, precision in places])
     for tick, (name, _) in zip(axis.get_yticklabels(), places, strict=True):
         tick.set_fontweight("bold" if name == OURS else "normal")
-    axis.set_title(title, loc="left", fontsize=9, fontweight="bold")
+    axis.set_title(title, loc="left", fontsize=8, fontweight="bold")
     axis.set_xlabel(label, fontsize=8)
     axis.margins(x=0.16)
 
@@ -142,7 +167,7 @@ def _cores(runs: Mapping[str, Any]) -> str:
 
 def _finish(figure: Any, title: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 1 - _TITLE_INCHES / figure.get_figheight()))
 
 
 if __name__ == "__main__":
