@@ -138,6 +138,10 @@ class Dispatcher:
             for observer in self._observers:
                 observer.observe(seen)
 
+    def observe_unreadable(self, status: int) -> None:
+        """A request has ended of which not even the head could be read."""
+        self.catalog.default.metrics.observe_http("unreadable", status, 0.0)
+
     async def _dispatch(self, exchange: Exchange) -> None:
         path = exchange.path.rstrip("/") or "/"
         if path not in self._paths:

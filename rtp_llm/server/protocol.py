@@ -8,6 +8,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from rtp_llm.errors import InvalidRequest, NotReady, RtpError
 from rtp_llm.server.closing import LINGER_SECONDS, HalfClosed, LingeringClose
+from rtp_llm.server.dispatch import Dispatcher
 from rtp_llm.server.errors import HeadTooLarge, UriTooLong, openai_form
 from rtp_llm.server.exchange import choose_id
 from rtp_llm.server.plain_parser import PlainParser
@@ -231,6 +232,8 @@ class Protocol(HttpToolsProtocol):
         self.transport.write(head + body)
         self._let_go()
         self._closing.linger()
+        if isinstance(self.app, Dispatcher):
+            self.app.observe_unreadable(error.status)
 
     def _let_go(self) -> None:
         """What was asked on this connection has no one to go to; uvicorn itself thinks of the last request alone."""

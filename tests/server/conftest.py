@@ -44,6 +44,7 @@ def running_server(engine: EngineLike | list[FakeEngine], config: ServerConfig =
             log_config=None,
             lifespan="off",
             ws="none",
+            proxy_headers=False,
             http=Protocol,
             timeout_keep_alive=config.timeout_keep_alive,
         )
