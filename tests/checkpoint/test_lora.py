@@ -252,9 +252,11 @@ LOADING = """
 import os, signal, sys
 from rtp_llm.checkpoint import resolved
 from rtp_llm.config import EngineConfig
+number = getattr(signal, sys.argv[2])
+signal.signal(number, signal.SIG_DFL)  # a shell's background jobs ignore SIGQUIT
 with resolved(EngineConfig(checkpoint_path=sys.argv[1])) as folder:
     print(folder.parent, flush=True)
-    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+    os.kill(os.getpid(), number)
 """
 
 
