@@ -7,11 +7,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import ModelInfo, Params, Request, Response, TaskType
-from rtp_llm.engine.chat_template import Messages
 from rtp_llm.engine.delivery import Delivery
 from rtp_llm.engine.device import SHUTTING_DOWN, Device
 from rtp_llm.engine.entity_finder import EntityFinder
@@ -21,13 +19,12 @@ from rtp_llm.engine.in_order import run_in_order
 from rtp_llm.engine.intake import Intake, expired
 from rtp_llm.engine.job import Job, note_start
 from rtp_llm.engine.lane import Lane, lane_of
+from rtp_llm.engine.lookups import Lookups
 from rtp_llm.engine.open_jobs import OpenJobs
 from rtp_llm.engine.outcome import BrokenOff, Outcome, compute
 from rtp_llm.engine.result_cache import ResultCache
 from rtp_llm.engine.scheduler import Grant
-from rtp_llm.engine.token_parts import token_parts
 from rtp_llm.engine.tokenizer_pool import PART_CHARACTERS, Tokenized, TokenizerPool
-from rtp_llm.engine.tokens import Part
 from rtp_llm.errors import EngineFailure, NotReady, Overloaded, RtpError
 from rtp_llm.observability import Metrics, Waiting
 from rtp_llm.runtime import Runtime
@@ -39,7 +36,7 @@ _PART_INPUTS = 64
 _CANARY_TOKENS = 128
 
 
-class Engine:
+class Engine(Lookups):
     """Admission, tokenising, batching and computing for one model.
 
     It computes on a device of its own, or shares `device` with the engines of other models; `token_cost` is about what
@@ -114,22 +111,6 @@ class Engine:
         """What has no answer yet."""
         return self.metrics.waiting()
 
-    def token_parts(self, text: str, *, add_special_tokens: bool = True) -> Iterator[Part]:
-        """The tokens of a text as the model would read it, without prompt or limit, part by part."""
-        return token_parts(self._tokenizer.tokenizer, text, add_special_tokens=add_special_tokens)
-
-    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids; InvalidRequest for an id that is out of the vocabulary."""
-        return self._tokenizer.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
-
-    def prompt(self, name: str) -> str:
-        """The text of the prompt called `name`, one of the model's."""
-        return self._tokenizer.tokenizer.prompts[name]
-
-    def chat(self, messages: Messages, **options: Any) -> str:
-        """A conversation as the model's chat template writes it; see ChatTemplate.render."""
-        return self._tokenizer.tokenizer.chat_template.render(messages, **options)
-
     async def run(self, request: Request) -> Response:
         """Answer one request; cancelling the coroutine drops what is still queued of it."""
         loop = asyncio.get_running_loop()
@@ -172,18 +153,18 @@ class Engine:
         estimate = self.estimate(request.params)
         lane = self._admit(request, estimate, may_refuse)
         job = Job(request, future, loop, lane, self._number)
-        if tokenized is not None or self._tokenizer.is_small(request.inputs, estimate):
-            if tokenized is None:
-                items = self._intake.encode(job, 0, len(request.inputs))
-            else:
-                items = self._intake.accept(job, tokenized.items)
-                job.started_at, job.tokenized_at = tokenized.started_at, tokenized.ended_at
-            self._jobs[lane].add(job)
-            self._open_jobs.enqueue(job, items)
-            if loop is not None:
-                self.device.wake_after_this_round(loop)
+        if tokenized is not None:
+            items = self._intake.accept(job, tokenized.items)
+            job.started_at, job.tokenized_at = tokenized.started_at, tokenized.ended_at
+        elif self._tokenizer.is_small(request.inputs, estimate):
+            items = self._intake.encode(job, 0, len(request.inputs))
         else:
             self._submit_in_parts(job, estimate)
+            return job
+        self._jobs[lane].add(job)
+        self._open_jobs.enqueue(job, items)
+        if loop is not None:
+            self.device.wake_after_this_round(loop)
         return job
 
     def help_until(self, future: "Future[Response]") -> Response:

@@ -9,7 +9,7 @@ from rtp_llm.engine.chunker import check_chunking
 from rtp_llm.engine.entity_finder import ENTITY_BYTES, check_entities
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
-from rtp_llm.errors import DeadlineExceeded, EngineFailure, InvalidRequest, RequestTooLarge, UnsupportedTask
+from rtp_llm.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge, UnsupportedTask
 from rtp_llm.tasks import Task
 from rtp_llm.tasks.head import last_read
 
@@ -50,13 +50,7 @@ class Intake:
 
     def encode(self, job: Job, start: int, stop: int) -> list[Item]:
         """Some of the job's inputs as its items; RequestTooLarge as soon as its tokens are over the limit."""
-        try:
-            items = self._tokenizer.read(job.request, start, stop)
-        except (Exception, KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # a panic inside the tokenizers library is no Exception
-            raise EngineFailure(f"tokenising failed: {type(error).__name__}") from error
-        return self.accept(job, items)
+        return self.accept(job, self._tokenizer.read(job.request, start, stop))
 
     def accept(self, job: Job, items: list[Item]) -> list[Item]:
         """Items that have been made of some of the job's inputs, as they are computed; errors as `encode`'s."""

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,13 +25,16 @@ from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import CheckpointError, ConfigError, RtpError, in_one_line
 from rtp_llm.model_config import ModelConfig, read_model_config
 from rtp_llm.models import Model
-from rtp_llm.observability import Metrics
+from rtp_llm.observability import Metrics, resident_bytes
 from rtp_llm.ops.native_library import release_free_memory
 from rtp_llm.runtime import Runtime, load_runtime
 from rtp_llm.served_models import ServedModel
 from rtp_llm.tasks import TaskSource, load_tasks
 
 logger = logging.getLogger(__name__)
+
+
+_LABELLING = {TaskType.CLASSIFY, TaskType.TOKEN_CLASSIFY}
 
 
 class Reach(NamedTuple):
@@ -46,9 +48,6 @@ class Reach(NamedTuple):
     def of(cls, model: Model) -> "Reach":
         """What a loaded model can read."""
         return cls(model.max_positions, model.vocab_size, model.learnt_positions)
-
-
-_LABELLING = {TaskType.CLASSIFY, TaskType.TOKEN_CLASSIFY}
 
 
 def load_engines(models: Sequence[ServedModel]) -> list[Engine]:
@@ -108,7 +107,7 @@ def _warm_up(engine: Engine, *, is_alone: bool) -> None:
 
 
 def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Engine | None) -> Engine:
-    memory = _resident_bytes()
+    memory = resident_bytes()
     with resolved(config) as folder:
         model_config = with_default_prompt(read_model_config(folder, config), config)
         changes = adapter_summary(model_config.transformer_folder)
@@ -120,7 +119,7 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
         except BaseException:
             runtime.close()  # else the other processes of a model in parts would live on
             raise
-    memory_bytes = max(_resident_bytes() - memory, 0)
+    memory_bytes = max(resident_bytes() - memory, 0)
     info = replace(info, name=name, aliases=aliases, memory_bytes=memory_bytes)
     release_free_memory()
     device = beside.device if beside else None
@@ -198,15 +197,6 @@ def _weight_bytes(folder: Path) -> int:
     """Of the checkpoint's tensors, as they stand in its files."""
     tensors = open_tensors(folder).tensors.values()
     return sum(info.num_elements * np.dtype(DTYPES[info.dtype]).itemsize for info in tensors)
-
-
-def _resident_bytes() -> int:
-    """Memory of this process; 0 where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def load_tokenizer(config: EngineConfig, model_config: ModelConfig, reach: Reach) -> Tokenizer:

@@ -10,6 +10,7 @@ from rtp_llm.engine.lane import Lane
 from rtp_llm.engine.lane_threads import LaneThreads, Work
 from rtp_llm.engine.listwise import Listwise
 from rtp_llm.engine.tokenizer import Tokenizer
+from rtp_llm.errors import EngineFailure
 
 _SMALL_CHARACTERS = 2000
 # What is encoded in a turn of a thread, some 25 ms of work, before others have theirs.
@@ -87,7 +88,12 @@ class TokenizerPool:
     def read(self, request: Request, start: int, stop: int) -> list[Item]:
         """The inputs start:stop of a request, encoded."""
         rerank = TaskType.RERANK in request.tasks
-        return self.encode(request.inputs[start:stop], request.params, start, rerank=rerank)
+        try:
+            return self.encode(request.inputs[start:stop], request.params, start, rerank=rerank)
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic inside the tokenizers library is no Exception
+            raise EngineFailure(f"tokenising failed: {type(error).__name__}") from error
 
     def submit(self, work: Work, lane: Lane) -> None:
         """Work, turn by turn, on the pool's threads: `LaneThreads.submit`."""

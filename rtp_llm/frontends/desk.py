@@ -28,6 +28,7 @@ from rtp_llm.frontends.messages import (
     Ready,
     Reload,
 )
+from rtp_llm.server.errors import unforeseen
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ def _told(error: BaseException, request: Request) -> RtpError:
     if isinstance(error, RtpError):
         return _known(error)
     logger.error("request %s failed", request.request_id, exc_info=error)
-    return EngineFailure(f"the server failed on this request; its log tells why under {request.request_id}")
+    return unforeseen(request.request_id)
 
 
 def _known(error: RtpError) -> RtpError:

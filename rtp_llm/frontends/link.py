@@ -29,11 +29,11 @@ from rtp_llm.frontends.messages import (
     Ready,
     Reload,
 )
+from rtp_llm.server.errors import SHUTTING_DOWN
 
 logger = logging.getLogger(__name__)
 
 _GONE = "the engine's process has ended"
-_SHUTTING_DOWN = "the server is shutting down: try another one, or later"
 # Above it, what an answer is made of may take the event loop as long as many small ones do.
 _LARGE_FRAME = 1 << 20
 _MOST_OBSERVED = 64  # calls that are sent together
@@ -185,7 +185,7 @@ class Link:
             future.set_result(answer.outcome)
 
     def _lose(self) -> None:
-        reason = _SHUTTING_DOWN if self._is_closing else _GONE
+        reason = SHUTTING_DOWN if self._is_closing else _GONE
         self.problems = (reason,) * len(self.problems)
         asked, self._asked = self._asked, {}
         for future in asked.values():

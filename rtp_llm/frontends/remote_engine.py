@@ -2,14 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from rtp_llm.core import ModelInfo, Request, Response
 from rtp_llm.engine.lane import Lane, lane_of
-from rtp_llm.engine.token_parts import token_parts
+from rtp_llm.engine.lookups import Lookups
 from rtp_llm.engine.tokenizer_pool import Tokenized, TokenizerPool
-from rtp_llm.engine.tokens import Part
 from rtp_llm.errors import NotReady
 from rtp_llm.frontends.link import Link
 from rtp_llm.observability import Waiting
@@ -32,15 +29,14 @@ class ForwardedMetrics:
         self._link.observe(self._model, "observe_encode", seconds)
 
 
-class RemoteEngine:
+class RemoteEngine(Lookups):
     """EngineLike for the model of a number: tokenises what is small, and has all else done where the engine is."""
 
     def __init__(self, model: int, info: ModelInfo, pool: TokenizerPool, link: Link) -> None:
         self.metrics = ForwardedMetrics(model, info.name, link)
         self._model = model
         self._info = info
-        self._pool = pool
-        self._tokenizer = pool.tokenizer
+        self._tokenizer = pool
         self._link = link
 
     def info(self) -> ModelInfo:
@@ -62,32 +58,16 @@ class RemoteEngine:
         told: Waiting = await self._link.query(self._model, "waiting")
         return told
 
-    def token_parts(self, text: str, *, add_special_tokens: bool = True) -> Iterator[Part]:
-        """The tokens of a text as the model would read it, without prompt or limit, part by part."""
-        return token_parts(self._tokenizer, text, add_special_tokens=add_special_tokens)
-
-    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids; InvalidRequest for an id that is out of the vocabulary."""
-        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
-
-    def prompt(self, name: str) -> str:
-        """The text of the prompt called `name`, one of the model's."""
-        return self._tokenizer.prompts[name]
-
-    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """A conversation as the model's chat template writes it; see ChatTemplate.render."""
-        return self._tokenizer.chat_template.render(messages, **options)
-
     async def _tokenized(self, request: Request) -> Tokenized | None:
         """What its inputs come to; None where that takes long, or fails: then the engine's process sees to it.
 
         There it is tokenised part by part, beside others, and what is wrong with a request is found in one order.
         """
         try:
-            estimate = self._pool.estimate(request.params)
-            if self._pool.is_small(request.inputs, estimate):
+            estimate = self._tokenizer.estimate(request.params)
+            if self._tokenizer.is_small(request.inputs, estimate):
                 return self._read(request)
-            if not self._pool.is_one_part(request.inputs, estimate):
+            if not self._tokenizer.is_one_part(request.inputs, estimate):
                 return None
         except Exception:
             return None
@@ -107,16 +87,14 @@ class RemoteEngine:
                 loop.call_soon_threadsafe(_settle, done, self._read(request))
             return False
 
-        self._pool.submit(read, lane)
+        self._tokenizer.submit(read, lane)
         return await done
 
     def _read(self, request: Request) -> Tokenized | None:
         started_at = time.perf_counter()
         try:
-            items = self._pool.read(request, 0, len(request.inputs))
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:  # a panic inside the tokenizers library is no Exception
+            items = self._tokenizer.read(request, 0, len(request.inputs))
+        except Exception:
             return None
         return Tokenized(items, started_at, time.perf_counter())
 

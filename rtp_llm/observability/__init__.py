@@ -1,7 +1,7 @@
 """What the process tells of itself: metrics, request logs, traces; each is observed in one place."""
 
 from rtp_llm.observability.metrics import CONTENT_TYPE, Metrics, RequestMetrics, Waiting, render
-from rtp_llm.observability.process_metrics import ProcessMetrics
+from rtp_llm.observability.process_metrics import ProcessMetrics, resident_bytes
 from rtp_llm.observability.seen import Answered, Observer, Seen, server_timing
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "Seen",
     "Waiting",
     "render",
+    "resident_bytes",
     "server_timing",
 ]

@@ -31,7 +31,7 @@ class ProcessMetrics:
     def watch_frontends(self, processes: Callable[[], Sequence[int]]) -> None:
         """Publish how many there are, and their memory, by their process ids."""
         self._frontends.set_function(lambda: len(processes()))
-        self._frontends_memory.set_function(lambda: sum(map(_resident_bytes, processes())))
+        self._frontends_memory.set_function(lambda: sum(map(resident_bytes, processes())))
 
     def observe_frontend_restart(self) -> None:
         """A front-end has failed."""
@@ -46,8 +46,8 @@ class ProcessMetrics:
         self._lost_lines.inc(count)
 
 
-def _resident_bytes(process: int) -> int:
-    """Memory of a process; 0 where it has ended, or the system does not tell."""
+def resident_bytes(process: int | str = "self") -> int:
+    """Memory of a process, by its id; 0 where it has ended, or the system does not tell."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0

@@ -50,7 +50,7 @@ def check(config: ServerConfig) -> None:
 
 def warn_if_open(config: ServerConfig) -> None:
     """Log that everybody may ask, where that is so and this machine is not the only one that can."""
-    if KeyRing(config).is_open and config.host in _EVERYWHERE:
+    if not (config.api_key or config.api_key_file) and config.host in _EVERYWHERE:
         logger.warning(
             "listening on all interfaces without an API key: whoever reaches this machine can use the server; "
             "--api_key_file FILE asks for keys, --host 127.0.0.1 serves this machine alone"

@@ -41,7 +41,7 @@ from rtp_llm.server.body import read_body
 from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.cors import Cors
 from rtp_llm.server.engine_like import Elsewhere, EngineLike
-from rtp_llm.server.errors import ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_headers
+from rtp_llm.server.errors import SHUTTING_DOWN, ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_headers
 from rtp_llm.server.exchange import Exchange
 from rtp_llm.server.route import ByModel, Choice, Quoted, Route, chosen
 from rtp_llm.server.service import Service
@@ -128,7 +128,7 @@ class Dispatcher:
             exchange.status = _CLIENT_LEFT
         except asyncio.CancelledError:
             # uvicorn cancels what still runs when the time for shutting down is over.
-            await _respond_error(exchange, NotReady("the server is shutting down: try another one, or later"))
+            await _respond_error(exchange, NotReady(SHUTTING_DOWN))
         except Exception as error:
             await _respond_error(exchange, error)
         metrics, seconds = exchange.metrics or self.catalog.default.metrics, time.perf_counter() - exchange.started_at

@@ -106,6 +106,10 @@ class UnsupportedEncoding(InvalidRequest):
     code = "unsupported_encoding"
 
 
+# What is asked of a server that ends, and has no answer yet.
+SHUTTING_DOWN = "the server is shutting down: try another one, or later"
+
+
 class ClientLeft(Exception):
     """The connection closed before the answer: there is nobody to tell."""
 
@@ -115,6 +119,11 @@ def as_rtp_error(error: Exception, method: str, path: str, request_id: str) -> R
     if isinstance(error, RtpError):
         return error
     logger.error("request %s: %s %s failed", request_id, method, path, exc_info=error)
+    return unforeseen(request_id)
+
+
+def unforeseen(request_id: str | None) -> EngineFailure:
+    """What is shown of an error that the log has under `request_id`."""
     return EngineFailure(f"the server failed on this request; its log tells why under {request_id}")
 
 

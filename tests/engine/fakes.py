@@ -14,6 +14,7 @@ from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.estimate import Estimate
 from rtp_llm.engine.lane import Lane
 from rtp_llm.engine.lane_threads import LaneThreads
+from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.observability import Metrics
 from rtp_llm.tasks import Task
@@ -110,7 +111,8 @@ class FakeTokenizer:
         return [Item(np.array(row, np.int32), start + i, truncated=len(row) > 60) for i, row in enumerate(rows)]
 
     def read(self, request: Request, start: int, stop: int) -> list[Item]:
-        return self.encode(request.inputs[start:stop], request.params, start)
+        pool: Any = self
+        return TokenizerPool.read(pool, request, start, stop)
 
     def submit(self, work: Callable[[], bool], lane: Lane) -> None:
         self._threads.submit(work, lane)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.faults.conftest import Faulty
 from tests.real_server import ROOT, free_port, launch, wait_until_ready
+from tests.server.conftest import wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -41,11 +42,14 @@ class Load(threading.Thread):
                     return
 
 
-def test_sigterm_under_load_loses_nothing(tiny_bert: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("front_ends", ["1", "2"])
+def test_sigterm_under_load_loses_nothing(front_ends: str, tiny_bert: Path, tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "log"
-    process = launch(["--checkpoint_path", str(tiny_bert), "--start_port", str(port)], log)
+    arguments = ["--checkpoint_path", str(tiny_bert), "--start_port", str(port), "--frontend_server_count", front_ends]
+    process = launch(arguments, log)
     try:
         wait_until_ready(f"http://127.0.0.1:{port}", process, log)
+        wait_until(lambda: "ready on" in log.read_text(), 60)
         loads = [Load(f"http://127.0.0.1:{port}", number) for number in range(6)]
         for load in loads:
             load.start()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rtp_llm import Model
-from tests.faults.test_process import BREAKS, Load
+from tests.faults.test_process import BREAKS
 from tests.real_server import ROOT, Running, free_port, launch, running, wait_until_ready
 from tests.server.conftest import wait_until
 
@@ -103,28 +103,6 @@ def test_another_front_end_takes_a_dead_ones_place(tiny_bert: Path, tmp_path: Pa
     log = server.log.read_text()
     assert "front-end 1 has ended with status -9; another one takes its place" in log
     assert "front-end 2 rtp_llm.server.app: ending" in log and "Traceback" not in log
-
-
-def test_sigterm_under_load_loses_nothing(tiny_bert: Path, tmp_path: Path) -> None:
-    port, log = free_port(), tmp_path / "log"
-    process = launch(["--checkpoint_path", str(tiny_bert), "--start_port", str(port), *TWO], log)
-    try:
-        wait_until_ready(f"http://127.0.0.1:{port}", process, log)
-        wait_until(lambda: "ready on" in log.read_text(), 60)
-        loads = [Load(f"http://127.0.0.1:{port}", number) for number in range(6)]
-        for load in loads:
-            load.start()
-        wait_until(lambda: sum(len(load.statuses) for load in loads) >= 30, 60)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-        for load in loads:
-            load.join()
-    finally:
-        process.kill()
-        process.wait()
-    assert {status for load in loads for status in load.statuses} <= {200, 503}
-    assert not [lost for load in loads for lost in load.lost]
-    assert "Traceback" not in log.read_text()
 
 
 def test_a_second_signal_stops_at_once(tiny_bert: Path, tmp_path: Path) -> None:

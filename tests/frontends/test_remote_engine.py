@@ -154,7 +154,7 @@ def test_who_leaves_while_it_is_tokenised_is_counted(engine: Engine, monkeypatch
 
     async def run() -> None:
         async with linked(engine) as both:
-            monkeypatch.setattr(both.remote._pool, "read", read)
+            monkeypatch.setattr(both.remote._tokenizer, "read", read)
             for deadline in (math.inf, 0.0):
                 request = Request(inputs=["abc"] * 20, deadline=deadline)
                 task = asyncio.ensure_future(both.remote.run(request))

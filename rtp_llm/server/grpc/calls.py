@@ -27,7 +27,7 @@ from rtp_llm.server.client_watch import unless_client_leaves
 from rtp_llm.server.cuts import HEADER, CutPlaces, cut_places
 from rtp_llm.server.dialect import MEMORY_BYTES, limited
 from rtp_llm.server.engine_like import EngineLike
-from rtp_llm.server.errors import as_rtp_error
+from rtp_llm.server.errors import SHUTTING_DOWN, as_rtp_error
 from rtp_llm.server.exchange import choose_id, nobody_leaves
 from rtp_llm.server.grpc import tei
 from rtp_llm.server.grpc.metadata import as_headers, characters_of, fill, headers_of, mean_of
@@ -205,7 +205,7 @@ class Calls:
         except asyncio.CancelledError:
             if not self._over:
                 raise
-            error = NotReady("the server is shutting down: try another one, or later")
+            error = NotReady(SHUTTING_DOWN)
             status, failure = error.status, error.failure
             await abort(context, code_of(error), error, rpc.id, rpc.cut)
         except Exception as error:
