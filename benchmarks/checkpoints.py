@@ -8,22 +8,25 @@ from itertools import islice, product
 from pathlib import Path
 
 MODELS = Path(".models")  # converted and random checkpoints; git ignores it
-# Hidden size, layers, intermediate size, heads, positions.
+# Hidden size, layers, intermediate size, heads, positions, and the pooling: BGE's vectors are of the first token.
 SHAPES = {
-    "bert-tiny": (128, 2, 512, 2, 512),  # takes next to no time: what stands around a model is left
-    "bge-base": (768, 12, 3072, 12, 512),
-    "bge-large": (1024, 24, 4096, 16, 512),
-    "bge-m3": (1024, 24, 4096, 16, 8192),
+    "bert-tiny": (128, 2, 512, 2, 512, "mean"),  # takes next to no time: what stands around a model is left
+    "bge-base": (768, 12, 3072, 12, 512, "cls"),
+    "bge-large": (1024, 24, 4096, 16, 512, "cls"),
+    "bge-m3": (1024, 24, 4096, 16, 8192, "cls"),
 }
+_POOLING = "1_Pooling/config.json"
+_POOLING_KEYS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides the work of a BERT encoder."""
+    """What decides the work of a BERT encoder; `pooling` is "mean" or "cls"."""
 
     hidden_size: int
     num_layers: int
     intermediate_size: int
+    pooling: str = "mean"
 
     @property
     def matrix_parameters(self) -> int:
@@ -32,15 +35,32 @@ class Shape:
         return self.num_layers * per_layer
 
     def flops(self, num_tokens: list[int]) -> float:
-        """Floating-point operations for real tokens: linear layers, and attention's two products per pair of tokens."""
-        attention = 4 * self.num_layers * self.hidden_size * sum(length**2 for length in num_tokens)
-        return float(2 * self.matrix_parameters * sum(num_tokens) + attention)
+        """Floating-point operations that the vectors of real tokens need: linear layers, and attention's two products.
+
+        Where the first token alone is pooled, the last layer needs keys and values of all, and the rest of that one.
+        """
+        tokens, pairs = sum(num_tokens), sum(length**2 for length in num_tokens)
+        needed = 2 * self.matrix_parameters * tokens + 4 * self.num_layers * self.hidden_size * pairs
+        if self.pooling == "cls":
+            all_but_keys = self.matrix_parameters // self.num_layers - 2 * self.hidden_size**2
+            needed -= 2 * all_but_keys * (tokens - len(num_tokens)) + 4 * self.hidden_size * (pairs - tokens)
+        return float(needed)
 
 
 def read_shape(checkpoint: Path) -> Shape:
     """The shape that config.json tells."""
     config = json.loads((checkpoint / "config.json").read_text())
-    return Shape(config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"])
+    sizes = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
+    return Shape(*sizes, read_pooling(checkpoint))
+
+
+def read_pooling(checkpoint: Path) -> str:
+    """ "mean" or "cls", as the checkpoint's pooling module has it; ValueError of another, which peers are not given."""
+    pooling = json.loads((checkpoint / _POOLING).read_text())
+    modes = {mode for mode, key in _POOLING_KEYS.items() if pooling.get(key)} or {pooling.get("pooling_mode")}
+    if len(modes) != 1 or not modes <= _POOLING_KEYS.keys():
+        raise ValueError(f"{checkpoint / _POOLING} pools by {sorted(map(str, modes))}; peers can do mean or cls")
+    return str(modes.pop())
 
 
 def minilm() -> Path:
@@ -59,17 +79,20 @@ def choose(checkpoint: str, shape: str, models: Path = MODELS) -> Path:
 
 
 def random_weights(shape: str, models: Path = MODELS, layers: int = 0, tokenizer: Path | None = None) -> Path:
-    """A BERT of a shape of SHAPES with random weights and MiniLM's pooling; made once.
+    """A BERT of a shape of SHAPES with random weights and the shape's pooling; made once.
 
     layers     so many of them; 0: the shape's
-    tokenizer  the folder whose tokenizer and pooling it gets; None: MiniLM's
+    tokenizer  the folder whose tokenizer and modules it gets; None: MiniLM's
     """
-    folder = models / (f"random-{shape}-{layers}" if layers else f"random-{shape}")
+    hidden_size, num_layers, intermediate_size, num_heads, positions, pooling = SHAPES[shape]
+    # The pooling is part of the name: a folder of this shape may stem from when all had MiniLM's.
+    folder = models / "-".join(
+        ("random", shape, *([pooling] if pooling != "mean" else []), *([str(layers)] if layers else []))
+    )
     if (folder / "model.safetensors").exists():
         return folder
     from transformers import BertConfig, BertModel, set_seed
 
-    hidden_size, num_layers, intermediate_size, num_heads, positions = SHAPES[shape]
     source = tokenizer or minilm()
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "modules.json"):
@@ -78,8 +101,8 @@ def random_weights(shape: str, models: Path = MODELS, layers: int = 0, tokenizer
     limit = json.dumps({"max_seq_length": positions, "do_lower_case": False})
     (folder / "sentence_bert_config.json").write_text(limit)
     (folder / "1_Pooling").mkdir(exist_ok=True)
-    pooling = json.loads((source / "1_Pooling/config.json").read_text()) | {"word_embedding_dimension": hidden_size}
-    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    modes = {key: mode == pooling for mode, key in _POOLING_KEYS.items()}
+    (folder / _POOLING).write_text(json.dumps({"word_embedding_dimension": hidden_size} | modes))
     set_seed(0)
     config = json.loads((source / "config.json").read_text()) | {
         "hidden_size": hidden_size,
@@ -119,7 +142,7 @@ def made_up(folder: Path) -> Path:
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for i, (kind, path) in enumerate(kinds)
         ],
-        "1_Pooling/config.json": {"word_embedding_dimension": 0, "pooling_mode_mean_tokens": True},
+        _POOLING: {"word_embedding_dimension": 0, "pooling_mode_mean_tokens": True},
         "config.json": {"model_type": "bert", "architectures": ["BertModel"], "vocab_size": len(vocabulary)},
     }  # fmt: skip
     for name, content in files.items():

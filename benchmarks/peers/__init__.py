@@ -1,4 +1,4 @@
-"""The engines that are compared: each turns texts into normalised, mean-pooled vectors, tokenising included.
+"""The engines that are compared: each turns texts into normalised, pooled vectors, tokenising included.
 
 A module of this package has `prepare(setup)`, which converts the checkpoint where the engine needs it (once, in a
 process that then ends, so that it weighs on nobody's memory), and `load(setup, **settings) -> Embed`. Engines are
@@ -18,6 +18,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.checkpoints import read_pooling
+
 FloatArray: TypeAlias = NDArray[np.float32]
 Embed: TypeAlias = Callable[[list[str]], FloatArray]  # texts -> [n, dim], in the texts' order
 
@@ -34,6 +36,11 @@ class Setup:
     def workers(self, layout: str) -> int:
         """Batches at once: 1 when `layout` is "wide", one a thread when it is "streams"."""
         return self.num_threads if layout == "streams" else 1
+
+    @property
+    def pooling(self) -> str:
+        """ "mean" or "cls": what the checkpoint makes a vector of."""
+        return read_pooling(self.checkpoint)
 
     @property
     def label(self) -> str:

@@ -18,7 +18,7 @@ def prepare(setup: Setup) -> None:
 
 
 def load(setup: Setup, layout: str, compute_type: str = "float32") -> Embed:
-    """An encoder of one wide or several single-threaded workers; mean pooling and L2 normalisation in numpy."""
+    """An encoder of one wide or several single-threaded workers; pooling and L2 normalisation in numpy."""
     import ctranslate2
 
     workers = setup.workers(layout)
@@ -32,7 +32,9 @@ def load(setup: Setup, layout: str, compute_type: str = "float32") -> Embed:
 
     def forward(ids: Ids) -> FloatArray:
         hidden_states = np.asarray(encoder.forward_batch(ids).last_hidden_state)  # [B, S, H]
-        pooled = np.stack([rows[: len(tokens)].mean(axis=0) for rows, tokens in zip(hidden_states, ids, strict=True)])
+        pooled = hidden_states[:, 0]
+        if setup.pooling == "mean":
+            pooled = np.stack([rows[: len(row)].mean(axis=0) for rows, row in zip(hidden_states, ids, strict=True)])
         lengths = np.linalg.norm(pooled, axis=1, keepdims=True)
         vectors: FloatArray = pooled / np.maximum(lengths, 1e-12)
         return vectors

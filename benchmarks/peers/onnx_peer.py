@@ -17,7 +17,7 @@ def prepare(setup: Setup) -> None:
     folder = setup.converted(FORM)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "raw.onnx").exists():
-        _export(setup.checkpoint, folder / "raw.onnx")
+        _export(setup, folder / "raw.onnx")
     if not (folder / "fused.onnx").exists():
         _fuse(setup.checkpoint, folder / "raw.onnx", folder / "fused.onnx")
     if not (folder / "int8.onnx").exists():
@@ -49,19 +49,21 @@ def load(setup: Setup, layout: str, graph: str = "raw") -> Embed:
     return batched(setup, forward, workers, _MAX_TOKENS)
 
 
-def _export(checkpoint: Path, target: Path) -> None:
+def _export(setup: Setup, target: Path) -> None:
     import torch
     from transformers import AutoModel
 
     class Embedder(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.encoder = AutoModel.from_pretrained(checkpoint, attn_implementation="eager", dtype=torch.float32)
+            self.encoder = AutoModel.from_pretrained(setup.checkpoint, attn_implementation="eager", dtype=torch.float32)
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             hidden_states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            weights = attention_mask.unsqueeze(-1).to(hidden_states.dtype)
-            pooled = (hidden_states * weights).sum(1) / weights.sum(1)
+            pooled = hidden_states[:, 0]
+            if setup.pooling == "mean":
+                weights = attention_mask.unsqueeze(-1).to(hidden_states.dtype)
+                pooled = (hidden_states * weights).sum(1) / weights.sum(1)
             normalized: torch.Tensor = pooled / pooled.norm(dim=1, keepdim=True).clamp(min=1e-12)
             return normalized
 

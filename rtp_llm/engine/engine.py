@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 # Of a large request so many inputs, or PART_CHARACTERS, are tokenised at a time: then computing starts.
 _PART_INPUTS = 64
 _CANARY_TOKENS = 128
+# Full steps for each core that a caller of many requests keeps waiting: one is tokenised while another is computed.
+_STEPS_AHEAD = 2
 
 
 class Engine(Lookups):
@@ -170,6 +172,12 @@ class Engine(Lookups):
     def help_until(self, future: "Future[Response]") -> Response:
         """Compute on the calling thread while `future` is open; then its result."""
         return self.device.help_until(future)
+
+    @property
+    def has_work_ahead(self) -> bool:
+        """What waits for this model, tokenised or not, keeps every core busy for a while."""
+        tokens = sum(self._queued().values()) + sum(self._gate.announced.values())
+        return tokens >= _STEPS_AHEAD * self.runtime.num_cores * self._info.max_batch_tokens
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for it any more."""

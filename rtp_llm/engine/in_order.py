@@ -9,8 +9,9 @@ from rtp_llm.core import Request, Response
 from rtp_llm.engine.job import Job
 from rtp_llm.errors import RtpError
 
-# Requests in flight: enough for full batches, few enough to bound memory.
-_MOST_IN_FLIGHT = 8
+# Requests in flight: so many in any case, more until there is work enough for all cores, and never more than that.
+_LEAST_IN_FLIGHT = 8
+_MOST_IN_FLIGHT = 256
 
 Answer: TypeAlias = "Future[Response]"
 
@@ -23,6 +24,9 @@ class Starter(Protocol):
     def cancel(self, job: Job) -> None: ...
 
     def help_until(self, future: Answer) -> Response: ...
+
+    @property
+    def has_work_ahead(self) -> bool: ...
 
 
 def run_in_order(engine: Starter, requests: Iterable[Request]) -> Iterator[Response]:
@@ -45,7 +49,7 @@ def run_in_order(engine: Starter, requests: Iterable[Request]) -> Iterator[Respo
 
 def _start(engine: Starter, request: Request, future: Answer, num_waiting: int) -> Job | None:
     """None: one of those in flight is to be answered first, which makes room. A request alone is never refused."""
-    if num_waiting == _MOST_IN_FLIGHT:
+    if num_waiting == _MOST_IN_FLIGHT or (num_waiting >= _LEAST_IN_FLIGHT and engine.has_work_ahead):
         return None
     try:
         return engine.submit(request, future, may_refuse=num_waiting > 0)

@@ -50,14 +50,24 @@ def compute(
             for half in (groups[:middle], groups[middle:])
             for outcome in compute(runtime, half, num_cores, metrics)
         ]
-    return [_outcome(group, rows, place) for place, group in enumerate(groups)]
+    finite = {task: _are_finite(own) for task, own in rows.items()}
+    return [_outcome(group, rows, finite, place) for place, group in enumerate(groups)]
 
 
-def _outcome(group: list[Item], rows: Mapping[TaskType, Rows], place: int) -> Outcome:
-    own = {task: rows[task][place] for task in group[0].tasks}
-    if all(np.isfinite(row).all() for row in own.values()):
-        return Outcome(group, own)
+def _outcome(
+    group: list[Item], rows: Mapping[TaskType, Rows], finite: Mapping[TaskType, Sequence[bool]], place: int
+) -> Outcome:
+    tasks = group[0].tasks
+    if all(finite[task][place] for task in tasks):
+        return Outcome(group, {task: rows[task][place] for task in tasks})
     return Outcome(group, {}, EngineFailure("the model returned NaN or infinity"))
+
+
+def _are_finite(rows: Rows) -> list[bool]:
+    """Of each row, whether all its numbers are. At once where they are one array: a call for each costs 4 us."""
+    if isinstance(rows, np.ndarray):
+        return list(np.isfinite(rows).all(axis=1).tolist())
+    return [bool(np.isfinite(row).all()) for row in rows]
 
 
 def item_failure(item: Item, error: Exception) -> EngineFailure:

@@ -1,8 +1,13 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from benchmarks import cpu, disk
 from benchmarks import cpu_tables as tables
-from benchmarks.checkpoints import Shape
+from benchmarks.checkpoints import Shape, read_pooling
 from benchmarks.corpus import Workload
 from benchmarks.peers import OURS
 
@@ -30,6 +35,35 @@ def results() -> tables.Results:
 def test_flops_of_minilm() -> None:
     assert SHAPE.matrix_parameters == 6 * 12 * 384 * 384
     assert SHAPE.flops([100, 100]) == 2 * SHAPE.matrix_parameters * 200 + 4 * 6 * 384 * 2 * 100**2
+
+
+def test_flops_of_a_pooled_first_token() -> None:
+    pooled = replace(SHAPE, pooling="cls")
+    assert pooled.flops([1, 1]) == SHAPE.flops([1, 1])
+    layer = 2 * SHAPE.matrix_parameters // 6 * 200 + 4 * 384 * 2 * 100**2
+    keys, first = 2 * 2 * 384**2 * 200, 2 * 10 * 384**2 * 2 + 4 * 384 * 200
+    assert pooled.flops([100, 100]) == SHAPE.flops([100, 100]) - layer + keys + first
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
+        ({"pooling_mode_cls_token": True}, "cls"),
+        ({"pooling_mode": "cls"}, "cls"),
+    ],
+)
+def test_the_pooling_that_peers_are_given(tmp_path: Path, config: dict[str, Any], pooling: str) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps(config))
+    assert read_pooling(tmp_path) == pooling
+
+
+def test_a_pooling_that_peers_are_not_given(tmp_path: Path) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')
+    with pytest.raises(ValueError, match="peers can do mean or cls"):
+        read_pooling(tmp_path)
 
 
 def test_ratios_are_to_the_best_peer_of_each_column(results: tables.Results) -> None:

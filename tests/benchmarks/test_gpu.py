@@ -185,7 +185,7 @@ def test_without_the_servers_libraries_nothing_is_served(monkeypatch: pytest.Mon
 
 
 def test_a_tokenizer_is_made_where_none_is_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(checkpoints.SHAPES, "tiny", (32, 1, 64, 4, 512))
+    monkeypatch.setitem(checkpoints.SHAPES, "tiny", (32, 1, 64, 4, 512, "cls"))
     folder = checkpoints.random_weights("tiny", tmp_path, tokenizer=checkpoints.made_up(tmp_path / "made-up"))
     texts = gpu_served._texts(folder, 3)
     with Model(folder) as model:
