@@ -66,7 +66,8 @@ def _outcome(
 def _are_finite(rows: Rows) -> list[bool]:
     """Of each row, whether all its numbers are. At once where they are one array: a call for each costs 4 us."""
     if isinstance(rows, np.ndarray):
-        return list(np.isfinite(rows).all(axis=1).tolist())
+        finite: list[bool] = np.logical_and.reduce(np.isfinite(rows), axis=1).tolist()
+        return finite
     return [bool(np.isfinite(row).all()) for row in rows]
 
 
