@@ -230,9 +230,6 @@ class StateDict:
         values: Any = self._state[name].float().cpu().numpy()
         return np.asarray(values, np.float32)
 
-    def read_row(self, name: str, row: int) -> FloatArray:
-        return np.asarray(self.read(name)[row], np.float32)
-
     def read_int8(self, name: str) -> Int8Array:
         raise NotImplementedError("all tensors are floats")
 

@@ -57,9 +57,6 @@ class RandomTensors:
         spread = np.exp(0.3 * rng.standard_normal((shape[0], 1), dtype=np.float32))
         return to_bf16(rng.standard_normal(shape, dtype=np.float32) * spread / np.float32(np.sqrt(shape[1])))
 
-    def read_row(self, name: str, row: int) -> FloatArray:
-        return np.asarray(self.read(name)[row])
-
     def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
         return self.read(name).take(range(start, stop), axis)
 

@@ -61,10 +61,6 @@ class AdaptedSource:
         rows, columns = self._factors(stem, values.shape)
         return add_product(values, rows, columns, self._scaling)
 
-    def read_row(self, name: str, row: int) -> FloatArray:
-        values: FloatArray = self.read(name)[row]
-        return values
-
     def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
         return np.ascontiguousarray(np.take(self.read(name), range(start, stop), axis))
 

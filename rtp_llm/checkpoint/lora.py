@@ -121,12 +121,6 @@ class LoraSource:
                 )
         return merged
 
-    def read_row(self, name: str, row: int) -> FloatArray:
-        if name not in self._parts and name not in self._whole:
-            return self._base.read_row(name, row)
-        values: FloatArray = self.read(name)[row]
-        return values
-
     def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
         if name not in self._parts and name not in self._whole:
             return self._base.read_part(name, axis, start, stop)

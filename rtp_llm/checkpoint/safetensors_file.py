@@ -41,12 +41,6 @@ class SafetensorsFile:
         info = self.tensors[name]
         return self._file.read(info.dtype, info.shape, self._offsets[name])
 
-    def read_row(self, name: str, row: int) -> FloatArray:
-        info = self.tensors[name]
-        assert 0 <= row < info.shape[0], f"row {row} of {name} {info.shape}"
-        step = math.prod(info.shape[1:]) * np.dtype(DTYPES[info.dtype]).itemsize
-        return self._file.read(info.dtype, info.shape[1:], self._offsets[name] + row * step)
-
     def read_int8(self, name: str) -> Int8Array:
         assert self.tensors[name].dtype == "int8", self.tensors[name]
         return self._file.read_int8(self.tensors[name].shape, self._offsets[name])

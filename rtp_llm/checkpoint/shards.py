@@ -65,9 +65,6 @@ class Shards:
     def read(self, name: str) -> FloatArray:
         return self._owner[name].read(name)
 
-    def read_row(self, name: str, row: int) -> FloatArray:
-        return self._owner[name].read_row(name, row)
-
     def read_int8(self, name: str) -> Int8Array:
         return self._owner[name].read_int8(name)
 

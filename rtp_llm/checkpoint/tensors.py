@@ -46,9 +46,6 @@ class TensorSource(Protocol):
     def read(self, name: str) -> FloatArray:
         """fp32, C-contiguous; fp32 in the file: a read-only view of the mapped file, else a converted copy."""
 
-    def read_row(self, name: str, row: int) -> FloatArray:
-        """`read(name)[row]`, without reading the rest."""
-
     def read_int8(self, name: str) -> Int8Array:
         """A tensor of dtype int8 as it is: a read-only view of the mapped file."""
 

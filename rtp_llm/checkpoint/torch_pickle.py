@@ -81,22 +81,17 @@ class TorchFile:
 
     def read(self, name: str) -> FloatArray:
         tensor = self._tensors[name]
-        return self._read(tensor, tensor.offset, tensor.shape, tensor.strides)
-
-    def read_row(self, name: str, row: int) -> FloatArray:
-        tensor = self._tensors[name]
-        assert 0 <= row < tensor.shape[0], f"row {row} of {name} {tensor.shape}"
-        return self._read(tensor, tensor.offset + row * tensor.strides[0], tensor.shape[1:], tensor.strides[1:])
+        return self._read(tensor, tensor.offset, tensor.shape)
 
     def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
         tensor = self._tensors[name]
         assert 0 <= start <= stop <= tensor.shape[axis], f"{start}:{stop} of axis {axis} of {name} {tensor.shape}"
         shape = (*tensor.shape[:axis], stop - start, *tensor.shape[axis + 1 :])
-        return self._read(tensor, tensor.offset + start * tensor.strides[axis], shape, tensor.strides)
+        return self._read(tensor, tensor.offset + start * tensor.strides[axis], shape)
 
-    def _read(self, tensor: _Tensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> FloatArray:
+    def _read(self, tensor: _Tensor, offset: int, shape: tuple[int, ...]) -> FloatArray:
         dtype, start = tensor.storage.dtype, self._offsets[tensor.storage.key][0]
-        return self._file.read(dtype, shape, start + offset * np.dtype(DTYPES[dtype]).itemsize, strides)
+        return self._file.read(dtype, shape, start + offset * np.dtype(DTYPES[dtype]).itemsize, tensor.strides)
 
     def read_int8(self, name: str) -> Int8Array:
         raise CheckpointError(f"{self.path}: weights in 8 bits are read from safetensors alone")

@@ -70,10 +70,6 @@ class RankSource:
         count = self.tensors[name].shape[axis]
         return self._source.read_part(name, axis, self._rank * count, (self._rank + 1) * count)
 
-    def read_row(self, name: str, row: int) -> FloatArray:
-        assert _axis(name) is None, name
-        return self._source.read_row(name, row)
-
     def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
         assert _axis(name) is None, name
         return self._source.read_part(name, axis, start, stop)

@@ -4,6 +4,8 @@ The head over the vocabulary is folded to one row, in fp32. Equals Qwen3-Reranke
 sentence-transformers' LogitScore and, of yes alone, FlagEmbedding's FlagLLMReranker.
 """
 
+import numpy as np
+
 from rtp_llm.checkpoint import TensorSource, check_finite, check_floats, open_tensors, read_json
 from rtp_llm.core import FloatArray
 from rtp_llm.errors import CheckpointError, ConfigError
@@ -12,8 +14,6 @@ from rtp_llm.tasks.head import Head, Linear
 
 # Where the head stands; the last two are the input's table, which a tied head shares.
 _NAMES = ("lm_head.weight", "model.embed_tokens.weight", "embed_tokens.weight")
-
-
 # What transformers' configurations have where config.json says nothing.
 _TIED = ("gemma", "gemma2", "gemma3_text")
 _DEFAULT_CAPS = {"gemma2": 30.0}
@@ -83,6 +83,6 @@ def _row(tensors: TensorSource, name: str, token_id: int, hidden_size: int) -> F
     shape = tensors.tensors[name].shape
     if len(shape) != 2 or shape[1] != hidden_size or not 0 <= token_id < shape[0]:
         raise CheckpointError(f"{tensors.path}: {name} {list(shape)} has no row {token_id} of {hidden_size} numbers")
-    row = tensors.read_row(name, token_id)
+    (row,) = tensors.read_part(name, 0, token_id, token_id + 1)
     check_finite(row, tensors, name)
-    return row
+    return np.asarray(row)

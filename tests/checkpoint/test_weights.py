@@ -27,9 +27,6 @@ class Source:
             info.shape
         )
 
-    def read_row(self, name: str, row: int) -> FloatArray:
-        return np.asarray(self.read(name)[row])
-
     def read_int8(self, name: str) -> Int8Array:
         raise AssertionError("no tensor here is int8")
 
