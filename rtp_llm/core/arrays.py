@@ -15,7 +15,7 @@ Rows: TypeAlias = FloatArray | list[FloatArray]
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """A weight [N, K] that a checkpoint holds in 8 bits, about scales * values; what it means is in `ops/int8.py`."""
+    """A weight [N, K] in 8 bits, w ~ scales * values; `ops/int8.py` says how it is made and multiplied."""
 
-    values: Int8Array  # [N, K]
-    scales: FloatArray  # [N]
+    values: Int8Array  # [N, K], in [-127, 127]
+    scales: FloatArray  # [N]; of a row with NaN or infinity NaN

@@ -31,19 +31,12 @@ class QuantizedRows:
     zeros: NDArray[np.int32]  # [M, 1]
 
 
-@dataclass(frozen=True, slots=True)
-class Int8Matrix:
-    """w ~ scales * values, values in [-127, 127]; a row with NaN or infinity has the scale NaN."""
-
-    values: NDArray[np.int8]  # [N, K]
-    scales: FloatArray  # [N]
-
-    def multiply(self, x: FloatArray) -> FloatArray:
-        """x [M, K] in 8 bits, times w.T -> [M, N] in fp32."""
-        rows = quantize_rows(x)
-        # NOTE: in float64 BLAS multiplies, and sums of integers below 2^53 are exact.
-        sums = (rows.values - rows.zeros).astype(np.float64) @ self.values.T.astype(np.float64)
-        return sums.astype(np.float32) * (rows.scales * self.scales)
+def multiply(x: FloatArray, weight: QuantizedWeight) -> FloatArray:
+    """x [M, K] in 8 bits, times the weight's transpose [K, N] -> [M, N] in fp32."""
+    rows = quantize_rows(x)
+    # NOTE: in float64 BLAS multiplies, and sums of integers below 2^53 are exact.
+    sums = (rows.values - rows.zeros).astype(np.float64) @ weight.values.T.astype(np.float64)
+    return sums.astype(np.float32) * (rows.scales * weight.scales)
 
 
 def quantizes(weight: FloatArray) -> bool:
@@ -76,7 +69,7 @@ def quantize_rows(x: FloatArray) -> QuantizedRows:
     return QuantizedRows(values, scales, zeros)
 
 
-def quantize_weight(weight: FloatArray) -> Int8Matrix:
+def quantize_weight(weight: FloatArray) -> QuantizedWeight:
     """[N, K]: 127 steps each way from 0, up to the row's largest magnitude."""
     weight = np.asarray(weight, dtype=np.float32)
     largest = np.abs(weight).max(axis=1, keepdims=True, initial=0)
@@ -85,7 +78,7 @@ def quantize_weight(weight: FloatArray) -> Int8Matrix:
         inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=some)
         values = _nearest(weight * inverse).astype(np.int8)
         scales = np.where(some, largest / np.float32(127), np.float32(0))
-    return Int8Matrix(values, np.where(np.isfinite(largest), scales, np.float32(np.nan))[:, 0])
+    return QuantizedWeight(values, np.where(np.isfinite(largest), scales, np.float32(np.nan))[:, 0])
 
 
 def _nearest(x: FloatArray) -> NDArray[Any]:

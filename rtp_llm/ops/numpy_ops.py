@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.ops import Experts, Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
 from rtp_llm.ops.experts import mix
-from rtp_llm.ops.int8 import Int8Matrix, check_quantized, quantize_weight, quantizes
+from rtp_llm.ops.int8 import check_quantized, multiply, quantize_weight, quantizes
 from rtp_llm.ops.weight_only import BITS, ROUNDED, Bf16Weight, quantize_groups, to_bf16
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
@@ -79,9 +79,9 @@ class NumpyOps:
     def fork(self, quantization: Quantization = "none", parts: int = 3) -> "NumpyOps":
         return NumpyOps(quantization, parts)
 
-    def matrix(self, weight: FloatArray | QuantizedWeight) -> FloatArray | Int8Matrix | Bf16Weight:
+    def matrix(self, weight: FloatArray | QuantizedWeight) -> FloatArray | QuantizedWeight | Bf16Weight:
         if isinstance(weight, QuantizedWeight):
-            return Int8Matrix(check_quantized(weight).values, weight.scales)
+            return check_quantized(weight)
         if self.quantization == "int8" and quantizes(weight):
             return quantize_weight(weight)
         if self.quantization in BITS:
@@ -120,13 +120,13 @@ class NumpyOps:
     def linear(
         self,
         x: FloatArray,
-        weight: FloatArray | Int8Matrix | Bf16Weight,
+        weight: FloatArray | QuantizedWeight | Bf16Weight,
         bias: FloatArray | None = None,
         activation: str | None = None,
         residual: FloatArray | None = None,
     ) -> FloatArray:
-        if isinstance(weight, Int8Matrix):
-            y = weight.multiply(x)
+        if isinstance(weight, QuantizedWeight):
+            y = multiply(x, weight)
         elif isinstance(weight, Bf16Weight):
             y = _multiply(to_bf16(x), weight.values)
         else:
