@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rtp_llm.architectures import architecture_of
 from rtp_llm.checkpoint import ADAPTER_CONFIG, find, open_tensors, read_json
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def with_head(folder: Path, hf: dict[str, Any]) -> dict[str, Any]:
     ending = labelling_class(folder)
     if not ending:
         return hf
-    architecture = str(next(iter(hf.get("architectures") or ()), ""))
+    architecture = architecture_of(hf)
     num_labels = _num_labels(folder)
     if num_labels is None:
         if not architecture.endswith(ending):

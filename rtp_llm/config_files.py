@@ -6,7 +6,6 @@ settings, those that would change numbers and are not served are refused by name
 
 import logging
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -71,51 +70,6 @@ def activation(hf: Mapping[str, Any], key: str, default: str = "gelu") -> str:
     if name not in ACTIVATIONS:
         raise CheckpointError(f"config.json: {key} {name!r} is not one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
-
-
-# Stem of an entry of `architectures` in config.json -> its model_type, for files without one.
-ARCHITECTURES = {
-    "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Electra": "electra",
-    "Ernie": "ernie", "MegatronBert": "megatron-bert", "XLMRobertaXL": "xlm-roberta-xl",
-    "Albert": "albert", "JinaBert": "jina_bert", "JinaEmbeddingsV3": "jina_embeddings_v3",
-    "DistilBert": "distilbert", "MPNet": "mpnet", "DebertaV2": "deberta-v2", "T5": "t5", "T5Encoder": "t5",
-    "Gte": "gte", "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2",
-    "Qwen3": "qwen3", "Llama": "llama", "LlamaBidirectional": "llama_bidirec", "Mistral": "mistral", "Gemma": "gemma",
-    "Gemma2": "gemma2", "Gemma3Text": "gemma3_text", "EuroBert": "eurobert", "LayerWiseMiniCPM": "minicpm",
-    "Lfm2": "lfm2",
-}  # fmt: skip
-_ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
-
-
-# A model_type that several architectures share, and `position_embedding_type` of config.json -> the one that has both.
-_SHARED_NAMES: dict[tuple[str, Any], str] = {
-    ("bert", "alibi"): "jina_bert",
-    ("xlm-roberta", "rotary"): "jina_embeddings_v3",
-    # jina-colbert-v2, whose config.json has no model_type.
-    ("HF_ColBERT", "rotary"): "jina_embeddings_v3",
-}
-# Classes of their authors' own code, by the first architecture of config.json, whatever its model_type.
-OWN_CLASSES = {
-    "JinaForRanking": "jina_reranker_v3",
-    "VoyageQwen3BidirectionalEmbedModel": "voyage_qwen3",
-    "JinaEmbeddingsV5Model": "jina_embeddings_v5",
-    "PPLXQwen3Model": "bidirectional_pplx_qwen3",
-    "Lfm2BidirectionalModel": "lfm2_bidirec",
-    "Lfm2BidirectionalForMaskedLM": "lfm2_bidirec",
-}
-
-
-def model_type_of(hf: Mapping[str, Any], flag: str = "auto") -> str:
-    """The flag, else config.json's model_type, else that of its first architecture, or this one where it is not known.
-
-    A class of its authors' own says more than a model_type. A name that several architectures share, as
-    JinaBERT has BERT's, is told apart by the kind of its positions.
-    """
-    named = str(next(iter(hf.get("architectures") or ()), ""))
-    match = _ARCHITECTURE.fullmatch(named)
-    said = OWN_CLASSES.get(named) or hf.get("model_type") or ARCHITECTURES.get(match[1] if match else "", named)
-    name = str(said) if flag == "auto" else flag
-    return _SHARED_NAMES.get((name, hf.get("position_embedding_type")), name)
 
 
 # model_type of a model that reads media beside texts -> that of its `text_config`.

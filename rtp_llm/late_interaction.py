@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from rtp_llm import config_files
+from rtp_llm.architectures import HF_COLBERT
 from rtp_llm.checkpoint import read_json
 from rtp_llm.errors import CheckpointError
 
 Layout: TypeAlias = Literal["native", "pylate", "authors"]
 
-HF_COLBERT = "HF_ColBERT"
 _PROJECTION = (r"^linear\.weight$",)
 SIDES = ("query", "document")
 _LENGTH = 32  # of ColBERT's queries, where no file says it

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rtp_llm import config_files, late_interaction, transformer_settings
 from rtp_llm.adapter_head import with_head
+from rtp_llm.architectures import LAYERWISE, architecture_of, model_type_of
 from rtp_llm.chat_format import ChatFormat
 from rtp_llm.checkpoint import ADAPTER_CONFIG, find, read_json
 from rtp_llm.config import EngineConfig
@@ -26,7 +27,7 @@ from rtp_llm.modules import (
     read_settings,
     score_activation,
 )
-from rtp_llm.task_choice import architecture_of, choose_tasks, without_chat
+from rtp_llm.task_choice import choose_tasks, without_chat
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ class ModelConfig:
     @property
     def is_layerwise_reranker(self) -> bool:
         """Whether each of its later layers has a head of FlagEmbedding's, with the one logit of a reranker."""
-        return TaskType.RERANK in self.tasks and self.architecture == "LayerWiseMiniCPMForCausalLM"
+        return TaskType.RERANK in self.tasks and self.architecture == LAYERWISE
 
     @property
     def is_flag_reranker(self) -> bool:
@@ -193,7 +194,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         folder=folder,
         transformer_folder=transformer_folder,
         hf=hf,
-        model_type=config_files.model_type_of(hf, config.model_type),
+        model_type=model_type_of(hf, config.model_type),
         modules=modules[1:] if modules else None,
         max_seq_length=late.max_seq_length if late else limit,
         do_lower_case=bool(transformer.get("do_lower_case", False)),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rtp_llm import config_files
+from rtp_llm.architectures import LAYERWISE, LISTWISE, architecture_of
 from rtp_llm.chat_format import ChatFormat
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
@@ -32,8 +33,6 @@ _TASKS_BY_FLAG = {
 _RERANKERS = ("rerank", "zerank")
 _ASKED_BY_NAME = ("Qwen3ForCausalLM", "GemmaForCausalLM")
 _OWN_PROMPTS = ("zerank", "ctxl")
-# jina-reranker-v3's class.
-_LISTWISE = "JinaForRanking"
 
 
 def choose_tasks(
@@ -62,11 +61,6 @@ def without_chat(path: Path, tasks: tuple[TaskType, ...], chat: ChatFormat) -> t
     return scoring if chat.asked else tasks
 
 
-def architecture_of(hf: Mapping[str, Any]) -> str:
-    """The first that config.json names; empty where it names none."""
-    return str(next(iter(hf.get("architectures") or ()), ""))
-
-
 def _recognised(
     config: EngineConfig,
     hf: Mapping[str, Any],
@@ -81,7 +75,7 @@ def _recognised(
     """
     if config.task_type == "CUSTOM" and not config.custom_module:
         raise ConfigError("task_type CUSTOM needs --custom_module FILE.py:Class", param="custom_module")
-    if architecture_of(hf) == _LISTWISE:
+    if architecture_of(hf) == LISTWISE:
         return _of_listwise(config)
     if config.custom_module:
         named = () if config.task_type == "auto" else _TASKS_BY_FLAG[config.task_type]
@@ -99,7 +93,7 @@ def _recognised(
     if "SpladePooling" in kinds:
         return (TaskType.SPARSE,)
     named_reranker = not modules and _is_named_reranker(architecture, config, folder)
-    if "LogitScore" in kinds or named_reranker or architecture == "LayerWiseMiniCPMForCausalLM":
+    if "LogitScore" in kinds or named_reranker or architecture == LAYERWISE:
         return (TaskType.RERANK,)
     columns = num_scores(modules)
     if columns is not None:
@@ -115,7 +109,7 @@ def _recognised(
 def _of_listwise(config: EngineConfig) -> tuple[TaskType, ...]:
     """A reranker that reads all documents at once; ConfigError where it is asked for something else."""
     if config.task_type not in ("auto", "RERANKER") or config.custom_module or config.embedding_model == 1:
-        raise ConfigError(f"task_type: a {_LISTWISE} is served as a RERANKER alone", param="task_type")
+        raise ConfigError(f"task_type: a {LISTWISE} is served as a RERANKER alone", param="task_type")
     return (TaskType.RERANK,)
 
 
@@ -128,7 +122,7 @@ def _is_named_reranker(architecture: str, config: EngineConfig, folder: Path) ->
         return False
     if architecture in _ASKED_BY_NAME and "reranker" in name and not any(word in name for word in _OWN_PROMPTS):
         return True
-    if architecture == "LayerWiseMiniCPMForCausalLM":
+    if architecture == LAYERWISE:
         return False
     raise CheckpointError(
         f"{folder}: a reranker by its name, a {architecture} by config.json, and no file says how it is asked. Where "

@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from rtp_llm.architectures import JINA_V5
 from rtp_llm.checkpoint import hub
 from rtp_llm.checkpoint.folder import find, read_json
 from rtp_llm.checkpoint.links import linked
@@ -25,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 _WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
 _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
-_JINA_V5 = "JinaEmbeddingsV5Model"
 _TASKS_FOLDER = "adapters"
 
 
@@ -40,7 +40,7 @@ def resolved(config: EngineConfig, progress: bool = True) -> Iterator[Path]:
     if find(folder, CONFIG) is not None:
         # NOTE: weights beside an adapter are its base, as transformers has it.
         entries = {} if has_weights(folder) else dict(_with_base(folder, config, progress))
-    elif read_json(folder, "config.json", required=False).get("architectures") == [_JINA_V5]:
+    elif read_json(folder, "config.json", required=False).get("architectures") == [JINA_V5]:
         entries = dict(_with_task(folder, config))
     if not entries:
         yield folder

@@ -6,8 +6,8 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from rtp_llm.architectures import OWN_CLASSES, model_type_of
 from rtp_llm.checkpoint import TensorSource, Weights
-from rtp_llm.config_files import OWN_CLASSES, model_type_of
 from rtp_llm.core import Batch, FloatArray, QuantizedWeight
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.ops import Ops, Tensor

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rtp_llm.architectures import architecture_of
 from rtp_llm.config_files import activation
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models.rope import Rope
@@ -126,7 +127,7 @@ def _own_code(hf: Mapping[str, Any]) -> str:
 
     AutoModel's, or that of the class which `architectures` names first: a model with a head has the latter alone.
     """
-    named, entries = next(iter(hf.get("architectures") or ()), None), hf.get("auto_map") or {}
+    named, entries = architecture_of(hf), hf.get("auto_map") or {}
     own = (key for key, code in entries.items() if key == "AutoModel" or str(code).rpartition(".")[2] == named)
     return next((f"{key} {entries[key]!r}" for key in own), "")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rtp_llm.architectures import architecture_of
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
@@ -174,7 +175,7 @@ class Lfm2:
     @classmethod
     def read_config(cls, hf: Mapping[str, Any]) -> Lfm2Config:
         """Read config.json; CheckpointError where a key is missing or asks for what is not supported."""
-        named = str(next(iter(hf.get("architectures") or ()), ""))
+        named = architecture_of(hf)
         if named.startswith("Lfm2Bidir"):
             raise CheckpointError(
                 f"config.json: {named} looks both ways and has a head of its authors' own, which is not served; "

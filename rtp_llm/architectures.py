@@ -1,0 +1,56 @@
+"""Which architecture a checkpoint's config.json means: by its model_type, or the class that it names first."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# Stem of an entry of `architectures` in config.json -> its model_type, for files without one.
+ARCHITECTURES = {
+    "Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert", "Electra": "electra",
+    "Ernie": "ernie", "MegatronBert": "megatron-bert", "XLMRobertaXL": "xlm-roberta-xl",
+    "Albert": "albert", "JinaBert": "jina_bert", "JinaEmbeddingsV3": "jina_embeddings_v3",
+    "DistilBert": "distilbert", "MPNet": "mpnet", "DebertaV2": "deberta-v2", "T5": "t5", "T5Encoder": "t5",
+    "Gte": "gte", "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2",
+    "Qwen3": "qwen3", "Llama": "llama", "LlamaBidirectional": "llama_bidirec", "Mistral": "mistral", "Gemma": "gemma",
+    "Gemma2": "gemma2", "Gemma3Text": "gemma3_text", "EuroBert": "eurobert", "LayerWiseMiniCPM": "minicpm",
+    "Lfm2": "lfm2",
+}  # fmt: skip
+_ARCHITECTURE = re.compile(r"(\w+?)(?:Model|For[A-Z]\w*)")
+# ColBERT's authors' class.
+HF_COLBERT = "HF_ColBERT"
+# A model_type that several architectures share, and `position_embedding_type` of config.json -> the one that has both.
+_SHARED_NAMES: dict[tuple[str, Any], str] = {
+    ("bert", "alibi"): "jina_bert",
+    ("xlm-roberta", "rotary"): "jina_embeddings_v3",
+    # jina-colbert-v2, whose config.json has no model_type.
+    (HF_COLBERT, "rotary"): "jina_embeddings_v3",
+}
+# FlagEmbedding's MiniCPM, with a head for each of its later layers; jina-reranker-v3; jina-embeddings-v5.
+LAYERWISE, LISTWISE, JINA_V5 = "LayerWiseMiniCPMForCausalLM", "JinaForRanking", "JinaEmbeddingsV5Model"
+# Classes of their authors' own code, by the first architecture of config.json, whatever its model_type.
+OWN_CLASSES = {
+    LISTWISE: "jina_reranker_v3",
+    "VoyageQwen3BidirectionalEmbedModel": "voyage_qwen3",
+    JINA_V5: "jina_embeddings_v5",
+    "PPLXQwen3Model": "bidirectional_pplx_qwen3",
+    "Lfm2BidirectionalModel": "lfm2_bidirec",
+    "Lfm2BidirectionalForMaskedLM": "lfm2_bidirec",
+}
+
+
+def architecture_of(hf: Mapping[str, Any]) -> str:
+    """The class that config.json names first; empty where it names none."""
+    return str(next(iter(hf.get("architectures") or ()), ""))
+
+
+def model_type_of(hf: Mapping[str, Any], flag: str = "auto") -> str:
+    """The flag, else config.json's model_type, else that of its first architecture, or this one where it is not known.
+
+    A class of its authors' own says more than a model_type. A name that several architectures share, as
+    JinaBERT has BERT's, is told apart by the kind of its positions.
+    """
+    named = architecture_of(hf)
+    match = _ARCHITECTURE.fullmatch(named)
+    said = OWN_CLASSES.get(named) or hf.get("model_type") or ARCHITECTURES.get(match[1] if match else "", named)
+    name = str(said) if flag == "auto" else flag
+    return _SHARED_NAMES.get((name, hf.get("position_embedding_type")), name)
