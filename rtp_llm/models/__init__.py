@@ -82,13 +82,13 @@ _INSTEAD = {
 
 
 class Model(Protocol):
-    """What a task and the runtime need of an architecture.
+    """What a task and the runtime need of an architecture: a subclass, which says what it does otherwise than most.
 
     max_positions     the longest sequence that it was made for, in tokens
     learnt_positions  whether it can read no longer one
     causal            a token sees those before it only, so that the last one stands for all
     shares_prefixes   what it computes for a sequence's first tokens serves every sequence that begins with them
-    kv_size           of a model that does, columns at the end of what `on_keys` gets that are keys and values
+    kv_size           of a model that does: how many of the columns that `on_keys` gets, its last, are keys and values
     reads_host        what it asks of ops that may need numbers on the host for it ("relative" of attention, "experts"),
                       so that no CUDA graph of it serves: see TorchOps.reads_host
     layers            in their order
@@ -98,16 +98,20 @@ class Model(Protocol):
     hidden_size: int
     vocab_size: int
     max_positions: int
-    learnt_positions: bool
-    causal: bool
-    shares_prefixes: bool
-    kv_size: int
-    reads_host: tuple[str, ...]
+    learnt_positions: bool = False
+    causal: bool = False
+    shares_prefixes: bool = False
+    kv_size: int = 0
+    reads_host: tuple[str, ...] = ()
     layers: Sequence[Any]
     matrices: Mapping[tuple[int, str], tuple[str, ...]]
 
     def prepare(self, batch: Batch) -> Batch:
-        """The packed batch with positions as this architecture counts them; on the host, before `Ops.upload`."""
+        """The packed batch with positions as this architecture counts them; on the host, before `Ops.upload`.
+
+        `pack` has counted them from 0.
+        """
+        return batch
 
     def __call__(
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None

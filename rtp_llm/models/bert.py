@@ -14,7 +14,7 @@ from rtp_llm.config_files import activation
 from rtp_llm.core import Batch, Int32Array
 from rtp_llm.errors import CheckpointError
 from rtp_llm.late_interaction import beside_encoder
-from rtp_llm.models import OnKeys, OnLayer, matrix_sources
+from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.sizes import check_names, read_sizes
 from rtp_llm.ops import Norm, Ops, Relative, Tensor, Weight
 
@@ -118,16 +118,14 @@ class EncoderLayer:
     relative: Relative | None = None
 
 
-class Bert:
+class Bert(Model):
     """The encoder up to its last hidden states; heads and poolers belong to the tasks.
 
     Where config.json has `is_decoder`, a token sees those before it only, as in transformers.
     """
 
     learnt_positions = True
-    shares_prefixes = False
-    kv_size = 0
-    reads_host: tuple[str, ...] = ()
+    layers: list[EncoderLayer]
     prefix: ClassVar[str] = "bert."
     names: ClassVar[LayerNames] = NAMES
     renames: ClassVar[tuple[tuple[str, str], ...]] = RENAMES
@@ -167,10 +165,6 @@ class Bert:
     def parameters(cls, config: BertConfig) -> dict[str, Parameter]:
         """Our parameter -> the checkpoint's tensors and the shape they make together."""
         return parameters(config, cls.names)
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Positions count from 0, as `pack` left them."""
-        return batch
 
     def __call__(
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None

@@ -3,7 +3,7 @@
 Its families are in qwen.py, llama.py and gemma.py, and differ in their configs alone.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.core import Batch
-from rtp_llm.models import OnKeys, OnLayer, matrix_sources
+from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.decoder_config import DecoderConfig
 from rtp_llm.models.rope import RopeTables
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
@@ -81,11 +81,10 @@ class _Layer:
     down_norm: Norm | None
 
 
-class Decoder(ABC):
+class Decoder(Model):
     """The decoder up to its last hidden states, after the final norm; heads belong to the tasks."""
 
-    learnt_positions = False
-    reads_host: tuple[str, ...] = ()
+    layers: list[_Layer]
 
     def __init__(self, config: DecoderConfig, weights: Weights, ops: Ops) -> None:
         self.config = config

@@ -17,7 +17,7 @@ from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.config_files import activation
 from rtp_llm.core import Batch, FloatArray
 from rtp_llm.errors import CheckpointError
-from rtp_llm.models import OnKeys, OnLayer, matrix_sources
+from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.decoder_config import FULL, SLIDING, integer, layer_types, window
 from rtp_llm.models.rope import Rope, RopeTables
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
@@ -137,14 +137,10 @@ class _Layer:
     v_norm: Norm
 
 
-class EmbeddingGemma2:
+class EmbeddingGemma2(Model):
     """What goes into a layer is divided by the layers' scalars; what comes out, of `dimension` columns, is not."""
 
-    learnt_positions = False
-    causal = False
-    shares_prefixes = False
-    kv_size = 0
-    reads_host: tuple[str, ...] = ()
+    layers: list[_Layer]
 
     def __init__(self, config: EmbeddingGemma2Config, weights: Weights, ops: Ops) -> None:
         self.config = config

@@ -14,7 +14,7 @@ from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
 from rtp_llm.late_interaction import beside_encoder
-from rtp_llm.models import OnKeys, OnLayer, gate_first, matrix_sources
+from rtp_llm.models import Model, OnKeys, OnLayer, gate_first, matrix_sources
 from rtp_llm.models.bert import IGNORED
 from rtp_llm.models.distance import alibi_bias, alibi_slopes
 from rtp_llm.models.sizes import read_sizes
@@ -100,17 +100,14 @@ class _Layer:
     again_norm: Norm | None = None
 
 
-class JinaBert:
+class JinaBert(Model):
     """The encoder up to its last hidden states; heads and poolers belong to the tasks.
 
     No sequence is longer than `max_positions`: the bias is a table of distances, which ends there.
     """
 
     learnt_positions = True
-    causal = False
-    shares_prefixes = False
-    kv_size = 0
-    reads_host: tuple[str, ...] = ()
+    layers: list[_Layer]
 
     def __init__(self, config: JinaBertConfig, weights: Weights, ops: Ops, linears: tuple[str, ...]) -> None:
         self.config = config
@@ -137,10 +134,6 @@ class JinaBert:
         needed = parameters(config, linears, norms)
         ignored = (*IGNORED, *beside_encoder(hf))
         return cls(config, bind(source, needed, prefixes=("bert.",), ignore=ignored), ops, tuple(linears))
-
-    def prepare(self, batch: Batch) -> Batch:
-        """There are no positions."""
-        return batch
 
     def __call__(
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None

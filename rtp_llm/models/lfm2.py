@@ -14,7 +14,7 @@ from rtp_llm.architectures import architecture_of
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
-from rtp_llm.models import OnKeys, OnLayer, matrix_sources
+from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.decoder import IGNORED
 from rtp_llm.models.decoder_config import FULL, integer, is_causal
 from rtp_llm.models.rope import Rope, RopeTables
@@ -149,16 +149,13 @@ class _Layer:
     down: Weight
 
 
-class Lfm2:
+class Lfm2(Model):
     """The model up to its last hidden states, after the final norm.
 
     A prefix is not shared: a convolution behind it would need its last tokens' products, which nobody keeps.
     """
 
-    learnt_positions = False
-    shares_prefixes = False
-    kv_size = 0
-    reads_host: tuple[str, ...] = ()
+    layers: list[_Layer]
 
     def __init__(self, config: Lfm2Config, weights: Weights, ops: Ops) -> None:
         self.config = config

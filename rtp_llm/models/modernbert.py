@@ -11,7 +11,7 @@ from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.config_files import activation
 from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
-from rtp_llm.models import OnKeys, OnLayer, matrix_sources
+from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.rope import Rope, RopeTables
 from rtp_llm.models.sizes import read_sizes
 from rtp_llm.ops import Norm, Ops, Tensor, Weight, optional_vector
@@ -118,14 +118,10 @@ class _Layer:
     down_bias: Tensor | None
 
 
-class ModernBert:
+class ModernBert(Model):
     """The encoder up to its last hidden states, after the final norm; heads belong to the tasks."""
 
-    learnt_positions = False
-    causal = False
-    shares_prefixes = False
-    reads_host: tuple[str, ...] = ()
-    kv_size = 0
+    layers: list[_Layer]
 
     def __init__(self, config: ModernBertConfig, weights: Weights, ops: Ops) -> None:
         self.config = config

@@ -1,6 +1,6 @@
 """BERT's post-norm layers with rotary positions: what GTE, NomicBERT and Jina Embeddings v3 have in common."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ import numpy as np
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, canonical_names
 from rtp_llm.core import Batch
 from rtp_llm.late_interaction import beside_encoder
-from rtp_llm.models import OnKeys, OnLayer, gate_first, matrix_sources
+from rtp_llm.models import Model, OnKeys, OnLayer, gate_first, matrix_sources
 from rtp_llm.models.rope import Rope, RopeTables
 from rtp_llm.ops import Experts, Norm, Ops, Tensor, Weight, optional_vector
 
@@ -80,17 +80,14 @@ class _Layer:
     experts: Experts | None = None
 
 
-class RotaryBert(ABC):
+class RotaryBert(Model):
     """The encoder up to its last hidden states; heads and poolers belong to the tasks.
 
     A subclass reads config.json, and says what its checkpoints call things: `prefixes` before every name of the
     encoder, `renames` from there to transformers' names.
     """
 
-    learnt_positions = False
-    causal = False
-    shares_prefixes = False
-    kv_size = 0
+    layers: list[_Layer]
     prefixes: ClassVar[tuple[str, ...]] = ()
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()
 

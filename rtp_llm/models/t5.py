@@ -11,7 +11,7 @@ from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, canonical
 from rtp_llm.config_files import ACTIVATIONS
 from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
-from rtp_llm.models import OnKeys, OnLayer, matrix_sources
+from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.distance import distance_bias
 from rtp_llm.models.sizes import check_names
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
@@ -103,19 +103,15 @@ class _Layer:
     down: Weight
 
 
-class T5:
+class T5(Model):
     """The encoder up to its last hidden states, after the final norm.
 
     A token may be any distance away. n_positions of config.json, with which it was trained, is no limit: as in
     sentence-transformers, that is the tokenizer's.
     """
 
-    learnt_positions = False
-    causal = False
-    shares_prefixes = False
-    kv_size = 0
-    reads_host: tuple[str, ...] = ()
     max_positions = _LONGEST
+    layers: list[_Layer]
 
     def __init__(self, config: T5Config, weights: Weights, ops: Ops) -> None:
         self.config = config
@@ -134,10 +130,6 @@ class T5:
         names = canonical_names(source, _PREFIXES, ())
         word = next((name for name in _WORDS if name in names), _WORDS[0])
         return cls(config, bind(source, parameters(config, word), prefixes=_PREFIXES, ignore=IGNORED), ops)
-
-    def prepare(self, batch: Batch) -> Batch:
-        """There are no positions."""
-        return batch
 
     def __call__(
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
