@@ -16,7 +16,7 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.late_interaction import beside_encoder
 from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.sizes import check_names, read_sizes
-from rtp_llm.ops import Norm, Ops, Relative, Tensor, Weight
+from rtp_llm.ops import Norm, Ops, Relative, Tensor, Weight, layer_norm
 
 _MATRICES = ("qkv", "out", "up", "down")
 _FLASH_QKV = "mixer.Wqkv"
@@ -142,9 +142,9 @@ class Bert(Model):
         self.word = ops.table(weights["word"])
         self.position = ops.table(weights["position"]) if "position" in weights else None
         self.token_type = ops.table(weights["token_type"]) if config.type_vocab_size else None
-        self.embedding_norm = (
-            load_norm(weights, "embedding_norm", config, ops) if "embedding_norm.weight" in weights else None
-        )
+        self.embedding_norm = None
+        if "embedding_norm.weight" in weights:
+            self.embedding_norm = layer_norm(ops, weights, "embedding_norm", config.layer_norm_eps)
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
         self.matrices = matrix_sources(weights, config.num_hidden_layers, _MATRICES, ".weight")
 
@@ -319,10 +319,5 @@ def _load_layer(weights: Weights, prefix: str, config: BertConfig, ops: Ops) -> 
         parts[name] = ops.matrix(weights.matrix(f"{prefix}{name}.weight"))
         parts[f"{name}_bias"] = ops.vector(weights[f"{prefix}{name}.bias"])
     for name in ("attention_norm", "mlp_norm"):
-        parts[name] = load_norm(weights, prefix + name, config, ops)
+        parts[name] = layer_norm(ops, weights, prefix + name, config.layer_norm_eps)
     return EncoderLayer(**parts)
-
-
-def load_norm(weights: Weights, name: str, config: BertConfig, ops: Ops) -> Norm:
-    """The layer norm of this name."""
-    return Norm(ops.vector(weights[f"{name}.weight"]), ops.vector(weights[f"{name}.bias"]), config.layer_norm_eps)

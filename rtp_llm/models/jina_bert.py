@@ -18,7 +18,7 @@ from rtp_llm.models import Model, OnKeys, OnLayer, gate_first, matrix_sources
 from rtp_llm.models.bert import IGNORED
 from rtp_llm.models.distance import alibi_bias, alibi_slopes
 from rtp_llm.models.sizes import read_sizes
-from rtp_llm.ops import Norm, Ops, Tensor, Weight
+from rtp_llm.ops import Norm, Ops, Tensor, Weight, layer_norm
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class JinaBert(Model):
         self.distance_bias = ops.vector(alibi_bias(slopes, config.max_position_embeddings))
         self.word = ops.table(weights["word"])
         self.token_type = ops.table(weights["token_type"]) if config.type_vocab_size else None
-        self.embedding_norm = _norm(weights, "embedding_norm", config, ops)
+        self.embedding_norm = layer_norm(ops, weights, "embedding_norm", config.layer_norm_eps)
         self.layers = [
             _load_layer(weights, f"layers.{i}.", linears, config, ops) for i in range(config.num_hidden_layers)
         ]
@@ -230,9 +230,5 @@ def _load_layer(weights: Weights, prefix: str, linears: tuple[str, ...], config:
         if name != "up":
             parts[f"{name}_bias"] = ops.vector(weights[f"{prefix}{name}.bias"])
     for name in layer_names(normed)[1]:
-        parts[name] = _norm(weights, prefix + name, config, ops)
+        parts[name] = layer_norm(ops, weights, prefix + name, config.layer_norm_eps)
     return _Layer(**parts)
-
-
-def _norm(weights: Weights, name: str, config: JinaBertConfig, ops: Ops) -> Norm:
-    return Norm(ops.vector(weights[f"{name}.weight"]), ops.vector(weights[f"{name}.bias"]), config.layer_norm_eps)

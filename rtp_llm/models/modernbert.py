@@ -14,7 +14,7 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.rope import Rope, RopeTables
 from rtp_llm.models.sizes import read_sizes
-from rtp_llm.ops import Norm, Ops, Tensor, Weight, optional_vector
+from rtp_llm.ops import Norm, Ops, Tensor, Weight, layer_norm, optional_vector
 
 _MATRICES = ("qkv", "out", "gate_up", "down")
 _BIASES = ("qkv_bias", "out_bias", "gate_up_bias", "down_bias")
@@ -129,11 +129,11 @@ class ModernBert(Model):
         self.vocab_size = config.vocab_size
         self.max_positions = max(rope.max_positions for rope in config.ropes.values())
         self.word = ops.table(weights["word"])
-        self.embedding_norm = _norm(weights, "embedding_norm", config, ops)
+        self.embedding_norm = layer_norm(ops, weights, "embedding_norm", config.norm_eps)
         self.rope_tables = RopeTables(tuple(config.ropes.values()), ops)
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
         self.matrices = matrix_sources(weights, config.num_hidden_layers, _MATRICES)
-        self.norm = _norm(weights, "norm", config, ops)
+        self.norm = layer_norm(ops, weights, "norm", config.norm_eps)
 
     @classmethod
     def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "ModernBert":
@@ -210,14 +210,10 @@ def parameters(config: ModernBertConfig) -> dict[str, Parameter]:
 
 
 def _load_layer(weights: Weights, prefix: str, config: ModernBertConfig, ops: Ops) -> _Layer:
-    has_norm = f"{prefix}attention_norm.weight" in weights
+    has_norm, eps = f"{prefix}attention_norm.weight" in weights, config.norm_eps
     return _Layer(
-        attention_norm=_norm(weights, f"{prefix}attention_norm", config, ops) if has_norm else None,
-        mlp_norm=_norm(weights, f"{prefix}mlp_norm", config, ops),
+        attention_norm=layer_norm(ops, weights, f"{prefix}attention_norm", eps) if has_norm else None,
+        mlp_norm=layer_norm(ops, weights, f"{prefix}mlp_norm", eps),
         **{name: ops.matrix(weights.matrix(prefix + name)) for name in _MATRICES},
         **{name: optional_vector(ops, weights, prefix + name) for name in _BIASES},
     )
-
-
-def _norm(weights: Weights, name: str, config: ModernBertConfig, ops: Ops) -> Norm:
-    return Norm(ops.vector(weights[f"{name}.weight"]), optional_vector(ops, weights, f"{name}.bias"), config.norm_eps)

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from rtp_llm.checkpoint import Parameter, Weights
 from rtp_llm.core import Batch, Int32Array
 from rtp_llm.models import OnKeys, OnLayer
-from rtp_llm.models.bert import NAMES, Bert, BertConfig, EncoderLayer, Roberta, load_norm
-from rtp_llm.ops import Ops, Tensor
+from rtp_llm.models.bert import NAMES, Bert, BertConfig, EncoderLayer, Roberta
+from rtp_llm.ops import Ops, Tensor, layer_norm
 
 
 class PreNormBert(Bert):
@@ -21,7 +21,7 @@ class PreNormBert(Bert):
 
     def __init__(self, config: BertConfig, weights: Weights, ops: Ops) -> None:
         super().__init__(config, weights, ops)
-        self.final_norm = load_norm(weights, "final_norm", config, ops)
+        self.final_norm = layer_norm(ops, weights, "final_norm", config.layer_norm_eps)
 
     @classmethod
     def parameters(cls, config: BertConfig) -> dict[str, Parameter]:

@@ -12,7 +12,7 @@ from rtp_llm.core import Batch
 from rtp_llm.late_interaction import beside_encoder
 from rtp_llm.models import Model, OnKeys, OnLayer, gate_first, matrix_sources
 from rtp_llm.models.rope import Rope, RopeTables
-from rtp_llm.ops import Experts, Norm, Ops, Tensor, Weight, optional_vector
+from rtp_llm.ops import Experts, Norm, Ops, Tensor, Weight, layer_norm, optional_vector
 
 _MATRICES = ("qkv", "out", "up", "down")
 IGNORED = (r"^pooler\.", r"^cls\.", r"^lm_head\.", r"^classifier\.", r"rotary_emb\.")
@@ -98,7 +98,7 @@ class RotaryBert(Model):
         self.max_positions = config.max_positions
         self.word = ops.table(weights["word"])
         self.token_type = ops.table(weights["token_type"]) if config.type_vocab_size else None
-        self.embedding_norm = _norm(weights, "embedding_norm", config, ops)
+        self.embedding_norm = layer_norm(ops, weights, "embedding_norm", config.layer_norm_eps)
         self.rope_tables = RopeTables((config.rope,), ops)
         self.layers = [_load_layer(weights, i, config, ops) for i in range(config.num_hidden_layers)]
         self.matrices = matrix_sources(weights, config.num_hidden_layers, _MATRICES)
@@ -219,7 +219,8 @@ def _load_layer(weights: Weights, number: int, config: RotaryBertConfig, ops: Op
         matrices["up"] = gate_first(matrices["up"])
     parts: dict[str, Any] = {name: ops.matrix(matrix) for name, matrix in matrices.items()}
     parts |= {f"{name}_bias": optional_vector(ops, weights, f"{prefix}{name}_bias") for name in names}
-    parts |= {name: _norm(weights, prefix + name, config, ops) for name in ("attention_norm", "mlp_norm")}
+    for name in ("attention_norm", "mlp_norm"):
+        parts[name] = layer_norm(ops, weights, prefix + name, config.layer_norm_eps)
     if "up" not in names:
         parts["experts"] = _load_experts(weights, prefix, config, ops)
     return _Layer(**parts)
@@ -236,7 +237,3 @@ def _load_experts(weights: Weights, prefix: str, config: RotaryBertConfig, ops: 
         top_k=mixture.top_k,
         activation=config.activation,
     )
-
-
-def _norm(weights: Weights, name: str, config: RotaryBertConfig, ops: Ops) -> Norm:
-    return Norm(ops.vector(weights[f"{name}.weight"]), ops.vector(weights[f"{name}.bias"]), config.layer_norm_eps)

@@ -91,6 +91,11 @@ def optional_vector(ops: "Ops", weights: Mapping[str, FloatArray], name: str) ->
     return ops.vector(weights[name]) if name in weights else None
 
 
+def layer_norm(ops: "Ops", weights: Mapping[str, FloatArray], name: str, eps: float) -> Norm:
+    """The LayerNorm whose parameters are `name` with .weight and, where there is one, .bias."""
+    return Norm(ops.vector(weights[f"{name}.weight"]), optional_vector(ops, weights, f"{name}.bias"), eps)
+
+
 class Ops(Protocol):
     """One backend bound to one stream of execution; not to be shared between threads."""
 
@@ -98,9 +103,8 @@ class Ops(Protocol):
     instruction_set: str
     quantization: Quantization  # of the weights that `matrix` makes; `linear` takes those of any
     parts: int  # as `fork` has them
-    num_threads: (
-        int  # cores that the next batch may use; where the backend leaves that to a library, it changes nothing
-    )
+    # Cores that the next batch may use; where the backend leaves that to a library, it changes nothing.
+    num_threads: int
 
     def fork(self, quantization: Quantization = "none", parts: int = 3) -> "Ops":
         """Another stream of the same backend; weights made by either serve both.

@@ -18,7 +18,7 @@ from rtp_llm.checkpoint import Parameter, bind, open_tensors, read_json
 from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows
 from rtp_llm.errors import CheckpointError
 from rtp_llm.modules import ROUNDING, Module
-from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight
+from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight, layer_norm
 from rtp_llm.tasks import Task, TaskSource
 from rtp_llm.tasks.finishing import check_dimensions, own_truncate_dim, slice_and_normalize, torch_activation
 
@@ -206,9 +206,9 @@ def load_stage(
 
 
 def _load_layer_norm(module: Module, dimension: int, ops: Ops) -> _LayerNorm:
-    needed = {name: Parameter((f"norm.{name}",), (dimension,)) for name in ("weight", "bias")}
+    needed = {name: Parameter((name,), (dimension,)) for name in ("norm.weight", "norm.bias")}
     weights = bind(open_tensors(module.folder), needed)
-    return _LayerNorm(Norm(ops.vector(weights["weight"]), ops.vector(weights["bias"]), eps=1e-5))
+    return _LayerNorm(layer_norm(ops, weights, "norm", 1e-5))
 
 
 def _load_linear(module: Module, dimension: int, ops: Ops) -> tuple[DenseStage, int]:

@@ -30,7 +30,7 @@ from rtp_llm.config_files import activation
 from rtp_llm.core import Batch, FloatArray, Int32Array, Reads, Rows
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.model_config import NEMOTRON, ModelConfig
-from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight, optional_vector
+from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight, layer_norm, optional_vector
 from rtp_llm.tasks import TaskSource
 
 # Of a checkpoint's tensors, by name without the encoder's prefix.
@@ -218,21 +218,17 @@ def _load(source: TaskSource, find_layout: Callable[[Shapes, TaskSource, TensorS
         )
     weights = _bind(layout, num_labels, source.hidden_size, shapes, tensors)
     temperature = float((layout.temperature_key and config.hf.get(layout.temperature_key)) or 1.0)
-    norm = None
-    if layout.norm is not None:
-        bias = f"{layout.norm}.bias"
-        eps = float(config.hf.get("norm_eps", 1e-5))
-        norm = Norm(ops.vector(weights[f"{layout.norm}.weight"]), optional_vector(ops, weights, bias), eps)
+    eps = float(config.hf.get("norm_eps", 1e-5))
     pad = config.hf.get("pad_token_id", _PADS.get(config.model_type)) if layout.reads_last else None
     head = Head(
-        layout.mode if pad is None or source.causal else None,
-        _linear(weights, layout.hidden, ops) if layout.hidden else None,
-        _linear(weights, layout.last, ops, temperature),
-        num_labels,
-        pad,
-        layout.activation,
-        norm,
-        layout.late,
+        mode=layout.mode if pad is None or source.causal else None,
+        hidden=_linear(weights, layout.hidden, ops) if layout.hidden else None,
+        last=_linear(weights, layout.last, ops, temperature),
+        num_labels=num_labels,
+        unread_end=pad,
+        activation=layout.activation,
+        norm=layer_norm(ops, weights, layout.norm, eps) if layout.norm else None,
+        late=layout.late,
     )
     tensors.close()
     return head
