@@ -71,10 +71,7 @@ def read(
     hidden, num_heads = integer(hf, "hidden_size"), integer(hf, "num_attention_heads")
     num_kv_heads = integer(hf, "num_key_value_heads", num_heads)
     head_dim = integer(hf, "head_dim", head_dim or hidden // num_heads)
-    if num_heads % num_kv_heads:
-        raise CheckpointError(
-            f"config.json: num_attention_heads {num_heads} is not a multiple of num_key_value_heads {num_kv_heads}"
-        )
+    check_groups(num_heads, num_kv_heads)
     num_layers = integer(hf, "num_hidden_layers")
     fields = {
         "vocab_size": integer(hf, "vocab_size"),
@@ -104,6 +101,15 @@ def integer(hf: Mapping[str, Any], key: str, default: int | None = None) -> int:
         problem = "is missing" if value is None else f"{value!r} is not a positive whole number"
         raise CheckpointError(f"config.json: {key} {problem}")
     return value
+
+
+def check_groups(num_heads: int, num_kv_heads: int, whose: str = "") -> None:
+    """CheckpointError unless as many query heads share each key head; `whose`: which layer's those are."""
+    if num_heads % num_kv_heads:
+        raise CheckpointError(
+            f"config.json: num_attention_heads {num_heads} is not a multiple of {whose}num_key_value_heads "
+            f"{num_kv_heads}"
+        )
 
 
 def is_causal(hf: Mapping[str, Any]) -> bool:

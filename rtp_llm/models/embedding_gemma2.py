@@ -18,7 +18,7 @@ from rtp_llm.config_files import activation
 from rtp_llm.core import Batch, FloatArray
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
-from rtp_llm.models.decoder_config import FULL, SLIDING, integer, layer_types, window
+from rtp_llm.models.decoder_config import FULL, SLIDING, check_groups, integer, layer_types, window
 from rtp_llm.models.rope import Rope, RopeTables
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
@@ -97,11 +97,7 @@ def _heads(hf: Mapping[str, Any], number: int, kind: str) -> tuple[int, int]:
     if kind == FULL and not hf.get("per_layer_config"):
         common = {key: integer(hf, name, default) for key, (name, default) in _FULL_HEADS.items()}
     head_dim, num_kv_heads = (integer(own, key, value) for key, value in common.items())
-    if integer(hf, "num_attention_heads") % num_kv_heads:
-        raise CheckpointError(
-            f"config.json: num_attention_heads {hf['num_attention_heads']} is not a multiple of layer {number}'s "
-            f"num_key_value_heads {num_kv_heads}"
-        )
+    check_groups(integer(hf, "num_attention_heads"), num_kv_heads, f"layer {number}'s ")
     return num_kv_heads, head_dim
 
 

@@ -4,7 +4,7 @@ Equal transformers' GemmaModel, Gemma2Model and Gemma3TextModel, causal or, of G
 `use_bidirectional_attention`, bidirectional.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rtp_llm.config_files import activation
@@ -35,9 +35,7 @@ class Gemma2(Decoder):
     def read_config(cls, hf: Mapping[str, Any]) -> DecoderConfig:
         cap, layers = hf.get("attn_logit_softcapping", 50.0), integer(hf, "num_hidden_layers")
         kinds = layer_types(hf, [FULL if i % 2 else SLIDING for i in range(layers)])
-        if SLIDING in kinds and hf.get("sliding_window", 4096) is None:
-            raise CheckpointError(f"config.json: sliding_window null; layers of {SLIDING} need one")
-        size = integer(hf, "sliding_window", 4096)
+        size = _window_size(hf, kinds)
         return _read_causal(
             {"num_key_value_heads": 4, **hf},
             hf.get("hidden_activation") or _ACTIVATION,
@@ -104,12 +102,17 @@ def _check(hf: Mapping[str, Any]) -> None:
         is_causal(hf)  # which code of the checkpoint's own may change
 
 
+def _window_size(hf: Mapping[str, Any], kinds: Sequence[str]) -> int:
+    """`sliding_window`, which must be there where a layer has one."""
+    if SLIDING in kinds and hf.get("sliding_window", 4096) is None:
+        raise CheckpointError(f"config.json: sliding_window null; layers of {SLIDING} need one")
+    return integer(hf, "sliding_window", 4096)
+
+
 def _windows(hf: Mapping[str, Any], causal: bool) -> tuple[int | None, ...]:
     pattern = integer(hf, "sliding_window_pattern", 6)
     kinds = layer_types(hf, [SLIDING if (i + 1) % pattern else FULL for i in range(integer(hf, "num_hidden_layers"))])
-    if SLIDING in kinds and hf.get("sliding_window", 4096) is None:
-        raise CheckpointError(f"config.json: sliding_window null; layers of {SLIDING} need one")
-    size = integer(hf, "sliding_window", 4096)
+    size = _window_size(hf, kinds)
     # NOTE: of a window that looks both ways, transformers takes half to either side; it ends before `size // 2 + 1`.
     window = size if causal else size // 2 + 1
     return tuple(window if kind == SLIDING else None for kind in kinds)

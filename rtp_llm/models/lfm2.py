@@ -16,7 +16,7 @@ from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.decoder import IGNORED
-from rtp_llm.models.decoder_config import FULL, integer, is_causal
+from rtp_llm.models.decoder_config import FULL, check_groups, integer, is_causal
 from rtp_llm.models.rope import Rope, RopeTables
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
@@ -62,10 +62,7 @@ class Lfm2Config:
             raise CheckpointError("config.json: conv_bias true; of LFM2 only false is supported")
         hidden, num_heads = integer(hf, "hidden_size"), integer(hf, "num_attention_heads")
         num_kv_heads = integer(hf, "num_key_value_heads", 8)
-        if num_heads % num_kv_heads:
-            raise CheckpointError(
-                f"config.json: num_attention_heads {num_heads} is not a multiple of num_key_value_heads {num_kv_heads}"
-            )
+        check_groups(num_heads, num_kv_heads)
         head_dim = integer(hf, "head_dim", hidden // num_heads)
         positions = integer(hf, "max_position_embeddings", _MAX_POSITIONS)
         return cls(

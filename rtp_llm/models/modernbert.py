@@ -12,6 +12,7 @@ from rtp_llm.config_files import activation
 from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
+from rtp_llm.models.decoder_config import FULL, SLIDING, layer_types
 from rtp_llm.models.rope import Rope, RopeTables
 from rtp_llm.models.sizes import read_sizes
 from rtp_llm.ops import Norm, Ops, Tensor, Weight, layer_norm, optional_vector
@@ -19,7 +20,7 @@ from rtp_llm.ops import Norm, Ops, Tensor, Weight, layer_norm, optional_vector
 _MATRICES = ("qkv", "out", "gate_up", "down")
 _BIASES = ("qkv_bias", "out_bias", "gate_up_bias", "down_bias")
 # A layer's kind -> the older key of its rope's theta, and what it is without one.
-_KINDS = {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 10_000.0)}
+_KINDS = {FULL: ("global_rope_theta", 160_000.0), SLIDING: ("local_rope_theta", 10_000.0)}
 IGNORED = (r"^head\.", r"^classifier\.", r"^decoder\.")
 
 
@@ -54,7 +55,7 @@ class ModernBertConfig:
         """Read config.json; CheckpointError where a key is missing or asks for what is not supported."""
         sizes = read_sizes(hf)
         head_dim = sizes["hidden_size"] // sizes["num_attention_heads"]
-        layer_types = _layer_types(hf)
+        kinds = _kinds(hf)
         return cls(
             **sizes,
             norm_eps=hf.get("norm_eps", 1e-5),
@@ -63,8 +64,8 @@ class ModernBertConfig:
             mlp_bias=bool(hf.get("mlp_bias", False)),
             norm_bias=bool(hf.get("norm_bias", False)),
             local_attention=_local_attention(hf),
-            layer_types=layer_types,
-            ropes={kind: _rope(hf, kind, head_dim) for kind in _KINDS if kind in layer_types},
+            layer_types=kinds,
+            ropes={kind: _rope(hf, kind, head_dim) for kind in _KINDS if kind in kinds},
         )
 
 
@@ -75,15 +76,10 @@ def _local_attention(hf: Mapping[str, Any]) -> int:
     return 128 if hf.get("local_attention") is None else int(hf["local_attention"])
 
 
-def _layer_types(hf: Mapping[str, Any]) -> tuple[str, ...]:
+def _kinds(hf: Mapping[str, Any]) -> tuple[str, ...]:
     """Each layer's kind: named, or every n-th from the first on looks at all tokens."""
-    num_layers, every = hf["num_hidden_layers"], hf.get("global_attn_every_n_layers") or 3
-    layer_types = hf.get("layer_types") or [
-        "sliding_attention" if i % every else "full_attention" for i in range(num_layers)
-    ]
-    if len(layer_types) != num_layers or not {*layer_types} <= {*_KINDS}:
-        raise CheckpointError(f"config.json: layer_types {layer_types}; {num_layers} of {', '.join(_KINDS)} are needed")
-    return tuple(layer_types)
+    every = hf.get("global_attn_every_n_layers") or 3
+    return tuple(layer_types(hf, [SLIDING if i % every else FULL for i in range(hf["num_hidden_layers"])]))
 
 
 def _rope(hf: Mapping[str, Any], kind: str, head_dim: int) -> Rope:
@@ -95,7 +91,7 @@ def _rope(hf: Mapping[str, Any], kind: str, head_dim: int) -> Rope:
     key, default = _KINDS[kind]
     theta = hf.get(key, default)
     if theta is None:  # as transformers 4 read null: local layers turn as global ones
-        theta = hf.get("global_rope_theta") or _KINDS["full_attention"][1]
+        theta = hf.get("global_rope_theta") or _KINDS[FULL][1]
     own = {"rope_theta": theta, **(by_kind.get(kind) or {})}
     partial = hf.get("partial_rotary_factor")
     parameters = {"rope_parameters": own, "partial_rotary_factor": partial}
@@ -167,7 +163,7 @@ class ModernBert(Model):
         }
         normed = hidden_states if layer.attention_norm is None else ops.norm(hidden_states, layer.attention_norm)
         qkv = ops.rotary(ops.linear(normed, layer.qkv, layer.qkv_bias), cos_sin, **heads)
-        is_local = config.layer_types[number] == "sliding_attention"
+        is_local = config.layer_types[number] == SLIDING
         context = ops.attention(
             qkv,
             batch,
