@@ -154,8 +154,13 @@ def find_model_type(flag: str, hf: Mapping[str, Any]) -> str:
     raise CheckpointError(f"config.json {says} {name!r}, which {why}")
 
 
+def model_class(model_type: str) -> Any:
+    """The class of a key in MODELS: a subclass of Model with a `load`, and mostly a `read_config`."""
+    module, name = MODELS[model_type]
+    return getattr(import_module(module), name)
+
+
 def load_model(model_type: str, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> Model:
     """Build the architecture and fill its weights, strictly: nothing missing, nothing left over."""
-    module, name = MODELS[model_type]
-    model: Model = getattr(import_module(module), name).load(hf, source, ops)
+    model: Model = model_class(model_type).load(hf, source, ops)
     return model

@@ -12,6 +12,8 @@ from typing import Any
 from rtp_llm.checkpoint import TensorInfo, TensorSource
 from rtp_llm.core import FloatArray, Int8Array
 from rtp_llm.errors import CheckpointError, ConfigError
+from rtp_llm.models import model_class
+from rtp_llm.models.decoder_config import DecoderConfig
 
 _BY_ROWS = re.compile(r"(q|k|v|gate|up)_proj\.(weight|bias)$")
 _BY_COLUMNS = re.compile(r"(o|down)_proj\.weight$")
@@ -19,38 +21,31 @@ _DECODERS = (
     "qwen2", "qwen3", "qwen_2", "qwen_2_embedding", "qwen_3", "llama", "mistral", "eurobert", "gemma", "gemma2",
     "gemma3_text",
 )  # fmt: skip
-# Of the others, a head without head_dim is a part of hidden_size.
-_OWN_HEAD_DIM = ("qwen3", "qwen_3", "gemma", "gemma2", "gemma3_text")
+# The sizes that the ranks share out.
+_SHARED = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
 def check(model_type: str, hf: Mapping[str, Any], size: int) -> None:
-    """ConfigError where the model cannot be cut into `size` equal parts."""
+    """ConfigError where the model cannot be cut into `size` equal parts; CheckpointError as its `read_config`."""
     if model_type not in _DECODERS:
         raise ConfigError(f"tp_size {size}: {model_type} is not cut; only {', '.join(_DECODERS)} are", param="tp_size")
-    num_heads = hf.get("num_attention_heads")
-    counts = {
-        "num_attention_heads": num_heads,
-        "num_key_value_heads": hf.get("num_key_value_heads") or num_heads,
-        "intermediate_size": hf.get("intermediate_size"),
-    }
-    for name, count in counts.items():
-        if type(count) is not int:
-            raise CheckpointError(f"config.json: {name} {count!r} is not a whole number")
+    config = _config(model_type, hf)
+    for name in _SHARED:
+        count = getattr(config, name)
         if count % size:
             raise ConfigError(f"tp_size {size} does not divide the checkpoint's {name}, {count}", param="tp_size")
 
 
 def config_of_rank(model_type: str, hf: Mapping[str, Any], size: int) -> dict[str, Any]:
     """config.json of a model that is one of `size` parts: fewer heads, a narrower MLP; `check` has passed."""
-    num_heads = hf["num_attention_heads"]
-    changed = {
-        "num_attention_heads": num_heads // size,
-        "num_key_value_heads": (hf.get("num_key_value_heads") or num_heads) // size,
-        "intermediate_size": hf["intermediate_size"] // size,
-    }
-    if hf.get("head_dim") is None and model_type not in _OWN_HEAD_DIM:
-        changed["head_dim"] = hf["hidden_size"] // num_heads
-    return {**hf, **changed}
+    config = _config(model_type, hf)
+    return {**hf, **{name: getattr(config, name) // size for name in _SHARED}, "head_dim": config.head_dim}
+
+
+def _config(model_type: str, hf: Mapping[str, Any]) -> DecoderConfig:
+    """As the model reads it, with its own defaults for what config.json leaves out."""
+    config: DecoderConfig = model_class(model_type).read_config(hf)
+    return config
 
 
 class RankSource:

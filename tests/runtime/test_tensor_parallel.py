@@ -106,6 +106,20 @@ def test_what_cannot_be_cut(folder: Path) -> None:
         rank_weights.check("bert", {}, 2)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "heads"),
+    [("llama", (8, 8, 12)), ("mistral", (8, 4, 12)), ("qwen3", (8, 8, 128)), ("gemma3_text", (8, 2, 256))],
+)
+def test_what_config_json_leaves_out_is_the_models_own(model_type: str, heads: tuple[int, int, int]) -> None:
+    hf = {
+        "hidden_size": 192, "num_attention_heads": 16, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 9
+    }  # fmt: skip
+    rank_weights.check(model_type, hf, 2)
+    cut = rank_weights.config_of_rank(model_type, hf, 2)
+    assert tuple(cut[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim")) == heads
+    assert cut["intermediate_size"] == 32 and cut["hidden_size"] == 192
+
+
 @pytest.mark.parametrize("folder", ["Qwen3"], indirect=True)
 def test_ranks_read_their_parts(folder: Path) -> None:
     whole = open_tensors(folder)
