@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -91,6 +91,8 @@ class Model(Protocol):
     kv_size           of a model that does: how many of the columns that `on_keys` gets, its last, are keys and values
     reads_host        what it asks of ops that may need numbers on the host for it ("relative" of attention, "experts"),
                       so that no CUDA graph of it serves: see TorchOps.reads_host
+    gpu_dtype         of its activations on a GPU where nobody names one: fp16 has three bits more than bf16, but larger
+                      numbers than 65504, as in decoders, overflow it
     layers            in their order
     matrices          (layer, attribute) of each linear layer's weight -> the checkpoint's tensors that it is made of
     """
@@ -103,6 +105,7 @@ class Model(Protocol):
     shares_prefixes: bool = False
     kv_size: int = 0
     reads_host: tuple[str, ...] = ()
+    gpu_dtype: Literal["fp16", "bf16"] = "bf16"
     layers: Sequence[Any]
     matrices: Mapping[tuple[int, str], tuple[str, ...]]
 

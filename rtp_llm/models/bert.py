@@ -5,7 +5,7 @@ Equal transformers' BertModel and RobertaModel, XLMRobertaModel, CamembertModel,
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -125,6 +125,7 @@ class Bert(Model):
     """
 
     learnt_positions = True
+    gpu_dtype: Literal["fp16", "bf16"] = "fp16"
     layers: list[EncoderLayer]
     prefix: ClassVar[str] = "bert."
     names: ClassVar[LayerNames] = NAMES

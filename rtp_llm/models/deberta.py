@@ -121,6 +121,7 @@ class Deberta(Bert):
         r"^(lm|mask)_predictions\.",
     )  # fmt: skip
     reads_host = ("relative",)
+    gpu_dtype = "bf16"
 
     def __init__(self, config: DebertaConfig, weights: Weights, ops: Ops) -> None:
         super().__init__(config, weights, ops)

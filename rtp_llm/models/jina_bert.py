@@ -107,6 +107,7 @@ class JinaBert(Model):
     """
 
     learnt_positions = True
+    gpu_dtype = "fp16"
     layers: list[_Layer]
 
     def __init__(self, config: JinaBertConfig, weights: Weights, ops: Ops, linears: tuple[str, ...]) -> None:

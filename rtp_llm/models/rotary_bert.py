@@ -87,6 +87,7 @@ class RotaryBert(Model):
     encoder, `renames` from there to transformers' names.
     """
 
+    gpu_dtype = "fp16"
     layers: list[_Layer]
     prefixes: ClassVar[tuple[str, ...]] = ()
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()

@@ -11,7 +11,7 @@ from rtp_llm.config_files import stored_quantization
 from rtp_llm.core import Item, Rows, TaskType
 from rtp_llm.errors import ConfigError, DeviceLost
 from rtp_llm.model_config import ModelConfig
-from rtp_llm.models import Model, find_model_type, load_model
+from rtp_llm.models import Model, find_model_type, load_model, model_class
 from rtp_llm.ops import Ops
 from rtp_llm.runtime.cores import usable_cores
 from rtp_llm.runtime.cpu import CpuRuntime
@@ -22,11 +22,6 @@ logger = logging.getLogger(__name__)
 
 # One of these is there where a driver of NVIDIA's or AMD's is loaded; to ask torch takes seconds.
 _DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
-# The encoders are exact to fp16's rounding; decoders have activations that overflow it.
-_FP16_MODELS = (
-    "bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet", "gte", "new", "nomic_bert",
-    "jina_bert", "jina_embeddings_v3", "albert",
-)  # fmt: skip
 
 
 class Runtime(Protocol):
@@ -143,7 +138,7 @@ def choose_device(config: EngineConfig) -> str | None:
 
 
 def choose_dtype(config: EngineConfig, model_type: str, hf: Mapping[str, Any], device: str) -> str:
-    """fp32 on a CPU; elsewhere what was asked for, or bf16 where config.json or the architecture says so, else fp16."""
+    """fp32 on a CPU; elsewhere what was asked for, else bf16 where config.json says so, else the architecture's own."""
     if device.startswith("cpu"):
         if config.act_type in ("fp16", "bf16"):
             logger.info("act_type %s: a CPU computes in fp32, which is at least as exact", config.act_type)
@@ -154,8 +149,9 @@ def choose_dtype(config: EngineConfig, model_type: str, hf: Mapping[str, Any], d
         return "bf16"
     if config.act_type != "auto":
         return config.act_type
-    is_bf16 = str(hf.get("dtype", hf.get("torch_dtype"))) == "bfloat16"
-    return "fp16" if model_type in _FP16_MODELS and not is_bf16 else "bf16"
+    if str(hf.get("dtype", hf.get("torch_dtype"))) == "bfloat16":
+        return "bf16"
+    return str(model_class(model_type).gpu_dtype)
 
 
 def _import_torch_loading() -> Any:
