@@ -132,7 +132,7 @@ def with_model(
         model=model,
         ops=ops,
         device=open_device(machine.device),
-        budget=TokenBudget(given=1024),
+        budget=TokenBudget(),
         graph_bytes=graph_bytes,
     )
     mode: Any = pooling_of(hf)

@@ -13,6 +13,8 @@ from rtp_llm.errors import ConfigError, DeviceLost
 from rtp_llm.model_config import ModelConfig
 from rtp_llm.models import Model, find_model_type, load_model, model_class
 from rtp_llm.ops import Ops
+from rtp_llm.ops.native_ops import NativeOps
+from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.runtime.cores import usable_cores
 from rtp_llm.runtime.cpu import CpuRuntime
 from rtp_llm.runtime.rounding import rounding
@@ -166,21 +168,11 @@ def _import_torch_loading() -> Any:
 
 def _load_ops(config: EngineConfig) -> Ops:
     if config.backend == "numpy":
-        from rtp_llm.ops.numpy_ops import NumpyOps
-
         return NumpyOps()
-    return _native_ops(config)
-
-
-def _native_ops(config: EngineConfig) -> Ops:
-    from rtp_llm.ops.native_ops import NativeOps
-
     try:
         return NativeOps(instruction_set=config.instruction_set)
     except ConfigError as error:
         if config.backend == "native" or config.instruction_set != "auto":
             raise
-        from rtp_llm.ops.numpy_ops import NumpyOps
-
         logger.warning("native kernels are not there (%s); falling back to numpy, several times slower", error.message)
         return NumpyOps()

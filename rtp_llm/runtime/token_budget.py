@@ -24,7 +24,7 @@ _WORTH = 1.05
 _LARGEST = 32_768
 _ROW_TOKENS = 128
 _TIMES = 3
-# Shapes for which no rate is known begin and end here.
+# Where nothing is tried: larger steps gain nothing on a CPU.
 _DEFAULT = 1024
 
 
@@ -44,13 +44,11 @@ class Runs(Protocol):
 class TokenBudget:
     """How a runtime comes by its budget.
 
-    given  by the options; 0: it is found out
     grain  the least step that is tried; 0: nothing is tried
     key    what the result depends on
     cache  file of what was found before; None: nothing is kept
     """
 
-    given: int = 0
     grain: int = 0
     key: str = ""
     cache: Path | None = None
@@ -58,11 +56,11 @@ class TokenBudget:
     @property
     def tokens(self) -> int:
         """The budget until `find` has been called."""
-        return self.given or 8 * self.grain or _DEFAULT
+        return 8 * self.grain or _DEFAULT
 
     def find(self, runtime: Runs, max_seq_len: int) -> int:
-        """The given one, one that was found before, or the best of those that are tried now."""
-        if self.given or not self.grain:
+        """One that was found before, or the best of those that are tried now."""
+        if not self.grain:
             return self.tokens
         known = _read(self.cache).get(self.key)
         if isinstance(known, int) and known > 0:

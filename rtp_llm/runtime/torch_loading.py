@@ -29,8 +29,6 @@ _SHAPE = (
     "model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "dim", "n_layers", "hidden_dim", "d_model",
     "num_layers", "d_ff",
 )  # fmt: skip
-# The default budget on a CPU; larger steps gain nothing there.
-_CPU_TOKENS = 1024
 
 
 def has_cuda() -> bool:
@@ -119,16 +117,15 @@ def _load_parts(config: EngineConfig, model_config: ModelConfig, devices: list[s
 
 
 def _budget(config: EngineConfig, model_config: ModelConfig, device: Device, ops: TorchOps) -> TokenBudget:
-    """Given, or found out for this device, shape and these versions."""
+    """Found out for this device, shape and these versions, unless an option says it."""
     hf = model_config.hf
     shape = [hf[key] for key in _SHAPE if hf.get(key) is not None]
     versions = [f"{name} {_version(name)}" for name in ("rtp-llm", "torch", "triton")]
     parts: list[Any] = [device.name, ops.name, *shape, str(ops.dtype), f"tp {config.tp_size}", *versions]
     folder = Path(config.device_cache_dir) if config.device_cache_dir else Path.home() / ".cache" / "rtp_llm"
     return TokenBudget(
-        # In units of max_seq_len, which the tokenizer decides: the engine does the sum.
-        given=0 if config.max_context_batch_size == 0 and device.grain else _CPU_TOKENS,
-        grain=device.grain,
+        # The option is in units of max_seq_len, which the tokenizer decides: the engine does the sum.
+        grain=0 if config.max_context_batch_size else device.grain,
         key=", ".join(map(str, parts)),
         cache=folder / "token_budgets.json",
     )

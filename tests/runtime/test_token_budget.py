@@ -49,8 +49,9 @@ def test_found_once_for_a_device(tmp_path: Path) -> None:
     assert other.steps and '"a"' in file.read_text()
 
 
-def test_a_given_budget_is_not_looked_for() -> None:
-    assert TokenBudget(given=77, grain=256).find(Recorder(), 64) == 77
+def test_without_a_grain_nothing_is_tried() -> None:
+    recorder = Recorder()
+    assert TokenBudget().find(recorder, 64) == TokenBudget().tokens == 1024 and not recorder.steps
 
 
 def test_a_damaged_or_closed_file_costs_only_time(tmp_path: Path) -> None:
