@@ -113,6 +113,11 @@ class Task(Protocol):
     full_dimension: int | None = None
     truncate_dim: int | None = None
 
+    @property
+    def as_dense(self) -> "Task | None":
+        """Of a task that gives a vector for each input, though it is another: the same as a dense one; None: no such."""
+        return None
+
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         """[T, H] -> [B, ·], or [T, ·] where `per_token`: the same for every request of the batch."""
 
@@ -126,10 +131,8 @@ class Task(Protocol):
 def load_tasks(source: TaskSource) -> Mapping[TaskType, Task]:
     """Every task of the checkpoint; CheckpointError where a head that a task needs is not there."""
     tasks = {task_type: load_task(task_type, source) for task_type in source.model_config.tasks}
-    if TaskType.CUSTOM in tasks:
-        from rtp_llm.tasks.custom import vectors_of
-
-        vectors = vectors_of(tasks[TaskType.CUSTOM])
+    for task in tuple(tasks.values()):
+        vectors = task.as_dense
         if vectors is not None:
             tasks.setdefault(TaskType.DENSE, vectors)
     return tasks

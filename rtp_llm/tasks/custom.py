@@ -21,8 +21,8 @@ from rtp_llm.tasks.user_code import line_of, line_of_return, load_class, loading
 class Custom(Task):
     """An instance of the user's class, called once for each request, with all of its inputs.
 
-    embeddings  the dense task whose vectors it reads; None: hidden states, those of `hidden_layers` or the last
-    vector_size  `dimension` of the user's class
+    embeddings   the dense task whose vectors it reads; None: hidden states, those of `hidden_layers` or the last
+    vector_size  `dimension` of the user's class; None: it has none
     """
 
     def __init__(self, file: Path, module: CustomModule, source: TaskSource) -> None:
@@ -55,6 +55,11 @@ class Custom(Task):
         made = load_class(file, name)
         with loading(file, line_of(made, file)):
             return cls(file, made(_source_of(source)), source)
+
+    @property
+    def as_dense(self) -> Task | None:
+        """Where the user's class has a `dimension`."""
+        return CustomVectors(self, self.vector_size) if self.vector_size else None
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         """[T, H] -> what the class reads: the same, or its embeddings' rows."""
@@ -154,12 +159,6 @@ class CustomVectors(Task):
 
 def _place(file: Path, line: int | None) -> str:
     return f"{file.name}:{line}" if line else file.name
-
-
-def vectors_of(task: Task) -> CustomVectors | None:
-    """The custom task as a dense one, where its class has a `dimension`."""
-    assert isinstance(task, Custom)
-    return CustomVectors(task, task.vector_size) if task.vector_size else None
 
 
 def _source_of(source: TaskSource) -> CustomSource:
