@@ -111,12 +111,6 @@ class Router:
             )
         return found
 
-    def name_of(self, params: Params, index: int) -> str | None:
-        """The prompt's name under which the input at this place comes, by its side where there are queries first."""
-        if params.num_queries is None:
-            return params.prompt_name
-        return "query" if index < params.num_queries else "document"
-
     def check(self, params: Params) -> None:
         """InvalidRequest where an input of such a request has no route."""
         names = (params.prompt_name,) if params.num_queries is None else ("query", "document")

@@ -46,10 +46,8 @@ def test_words_of_either_side(words: tuple[str, ...], tmp_path: Path) -> None:
     router = read(tmp_path)
     assert {router.route(word) for word in words} == {words[0]} == {side_of(word) for word in words}
     assert router.route("sts") == router.route(None) == "query"
-    assert [router.name_of(Params(num_queries=1, prompt_name="sts"), index) for index in (0, 1)] == [
-        "query",
-        "document",
-    ]
+    params = Params(num_queries=1, prompt_name="sts")
+    assert [params.prompt_name_of(index) for index in (0, 1)] == ["query", "document"]
     assert router.names == (None, "document")
 
 

@@ -85,9 +85,15 @@ class Params:
     add_special_tokens: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    def prompt_name_of(self, index: int) -> str | None:
+        """The name under which the input at this place is read: its side's, where there are queries first."""
+        if self.num_queries is None:
+            return self.prompt_name
+        return "query" if index < self.num_queries else "document"
+
     def is_query(self, index: int) -> bool:
         """Whether the input at this place is a query, to a model that reads documents differently."""
-        return side_of(self.prompt_name) == "query" if self.num_queries is None else index < self.num_queries
+        return side_of(self.prompt_name_of(index)) == "query"
 
 
 class AnswerLimit(NamedTuple):

@@ -28,7 +28,7 @@ class RouteEncoder:
     def encode(self, inputs: Sequence[Input], params: Params, start: int = 0) -> list[Item]:
         """An Item per input, in order; InvalidRequest as `Tokenizer.encode`, and where an input has no route."""
         items: list[Item] = []
-        for name, run in groupby(enumerate(inputs, start), lambda entry: self._router.name_of(params, entry[0])):
+        for name, run in groupby(enumerate(inputs, start), lambda entry: params.prompt_name_of(entry[0])):
             values = [value for _, value in run]
             own = replace(params, prompt_name=params.prompt_name or name)
             tokenizer = self._looked_up.get(self._router.route(name))

@@ -74,7 +74,7 @@ class RoutedDense(Task):
     def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
         """Of each row the columns of its route, or each text's tokens -> [n, dimensions]."""
         assert not isinstance(rows, list)
-        routes = [self.router.route(self.router.name_of(params, index)) for index in range(len(input_ids))]
+        routes = [self.router.route(params.prompt_name_of(index)) for index in range(len(input_ids))]
         finished = np.empty((len(routes), params.dimensions or self.dimension), np.float32)
         for route in dict.fromkeys(routes):
             own = [place for place, name in enumerate(routes) if name == route]

@@ -58,7 +58,7 @@ class RoutedSparse(Task):
         """Each row, or each text's tokens -> the vectors."""
         vectors = []
         for index, ids in enumerate(input_ids):
-            route = self.router.route(self.router.name_of(params, index))
+            route = self.router.route(params.prompt_name_of(index))
             table = self.tables.get(route)
             if table is not None:
                 vectors.append(table.vector(ids, params, self._splade.max_active_dims))
