@@ -27,11 +27,6 @@ _EPILOG = (
 )
 
 
-def parse_args(argv: Sequence[str], environ: Mapping[str, str], prog: str = "rtp_llm.start_server") -> ServerConfig:
-    """The configuration that `argv` and `environ` ask for; prints and exits with status 2 where they are wrong."""
-    return parse_serve(argv, environ, prog)[0]
-
-
 class Repeated(NamedTuple):
     """What the command line said of several models, in its order."""
 
@@ -42,7 +37,10 @@ class Repeated(NamedTuple):
 def parse_serve(
     argv: Sequence[str], environ: Mapping[str, str], prog: str = "rtp_llm.start_server"
 ) -> tuple[ServerConfig, Repeated]:
-    """As `parse_args`, which knows the first model alone; and what was said of all."""
+    """The configuration that `argv` and `environ` ask for, of the first model alone, and what was said of all.
+
+    Prints and exits with status 2 where they are wrong.
+    """
     parser = CommandParser(
         prog,
         "Serve one checkpoint, or several, over HTTP.",

@@ -27,6 +27,7 @@ from rtp_llm.engine.loading import load_engine
 from rtp_llm.entities import Entity
 from rtp_llm.errors import InvalidInput, InvalidRequest, RequestTooLarge, UnsupportedTask
 from rtp_llm.similarity import (
+    KINDS,
     check_weights_go_with,
     hybrid,
     hybrid_weights,
@@ -43,9 +44,6 @@ _SLICE_TOKENS = 1 << 17
 # Seconds for what is asked already when a model is closed, and what is told to whoever asks it afterwards.
 _CLOSING = 30.0
 _CLOSED = "this model is closed: load it anew"
-_NO_EMBEDDINGS = (TaskType.RERANK, TaskType.CLASSIFY, TaskType.CUSTOM)
-_DEFAULT_KINDS = (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT)
-_KINDS = ("dense", "sparse", "colbert", "hybrid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +137,9 @@ class Model:
         `tokens`, the tokens' hidden states, come where they are asked for, or all that the checkpoint was loaded for.
         """
         if kinds is None:
-            tasks = tuple(task for task in self.info.tasks if task in _DEFAULT_KINDS) or (TaskType.TOKENS,)
+            tasks = tuple(task for task in self.info.tasks if task in KINDS) or (TaskType.TOKENS,)
         else:
-            names = [kind.value for kind in (*_DEFAULT_KINDS, TaskType.TOKENS)]
+            names = [kind.value for kind in (*KINDS, TaskType.TOKENS)]
             tasks = tuple(TaskType(arguments.choice(kind, names, "kinds")) for kind in arguments.texts(kinds, "kinds"))
         return {
             task.value: rows for task, rows in self._run(inputs, tasks, arguments.params(**params), progress).items()
@@ -226,7 +224,8 @@ class Model:
         if kind == "hybrid":
             chosen = hybrid_weights(weights, self.info.tasks)
         else:
-            chosen = {TaskType(arguments.choice(kind, _KINDS, "kind")): 1.0}
+            names = [*(one.value for one in KINDS), "hybrid"]
+            chosen = {TaskType(arguments.choice(kind, names, "kind")): 1.0}
         left, right = arguments.inputs(left, "left"), arguments.inputs(right, "right")
         if not left or not right:
             return np.zeros((len(left), len(right)), np.float32)

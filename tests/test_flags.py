@@ -1,12 +1,13 @@
 """Command line and environment: the original's launch lines, and helpful refusals."""
 
 import logging
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from rtp_llm.config import EngineConfig, ServerConfig
 from rtp_llm.errors import ConfigError
-from rtp_llm.flags import parse_args
+from rtp_llm.flags import parse_serve
 
 DOCUMENTED = (
     "--checkpoint_path /models/bert --model_type bert --act_type fp16 --start_port 8088 "
@@ -20,6 +21,10 @@ EXPECTED = ServerConfig(
     task_type="DENSE_EMBEDDING",
     max_context_batch_size=20,
 )
+
+
+def parse_args(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
+    return parse_serve(argv, environ)[0]
 
 
 @pytest.mark.parametrize(

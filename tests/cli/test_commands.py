@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rtp_llm.cli import COMMANDS
-from rtp_llm.flags import parse_args
+from rtp_llm.flags import parse_serve
 from tests.cli.conftest import FAST, Shell
 from tests.real_server import ROOT
 from tests.tasks.checkpoints import save
@@ -212,7 +212,8 @@ def test_the_example_of_the_help_works(
 
 def test_the_example_of_serves_help_is_parsed(shell: Shell) -> None:
     _, _, rest = shell("serve", "--help").out.partition("\nexample:\n  rtp-llm serve ")
-    assert parse_args(rest.splitlines()[0].split(), {}).start_port == 8088
+    config, _ = parse_serve(rest.splitlines()[0].split(), {})
+    assert config.start_port == 8088
 
 
 def test_the_query_may_look_like_a_flag(shell: Shell, reranker: Path) -> None:

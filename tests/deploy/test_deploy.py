@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rtp_llm.config import ServerConfig
-from rtp_llm.flags import parse_args
+from rtp_llm.flags import parse_serve
 from rtp_llm.observability.page import described
 from rtp_llm.option import environment_name
 from rtp_llm.server.rtp import HEALTH_PATHS, LIVENESS_PATHS
@@ -46,7 +46,7 @@ def test_kubernetes_probes_and_options() -> None:
     assert container["livenessProbe"]["httpGet"]["path"] in LIVENESS_PATHS
     environ = {one["name"]: one["value"] for one in container["env"]}
     assert set(environ) <= OPTIONS
-    config = parse_args(container["args"], environ)
+    config, _ = parse_serve(container["args"], environ)
     assert pod["terminationGracePeriodSeconds"] > config.drain_seconds + config.shutdown_timeout
     ready = container["readinessProbe"]
     assert ready["periodSeconds"] * ready["failureThreshold"] + ready["timeoutSeconds"] < config.drain_seconds
@@ -65,7 +65,7 @@ def test_kubernetes_names_agree() -> None:
 def test_compose() -> None:
     (document,) = read_yaml("compose.yaml")
     service = document["services"]["rtp-llm"]
-    config = parse_args(service["command"], {})
+    config, _ = parse_serve(service["command"], {})
     assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
     assert int(service["stop_grace_period"].rstrip("s")) > 5 + config.shutdown_timeout
     mounts = [volume.split(":")[0] for one in document["services"].values() for volume in one["volumes"]]
@@ -90,7 +90,7 @@ def test_systemd() -> None:
     settings = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
     environ = dict(one.split("=") for one in settings["Environment"].split())
     assert set(environ) - {"HF_HOME"} <= OPTIONS
-    config = parse_args(["x"], environ)
+    config, _ = parse_serve(["x"], environ)
     assert int(settings["TimeoutStopSec"]) > config.drain_seconds + config.shutdown_timeout > config.shutdown_timeout
     assert settings["RestartPreventExitStatus"] == "2" and settings["ExecReload"].endswith("-HUP $MAINPID")
     assert config.log_format == "json"
