@@ -187,6 +187,11 @@ class EngineConfig:
         for spec in fields(self):
             object.__setattr__(self, spec.name, checked(spec, getattr(self, spec.name)))
 
+    @property
+    def checkpoint_name(self) -> str:
+        """The last part of the checkpoint's path or hub id."""
+        return self.checkpoint_path.rstrip("/").rsplit("/", 1)[-1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig(EngineConfig):
@@ -365,4 +370,4 @@ class ServerConfig(EngineConfig):
     @property
     def model_name(self) -> str:
         """The name clients see."""
-        return self.served_model_name or self.checkpoint_path.rstrip("/").rsplit("/", 1)[-1]
+        return self.served_model_name or self.checkpoint_name

@@ -7,6 +7,7 @@ from typing import Any
 from rtp_llm import config_files
 from rtp_llm.architectures import LAYERWISE, LISTWISE, architecture_of
 from rtp_llm.chat_format import ChatFormat
+from rtp_llm.checkpoint import names_of
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
@@ -117,7 +118,7 @@ def _is_named_reranker(architecture: str, config: EngineConfig, folder: Path) ->
     """Whether it is one of Qwen3-Reranker or bge-reranker-v2-gemma, which nothing tells from other language models but
     their names; CheckpointError for one that is called a reranker and has a prompt of its own.
     """
-    name = _names(config, folder)
+    name = " ".join(names_of(config, folder))
     if not architecture.endswith("ForCausalLM") or not any(word in name for word in _RERANKERS):
         return False
     if architecture in _ASKED_BY_NAME and "reranker" in name and not any(word in name for word in _OWN_PROMPTS):
@@ -129,12 +130,6 @@ def _is_named_reranker(architecture: str, config: EngineConfig, folder: Path) ->
         "its repository has modules.json with LogitScore by now, as zerank's, mxbai-rerank-v2's and ctxl-rerank-v2's, "
         "download it again; else say with --task_type what it is served for, RERANKER being asked as Qwen3-Reranker is"
     )
-
-
-def _names(config: EngineConfig, folder: Path) -> str:
-    """How the checkpoint is called: by the caller, its own folder, and its repository's in a hub cache."""
-    cached = [part for part in folder.parts if part.startswith("models--")]
-    return " ".join([config.checkpoint_path.rstrip("/").rpartition("/")[2], folder.name, *cached]).lower()
 
 
 def _of_router(router: Router | None, tasks: tuple[TaskType, ...]) -> tuple[TaskType, ...]:

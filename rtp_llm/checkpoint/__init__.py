@@ -8,6 +8,7 @@ leads out of its folder; whatever is missing, malformed or unsafe is a Checkpoin
 from rtp_llm.checkpoint.adapters import AdaptedSource, has_adapters
 from rtp_llm.checkpoint.base_model import resolved
 from rtp_llm.checkpoint.folder import find, inside, read_json, read_json_list
+from rtp_llm.checkpoint.hub import names_of
 from rtp_llm.checkpoint.lora import CONFIG as ADAPTER_CONFIG
 from rtp_llm.checkpoint.lora import adapter_summary, open_tensors
 from rtp_llm.checkpoint.shards import open_file
@@ -31,6 +32,7 @@ __all__ = [
     "find",
     "has_adapters",
     "inside",
+    "names_of",
     "open_file",
     "open_tensors",
     "read_json",

@@ -27,6 +27,7 @@ _ALWAYS = tuple(f"*{ending}" for ending in (*_SUFFIXES, *_BY_NAME))
 _OTHER_FORMATS = ("onnx", "openvino", "coreml", "flax", "tf", "tensorflow", "gguf", "original")
 _NEVER = (*(f"{name}/*" for name in _OTHER_FORMATS), *(f"*/{name}/*" for name in _OTHER_FORMATS), "consolidated*")
 _PICKLES = "*pytorch_model*.bin"
+_CACHED = "models--"  # what begins the name of a repository's folder in the cache
 # Keys by which a config.json is that of a model, a Dense or a LayerNorm.
 _HAVE_WEIGHTS = {"model_type", "architectures", "in_features", "dimension"}
 _LOG_SECONDS = 5.0
@@ -59,6 +60,12 @@ def resolve(config: EngineConfig, progress: bool = True) -> Path:
             f"checkpoint_path: {name!r} is neither a folder nor a hub id such as BAAI/bge-small-en-v1.5"
         )
     return _from_modelscope(config) if config.hub == "modelscope" else _from_huggingface(config, progress)
+
+
+def names_of(config: EngineConfig, folder: Path) -> list[str]:
+    """How a checkpoint is called, in lower case: by the caller, its own folder, and its repository in a hub's cache."""
+    cached = [part.rpartition("--")[2] for part in folder.parts if part.startswith(_CACHED)]
+    return [name.lower() for name in (config.checkpoint_name, folder.name, *cached)]
 
 
 def wanted_files(names: Sequence[str], *, with_code: bool = False) -> list[str]:
@@ -124,7 +131,7 @@ def _manifest(config: EngineConfig, commit: str) -> Path:
     """Where the file list of one commit is kept, beside the library's own folders for the repository."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    repository = f"models--{config.checkpoint_path.replace('/', '--')}"
+    repository = _CACHED + config.checkpoint_path.replace("/", "--")
     return Path(config.download_dir or HF_HUB_CACHE).expanduser() / repository / "rtp_llm" / f"{commit}.json"
 
 

@@ -145,7 +145,7 @@ def _ask_ours(
     config: EngineConfig, model_config: ModelConfig, original: ModelConfig, options: Options, progress: _Progress
 ) -> tuple[ModelInfo, list[_Work], list[Check]]:
     """Our answers to everything, from an engine that is closed when this returns."""
-    engine = load_engine(config, config.checkpoint_path.rstrip("/").rpartition("/")[2])
+    engine = load_engine(config, config.checkpoint_name)
     try:
         info = engine.info()
         prompts, has_sides = _prompts(model_config), model_config.late is not None or model_config.router is not None
@@ -160,7 +160,7 @@ def _ask_ours(
             _Work(plan, samples, answer_all(engine, plan.tasks, samples, progress.tick)) for plan, samples in asked
         ]
         # Published numbers are of the checkpoint as its authors made it.
-        values = find_published(config.checkpoint_path, model_config) if info.dtype == "fp32" else []
+        values = find_published(config, model_config) if info.dtype == "fp32" else []
         return info, works, check_published(engine, values)
     finally:
         engine.close()

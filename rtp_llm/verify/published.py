@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from rtp_llm.checkpoint import names_of
+from rtp_llm.config import EngineConfig
 from rtp_llm.core import Params, Request, TaskType
 from rtp_llm.engine.engine import Engine
 from rtp_llm.errors import RtpError
@@ -26,9 +28,9 @@ _HEADING = re.compile(r"^# +(\S.*)$", re.MULTILINE)
 _README_CHARACTERS = 20_000
 
 
-def find_published(checkpoint_path: str, model_config: ModelConfig) -> list[dict[str, Any]]:
+def find_published(config: EngineConfig, model_config: ModelConfig) -> list[dict[str, Any]]:
     """What is published of this checkpoint, for the tasks that it serves."""
-    names = set(_names(checkpoint_path, model_config.folder))
+    names = set(_names(config, model_config.folder))
     return [
         value
         for model in _table()
@@ -50,13 +52,9 @@ def _table() -> list[dict[str, Any]]:
     return models
 
 
-def _names(checkpoint_path: str, folder: Path) -> Iterator[str]:
-    """How the checkpoint is called: by the caller, by its folder, by its repository in a hub cache, by its README."""
-    yield checkpoint_path.rstrip("/").rpartition("/")[2].lower()
-    yield folder.name.lower()
-    for part in folder.parts:
-        if part.startswith("models--"):
-            yield part.rpartition("--")[2].lower()
+def _names(config: EngineConfig, folder: Path) -> Iterator[str]:
+    """How the checkpoint is called, and how its README calls it."""
+    yield from names_of(config, folder)
     readme = folder / "README.md"
     if readme.is_file():
         heading = _HEADING.search(readme.read_text(encoding="utf-8", errors="replace")[:_README_CHARACTERS])
