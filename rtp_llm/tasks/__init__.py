@@ -91,8 +91,8 @@ class Task(Protocol):
     hidden_layers   the layers that it reads, side by side [T, len * H], by the numbers of transformers'
                     `output_hidden_states`: 0 is what goes into the first layer, n comes out of layer n; such a task
                     reads "all". (): the last layer alone
-    unread_end      a token that it does not read at the end of a sequence. Only of a task that reads the last hidden
-                    state of a causal model: what is before such tokens does not know of them
+    unread_end      the id of a token, as padding's, that is left out of the end of a sequence before it is computed.
+                    Only of a task that reads the last hidden state of a causal model, whose other tokens do not see it
     chunkings       what it can do with the chunks of a long text (`Params.chunking`)
     purposes        a prompt's name for each way in which it reads inputs; None is none at all
     pooling_name    how it makes a vector of a text, for people; empty where that has no name

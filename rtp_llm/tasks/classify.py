@@ -15,9 +15,7 @@ class Classify(Task):
 
     def __init__(self, head: Head | ScoreChain, activation: str | None) -> None:
         self.head = head
-        self.reads = head.reads
-        self.per_token = head.mode is None
-        self.unread_end = None if self.per_token else head.unread_end
+        self.reads, self.per_token, self.unread_end = head.reads, head.per_token, head.unread_end
         self.activation = activation
         self.dimension = head.num_labels
 

@@ -40,6 +40,14 @@ def activate(logits: FloatArray, name: str | None) -> FloatArray:
     return np.asarray(ACTIVATION[name](x), np.float32)  # type: ignore[arg-type]
 
 
+def check_score_activation(params: Params) -> None:
+    """InvalidRequest for a softmax of the one score that a reranker gives."""
+    if params.activation == "softmax":
+        raise InvalidRequest(
+            "activation: softmax of a single score is always 1; ask for sigmoid or none", param="activation"
+        )
+
+
 def check_dimensions(params: Params, dimension: int) -> None:
     """InvalidRequest unless `dimensions` lies in 1..dimension."""
     if params.dimensions is not None and not 1 <= params.dimensions <= dimension:

@@ -128,7 +128,7 @@ class Head:
     mode        how a sequence's tokens become one; None: the rows are of tokens
     activation  of the hidden layer, and `norm` what comes after it
     late        the hidden layer is that of every token, and what it gives is pooled
-    unread_end  a token that is not read at the end of a sequence, be it padding or written there; None: there is none.
+    skipped_id  a token that is not read at the end of a sequence, be it padding or written there; None: there is none.
                 Where the other tokens see it, it must be computed with them: `mode` is None, and `one_row` chooses
     """
 
@@ -136,10 +136,20 @@ class Head:
     hidden: Linear | None
     last: Linear
     num_labels: int
-    unread_end: int | None = None
+    skipped_id: int | None = None
     activation: str = "tanh"
     norm: Norm | None = None
     late: bool = False
+
+    @property
+    def per_token(self) -> bool:
+        """Whether the rows are of tokens."""
+        return self.mode is None
+
+    @property
+    def unread_end(self) -> int | None:
+        """`skipped_id` where the tokens before it do not see it, as `Task.unread_end` must be."""
+        return None if self.per_token else self.skipped_id
 
     @property
     def reads(self) -> Reads:
@@ -164,7 +174,7 @@ class Head:
         """A request's rows, where they are of tokens that of the last token which is read -> [n, num_labels]."""
         if not isinstance(rows, list):
             return rows
-        places = (last_read(ids, self.unread_end) for ids in input_ids)
+        places = (last_read(ids, self.skipped_id) for ids in input_ids)
         return np.stack([scores[place] for scores, place in zip(rows, places, strict=True)])
 
 
@@ -225,7 +235,7 @@ def _load(source: TaskSource, find_layout: Callable[[Shapes, TaskSource, TensorS
         hidden=_linear(weights, layout.hidden, ops) if layout.hidden else None,
         last=_linear(weights, layout.last, ops, temperature),
         num_labels=num_labels,
-        unread_end=pad,
+        skipped_id=pad,
         activation=layout.activation,
         norm=layer_norm(ops, weights, layout.norm, eps) if layout.norm else None,
         late=layout.late,

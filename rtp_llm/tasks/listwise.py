@@ -9,9 +9,9 @@ import numpy as np
 
 from rtp_llm.checkpoint import Parameter, bind, open_tensors
 from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Rows
-from rtp_llm.errors import InvalidRequest
 from rtp_llm.ops import Ops, Tensor, Weight
 from rtp_llm.tasks import Task, TaskSource
+from rtp_llm.tasks.finishing import check_score_activation
 
 _DIMENSION = 512
 
@@ -47,8 +47,7 @@ class Listwise(Task):
 
     def check(self, params: Params) -> None:
         """A single score has no softmax."""
-        if params.activation == "softmax":
-            raise InvalidRequest("activation: softmax of a single score is always 1; ask for sigmoid or none")
+        check_score_activation(params)
 
     def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
         """Of n documents and the query -> [n]: cosines, which no `activation` changes, since they are no logits."""

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Rows
-from rtp_llm.errors import ConfigError, InvalidRequest
+from rtp_llm.errors import ConfigError
 from rtp_llm.ops import Ops, Tensor
 from rtp_llm.tasks import Task, TaskSource
-from rtp_llm.tasks.finishing import activate, torch_activation
+from rtp_llm.tasks.finishing import activate, check_score_activation, torch_activation
 from rtp_llm.tasks.head import Head, load_head
 from rtp_llm.tasks.layerwise import load_layerwise
 from rtp_llm.tasks.score_chain import ScoreChain, load_score_chain
@@ -20,9 +20,7 @@ class Rerank(Task):
 
     def __init__(self, head: Head | ScoreChain, activation: str | None) -> None:
         self.head = head
-        self.reads = head.reads
-        self.per_token = head.mode is None
-        self.unread_end = None if self.per_token else head.unread_end
+        self.reads, self.per_token, self.unread_end = head.reads, head.per_token, head.unread_end
         self.activation = activation
 
     @classmethod
@@ -45,8 +43,7 @@ class Rerank(Task):
 
     def check(self, params: Params) -> None:
         """A single score has no softmax."""
-        if params.activation == "softmax":
-            raise InvalidRequest("activation: softmax of a single score is always 1; ask for sigmoid or none")
+        check_score_activation(params)
 
     def finish(self, rows: Rows, params: Params, input_ids: Sequence[Int32Array]) -> FloatArray:
         """-> [n]: logits under `activation` none, else scores."""

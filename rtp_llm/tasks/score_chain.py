@@ -6,6 +6,7 @@ sentence-transformers' CrossEncoder (5.4 and later).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rtp_llm.core import Batch, FloatArray, Int32Array, Reads, Rows
 from rtp_llm.errors import CheckpointError
@@ -17,21 +18,13 @@ from rtp_llm.tasks.dense import PoolingModes, Stage, load_pooling, load_stage
 
 @dataclass(frozen=True, slots=True)
 class ScoreChain:
-    """One row of `num_labels` logits a sequence; what a task knows of a head."""
+    """One row of `num_labels` logits a sequence, of which every token is read; to a task it is a head."""
 
+    per_token: ClassVar[bool] = False
+    unread_end: ClassVar[int | None] = None
     pooling: PoolingModes
     stages: Sequence[Stage]
     num_labels: int
-
-    @property
-    def mode(self) -> str:
-        """Rows are of sequences."""
-        return "+".join(self.pooling.modes)
-
-    @property
-    def unread_end(self) -> int | None:
-        """Every token is read."""
-        return None
 
     @property
     def reads(self) -> Reads:

@@ -155,8 +155,10 @@ def test_packed_equals_alone_bit_for_bit(backend: str, tmp_path: Path) -> None:
 
 def test_softmax_of_one_score_is_refused(tmp_path: Path) -> None:
     save(tmp_path, HEAD, num_labels=1)
-    with loaded(tmp_path) as model, pytest.raises(InvalidRequest, match="softmax of a single score is always 1"):
+    message = "softmax of a single score is always 1"
+    with loaded(tmp_path) as model, pytest.raises(InvalidRequest, match=message) as caught:
         model.rerank("a", ["b"], activation="softmax")
+    assert caught.value.param == "activation"
 
 
 def test_more_than_one_label_is_refused(tmp_path: Path) -> None:
