@@ -249,15 +249,21 @@ def _nvidia_pooling(word: str) -> Literal["cls", "mean", "lasttoken"]:
 
 
 def _overrides(config: EngineConfig) -> dict[str, Any]:
-    """`json_model_override_args` as keys of config.json; ConfigError where it is no JSON object."""
-    text = config.json_model_override_args
+    """`json_model_override_args` as keys of config.json; ConfigError where it is no JSON object or has a wrong value.
+
+    It is the option that is at fault then: `param` names it.
+    """
+    name, text = "json_model_override_args", config.json_model_override_args
     try:
         overrides = json.loads(text) if text else {}
     except ValueError as error:
-        raise ConfigError(f"json_model_override_args: {text!r} is not JSON: {error}") from None
+        raise ConfigError(f"{name}: {text!r} is not JSON: {error}", param=name) from None
     if not isinstance(overrides, dict):
-        raise ConfigError(f"json_model_override_args: {text!r} is not a JSON object", param="json_model_override_args")
-    config_files.check_model("json_model_override_args", overrides)
+        raise ConfigError(f"{name}: {text!r} is not a JSON object", param=name)
+    try:
+        config_files.check_model(name, overrides)
+    except CheckpointError as error:
+        raise ConfigError(error.message, param=name) from None
     return overrides
 
 

@@ -68,8 +68,15 @@ def test_the_type_is_that_of_the_model_that_is_loaded(
 
 @pytest.mark.parametrize("overrides", ["{", "[1]", "yarn"])
 def test_overrides_that_are_no_object_are_named(overrides: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="json_model_override_args: .* is not"):
+    with pytest.raises(ConfigError, match="json_model_override_args: .* is not") as caught:
         read(tmp_path, overrides)
+    assert caught.value.param == "json_model_override_args"
+
+
+def test_a_wrong_value_over_config_json_is_the_options_fault(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="json_model_override_args: num_labels is 'two'; a whole number") as caught:
+        read(tmp_path, '{"num_labels": "two"}')
+    assert caught.value.param == "json_model_override_args"
 
 
 @pytest.mark.parametrize(

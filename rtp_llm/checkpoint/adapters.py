@@ -89,6 +89,9 @@ class AdaptedSource:
         number, count = self._adapter, self._source.tensors[name].shape[0]
         assert number is not None
         if number >= count:
-            raise CheckpointError(f"{self.path}: {name} has {count} adapters, config.json names more")
+            raise CheckpointError(
+                f"{self.path}: {name} has {count} adapters, but lora_adaptations of config.json names {number + 1} or "
+                "more; download both again"
+            )
         (matrix,) = self._source.read_part(name, 0, number, number + 1)
         return np.asarray(matrix)

@@ -70,7 +70,7 @@ def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
         )
     header = loads(file.bytes(8, 8 + num_bytes), file.path)
     if not isinstance(header, dict):
-        raise CheckpointError(f"{file.path}: its header is not a JSON object")
+        raise CheckpointError(f"{file.path}: its header is not a JSON object; download it again")
     return header, 8 + num_bytes
 
 
@@ -79,7 +79,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
     fields = entry if isinstance(entry, dict) else {}
     shape, offsets = fields.get("shape"), fields.get("data_offsets")
     if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
-        raise CheckpointError(f"{path}: tensor {name!r} has no valid shape and data_offsets")
+        raise CheckpointError(f"{path}: tensor {name!r} has no valid shape and data_offsets; download it again")
     dtype = _DTYPES.get(str(fields.get("dtype")))
     if dtype is None:
         raise CheckpointError(

@@ -257,5 +257,6 @@ def _load_layer(
 def _scalar(weights: Weights, number: int) -> float:
     scalar = float(weights[f"layers.{number}.scalar"][0])
     if scalar <= 0:
-        raise CheckpointError(f"layers.{number}.layer_scalar is {scalar}; a positive number is needed")
+        (name,) = weights.sources(f"layers.{number}.scalar")
+        raise CheckpointError(f"the tensor {name} is {scalar}; a positive number is needed, download it again")
     return scalar

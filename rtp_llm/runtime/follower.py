@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rtp_llm.checkpoint import open_tensors
-from rtp_llm.errors import RtpError, one_line
+from rtp_llm.errors import RtpError, in_one_line, one_line
 
 
 def main() -> None:
@@ -27,8 +27,7 @@ def main() -> None:
     try:
         _follow(order, say)
     except Exception as error:  # the border: whatever ends a rank is one line
-        message = error.message if isinstance(error, RtpError) else f"{type(error).__name__}: {error}"
-        logging.error("%s", one_line(message)[:300])
+        logging.error("%.300s", one_line(error.message) if isinstance(error, RtpError) else in_one_line(error))
         # Not sys.exit: a collective that hangs would keep the process, as the thread that reads would.
         os._exit(1)
     os._exit(0)

@@ -34,7 +34,10 @@ class Sparse(Task):
         """sparse_linear.pt of the checkpoint."""
         linear = load_linear(source, SPARSE_HEAD, "relu")
         if linear.dimension != 1:
-            raise CheckpointError(f"{SPARSE_HEAD}: weight has {linear.dimension} rows; a lexical weight is one number")
+            raise CheckpointError(
+                f"{source.model_config.folder / SPARSE_HEAD}: weight has {linear.dimension} rows; one is needed, since "
+                "a token's lexical weight is one number"
+            )
         return cls(linear, source.vocabulary)
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:

@@ -88,7 +88,7 @@ def running(file: Path, line: int | None = None) -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise
         if isinstance(error, ValueError) and _is_raised_by(error.__traceback__, file):
-            raise InvalidRequest(_in_one_line(error) or "the custom module refused this request") from error
+            raise InvalidRequest(_text_of(error) or "the custom module refused this request") from error
         logger.error("%s failed", file, exc_info=error)
         raise CustomModuleError(_FOLDERS.sub("", describe(error, file, line))) from error
 
@@ -102,7 +102,7 @@ def describe(error: BaseException, file: Path, line: int | None = None) -> str:
     for frame, number in traceback.walk_tb(error.__traceback__):
         if _is_beside(frame.f_code.co_filename, file):
             name, line = Path(frame.f_code.co_filename).name, number
-    text = _in_one_line(error)
+    text = _text_of(error)
     if isinstance(error, SyntaxError) and _is_beside(error.filename or "", file):
         name, line, text = Path(str(error.filename)).name, error.lineno, error.msg
     place = name if line is None else f"{name}:{line}"
@@ -145,7 +145,7 @@ def _is_beside(filename: str, file: Path) -> bool:
     return Path(filename).parent == file.parent
 
 
-def _in_one_line(error: BaseException) -> str:
+def _text_of(error: BaseException) -> str:
     return one_line(error)[:_MAX_MESSAGE]
 
 

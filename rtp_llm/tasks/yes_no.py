@@ -52,7 +52,10 @@ def _answers(source: TaskSource) -> tuple[int, int | None]:
         settings = read_json(module.folder, "config.json")
         yes, no = settings.get("true_token_id"), settings.get("false_token_id")
         if type(yes) is not int or not (no is None or type(no) is int):
-            raise CheckpointError(f"{module.folder / 'config.json'}: true_token_id {yes!r}, false_token_id {no!r}")
+            raise CheckpointError(
+                f"{module.folder / 'config.json'}: true_token_id {yes!r}, false_token_id {no!r}; a token's id is "
+                "needed, and of false_token_id an id or null"
+            )
         return yes, no
     if source.model_config.is_flag_reranker:
         answer = source.vocabulary.token_id("Yes")

@@ -160,7 +160,7 @@ def test_what_an_adapted_source_gives(tmp_path: Path) -> None:
     assert np.array_equal(adapted.read_part(name, 0, 5, 6), whole[5:6])
     assert np.array_equal(adapted.read_part(name, 1, 3, 9), whole[:, 3:9])
     assert adapted.file(name) == tmp_path / "model.safetensors"
-    with pytest.raises(CheckpointError, match="has 5 adapters, config.json names more"):
+    with pytest.raises(CheckpointError, match="has 5 adapters, but lora_adaptations of config.json names 6"):
         AdaptedSource(source, 5, 0.25).read(name)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rtp_llm.core import TaskType
-from rtp_llm.errors import CheckpointError
+from rtp_llm.errors import ConfigError
 from tests.backends import BACKENDS
 from tests.engine.test_decoder_tokenizers import gemma
 from tests.models.test_minicpm import HUB, save
@@ -74,6 +74,6 @@ def test_equals_flag_embeddings_formulas(asked: Any, number: int, backend: str, 
 )
 def test_what_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     checkpoint(tmp_path)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(ConfigError, match=message):
         with loaded(tmp_path, "numpy", max_seq_len=LIMIT, json_model_override_args=json.dumps(change)):
             pass
