@@ -20,7 +20,7 @@ _ENDINGS = ("Model", "ForMaskedLM", "ForPreTraining", "ForCausalLM", *_KINDS.val
 
 
 def labelling_class(folder: Path) -> str:
-    """How the class ends that a labelling adapter's folder is to be read by; empty for other folders."""
+    """The ending of the class, as ForSequenceClassification, by which an adapter with labels is read; else empty."""
     if find(folder, ADAPTER_CONFIG) is None:
         return ""
     return _KINDS.get(str(read_json(folder, ADAPTER_CONFIG).get("task_type")), "")

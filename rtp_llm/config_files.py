@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Kind(NamedTuple):
-    """What a key may hold: `words` for messages; null where it stands for absence."""
+    """What a key may hold: `words` for messages, and whether null may stand there, as if the key were absent."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -29,7 +29,7 @@ def _whole(least: int, most: int, *, nullable: bool = True) -> Kind:
 
 
 def _all(kind: Kind, keys: str) -> dict[str, Kind]:
-    """`keys` are words."""
+    """The same kind for each of the keys, which have spaces between them."""
     return dict.fromkeys(keys.split(), kind)
 
 

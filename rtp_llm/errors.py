@@ -59,7 +59,7 @@ class InvalidRequest(RtpError):
 
 
 class InvalidInput(InvalidRequest):
-    """One input cannot be read: `problem` follows its name, and may have `CUT`, the word for what allows cutting."""
+    """One input cannot be read. The message is its name and `problem`, in which `CUT` is what would have it cut."""
 
     CUT = "{cut}"
     elsewhere: ClassVar[type[InvalidRequest]] = InvalidRequest

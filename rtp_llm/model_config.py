@@ -27,7 +27,7 @@ from rtp_llm.modules import (
     read_settings,
     score_activation,
 )
-from rtp_llm.task_choice import choose_tasks, without_chat
+from rtp_llm.task_choice import choose_tasks, under_chat
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
             limit=limit,
         )
     )
-    tasks = choose_tasks(config, hf, folder, modules or (), late, router)
+    tasks, columns = choose_tasks(config, hf, folder, modules or (), late, router), num_scores(modules or ())
     return ModelConfig(
         folder=folder,
         transformer_folder=transformer_folder,
@@ -202,9 +202,9 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         default_prompt_name=sentence.get("default_prompt_name"),
         truncate_dim=sentence.get("truncate_dim"),
         score_activation=score_activation(sentence, hf),
-        labels=config_files.labels(transformer_folder / "config.json", hf, num_scores(modules or ())),
-        num_scores=num_scores(modules or ()),
-        tasks=without_chat(transformer_path, tasks, chat),
+        labels=config_files.labels(transformer_folder / "config.json", hf, columns),
+        num_scores=columns,
+        tasks=under_chat(transformer_path, tasks, chat),
         chat=chat,
         late=late,
         max_active_dims=sentence.get("max_active_dims"),

@@ -150,7 +150,8 @@ def read_settings(
 ) -> tuple[Path, dict[str, Any]]:
     """The first of sentence-transformers' files that is there, and its path; {} where none is.
 
-    Without modules.json it reads neither; of prompts, which come into play when they are asked for, it may be told.
+    Without modules.json sentence-transformers reads neither, and we take names for prompts alone from them: a prompt
+    changes nothing until a request asks for it.
     """
     path, settings = folder / names[0], dict[str, Any]()
     for name in names:
@@ -181,7 +182,10 @@ def num_scores(modules: Sequence[Module]) -> int | None:
 
 
 def score_activation(sentence: Mapping[str, Any], hf: Mapping[str, Any]) -> str | None:
-    """Where sentence-transformers 6, those from 4 on, and those before note a CrossEncoder's activation."""
+    """The dotted path of a CrossEncoder's activation; None where no file has one.
+
+    Each generation of sentence-transformers has noted it elsewhere: 6, those from 4 on, and those before.
+    """
     noted: str | None = sentence.get("activation_fn") if sentence.get("model_type") == "CrossEncoder" else None
     own = {"activation_fn": hf.get("sbert_ce_default_activation_function"), **(hf.get("sentence_transformers") or {})}
     older: str | None = own["activation_fn"]

@@ -65,7 +65,7 @@ def similarity_steps(kind: TaskType, left: Output, right: Output, scores: FloatA
 
 
 def max_sim(scores: FloatArray, queries: Sequence[FloatArray], how: Literal["sum", "mean"]) -> FloatArray:
-    """`similarity` of colbert vectors [queries, ·] as a mean over each query's, or as their sum."""
+    """`similarity` of colbert vectors [queries, ·], which is a mean over each query's vectors, as `how` has it."""
     if how == "mean":
         return scores
     counts = np.array([len(vectors) for vectors in queries], np.float32)

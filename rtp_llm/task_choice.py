@@ -51,8 +51,11 @@ def choose_tasks(
     return _of_router(router, _recognised(config, hf, folder, modules, late))
 
 
-def without_chat(path: Path, tasks: tuple[TaskType, ...], chat: ChatFormat) -> tuple[TaskType, ...]:
-    """The tasks that a chat template can be asked for: to score pairs."""
+def under_chat(path: Path, tasks: tuple[TaskType, ...], chat: ChatFormat) -> tuple[TaskType, ...]:
+    """The tasks that are left where texts go through a chat template, which is made for pairs; CheckpointError: none.
+
+    Without one all are.
+    """
     scoring = tuple(task for task in tasks if task is not TaskType.CLASSIFY)
     if chat.asked and not scoring:
         raise CheckpointError(

@@ -19,7 +19,7 @@ from rtp_llm.errors import RtpError
 
 @contextmanager
 def linked(own: Path, entries: Mapping[str, Path], *, keep: bool = False) -> Iterator[Path]:
-    """A folder, called as `own` is, in which each name is a link to its file.
+    """A temporary folder with the name of `own`, in which each name is a link to its file.
 
     own      what an error names where it is about the folder, or a file that it has not
     entries  name -> file or folder

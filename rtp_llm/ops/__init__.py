@@ -74,7 +74,7 @@ class Experts:
 
 
 def reach_of(shape: Sequence[int], num_rows: int, name: str = "distance_bias") -> int:
-    """Of a table by distance of this shape: distances from it on have what stands at the table's ends."""
+    """`reach` of a table by distance [num_rows, 2 * reach - 1]: keys as far or farther have what stands at its ends."""
     assert len(shape) == 2 and shape[0] == num_rows and shape[1] % 2 == 1, f"{name} is {tuple(shape)}"
     return (shape[1] + 1) // 2
 

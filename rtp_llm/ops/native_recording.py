@@ -42,9 +42,9 @@ class Recording:
 
 
 def record(ops: NativeOps, batch: Batch, compute: Compute) -> tuple[FloatArray, Recording | None]:
-    """The rows of a batch, and how to compute others of its layout; None where some op went through Python.
+    """The rows of a batch, and how to compute others of its layout; None where the program does not say all of that.
 
-    So it did where nothing reads the ids: what was made of them is a constant of the program.
+    Some op went through Python, or none reads the ids: what Python made of them is a constant of the program then.
     """
     own = replace(batch, **{name: getattr(batch, name).copy() for name in _OF_BATCH})
     with ops.stream.watched() as programs:

@@ -33,7 +33,8 @@ class Runtime(Protocol):
     replicas      each copy of the model, which needs the tasks on its own device; itself where there is one
     dtype         of the activations: fp32, fp16 or bf16
     num_cores     units of the device that batches share; a batch is granted one or more
-    num_devices   0: several cores may work on one batch; else each core is a batch in flight on one of so many devices
+    num_devices   0: a CPU, whose cores may work on one batch together; else on so many devices `num_cores` batches are
+                  in flight
     batch_tokens  the step's token budget that this device likes best; known when `start` has been called
     counts        what an operator may want to know of the device, by name, as it is now
     """

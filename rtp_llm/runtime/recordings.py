@@ -1,4 +1,7 @@
-"""Lone short sequences on a CPU, whose ops take as long to ask for as a layer to compute: asked for once a length."""
+"""Programs that are kept for lone short sequences on a CPU, one for each length.
+
+To ask for a model's ops takes as long as to compute a layer of so few tokens.
+"""
 
 from rtp_llm.core import Batch, FloatArray, TaskType
 from rtp_llm.ops import Ops
@@ -11,7 +14,7 @@ _MOST_TOKENS = 64
 
 
 class Recordings:
-    """Those of one model, of each stream its own, which whoever uses it holds."""
+    """Those of one model. Each stream has its own, for whoever holds the stream."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[Ops, int, int, TaskType], Recording | None] = {}

@@ -37,7 +37,7 @@ class Step:
 
     @property
     def num_spared(self) -> int:
-        """Tokens of the items that need not be computed for it."""
+        """How many tokens fewer are computed since items share what they begin with, or it is kept."""
         return 0 if self.prefixes is None else sum(self.prefixes.skipped) - sum(map(len, self.prefixes.new))
 
 

@@ -94,7 +94,7 @@ class Task(Protocol):
     unread_end      the id of a token, as padding's, that is left out of the end of a sequence before it is computed.
                     Only of a task that reads the last hidden state of a causal model, whose other tokens do not see it
     chunkings       what it can do with the chunks of a long text (`Params.chunking`)
-    purposes        a prompt's name for each way in which it reads inputs; None is none at all
+    purposes        for each way in which it reads inputs, the name of a prompt that asks for it; None: no prompt does
     pooling_name    how it makes a vector of a text, for people; empty where that has no name
     normalizes      whether a finished vector is of length 1 where a request does not say
     full_dimension  as many columns as a request may have, where that is known
@@ -115,7 +115,7 @@ class Task(Protocol):
 
     @property
     def as_dense(self) -> "Task | None":
-        """Of a task that gives a vector for each input, though it is another: the same as a dense one; None: no such."""
+        """Of another task that gives a vector for each input too, the same as a dense one; None: it does not."""
         return None
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
