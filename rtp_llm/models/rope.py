@@ -75,9 +75,14 @@ class Rope:
             factor = max_position_embeddings / original if rope_type == "yarn" else 1.0
         if not isinstance(factor, (int, float)) or factor < 1:
             raise CheckpointError(f"config.json: rope factor {factor!r}; a number of at least 1 is needed")
+        theta = _theta(hf, parameters)
+        if (rope_type, theta) == ("yarn", 1.0) or (rope_type, head_dim) == ("dynamic", 2):
+            raise CheckpointError(
+                f"config.json: rope_theta {theta:g}, head_dim {head_dim}; {rope_type} has no frequencies for these"
+            )
         return cls(
             head_dim=head_dim,
-            theta=_theta(hf, parameters),
+            theta=theta,
             rope_type=rope_type,
             factor=factor,
             trained_positions=max_position_embeddings,

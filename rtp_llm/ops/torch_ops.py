@@ -23,8 +23,7 @@ ACTIVATION: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "hardtanh": F.hardtanh, "hardsigmoid": F.hardsigmoid, "hardswish": F.hardswish, "logsigmoid": F.logsigmoid,
     "tanhshrink": F.tanhshrink,
 }  # fmt: skip
-
-
+_OF_A_CPU = "is for a CPU without torch: say --device cpu and leave out --backend torch"
 # The fields of a batch that are arrays.
 _UPLOADED = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "prompt_lens", "seen_lens", "wanted")
 _PART = 4 << 20  # numbers of a weight that are moved at once
@@ -50,15 +49,12 @@ class TorchOps:
 
     def fork(self, quantization: Quantization = "none", parts: int = 3) -> "TorchOps":
         if quantization != "none":
-            raise ConfigError(
-                f"quantization {quantization} is for a CPU without torch: leave out --backend torch",
-                param="quantization",
-            )
+            raise ConfigError(f"quantization {quantization} {_OF_A_CPU}", param="quantization")
         return self
 
     def matrix(self, weight: FloatArray | QuantizedWeight) -> torch.Tensor:
         if isinstance(weight, QuantizedWeight):
-            raise ConfigError("the checkpoint's weights are in 8 bits: leave out --backend torch", param="backend")
+            raise ConfigError(f"the checkpoint's weights are in 8 bits, which {_OF_A_CPU}", param="backend")
         return self._put(weight)
 
     def vector(self, values: FloatArray) -> torch.Tensor:

@@ -45,10 +45,13 @@ class Report:
 
 
 def quantize(config: EngineConfig, target: Path, options: Options) -> Report:
-    """Write `target`, which is not there or empty; CheckpointError or ConfigError say what stands in the way."""
+    """Write `target`, which is not there or empty; CheckpointError or ConfigError say what stands in the way.
+
+    On the CPU, also where there is a GPU: it alone computes in these 8 bits.
+    """
     _check(config, target)
     with resolved(config) as folder:
-        return _from(folder, config, target, options)
+        return _from(folder, replace(config, device="cpu"), target, options)
 
 
 def _from(folder: Path, config: EngineConfig, target: Path, options: Options) -> Report:
@@ -79,8 +82,10 @@ def _quantize(config: EngineConfig, model_config: ModelConfig, target: Path, opt
 
 
 def _check(config: EngineConfig, target: Path) -> None:
-    if config.backend == "torch":
-        raise ConfigError("backend torch does not compute in 8 bits: leave it out", param="backend")
+    if config.backend in ("torch", "triton"):
+        raise ConfigError(f"backend {config.backend} does not compute in 8 bits: leave it out", param="backend")
+    if config.device not in ("auto", "cpu"):
+        raise ConfigError(f"device {config.device} does not compute in 8 bits: leave it out", param="device")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ConfigError(f"{target} exists already; name a folder that is not there or empty", param="out")
 

@@ -283,6 +283,10 @@ def test_a_rope_of_the_default_type_stretches_nothing() -> None:
         ({"layer_types": ["full_attention", "linear_attention"]}, "are needed"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "use_sliding_window is not true"),
         ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "supported are default, linear, dynamic, yarn"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_theta": 1},
+            "rope_theta 1, .* yarn has no frequencies",
+        ),
         ({"rope_scaling": "yarn"}, "supported are default"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "supported are default"),
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope factor 0.5; a number of at least 1"),

@@ -16,6 +16,7 @@ from rtp_llm.engine.likeness import Likeness
 from rtp_llm.errors import CheckpointError, ConfigError, RtpError
 from rtp_llm.quantize import Options, Report, quantize
 from tests.models.test_qwen import save as save_qwen
+from tests.runtime.test_choices import pretend
 from tests.tasks.checkpoints import PAIRS, TEXTS, save, tokenizer
 from tests.tasks.routers import as_published, save_sparse
 from tests.verify.test_verify import HEAD
@@ -41,6 +42,13 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quantized(bert: Path) -> Path:
     run(bert, target := bert.parent / "bert-int8")
     return target
+
+
+def test_on_the_cpu_where_there_is_a_gpu(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, tmp_path, cuda=True)
+    assert run(bert, tmp_path / "int8").matrices
+    with pytest.raises(ConfigError, match="device cuda does not compute in 8 bits: leave it out"):
+        run(bert, tmp_path / "other", device="cuda")
 
 
 @pytest.mark.parametrize("backend", ["numpy", "native"])
