@@ -198,7 +198,7 @@ def _peak_meter(num_threads: int) -> tuple[Peak, Callable[[], None]]:
     """
     product = _numpy_gflops()
     try:
-        native = importlib.import_module("rtp_llm.ops.native_ops")
+        native = importlib.import_module("rtp_llm.ops.native_library")
         loop = float(native.measure_peak(num_threads, 0.3))
     except Exception as error:  # a benchmark must run without our kernels, whatever keeps them from loading
         print(f"our FMA loop cannot be run: {error}", file=sys.stderr)

@@ -204,7 +204,8 @@ def _save_references(family: str, name: str, compute: Callable[[int], tuple[Arra
 def _ours(family: str, length: int, threads: int) -> dict[str, Any]:
     from rtp_llm.checkpoint import open_tensors, read_json
     from rtp_llm.models import find_model_type, load_model
-    from rtp_llm.ops.native_ops import NativeOps, measure_peak
+    from rtp_llm.ops.native_library import measure_peak
+    from rtp_llm.ops.native_ops import NativeOps
 
     ops, folder = NativeOps(num_threads=threads), _folder(family)
     hf, before, started = read_json(folder, "config.json"), _megabytes("VmRSS:"), time.perf_counter()

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 
 from rtp_llm.core import Batch, FloatArray, Item, pack
 from rtp_llm.ops import Norm
-from rtp_llm.ops.native_library import measure_tile_peak
-from rtp_llm.ops.native_ops import NativeOps, measure_peak
+from rtp_llm.ops.native_library import measure_peak, measure_tile_peak
+from rtp_llm.ops.native_ops import NativeOps
 
 SHAPES = [
     (10, 384, 1536), (64, 384, 1536), (512, 384, 1536), (1024, 1536, 384), (512, 384, 1152), (512, 768, 3072),

@@ -39,8 +39,6 @@ from rtp_llm.ops.native_library import (
     PackedWeight,
     Table,
     load,
-    measure_peak,
-    measure_read_rate,
     usable,
 )
 from rtp_llm.ops.native_stream import (
@@ -64,8 +62,6 @@ from rtp_llm.ops.native_stream import (
 from rtp_llm.ops.numpy_ops import ACTIVATION, NumpyOps
 from rtp_llm.ops.self_check import failing_ops
 from rtp_llm.ops.weight_only import BITS, PARTS, ROUNDED, to_bf16
-
-__all__ = ["NativeOps", "measure_peak", "measure_read_rate"]
 
 logger = logging.getLogger(__name__)
 

@@ -131,11 +131,11 @@ def choose_device(config: EngineConfig) -> str | None:
         return config.device
     if any(driver.exists() for driver in _DRIVERS):
         try:
-            import_torch_loading = _import_torch_loading()
+            torch_loading = _import_torch_loading()
         except ConfigError as error:
             logger.warning("there is a GPU, but the CPU computes: %s", error.message)
             return None
-        if import_torch_loading.has_cuda():
+        if torch_loading.has_cuda():
             return "cuda"
     return None if config.backend == "auto" else "cpu"
 
