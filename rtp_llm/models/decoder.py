@@ -12,9 +12,9 @@ import numpy as np
 
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.core import Batch
-from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
+from rtp_llm.models import OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.decoder_config import DecoderConfig
-from rtp_llm.models.rope import RopeTables
+from rtp_llm.models.rope import RopeTables, RotaryModel
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
 _MATRICES = ("qkv", "out", "gate_up", "down")
@@ -81,7 +81,7 @@ class _Layer:
     down_norm: Norm | None
 
 
-class Decoder(Model):
+class Decoder(RotaryModel):
     """The decoder up to its last hidden states, after the final norm; heads belong to the tasks."""
 
     layers: list[_Layer]
@@ -111,10 +111,6 @@ class Decoder(Model):
         """Strictly from the checkpoint's tensors, with or without the `model.` prefix."""
         config = cls.read_config(hf)
         return cls(config, bind(source, parameters(config), prefixes=("model.",), ignore=IGNORED), ops)
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Positions count from 0; angles that the tables lack, of longer sequences, are computed for the batch."""
-        return self.rope_tables.prepare(batch)
 
     def __call__(
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None

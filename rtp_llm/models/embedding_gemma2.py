@@ -17,9 +17,9 @@ from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.config_files import activation
 from rtp_llm.core import Batch, FloatArray
 from rtp_llm.errors import CheckpointError
-from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
+from rtp_llm.models import OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.decoder_config import FULL, SLIDING, check_groups, integer, layer_types, window
-from rtp_llm.models.rope import Rope, RopeTables
+from rtp_llm.models.rope import Rope, RopeTables, RotaryModel
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
 _MATRICES = ("query_key", "out", "gate_up", "down", "widen")
@@ -133,7 +133,7 @@ class _Layer:
     v_norm: Norm
 
 
-class EmbeddingGemma2(Model):
+class EmbeddingGemma2(RotaryModel):
     """What goes into a layer is divided by the layers' scalars; what comes out, of `dimension` columns, is not."""
 
     layers: list[_Layer]
@@ -161,10 +161,6 @@ class EmbeddingGemma2(Model):
         config = EmbeddingGemma2Config.from_hf(hf)
         prefixes = ("model.", "language_model.")
         return cls(config, bind(source, parameters(config), prefixes=prefixes, ignore=IGNORED), ops)
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Positions count from 0; angles that the tables lack, of longer sequences, are computed for the batch."""
-        return self.rope_tables.prepare(batch)
 
     def __call__(
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None

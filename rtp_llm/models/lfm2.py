@@ -14,10 +14,10 @@ from rtp_llm.architectures import architecture_of
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
-from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
+from rtp_llm.models import OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.decoder import IGNORED
 from rtp_llm.models.decoder_config import FULL, check_groups, integer, is_causal
-from rtp_llm.models.rope import Rope, RopeTables
+from rtp_llm.models.rope import Rope, RopeTables, RotaryModel
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
 CONV = "conv"
@@ -146,7 +146,7 @@ class _Layer:
     down: Weight
 
 
-class Lfm2(Model):
+class Lfm2(RotaryModel):
     """The model up to its last hidden states, after the final norm.
 
     A prefix is not shared: a convolution behind it would need its last tokens' products, which nobody keeps.
@@ -183,10 +183,6 @@ class Lfm2(Model):
         config = cls.read_config(hf)
         needed = parameters(config)
         return cls(config, bind(source, needed, prefixes=("model.", "lfm2."), ignore=IGNORED), ops)
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Positions count from 0; angles that the tables lack, of longer sequences, are computed for the batch."""
-        return self.rope_tables.prepare(batch)
 
     def __call__(
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None

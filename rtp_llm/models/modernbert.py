@@ -11,9 +11,9 @@ from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.config_files import activation
 from rtp_llm.core import Batch
 from rtp_llm.errors import CheckpointError
-from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
+from rtp_llm.models import OnKeys, OnLayer, matrix_sources
 from rtp_llm.models.decoder_config import FULL, SLIDING, layer_types
-from rtp_llm.models.rope import Rope, RopeTables
+from rtp_llm.models.rope import Rope, RopeTables, RotaryModel
 from rtp_llm.models.sizes import read_sizes
 from rtp_llm.ops import Norm, Ops, Tensor, Weight, layer_norm, optional_vector
 
@@ -114,7 +114,7 @@ class _Layer:
     down_bias: Tensor | None
 
 
-class ModernBert(Model):
+class ModernBert(RotaryModel):
     """The encoder up to its last hidden states, after the final norm; heads belong to the tasks."""
 
     layers: list[_Layer]
@@ -136,10 +136,6 @@ class ModernBert(Model):
         """Strictly from the checkpoint's tensors, with or without the `model.` prefix of one with a head."""
         config = ModernBertConfig.from_hf(hf)
         return cls(config, bind(source, parameters(config), prefixes=("model.",), ignore=IGNORED), ops)
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Positions count from 0; angles that the tables lack, of longer sequences, are computed for the batch."""
-        return self.rope_tables.prepare(batch)
 
     def __call__(
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None

@@ -13,6 +13,7 @@ import numpy as np
 
 from rtp_llm.core import Batch, FloatArray
 from rtp_llm.errors import CheckpointError
+from rtp_llm.models import Model
 from rtp_llm.ops import Ops, Tensor
 
 _TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
@@ -214,6 +215,16 @@ class RopeTables:
         if isinstance(batch, LongBatch):
             return [ops.vector(rows) for rows in batch.cos_sin]
         return [ops.embed([(table, batch.position_ids)]) for table in self.tables]
+
+
+class RotaryModel(Model):
+    """A model with rotary positions."""
+
+    rope_tables: RopeTables
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Positions count from 0; angles that the tables lack, of longer sequences, are computed for the batch."""
+        return self.rope_tables.prepare(batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ import numpy as np
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, canonical_names
 from rtp_llm.core import Batch
 from rtp_llm.late_interaction import beside_encoder
-from rtp_llm.models import Model, OnKeys, OnLayer, gate_first, matrix_sources
-from rtp_llm.models.rope import Rope, RopeTables
+from rtp_llm.models import OnKeys, OnLayer, gate_first, matrix_sources
+from rtp_llm.models.rope import Rope, RopeTables, RotaryModel
 from rtp_llm.ops import Experts, Norm, Ops, Tensor, Weight, layer_norm, optional_vector
 
 _MATRICES = ("qkv", "out", "up", "down")
@@ -80,7 +80,7 @@ class _Layer:
     experts: Experts | None = None
 
 
-class RotaryBert(Model):
+class RotaryBert(RotaryModel):
     """The encoder up to its last hidden states; heads and poolers belong to the tasks.
 
     A subclass reads config.json, and says what its checkpoints call things: `prefixes` before every name of the
@@ -119,10 +119,6 @@ class RotaryBert(Model):
         needed = parameters(config, packed)
         ignored = (*IGNORED, *beside_encoder(hf))
         return cls(config, bind(source, needed, prefixes=cls.prefixes, renames=cls.renames, ignore=ignored), ops)
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Positions count from 0; angles that the table lacks, of longer sequences, are computed for the batch."""
-        return self.rope_tables.prepare(batch)
 
     def __call__(
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
