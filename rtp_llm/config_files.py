@@ -77,67 +77,76 @@ _WITH_TOWERS = {"embedding_gemma2": "embedding_gemma2_text"}
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 MODEL: dict[str, Kind] = {
-    **_all(_whole(1, _SIZE, nullable=False), "hidden_size num_attention_heads intermediate_size embedding_size"),
+    # Sizes, those first that null does not stand for.
     **_all(
         _whole(1, _SIZE, nullable=False),
-        "relative_attention_num_buckets dim hidden_dim n_heads d_model d_kv d_ff num_heads",
+        "hidden_size num_attention_heads intermediate_size embedding_size relative_attention_num_buckets dim "
+        "hidden_dim n_heads d_model d_kv d_ff num_heads block_ff_dim",
     ),
-    **_all(_whole(1, _SIZE), "num_key_value_heads head_dim num_labels n_embd n_layer n_head n_inner"),
-    **_all(_whole(1, _LAYERS), "num_hidden_groups inner_group_num"),
-    **_all(_whole(1, _SIZE), "attention_head_size pooler_hidden_size lora_rank"),
-    **_all(_whole(1, _SIZE), "embedding_dim hidden_size_per_layer_input global_head_dim num_global_key_value_heads"),
-    **_all(_whole(1, _SIZE), "conv_L_cache block_multiple_of"),
-    "block_ff_dim": _whole(1, _SIZE, nullable=False),
-    "block_ffn_dim_multiplier": _POSITIVE,
+    **_all(
+        _whole(1, _SIZE),
+        "num_key_value_heads head_dim num_labels n_embd n_head n_inner n_layer attention_head_size pooler_hidden_size "
+        "lora_rank embedding_dim hidden_size_per_layer_input global_head_dim num_global_key_value_heads conv_L_cache "
+        "block_multiple_of",
+    ),
+    **_all(
+        _whole(0, _SIZE),
+        "num_experts moe_top_k moe_every_n_layers type_vocab_size task_type_vocab_size conv_kernel_size",
+    ),
+    "position_buckets": _whole(-1, _SIZE),
+    # Numbers of layers.
+    **_all(_whole(1, _LAYERS, nullable=False), "num_hidden_layers n_layers num_layers"),
+    **_all(
+        _whole(1, _LAYERS),
+        "num_hidden_groups inner_group_num start_layer global_attn_every_n_layers sliding_window_pattern",
+    ),
+    "max_window_layers": _whole(0, _LAYERS),
     "full_attn_idxs": _NUMBERS,
-    "block_auto_adjust_ff_dim": _FLAG._replace(nullable=False),
-    "conv_bias": _FLAG,
-    **_all(_whole(1, _POSITIONS), "max_position_embeddings original_max_position_embeddings n_positions"),
-    **_all(_whole(1, _POSITIONS), "max_trained_positions"),
-    **_all(_whole(0, _SIZE), "num_experts moe_top_k moe_every_n_layers"),
-    **_all(_whole(1, _POSITIONS, nullable=False), "relative_attention_max_distance"),
-    **_all(_POSITIVE._replace(nullable=False), "layer_norm_eps rms_norm_eps norm_eps layer_norm_epsilon"),
-    **_all(_POSITIVE._replace(nullable=False), "query_pre_attn_scalar"),
-    **_all(_POSITIVE, "rope_theta rope_local_base_freq global_rope_theta local_rope_theta rotary_emb_base"),
-    **_all(_POSITIVE, "partial_rotary_factor rotary_scaling_factor"),
-    **_all(_POSITIVE._replace(nullable=False), "scale_emb scale_depth"),
-    "start_layer": _whole(1, _LAYERS),
     "cutoff_layers": Kind("a whole number, or a list of such", _are_whole),
-    **_all(_POSITIVE, "attn_logit_softcapping final_logit_softcapping temperature"),
-    "is_causal": _FLAG._replace(nullable=False),  # null would be true in some of transformers' attentions alone
-    **_all(_FLAG, "is_decoder is_gated_act add_cross_attention attention_bias mlp_bias norm_bias use_sliding_window"),
-    "output_hidden_states": _FLAG,
+    # Of tokens: positions, distances, ids.
+    **_all(
+        _whole(1, _POSITIONS),
+        "max_position_embeddings original_max_position_embeddings n_positions max_trained_positions",
+    ),
+    "relative_attention_max_distance": _whole(1, _POSITIONS, nullable=False),
+    "max_relative_positions": _whole(-1, _POSITIONS),
+    "vocab_size": _whole(1, _VOCABULARY, nullable=False),
+    **_all(_whole(0, _VOCABULARY), "local_attention sliding_window"),
+    "pad_token_id": _whole(-1, _VOCABULARY),
+    # Real numbers.
+    **_all(
+        _POSITIVE._replace(nullable=False),
+        "layer_norm_eps rms_norm_eps norm_eps layer_norm_epsilon query_pre_attn_scalar scale_emb scale_depth "
+        "lora_alpha",
+    ),
+    **_all(
+        _POSITIVE,
+        "rope_theta rope_local_base_freq global_rope_theta local_rope_theta rotary_emb_base partial_rotary_factor "
+        "rotary_scaling_factor attn_logit_softcapping final_logit_softcapping temperature block_ffn_dim_multiplier",
+    ),
+    # True or false. A null is_causal would be true in some of transformers' attentions alone.
+    **_all(_FLAG._replace(nullable=False), "is_causal block_auto_adjust_ff_dim"),
     **_all(
         _FLAG,
-        "tie_word_embeddings use_bidirectional_attention relative_attention share_att_key position_biased_input "
-        "use_task_id",
+        "is_decoder is_gated_act add_cross_attention attention_bias mlp_bias norm_bias conv_bias use_sliding_window "
+        "output_hidden_states tie_word_embeddings use_bidirectional_attention relative_attention share_att_key "
+        "position_biased_input use_task_id",
     ),
+    # Words. classifier_activation is of ModernBERT a name, of MobileBERT true or false.
     **_all(
         _TEXT,
-        "model_type hidden_act hidden_activation activation activation_function feed_forward_proj feed_forward_type "
-        "lora_task position_embedding_type classifier_pooling pooler_hidden_act norm_rel_ebd pooling clf_pooling",
+        "model_type hidden_act hidden_activation activation activation_function dense_act_fn feed_forward_proj "
+        "feed_forward_type lora_task position_embedding_type classifier_pooling clf_pooling pooling pooler_hidden_act "
+        "norm_rel_ebd sbert_ce_default_activation_function",
     ),
-    # Of ModernBERT a name, of MobileBERT true or false.
     "classifier_activation": Kind("a string", lambda value: isinstance(value, (str, bool))),
-    **_all(_TEXTS, "architectures layer_types lora_adaptations"),
-    **_all(_POSITIVE._replace(nullable=False), "lora_alpha"),
-    **_all(_OBJECT, "auto_map id2label rope_scaling rope_parameters sentence_transformers per_layer_config"),
-    "text_config": _OBJECT,
-    "vocab_size": _whole(1, _VOCABULARY, nullable=False),
-    **_all(_whole(1, _LAYERS, nullable=False), "num_hidden_layers n_layers num_layers"),
-    **_all(_whole(0, _SIZE), "type_vocab_size task_type_vocab_size"),
     "problem_type": Kind(f"one of {', '.join(_PROBLEMS)}", lambda value: value in _PROBLEMS),
-    "global_attn_every_n_layers": _whole(1, _LAYERS),
-    "local_attention": _whole(0, _VOCABULARY),
     "pos_att_type": _WORDS,
-    "position_buckets": _whole(-1, _SIZE),
-    "max_relative_positions": _whole(-1, _POSITIONS),
-    "conv_kernel_size": _whole(0, _SIZE),
-    "max_window_layers": _whole(0, _LAYERS),
-    "sliding_window_pattern": _whole(1, _LAYERS),
-    "sliding_window": _whole(0, _VOCABULARY),
-    "pad_token_id": _whole(-1, _VOCABULARY),
-    **_all(_TEXT, "sbert_ce_default_activation_function dense_act_fn"),
+    **_all(_TEXTS, "architectures layer_types lora_adaptations"),
+    **_all(
+        _OBJECT,
+        "auto_map id2label rope_scaling rope_parameters sentence_transformers per_layer_config text_config",
+    ),
 }
 ROPE: dict[str, Kind] = {
     **_all(_TEXT, "rope_type type"),
