@@ -109,6 +109,10 @@ class Model(Protocol):
     layers: Sequence[Any]
     matrices: Mapping[tuple[int, str], tuple[str, ...]]
 
+    @classmethod
+    def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "Model":
+        """By config.json, filled from the checkpoint's tensors, strictly: nothing missing, nothing left over."""
+
     def prepare(self, batch: Batch) -> Batch:
         """The packed batch with positions as this architecture counts them; on the host, before `Ops.upload`.
 
@@ -157,13 +161,13 @@ def find_model_type(flag: str, hf: Mapping[str, Any]) -> str:
     raise CheckpointError(f"config.json {says} {name!r}, which {why}")
 
 
-def model_class(model_type: str) -> Any:
-    """The class of a key in MODELS: a subclass of Model with a `load`, and mostly a `read_config`."""
+def model_class(model_type: str) -> type[Model]:
+    """The class of a key in MODELS."""
     module, name = MODELS[model_type]
-    return getattr(import_module(module), name)
+    found: type[Model] = getattr(import_module(module), name)
+    return found
 
 
 def load_model(model_type: str, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> Model:
-    """Build the architecture and fill its weights, strictly: nothing missing, nothing left over."""
-    model: Model = model_class(model_type).load(hf, source, ops)
-    return model
+    """The model of a key in MODELS, as `Model.load` says."""
+    return model_class(model_type).load(hf, source, ops)

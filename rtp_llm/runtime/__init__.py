@@ -154,7 +154,7 @@ def choose_dtype(config: EngineConfig, model_type: str, hf: Mapping[str, Any], d
         return config.act_type
     if str(hf.get("dtype", hf.get("torch_dtype"))) == "bfloat16":
         return "bf16"
-    return str(model_class(model_type).gpu_dtype)
+    return model_class(model_type).gpu_dtype
 
 
 def _import_torch_loading() -> Any:

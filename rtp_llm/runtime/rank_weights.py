@@ -13,6 +13,7 @@ from rtp_llm.checkpoint import TensorInfo, TensorSource
 from rtp_llm.core import FloatArray, Int8Array
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.models import model_class
+from rtp_llm.models.decoder import Decoder
 from rtp_llm.models.decoder_config import DecoderConfig
 
 _BY_ROWS = re.compile(r"(q|k|v|gate|up)_proj\.(weight|bias)$")
@@ -44,8 +45,9 @@ def config_of_rank(model_type: str, hf: Mapping[str, Any], size: int) -> dict[st
 
 def _config(model_type: str, hf: Mapping[str, Any]) -> DecoderConfig:
     """As the model reads it, with its own defaults for what config.json leaves out."""
-    config: DecoderConfig = model_class(model_type).read_config(hf)
-    return config
+    decoder = model_class(model_type)
+    assert issubclass(decoder, Decoder)
+    return decoder.read_config(hf)
 
 
 class RankSource:
