@@ -28,8 +28,6 @@ _FIRST_CALLS = {
     TaskType.CLASSIFY: ("/v1/classifier", '{"input": ["hello"], "labels": true}'),
     TaskType.TOKEN_CLASSIFY: ("/v1/classifier", '{"input": ["My name is Sarah and I live in London."]}'),
 }
-
-
 _CLOSING = 30.0  # seconds for the step that is being computed
 
 

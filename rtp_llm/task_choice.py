@@ -28,8 +28,6 @@ _TASKS_BY_FLAG = {
     "ALL_EMBEDDING": (TaskType.TOKENS,),
     "CUSTOM": (TaskType.CUSTOM,),
 }
-
-
 # By these a language model is told that reranks; of those whose prompt is known, the ones whose is another.
 _RERANKERS = ("rerank", "zerank")
 _ASKED_BY_NAME = ("Qwen3ForCausalLM", "GemmaForCausalLM")

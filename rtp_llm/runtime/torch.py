@@ -30,8 +30,6 @@ from rtp_llm.tasks import Task
 logger = logging.getLogger(__name__)
 
 _DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-
-
 # A device reads its weights as long as it computes so many tokens: a graph spares more time than a prefix of no more.
 _FEW_TOKENS = 256
 
