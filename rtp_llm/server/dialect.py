@@ -155,7 +155,7 @@ class Dialect(Generic[Body]):
         self, body: Body, request: Request, engine: EngineLike, info: ModelInfo, turns: Turns
     ) -> tuple[Response, bytes, float]:
         """The engine's answer, its rendering, and the seconds that this took."""
-        # Who may send no inputs is answered with nothing; the others' have been refused by now.
+        # No inputs come this far in Ollama's dialect alone, which answers them with nothing.
         response = await engine.run(request) if request.inputs else Response(outputs={}, num_tokens=[], truncated=[])
         _check_sparse(request, response)
         began = time.perf_counter()
