@@ -3,7 +3,9 @@
 RtpError
 ├── InvalidRequest        400   the body cannot be served as it is
 │   ├── InvalidInput      400   one of the inputs; a dialect says by which of its fields it came
+│   │   ├── InputTooLong  400   it has more tokens than the model reads, and may not be cut
 │   │   └── InputTooLarge 413   it is over a size limit
+│   ├── ContextLengthExceeded  400   that, by the field's own name
 │   ├── UnsupportedTask   400   this checkpoint does not do that
 │   └── UnknownModel      404   no model of that name
 ├── Unauthorized          401   no API key, or a wrong one
@@ -76,6 +78,19 @@ class InvalidInput(InvalidRequest):
     def at(self, place: str, cut: str) -> InvalidRequest:
         """The same under the name that the request's own fields give it."""
         return self.elsewhere(f"{place}{self.problem.replace(self.CUT, cut)}", param=place)
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """A text has more tokens than the model reads, and the request does not let it be cut."""
+
+    code = "context_length_exceeded"  # OpenAI's
+
+
+class InputTooLong(InvalidInput):
+    """One input has more tokens than the model reads, and the request does not let it be cut."""
+
+    code = ContextLengthExceeded.code
+    elsewhere = ContextLengthExceeded
 
 
 class UnsupportedTask(InvalidRequest):

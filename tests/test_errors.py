@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from rtp_llm.errors import InputTooLarge, InvalidInput, Overloaded, RtpError
+from rtp_llm.errors import InputTooLarge, InputTooLong, InvalidInput, Overloaded, RtpError
 from rtp_llm.server.errors import MethodNotAllowed
 from rtp_llm.server.tei.frame import EmptyInput
 
 MADE: list[RtpError] = [
     InvalidInput(3, " has 9 tokens; set " + InvalidInput.CUT),
     InputTooLarge(1, " has too many characters"),
+    InputTooLong(2, " has too many tokens"),
     Overloaded("full", retry_after=7.5),
     MethodNotAllowed("POST only", allow="POST"),
     EmptyInput("nothing"),

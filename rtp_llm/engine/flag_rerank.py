@@ -13,7 +13,7 @@ import numpy as np
 from rtp_llm.core import Input, Int32Array, Item, Params
 from rtp_llm.engine.pairs import naming, plain_ids, read_pairs, share
 from rtp_llm.engine.tokenizer import Tokenizer
-from rtp_llm.errors import InvalidInput, InvalidRequest
+from rtp_llm.errors import InputTooLong, InvalidRequest
 
 QUESTION = (
     "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "
@@ -49,7 +49,7 @@ class FlagRerank:
             body = whole[: max(0, room + len(end) - len(head))]
             passage.truncated |= len(body) < len(passage.input_ids)
             if passage.truncated and not params.truncate:
-                raise InvalidInput(index, f" is longer than the limit allows; shorten it, or set {InvalidInput.CUT}")
+                raise InputTooLong(index, f" is longer than the limit allows; shorten it, or set {InputTooLong.CUT}")
             passage.index, passage.input_ids = index, np.concatenate([head, body, end])
             items[index] = passage
         share(pairs, items, queries.__getitem__)
@@ -67,8 +67,8 @@ class FlagRerank:
     def _head(self, query: str, room: int, *, cuts: bool) -> Int32Array:
         ids, most = plain_ids(self._tokenizer, f"A: {query}"), room * 3 // 4
         if len(ids) > most and not cuts:
-            message = f" has a query of {len(ids)} tokens, the limit is {most}; shorten it, or set {InvalidInput.CUT}"
-            raise InvalidInput(0, message)
+            message = f" has a query of {len(ids)} tokens, the limit is {most}; shorten it, or set {InputTooLong.CUT}"
+            raise InputTooLong(0, message)
         return np.concatenate([self._start, ids[:most], self._break])
 
     def _room(self, max_tokens: int | None, question: int) -> int:

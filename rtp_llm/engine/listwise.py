@@ -10,7 +10,7 @@ import numpy as np
 
 from rtp_llm.core import Input, Int32Array, Item, Params
 from rtp_llm.engine.tokenizer import Tokenizer
-from rtp_llm.errors import CheckpointError, InvalidInput, InvalidRequest
+from rtp_llm.errors import CheckpointError, InputTooLong, InvalidInput, InvalidRequest
 
 DOCUMENT_MARK, QUERY_MARK = "<|embed_token|>", "<|rerank_token|>"
 MOST_DOCUMENTS = 125
@@ -75,13 +75,13 @@ class Listwise:
         return query, [text for text, _ in documents], is_cut or any(is_short for _, is_short in documents)
 
     def _cut(self, text: str, most: int, index: int, params: Params) -> tuple[str, bool]:
-        """Without the marks, and of its tokens the first, where it has more; InvalidInput where it is not to be cut."""
+        """Without the marks, and of its tokens the first, where it has more; InputTooLong where it is not to be cut."""
         text = _unmarked(text)
         tokens = self._tokenizer.tokens(text, add_special_tokens=False)
         if len(tokens) <= most:
             return text, False
         if not params.truncate:
-            raise InvalidInput(index, f" has {len(tokens)} tokens, the limit is {most}; shorten it, or set {{cut}}")
+            raise InputTooLong(index, f" has {len(tokens)} tokens, the limit is {most}; shorten it, or set {{cut}}")
         return text[: tokens[most - 1].stop], True
 
 

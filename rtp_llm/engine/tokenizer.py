@@ -22,7 +22,7 @@ from rtp_llm.engine.tokenizer_cuts import find_cuts
 from rtp_llm.engine.tokenizer_words import TokenWords, spans_of
 from rtp_llm.engine.tokens import Encoded, Framed, Token, check_ids, unicode_problem
 from rtp_llm.engine.truncation import longest_first, only_second
-from rtp_llm.errors import CheckpointError, ConfigError, InvalidInput, InvalidRequest, RequestTooLarge
+from rtp_llm.errors import CheckpointError, ConfigError, InputTooLong, InvalidInput, InvalidRequest, RequestTooLarge
 from rtp_llm.model_config import ModelConfig, sequence_limit
 
 logger = logging.getLogger(__name__)
@@ -314,7 +314,7 @@ class Tokenizer:
         if not params.truncate:
             of_both, which = (" with the other text of its pair", "one of them") if is_pair else ("", "it")
             problem = f" has at least {length} tokens{of_both} and the limit is {self.max_seq_len}; shorten or split"
-            raise InvalidInput(index, f"{problem} {which}, or set {InvalidInput.CUT}")
+            raise InputTooLong(index, f"{problem} {which}, or set {InputTooLong.CUT}")
 
     def _cut(
         self,

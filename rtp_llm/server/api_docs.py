@@ -71,7 +71,7 @@ def _operation(operation: dict[str, Any], routes: list[str]) -> Iterator[str]:
         yield f"Body: {' or '.join(links)}. Failures: {', '.join(_failing(operation))}."
         for name, example in body["examples"].items():
             yield from ("", f"{name[0].upper()}{name[1:]}:", *_fenced(example["value"]))
-    answer = operation["responses"]["200"].get("content", {}).get("application/json", {})
+    answer = operation["responses"].get("200", {}).get("content", {}).get("application/json", {})
     for example in answer.get("examples", {}).values():
         yield from ("", "Answer:" if not body else "Answer to the first:", *_fenced(example["value"]))
 
@@ -139,9 +139,10 @@ def _errors() -> Iterator[str]:
     yield from (f"| {status} | {text} |" for status, text in FAILURES.items())
     yield from (
         "",
-        "Each dialect tells of them in its own form. `GET` routes, and paths that are not served, use the first;",
+        "Each dialect tells of them in its own form. `GET` routes, and paths that are not served, use the first, but",
+        "for those of TEI, Ollama and Weaviate; what is no HTTP request at all does too (400, and 431 for a head over",
+        "the limit).",
     )
-    yield "what is no HTTP request at all does too (400, and 431 for a head over the limit)."
     for form, type_ in FORMS.items():
         yield from (
             "",

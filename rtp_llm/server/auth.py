@@ -1,9 +1,11 @@
-"""API keys: who may ask, by `Authorization: Bearer KEY`, `x-api-key: KEY` or `api-key: KEY`.
+"""API keys: who may ask, by `Authorization: Bearer KEY`, `x-api-key: KEY` or `api-key: KEY`; or as a password.
 
 Open without a key are the probes, which load balancers and orchestrators ask, and the pages and their description,
 which are the same on every server. All else needs one, the metrics too: they tell of the model and of its traffic.
 """
 
+import base64
+import binascii
 import hashlib
 import hmac
 import logging
@@ -15,11 +17,11 @@ from pathlib import Path
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError, Unauthorized
-from rtp_llm.server import rtp
+from rtp_llm.server import rtp, weaviate
 
 logger = logging.getLogger(__name__)
 
-OPEN_PROBES = frozenset({*rtp.HEALTH_PATHS, *rtp.LIVENESS_PATHS, "/ping"})
+OPEN_PROBES = frozenset({*rtp.HEALTH_PATHS, *rtp.LIVENESS_PATHS, *weaviate.PROBES, "/ping"})
 OPEN_PAGES = frozenset({"/", "/docs", "/openapi.json"})
 # Azure's clients send api-key, Anthropic's and many gateways x-api-key.
 _KEY_HEADERS = (b"x-api-key", b"api-key")
@@ -126,9 +128,20 @@ def _checked(key: str, where: str) -> bytes:
 def _given(headers: Mapping[bytes, bytes]) -> list[bytes]:
     """The key of each header that has one: clients that insist on a bearer send a made-up one beside the right one."""
     scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
-    bearer = credentials if scheme.lower() == b"bearer" else b""
-    found = [bearer, *(headers.get(name, b"") for name in _KEY_HEADERS)]
+    if scheme.lower() == b"basic":
+        credentials = _password(credentials)
+    elif scheme.lower() != b"bearer":
+        credentials = b""
+    found = [credentials, *(headers.get(name, b"") for name in _KEY_HEADERS)]
     return [key.strip() for key in found if key.strip()]
+
+
+def _password(credentials: bytes) -> bytes:
+    """The password of Basic credentials, whatever the user's name; what an address as http://any:KEY@host sends."""
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
 
 
 def _digest(key: bytes) -> bytes:

@@ -14,6 +14,7 @@ from rtp_llm.server.engine_like import EngineLike
 Body = TypeVar("Body")
 
 MODEL_HEADER = b"x-model"
+LATEST = ":latest"  # what Ollama's clients may put behind a name that has no other tag
 ModelName: TypeAlias = Annotated[
     str | None,
     Meta(
@@ -106,13 +107,14 @@ class Catalog:
         return not self.draining and self.can_answer
 
     def find(self, name: str) -> EngineLike:
-        """The model of this name or alias; UnknownModel lists those that there are."""
-        for engine in self.engines:
-            info = engine.info()
-            if name == info.name or name in info.aliases:
-                return engine
+        """The model of this name or alias, with LATEST or without; UnknownModel lists those that there are."""
+        for spelling in (name, name.removesuffix(LATEST), name + LATEST):
+            for engine in self.engines:
+                info = engine.info()
+                if spelling == info.name or spelling in info.aliases:
+                    return engine
         served = ", ".join(repr(engine.info().name) for engine in self.engines)
-        raise UnknownModel(f"no model is called {name[:200]!r}; this server serves {served}", param="model")
+        raise UnknownModel(f"model {name[:200]!r} not found; this server serves {served}", param="model")
 
     def asked(self, name: str | None, headers: Mapping[bytes, bytes]) -> EngineLike | None:
         """The model that a body's `model` or the header names; None where neither does; UnknownModel."""

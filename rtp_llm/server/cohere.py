@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import msgspec
-import numpy as np
 import orjson
 from msgspec import Meta
 
@@ -17,7 +16,7 @@ from rtp_llm.server.checks import as_asked, check_count, check_dimensions, check
 from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.prompts import prompt_for
 from rtp_llm.server.scheduling import BodyPriority
-from rtp_llm.server.vectors import SCALED, VECTORS_A_PIECE, check_type, encoder, finite
+from rtp_llm.server.vectors import SCALED, arrays, check_type, encoder
 
 PATH, OLD_PATH = "/v2/embed", "/v1/embed"
 _WANTED = one_of(TaskType.DENSE)
@@ -161,15 +160,8 @@ def render_old(body: CohereEmbedBody, response: Response, info: ModelInfo) -> It
 
 
 def _vectors(kind: str, response: Response) -> Iterator[bytes]:
-    """[[…], …], some rows at a time."""
-    rows = np.ascontiguousarray(response.outputs[TaskType.DENSE], "<f4")
     encode = encoder("float", "base64") if kind == "base64" else encoder(kind, None)
-    opening = b"["
-    for start in range(0, len(rows), VECTORS_A_PIECE):
-        piece = enumerate(rows[start : start + VECTORS_A_PIECE], start)
-        yield opening + b",".join(encode(finite(row, index)) for index, row in piece)
-        opening = b","
-    yield b"]"
+    return arrays(response.outputs[TaskType.DENSE], encode)
 
 
 def _closing(body: CohereEmbedBody, response: Response, response_type: str) -> bytes:

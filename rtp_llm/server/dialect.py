@@ -155,7 +155,8 @@ class Dialect(Generic[Body]):
         self, body: Body, request: Request, engine: EngineLike, info: ModelInfo, turns: Turns
     ) -> tuple[Response, bytes, float]:
         """The engine's answer, its rendering, and the seconds that this took."""
-        response = await engine.run(request)
+        # No inputs come this far in Ollama's dialect alone, which answers them with nothing.
+        response = await engine.run(request) if request.inputs else Response(outputs={}, num_tokens=[], truncated=[])
         _check_sparse(request, response)
         began = time.perf_counter()
         pieces, on_thread = self.render(body, response, info), self.render_on_thread

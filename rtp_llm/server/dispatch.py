@@ -25,6 +25,8 @@ from rtp_llm.server import (
     infinity,
     model_list,
     nvidia,
+    ollama,
+    ollama_models,
     pages,
     rerank,
     reranker,
@@ -34,6 +36,7 @@ from rtp_llm.server import (
     tei,
     tokenize,
     vllm,
+    weaviate,
 )
 from rtp_llm.server.admission import Admission
 from rtp_llm.server.auth import KeyRing
@@ -41,7 +44,17 @@ from rtp_llm.server.body import read_body
 from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.cors import Cors
 from rtp_llm.server.engine_like import Elsewhere, EngineLike
-from rtp_llm.server.errors import SHUTTING_DOWN, ClientLeft, MethodNotAllowed, UnknownPath, as_rtp_error, error_headers
+from rtp_llm.server.errors import (
+    SHUTTING_DOWN,
+    ClientLeft,
+    ErrorForm,
+    MethodNotAllowed,
+    UnknownPath,
+    as_rtp_error,
+    error_headers,
+    openai_form,
+    plain_form,
+)
 from rtp_llm.server.exchange import Exchange
 from rtp_llm.server.route import ByModel, Choice, Quoted, Route, chosen
 from rtp_llm.server.service import Service
@@ -77,11 +90,18 @@ DIALECTS: dict[str, Route] = {
     **vllm.ROUTES,
     **dict.fromkeys(score.PATHS, score.SCORE),
     nvidia.PATH: nvidia.RANKING,
-    "/rerank": Choice({"texts": tei.RERANK}, rerank.RERANK),
+    "/rerank": Choice({"texts": tei.RERANK, "property": weaviate.RERANK}, rerank.RERANK),
+    ollama.PATH: ollama.EMBED,
+    ollama.OLD_PATH: ollama.EMBEDDINGS,
+    ollama_models.SHOW_PATH: ollama_models.SHOW,
+    weaviate.VECTORS_PATH: weaviate.VECTORS,
     "/": Quoted(_BY_BODY),
     "/invocations": _BY_BODY,
     "/vertex": tei.Vertex(_BY_BODY),
 }
+
+# How failures are told where no body is posted to; of Ollama's paths in its form, whether they are served or not.
+_FORMS = {**dict.fromkeys(tei.GET_PATHS, tei.error_form), **dict.fromkeys(weaviate.GET_PATHS, plain_form)}
 
 # A model's name may have a slash, as the hub's do; one that came as %2F is decoded by now.
 _AZURE = re.compile(r"/openai/(?:deployments/(?P<name>.+)|v1)/embeddings")
@@ -109,9 +129,10 @@ class Dispatcher:
         self._max_body_bytes, self._body_timeout = config.max_body_bytes, config.body_timeout
         own = [*pages.routes(), routing.Route("/metrics", self._metrics)]
         shared = (model_list.routes(catalog), infinity.routes(catalog), rtp.routes(catalog))
-        parts = (*shared, tei.get_routes(catalog, config), vllm.get_routes(catalog), own)
+        others = (ollama_models.routes(catalog), weaviate.get_routes(catalog))
+        parts = (*shared, *others, tei.get_routes(catalog, config), vllm.get_routes(catalog), own)
         self.routes = [route for part in parts for route in part]
-        self._paths = {*DIALECTS, *(route.path for route in self.routes if "{" not in route.path)}
+        self._paths = {*DIALECTS, *ollama.REFUSED, *(route.path for route in self.routes if "{" not in route.path)}
         self._process = process or ProcessMetrics()
         self._process.watch_health(catalog.is_healthy)
         self._exposition = elsewhere.exposition if elsewhere else self._own_exposition
@@ -153,8 +174,8 @@ class Dispatcher:
             exchange.metrics = self.catalog.only_metrics
             # Other methods too: who asks wrongly there is this dialect's client.
             exchange.error_form = posted.error_form
-        elif path in tei.GET_PATHS:
-            exchange.error_form = tei.error_form
+        else:
+            exchange.error_form = _form_of(path)
         route = posted if exchange.method == "POST" else None
         if exchange.method != "OPTIONS":
             self.keys.check(exchange.method, path, exchange.headers)
@@ -184,6 +205,9 @@ class Dispatcher:
 
     def _no_route(self, method: str, path: str, shown: str) -> InvalidRequest:
         """The error of a path and method that lead nowhere; `shown` is the path as its client knows it."""
+        refused = ollama.refusal(path)
+        if refused is not None:
+            return refused
         allowed = self._methods_of(path)
         if not allowed:
             return UnknownPath(f"nothing is served at {shown}; GET /docs lists the routes")
@@ -203,6 +227,11 @@ class Dispatcher:
 
     async def _own_exposition(self) -> bytes:
         return render(self._process, self.catalog.metrics)
+
+
+def _form_of(path: str) -> ErrorForm:
+    """How failures of a path are told that no dialect answers."""
+    return plain_form if path.startswith(ollama.PREFIX) else _FORMS.get(path, openai_form)
 
 
 def _renamed(exchange: Exchange, path: str) -> str:

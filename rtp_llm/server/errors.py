@@ -16,7 +16,16 @@ from collections.abc import Callable
 import msgspec
 import orjson
 
-from rtp_llm.errors import EngineFailure, InvalidRequest, NotReady, Overloaded, RtpError, Unauthorized, whole_seconds
+from rtp_llm.errors import (
+    ContextLengthExceeded,
+    EngineFailure,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    RtpError,
+    Unauthorized,
+    whole_seconds,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +67,12 @@ class MessageError(msgspec.Struct, kw_only=True):
     """Cohere's form."""
 
     message: str
+
+
+class PlainError(msgspec.Struct, kw_only=True):
+    """Ollama's and Weaviate's form."""
+
+    error: str
 
 
 class UnknownPath(InvalidRequest):
@@ -141,6 +156,12 @@ def shared_form(error: RtpError) -> tuple[int, bytes]:
     """Of paths that several clients share: OpenAI's, with Cohere's `message` and Voyage's `detail` beside it."""
     told = {"error": error_fields(error), "message": error.message, "detail": error.message}
     return error.status, orjson.dumps(told)
+
+
+def plain_form(error: RtpError) -> tuple[int, bytes]:
+    """Ollama's and Weaviate's: {"error": message}. By Ollama's own words its clients know what may be cut."""
+    too_long = "the input length exceeds the context length: " if isinstance(error, ContextLengthExceeded) else ""
+    return error.status, orjson.dumps({"error": too_long + error.message})
 
 
 def error_headers(error: RtpError) -> Headers:

@@ -11,15 +11,17 @@ import msgspec
 import orjson
 
 from rtp_llm.errors import RtpError
-from rtp_llm.server import cohere, infinity, model_list, rtp, tei, vllm
+from rtp_llm.server import cohere, infinity, model_list, ollama_models, rtp, tei, vllm, weaviate
 from rtp_llm.server.auth import OPEN_PAGES, OPEN_PROBES
 from rtp_llm.server.errors import (
     ErrorAnswer,
     ErrorForm,
     MessageError,
+    PlainError,
     SharedErrorAnswer,
     TeiError,
     openai_form,
+    plain_form,
     shared_form,
 )
 from rtp_llm.server.openapi_dialects import ROWS, Row, schema_of, types_of
@@ -44,17 +46,20 @@ FORMS: dict[ErrorForm, type] = {
     shared_form: SharedErrorAnswer,
     cohere.error_form: MessageError,
     frame.error_form: TeiError,
+    plain_form: PlainError,
 }
 _TYPES = (
     *(type_ for row in ROWS for type_ in types_of([*row.bodies, row.answer])),
     model_list.ModelList, model_list.ModelEntry, infinity.InfinityModels, TeiInfo, vllm.VersionAnswer,
-    vllm.LoadAnswer, *FORMS.values(),
+    vllm.LoadAnswer, ollama_models.OllamaTags, ollama_models.OllamaProcesses, ollama_models.OllamaVersion,
+    weaviate.MetaAnswer, *FORMS.values(),
 )  # fmt: skip
 _KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
     "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
 }
+_READY, _ALIVE = "Whether requests can be answered", "Whether the process answers at all"
 _MODEL = {
     "id": "all-MiniLM-L6-v2", "object": "model", "created": 1700000000, "owned_by": "rtp-llm", "dimension": 384,
     "max_model_len": 256, "tasks": ["dense"], "aliases": [], "weight_bytes": 90852864, "memory_bytes": 96206848,
@@ -78,6 +83,7 @@ class Operation:
 
     parameter  a part of the path
     query      may stand behind it
+    status     of an answer that is no failure
     """
 
     path: str
@@ -88,6 +94,7 @@ class Operation:
     body: dict[str, Any] | None = None
     parameter: str | None = None
     query: str | None = None
+    status: int = 200
     headers: tuple[str, ...] = ()
     failures: tuple[RtpError, ...] = ()
     forms: tuple[ErrorForm, ...] = (openai_form,)
@@ -115,7 +122,8 @@ def document() -> dict[str, Any]:
 
 def _operations() -> list[Operation]:
     posts = [_post(row, path) for row in ROWS for path in row.paths]
-    return sorted([*posts, *_models(), *_probes(), *_pages()], key=lambda one: list(TAGS).index(one.tag))
+    gets = (*_models(), *_of_ollama(), *_of_weaviate(), *_probes(), *_pages())
+    return sorted([*posts, *gets], key=lambda one: list(TAGS).index(one.tag))
 
 
 def _post(row: Row, path: str) -> Operation:
@@ -128,7 +136,7 @@ def _post(row: Row, path: str) -> Operation:
         summary=row.summary,
         body=_json(_any_of(row.bodies), row.examples),
         answer=_json(schema_of(row.answer, _ref), {"answer": row.answered}) | {kind: {} for kind in row.binary},
-        headers=timed if path not in ("/decode", "/vertex") else (),
+        headers=timed if path not in ("/decode", "/vertex", ollama_models.SHOW_PATH) else (),
         failures=tuple(SAMPLES.values()),
         forms=row.forms,
     )
@@ -165,19 +173,53 @@ def _models() -> list[Operation]:
     ]  # fmt: skip
 
 
+def _of_ollama() -> list[Operation]:
+    details = {"family": "bert", "families": ["bert"], "quantization_level": "F32"}
+    name = "all-MiniLM-L6-v2:latest"
+    listed = {"name": name, "model": name, "modified_at": "2026-11-30T18:30:00+00:00", "details": details}
+    loaded = listed | {"size": 96206848, "context_length": 256}
+    rows: list[tuple[str, str, type, dict[str, Any]]] = [
+        (ollama_models.TAGS_PATH, "The served models, as Ollama", ollama_models.OllamaTags,
+         {"models": [listed | {"size": 90852864}]}),
+        (ollama_models.PS_PATH, "The same, as Ollama tells of what is loaded", ollama_models.OllamaProcesses,
+         {"models": [loaded]}),
+        (ollama_models.VERSION_PATH, "The server's version, as Ollama", ollama_models.OllamaVersion,
+         {"version": "0.1.0"}),
+    ]  # fmt: skip
+    return [
+        Operation(path=path, method="get", tag="Ollama", summary=summary, answer=_json(_ref(type_), {"one": example}),
+                  failures=(UNAUTHORIZED,), forms=(plain_form,))
+        for path, summary, type_, example in rows
+    ]  # fmt: skip
+
+
+def _of_weaviate() -> list[Operation]:
+    meta = _json(_ref(weaviate.MetaAnswer), {"one": {"model": _MODEL}})
+    return [
+        Operation(path=weaviate.META_PATH, method="get", tag="Weaviate", summary="The model that answers", answer=meta,
+                  failures=(UNAUTHORIZED,), forms=(plain_form,)),
+        *(
+            Operation(path=path, method="get", tag="probes", summary=f"{summary}, for Weaviate", answer={}, status=204,
+                      failures=failures, forms=(plain_form,))
+            for path, summary, failures in (
+                (weaviate.READY_PATH, _READY, (NOT_READY,)), (weaviate.LIVE_PATH, _ALIVE, ()),
+            )
+        ),
+    ]  # fmt: skip
+
+
 def _probes() -> list[Operation]:
     ok = _json({"type": "string", "const": "ok"}, {"ok": "ok"})
-    ready, alive = "Whether requests can be answered", "Whether the process answers at all"
-    probes = dict.fromkeys(rtp.HEALTH_PATHS, ready) | dict.fromkeys(rtp.LIVENESS_PATHS, alive)
+    probes = dict.fromkeys(rtp.HEALTH_PATHS, _READY) | dict.fromkeys(rtp.LIVENESS_PATHS, _ALIVE)
     metrics = {"text/plain": {"schema": {"type": "string"}}}
     return [
         *(
             Operation(path=path, method=method, tag="probes", summary=summary, answer=ok,
-                      failures=(NOT_READY,) if summary == ready else ())
+                      failures=(NOT_READY,) if summary == _READY else ())
             for path, summary in probes.items()
             for method in ("get", "post")
         ),
-        Operation(path=tei.PING_PATH, method="get", tag="probes", summary=f"{ready}, for SageMaker", answer={},
+        Operation(path=tei.PING_PATH, method="get", tag="probes", summary=f"{_READY}, for SageMaker", answer={},
                   failures=(NOT_READY,), forms=(frame.error_form,)),
         Operation(path="/metrics", method="get", tag="probes", summary="Prometheus metrics", answer=metrics,
                   failures=(UNAUTHORIZED,)),
@@ -207,7 +249,7 @@ def _describe(operation: Operation) -> dict[str, Any]:
         "tags": [operation.tag],
         "summary": operation.summary,
         "parameters": [*_own_parameters(operation), *_parameters(operation)],
-        "responses": {"200": success} | _failures(operation),
+        "responses": {str(operation.status): success} | _failures(operation),
         # The empty one: a server without keys asks for none.
         "security": [] if operation.is_open else [{}, *({name: []} for name in _KEYS)],
     }

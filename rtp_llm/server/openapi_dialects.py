@@ -10,6 +10,8 @@ from rtp_llm.server import (
     custom,
     embeddings,
     nvidia,
+    ollama,
+    ollama_models,
     openai,
     rerank,
     reranker,
@@ -17,9 +19,10 @@ from rtp_llm.server import (
     similarity,
     tokenize,
     vllm,
+    weaviate,
 )
 from rtp_llm.server.entities import FoundEntity
-from rtp_llm.server.errors import ErrorForm, openai_form, shared_form
+from rtp_llm.server.errors import ErrorForm, openai_form, plain_form, shared_form
 from rtp_llm.server.tei import embed, frame, scores, tokens, vertex
 
 _TEXTS = ["a cat sat on the mat", "a dog lay on the rug"]
@@ -30,6 +33,7 @@ _BINARY = ("application/octet-stream", "application/x-npy")
 _USAGE = {"prompt_tokens": 16, "total_tokens": 16}
 
 _OPENAI, _SHARED, _TEI, _COHERE = (openai_form,), (shared_form,), (frame.error_form,), (cohere.error_form,)
+_PLAIN = (plain_form,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +135,12 @@ def _scores() -> list[Row]:
     }  # fmt: skip
     cohere_pair = {"the best": {**pair, "top_n": 1, "return_documents": True}}
     return [
-        Row(("/rerank",), "rerank", "Score documents for a query; with `texts`, in TEI's form",
-            (rerank.RerankBody, scores.TextsBody), _any(rerank.RerankAnswer, _array(scores.Rank)),
+        Row(("/rerank",), "rerank", "Score documents for a query; with `texts` as TEI, with `property` as Weaviate",
+            (rerank.RerankBody, scores.TextsBody, weaviate.PropertyRerankBody),
+            _any(rerank.RerankAnswer, _array(scores.Rank), weaviate.PropertyRerankAnswer),
             {"documents": pair, "texts (TEI)": {"query": _QUERY, "texts": _PANDA},
-             "top_k (Voyage)": {**pair, "top_k": 1}}, ranked, (shared_form, frame.error_form)),
+             "top_k (Voyage)": {**pair, "top_k": 1}, "property (Weaviate)": {**pair, "property": ""}},
+            ranked, (shared_form, frame.error_form, plain_form)),
         Row(("/v1/rerank",), "rerank", "Score documents for a query, as Jina, Voyage and vLLM", (rerank.RerankBody,),
             rerank.RerankAnswer, cohere_pair, ranked, _SHARED),
         Row(("/v2/rerank",), "rerank", "Score documents for a query, as Cohere", (rerank.RerankBody,),
@@ -254,7 +260,34 @@ def _tei() -> list[Row]:
     ]  # fmt: skip
 
 
-ROWS = (*_embeddings(), *_scores(), *_jina_and_nvidia(), *_tokens(), *_vllm(), *_tei())
+def _ollama_and_weaviate() -> list[Row]:
+    vector = [0.0132, -0.0871]
+    details = {"family": "bert", "families": ["bert"], "quantization_level": "F32"}
+    shown = {
+        "details": details, "capabilities": ["embedding"], "modified_at": "2026-11-30T18:30:00+00:00",
+        "model_info": {"general.architecture": "bert", "general.basename": "all-MiniLM-L6-v2",
+                       "bert.context_length": 256, "bert.embedding_length": 384},
+    }  # fmt: skip
+    return [
+        Row((ollama.PATH,), "Ollama", "A vector for each text, as Ollama", (ollama.OllamaEmbedBody,),
+            ollama.OllamaEmbedAnswer,
+            {"texts": {"model": "all-MiniLM-L6-v2:latest", "input": _TEXTS},
+             "fewer dimensions and tokens": {"input": "a text", "dimensions": 16, "options": {"num_ctx": 64}}},
+            {"model": "all-MiniLM-L6-v2", "embeddings": [vector], "total_duration": 4143917, "load_duration": 0,
+             "prompt_eval_count": 8}, _PLAIN),
+        Row((ollama.OLD_PATH,), "Ollama", "A vector as the model pools it, as Ollama's older clients",
+            (ollama.OllamaEmbeddingsBody,), ollama.OllamaEmbeddingsAnswer, {"a text": {"prompt": "a text"}},
+            {"embedding": [0.567, -0.291]}, _PLAIN),
+        Row((ollama_models.SHOW_PATH,), "Ollama", "A model, as Ollama", (ollama_models.ShowBody,),
+            ollama_models.ShowAnswer, {"a model": {"model": "all-MiniLM-L6-v2"}}, shown, _PLAIN),
+        Row((weaviate.VECTORS_PATH,), "Weaviate", "The vector of a text, or those of several", (weaviate.VectorsBody,),
+            _any(weaviate.VectorAnswer, weaviate.VectorsAnswer),
+            {"a text": {"text": "a text", "config": {"pooling_strategy": "masked_mean", "task_type": "passage"}},
+             "several": {"texts": _TEXTS}}, {"text": "a text", "vector": vector, "dim": 2}, _PLAIN),
+    ]  # fmt: skip
+
+
+ROWS = (*_embeddings(), *_scores(), *_jina_and_nvidia(), *_tokens(), *_vllm(), *_tei(), *_ollama_and_weaviate())
 
 
 def types_of(value: Any) -> list[type]:

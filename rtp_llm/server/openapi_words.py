@@ -6,8 +6,8 @@ from rtp_llm.server.tei.frame import EmptyInput
 
 ABOUT = """\
 Embeddings, rerankers and classifiers, as the clients of OpenAI, Cohere, Jina, Voyage, text-embeddings-inference,
-vLLM, Infinity and RTP-LLM ask. Bodies and answers are JSON; `Content-Type` is not looked at. A path may end with a
-slash. In bodies null means absent, and unknown fields are ignored.
+vLLM, Infinity, Ollama, Weaviate and RTP-LLM ask. Bodies and answers are JSON; `Content-Type` is not looked at. A
+path may end with a slash. In bodies null means absent, and unknown fields are ignored.
 
 Where several models are served, a request names one by the body's `model`, or by the header `X-Model`; one that
 names none goes to the first model that can do what it asks. The order of inputs is kept. `usage` counts the tokens
@@ -81,9 +81,13 @@ TAGS = {
     "vLLM": "As vLLM's and Infinity's clients ask.",
     "TEI": "As the clients of text-embeddings-inference ask, with its errors: 422 for a body that does not validate, "
     "424 for what the model does not do.",
+    "Ollama": "As Ollama's clients ask, who call every failure an `error`. A name may have `:latest` behind it. What "
+    "generates text, and what fetches or removes models, is refused with 400.",
+    "Weaviate": "As Weaviate's modules text2vec-transformers and reranker-transformers ask their inference containers.",
     "models": "Which models there are, and what they do.",
     "probes": "For load balancers, orchestrators and Prometheus. Health is `ok` or 503 with the reason: starting, "
-    "draining, dead. Liveness is `ok` as soon as the process answers. No probe needs a key; `/metrics` does.",
+    "draining, dead. Liveness is `ok` as soon as the process answers. Weaviate's say the same by 204 and 503. No probe "
+    "needs a key; `/metrics` does.",
     "pages": "The same on every server, so they need no key.",
 }
 
@@ -126,7 +130,7 @@ FAILURES = {
 
 UNAUTHORIZED = errors.Unauthorized("an API key is needed: send the header Authorization: Bearer KEY")
 NOT_READY = errors.NotReady("the model is loading: try again in a moment")
-UNKNOWN_MODEL = errors.UnknownModel("no model is called 'other'; this server serves 'bge-m3'", param="model")
+UNKNOWN_MODEL = errors.UnknownModel("model 'other' not found; this server serves 'bge-m3'", param="model")
 # What a POST with a body can fail with, by what happened. Each form makes its own status and body of it.
 SAMPLES: dict[str, errors.RtpError] = {
     "malformed": errors.InvalidRequest("the body is not valid JSON: it ends too early (byte 12)"),

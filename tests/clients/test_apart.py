@@ -4,6 +4,7 @@ Each is called by a script that prints what the client's own objects hold.
 """
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rtp_llm import __version__
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import Request, Response
 from rtp_llm.errors import NotReady, Overloaded
 from tests.conftest import LABELS
 from tests.real_server import ROOT
 from tests.server.client_table import shows
-from tests.server.conftest import running_server
+from tests.server.conftest import Address, running_server
 from tests.server.fake_engine import FakeEngine, vector_of
 from tests.server.rtp_clients import Served
 
@@ -46,6 +48,14 @@ def called(command: list[str | Path], **given: Any) -> Any:
 
 def script(name: str) -> Path:
     return Path(__file__).with_name(name)
+
+
+def node(name: str, address: Address) -> Any:
+    """What a script of node prints of the server at this address."""
+    program = shutil.which("node")
+    assert program is not None, "node is not installed"
+    assert NODE.is_dir(), f"{NODE} is not there: make clients"
+    return called([program, script(name)], dense=address.url, node=f"{NODE.parent}/package.json")
 
 
 def best(served: Served, count: int) -> list[list[Any]]:
@@ -85,10 +95,11 @@ def test_langchain_hugging_face(dense: Served) -> None:
 
 @shows("haystack-ai", "OpenAITextEmbedder, OpenAIDocumentEmbedder", "/v1/embeddings")
 @shows("cohere-haystack", "CohereTextEmbedder, CohereDocumentEmbedder, CohereRanker", "/v2/embed, /v2/rerank")
+@shows("ollama-haystack", "OllamaTextEmbedder, OllamaDocumentEmbedder", "/api/embed")
 def test_haystack(dense: Served, reranker: Served) -> None:
     answer = called([PYTHON, script("call_haystack.py")], dense=url(dense), reranker=url(reranker))
-    expected = dense.model.embed(TEXTS)
-    for name in ("openai", "cohere"):
+    for name in ("openai", "cohere", "ollama"):
+        expected = dense.model.embed(TEXTS, normalize=True if name == "ollama" else None)
         same(answer[name], expected)
         same(answer[f"{name}_text"], expected[0])
     assert answer["ranks"] == best(reranker, 2)
@@ -134,17 +145,26 @@ class Busy(FakeEngine):
         return await super().run(request)
 
 
+@shows("ollama (node)", "embed, embeddings, list, show, version", "/api/embed, /api/embeddings, /api/tags, …")
+def test_ollama_node() -> None:
+    engine = FakeEngine()
+    with running_server(engine) as address:
+        answer = node("call_ollama.mjs", address)
+    np.testing.assert_array_equal(np.float32(answer["vectors"]), [vector_of(text) for text in TEXTS])
+    np.testing.assert_array_equal(np.float32(answer["older"]), vector_of(TEXTS[0]))
+    assert np.shape(answer["sliced"]) == (2, 4) and [r.params.normalize for r in engine.requests] == [True, True, False]
+    assert answer["models"] == answer["running"] == ["fake/model:latest"]
+    assert answer["shown"]["bert.embedding_length"] == 8 and answer["version"] == __version__
+    assert answer["refused"]["status"] == 400 and "does not support /api/chat" in answer["refused"]["message"]
+
+
 @shows(
     "openai (node)", "embeddings.create (default: base64; float), models.list; retries on 429 and 503", "/v1/embeddings"
 )
 def test_openai_node() -> None:
-    import shutil
-
-    node, engine = shutil.which("node"), Busy()
-    assert node is not None, "node is not installed"
-    assert NODE.is_dir(), f"{NODE} is not there: make clients"
+    engine = Busy()
     with running_server(engine) as address:
-        answer = called([node, script("call_openai.mjs")], dense=address.url, node=f"{NODE.parent}/package.json")
+        answer = node("call_openai.mjs", address)
     expected = [vector_of(text) for text in TEXTS]
     np.testing.assert_array_equal(np.float32(answer["vectors"]), expected)
     np.testing.assert_array_equal(np.float32(answer["float"]), expected)

@@ -37,6 +37,10 @@ def post(
         (VECTORS, "/v1/embeddings/similarity", {"left": [SHORT, LONG], "right": [LONG]}, "left[1],right[0]"),
         (VECTORS, "/rerank", {"query": LONG, "documents": [SHORT, LONG]}, "query,documents[1]"),
         (VECTORS, "/score", {"text_1": SHORT, "text_2": [SHORT, LONG]}, "text_2[1]"),
+        (VECTORS, "/api/embed", {"input": [SHORT, LONG]}, "1"),
+        (VECTORS, "/api/embeddings", {"prompt": LONG}, "0"),
+        (VECTORS, "/vectors", {"text": LONG}, "0"),
+        (VECTORS, "/rerank", {"query": LONG, "documents": [SHORT, LONG], "property": ""}, "query,documents[1]"),
     ],
 )
 def test_a_header_says_what_was_cut(tasks: tuple[TaskType, ...], path: str, body: dict[str, Any], told: str) -> None:
@@ -98,6 +102,7 @@ def test_the_classifier_says_what_was_cut() -> None:
     [
         (LABELS, "/classify", {"input": SHORT}),
         ((TaskType.RERANK,), "/score", {"text_1": SHORT, "text_2": SHORT}),
+        (VECTORS, "/api/embed", {"input": SHORT}),
     ],
 )
 def test_a_request_may_refuse_to_be_cut(tasks: tuple[TaskType, ...], path: str, body: dict[str, Any]) -> None:
@@ -107,6 +112,20 @@ def test_a_request_may_refuse_to_be_cut(tasks: tuple[TaskType, ...], path: str, 
         assert answer.status_code == 200 and engine.requests[0].params.truncate is expected
     _, engine = post(tasks, path, config, **body, truncate=True)
     assert engine.requests[0].params.truncate is True
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/embeddings", {"prompt": SHORT}),
+        ("/vectors", {"text": SHORT}),
+        ("/rerank", {"query": SHORT, "documents": [SHORT], "property": ""}),
+    ],
+)
+def test_what_has_no_word_for_it_goes_by_the_option(path: str, body: dict[str, Any]) -> None:
+    for config, expected in ((CONFIG, True), (replace(CONFIG, auto_truncate=False), False)):
+        answer, engine = post(VECTORS, path, config, **body)
+        assert answer.status_code == 200 and engine.requests[0].params.truncate is expected
 
 
 def test_a_header_has_an_end() -> None:

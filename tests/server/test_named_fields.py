@@ -89,6 +89,14 @@ ROWS: list[tuple[str, dict[str, Any], str, str]] = [
     ("/vertex", {"instances": [{"inputs": GOOD}, {"inputs": [GOOD, BIG]}]}, "m3", "instances[1]: inputs[1]"),
     ("/", {"inputs": [GOOD, BIG]}, "m3", "inputs[1]"),
     ("/", {"input": [GOOD, BIG]}, "m3", "input[1]"),
+    ("/api/embed", {"input": [GOOD, BIG]}, "m3", "input[1]"),
+    ("/api/embed", {"input": BIG}, "m3", "input"),
+    ("/api/embeddings", {"prompt": BIG}, "m3", "prompt"),
+    ("/vectors", {"text": BIG}, "m3", "text"),
+    ("/vectors", {"texts": [GOOD, BIG]}, "m3", "texts[1]"),
+    ("/rerank", {**PAIR, "property": ""}, "reranker", "documents[1]"),
+    ("/rerank", {"query": BIG, "property": GOOD}, "m3", "query"),
+    ("/rerank", {"query": GOOD, "property": BIG}, "m3", "property"),
     ("/tokenize", {"prompt": BIG}, "m3", "prompt"),
     ("/tokenize", {"inputs": [GOOD, BIG]}, "m3", "inputs[1]"),
     ("/tokenizer/encode", {"prompt": BIG}, "m3", "prompt"),
@@ -131,7 +139,7 @@ def test_the_clients_own_field_of_what_is_too_much_together(
 
 
 def test_every_route_is_here() -> None:
-    assert {path for path, *_ in ROWS} == set(DIALECTS) - {"/v1/custom"}
+    assert {path for path, *_ in ROWS} == set(DIALECTS) - {"/v1/custom", "/api/show"}
 
 
 @pytest.mark.parametrize(
@@ -143,6 +151,8 @@ def test_every_route_is_here() -> None:
         ("/pooling", {"input": "a", "dimensions": 0}, 400),
         ("/v2/embed", {"texts": ["a"], "output_dimension": 0}, 400),
         ("/embed", {"inputs": "a", "dimensions": 0}, 422),
+        ("/api/embed", {"input": "a", "dimensions": 0}, 200),  # Go's clients send it where it is not set
+        ("/vectors", {"text": "a", "config": {"dimensions": 0}}, 400),
     ],
 )
 def test_no_dimensions(path: str, body: dict[str, Any], status: int, m3: Served) -> None:

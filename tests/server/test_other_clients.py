@@ -1,5 +1,6 @@
 """The clients of other servers, unchanged, against a real server over tiny random checkpoints."""
 
+import asyncio
 import gc
 from collections.abc import Iterator
 from typing import Any
@@ -250,6 +251,75 @@ def test_litellm_rerank(provider: str, litellm: Any, reranker: Served) -> None:
     more = {"api_base": base, "api_key": "unused", "return_documents": provider != "infinity"}
     answer = litellm.rerank(f"{provider}/m", QUERY, DOCUMENTS, top_n=2, **more)
     assert [(result["index"], result["relevance_score"]) for result in answer.results] == best(reranker, 2)
+
+
+@shows("ollama", "Client.embed, .embeddings, .list, .ps, .show", "/api/embed, /api/embeddings, /api/tags, …")
+def test_ollama(dense: Served) -> None:
+    sdk = client("ollama").Client(host=url(dense))
+    answer = sdk.embed("tiny:latest", TEXTS, options={"num_ctx": 512}, keep_alive="5m")
+    np.testing.assert_allclose(answer.embeddings, vectors(dense, normalize=True), atol=1e-6)
+    assert (answer.model, answer.prompt_eval_count) == ("tiny", 13) and answer.total_duration > 0
+    sliced = sdk.embed("tiny", TEXTS, dimensions=16, truncate=True).embeddings
+    np.testing.assert_allclose(sliced, vectors(dense, normalize=True, dimensions=16), atol=1e-6)
+    plain = sdk.embeddings("tiny", TEXTS[0]).embedding
+    np.testing.assert_allclose(plain, vectors(dense, normalize=False)[0], atol=1e-5)
+    assert sdk.embed("tiny").embeddings == []
+    assert [entry.model for entry in sdk.list().models] == ["tiny:latest"]
+    assert [entry.name for entry in sdk.ps().models] == ["tiny:latest"]
+    shown = sdk.show("tiny")
+    assert (shown.capabilities, shown.modelinfo["bert.embedding_length"]) == (["embedding"], 32)
+
+
+@shows("ollama", "AsyncClient.embed", "/api/embed")
+def test_ollama_async(dense: Served) -> None:
+    sdk = client("ollama").AsyncClient(host=url(dense))
+
+    async def embed() -> Any:
+        answers = await asyncio.gather(*(sdk.embed("tiny", text) for text in TEXTS))
+        await sdk.close()
+        return [answer.embeddings[0] for answer in answers]
+
+    np.testing.assert_allclose(asyncio.run(embed()), vectors(dense, normalize=True), atol=1e-6)
+
+
+def test_ollama_errors(dense: Served) -> None:
+    ollama = client("ollama")
+    sdk = ollama.Client(host=url(dense))
+    with pytest.raises(ollama.ResponseError, match="the input length exceeds the context length") as caught:
+        sdk.embed("tiny", "so sunny " * 60, truncate=False)
+    assert caught.value.status_code == 400
+    with pytest.raises(ollama.ResponseError, match="does not support /api/chat"):
+        sdk.chat("tiny", [{"role": "user", "content": "hi"}])
+    with pytest.raises(ollama.ResponseError, match="does not support /api/pull"):
+        next(iter(sdk.pull("tiny", stream=True)))
+
+
+@shows("langchain-ollama", "OllamaEmbeddings(validate_model_on_init=True)", "/api/embed, /api/tags")
+def test_langchain_ollama(dense: Served) -> None:
+    embeddings = client("langchain_ollama").OllamaEmbeddings
+    for name in ("tiny", "tiny:latest"):
+        own = embeddings(model=name, base_url=url(dense), validate_model_on_init=True)
+        np.testing.assert_allclose(own.embed_documents(TEXTS), vectors(dense, normalize=True), atol=1e-6)
+        np.testing.assert_allclose(own.embed_query(TEXTS[0]), vectors(dense, normalize=True)[0], atol=1e-6)
+    assert own.embed_documents([]) == []
+    with pytest.raises(ValueError, match="`llama3` not found"):
+        embeddings(model="llama3", base_url=url(dense), validate_model_on_init=True)
+
+
+@shows("llama-index-embeddings-ollama", "OllamaEmbedding", "/api/embed")
+def test_llama_index_ollama(dense: Served) -> None:
+    embedding = client("llama_index.embeddings.ollama").OllamaEmbedding(model_name="tiny", base_url=url(dense))
+    np.testing.assert_allclose(embedding.get_text_embedding_batch(TEXTS), vectors(dense, normalize=True), atol=1e-6)
+    np.testing.assert_allclose(embedding.get_query_embedding(TEXTS[0]), vectors(dense, normalize=True)[0], atol=1e-6)
+
+
+@shows("litellm", "embedding(ollama/…), get_model_info", "/api/embed, /api/show")
+def test_litellm_ollama(litellm: Any, dense: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = litellm.embedding("ollama/tiny", TEXTS, api_base=url(dense))
+    np.testing.assert_allclose([item["embedding"] for item in answer.data], vectors(dense, normalize=True), atol=1e-6)
+    assert answer.usage.prompt_tokens == 13
+    monkeypatch.setenv("OLLAMA_API_BASE", url(dense))
+    assert litellm.get_model_info("ollama/tiny")["max_input_tokens"] == 64
 
 
 def test_the_page_is_current() -> None:

@@ -151,7 +151,7 @@ def test_an_unknown_name_is_404_in_the_dialects_own_form(
     told = answer.json()
     for key in place:
         told = told[key]
-    message = "no model is called 'gpt-4'; this server serves 'first', 'ranker', 'labels', 'second'"
+    message = "model 'gpt-4' not found; this server serves 'first', 'ranker', 'labels', 'second'"
     assert message in str(told)
 
 
@@ -210,7 +210,7 @@ def test_nvidias_path_names_a_model(
     answer = client.post(f"/v1/retrieval/{name}/reranking", json=body)
     assert asked(engines) == ([found] if found else [])
     if not found:
-        assert answer.status_code == 404 and f"no model is called {model or name!r}; this server serves" in answer.text
+        assert answer.status_code == 404 and f"model {model or name!r} not found; this server serves" in answer.text
 
 
 def test_health_is_that_of_all(client: httpx.Client, engines: dict[str, FakeEngine]) -> None:

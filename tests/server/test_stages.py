@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 STAGES = ["tokenize", "queue", "compute", "encode", "total"]
 TEXTS = ["the weather", "is lovely"]
 BODIES = {path: next(iter(row.examples.values())) for row in ROWS for path in row.paths}
-NO_MODEL = {"/tokenize", "/detokenize", "/decode", "/tokenizer/encode"}
+NO_MODEL = {"/tokenize", "/detokenize", "/decode", "/tokenizer/encode", "/api/show"}
 RAN = sorted(set(DIALECTS) - NO_MODEL - {"/v1/custom"})
 BY_CLASSIFIER = {"/classify", "/predict", "/v1/classifier"}
 

@@ -40,6 +40,12 @@ def told_as_tei(answer: dict[str, Any]) -> str:
     return str(answer["error"])
 
 
+def told_plainly(answer: dict[str, Any]) -> str:
+    assert set(answer) == {"error"}
+    assert isinstance(answer["error"], str)
+    return answer["error"]
+
+
 DIALECTS: dict[str, tuple[Callable[[dict[str, Any]], str], dict[str, Any]]] = {
     "/v1/embeddings": (told_to_all, {"input": ["a"]}),
     "/v1/embeddings/similarity": (told_as_openai, {"left": ["a"], "right": ["b"]}),
@@ -60,6 +66,9 @@ DIALECTS: dict[str, tuple[Callable[[dict[str, Any]], str], dict[str, Any]]] = {
     "/predict": (told_as_tei, {"inputs": "a"}),
     "/invocations": (told_as_tei, {"inputs": "a"}),
     "/vertex": (told_as_tei, {"instances": [{"inputs": "a"}]}),
+    "/api/embed": (told_plainly, {"input": ["a"]}),
+    "/api/embeddings": (told_plainly, {"prompt": "a"}),
+    "/vectors": (told_plainly, {"text": "a"}),
 }
 
 
@@ -140,6 +149,7 @@ LOOKUPS: dict[str, tuple[Callable[[dict[str, Any]], str], dict[str, Any]]] = {
     "/tokenizer/encode": (told_as_openai, {"prompt": "a"}),
     "/detokenize": (told_as_openai, {"tokens": [1]}),
     "/decode": (told_as_tei, {"ids": [1]}),
+    "/api/show": (told_plainly, {}),
 }
 OF_THE_MODEL = {"unsupported", "overloaded", "failed", "unforeseen", "not ready", "late"}
 
@@ -158,6 +168,8 @@ def test_failures_of_lookups(path: str, name: str) -> None:
 GETS = {
     "/info": told_as_tei, "/ping": told_as_tei, "/v1/models": told_as_openai, "/models": told_as_openai,
     "/version": told_as_openai, "/health": told_as_openai, "/nowhere": told_as_openai,
+    "/api/tags": told_plainly, "/api/ps": told_plainly, "/api/version": told_plainly, "/api/nowhere": told_plainly,
+    "/meta": told_plainly, "/.well-known/ready": told_plainly,
 }  # fmt: skip
 KEYED = replace(CONFIG, api_key=("k",))
 
@@ -166,12 +178,17 @@ KEYED = replace(CONFIG, api_key=("k",))
     ("path", "case"),
     [
         *((path, Case(status=401, method="GET", config=KEYED)) for path in ("/info", "/v1/models", "/models")),
-        *((path, Case(status=405, method="PUT")) for path in GETS if path != "/nowhere"),
+        *((path, Case(status=401, method="GET", config=KEYED)) for path in ("/api/tags", "/api/nowhere", "/meta")),
+        *((path, Case(status=405, method="PUT")) for path in GETS if not path.endswith("nowhere")),
         ("/info", Case(status=404, method="GET", engines=2, headers={"x-model": "other"})),
         ("/info?model=other", Case(status=404, method="GET", engines=2)),
         ("/v1/models/other", Case(status=404, method="GET")),
-        ("/nowhere", Case(status=404, method="GET")),
-        *((path, Case(status=503, method="GET", not_ready="starting")) for path in ("/ping", "/health")),
+        ("/meta", Case(status=404, method="GET", engines=2, headers={"x-model": "other"})),
+        *((path, Case(status=404, method="GET")) for path in ("/nowhere", "/api/nowhere")),
+        *(
+            (path, Case(status=503, method="GET", not_ready="starting"))
+            for path in ("/ping", "/health", "/.well-known/ready")
+        ),
     ],
 )
 def test_failures_of_gets(path: str, case: Case) -> None:
@@ -208,7 +225,7 @@ def test_a_wrong_method_is_told_by_the_path_that_was_sent(path: str) -> None:
 def test_the_root_tells_as_the_body_speaks(body: dict[str, Any], told: Callable[[dict[str, Any]], str]) -> None:
     """Also where the model that would tell what is meant by it is not there."""
     answer = ask(Case(status=404, engines=2), "/", {**body, "model": "other"})
-    assert answer.status_code == 404 and "no model is called 'other'" in told(answer.json())
+    assert answer.status_code == 404 and "model 'other' not found" in told(answer.json())
 
 
 @pytest.mark.parametrize("path", DIALECTS)

@@ -76,6 +76,10 @@ ROUTES: list[tuple[str, dict[str, Any], set[str]]] = [
     ("/invocations", {"query": "q", "texts": TEXTS}, {"ranker"}),
     ("/invocations", {"inputs": "a"}, READERS),
     ("/vertex", {"instances": [{"inputs": "a"}]}, READERS),
+    ("/api/embed", EMBED, {"dense", "m3"}),
+    ("/api/embeddings", {"prompt": "a"}, {"dense", "m3"}),
+    ("/vectors", {"text": "a"}, {"dense", "m3"}),
+    ("/rerank", {**PAIR, "property": ""}, {"ranker"}),
     ("/", {"inputs": "a"}, READERS),
     ("/", {"inputs": {"source_sentence": "a", "sentences": TEXTS}}, {"dense", "m3"}),
     ("/", {"query": "q", "texts": TEXTS}, {"ranker"}),
@@ -83,7 +87,7 @@ ROUTES: list[tuple[str, dict[str, Any], set[str]]] = [
     ("/", SIDES, {"dense", "m3"}),
 ]
 # What any model can tell is told by the first; `custom` needs a module.
-OF_THE_FIRST = {"/tokenize", "/tokenizer/encode", "/detokenize", "/decode"}
+OF_THE_FIRST = {"/tokenize", "/tokenizer/encode", "/detokenize", "/decode", "/api/show"}
 
 
 class Asked(FakeEngine):
@@ -145,7 +149,7 @@ def test_every_route_has_a_row_here_and_in_the_docs() -> None:
     assert shown == set(DIALECTS)
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `/")]
-    assert {path for row in rows for path in re.findall(r"`(/[\w/-]*)", row)} >= set(DIALECTS) | {"/info"}
+    assert {path for row in rows for path in re.findall(r"`(/[\w/-]*)", row)} >= set(DIALECTS) | {"/info", "/meta"}
 
 
 class Silent(Asked):
