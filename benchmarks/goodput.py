@@ -2,8 +2,8 @@
 
 The capacity is what 32 connections in closed loop get. Then single queries or passages are due as they please (Poisson)
 at some multiples of it, each with a deadline (X-Request-Timeout), and counted is what is answered with 200 before that,
-since the moment when it was due. No two texts in flight are the same. The load client shares the cores, and each refusal
-takes of the event loop what it takes: a share of the capacity is lost to those, whatever is done with the rest.
+since the moment when it was due. No two texts in flight are the same. The load client shares the cores, and so does the
+event loop, which reads and refuses what is too much: a part of the capacity is lost to both.
 """
 
 import argparse
@@ -126,8 +126,8 @@ def make_window(mix: str, deadline: float, load: float, capacity: float, seconds
 
 def _table(windows: list[Window]) -> str:
     headers = (
-        "mix", "deadline s", "load", "offered/s", "in time/s", "of what could be", "late/s", "429/s", "504/s", "unsent/s",
-        "others", "p50 ms", "p99 ms",
+        "mix", "deadline s", "load", "offered/s", "in time/s", "of what could be", "late/s", "429/s", "504/s",
+        "unsent/s", "others", "p50 ms", "p99 ms",
     )  # fmt: skip
     rows: list[list[Any]] = [
         [

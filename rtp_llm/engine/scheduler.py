@@ -204,7 +204,7 @@ class Scheduler:
         return Step(num_cores, budget, -inf)
 
     def _is_too_much(self, place: Place, time: StepTime, now: float) -> bool:
-        """Whether all cores together cannot compute in time what waits, or is still to come, of those who wait for it."""
+        """Whether all cores together cannot compute in time what waits, and is still to come, of who waits for it."""
 
         def takes(num_tokens: int) -> float:
             return time.core_seconds(num_tokens) / self.num_cores
@@ -275,8 +275,8 @@ class Scheduler:
     ) -> tuple[list[list[Item]], int]:
         """The oldest place, then those nearest to it in length while they fit the budget.
 
-        A prefix is computed once, for all of its items; the last one taken may exceed the budget. Where deadlines press,
-        the oldest place's request goes first: of several that are each begun, none would be done in time.
+        A prefix is computed once, for all of its items; the last one taken may exceed the budget. Where deadlines press
+        the rest of the oldest place's request goes first: of many that are begun together none would be done in time.
         """
         first = oldest.items[0]
         own_places = [place for job in oldest.owners for place in job.places] if step.pressed else []

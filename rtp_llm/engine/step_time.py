@@ -6,7 +6,7 @@ from collections.abc import Callable
 _MARGIN = 1.25
 # A step is made smaller for a deadline where it still does this part of the tokens a second. NOTE: under a load that
 # cannot be met the oldest is always about to be late: if each step shrank to what that has time for, all would be tiny.
-_FAIR = 0.9
+_FAIR = 0.95
 
 
 class StepTime:

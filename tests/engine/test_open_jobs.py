@@ -251,7 +251,7 @@ def test_what_is_given_up_half_way_is_expected_no_more(engine: Engine, runtime: 
 
 
 def test_what_cannot_be_ready_in_time_is_told_before_its_deadline(engine: Engine, runtime: FakeRuntime) -> None:
-    engine._gate.observe(10, 100.0, 1)  # steps take long
+    engine.device.scheduler.foresee(engine._number, lambda num_tokens: 1000.0)  # seconds of a step
 
     async def wait() -> list[Any]:
         runtime.gate.clear()
