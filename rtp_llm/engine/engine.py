@@ -298,10 +298,12 @@ class Engine(Lookups):
             with self._changed:
                 try:
                     finished = self._open_jobs.store(outcomes)
-                    self._gate.observe(grant.num_tokens, seconds, grant.num_cores)
                 finally:
                     self.device.release(grant)
             self.resolve(finished)
+            with self._changed:
+                # Handing out is a part of what whoever waits behind it waits for.
+                self._gate.observe(grant.num_tokens, time.perf_counter() - started, grant.num_cores)
         self.metrics.observe_batch(
             lane=grant.lane.value,
             num_tokens=grant.num_tokens,

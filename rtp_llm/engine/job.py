@@ -102,7 +102,8 @@ class Job:
     @property
     def tokens_to_compute(self) -> int:
         """Of what waits, identical items once, and of what is still expected."""
-        return self.announced + sum(place.num_own_tokens for place in set(self.places) if place.items)
+        waiting: int = sum(place.num_own_tokens for place in set(self.places) if place.items)
+        return self.announced + waiting
 
     def accept(self, items: list[Item]) -> None:
         """The tokeniser's word on some of the inputs."""

@@ -45,7 +45,8 @@ class Place:
     @property
     def deadline(self) -> float:
         """Until when anybody waits for it."""
-        return max(item.owner.request.deadline for item in self.items)
+        deadline: float = max(item.owner.request.deadline for item in self.items)
+        return deadline
 
     @property
     def owners(self) -> list[Job]:

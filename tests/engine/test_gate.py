@@ -131,13 +131,15 @@ def test_a_rate_is_that_of_the_batches_nearest_in_size() -> None:
 def test_a_size_is_not_thought_slow_for_ever() -> None:
     """Of that size no batch would be made that could tell better."""
     rate = DrainRate()
-    rate.observe(1000, 1.0)
     rate.observe(4000, 100.0)  # the machine was held up
+    rate.observe(1000, 1.0)
     assert rate.of(1000) == 1000 and rate.of(4000) == pytest.approx(1000 * 0.7**2)
     assert rate.core_seconds(4000) == pytest.approx(4 / 0.49)
     for _ in range(20):
         rate.observe(1000, 0.25)
     assert rate.of(4000) > 1800
+    rate.observe(4000, 100.0)  # and is again, as smaller batches would show too
+    assert rate.of(4000) < 50
 
 
 def test_lanes_share_while_both_wait() -> None:
