@@ -279,7 +279,7 @@ class Scheduler:
         the rest of the oldest place's request goes first: of many that are begun together none would be done in time.
         """
         first = oldest.items[0]
-        own_places = [place for job in oldest.owners for place in job.places] if step.pressed else []
+        own_places = iter([place for job in oldest.owners for place in job.places] if step.pressed else ())
         groups, own_tokens, prefixes = [queue.take(oldest)], oldest.num_own_tokens, {first.prefix}
         prefix_tokens = first.num_tokens - own_tokens
         while True:
@@ -295,13 +295,11 @@ class Scheduler:
                 prefix_tokens += item.num_tokens - item.num_own_tokens
 
 
-def _fitting(places: list[Place], room: int) -> Place | None:
+def _fitting(places: Iterator[Place], room: int) -> Place | None:
     """The first that still waits and has room; those before it are looked at no more."""
-    while places:
-        place = places.pop(0)
-        if place.items and place.num_own_tokens <= room:
-            return place
-    return None
+    if room <= 0:
+        return None
+    return next((place for place in places if place.items and place.num_own_tokens <= room), None)
 
 
 def _short_step(batch_tokens: int) -> int:

@@ -117,6 +117,18 @@ def test_a_request_of_several_items_is_shed_as_a_whole() -> None:
     assert scheduler.take_expired() == [several] and scheduler.queued_items == several.queued_items == 0
 
 
+@pytest.mark.parametrize("pressed", [True, False])
+def test_where_deadlines_press_the_oldest_request_is_finished_first(pressed: bool) -> None:
+    """Else items of the same length make a step, whosever they are."""
+    scheduler = make_scheduler(batch_tokens=60)
+    first = add(scheduler, 20, 30, 10, deadline=0.2 if pressed else 9.0)
+    others = add(scheduler, *[20] * 20, deadline=9.0)
+    grant = scheduler.next_batch()
+    assert grant is not None
+    owners = [item.owner for item in grant.items]
+    assert owners == ([first] * 3 if pressed else [first, others, others])
+
+
 @pytest.mark.parametrize("announced", [0, 500])
 def test_a_request_that_all_cores_cannot_do_in_time_is_not_begun(announced: int) -> None:
     """Each step would be in time, the last of so many would not."""
