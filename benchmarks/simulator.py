@@ -3,25 +3,30 @@
 A batch takes `fixed + per_token * tokens + per_square * sum(length ** 2)` seconds on one core; on several it takes that
 divided by what they are worth together. Arrivals are given, so a run has the same result each time: an hour of load
 takes seconds, and a change of the scheduler shows in the latencies without a machine's noise. Capacity planning: take
-the costs from a measurement, the arrivals from your traffic, and read the latencies.
+the costs from a measurement, the arrivals from your traffic, and read the latencies. With a gate, requests are admitted
+and batches observed as in the engine, and what has a deadline is held to it (benchmarks.simulated_goodput).
 """
 
 import argparse
 import heapq
 import itertools
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks import report
 from rtp_llm.core import Item, Request
+from rtp_llm.engine.gate import Gate
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane
 from rtp_llm.engine.scheduler import Grant, Scheduler
+from rtp_llm.errors import Overloaded
 
 _serial = itertools.count()
 
@@ -80,27 +85,32 @@ class _Devices:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request of inputs of these lengths; `model` as the scheduler numbers them."""
+    """A request of inputs of these lengths; `model` as the scheduler numbers them, `patience` in seconds."""
 
     time: float
     lengths: Sequence[int]
     lane: Lane = Lane.INTERACTIVE
     model: int = 0
+    patience: float = math.inf
 
 
 class Answer(NamedTuple):
-    """Seconds from an arrival to its answer."""
+    """Seconds from an arrival to its answer, whether its deadline had not passed, and the tokens of its inputs."""
 
     seconds: float
     lane: Lane
     model: int
+    is_in_time: bool = True
+    num_tokens: int = 0
 
 
 @dataclass
 class Result:
-    """The answers in their order; core seconds that were worked."""
+    """The answers in their order; requests that were refused, and shed; core seconds that were worked."""
 
     answers: list[Answer] = field(default_factory=list)
+    refused: int = 0
+    shed: int = 0
     finished_at: float = 0.0
     num_tokens: int = 0
     busy: float = 0.0
@@ -109,41 +119,122 @@ class Result:
         """Seconds from arrival to answer of a lane's requests, of all models or of one."""
         return [answer.seconds for answer in self.answers if answer.lane is lane and model in (None, answer.model)]
 
+    @property
+    def in_time(self) -> list[Answer]:
+        """Those that came before their deadline."""
+        return [answer for answer in self.answers if answer.is_in_time]
+
     def percentile(self, lane: Lane, share: float, model: int | None = None) -> float:
         """Seconds within which `share` of them were answered."""
         return float(np.quantile(self.latencies(lane, model), share, method="higher"))
 
 
-def simulate(scheduler: Scheduler, arrivals: Iterable[Arrival], costs: Costs) -> Result:
-    """Run all arrivals to their end; a model's batches cost what the scheduler takes its tokens to cost."""
-    result, running = Result(), list[tuple[float, int, Grant]]()
-    coming = _read(arrivals, costs.per_request)
-    upcoming, now = next(coming, None), 0.0
-    started: dict[int, float] = {}
-    devices = _Devices(max(scheduler.num_devices, 1), costs)
-    while upcoming is not None or running:
-        if upcoming is not None and (not running or upcoming[0] <= running[0][0]):
-            now, arrival = upcoming
-            if not scheduler.free_cores:
-                running = _delayed(running, costs.per_request / scheduler.num_cores)
-            started[id(_add(scheduler, arrival))] = arrival.time
-            result.busy += costs.per_request
-            upcoming = next(coming, None)
-            if upcoming is not None and upcoming[0] == now:
-                continue
+def simulate(
+    scheduler: Scheduler,
+    arrivals: Iterable[Arrival],
+    costs: Costs,
+    gate: Gate | None = None,
+    noise: float = 0.0,
+) -> Result:
+    """Run all arrivals to their end; a model's batches cost what the scheduler takes its tokens to cost.
+
+    gate   admits the requests of model 0 and observes its batches; None: all are taken in, nothing is foreseen
+    noise  of a batch's seconds: the deviation of their logarithm
+    """
+    return _Simulation(scheduler, costs, gate, noise).run(arrivals)
+
+
+class _Running(NamedTuple):
+    """A batch that runs: heaps compare when it ends, then its serial number."""
+
+    end: float
+    serial: int
+    begin: float
+    grant: Grant
+
+
+class _Simulation:
+    """One run, from event to event."""
+
+    def __init__(self, scheduler: Scheduler, costs: Costs, gate: Gate | None, noise: float) -> None:
+        self._scheduler, self._costs, self._gate, self._noise = scheduler, costs, gate, noise
+        self._random = random.Random(0)
+        self._devices = _Devices(max(scheduler.num_devices, 1), costs)
+        self._running: list[_Running] = []
+        self._arrived: dict[Job, float] = {}
+        self._result = Result()
+        if gate is not None:
+            scheduler.foresee(0, gate.core_seconds)
+
+    def run(self, arrivals: Iterable[Arrival]) -> Result:
+        """All of them, until the last is answered, refused or shed."""
+        coming = _read(arrivals, self._costs.per_request)
+        upcoming, now = next(coming, None), 0.0
+        while upcoming is not None or self._running:
+            if upcoming is not None and (not self._running or upcoming[0] <= self._running[0].end):
+                now, arrival = upcoming
+                self._arrive(arrival, now)
+                upcoming = next(coming, None)
+                if upcoming is not None and upcoming[0] == now:
+                    continue
+            else:
+                now = self._end_batch()
+            self._begin_batches(now)
+        self._result.finished_at = now
+        return self._result
+
+    def _arrive(self, arrival: Arrival, now: float) -> None:
+        per_request = self._costs.per_request
+        if not self._scheduler.free_cores:
+            self._running = _delayed(self._running, per_request / self._scheduler.num_cores)
+        self._result.busy += per_request
+        if self._is_refused(arrival, now):
+            self._result.refused += 1
         else:
-            now, _, grant = heapq.heappop(running)
-            scheduler.release(grant)
-            _finish(grant, now, started, result)
-        while (taken := scheduler.next_batch(now)) is not None:
-            seconds = costs.seconds(taken) * scheduler.models[taken.model].token_cost
-            result.busy += seconds * taken.num_cores
-            result.num_tokens += taken.num_tokens
-            heapq.heappush(running, (devices.end(seconds, now), next(_serial), taken))
-        if scheduler.queued_items and scheduler.free_cores:
+            self._arrived[_add(self._scheduler, arrival)] = arrival.time
+
+    def _is_refused(self, arrival: Arrival, now: float) -> bool:
+        if self._gate is None or arrival.model:
+            return False
+        queued = {lane: queue.tokens for lane, queue in self._scheduler.models[0].lanes.items()}
+        left = arrival.time + arrival.patience - now
+        try:
+            self._gate.check(arrival.lane, queued, 0)
+            if math.isfinite(left):
+                running = partial(self._scheduler.seconds_running, now)
+                self._gate.check_time(arrival.lane, queued, left, partial(sum, arrival.lengths), running)
+        except Overloaded:
+            return True
+        return left <= 0
+
+    def _begin_batches(self, now: float) -> None:
+        while (taken := self._scheduler.next_batch(now)) is not None:
+            seconds = self._costs.seconds(taken) * self._scheduler.models[taken.model].token_cost
+            if self._noise:
+                seconds *= self._random.lognormvariate(0.0, self._noise)
+            self._result.busy += seconds * taken.num_cores
+            self._result.num_tokens += taken.num_tokens
+            heapq.heappush(self._running, _Running(self._devices.end(seconds, now), next(_serial), now, taken))
+        for job in self._scheduler.take_expired():
+            job.cancelled = True
+            del self._arrived[job]
+            self._result.shed += 1
+        if self._scheduler.queued_items and self._scheduler.free_cores:
             raise AssertionError("a core is idle although work waits")
-    result.finished_at = now
-    return result
+
+    def _end_batch(self) -> float:
+        """-> when the next one of those that run has ended."""
+        now, _, begin, grant = heapq.heappop(self._running)
+        self._scheduler.release(grant)
+        if self._gate is not None and not grant.model:
+            self._gate.observe(grant.num_tokens, now - begin, grant.num_cores)
+        for job in (item.owner for group in grant.groups for item in group):
+            job.remaining -= 1
+            if job.remaining == 0 and not job.cancelled:
+                is_in_time = now <= job.request.deadline
+                seconds, num_tokens = now - self._arrived.pop(job), job.total_tokens
+                self._result.answers.append(Answer(seconds, job.lane, job.model, is_in_time, num_tokens))
+        return now
 
 
 def _read(arrivals: Iterable[Arrival], seconds: float) -> Iterator[tuple[float, Arrival]]:
@@ -154,28 +245,20 @@ def _read(arrivals: Iterable[Arrival], seconds: float) -> Iterator[tuple[float, 
         yield now, arrival
 
 
-def _delayed(running: list[tuple[float, int, Grant]], seconds: float) -> list[tuple[float, int, Grant]]:
+def _delayed(running: list[_Running], seconds: float) -> list[_Running]:
     """The same heap, with all ends so much later: which core the event loop has taken is not known."""
-    return [(end + seconds, serial, grant) for end, serial, grant in running]
+    return [batch._replace(end=batch.end + seconds) for batch in running]
 
 
 def _add(scheduler: Scheduler, arrival: Arrival) -> Job:
     count = len(arrival.lengths)
-    job = Job(Request(inputs=["x"] * count), Future(), lane=arrival.lane)
+    job = Job(Request(inputs=["x"] * count, deadline=arrival.time + arrival.patience), Future(), lane=arrival.lane)
     job.model = arrival.model
     # Ids are serial numbers, so that no two items are identical.
     items = [Item(np.full(n, next(_serial), np.int32), i, owner=job) for i, n in enumerate(arrival.lengths)]
+    job.total_tokens = sum(arrival.lengths)
     scheduler.add(arrival.lane, items, arrival.model)
     return job
-
-
-def _finish(grant: Grant, now: float, started: dict[int, float], result: Result) -> None:
-    for group in grant.groups:
-        for item in group:
-            job = item.owner
-            job.remaining -= 1
-            if job.remaining == 0:
-                result.answers.append(Answer(now - started.pop(id(job)), job.lane, job.model))
 
 
 def queries(rate: float, seconds: float, seed: int = 0) -> Iterator[Arrival]:

@@ -157,7 +157,7 @@ class Overloaded(RtpError):
 
 
 class DeadlineExceeded(RtpError):
-    """The request's deadline passed before its work was done."""
+    """The request's work was not done by its deadline, or would not have been."""
 
     status = 504
     kind = "timeout_error"

@@ -44,6 +44,9 @@ class Tenant(Protocol):
     def seconds_of_work(self) -> Mapping[Lane, float]:
         """What waits for it, by lane, in seconds of the device."""
 
+    def core_seconds(self, num_tokens: float) -> float:
+        """What one core needs for a batch of so many tokens; 0 before anything is measured."""
+
     def stop_intake(self, timeout: float) -> None:
         """Take no more requests, and wait until what came in is queued, but no longer than `timeout` seconds."""
 
@@ -91,7 +94,9 @@ class Device:
         with self.changed:
             self._tenants.append(tenant)
             self._unreleased.append(tenant)
-            return self.scheduler.add_model(batch_tokens, token_cost) if len(self._tenants) > 1 else 0
+            number = self.scheduler.add_model(batch_tokens, token_cost) if len(self._tenants) > 1 else 0
+            self.scheduler.foresee(number, tenant.core_seconds)
+            return number
 
     @property
     def problem(self) -> str | None:
@@ -111,6 +116,10 @@ class Device:
         """What waits for the other tenants, by lane, in seconds."""
         works = [tenant.seconds_of_work() for tenant in self._tenants if tenant is not besides]
         return {lane: sum(work[lane] for work in works) for lane in Lane}
+
+    def seconds_running(self) -> float:
+        """What is left of the batches that run, in seconds of the device."""
+        return self.scheduler.seconds_running(time.monotonic())
 
     def wake_after_this_round(self, loop: asyncio.AbstractEventLoop) -> None:
         """Wake an idle core when the loop has seen to all that arrived with this request, not for its first alone."""

@@ -212,6 +212,10 @@ class Engine(Lookups):
         """What waits for this model, by lane, in seconds of the device."""
         return self._gate.seconds_of_work(self._queued())
 
+    def core_seconds(self, num_tokens: float) -> float:
+        """What one core needs for a batch of so many tokens; 0 before anything is measured."""
+        return self._gate.core_seconds(num_tokens)
+
     def _admit(self, request: Request, estimate: Estimate, may_refuse: bool) -> Lane:
         refusal = self.device.refusal
         if refusal is not None:
@@ -225,7 +229,11 @@ class Engine(Lookups):
             is_certain = not self._cache.capacity and (request.whole is None or not request.whole.has_begun)
             left = request.deadline - time.monotonic() if is_certain else math.inf
             num_bulk = self._open_jobs.count(lane) if lane is Lane.BULK else 0
-            self._gate.check(lane, self._queued(), num_bulk, self._work_of_others, left)
+            self._gate.check(lane, self._queued(), num_bulk, self._work_of_others)
+            if math.isfinite(left):
+                own = partial(estimate.tokens, request.inputs)
+                running = self.device.seconds_running
+                self._gate.check_time(lane, self._queued(), left, own, running, self._work_of_others)
         except Overloaded:
             if not request.patient and request.end():
                 self.metrics.observe_refused(lane.value)
@@ -290,10 +298,12 @@ class Engine(Lookups):
             with self._changed:
                 try:
                     finished = self._open_jobs.store(outcomes)
-                    self._gate.observe(grant.num_tokens, seconds, grant.num_cores)
                 finally:
                     self.device.release(grant)
             self.resolve(finished)
+            with self._changed:
+                # Handing out is a part of what whoever waits behind it waits for.
+                self._gate.observe(grant.num_tokens, time.perf_counter() - started, grant.num_cores)
         self.metrics.observe_batch(
             lane=grant.lane.value,
             num_tokens=grant.num_tokens,

@@ -101,5 +101,5 @@ def _cut_end(item: Item, token: int) -> None:
 
 
 def expired() -> DeadlineExceeded:
-    """What a request is told whose deadline has come."""
-    return DeadlineExceeded("the request's deadline passed before it was computed; allow more time, or send less")
+    """What a request is told whose deadline has come, or will have before it can be computed."""
+    return DeadlineExceeded("the request could not be computed before its deadline; allow more time, or send less")

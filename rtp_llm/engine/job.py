@@ -99,6 +99,12 @@ class Job:
         """Nothing more is wanted of it: answered, failed or left by its client."""
         return self.cancelled or self.error is not None or self.remaining == 0
 
+    @property
+    def tokens_to_compute(self) -> int:
+        """Of what waits, identical items once, and of what is still expected."""
+        waiting: int = sum(place.num_own_tokens for place in set(self.places) if place.items)
+        return self.announced + waiting
+
     def accept(self, items: list[Item]) -> None:
         """The tokeniser's word on some of the inputs."""
         self.tokenized_at = time.perf_counter()

@@ -1,6 +1,6 @@
 """What waits in one lane, found by age and by length; identical inputs wait, and are computed, as one."""
 
-from bisect import bisect_left, insort
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from itertools import count
@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from rtp_llm.core import Item, TaskType
 from rtp_llm.engine.job import Job
+from rtp_llm.engine.length_index import LengthIndex
 
 # All that an item's rows depend on.
 Key: TypeAlias = tuple[bytes, bytes | None, int, bytes, tuple[int, ...], int, tuple[TaskType, ...]]
@@ -41,11 +42,22 @@ class Place:
         self.key = key
         self.num_own_tokens = item.num_own_tokens
 
+    @property
+    def deadline(self) -> float:
+        """Until when anybody waits for it."""
+        deadline: float = max(item.owner.request.deadline for item in self.items)
+        return deadline
+
+    @property
+    def owners(self) -> list[Job]:
+        """The jobs that wait for it, each once."""
+        return list(dict.fromkeys(item.owner for item in self.items))
+
 
 class LaneQueue:
     """A model's places in a lane. `tokens` and `items` count what waits, identical ones too; so do the jobs' counters.
 
-    expired   jobs whose deadline was found to have passed; nothing of them waits any more
+    expired   jobs that were found to be too late; nothing of them waits any more
     arrivals  numbers the places, over all queues that share it
     """
 
@@ -56,8 +68,8 @@ class LaneQueue:
         self._numbers = arrivals or count()
         # By age. A place leaves when it is taken or given up, wherever it stands: it holds what may be a whole request.
         self._arrivals: OrderedDict[Place, None] = OrderedDict()
-        self._by_length: dict[int, OrderedDict[Place, None]] = {}
-        self._lengths: list[int] = []
+        self._by_length = LengthIndex[Place]()
+        self._passed_over: list[Place] = []
         self._by_key: dict[Key, Place] = {}
 
     def add(self, items: Iterable[Item]) -> None:
@@ -105,34 +117,34 @@ class LaneQueue:
                 item.owner.places.clear()
         return items
 
-    def nearest(self, length: int, room: int, now: float) -> Place | None:
-        """A place of at most `room` own tokens, as near as can be to `length`; the caller takes it."""
-        while True:
-            at = bisect_left(self._lengths, length)
-            above = self._lengths[at] if at < len(self._lengths) else None
-            below = self._lengths[at - 1] if at else None
-            if above is not None and above > room:
-                above = None
-            if below is not None and below > room:
-                fitting = bisect_left(self._lengths, room + 1)
-                below = self._lengths[fitting - 1] if fitting else None
-            if above is None and below is None:
-                return None
-            nearest = above if below is None or (above is not None and above - length <= length - below) else below
-            assert nearest is not None
-            place = next(iter(self._by_length[nearest]))
-            if self._is_wanted(place, now):
+    def nearest(self, length: int, room: int, now: float, done_at: float = -math.inf) -> Place | None:
+        """A place of at most `room` own tokens, as near as can be to `length`; the caller takes it.
+
+        Those that nobody waits for until `done_at` are passed over, until `end_step`.
+        """
+        while (place := self._by_length.nearest(length, room)) is not None:
+            if not self._is_wanted(place, now):
+                continue
+            if place.deadline >= done_at:
                 return place
+            self._by_length.discard(place)
+            self._passed_over.append(place)
+        return None
+
+    def end_step(self) -> None:
+        """What was passed over for this step may be in the next."""
+        if self._passed_over:
+            self._by_length.put_back(place for place in self._passed_over if place.items)
+            self._passed_over = []
+
+    def shed(self, place: Place) -> None:
+        """Give up all jobs that wait for it, which will be too late."""
+        self._give_up(place.owners)
 
     def _open(self, item: Item, key: Key) -> Place:
         place = self._by_key[key] = Place(item, key, next(self._numbers))
         self._arrivals[place] = None
-        length = place.num_own_tokens
-        bucket = self._by_length.get(length)
-        if bucket is None:
-            bucket = self._by_length[length] = OrderedDict()
-            insort(self._lengths, length)
-        bucket[place] = None
+        self._by_length.add(place)
         return place
 
     def _is_wanted(self, place: Place, now: float) -> bool:
@@ -140,20 +152,19 @@ class LaneQueue:
         leaving = [item.owner for item in place.items if item.owner.done or item.owner.request.deadline <= now]
         if not leaving:
             return True
-        for job in dict.fromkeys(leaving):
+        self._give_up(dict.fromkeys(leaving))
+        return bool(place.items)
+
+    def _give_up(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
             if not job.done:
                 self.expired.append(job)
             self.drop(job)
-        return bool(place.items)
 
     def _close(self, place: Place) -> None:
         del self._arrivals[place]
         del self._by_key[place.key]
-        bucket = self._by_length[place.num_own_tokens]
-        del bucket[place]
-        if not bucket:
-            del self._by_length[place.num_own_tokens]
-            self._lengths.pop(bisect_left(self._lengths, place.num_own_tokens))
+        self._by_length.discard(place)
 
     def _count(self, item: Item, sign: int) -> None:
         """Every queued item is counted here and at its job."""

@@ -153,6 +153,7 @@ class OpenJobs:
         if job.done:
             return False
         job.error = error
+        self._gate.announce(job, -job.announced)
         if isinstance(error, DeadlineExceeded) and job.request.end():
             self._metrics.observe_expired()
         self._device.scheduler.drop(job)

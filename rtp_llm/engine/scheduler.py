@@ -16,16 +16,24 @@ Several models share the device: a batch holds items of one model, and of a lane
 has had least goes first, counted from when it last had none to do (start-time fair queuing; Goyal et al., 1996). So a
 model that is sent more than its share waits for itself, and one that is sent little hardly waits. Shares are counted in
 work: a large model's token weighs more than a small one's.
+
+What is computed too late is computed for nobody, and under a load that cannot be met the oldest is always about to be
+late. So a step is only begun where its oldest place is expected to be done in time, by what steps of that size have
+taken; else it is made smaller, or the place is shed with all that its requests have waiting. Whoever has less time than
+the step takes is passed over. What others cannot be computed instead of is computed as long as there is time at all:
+cores have nothing better to do, and what a step takes goes on being observed, however wrong the forecast has become.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from math import inf
 from typing import NamedTuple
 
 from rtp_llm.core import Item
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.lane import Lane
 from rtp_llm.engine.lane_queue import LaneQueue, Place
+from rtp_llm.engine.step_time import StepTime
 
 # Below this many tokens a batch is bound by reading the weights, which several cores on one batch do only once.
 _LEAST_TOKENS = 64
@@ -44,6 +52,7 @@ class Grant(NamedTuple):
     groups      identical items together; one of each group is computed, for all of them
     num_tokens  what is computed: each group once, each prefix once
     model       whose items they are, as `Scheduler.add_model` numbers them
+    ends_at     when it is expected to be done
     """
 
     groups: list[list[Item]]
@@ -51,6 +60,7 @@ class Grant(NamedTuple):
     num_tokens: int
     lane: Lane
     model: int = 0
+    ends_at: float = 0.0
 
     @property
     def items(self) -> list[Item]:
@@ -58,15 +68,31 @@ class Grant(NamedTuple):
         return [group[0] for group in self.groups]
 
 
+class Step(NamedTuple):
+    """What the next batch may be.
+
+    budget   most own tokens, beside the oldest place
+    ends_at  when it is done; who has less time is not in it
+    pressed  not all that waits can be computed before the oldest place's deadline
+    """
+
+    num_cores: int
+    budget: int
+    ends_at: float
+    pressed: bool = False
+
+
 class ModelQueue:
     """What waits for one model, by lane, the token budget of its steps, and what a token costs beside other models'.
 
+    time  what its steps take
     had  by lane, the work that the model has had; of one that was idle, no less than those have had that were not
     """
 
     def __init__(self, batch_tokens: int, arrivals: Iterator[int], token_cost: float) -> None:
         self.batch_tokens = batch_tokens
         self.token_cost = token_cost
+        self.time = StepTime()
         self.lanes = {lane: LaneQueue(arrivals) for lane in Lane}
         self.had = dict.fromkeys(Lane, 0.0)
 
@@ -90,12 +116,18 @@ class Scheduler:
         # By lane, what the model whose turn it was last had had before that turn.
         self._reached = dict.fromkeys(Lane, 0.0)
         self._calm_budgets = float(_CALM_AFTER)
+        # Of each batch that runs, when it is expected to end, and its cores; never changed, but replaced as a whole.
+        self._running: tuple[tuple[float, int], ...] = ()
         self.add_model(batch_tokens)
 
     def add_model(self, batch_tokens: int, token_cost: float = 1.0) -> int:
         """Another model -> its number."""
         self.models.append(ModelQueue(batch_tokens, self._arrivals, token_cost))
         return len(self.models) - 1
+
+    def foresee(self, model: int, core_seconds: Callable[[float], float]) -> None:
+        """From now on a model's deadlines are held by what a core needs for a step of so many tokens; 0: not known."""
+        self.models[model].time = StepTime(core_seconds)
 
     @property
     def queued_tokens(self) -> int:
@@ -121,7 +153,7 @@ class Scheduler:
         self.models[job.model].lanes[job.lane].drop(job)
 
     def take_expired(self) -> list[Job]:
-        """Jobs that were passed over because their deadline has come; the caller fails them."""
+        """Jobs that were given up because they would be too late; the caller fails them."""
         late = [queue for model in self.models for queue in model.lanes.values() if queue.expired]
         expired = [job for queue in late for job in queue.expired]
         for queue in late:
@@ -130,28 +162,71 @@ class Scheduler:
 
     def next_batch(self, now: float = 0.0) -> Grant | None:
         """The next batch, or None when nothing waits or no core is free; `now` as in Request.deadline."""
-        if self.free_cores == 0:
-            return None
-        chosen = self._choose(now)
-        if chosen is None:
-            return None
-        lane, number, oldest = chosen
-        model = self.models[number]
-        queue = model.lanes[lane]
+        while self.free_cores and (chosen := self._choose(now)) is not None:
+            lane, number, oldest = chosen
+            step = self._plan(lane, self.models[number], oldest, now)
+            if step is not None:
+                return self._begin(step, lane, number, oldest, now)
+            self.models[number].lanes[lane].shed(oldest)
+        return None
+
+    def release(self, grant: Grant) -> None:
+        """The batch is done; its cores are free again."""
+        self.free_cores += grant.num_cores
+        running, ended = list(self._running), (grant.ends_at, grant.num_cores)
+        if ended in running:
+            running.remove(ended)
+        self._running = tuple(running)
+
+    def seconds_running(self, now: float) -> float:
+        """What is left of the batches that run, in seconds of all cores. May be asked for without the lock."""
+        return sum(max(ends_at - now, 0.0) * num_cores for ends_at, num_cores in self._running) / self.num_cores
+
+    def _plan(self, lane: Lane, model: ModelQueue, oldest: Place, now: float) -> Step | None:
+        """The step that the oldest place would be in; None: it would be too late, and others can have the cores."""
+        queue, first = model.lanes[lane], oldest.items[0]
         # NOTE: shares for all cores, the busy ones too: they will be free soon, and the last batches end together.
         num_cores = 1
         if not self.num_devices:
             num_cores = max(self.free_cores // self._shares(self.queued_items, self.queued_tokens), 1)
         share = -(-queue.tokens // self._shares(queue.items, queue.tokens))
         budget = min(share, self._step(lane, model.batch_tokens))
-        groups, num_tokens = self._fill(queue, oldest, budget, model.batch_tokens, now)
-        self._settle(lane, num_tokens, model)
-        self.free_cores -= num_cores
-        return Grant(groups, num_cores, num_tokens, lane, number)
+        num_tokens = max(min(budget, queue.tokens), first.num_tokens)
+        left = 0.0 if self._is_too_much(oldest, model.time, now) else oldest.deadline - now
+        for cores in (num_cores,) if self.num_devices else (num_cores, self.free_cores):
+            fitting = model.time.fitting(num_tokens, first.num_tokens, cores, left)
+            if fitting:
+                own = budget if fitting == num_tokens else fitting - first.num_tokens + oldest.num_own_tokens
+                pressed = model.time.core_seconds(queue.tokens) > left * self.num_cores
+                return Step(cores, own, now + model.time.seconds(fitting, cores), pressed)
+        if self.queued_items > sum(job.queued_items for job in oldest.owners):
+            return None
+        return Step(num_cores, budget, -inf)
 
-    def release(self, grant: Grant) -> None:
-        """The batch is done; its cores are free again."""
-        self.free_cores += grant.num_cores
+    def _is_too_much(self, place: Place, time: StepTime, now: float) -> bool:
+        """Whether all cores together cannot compute in time what waits, and is still to come, of who waits for it."""
+
+        def takes(num_tokens: int) -> float:
+            return time.core_seconds(num_tokens) / self.num_cores
+
+        for job in place.owners:
+            left = job.request.deadline - now
+            # Identical items are counted one by one until it matters.
+            if takes(job.queued_tokens + job.announced) <= left or takes(job.tokens_to_compute) <= left:
+                return False
+        return True
+
+    def _begin(self, step: Step, lane: Lane, number: int, oldest: Place, now: float) -> Grant:
+        """Take a step's items out of the queue, and its cores."""
+        model = self.models[number]
+        queue = model.lanes[lane]
+        groups, num_tokens = self._fill(queue, oldest, step, model.batch_tokens, now)
+        queue.end_step()
+        self._settle(lane, num_tokens, model)
+        self.free_cores -= step.num_cores
+        ends_at = now + model.time.core_seconds(num_tokens) / step.num_cores
+        self._running += ((ends_at, step.num_cores),)
+        return Grant(groups, step.num_cores, num_tokens, lane, number, ends_at)
 
     def _shares(self, num_items: int, num_tokens: int) -> int:
         if self.num_devices:
@@ -196,18 +271,20 @@ class Scheduler:
         return batch_tokens if lane is Lane.INTERACTIVE or is_calm else _short_step(batch_tokens)
 
     def _fill(
-        self, queue: LaneQueue, oldest: Place, budget: int, batch_tokens: int, now: float
+        self, queue: LaneQueue, oldest: Place, step: Step, batch_tokens: int, now: float
     ) -> tuple[list[list[Item]], int]:
         """The oldest place, then those nearest to it in length while they fit the budget.
 
-        A prefix is computed once, for all of its items; the last one taken may exceed the budget.
+        A prefix is computed once, for all of its items; the last one taken may exceed the budget. Where deadlines press
+        the rest of the oldest place's request goes first: of many that are begun together none would be done in time.
         """
         first = oldest.items[0]
+        own_places = iter([place for job in oldest.owners for place in job.places] if step.pressed else ())
         groups, own_tokens, prefixes = [queue.take(oldest)], oldest.num_own_tokens, {first.prefix}
         prefix_tokens = first.num_tokens - own_tokens
         while True:
-            room = min(budget, batch_tokens - prefix_tokens) - own_tokens
-            place = queue.nearest(oldest.num_own_tokens, room, now)
+            room = min(step.budget, batch_tokens - prefix_tokens) - own_tokens
+            place = _fitting(own_places, room) or queue.nearest(oldest.num_own_tokens, room, now, step.ends_at)
             if place is None:
                 return groups, own_tokens + prefix_tokens
             item = place.items[0]
@@ -216,6 +293,13 @@ class Scheduler:
             if item.prefix not in prefixes:
                 prefixes.add(item.prefix)
                 prefix_tokens += item.num_tokens - item.num_own_tokens
+
+
+def _fitting(places: Iterator[Place], room: int) -> Place | None:
+    """The first that still waits and has room; those before it are looked at no more."""
+    if room <= 0:
+        return None
+    return next((place for place in places if place.items and place.num_own_tokens <= room), None)
 
 
 def _short_step(batch_tokens: int) -> int:

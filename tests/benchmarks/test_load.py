@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import checkpoints
+from benchmarks.goodput import make_window
 from benchmarks.load import Window, _bars, make_mixes
 from benchmarks.load_client import Seen
 from benchmarks.load_plots import plot_latencies
@@ -52,6 +53,13 @@ def test_a_soak_fails_with_any_other_answer_or_none() -> None:
 def test_a_soak_fails_when_memory_moves_after_the_first_minute() -> None:
     assert soak(seen(s200=5), megabytes=(100, 104))
     assert not soak(seen(s200=5), megabytes=(100, 106))
+
+
+def test_goodput_is_what_is_answered_before_its_deadline() -> None:
+    answers = Seen(np.array([0.1, 0.3, 0.31]), {200: 3, 429: 4, 504: 2, 500: 1}, 10, 2.0, 0.0, 1.0)
+    window = make_window("queries", 0.3, 2.0, 4.0, 2.0, answers)
+    assert (window.offered, window.in_time, window.late, window.share) == (10.0, 1.0, 0.5, 0.25)
+    assert (window.refused, window.expired, window.unsent, window.others) == (2.0, 1.0, 5.0, 1)
 
 
 def test_no_two_texts_in_flight_are_the_same() -> None:

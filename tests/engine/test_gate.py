@@ -66,18 +66,38 @@ def test_what_is_not_tokenised_yet_counts() -> None:
     assert gate.announced == queued() and job.announced == 0
 
 
-def test_what_would_only_wait_for_its_deadline_is_refused_at_once() -> None:
+def check_time(
+    gate: Gate, waiting: dict[Lane, int], left: float, own: int = 0, running: float = 0.0, others: float = 0.0
+) -> None:
+    gate.check_time(Lane.INTERACTIVE, waiting, left, lambda: own, lambda: running, lambda: {Lane.INTERACTIVE: others})
+
+
+def test_what_would_be_too_late_is_refused_at_once() -> None:
     gate = make_gate()
-    gate.check(Lane.INTERACTIVE, queued(interactive=50_000), 1, seconds_left=0.001)  # nothing is known yet
+    check_time(gate, queued(interactive=50_000), 0.001)  # nothing is known yet
     gate.observe(1000, 0.25, 1)
-    for left in (math.inf, 5.1):
-        gate.check(Lane.INTERACTIVE, queued(interactive=40_000), 1, seconds_left=left)
-    gate.check(Lane.INTERACTIVE, queued(bulk=40_000), 1, seconds_left=0.001)
-    with pytest.raises(Overloaded, match=r"about 10.0 s of work, .* in 4.9 s; allow more, or .* in 6 s") as caught:
-        gate.check(Lane.INTERACTIVE, queued(interactive=40_000), 1, seconds_left=4.9)
-    assert caught.value.retry_after == pytest.approx(5.1)
+    check_time(gate, queued(interactive=40_000), 12.6)
+    message = r"40000 tokens are .* the request may take 12.5 s, its deadline is in 10 s; allow more, or .* in 2 s"
+    with pytest.raises(Overloaded, match=message) as caught:
+        check_time(gate, queued(interactive=40_000), 10.0)
+    assert caught.value.retry_after == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("more", [{"own": 36_000}, {"running": 9.0}, {"others": 9.0}])
+def test_what_runs_and_waits_elsewhere_and_the_request_itself_count(more: dict[str, Any]) -> None:
+    gate = make_gate()
+    gate.observe(1000, 0.25, 1)
+    check_time(gate, queued(interactive=4000), 1.3)
+    check_time(gate, queued(interactive=4000), 12.6, **more)
     with pytest.raises(Overloaded):
-        gate.check(Lane.INTERACTIVE, queued(interactive=4000), 1, lambda: {Lane.INTERACTIVE: 9.0}, 4.9)
+        check_time(gate, queued(interactive=4000), 12.4, **more)
+
+
+def test_where_nothing_waits_nothing_is_refused() -> None:
+    """Nobody else could have the cores."""
+    gate = make_gate()
+    gate.observe(1000, 0.25, 1)
+    check_time(gate, queued(bulk=40_000), 0.001, own=10_000, running=10.0)
 
 
 @pytest.mark.parametrize("cores", [1, 2])
@@ -106,6 +126,20 @@ def test_a_rate_is_that_of_the_batches_nearest_in_size() -> None:
     for _ in range(50):
         rate.observe(1000, 0.2)
     assert rate.of(1000) == pytest.approx(5000, rel=0.01)
+
+
+def test_a_size_is_not_thought_slow_for_ever() -> None:
+    """Of that size no batch would be made that could tell better."""
+    rate = DrainRate()
+    rate.observe(4000, 100.0)  # the machine was held up
+    rate.observe(1000, 1.0)
+    assert rate.of(1000) == 1000 and rate.of(4000) == pytest.approx(1000 * 0.7**2)
+    assert rate.core_seconds(4000) == pytest.approx(4 / 0.49)
+    for _ in range(20):
+        rate.observe(1000, 0.25)
+    assert rate.of(4000) > 1800
+    rate.observe(4000, 100.0)  # and is again, as smaller batches would show too
+    assert rate.of(4000) < 50
 
 
 def test_lanes_share_while_both_wait() -> None:

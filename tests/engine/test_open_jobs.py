@@ -240,6 +240,33 @@ def test_what_comes_too_late_is_not_computed(engine: Engine, runtime: FakeRuntim
     assert lengths(engine.run_sync(ask("ok"))) == [2]
 
 
+def test_what_is_given_up_half_way_is_expected_no_more(engine: Engine, runtime: FakeRuntime) -> None:
+    """A large request whose first part is computed, while a tokeniser holds the second: others need not wait for it."""
+    parts, large = slow_to_encode(engine, 0.0), ask(*["x" * 30 + chr(65 + i) for i in range(200)])
+    job = engine.submit(large, Future())
+    with engine.device.changed:
+        assert engine.expire(job) and not engine.expire(job)
+        assert not any(engine._gate.announced.values()) and not engine.device.scheduler.queued_items
+    assert len(parts) <= 4
+
+
+def test_what_cannot_be_ready_in_time_is_told_before_its_deadline(engine: Engine, runtime: FakeRuntime) -> None:
+    engine.device.scheduler.foresee(engine._number, lambda num_tokens: 1000.0)  # seconds of a step
+
+    async def wait() -> list[Any]:
+        runtime.gate.clear()
+        busy = [asyncio.ensure_future(engine.run(ask(letter))) for letter in "xy"]
+        await all_cores_work(engine)
+        late = asyncio.ensure_future(engine.run(Request(inputs=["late"], deadline=time.monotonic() + 50)))
+        patient = asyncio.ensure_future(engine.run(ask("patient")))
+        await asyncio.sleep(0.02)
+        runtime.gate.set()
+        return (await asyncio.gather(*busy, late, patient, return_exceptions=True))[2:]
+
+    assert [type(outcome) for outcome in asyncio.run(asyncio.wait_for(wait(), 30))] == [DeadlineExceeded, Response]
+    assert b"rtp_llm_expired_requests_total 1.0" in engine.metrics.render()
+
+
 def test_no_request_is_counted_when_all_is_answered(engine: Engine) -> None:
     engine.run_sync(ask("abc", *["x" * 30 + chr(65 + i) for i in range(20)]))
     with pytest.raises(EngineFailure):
