@@ -67,7 +67,7 @@ def serve(config: ServerConfig, models: Sequence[ServedModel], output: LogOutput
     output.on_lost = process.observe_lost_lines
     ended_in_order = False
     try:
-        announce = partial(_announce, [engine.info() for engine in engines], config)
+        announce = partial(_announce, [engine.info() for engine in engines], config, output)
         if device.failure is None:  # else it failed while others were loaded, when nobody was told
             ended_in_order = _serve_clients(engines, config, announce, observers.all, process)
     finally:
@@ -95,8 +95,11 @@ def _serve_clients(
     return serve_http(engines, config, announce, observers, process)
 
 
-def _announce(models: Sequence[ModelInfo], config: ServerConfig, port: int) -> None:
-    """A line for each model, the address and a first call to try; `port` is what the system chose for port 0."""
+def _announce(models: Sequence[ModelInfo], config: ServerConfig, output: LogOutput, port: int) -> None:
+    """A line for each model, the address and a first call to try; `port` is what the system chose for port 0.
+
+    They are written when this returns, and so before the first answer is.
+    """
     from rtp_llm.server.app import warn_if_open
 
     host = "localhost" if config.host in ("0.0.0.0", "::", "127.0.0.1") else config.host
@@ -109,6 +112,7 @@ def _announce(models: Sequence[ModelInfo], config: ServerConfig, port: int) -> N
         logger.info("gRPC (tei.v1) on %s:%d", host, config.grpc_port)
     path, body = _FIRST_CALLS.get(models[0].tasks[0], ("/v1/embeddings", '{"input": ["hello", "world"]}'))
     logger.info("try: curl %s%s -H 'Content-Type: application/json' -d '%s'", url, path, body)
+    output.flush()
 
 
 def _summarise(info: ModelInfo) -> None:

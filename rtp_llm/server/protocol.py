@@ -17,6 +17,7 @@ from rtp_llm.server.unreadable import UnreadableLog
 
 MAX_HEAD_BYTES = 64 << 10
 _LINE_ENDS = len(b": \r\n")
+_NO_TLS = "this port is for TLS, and what came is none: ask by https://"
 _REASONS = {
     400: b"Bad Request",
     414: b"URI Too Long",
@@ -241,3 +242,12 @@ class Protocol(HttpToolsProtocol):
             if not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
+
+
+class PlainToTls(Protocol):
+    """A connection without TLS to a port that is for TLS: it is told so, whatever it asks."""
+
+    def _parse(self, data: bytes) -> None:
+        refusal = InvalidRequest(_NO_TLS)
+        self.unreadable.tell(self.client, data, refusal, refusal.status)
+        self._refuse(refusal)

@@ -10,7 +10,7 @@ import pytest
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError
 from rtp_llm.server import create_app, serve
-from rtp_llm.server.app import listen
+from rtp_llm.server.listening import listen
 from tests.real_server import free_port
 from tests.server.conftest import wait_until
 from tests.server.fake_engine import FakeEngine

@@ -51,8 +51,8 @@ class GrpcServer:
         self._server = grpc.aio.server(interceptors=[_KeyCheck(keys, self._calls)], options=options)
         self._register()
 
-    async def start(self, port: int) -> int:
-        """Listen on `config.host` -> the port, which the system chooses for 0; ConfigError where it is taken."""
+    def bind(self, port: int) -> int:
+        """Have a port of `config.host` -> it, which the system chooses for 0; ConfigError where it is taken."""
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         address = f"{host}:{port}"
         try:
@@ -64,8 +64,11 @@ class GrpcServer:
         except RuntimeError:
             message = f"gRPC cannot listen on {address}; choose another with --host or --grpc_port"
             raise ConfigError(message, param="grpc_port") from None
-        await self._server.start()
         return bound
+
+    async def start(self) -> None:
+        """Answer whoever connects to the port, or has connected since it was bound."""
+        await self._server.start()
 
     async def stop(self, grace: float) -> None:
         """Refuse new RPCs, let running ones end for at most `grace` seconds; idle streams end at once."""

@@ -12,7 +12,7 @@ import pytest
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError
-from rtp_llm.server.app import listen
+from rtp_llm.server.listening import listen
 from tests.real_server import free_port
 from tests.server.conftest import wait_until
 from tests.server.fake_engine import FakeEngine
@@ -112,7 +112,7 @@ def test_a_taken_port(loop: Loop, config: ServerConfig) -> None:
     async def start(port: int) -> None:
         server = GrpcServer(Catalog([FakeEngine()]), config, Admission(config), KeyRing(config))
         try:
-            await server.start(port)
+            server.bind(port)
         finally:
             await server.stop(0)
 

@@ -1,0 +1,79 @@
+"""Sockets that clients connect to: a process's own, or one of each front-end at an address that they share."""
+
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from rtp_llm.errors import ConfigError
+
+_BACKLOG = 2048
+
+
+def listen(host: str, port: int, param: str = "start_port") -> socket.socket:
+    """A listening socket; ConfigError says in one line why there is none."""
+    try:
+        return socket.create_server((host, port), family=_family(host), backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise _cannot_listen(host, port, param, error) from error
+
+
+def unbound(host: str, count: int) -> list[socket.socket]:
+    """`count` sockets for `listen_shared`, which are at no address yet; ConfigError where the system has none such."""
+    if not hasattr(socket, "SO_REUSEPORT"):
+        message = "frontend_server_count: this system lets no two processes listen at one address; leave it out"
+        raise ConfigError(message, param="frontend_server_count")
+    return [_unbound(_family(host)) for _ in range(count)]
+
+
+def listen_shared(sockets: Sequence[socket.socket], host: str, port: int) -> tuple[Any, ...]:
+    """Have sockets that are at no address listen at this one -> the address, with the port that 0 has come to.
+
+    Connections are shared out among them. ConfigError as `listen` raises it.
+    """
+    first, *others = sockets
+    try:
+        # NOTE: who shares an address is not told that another process of the same user shares it as well. The first
+        # socket shares none until it listens, which one socket alone can do: of two servers one is refused, whenever
+        # they start.
+        first.bind((host, port))
+        first.listen(_BACKLOG)
+        address: tuple[Any, ...] = first.getsockname()
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for one in others:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            one.bind(address)
+            one.listen(_BACKLOG)
+    except OSError as error:
+        raise _cannot_listen(host, port, "start_port", error) from error
+    return address
+
+
+def share(address: tuple[Any, ...]) -> socket.socket:
+    """One more socket of an address that is shared, which does not listen yet; OSError where it is not to be had."""
+    one = _unbound(_family(address[0]))
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        one.bind(address)
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
+def _unbound(family: socket.AddressFamily) -> socket.socket:
+    """As `listen` has it: a port that was served a moment ago is to be had, and IPv6 is no IPv4."""
+    one = socket.socket(family)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return one
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _cannot_listen(host: str, port: int, param: str, error: Exception) -> ConfigError:
+    reason = getattr(error, "strerror", None) or error
+    message = f"cannot listen on {host}:{port}: {reason}; choose another with --host or --{param}"
+    return ConfigError(message, param=param)
