@@ -1,5 +1,6 @@
 """From start to end: when the port opens, how a signal drains, what a second does, and what cannot start says why."""
 
+import logging
 import os
 import re
 import resource
@@ -16,6 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
+from rtp_llm.runtime.cpu import CpuRuntime
+from rtp_llm.start_server import main
 from tests.checkpoint.hub_server import Repository, serve
 from tests.real_server import ROOT, free_port, launch, running
 from tests.server.conftest import wait_until
@@ -199,6 +202,24 @@ def test_no_memory(minilm: Path) -> None:
 
     line = starts_badly([str(minilm)], limit, OPENBLAS_NUM_THREADS="1")
     assert "ERROR rtp_llm" in line and ("not enough memory" in line or "Cannot allocate memory" in line)
+
+
+def test_no_memory_for_the_canary(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def run(self: CpuRuntime, *_: Any) -> Any:
+        raise MemoryError("no memory for the activations of a batch; lower max_context_batch_size")
+
+    monkeypatch.setattr(CpuRuntime, "run", run)
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    with pytest.raises(SystemExit) as ended:
+        main([str(tiny_bert), "--port", "0", "--host", "127.0.0.1"])
+    for handler in root.handlers:
+        handler.flush()
+    assert ended.value.code == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "ERROR rtp_llm: " in line and f"{tiny_bert}: the warm-up failed" in line and "lower max_context" in line
 
 
 @pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/full"])
