@@ -16,6 +16,7 @@ from rtp_llm.observability import Observer, ProcessMetrics
 from rtp_llm.observability.log_output import LogOutput
 from rtp_llm.observability.logs import adjust, set_up
 from rtp_llm.served_models import ServedModel, served_models
+from rtp_llm.standard_streams import fill_closed
 
 if TYPE_CHECKING:
     from rtp_llm.engine.engine import Engine
@@ -35,6 +36,7 @@ _CLOSING = 30.0  # seconds for the step that is being computed
 
 def main(argv: Sequence[str] | None = None, prog: str = "rtp_llm.start_server") -> None:
     """Parse, load, serve until SIGTERM or SIGINT; exits 2 for a wrong option, 1 where starting fails."""
+    fill_closed()
     output = set_up()
     config, given = parse_serve(sys.argv[1:] if argv is None else argv, os.environ, prog)
     adjust(output, config.log_level, config.log_format)

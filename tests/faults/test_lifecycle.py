@@ -264,16 +264,32 @@ def test_a_log_whose_reader_has_gone(tiny_bert: Path) -> None:
     check_serving(child, port)
 
 
-def check_serving(child: "subprocess.Popen[bytes]", port: int) -> None:
-    def ready() -> bool:
-        try:
-            return get(port, "/health").status_code == 200
-        except httpx.ConnectError:
-            time.sleep(0.05)
-            return False
-
+def test_standard_streams_that_the_caller_has_closed(tiny_bert: Path) -> None:
+    """Their numbers were those of sockets, one of which got the log, and whose closing ended the process."""
+    port = free_port()
+    command = [sys.executable, "-m", "rtp_llm.start_server", str(tiny_bert), "--port", str(port)]
+    child = subprocess.Popen([*command, "--host", "127.0.0.1"], cwd=ROOT, preexec_fn=lambda: os.closerange(0, 3))
     try:
-        wait_until(ready, 60)
+        wait_until(lambda: is_serving(port), 60)
+        streams = [os.readlink(f"/proc/{child.pid}/fd/{number}") for number in range(3)]
+        child.terminate()
+        assert child.wait(20) == 0 and streams == ["/dev/null"] * 3
+    finally:
+        child.kill()
+        child.wait()
+
+
+def is_serving(port: int) -> bool:
+    try:
+        return get(port, "/health").status_code == 200
+    except httpx.ConnectError:
+        time.sleep(0.05)
+        return False
+
+
+def check_serving(child: "subprocess.Popen[bytes]", port: int) -> None:
+    try:
+        wait_until(lambda: is_serving(port), 60)
         assert [post(port).status_code for _ in range(20)] == [200] * 20
         lost = next(line for line in get(port, "/metrics").text.splitlines() if line.startswith("rtp_llm_lost_log"))
         assert float(lost.split()[1]) >= 20
