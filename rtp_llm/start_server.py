@@ -102,9 +102,10 @@ def _announce(models: Sequence[ModelInfo], config: ServerConfig, output: LogOutp
 
     They are written when this returns, and so before the first answer is.
     """
-    from rtp_llm.server.app import warn_if_open
+    from rtp_llm.server.app import EVERYWHERE, warn_if_open
+    from rtp_llm.server.listening import in_url
 
-    host = "localhost" if config.host in ("0.0.0.0", "::", "127.0.0.1") else config.host
+    host = "localhost" if config.host in (*EVERYWHERE, "127.0.0.1") else in_url(config.host)
     url = f"{'https' if config.ssl_certfile else 'http'}://{host}:{port}"
     for info in models:
         _summarise(info)

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _CLOSING = 0.1  # seconds that uvicorn takes for connections that nothing is due on
 _LOOK_AGAIN = 0.05  # seconds between two looks for a second signal
 _UNLIMITED = 600  # seconds that shutdown_timeout=-1 stands for, as in the original
-_EVERYWHERE = ("0.0.0.0", "::", "")
+EVERYWHERE = ("0.0.0.0", "::", "")
 
 
 def create_app(engines: EngineLike | Sequence[EngineLike], config: ServerConfig) -> ASGIApp:
@@ -55,7 +55,7 @@ def check(config: ServerConfig) -> None:
 
 def warn_if_open(config: ServerConfig) -> None:
     """Log that everybody may ask, where that is so and this machine is not the only one that can."""
-    if not (config.api_key or config.api_key_file) and config.host in _EVERYWHERE:
+    if not (config.api_key or config.api_key_file) and config.host in EVERYWHERE:
         logger.warning(
             "listening on all interfaces without an API key: whoever reaches this machine can use the server; "
             "--api_key_file FILE asks for keys, --host 127.0.0.1 serves this machine alone"

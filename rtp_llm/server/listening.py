@@ -12,7 +12,9 @@ _BACKLOG = 2048
 def listen(host: str, port: int, param: str = "start_port") -> socket.socket:
     """A listening socket; ConfigError says in one line why there is none."""
     try:
-        return socket.create_server((host, port), family=_family(host), backlog=_BACKLOG)
+        return socket.create_server(
+            (host, port), family=_family(host), backlog=_BACKLOG, dualstack_ipv6=_takes_both(host)
+        )
     except (OSError, OverflowError) as error:
         raise _cannot_listen(host, port, param, error) from error
 
@@ -22,7 +24,7 @@ def unbound(host: str, count: int) -> list[socket.socket]:
     if not hasattr(socket, "SO_REUSEPORT"):
         message = "frontend_server_count: this system lets no two processes listen at one address; leave it out"
         raise ConfigError(message, param="frontend_server_count")
-    return [_unbound(_family(host)) for _ in range(count)]
+    return [_unbound(host) for _ in range(count)]
 
 
 def listen_shared(sockets: Sequence[socket.socket], host: str, port: int) -> tuple[Any, ...]:
@@ -50,7 +52,7 @@ def listen_shared(sockets: Sequence[socket.socket], host: str, port: int) -> tup
 
 def share(address: tuple[Any, ...]) -> socket.socket:
     """One more socket of an address that is shared, which does not listen yet; OSError where it is not to be had."""
-    one = _unbound(_family(address[0]))
+    one = _unbound(address[0])
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         one.bind(address)
@@ -60,13 +62,23 @@ def share(address: tuple[Any, ...]) -> socket.socket:
     return one
 
 
-def _unbound(family: socket.AddressFamily) -> socket.socket:
-    """As `listen` has it: a port that was served a moment ago is to be had, and IPv6 is no IPv4."""
-    one = socket.socket(family)
+def in_url(host: str) -> str:
+    """An address as it stands before a port."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _unbound(host: str) -> socket.socket:
+    """As `listen` has it: a port that was served a moment ago is to be had."""
+    one = socket.socket(_family(host))
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if family == socket.AF_INET6:
-        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if one.family == socket.AF_INET6:
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not _takes_both(host))
     return one
+
+
+def _takes_both(host: str) -> bool:
+    """Whether IPv4 comes to this address too: `::` is every address, as it is for gRPC."""
+    return host == "::" and socket.has_dualstack_ipv6()
 
 
 def _family(host: str) -> socket.AddressFamily:

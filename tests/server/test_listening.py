@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from rtp_llm.errors import ConfigError
-from rtp_llm.server.listening import listen, listen_shared, share, unbound
+from rtp_llm.server.listening import in_url, listen, listen_shared, share, unbound
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -24,6 +24,22 @@ def test_of_two_servers_that_start_at_once_one_is_refused(host: str) -> None:
     with listen(host, 0) as alone, pytest.raises(ConfigError, match="in use"):
         listen_shared(theirs := unbound(host, 2), host, alone.getsockname()[1])
     for one in theirs:
+        one.close()
+
+
+def test_an_address_before_a_port() -> None:
+    assert [in_url(host) for host in ("127.0.0.1", "::1", "localhost")] == ["127.0.0.1", "[::1]", "localhost"]
+
+
+def test_every_address_is_ipv4_too() -> None:
+    """As gRPC has it, which listens on the same host."""
+    with listen("::", 0) as alone:
+        socket.create_connection(("127.0.0.1", alone.getsockname()[1]), timeout=10).close()
+    ours = unbound("::", 2)
+    address = listen_shared(ours, "::", 0)
+    ours.append(share(address))
+    socket.create_connection(("127.0.0.1", address[1]), timeout=10).close()
+    for one in ours:
         one.close()
 
 

@@ -21,6 +21,7 @@ from rtp_llm.server.grpc.health import Health
 from rtp_llm.server.grpc.metadata import as_headers
 from rtp_llm.server.grpc.proto import Message, pool, services
 from rtp_llm.server.grpc.statuses import Context
+from rtp_llm.server.listening import in_url
 from rtp_llm.server.tls import read_certificate
 
 _STREAM = "Stream"
@@ -53,8 +54,7 @@ class GrpcServer:
 
     def bind(self, port: int) -> int:
         """Have a port of `config.host` -> it, which the system chooses for 0; ConfigError where it is taken."""
-        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
-        address = f"{host}:{port}"
+        address = f"{in_url(self._config.host)}:{port}"
         try:
             if self._config.ssl_certfile:
                 credentials = grpc.ssl_server_credentials([read_certificate(self._config)])
