@@ -11,7 +11,7 @@ class Cors:
     """`origins` as the option cors_origins gives them: `*` among them lets in any."""
 
     def __init__(self, origins: tuple[str, ...] = ("*",)) -> None:
-        self._origins = frozenset(origin.rstrip("/").encode() for origin in origins)
+        self._origins = frozenset(origin.rstrip("/").encode(errors="surrogateescape") for origin in origins)
 
     def headers(self, request: Mapping[bytes, bytes]) -> Headers:
         """What an answer to a request with these headers carries; nothing where no browser asks for a page."""

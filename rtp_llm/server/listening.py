@@ -7,15 +7,18 @@ from typing import Any
 from rtp_llm.errors import ConfigError
 
 _BACKLOG = 2048
+# Of the address, the port, and what cannot be a host's name.
+_REASONS = (OSError, OverflowError, UnicodeError)
 
 
 def listen(host: str, port: int, param: str = "start_port") -> socket.socket:
     """A listening socket; ConfigError says in one line why there is none."""
     try:
+        host.encode("idna")  # what is no name is found before there is a socket to close
         return socket.create_server(
             (host, port), family=_family(host), backlog=_BACKLOG, dualstack_ipv6=_takes_both(host)
         )
-    except (OSError, OverflowError) as error:
+    except _REASONS as error:
         raise _cannot_listen(host, port, param, error) from error
 
 
@@ -45,7 +48,7 @@ def listen_shared(sockets: Sequence[socket.socket], host: str, port: int) -> tup
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             one.bind(address)
             one.listen(_BACKLOG)
-    except OSError as error:
+    except _REASONS as error:
         raise _cannot_listen(host, port, "start_port", error) from error
     return address
 
