@@ -22,7 +22,7 @@ from rtp_llm.server.dispatch import NO_ANSWER, Dispatcher
 from rtp_llm.server.engine_like import Elsewhere, EngineLike
 from rtp_llm.server.listening import listen
 from rtp_llm.server.open_files import allow_open_files
-from rtp_llm.server.protocol import PlainToTls, Protocol
+from rtp_llm.server.protocol import LAST_CALL, PlainToTls, Protocol
 from rtp_llm.server.tls import check_certificate
 from rtp_llm.server.tls_listener import TlsListener
 
@@ -194,6 +194,7 @@ class _Server(uvicorn.Server):
         """uvicorn's own end has no word for an answer that its client does not read, and calls it an error."""
         seconds, num_running = seconds_to_end(self._settings), len(self.server_state.tasks)
         logger.info("ending: requests under way, which have %d s (shutdown_timeout): %d", seconds, num_running)
+        await asyncio.gather(*(one.finish(LAST_CALL) for one in self.servers if isinstance(one, TlsListener)))
         ending = asyncio.ensure_future(super().shutdown(sockets))
         done, _ = await asyncio.wait({ending}, timeout=seconds + _CLOSING)
         if self.force_exit:

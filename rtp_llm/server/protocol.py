@@ -31,7 +31,7 @@ _HEAD = (
 # At shutdown a body that is still on its way gets so many seconds; work that is under way gets shutdown_timeout.
 _BODY_GRACE = 1.0
 # Seconds in which what a client has sent before it could know that the server ends is still taken.
-_LAST_CALL = 0.5
+LAST_CALL = 0.5
 
 
 class Protocol(HttpToolsProtocol):
@@ -204,10 +204,10 @@ class Protocol(HttpToolsProtocol):
         if self._closing.lingers:
             self.transport.close()
             return
-        self._closing.seconds = _LAST_CALL
+        self._closing.seconds = LAST_CALL
         if self._is_idle():
             self._ends_soon = True
-            self.loop.call_later(_LAST_CALL, self._end_if_idle)
+            self.loop.call_later(LAST_CALL, self._end_if_idle)
             return
         super().shutdown()
         if self._awaits_body():

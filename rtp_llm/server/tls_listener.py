@@ -13,7 +13,7 @@ _REST = 0.1  # seconds without accepting, where this process may open no more fi
 
 
 class TlsListener:
-    """Accepts the connections of a listening socket, on the running event loop; ends as asyncio's servers do.
+    """Accepts the connections of a listening socket, on the running event loop; ends as asyncio's servers do, with it.
 
     secure      makes the protocol of a connection, after its handshake
     plain       makes that of one whose first byte begins no handshake
@@ -43,11 +43,19 @@ class TlsListener:
         listener.setblocking(False)
         self._resume()
 
+    async def finish(self, seconds: float) -> None:
+        """Accept no more; who has connected gets so many seconds for the handshake.
+
+        With the last word of one, its client may have sent a request, which would be lost.
+        """
+        self._accept()  # whose connection waits here already would be reset
+        self._end_accepting()
+        if self._meetings:
+            await asyncio.wait(self._meetings, timeout=seconds)
+
     def close(self) -> None:
-        """Accept no more; connections without a handshake as yet, on which nothing can have been asked, are closed."""
-        self._loop.remove_reader(self._listener.fileno())
-        if self._pause is not None:
-            self._pause.cancel()
+        """Accept no more, and give up what handshakes are under way."""
+        self._end_accepting()
         for meeting in self._meetings:
             meeting.cancel()
 
@@ -55,6 +63,13 @@ class TlsListener:
         """Until no handshake is under way."""
         if self._meetings:
             await asyncio.wait(self._meetings)
+
+    def _end_accepting(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._listener.fileno() >= 0:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
 
     def _resume(self) -> None:
         self._pause = None

@@ -152,6 +152,37 @@ def test_a_handshake_that_takes_too_long(certificate: Certificate) -> None:
     on_loop(trial())
 
 
+def test_a_request_behind_the_last_word_of_a_handshake_is_answered(certificate: Certificate) -> None:
+    """The client has all that it needs, and the server is about to end."""
+
+    async def trial() -> None:
+        async with port(certificate) as one:
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            client = trusting(certificate).wrap_bio(incoming, outgoing, server_hostname="localhost")
+            reader, writer = await asyncio.open_connection("127.0.0.1", one.number)
+            while True:
+                with suppress(ssl.SSLWantReadError):
+                    client.do_handshake()
+                    break
+                writer.write(outgoing.read())
+                incoming.write(await reader.read(1 << 16))
+            finishing = asyncio.ensure_future(one.listener.finish(20))
+            await asyncio.sleep(0)
+            client.write(b"hello")
+            writer.write(outgoing.read())
+            await asyncio.wait_for(finishing, 20)
+            one.listener.close()
+            answer = b""
+            while not answer:
+                incoming.write(await asyncio.wait_for(reader.read(1 << 16), 20))
+                with suppress(ssl.SSLWantReadError):
+                    answer = client.read(100)
+            assert answer == b"over TLS hello"
+            writer.close()
+
+    on_loop(trial())
+
+
 def test_its_end_waits_for_nobody(certificate: Certificate) -> None:
     async def trial() -> None:
         async with port(certificate) as one:
