@@ -114,7 +114,8 @@ def _announce(models: Sequence[ModelInfo], config: ServerConfig, output: LogOutp
     if config.grpc_port:
         logger.info("gRPC (tei.v1) on %s:%d", host, config.grpc_port)
     path, body = _FIRST_CALLS.get(models[0].tasks[0], ("/v1/embeddings", '{"input": ["hello", "world"]}'))
-    logger.info("try: curl %s%s -H 'Content-Type: application/json' -d '%s'", url, path, body)
+    key = " -H 'Authorization: Bearer KEY'" if config.api_key or config.api_key_file else ""
+    logger.info("try: curl %s%s%s -H 'Content-Type: application/json' -d '%s'", url, path, key, body)
     output.flush()
 
 
