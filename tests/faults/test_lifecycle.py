@@ -213,6 +213,7 @@ def test_no_memory_for_the_canary(
     monkeypatch.setattr(CpuRuntime, "run", run)
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
     with pytest.raises(SystemExit) as ended:
         main([str(tiny_bert), "--port", "0", "--host", "127.0.0.1"])
     for handler in root.handlers:
