@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import threading
@@ -65,10 +66,20 @@ def warn_if_open(config: ServerConfig) -> None:
 def check_grpc() -> None:
     """ConfigError where the libraries of gRPC are not installed."""
     try:
-        import rtp_llm.server.grpc  # noqa: F401
+        _grpc_server()
     except ImportError as error:
         message = f"grpc_port: gRPC needs more libraries ({error}): pip install 'rtp-llm[grpc]'"
         raise ConfigError(message, param="grpc_port") from None
+
+
+def _grpc_server() -> "type[GrpcServer]":
+    """The class; ImportError where its libraries are not installed."""
+    # NOTE: read once, when gRPC is loaded. It writes a line of its own, past the log, for each handshake that fails: as
+    # many as anybody likes to send.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from rtp_llm.server.grpc import GrpcServer
+
+    return GrpcServer
 
 
 def serve(
@@ -226,9 +237,7 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(_LOOK_AGAIN)
 
     def _bind_grpc(self, config: ServerConfig) -> "GrpcServer":
-        from rtp_llm.server.grpc import GrpcServer
-
-        server = GrpcServer(self._app.catalog, config, self._app.admission, self._app.keys, self._observers)
+        server = _grpc_server()(self._app.catalog, config, self._app.admission, self._app.keys, self._observers)
         server.bind(config.grpc_port)
         return server
 

@@ -1,6 +1,7 @@
 """gRPC beside HTTP in one process: keys, certificates, and an end in order."""
 
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -101,6 +102,18 @@ def test_tls(loop: Loop, config: ServerConfig, stubs: Stubs, certificate: tuple[
         channel = grpc.secure_channel(address.replace("127.0.0.1", "localhost"), credentials)
         with connected(address, stubs, channel) as client:
             assert len(client.embed.Embed(stubs.messages.EmbedRequest(inputs="a"), timeout=10).embeddings) == 8
+
+
+def test_who_fails_at_the_handshake_writes_no_log(certificate: tuple[Path, Path, Path]) -> None:
+    """gRPC's own lines are no JSON, and there is no end of them."""
+    chain, key, _ = map(str, certificate)
+    grpc_port = free_port()
+    with process(start_port=free_port(), grpc_port=grpc_port, ssl_certfile=chain, ssl_keyfile=key) as child:
+        with socket.create_connection(("127.0.0.1", grpc_port), timeout=20) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert connection.recv(100) == b""
+        child.send_signal(signal.SIGTERM)
+        assert child.communicate(timeout=20) == ("ended\n", "")
 
 
 def test_a_taken_port(loop: Loop, config: ServerConfig) -> None:
