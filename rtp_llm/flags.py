@@ -101,7 +101,8 @@ def parse_command(
     tokens = _drop_ignored([_canonical(token) for token in argv], environ)
     namespace, unknown = parser.parse_known_intermixed_args(tokens)
     if unknown:
-        parser.error(_unknown_message(unknown[0], parser))
+        # What follows an option that is not known may be its value, and is the smaller riddle.
+        parser.error(_unknown_message(next((one for one in unknown if one.startswith("-")), unknown[0]), parser))
     given = vars(namespace)
     repeated = given["repeated"] = {name: given.pop(name) for name in parser.repeated if name in given}
     values = {spec.name: _joined(given.pop(spec.name)) for spec in specs if spec.name in given}
@@ -157,9 +158,13 @@ def flags_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _names(spec: Field[Any]) -> tuple[str, ...]:
+    return (spec.name, *spec.metadata["aliases"])
+
+
 def _flag_row(spec: Field[Any]) -> str:
     default = "required" if spec.default is MISSING else f"`{text}`" if (text := _default(spec)) else ""
-    names = " ".join(f"`--{name}`" for name in (spec.name, *spec.metadata["aliases"]))
+    names = " ".join(f"`--{name}`" for name in _names(spec))
     return f"| {names} | `{environment_name(spec)}` | {default} | {_help(spec)} |"
 
 
@@ -183,7 +188,7 @@ def _add_options(parser: CommandParser, specs: Sequence[Field[Any]]) -> None:
         is_bool = spec.type is bool
         extra: dict[str, Any] = {"nargs": "?", "const": True} if is_bool else {}
         groups[spec.metadata["group"]].add_argument(
-            *(f"--{name}" for name in (spec.name, *spec.metadata["aliases"])),
+            *(f"--{name}" for name in _names(spec)),
             dest=spec.name,
             type=_converter(spec),
             action="append" if spec.type == tuple[str, ...] or spec.name in parser.repeated else "store",
@@ -249,6 +254,11 @@ def _unknown_message(token: str, parser: CommandParser) -> str:
     if not token.startswith("-"):
         return f"unexpected argument {token!r}"
     name = token.lstrip("-").partition("=")[0]
+    spec = next((spec for spec in fields(ServerConfig) if name in _names(spec)), None)
+    if spec is not None and spec.name == "checkpoint_path":
+        return f"--{name}: the checkpoint is this command's first argument, without a flag"
+    if spec is not None:
+        return f"--{name} is an option of the server (rtp-llm serve) and means nothing here: leave it out"
     known = [flag.lstrip("-") for action in parser._actions for flag in action.option_strings] + list(IGNORED)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"unknown option --{name}" + (f"; did you mean --{near[0]}?" if near else "")

@@ -16,6 +16,7 @@ from rtp_llm.observability import Observer, ProcessMetrics
 from rtp_llm.observability.log_output import LogOutput
 from rtp_llm.observability.logs import adjust, set_up
 from rtp_llm.served_models import ServedModel, served_models
+from rtp_llm.standard_streams import fill_closed
 
 if TYPE_CHECKING:
     from rtp_llm.engine.engine import Engine
@@ -33,6 +34,7 @@ _CLOSING = 30.0  # seconds for the step that is being computed
 
 def main(argv: Sequence[str] | None = None, prog: str = "rtp_llm.start_server") -> None:
     """Parse, load, serve until SIGTERM or SIGINT; exits 2 for a wrong option, 1 where starting fails."""
+    fill_closed()
     output = set_up()
     config, given = parse_serve(sys.argv[1:] if argv is None else argv, os.environ, prog)
     adjust(output, config.log_level, config.log_format)
@@ -65,7 +67,7 @@ def serve(config: ServerConfig, models: Sequence[ServedModel], output: LogOutput
     output.on_lost = process.observe_lost_lines
     ended_in_order = False
     try:
-        announce = partial(_announce, [engine.info() for engine in engines], config)
+        announce = partial(_announce, [engine.info() for engine in engines], config, output)
         if device.failure is None:  # else it failed while others were loaded, when nobody was told
             ended_in_order = _serve_clients(engines, config, announce, observers.all, process)
     finally:
@@ -93,11 +95,15 @@ def _serve_clients(
     return serve_http(engines, config, announce, observers, process)
 
 
-def _announce(models: Sequence[ModelInfo], config: ServerConfig, port: int) -> None:
-    """A line for each model, the address and a first call to try; `port` is what the system chose for port 0."""
-    from rtp_llm.server.app import warn_if_open
+def _announce(models: Sequence[ModelInfo], config: ServerConfig, output: LogOutput, port: int) -> None:
+    """A line for each model, the address and a first call to try; `port` is what the system chose for port 0.
 
-    host = "localhost" if config.host in ("0.0.0.0", "::", "127.0.0.1") else config.host
+    They are written when this returns, and so before the first answer is.
+    """
+    from rtp_llm.server.app import EVERYWHERE, warn_if_open
+    from rtp_llm.server.listening import in_url
+
+    host = "localhost" if config.host in (*EVERYWHERE, "127.0.0.1") else in_url(config.host)
     url = f"{'https' if config.ssl_certfile else 'http'}://{host}:{port}"
     for info in models:
         _summarise(info)
@@ -106,7 +112,9 @@ def _announce(models: Sequence[ModelInfo], config: ServerConfig, port: int) -> N
     if config.grpc_port:
         logger.info("gRPC (tei.v1) on %s:%d", host, config.grpc_port)
     path, body = _FIRST_CALLS.get(models[0].tasks[0], ("/v1/embeddings", '{"input": ["hello", "world"]}'))
-    logger.info("try: curl %s%s -H 'Content-Type: application/json' -d '%s'", url, path, body)
+    key = " -H 'Authorization: Bearer KEY'" if config.api_key or config.api_key_file else ""
+    logger.info("try: curl %s%s%s -H 'Content-Type: application/json' -d '%s'", url, path, key, body)
+    output.flush()
 
 
 def _summarise(info: ModelInfo) -> None:

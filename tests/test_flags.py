@@ -7,7 +7,7 @@ import pytest
 
 from rtp_llm.config import EngineConfig, ServerConfig
 from rtp_llm.errors import ConfigError
-from rtp_llm.flags import parse_serve
+from rtp_llm.flags import CommandParser, parse_command, parse_serve
 
 DOCUMENTED = (
     "--checkpoint_path /models/bert --model_type bert --act_type fp16 --start_port 8088 "
@@ -151,6 +151,23 @@ def test_what_is_wrong_is_said_in_one_line(line: str, message: str, capsys: pyte
         parse_args(line.split(), {})
     said = capsys.readouterr().err
     assert caught.value.code == 2 and message in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/m --frontend_server_count 2", "--frontend_server_count is an option of the server (rtp-llm serve)"),
+        ("--frontend-server-count 2 /m", "--frontend_server_count is an option of the server (rtp-llm serve)"),
+        ("/m --hostname=::1", "--hostname is an option of the server (rtp-llm serve)"),
+        ("--model /m", "--model: the checkpoint is this command's first argument, without a flag"),
+        ("/m --num_thread 2", "unknown option --num_thread; did you mean --num_threads?"),
+    ],
+)
+def test_options_of_other_commands(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = CommandParser("rtp-llm embed", "", needs_checkpoint=True)
+    with pytest.raises(SystemExit):
+        parse_command(parser, line.split(), {}, EngineConfig)
+    assert message in capsys.readouterr().err
 
 
 def test_teis_spellings() -> None:

@@ -31,7 +31,7 @@ FLOORS = [  # top to bottom: a file imports its own package or a floor below
     {"config", "custom", "entities", "ignored_options", "observability", "similarity"},
     {"option"},
     {"core", "errors"},
-    {"architectures", "chat_format", "end_signals", "sides", "timings"},
+    {"architectures", "chat_format", "child_process", "end_signals", "sides", "standard_streams", "timings"},
 ]
 DOORS = {  # library -> the only files that may import it
     "torch": {"ops/torch_", "ops/device_ops.py", "ops/triton_", "runtime/torch", "verify/"},

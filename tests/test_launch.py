@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import logging
 import re
 import subprocess
 import sys
@@ -17,9 +18,10 @@ import pytest
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray
 from rtp_llm.errors import EngineFailure
-from rtp_llm.start_server import serve
+from rtp_llm.observability.log_output import LogOutput
+from rtp_llm.start_server import _announce, serve
 from tests.real_server import ROOT, Running, free_port, launch, running
-from tests.server.conftest import wait_until
+from tests.server.fake_engine import FakeEngine
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,6 @@ def embed(url: str, texts: list[str]) -> FloatArray:
 def test_documented_line(server: Running) -> None:
     vectors = embed(server.url, ["hello world"])
     assert np.allclose(vectors[0, :3], [-0.034478, 0.03102, 0.00673], atol=1e-4)
-    # The first of several front-ends may answer before all of them do.
-    wait_until(lambda: "try: curl" in server.log.read_text(), 60)
     log = server.log.read_text()
     assert "task dense" in log and "steps up to 5120 tokens" in log
     assert re.search("act_type fp16: (the .* kernels compute in fp32|AMX tiles multiply in 15 bits)", log)
@@ -141,6 +141,14 @@ def test_rtp_llm_embed(tiny_bert: Path, tmp_path: Path) -> None:
 def test_command_line(arguments: list[str], status: int, message: str) -> None:
     done = run(*arguments)
     assert done.returncode == status and message in done.stdout + done.stderr
+
+
+def test_the_first_call_to_try_is_one_that_works(caplog: pytest.LogCaptureFixture) -> None:
+    config = ServerConfig(checkpoint_path="fake", host="::1", api_key=("secret",), ssl_certfile="chain.pem")
+    with caplog.at_level(logging.INFO):
+        _announce([FakeEngine().info()], config, LogOutput(2), 8088)
+    line = caplog.records[-1].getMessage()
+    assert line.startswith("try: curl https://[::1]:8088/v1/embeddings -H 'Authorization: Bearer KEY' -H 'Content-Type")
 
 
 def test_a_device_that_failed_while_other_models_were_loaded_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:

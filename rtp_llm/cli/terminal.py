@@ -17,6 +17,7 @@ import orjson
 from rtp_llm.config import EngineConfig
 from rtp_llm.end_signals import handled_by
 from rtp_llm.errors import RtpError
+from rtp_llm.standard_streams import fill_closed
 
 if TYPE_CHECKING:
     from rtp_llm.offline import Model
@@ -34,6 +35,7 @@ class _Closed(io.TextIOBase):
 
 def prepare() -> None:
     """Standard output in UTF-8, as files are read and written; a stream that the caller has closed gets a stand-in."""
+    fill_closed()
     if sys.stdout is None:
         sys.stdout = _Closed()
     elif isinstance(sys.stdout, io.TextIOWrapper):

@@ -22,7 +22,7 @@ from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.likeness import WAYS_OUT, report_likeness
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
-from rtp_llm.errors import CheckpointError, ConfigError, RtpError, in_one_line
+from rtp_llm.errors import CheckpointError, ConfigError, EngineFailure, RtpError, in_one_line
 from rtp_llm.model_config import ModelConfig, read_model_config
 from rtp_llm.models import Model
 from rtp_llm.observability import Metrics, resident_bytes
@@ -80,7 +80,7 @@ def load_engine(
     try:
         engine = _load(config, name, aliases, beside)
         if config.warm_up:
-            _warm_up(engine, is_alone=beside is None)
+            _warm_up(engine, config.checkpoint_path, is_alone=beside is None)
     except RtpError:
         raise
     except Exception as error:  # the border: what no reader foresaw is still one line
@@ -96,13 +96,15 @@ def load_engine(
     return engine
 
 
-def _warm_up(engine: Engine, *, is_alone: bool) -> None:
+def _warm_up(engine: Engine, path: str, *, is_alone: bool) -> None:
     """A model alone that fails is let go: its threads would keep it in memory."""
     try:
         engine.warm_up()
-    except BaseException:
+    except BaseException as error:
         if is_alone:
             engine.close(0)
+        if isinstance(error, EngineFailure):
+            raise EngineFailure(f"{path:.200}: the warm-up failed: {error.message}") from error
         raise
 
 

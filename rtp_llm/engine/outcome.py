@@ -73,8 +73,10 @@ def _are_finite(rows: Rows) -> list[bool]:
 
 def item_failure(item: Item, error: Exception) -> EngineFailure:
     """What the request of an item that failed is told; the whole error is logged, where it is not known already."""
+    id_, length = item.owner.request.request_id, len(item.input_ids)
+    if isinstance(error, MemoryError) and id_ is None:  # who asks is in this process, and may be told all
+        return EngineFailure(f"computing input {item.index} failed: {str(error) or type(error).__name__}")
     if not isinstance(error, BrokenOff):
-        id_, length = item.owner.request.request_id, len(item.input_ids)
         # What did not fit into memory says all, and its traceback nothing.
         reason, trace = (f": {error}", None) if isinstance(error, MemoryError) else ("", error)
         logger.error("request %s: input %d of %d tokens failed%s", id_, item.index, length, reason, exc_info=trace)

@@ -1,7 +1,7 @@
 """A front-end process, which the engine's process starts: its arguments are the descriptors of two sockets.
 
-The first is the one to speak over with the engine's process, whose first word is what to serve; the second is to be
-listened on. It lives as long as the engine's process does.
+The first is the one to speak over with the engine's process, whose first word is what to serve; the second is the one
+that clients connect to, once that process says so. It lives as long as the engine's process does.
 """
 
 import logging
@@ -50,7 +50,7 @@ def main() -> None:
     adjust(output, config.log_level, config.log_format, orders.name)
     output.on_lost = link.tell_lines_lost
     collect_seldom()
-    ended_in_order = serve(engines, config, link.tell_ready, observers.all, listener=listener, elsewhere=link)
+    ended_in_order = serve(engines, config, observers=observers.all, listener=listener, elsewhere=link)
     if ended_in_order:
         observers.close()
     sys.exit(0 if ended_in_order else 1)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,9 +14,12 @@ from rtp_llm.engine.job import Job
 from rtp_llm.errors import EngineFailure, NotReady, RtpError
 from rtp_llm.frontends.channel import Channel
 from rtp_llm.frontends.messages import (
+    Accept,
     Answer,
     Ask,
     Cancel,
+    CatchUp,
+    CaughtUp,
     End,
     Forget,
     LinesLost,
@@ -40,15 +43,15 @@ class Desk:
     """Takes a front-end's requests to the engines, and their answers back.
 
     exposition   the metrics of the whole server
-    on_ready     is called with the port, when the front-end accepts connections
+    on_ready     is called when the front-end could accept connections
     on_lines_lost  is told of lines that its log has lost
     """
 
     def __init__(
         self,
         engines: Sequence[Engine],
-        exposition: Callable[[], bytes],
-        on_ready: Callable[[int], None],
+        exposition: Callable[[], Awaitable[bytes]],
+        on_ready: Callable[[], None],
         on_lines_lost: Callable[[int], None],
     ) -> None:
         self._engines = engines
@@ -61,6 +64,8 @@ class Desk:
         self._wholes: dict[int, Whole] = {}
         self._problems: Problems | None = None
         self._num_pings = 0
+        self._catching_up: list[asyncio.Future[None]] = []
+        self._answering: set[asyncio.Task[None]] = set()
 
     async def open(self, end: socket.socket) -> None:
         """Serve whoever has the other end."""
@@ -73,6 +78,17 @@ class Desk:
         if problems != self._problems:
             self._problems = problems
             self._send(problems)
+
+    def tell_accept(self) -> None:
+        """The front-end may accept connections."""
+        self._send(Accept())
+
+    async def catch_up(self) -> None:
+        """Have counted what the front-end has counted, or has until it went away."""
+        told = self._loop.create_future()
+        self._catching_up.append(told)
+        self._send(CatchUp())
+        await told
 
     def tell_end(self) -> None:
         """A signal ends the server: in order, and where it is the second, at once."""
@@ -103,14 +119,19 @@ class Desk:
             case Observed():
                 for model, method, arguments in message.calls:
                     getattr(self._engines[model].metrics, method)(*arguments)
+            case Query(what="waiting"):
+                self._send(Answer(message.number, self._engines[message.model].metrics.waiting()))
             case Query():
-                self._send(Answer(message.number, self._answer(message)))
+                self._answering.add(task := self._loop.create_task(self._expose(message.number)))
+                task.add_done_callback(self._answering.discard)
             case Forget():
                 self._wholes.pop(message.whole, None)
             case Pong():
                 self._num_pings = 0
+            case CaughtUp():
+                self._settle_caught_up()
             case Ready():
-                self._on_ready(message.port)
+                self._on_ready()
             case LinesLost():
                 self._on_lines_lost(message.num_lines)
 
@@ -148,8 +169,18 @@ class Desk:
             job.request.end()
         _give_up(engine, job)
 
-    def _answer(self, query: Query) -> Any:
-        return self._exposition() if query.what == "exposition" else self._engines[query.model].metrics.waiting()
+    async def _expose(self, number: int) -> None:
+        try:
+            self._send(Answer(number, await self._exposition()))
+        except Exception:  # the border: a metric that cannot be read must not leave who asks for all without an answer
+            logger.exception("the metrics cannot be read")
+            self._send(Answer(number, EngineFailure("the metrics cannot be read; the server's log tells why")))
+
+    def _settle_caught_up(self) -> None:
+        waiting, self._catching_up = self._catching_up, []
+        for one in waiting:
+            if not one.done():
+                one.set_result(None)
 
     def _lose(self) -> None:
         """The front-end has gone, and with it all clients that it spoke with."""
@@ -157,6 +188,7 @@ class Desk:
             _give_up(engine, job)
         self._jobs.clear()
         self._wholes.clear()
+        self._settle_caught_up()
 
     def _send(self, message: Any) -> None:
         if self._channel is not None:

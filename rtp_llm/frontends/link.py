@@ -15,9 +15,12 @@ from rtp_llm.engine.tokenizer_pool import Tokenized
 from rtp_llm.errors import NotReady
 from rtp_llm.frontends.channel import Channel
 from rtp_llm.frontends.messages import (
+    Accept,
     Answer,
     Ask,
     Cancel,
+    CatchUp,
+    CaughtUp,
     End,
     Forget,
     LinesLost,
@@ -53,6 +56,8 @@ class Link:
         self._end = end
         self._is_closing = False
         self._lost = asyncio.Event()
+        self._may_accept: bool | None = None  # None: the engine's process has not said yet
+        self._is_told = asyncio.Event()
         self._on_end: Callable[[], None] = _nothing
         self._on_reload: Callable[[], None] = _nothing
         self._channel: Channel | None = None
@@ -70,9 +75,11 @@ class Link:
         self._loop, self._on_end, self._on_reload = asyncio.get_running_loop(), end, reload
         self._channel = await Channel(self._receive, self._lose, largest_here=_LARGE_FRAME).open(self._end)
 
-    def tell_ready(self, port: int) -> None:
-        """This front-end accepts connections."""
-        self._send(Ready(port))
+    async def may_accept(self) -> bool:
+        """Say that this front-end can serve, and wait -> whether it is to; False: the server ends instead."""
+        self._send(Ready())
+        await self._is_told.wait()
+        return self._may_accept is True
 
     def tell_lines_lost(self, count: int) -> None:
         """Lines of the log have been given up; from any thread."""
@@ -170,10 +177,22 @@ class Link:
                 self.problems = message.reasons
             case Ping():
                 self._send(Pong())
+            case CatchUp():
+                self._tell_observed()
+                self._send(CaughtUp())
+            case Accept():
+                self._decide(may_accept=True)
             case End():
+                self._decide(may_accept=False)
                 self._on_end()
             case Reload():
                 self._on_reload()
+
+    def _decide(self, *, may_accept: bool) -> None:
+        """Whether this front-end is to serve at all; what is said later is of how it ends."""
+        if self._may_accept is None:
+            self._may_accept = may_accept
+            self._is_told.set()
 
     def _settle(self, answer: Answer) -> None:
         future = self._asked.pop(answer.number, None)
@@ -192,6 +211,7 @@ class Link:
             if not future.done():
                 future.set_exception(NotReady(reason))
         self._lost.set()
+        self._decide(may_accept=False)
         if not self._is_closing:
             logger.error("%s: requests under way cannot be answered, and so does this one", _GONE)
             self._on_end()

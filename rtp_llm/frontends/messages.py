@@ -80,9 +80,19 @@ class LinesLost(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The front-end accepts connections."""
+    """The front-end can serve, and waits to hear that it may."""
 
-    port: int
+
+class Accept(NamedTuple):
+    """A front-end may accept connections: its socket listens."""
+
+
+class CatchUp(NamedTuple):
+    """Asks a front-end for what it has counted and not told yet."""
+
+
+class CaughtUp(NamedTuple):
+    """That has been told."""
 
 
 class Ping(NamedTuple):

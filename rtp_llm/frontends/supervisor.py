@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any
 import uvloop
 
 from rtp_llm.checkpoint import hub
+from rtp_llm.child_process import command_of
 from rtp_llm.config import ServerConfig
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.loading import Reach
@@ -23,19 +23,19 @@ from rtp_llm.frontends.channel import framed
 from rtp_llm.frontends.desk import Desk, problem_of
 from rtp_llm.frontends.messages import Orders, Served
 from rtp_llm.observability import ProcessMetrics, render
-from rtp_llm.server.app import bind_shared, seconds_to_end, share
+from rtp_llm.server.app import seconds_to_end
+from rtp_llm.server.listening import listen_shared, share, unbound
 
 logger = logging.getLogger(__name__)
 
-# NOTE: not by -m, which would look for modules in the working directory first, even where this process does not.
-_START = f"import sys; sys.path[:] = {sys.path!r}; from rtp_llm.frontends.__main__ import main; main()"
-_COMMAND = (sys.executable, "-c", _START)
+_COMMAND = command_of("rtp_llm.frontends.__main__")
 _LOOK_EVERY = 0.25  # seconds between two looks at the engines' health, and at that of front-ends
 _SILENT_LOOKS = 120  # after which a front-end that has not answered is taken to hang
 _RESTART_AFTER = 1.0  # seconds, and twice as many after each that has failed before it was ready
 _LONGEST_PAUSE = 30.0  # seconds
 _KILL_AFTER = 5.0  # seconds from the second signal on, or from the failure of a start
 _CLOSING = 30.0  # seconds beyond those that a front-end gives its requests
+_CATCH_UP = 0.5  # seconds in which front-ends can tell whoever asks for the metrics what they have counted just now
 
 
 @dataclass
@@ -57,6 +57,8 @@ class _FrontEnd:
 class Supervisor:
     """Front-ends of some engines, each with a socket of its own at one address, on the running event loop.
 
+    The `sockets` are at no address until all front-ends could serve: then they listen, which is told, and then
+    connections are accepted.
     A front-end that ends by itself takes the clients that it speaks with along; the others go on, and another takes its
     place on its socket. Where that one fails to start, the socket is closed, so that its connections go to the others,
     until one starts on a new socket. One that ends before its place was ever ready is the end of the server, and so it
@@ -78,7 +80,7 @@ class Supervisor:
         self._served = [_served(engine) for engine in engines]
         self._running: dict[int, _FrontEnd] = {}
         self._failing: set[int] = set()
-        self._address = sockets[0].getsockname()
+        self._address: tuple[Any, ...] | None = None  # until the sockets listen
         self._ending = asyncio.Event()
         self._num_signals = 0
         self._all_in_order = True
@@ -88,8 +90,8 @@ class Supervisor:
     async def run(self, on_ready: Callable[[int], None]) -> bool:
         """Until a signal ends the server -> whether all front-ends have ended in order.
 
-        `on_ready` is called once with the port, when all of them accept connections. ConfigError: one did not start;
-        EngineFailure: all have ended, and none can be replaced.
+        `on_ready` is called once with the port, before a connection is accepted. ConfigError: one did not start,
+        or the address cannot be listened on; EngineFailure: all have ended, and none can be replaced.
         """
         ready = [self._loop.create_future() for _ in self._sockets]
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -100,7 +102,7 @@ class Supervisor:
         try:
             await self._await_all(ready, tasks)
             if not self._num_signals:
-                on_ready(ready[0].result())
+                self._open(on_ready)
             await asyncio.gather(*tasks)
         finally:
             watch.cancel()
@@ -109,7 +111,15 @@ class Supervisor:
                 self._loop.remove_signal_handler(number)
         return self._all_in_order
 
-    async def _await_all(self, ready: Sequence["asyncio.Future[int]"], tasks: Sequence["asyncio.Task[None]"]) -> None:
+    def _open(self, on_ready: Callable[[int], None]) -> None:
+        """From now on who connects waits for a front-end, each of which is about to hear that it may accept."""
+        self._address = listen_shared(self._sockets, self._config.host, self._config.start_port)
+        on_ready(self._address[1])
+        for one in self._running.values():
+            if one.is_ready and one.desk is not None:
+                one.desk.tell_accept()
+
+    async def _await_all(self, ready: Sequence["asyncio.Future[None]"], tasks: Sequence["asyncio.Task[None]"]) -> None:
         """Until all are ready, or one will never be."""
         waiting = asyncio.ensure_future(asyncio.wait(ready))
         ended: set[asyncio.Future[Any]] = {waiting, *tasks}
@@ -119,7 +129,7 @@ class Supervisor:
             if task.done():
                 task.result()
 
-    async def _keep(self, place: int, ready: "asyncio.Future[int]") -> None:
+    async def _keep(self, place: int, ready: "asyncio.Future[None]") -> None:
         """A front-end at this place, and another where it fails, until the server ends."""
         name, pause = f"front-end {place + 1}", _RESTART_AFTER
         while not self._num_signals:
@@ -132,7 +142,7 @@ class Supervisor:
             if self._num_signals:
                 self._all_in_order &= status == 0
                 return
-            if not ready.done():
+            if not was_ready and self._address is None:
                 raise ConfigError(f"frontend_server_count: {name} {ended} before it was ready; its log is above")
             pause = _RESTART_AFTER if was_ready else min(2 * pause, _LONGEST_PAUSE)
             logger.error("%s %s; another one takes its place in %g s", name, ended, pause)
@@ -149,12 +159,13 @@ class Supervisor:
         if len(self._failing) == len(self._sockets):
             raise EngineFailure("no front-end can be replaced; the log above says why: the server has ended")
 
-    async def _serve_one(self, place: int, name: str, ready: "asyncio.Future[int]") -> tuple[int, bool]:
+    async def _serve_one(self, place: int, name: str, ready: "asyncio.Future[None]") -> tuple[int, bool]:
         """Start a front-end and serve it until it ends -> its status, and whether it was ever ready.
 
         OSError where it cannot be started.
         """
         if place in self._failing:
+            assert self._address is not None
             self._sockets[place] = share(self._address)
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -181,11 +192,13 @@ class Supervisor:
             desk.close()
             del self._running[place]
 
-    def _note_ready(self, place: int, one: _FrontEnd, ready: "asyncio.Future[int]", port: int) -> None:
+    def _note_ready(self, place: int, one: _FrontEnd, ready: "asyncio.Future[None]") -> None:
         one.is_ready = True
         self._failing.discard(place)
         if not ready.done():  # else it is one that takes another's place
-            ready.set_result(port)
+            ready.set_result(None)
+        if self._address is not None and one.desk is not None:
+            one.desk.tell_accept()
 
     def _orders(self, place: int, name: str) -> Orders:
         config = replace(self._config, grpc_port=0) if place else self._config
@@ -232,7 +245,17 @@ class Supervisor:
     def _is_healthy(self) -> bool:
         return not self._num_signals and not any(map(problem_of, self._engines))
 
-    def _exposition(self) -> bytes:
+    async def _exposition(self) -> bytes:
+        """With all that was counted until now, but for front-ends that do not say so in time."""
+        asked = [
+            self._loop.create_task(one.desk.catch_up())
+            for one in self._running.values()
+            if one.is_ready and one.desk is not None
+        ]
+        if asked:
+            _, late = await asyncio.wait(asked, timeout=_CATCH_UP)
+            for task in late:
+                task.cancel()
         return render(self._process, [engine.metrics for engine in self._engines])
 
 
@@ -245,7 +268,7 @@ def serve(
         logger.warning(
             "frontend_server_count: %d front-ends on %d cores take turns; fewer do as much", count, num_cores
         )
-    sockets = bind_shared(config.host, config.start_port, count)
+    sockets = unbound(config.host, count)
 
     async def run() -> bool:
         return await Supervisor(engines, config, process, sockets).run(on_ready)

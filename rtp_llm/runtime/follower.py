@@ -1,4 +1,4 @@
-"""A rank of a tensor-parallel model other than the first: `python -m rtp_llm.runtime.follower`, started by rank 0.
+"""A rank of a tensor-parallel model other than the first: a process that rank 0 starts.
 
 The order comes as a line of JSON on standard input; when that closes, rank 0 has ended. Standard output says `imported`
 and `loaded` when that is so.
@@ -72,7 +72,3 @@ def _end_with_leader() -> None:
     # Some time to end in order, when it was rank 0's wish.
     threading.Event().wait(3)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,13 +3,13 @@
 import json
 import select
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rtp_llm.child_process import command_of
 from rtp_llm.errors import ConfigError, DeviceLost
 
 # Importing torch and reading a large checkpoint from a slow disk.
@@ -30,7 +30,7 @@ class Ranks:
         self._lost: DeviceLost | None = None
         self._lock = threading.Lock()
         self._closing = False
-        command = [sys.executable, "-m", "rtp_llm.runtime.follower"]
+        command = command_of("rtp_llm.runtime.follower")
         self._processes = []
         for order in orders:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

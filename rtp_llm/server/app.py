@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -17,19 +19,23 @@ from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError
 from rtp_llm.observability import Observer, ProcessMetrics
 from rtp_llm.server.auth import KeyRing
-from rtp_llm.server.dispatch import Dispatcher
+from rtp_llm.server.dispatch import NO_ANSWER, Dispatcher
 from rtp_llm.server.engine_like import Elsewhere, EngineLike
+from rtp_llm.server.listening import listen
 from rtp_llm.server.open_files import allow_open_files
-from rtp_llm.server.protocol import Protocol
+from rtp_llm.server.protocol import LAST_CALL, PlainToTls, Protocol
 from rtp_llm.server.tls import check_certificate
+from rtp_llm.server.tls_listener import TlsListener
+
+if TYPE_CHECKING:
+    from rtp_llm.server.grpc import GrpcServer
 
 logger = logging.getLogger(__name__)
 
-_BACKLOG = 2048
 _CLOSING = 0.1  # seconds that uvicorn takes for connections that nothing is due on
 _LOOK_AGAIN = 0.05  # seconds between two looks for a second signal
 _UNLIMITED = 600  # seconds that shutdown_timeout=-1 stands for, as in the original
-_EVERYWHERE = ("0.0.0.0", "::", "")
+EVERYWHERE = ("0.0.0.0", "::", "")
 
 
 def create_app(engines: EngineLike | Sequence[EngineLike], config: ServerConfig) -> ASGIApp:
@@ -50,7 +56,7 @@ def check(config: ServerConfig) -> None:
 
 def warn_if_open(config: ServerConfig) -> None:
     """Log that everybody may ask, where that is so and this machine is not the only one that can."""
-    if not (config.api_key or config.api_key_file) and config.host in _EVERYWHERE:
+    if not (config.api_key or config.api_key_file) and config.host in EVERYWHERE:
         logger.warning(
             "listening on all interfaces without an API key: whoever reaches this machine can use the server; "
             "--api_key_file FILE asks for keys, --host 127.0.0.1 serves this machine alone"
@@ -60,10 +66,20 @@ def warn_if_open(config: ServerConfig) -> None:
 def check_grpc() -> None:
     """ConfigError where the libraries of gRPC are not installed."""
     try:
-        import rtp_llm.server.grpc  # noqa: F401
+        _grpc_server()
     except ImportError as error:
         message = f"grpc_port: gRPC needs more libraries ({error}): pip install 'rtp-llm[grpc]'"
         raise ConfigError(message, param="grpc_port") from None
+
+
+def _grpc_server() -> "type[GrpcServer]":
+    """The class; ImportError where its libraries are not installed."""
+    # NOTE: read once, when gRPC is loaded. It writes a line of its own, past the log, for each handshake that fails: as
+    # many as anybody likes to send.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from rtp_llm.server.grpc import GrpcServer
+
+    return GrpcServer
 
 
 def serve(
@@ -112,61 +128,6 @@ def seconds_to_end(config: ServerConfig) -> int:
     return _UNLIMITED if config.shutdown_timeout < 0 else config.shutdown_timeout
 
 
-def listen(host: str, port: int, param: str = "start_port") -> socket.socket:
-    """A listening socket; ConfigError says in one line why there is none."""
-    try:
-        return socket.create_server((host, port), family=_family(host), backlog=_BACKLOG)
-    except (OSError, OverflowError) as error:
-        raise _cannot_listen(host, port, param, error) from error
-
-
-def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
-    """`count` sockets of one address, none of which listens yet: those that do share the connections among them.
-
-    ConfigError as `listen` raises it.
-    """
-    # NOTE: whoever shares an address is not told that somebody has it, if that is the same user: this is.
-    listen(host, port).close()
-    if not hasattr(socket, "SO_REUSEPORT"):
-        message = "frontend_server_count: this system lets no two processes listen at one address; leave it out"
-        raise ConfigError(message, param="frontend_server_count")
-    sockets: list[socket.socket] = []
-    try:
-        for _ in range(count):
-            sockets.append(share((host, port)))
-            port = sockets[0].getsockname()[1]
-    except OSError as error:
-        for one in sockets:
-            one.close()
-        raise _cannot_listen(host, port, "start_port", error) from error
-    return sockets
-
-
-def share(address: tuple[Any, ...]) -> socket.socket:
-    """One more socket of an address that is shared; OSError where it is not to be had."""
-    one = socket.socket(_family(address[0]))
-    try:
-        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
-            one.setsockopt(socket.SOL_SOCKET, option, 1)
-        if one.family == socket.AF_INET6:  # as `listen` has it
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        one.bind(address)
-    except OSError:
-        one.close()
-        raise
-    return one
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def _cannot_listen(host: str, port: int, param: str, error: Exception) -> ConfigError:
-    reason = getattr(error, "strerror", None) or error
-    message = f"cannot listen on {host}:{port}: {reason}; choose another with --host or --{param}"
-    return ConfigError(message, param=param)
-
-
 class _Server(uvicorn.Server):
     """uvicorn, with gRPC on the same event loop."""
 
@@ -203,13 +164,35 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Everything that can fail comes before the port opens, and opening it is the last."""
         if self._elsewhere is not None:
             await self._elsewhere.open(self.end, self._app.keys.reload)
-        if self._settings.grpc_port:
-            self._end_grpc = await self._start_grpc(self._settings)
-        await super().startup(sockets)
+        grpc = self._bind_grpc(self._settings) if self._settings.grpc_port else None
+        if self._elsewhere is not None and not await self._elsewhere.may_accept():
+            await self._elsewhere.close()
+            return
+        if grpc is not None:
+            await grpc.start()
+            self._end_grpc = lambda: grpc.stop(0 if self.force_exit else seconds_to_end(self._settings))
+        await self._accept(sockets or [])
         if self._on_ready is not None and sockets:
             self._on_ready(sockets[0].getsockname()[1])
+
+    async def _accept(self, sockets: list[socket.socket]) -> None:
+        """As uvicorn does, whose servers have no word for who comes without TLS, or fails at it."""
+        context = self.config.ssl
+        await super().startup([] if context else sockets)
+        if context is None:
+            return
+        given = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        secure, plain = partial(Protocol, **given), partial(PlainToTls, **given)
+        for one in sockets:
+            tls = TlsListener(one, context, secure, plain, self._settings.timeout_keep_alive, self._tell_handshake)
+            self.servers.append(tls)  # type: ignore[arg-type]
+
+    def _tell_handshake(self, client: tuple[str, int], reason: str) -> None:
+        Protocol.unreadable.tell_handshake(client, reason)
+        self._app.observe_unreadable(NO_ANSWER)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._drain()
@@ -222,6 +205,7 @@ class _Server(uvicorn.Server):
         """uvicorn's own end has no word for an answer that its client does not read, and calls it an error."""
         seconds, num_running = seconds_to_end(self._settings), len(self.server_state.tasks)
         logger.info("ending: requests under way, which have %d s (shutdown_timeout): %d", seconds, num_running)
+        await asyncio.gather(*(one.finish(LAST_CALL) for one in self.servers if isinstance(one, TlsListener)))
         ending = asyncio.ensure_future(super().shutdown(sockets))
         done, _ = await asyncio.wait({ending}, timeout=seconds + _CLOSING)
         if self.force_exit:
@@ -252,12 +236,10 @@ class _Server(uvicorn.Server):
         while loop.time() < end and not self.force_exit and self._app.catalog.can_answer:
             await asyncio.sleep(_LOOK_AGAIN)
 
-    async def _start_grpc(self, config: ServerConfig) -> Callable[[], Awaitable[None]]:
-        from rtp_llm.server.grpc import GrpcServer
-
-        server = GrpcServer(self._app.catalog, config, self._app.admission, self._app.keys, self._observers)
-        await server.start(config.grpc_port)
-        return lambda: server.stop(0 if self.force_exit else seconds_to_end(config))
+    def _bind_grpc(self, config: ServerConfig) -> "GrpcServer":
+        server = _grpc_server()(self._app.catalog, config, self._app.admission, self._app.keys, self._observers)
+        server.bind(config.grpc_port)
+        return server
 
 
 @contextmanager

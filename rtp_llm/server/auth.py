@@ -26,6 +26,7 @@ OPEN_PAGES = frozenset({"/", "/docs", "/openapi.json"})
 # Azure's clients send api-key, Anthropic's and many gateways x-api-key.
 _KEY_HEADERS = (b"x-api-key", b"api-key")
 _SENDABLE = re.compile(r"[!-~]+").fullmatch
+_MOST_BYTES = 1 << 20
 _LOOK_AGAIN = 1.0  # seconds between two looks at the file's date
 
 
@@ -93,7 +94,7 @@ class KeyRing:
     def _read(self, path: Path) -> list[bytes]:
         try:
             stamp = _stamp(path)
-            content = path.read_bytes()
+            content = _content(path)
             # What could not be read is read again at the next look: who may read it can change, and not the date.
             self._stamp = stamp
             lines = content.decode().splitlines()
@@ -104,6 +105,17 @@ class KeyRing:
         if not keys:
             raise ConfigError(f"api_key_file: {path} holds no key; write one a line", param="api_key_file")
         return keys
+
+
+def _content(path: Path) -> bytes:
+    """All of a file; OSError where there may be no end of it, or nothing the next time."""
+    if not path.is_file():
+        raise OSError("it is no regular file")
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise OSError(f"it is over {_MOST_BYTES} bytes")
+    return content
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

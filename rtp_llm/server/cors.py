@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping
 
 from rtp_llm.server.errors import Headers
 
-_ALL_METHODS = ("GET", "HEAD", "POST")
 _ANY = b"*"
 
 
@@ -12,7 +11,7 @@ class Cors:
     """`origins` as the option cors_origins gives them: `*` among them lets in any."""
 
     def __init__(self, origins: tuple[str, ...] = ("*",)) -> None:
-        self._origins = frozenset(origin.rstrip("/").encode() for origin in origins)
+        self._origins = frozenset(origin.rstrip("/").encode(errors="surrogateescape") for origin in origins)
 
     def headers(self, request: Mapping[bytes, bytes]) -> Headers:
         """What an answer to a request with these headers carries; nothing where no browser asks for a page."""
@@ -31,8 +30,8 @@ class Cors:
 
     @staticmethod
     def preflight(request: Mapping[bytes, bytes], methods: Collection[str]) -> Headers:
-        """The answer to OPTIONS, beside `headers`; of a path that leads nowhere, with no `methods`, it allows all."""
-        allow = ", ".join([*sorted(methods or _ALL_METHODS), "OPTIONS"]).encode()
+        """The answer to OPTIONS of a path that takes these methods, beside `headers`."""
+        allow = ", ".join([*sorted(methods), "OPTIONS"]).encode()
         return [
             (b"access-control-allow-methods", allow),
             (b"access-control-allow-headers", request.get(b"access-control-request-headers", _ANY)),

@@ -61,6 +61,8 @@ from rtp_llm.server.service import Service
 from rtp_llm.server.turns import Turns
 
 _EMBEDDINGS = embeddings.dialect(None)
+# What OPTIONS * says, which asks of no path (RFC 9110, 9.3.7).
+_SERVER_WIDE = frozenset({"GET", "HEAD", "POST"})
 
 
 def _rtp_input(info: ModelInfo) -> Route:
@@ -106,7 +108,8 @@ _FORMS = {**dict.fromkeys(tei.GET_PATHS, tei.error_form), **dict.fromkeys(weavia
 # A model's name may have a slash, as the hub's do; one that came as %2F is decoded by now.
 _AZURE = re.compile(r"/openai/(?:deployments/(?P<name>.+)|v1)/embeddings")
 _NVIDIA = re.compile(r"/v1/retrieval/(?P<name>.+)/reranking")
-_CLIENT_LEFT = 499  # nginx's word for it; only the metrics see it
+# Statuses that only the metrics see: nginx's word for it, and none, since nothing could be said.
+_CLIENT_LEFT, NO_ANSWER = 499, 0
 
 
 class Dispatcher:
@@ -160,7 +163,7 @@ class Dispatcher:
                 observer.observe(seen)
 
     def observe_unreadable(self, status: int) -> None:
-        """A request has ended of which not even the head could be read."""
+        """A request has ended of which not even the head could be read; NO_ANSWER: nor could its client be told."""
         self.catalog.default.metrics.observe_http("unreadable", status, 0.0)
 
     async def _dispatch(self, exchange: Exchange) -> None:
@@ -187,8 +190,11 @@ class Dispatcher:
             body, headers = await answerer.answer(content, self._service, exchange)
             await exchange.respond(200, body, headers, exchange.content_type)
         elif exchange.method == "OPTIONS":
+            methods = _SERVER_WIDE if path == "*" else self._methods_of(path)
+            if not methods:
+                raise self._no_route(exchange.method, path, exchange.path[:200])
             exchange.route = "preflight"
-            await exchange.respond_to_options(self._methods_of(path))
+            await exchange.respond_to_options(methods)
         else:
             await self._route(exchange, path)
 

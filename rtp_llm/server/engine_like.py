@@ -89,6 +89,9 @@ class Elsewhere(Protocol):
     async def open(self, end: Callable[[], None], reload: Callable[[], None]) -> None:
         """Speak with it, on this event loop; `end` and `reload` are called for what it passes on of signals."""
 
+    async def may_accept(self) -> bool:
+        """Say that this process can serve, and wait -> whether it is to; False: the server ends instead."""
+
     async def exposition(self) -> bytes:
         """The metrics of the whole server."""
 

@@ -134,7 +134,7 @@ class Exchange:
         return common
 
     async def respond_to_options(self, methods: Collection[str]) -> None:
-        """Answer a preflight without asking the router; no `methods`: of a path that leads nowhere."""
+        """Answer a preflight of a path that takes these methods, without asking the router."""
         headers = self._cors.preflight(self.headers, methods)
         await self.send({"type": "http.response.start", "status": 204, "headers": headers})
         await self.send({"type": "http.response.body", "body": b""})

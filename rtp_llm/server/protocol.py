@@ -17,6 +17,7 @@ from rtp_llm.server.unreadable import UnreadableLog
 
 MAX_HEAD_BYTES = 64 << 10
 _LINE_ENDS = len(b": \r\n")
+_NO_TLS = "this port is for TLS, and what came is none: ask by https://"
 _REASONS = {
     400: b"Bad Request",
     414: b"URI Too Long",
@@ -30,7 +31,7 @@ _HEAD = (
 # At shutdown a body that is still on its way gets so many seconds; work that is under way gets shutdown_timeout.
 _BODY_GRACE = 1.0
 # Seconds in which what a client has sent before it could know that the server ends is still taken.
-_LAST_CALL = 0.5
+LAST_CALL = 0.5
 
 
 class Protocol(HttpToolsProtocol):
@@ -203,10 +204,10 @@ class Protocol(HttpToolsProtocol):
         if self._closing.lingers:
             self.transport.close()
             return
-        self._closing.seconds = _LAST_CALL
+        self._closing.seconds = LAST_CALL
         if self._is_idle():
             self._ends_soon = True
-            self.loop.call_later(_LAST_CALL, self._end_if_idle)
+            self.loop.call_later(LAST_CALL, self._end_if_idle)
             return
         super().shutdown()
         if self._awaits_body():
@@ -241,3 +242,12 @@ class Protocol(HttpToolsProtocol):
             if not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
+
+
+class PlainToTls(Protocol):
+    """A connection without TLS to a port that is for TLS: it is told so, whatever it asks."""
+
+    def _parse(self, data: bytes) -> None:
+        refusal = InvalidRequest(_NO_TLS)
+        self.unreadable.tell(self.client, data, refusal, refusal.status)
+        self._refuse(refusal)

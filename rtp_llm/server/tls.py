@@ -1,5 +1,6 @@
 """The certificate that HTTPS and gRPC serve with."""
 
+import os
 import ssl
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def check_certificate(config: ServerConfig) -> None:
             raise ConfigError("ssl_keyfile is given without ssl_certfile: give both, or neither", param="ssl_certfile")
         return
     for name, path in (("ssl_certfile", config.ssl_certfile), ("ssl_keyfile", config.ssl_keyfile)):
-        if path and not Path(path).is_file():
+        if path and not os.path.isfile(path):
             raise ConfigError(f"{name}: there is no file {path!r}", param=name)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:

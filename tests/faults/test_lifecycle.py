@@ -1,5 +1,6 @@
 """From start to end: when the port opens, how a signal drains, what a second does, and what cannot start says why."""
 
+import logging
 import os
 import re
 import resource
@@ -16,6 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
+from rtp_llm.runtime.cpu import CpuRuntime
+from rtp_llm.start_server import main
 from tests.checkpoint.hub_server import Repository, serve
 from tests.real_server import ROOT, free_port, launch, running
 from tests.server.conftest import wait_until
@@ -201,6 +204,25 @@ def test_no_memory(minilm: Path) -> None:
     assert "ERROR rtp_llm" in line and ("not enough memory" in line or "Cannot allocate memory" in line)
 
 
+def test_no_memory_for_the_canary(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def run(self: CpuRuntime, *_: Any) -> Any:
+        raise MemoryError("no memory for the activations of a batch; lower max_context_batch_size")
+
+    monkeypatch.setattr(CpuRuntime, "run", run)
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    with pytest.raises(SystemExit) as ended:
+        main([str(tiny_bert), "--port", "0", "--host", "127.0.0.1"])
+    for handler in root.handlers:
+        handler.flush()
+    assert ended.value.code == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "ERROR rtp_llm: " in line and f"{tiny_bert}: the warm-up failed" in line and "lower max_context" in line
+
+
 @pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/full"])
 def test_a_home_that_cannot_be_written_to(home: str, tiny_bert: Path, tmp_path: Path) -> None:
     """What is on the disk is served all the same; what must be fetched has nowhere to go."""
@@ -243,16 +265,32 @@ def test_a_log_whose_reader_has_gone(tiny_bert: Path) -> None:
     check_serving(child, port)
 
 
-def check_serving(child: "subprocess.Popen[bytes]", port: int) -> None:
-    def ready() -> bool:
-        try:
-            return get(port, "/health").status_code == 200
-        except httpx.ConnectError:
-            time.sleep(0.05)
-            return False
-
+def test_standard_streams_that_the_caller_has_closed(tiny_bert: Path) -> None:
+    """Their numbers were those of sockets, one of which got the log, and whose closing ended the process."""
+    port = free_port()
+    command = [sys.executable, "-m", "rtp_llm.start_server", str(tiny_bert), "--port", str(port)]
+    child = subprocess.Popen([*command, "--host", "127.0.0.1"], cwd=ROOT, preexec_fn=lambda: os.closerange(0, 3))
     try:
-        wait_until(ready, 60)
+        wait_until(lambda: is_serving(port), 60)
+        streams = [os.readlink(f"/proc/{child.pid}/fd/{number}") for number in range(3)]
+        child.terminate()
+        assert child.wait(20) == 0 and streams == ["/dev/null"] * 3
+    finally:
+        child.kill()
+        child.wait()
+
+
+def is_serving(port: int) -> bool:
+    try:
+        return get(port, "/health").status_code == 200
+    except httpx.ConnectError:
+        time.sleep(0.05)
+        return False
+
+
+def check_serving(child: "subprocess.Popen[bytes]", port: int) -> None:
+    try:
+        wait_until(lambda: is_serving(port), 60)
         assert [post(port).status_code for _ in range(20)] == [200] * 20
         lost = next(line for line in get(port, "/metrics").text.splitlines() if line.startswith("rtp_llm_lost_log"))
         assert float(lost.split()[1]) >= 20

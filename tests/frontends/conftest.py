@@ -36,7 +36,7 @@ class Linked:
     remotes: list[RemoteEngine]
     desk: Desk
     link: Link
-    ports: list[int] = field(default_factory=list)
+    readies: list[str] = field(default_factory=list)
     lines_lost: list[int] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
 
@@ -59,13 +59,13 @@ async def linked(*engines: Engine) -> AsyncIterator[Linked]:
     ours, theirs = socket.socketpair()
     process, told = ProcessMetrics(), list[Linked]()
 
-    def exposition() -> bytes:
+    async def exposition() -> bytes:
         return render(process, [engine.metrics for engine in engines])
 
     desk = Desk(
         engines,
         exposition,
-        lambda port: told[0].ports.append(port),
+        lambda: told[0].readies.append("ready"),
         lambda count: told[0].lines_lost.append(count),
     )
     link = Link(theirs, len(engines), 1)

@@ -292,13 +292,55 @@ def test_what_front_ends_count_is_counted_by_the_engine(engine: Engine) -> None:
                 both.remote.metrics.observe_http("/v1/embeddings", 200, 0.01)
             both.remote.metrics.observe_encode(0.001)
             both.link.tell_lines_lost(3)
-            both.link.tell_ready(80)
             text = (await both.link.exposition()).decode()
             assert 'rtp_llm_requests_total{model="fake",route="/v1/embeddings",status="200"} 70.0' in text
             assert both.value("stage_seconds_count", stage="encode") == 1
             both.remote.metrics.observe_http("/v1/embeddings", 200, 0.01)
             await until(lambda: both.value("request_seconds_count", route="/v1/embeddings") == 71)
-            await until(lambda: (both.ports, both.lines_lost) == ([80], [3]))
+            await until(lambda: both.lines_lost == [3])
+
+    on_loop(run())
+
+
+def test_what_has_been_counted_can_be_asked_for(engine: Engine) -> None:
+    """Else /metrics, asked of another front-end, would lack what is still to be told."""
+
+    async def run() -> None:
+        async with linked(engine) as both:
+            both.remote.metrics.observe_http("/v1/embeddings", 200, 0.01)
+            await both.desk.catch_up()
+            assert both.value("request_seconds_count", route="/v1/embeddings") == 1
+            asked = asyncio.ensure_future(both.desk.catch_up())
+            await both.link.close()
+            await asyncio.wait_for(asked, 10)
+
+    on_loop(run())
+
+
+def test_metrics_that_cannot_be_read_are_an_error(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> bytes:
+        raise OSError("no such device")
+
+    async def run() -> None:
+        async with linked(engine) as both:
+            both.desk._exposition = fail
+            with pytest.raises(EngineFailure, match="the metrics cannot be read"):
+                await asyncio.wait_for(both.link.exposition(), 10)
+
+    on_loop(run())
+    assert "no such device" in caplog.text
+
+
+def test_a_front_end_waits_until_it_may_accept(engine: Engine) -> None:
+    async def run() -> None:
+        for order, may in (("tell_accept", True), ("tell_end", False), ("close", False)):
+            async with linked(engine) as both:
+                asked = asyncio.ensure_future(both.link.may_accept())
+                await until(lambda: both.readies == ["ready"])
+                assert not asked.done()
+                getattr(both.desk, order)()
+                assert await asyncio.wait_for(asked, 10) is may
+                both.desk.tell_end()
 
     on_loop(run())
 

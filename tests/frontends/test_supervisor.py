@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from rtp_llm.config import EngineConfig, ServerConfig
 from rtp_llm.errors import ConfigError, EngineFailure
 from rtp_llm.frontends import supervisor
 from rtp_llm.frontends.channel import Channel
-from rtp_llm.frontends.messages import End, Orders, Ping, Pong, Problems, Ready, Reload
+from rtp_llm.frontends.messages import Accept, CatchUp, End, Orders, Ping, Pong, Problems, Ready, Reload
 from rtp_llm.frontends.supervisor import Supervisor
 from rtp_llm.observability import ProcessMetrics
-from rtp_llm.server.app import bind_shared
+from rtp_llm.server.listening import listen, unbound
 from tests.engine.fakes import FakeRuntime, make_engine
 from tests.frontends.conftest import on_loop, until
 
@@ -29,7 +30,7 @@ class FakeFrontEnd:
     pid = 1
 
     def __init__(self, listener: socket.socket) -> None:
-        self.address = listener.getsockname()
+        self.listener = listener
         self.told: list[Any] = []
         self.was_killed = self.hangs = False
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -47,7 +48,7 @@ class FakeFrontEnd:
                 self.finish(0)
 
     def say_ready(self) -> None:
-        self._channel.send(Ready(self.address[1]))
+        self._channel.send(Ready())
 
     def kill(self) -> None:
         self.was_killed = True
@@ -68,8 +69,9 @@ class Trial:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, config: ServerConfig) -> None:
         self.started: list[FakeFrontEnd] = []
         self.before_start: Callable[[], object] = lambda: None
-        self.sockets = bind_shared("127.0.0.1", 0, 2)
+        self.sockets = unbound("127.0.0.1", 2)
         self.ports: list[int] = []
+        self.on_ready: Callable[[int], None] = self.ports.append
         self.config = config
         monkeypatch.setattr(supervisor, "_start", self._start)
 
@@ -81,7 +83,7 @@ class Trial:
 
     async def run(self) -> "asyncio.Task[bool]":
         self.supervisor = Supervisor([], self.config, ProcessMetrics(), self.sockets)
-        task = asyncio.ensure_future(self.supervisor.run(self.ports.append))
+        task = asyncio.ensure_future(self.supervisor.run(self.on_ready))
         await until(lambda: len(self.started) == 2)
         return task
 
@@ -100,7 +102,8 @@ class Trial:
 @pytest.fixture
 def trial(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
     monkeypatch.setattr(supervisor, "_RESTART_AFTER", 0.005)
-    trial = Trial(monkeypatch, ServerConfig(checkpoint_path="fake", drain_seconds=0, shutdown_timeout=0))
+    options: dict[str, Any] = {"host": "127.0.0.1", "start_port": 0, "drain_seconds": 0, "shutdown_timeout": 0}
+    trial = Trial(monkeypatch, ServerConfig(checkpoint_path="fake", **options))
     yield trial
     trial.close()
 
@@ -122,8 +125,75 @@ def test_signals_are_told_and_not_sent(trial: Trial) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert await task
         for number, one in enumerate(trial.started):
-            assert kinds(one) == [Orders, Reload, End]
+            assert kinds(one) == [Orders, Reload, Accept, End]
             assert one.told[0].name == f"front-end {number + 1}" and one.told[0].num_front_ends == 2
+
+    on_loop(run())
+
+
+def test_the_port_opens_when_all_could_serve_and_is_told_before_anybody_is_answered(trial: Trial) -> None:
+    told: list[list[type]] = []
+
+    def announce(port: int) -> None:
+        socket.create_connection(("127.0.0.1", port)).close()  # who has read it need not try twice
+        told.extend(kinds(one) for one in trial.started)
+        trial.ports.append(port)
+
+    async def run() -> None:
+        trial.on_ready = announce
+        task = await trial.run()
+        trial.started[0].say_ready()
+        await until(lambda: any(one.is_ready for one in trial.supervisor._running.values()))
+        assert [one.getsockname()[1] for one in trial.sockets] == [0, 0]
+        trial.started[1].say_ready()
+        await until(lambda: all(kinds(one) == [Orders, Accept] for one in trial.started))
+        assert told == [[Orders], [Orders]]
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(task, 10)
+
+    on_loop(run())
+
+
+def test_an_address_that_is_taken_meanwhile_ends_all(trial: Trial) -> None:
+    """By another server that has started in the same second."""
+
+    async def run() -> None:
+        task = await trial.run()
+        with listen("127.0.0.1", 0) as taken:
+            trial.supervisor._config = replace(trial.config, start_port=taken.getsockname()[1])
+            for one in trial.started:
+                one.say_ready()
+            with pytest.raises(ConfigError, match="cannot listen on 127.0.0.1"):
+                await asyncio.wait_for(task, 10)
+        assert [kinds(one) for one in trial.started] == [[Orders, End]] * 2 and not trial.ports
+
+    on_loop(run())
+
+
+def test_one_that_fails_twice_before_the_port_is_open_is_the_end(trial: Trial) -> None:
+    async def run() -> None:
+        task = await trial.run()
+        trial.started[0].say_ready()
+        await until(lambda: any(one.is_ready for one in trial.supervisor._running.values()))
+        trial.started[0].finish(3)
+        await until(lambda: len(trial.started) == 3)
+        trial.started[2].finish(4)
+        with pytest.raises(ConfigError, match="front-end 1 has ended with status 4 before it was ready"):
+            await asyncio.wait_for(task, 10)
+
+    on_loop(run())
+
+
+def test_metrics_wait_for_what_has_been_counted_and_no_longer(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """These two never say that they have told."""
+    monkeypatch.setattr(supervisor, "_CATCH_UP", 0.01)
+
+    async def run() -> None:
+        task = await trial.run_until_ready()
+        assert b"rtp_llm_frontends 2.0" in await asyncio.wait_for(trial.supervisor._exposition(), 10)
+        await until(lambda: all(CatchUp in kinds(one) for one in trial.started))
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(task, 10)
 
     on_loop(run())
 
@@ -134,7 +204,7 @@ def test_a_signal_while_a_process_is_made_reaches_it(trial: Trial) -> None:
         trial.before_start = lambda: trial.supervisor._pass_on(signal.SIGTERM)
         trial.started[0].finish(3)
         await asyncio.wait_for(task, 10)
-        assert [kinds(one) for one in trial.started] == [[Orders], [Orders, End], [Orders, End]]
+        assert [kinds(one) for one in trial.started] == [[Orders, Accept], [Orders, Accept, End], [Orders, End]]
 
     on_loop(run())
 
@@ -200,9 +270,10 @@ def test_what_cannot_be_replaced_keeps_no_connections(trial: Trial, caplog: pyte
         trial.started[2].finish(1)
         await until(lambda: len(trial.started) == 4)
         assert first.fileno() == -1
-        assert trial.started[3].address == trial.started[0].address
+        assert trial.started[3].listener.getsockname() == trial.supervisor._address
         trial.started[3].say_ready()
         await until(lambda: not trial.supervisor._failing)
+        await until(lambda: kinds(trial.started[3]) == [Orders, Accept])
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(task, 10)
 

@@ -27,6 +27,19 @@ def add_noise(model: Any) -> None:
             assert parameter.isfinite().all(), name
 
 
+def saved(folder: Path, kind: Any, config: Any, **options: Any) -> Any:
+    """A random checkpoint, whose norms and biases are not trivial -> transformers' model of it, of this class.
+
+    options  of save_pretrained
+    """
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    add_noise(model)
+    model.save_pretrained(folder, **options)
+    return model
+
+
 def untyped(items: list[Item]) -> list[Item]:
     """Without token types."""
     return [Item(item.input_ids, item.index) for item in items]

@@ -10,17 +10,17 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.models.bert import BertConfig
 from tests.backends import BACKENDS
 from tests.models.oracle import (
-    add_noise,
     assert_alone_and_in_any_order,
     assert_as_exact,
     hidden_states,
     load,
     make_items,
     reference,
+    saved,
     worst,
 )
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -36,12 +36,8 @@ LENGTHS = (1, 2, 17, 64, 7, 90)
 
 def save_bert(folder: Path, head: str = "BertModel", **shape: Any) -> Any:
     """A random checkpoint whose norms and biases are not trivial."""
-    torch.manual_seed(0)
     shape = {"num_hidden_layers": 2, "vocab_size": 101, "max_position_embeddings": 96, **shape}
-    model = getattr(transformers, head)(transformers.BertConfig(**shape)).eval()
-    add_noise(model)
-    model.save_pretrained(folder)
-    return model
+    return saved(folder, getattr(transformers, head), transformers.BertConfig(**shape))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

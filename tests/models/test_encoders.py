@@ -17,13 +17,13 @@ from rtp_llm.models.distilbert import DistilBert
 from rtp_llm.models.mpnet import MPNet
 from tests.backends import BACKENDS
 from tests.models.oracle import (
-    add_noise,
     assert_alone_and_in_any_order,
     assert_as_exact,
     hidden_states,
     load,
     make_items,
     reference,
+    saved,
     untyped,
     worst,
 )
@@ -58,14 +58,10 @@ LENGTHS = (1, 2, 17, 64, 7, 90)
 
 def save(folder: Path, family: str, head: str = "Model", **changes: Any) -> Any:
     """A random checkpoint whose norms and biases are not trivial."""
-    torch.manual_seed(0)
     stem, shape = FAMILIES[family]
     config = getattr(transformers, f"{stem}Config")(**{**COMMON, **shape, **changes})
     config._attn_implementation = "eager"
-    model = getattr(transformers, stem + head)(config).eval()
-    add_noise(model)
-    model.save_pretrained(folder)
-    return model
+    return saved(folder, getattr(transformers, stem + head), config)
 
 
 def items_of(family: str) -> list[Item]:

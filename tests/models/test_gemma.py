@@ -10,17 +10,17 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.models.gemma import Gemma3
 from tests.backends import BACKENDS
 from tests.models.oracle import (
-    add_noise,
     assert_alone_and_in_any_order,
     assert_decodes_as,
     hidden_states,
     load,
     make_items,
+    saved,
     worst,
 )
 from tests.models.test_qwen import SHAPE, reference
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 # Longer than every window, to either side.
@@ -49,11 +49,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def save(folder: Path, head: str = "Gemma3TextModel", **changes: Any) -> Any:
     """A random checkpoint -> transformers' model."""
-    torch.manual_seed(0)
-    model = getattr(transformers, head)(transformers.Gemma3TextConfig(**{**GEMMA, **changes})).eval()
-    add_noise(model)
-    model.save_pretrained(folder)
-    return model
+    return saved(folder, getattr(transformers, head), transformers.Gemma3TextConfig(**{**GEMMA, **changes}))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

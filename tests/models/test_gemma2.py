@@ -10,17 +10,17 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.models.gemma import Gemma, Gemma2
 from tests.backends import BACKENDS
 from tests.models.oracle import (
-    add_noise,
     assert_alone_and_in_any_order,
     assert_decodes_as,
     hidden_states,
     load,
     make_items,
+    saved,
     worst,
 )
 from tests.models.test_qwen import SHAPE, reference
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 LENGTHS = (1, 2, 17, 64, 7, 90)
@@ -41,14 +41,10 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def save(folder: Path, shape: str, head: str = "Model", **changes: Any) -> Any:
     """A random checkpoint -> transformers' model, whose attention has the cap."""
-    torch.manual_seed(0)
     stem, options = SHAPES[shape]
     config = getattr(transformers, f"{stem}Config")(**{**options, **changes})
     config._attn_implementation = "eager"
-    model = getattr(transformers, stem + head)(config).eval()
-    add_noise(model)
-    model.save_pretrained(folder)
-    return model
+    return saved(folder, getattr(transformers, stem + head), config)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

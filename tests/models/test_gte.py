@@ -11,13 +11,13 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.models.gte import Gte, New
 from tests.backends import BACKENDS
 from tests.models.oracle import (
-    add_noise,
     assert_alone_and_in_any_order,
     assert_as_exact,
     hidden_states,
     load,
     make_items,
     reference,
+    saved,
     worst,
 )
 
@@ -50,11 +50,8 @@ HUB: dict[str, Any] = {
 
 def save(folder: Path, head: str = "Model", *, by_hub: bool = True, **changes: Any) -> Any:
     """A random checkpoint; `by_hub`: tensors by the names of the authors' code, which transformers writes as well."""
-    torch.manual_seed(0)
-    model = getattr(transformers, f"Gte{head}")(transformers.GteConfig(**{**SHAPE, **changes})).eval()
-    add_noise(model)
-    model.save_pretrained(folder, save_original_format=by_hub)
-    return model
+    config = transformers.GteConfig(**{**SHAPE, **changes})
+    return saved(folder, getattr(transformers, f"Gte{head}"), config, save_original_format=by_hub)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

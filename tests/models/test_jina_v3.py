@@ -21,6 +21,7 @@ from tests.models.oracle import (
     load,
     make_items,
     reference,
+    saved,
     untyped,
     worst,
 )
@@ -52,12 +53,8 @@ RANK = 4
 
 
 def save(folder: Path, head: str = "Model", **changes: Any) -> Any:
-    torch.manual_seed(0)
     config = transformers.JinaEmbeddingsV3Config(**{**SHAPE, **changes})
-    model = getattr(transformers, f"JinaEmbeddingsV3{head}")(config).eval()
-    add_noise(model)
-    model.save_pretrained(folder, save_original_format=False)
-    return model
+    return saved(folder, getattr(transformers, f"JinaEmbeddingsV3{head}"), config, save_original_format=False)
 
 
 def authors_names(model: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rtp_llm.config import EngineConfig
 from rtp_llm.errors import CheckpointError
 from tests.backends import BACKENDS
 from tests.checkpoint.test_lora import pair, write_adapter
-from tests.models.oracle import add_noise, hidden_states, load, make_items, worst
+from tests.models.oracle import hidden_states, load, make_items, saved, worst
 from tests.models.test_qwen import SHAPE, reference
 
 torch = pytest.importorskip("torch")
@@ -23,11 +23,9 @@ LENGTHS = (1, 2, 17, 64, 7, 90)
 
 def save(folder: Path, family: str) -> tuple[Any, dict[str, dict[str, Any]]]:
     """The published layout -> transformers' backbone without an adapter, and each task's tensors."""
-    torch.manual_seed(0)
     shape = {**SHAPE, "head_dim": 24} if family == "Qwen3" else {**SHAPE, "pad_token_id": 0}
-    model = getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config")(**shape)).eval()
-    add_noise(model)
-    model.save_pretrained(folder)
+    config = getattr(transformers, f"{family}Config")(**shape)
+    model = saved(folder, getattr(transformers, f"{family}Model"), config)
     (folder / "adapters").mkdir()
     rows, columns = model.layers[1].self_attn.q_proj.weight.shape
     parts = {task: pair("layers.1.self_attn.q_proj", rows, columns) for task in TASKS}

@@ -14,11 +14,11 @@ from rtp_llm.models.lfm2 import Lfm2, Lfm2Bidirectional
 from tests.backends import BACKENDS
 from tests.models import oracle
 from tests.models.oracle import (
-    add_noise,
     assert_alone_and_in_any_order,
     hidden_states,
     load,
     make_items,
+    saved,
     untyped,
     worst,
 )
@@ -53,11 +53,7 @@ BOTH_WAYS = {"architectures": ["Lfm2BidirectionalModel"], "auto_map": {"AutoMode
 
 def save(folder: Path, head: str = "Model", *, both_ways: bool = False, **changes: Any) -> Any:
     """A random checkpoint -> transformers' model of it, with the changes of LFM2.5's authors where it is theirs."""
-    torch.manual_seed(0)
-    config = transformers.Lfm2Config(**{**SHAPE, **changes})
-    model = getattr(transformers, f"Lfm2{head}")(config).eval()
-    add_noise(model)
-    model.save_pretrained(folder)
+    model = saved(folder, getattr(transformers, f"Lfm2{head}"), transformers.Lfm2Config(**{**SHAPE, **changes}))
     if both_ways:
         edit(folder, **BOTH_WAYS)
         look_both_ways(model)

@@ -9,18 +9,18 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.models.modernbert import ModernBertConfig
 from tests.backends import BACKENDS
 from tests.models.oracle import (
-    add_noise,
     assert_alone_and_in_any_order,
     assert_as_exact,
     hidden_states,
     load,
     make_items,
     reference,
+    saved,
     untyped,
     worst,
 )
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 LENGTHS = (1, 2, 17, 64, 7, 90)
@@ -49,12 +49,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def save(folder: Path, head: str = "Model", **changes: Any) -> Any:
     """A random checkpoint whose norms and biases are not trivial."""
-    torch.manual_seed(0)
     config = transformers.ModernBertConfig(**{**SHAPE, **changes})
-    model = getattr(transformers, f"ModernBert{head}")._from_config(config, attn_implementation="eager").eval()
-    add_noise(model)
-    model.save_pretrained(folder)
-    return model
+    return saved(folder, getattr(transformers, f"ModernBert{head}")._from_config, config, attn_implementation="eager")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -16,11 +16,11 @@ from rtp_llm.models.qwen import Qwen2
 from tests.backends import BACKENDS
 from tests.models import oracle
 from tests.models.oracle import (
-    add_noise,
     assert_alone_and_in_any_order,
     hidden_states,
     load,
     make_items,
+    saved,
     untyped,
     worst,
 )
@@ -60,12 +60,8 @@ ROPES: dict[str, dict[str, Any]] = {
 
 def save(folder: Path, family: str = "Qwen2", head: str = "Model", **changes: Any) -> Any:
     """A random checkpoint; Qwen3 with heads of 24 unless `changes` say otherwise."""
-    torch.manual_seed(0)
     shape = {**SHAPE, **({"head_dim": 24} if family == "Qwen3" else {}), **changes}
-    model = getattr(transformers, family + head)(getattr(transformers, f"{family}Config")(**shape)).eval()
-    add_noise(model)
-    model.save_pretrained(folder)
-    return model
+    return saved(folder, getattr(transformers, family + head), getattr(transformers, f"{family}Config")(**shape))
 
 
 def reference(model: Any, items: list[Item]) -> list[Any]:

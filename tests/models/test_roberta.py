@@ -10,11 +10,11 @@ from rtp_llm.core import Item
 from rtp_llm.errors import InvalidRequest
 from tests.backends import BACKENDS
 from tests.models.oracle import (
-    add_noise,
     assert_alone_and_in_any_order,
     hidden_states,
     load,
     make_items,
+    saved,
     untyped,
     worst,
 )
@@ -29,13 +29,9 @@ CONFIGS = {"Roberta": "RobertaConfig", "XLMRoberta": "XLMRobertaConfig", "Camemb
 
 def save(folder: Path, family: str, head: str = "Model", **changes: Any) -> Any:
     """A random checkpoint with positions for 63 tokens and one token type."""
-    torch.manual_seed(0)
     shape = {"num_hidden_layers": 2, "vocab_size": 101, "max_position_embeddings": 65, "type_vocab_size": 1, **ODD}
     config = getattr(transformers, CONFIGS[family])(**{**shape, **changes})
-    model = getattr(transformers, family + head)(config).eval()
-    add_noise(model)
-    model.save_pretrained(folder)
-    return model
+    return saved(folder, getattr(transformers, family + head), config)
 
 
 def reference(model: Any, items: list[Item]) -> list[Any]:

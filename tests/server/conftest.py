@@ -13,8 +13,8 @@ import uvicorn
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.server import create_app
-from rtp_llm.server.app import listen
 from rtp_llm.server.engine_like import EngineLike
+from rtp_llm.server.listening import listen
 from rtp_llm.server.protocol import Protocol
 from tests.server.fake_engine import FakeEngine
 

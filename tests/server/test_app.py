@@ -10,7 +10,7 @@ import pytest
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError
 from rtp_llm.server import create_app, serve
-from rtp_llm.server.app import listen
+from rtp_llm.server.listening import listen
 from tests.real_server import free_port
 from tests.server.conftest import wait_until
 from tests.server.fake_engine import FakeEngine
@@ -67,6 +67,8 @@ def test_taken_port_is_one_clear_line() -> None:
 def test_unknown_host_is_one_clear_line() -> None:
     with pytest.raises(ConfigError, match="cannot listen on 203.0.113.1:0: .*--host"):
         listen("203.0.113.1", 0)
+    with pytest.raises(ConfigError, match=r"cannot listen on ü\.\.x:0: .*--host"):
+        listen("ü..x", 0)
 
 
 def test_app_runs_under_any_asgi_server() -> None:

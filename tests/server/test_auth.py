@@ -155,10 +155,22 @@ def test_a_file_that_could_not_be_read_is_read_when_it_can_be(
     ring, path = ring_of("k1\n")
     path.write_text("k2-new\n")
     with monkeypatch.context() as patched:
-        for reading in ("read_text", "read_bytes"):
-            patched.setattr(Path, reading, denied)
+        patched.setattr(Path, "open", denied)
         assert check(ring, "k1") and not check(ring, "k2-new")
     assert check(ring, "k2-new") and not check(ring, "k1")
+
+
+def test_a_file_of_keys_has_an_end(tmp_path: Path) -> None:
+    """A pipe has none, or nothing for the second who reads it."""
+    path = tmp_path / "keys"
+    for content, message in (("", "holds no key"), ("k\n" * (1 << 20), "over 1048576 bytes")):
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            KeyRing(ServerConfig(checkpoint_path="fake", api_key_file=str(path)))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="cannot be read: it is no regular file"):
+        KeyRing(ServerConfig(checkpoint_path="fake", api_key_file=str(path)))
 
 
 def test_sighup_reads_at_once(tmp_path: Path) -> None:
@@ -175,7 +187,8 @@ def test_sighup_reads_at_once(tmp_path: Path) -> None:
     [
         ({"api_key": ("a b",)}, "api_key: a key may have visible ASCII"),
         ({"api_key_file": "/nowhere/at/all"}, "api_key_file: /nowhere/at/all cannot be read"),
-        ({"api_key_file": os.devnull}, "holds no key"),
+        ({"api_key_file": os.devnull}, "it is no regular file"),
+        ({"api_key_file": "/dev/zero"}, "it is no regular file"),
     ],
 )
 def test_keys_that_cannot_be_started_with(options: dict[str, Any], message: str) -> None:

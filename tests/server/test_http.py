@@ -86,7 +86,7 @@ def test_request_ids_differ(client: httpx.Client) -> None:
     assert len(ids) == 5
 
 
-@pytest.mark.parametrize("path", [ROUTE, "/nowhere", "/v1/models", "/"])
+@pytest.mark.parametrize("path", [ROUTE, "/v1/models", "/"])
 def test_preflight(client: httpx.Client, path: str) -> None:
     wanted = {"origin": "http://a.example", "access-control-request-method": "POST"}
     answer = client.options(path, headers={**wanted, "access-control-request-headers": "authorization,content-type"})
@@ -104,13 +104,19 @@ def test_preflight(client: httpx.Client, path: str) -> None:
         ("/v1/embeddings", "POST, OPTIONS"),
         ("/openai/deployments/a/embeddings", "POST, OPTIONS"),
         ("/", "GET, HEAD, POST, OPTIONS"),
-        ("/nowhere", "GET, HEAD, POST, OPTIONS"),
     ],
 )
 def test_options_says_what_is_served(client: httpx.Client, path: str, methods: str) -> None:
     answer = client.options(path)
     assert answer.status_code == 204
     assert answer.headers["allow"] == answer.headers["access-control-allow-methods"] == methods
+
+
+def test_options_of_a_path_that_leads_nowhere(client: httpx.Client) -> None:
+    answer, got = client.options("/nowhere", headers={"origin": "http://a.example"}), client.get("/nowhere")
+    assert (answer.status_code, answer.json()) == (got.status_code, got.json()) and answer.status_code == 404
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert 'route="unmatched",status="404"' in client.get("/metrics").text
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/health"), ("GET", "/nowhere"), ("POST", ROUTE), ("PUT", ROUTE)])

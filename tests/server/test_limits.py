@@ -17,7 +17,8 @@ import pytest
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError, Overloaded
 from rtp_llm.server.admission import Admission
-from rtp_llm.server.app import check, listen, warn_if_open
+from rtp_llm.server.app import check, warn_if_open
+from rtp_llm.server.listening import listen
 from rtp_llm.server.tls import check_certificate
 from tests.engine.fakes import FakeRuntime, make_engine
 from tests.real_server import free_port
@@ -151,8 +152,17 @@ def test_https(certificate: tuple[Path, Path, Path]) -> None:
         context = ssl.create_default_context(cafile=str(authority))
         with httpx.Client(verify=context, trust_env=False, timeout=10) as client:
             assert client.post(f"https://localhost:{port}{ROUTE}", json={"input": "a"}).status_code == 200
-            with pytest.raises(httpx.TransportError):
-                client.get(f"http://localhost:{port}/health")
+            plain = client.get(f"http://localhost:{port}/health", headers={"connection": "close"})
+            assert (plain.status_code, plain.headers["connection"]) == (400, "close")
+            assert "ask by https://" in plain.json()["error"]["message"]
+            with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
+                httpx.get(f"https://localhost:{port}/health", trust_env=False)
+
+            def are_counted() -> bool:
+                text = client.get(f"https://localhost:{port}/metrics").text
+                return all(f'route="unreadable",status="{status}"}} 1.0' in text for status in (0, 400))
+
+            wait_until(are_counted)
         child.send_signal(signal.SIGTERM)
         assert child.communicate(timeout=20) == ("ended\n", "")
 
@@ -165,6 +175,7 @@ def test_certificates_that_cannot_be_served_with(certificate: tuple[Path, Path, 
         ({"ssl_keyfile": key}, "without ssl_certfile"),
         ({"ssl_certfile": "/nowhere.pem"}, "ssl_certfile: there is no file '/nowhere.pem'"),
         ({"ssl_certfile": chain, "ssl_keyfile": "/nowhere.pem"}, "ssl_keyfile: there is no file"),
+        ({"ssl_certfile": "x" * 5000}, "ssl_certfile: there is no file"),
         ({"ssl_certfile": chain}, "cannot be used"),
         ({"ssl_certfile": authority, "ssl_keyfile": key}, "cannot be used .*MISMATCH"),
         ({"ssl_certfile": str(empty)}, "cannot be used"),

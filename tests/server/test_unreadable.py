@@ -66,6 +66,20 @@ def test_a_flood_has_a_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     assert lines(caplog)[1].endswith("answered with 400; since the last such line there were 999 more")
 
 
+def test_handshakes_share_the_lines(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    log = UnreadableLog(lambda: now)
+    with caplog.at_level(logging.INFO, NAME):
+        log.tell_handshake(("10.0.0.1", 5), "unsupported protocol")
+        log.tell(("10.0.0.1", 6), b"x", httptools.HttpParserError("Invalid method encountered"), 400)
+        now = 61.0
+        log.tell_handshake(("10.0.0.1", 7), "tlsv1 alert unknown ca")
+    assert lines(caplog) == [
+        "10.0.0.1:5 failed at the TLS handshake (unsupported protocol)",
+        "10.0.0.1:7 failed at the TLS handshake (tlsv1 alert unknown ca); since the last such line there were 1 more",
+    ]
+
+
 def test_a_reason_is_no_longer_than_a_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, NAME):
         UnreadableLog().tell(None, b"x", httptools.HttpParserError("a" * 5000), 400)

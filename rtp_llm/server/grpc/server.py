@@ -21,6 +21,7 @@ from rtp_llm.server.grpc.health import Health
 from rtp_llm.server.grpc.metadata import as_headers
 from rtp_llm.server.grpc.proto import Message, pool, services
 from rtp_llm.server.grpc.statuses import Context
+from rtp_llm.server.listening import in_url
 from rtp_llm.server.tls import read_certificate
 
 _STREAM = "Stream"
@@ -51,10 +52,9 @@ class GrpcServer:
         self._server = grpc.aio.server(interceptors=[_KeyCheck(keys, self._calls)], options=options)
         self._register()
 
-    async def start(self, port: int) -> int:
-        """Listen on `config.host` -> the port, which the system chooses for 0; ConfigError where it is taken."""
-        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
-        address = f"{host}:{port}"
+    def bind(self, port: int) -> int:
+        """Have a port of `config.host` -> it, which the system chooses for 0; ConfigError where it is taken."""
+        address = f"{in_url(self._config.host)}:{port}"
         try:
             if self._config.ssl_certfile:
                 credentials = grpc.ssl_server_credentials([read_certificate(self._config)])
@@ -64,8 +64,11 @@ class GrpcServer:
         except RuntimeError:
             message = f"gRPC cannot listen on {address}; choose another with --host or --grpc_port"
             raise ConfigError(message, param="grpc_port") from None
-        await self._server.start()
         return bound
+
+    async def start(self) -> None:
+        """Answer whoever connects to the port, or has connected since it was bound."""
+        await self._server.start()
 
     async def stop(self, grace: float) -> None:
         """Refuse new RPCs, let running ones end for at most `grace` seconds; idle streams end at once."""

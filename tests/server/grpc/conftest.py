@@ -92,7 +92,9 @@ def serving(loop: Loop, engine: EngineLike, config: ServerConfig, *more: EngineL
 
     async def start() -> tuple[Any, int]:
         server = GrpcServer(Catalog([engine, *more]), config, Admission(config), KeyRing(config))
-        return server, await server.start(0)
+        port = server.bind(0)
+        await server.start()
+        return server, port
 
     server, port = loop.run(start())
     try:

@@ -1,6 +1,7 @@
 """gRPC beside HTTP in one process: keys, certificates, and an end in order."""
 
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError
-from rtp_llm.server.app import listen
+from rtp_llm.server.listening import listen
 from tests.real_server import free_port
 from tests.server.conftest import wait_until
 from tests.server.fake_engine import FakeEngine
@@ -103,6 +104,18 @@ def test_tls(loop: Loop, config: ServerConfig, stubs: Stubs, certificate: tuple[
             assert len(client.embed.Embed(stubs.messages.EmbedRequest(inputs="a"), timeout=10).embeddings) == 8
 
 
+def test_who_fails_at_the_handshake_writes_no_log(certificate: tuple[Path, Path, Path]) -> None:
+    """gRPC's own lines are no JSON, and there is no end of them."""
+    chain, key, _ = map(str, certificate)
+    grpc_port = free_port()
+    with process(start_port=free_port(), grpc_port=grpc_port, ssl_certfile=chain, ssl_keyfile=key) as child:
+        with socket.create_connection(("127.0.0.1", grpc_port), timeout=20) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert connection.recv(100) == b""
+        child.send_signal(signal.SIGTERM)
+        assert child.communicate(timeout=20) == ("ended\n", "")
+
+
 def test_a_taken_port(loop: Loop, config: ServerConfig) -> None:
     from rtp_llm.server.admission import Admission
     from rtp_llm.server.auth import KeyRing
@@ -112,7 +125,7 @@ def test_a_taken_port(loop: Loop, config: ServerConfig) -> None:
     async def start(port: int) -> None:
         server = GrpcServer(Catalog([FakeEngine()]), config, Admission(config), KeyRing(config))
         try:
-            await server.start(port)
+            server.bind(port)
         finally:
             await server.stop(0)
 
