@@ -1,5 +1,6 @@
 """Checkpoints that tests share: the real MiniLM where it is installed, tokenizers of the assets, tiny random models."""
 
+import gc
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -23,6 +24,12 @@ LABELS = {0: "joy", 1: "anger", 2: "none"}
 TAGS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
 ASSETS = Path(__file__).parent.parent.parent / "shared" / "assets"
 WORDS = "the weather is lovely today so sunny outside he drove to stadium query passage : a b c ##s ##ing ! ? .".split()
+
+
+def pytest_collection_finish() -> None:
+    """What stays to the end, every library and test, is no longer searched for garbage, which took a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
