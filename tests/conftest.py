@@ -26,8 +26,12 @@ ASSETS = Path(__file__).parent.parent.parent / "shared" / "assets"
 WORDS = "the weather is lovely today so sunny outside he drove to stadium query passage : a b c ##s ##ing ! ? .".split()
 
 
-def pytest_collection_finish() -> None:
-    """What stays to the end, every library and test, is no longer searched for garbage, which took a second each time."""
+@pytest.fixture(scope="module", autouse=True)
+def _spared() -> None:
+    """What is there before a file's tests, libraries and the tests above all, is not searched for garbage by them.
+
+    A search took a second, and some tests end in one each.
+    """
     gc.collect()
     gc.freeze()
 

@@ -64,12 +64,10 @@ CASES: dict[str, Callable[[Address], None]] = {
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _searched_again() -> Iterator[None]:
-    """What these tests have spared is searched at their end, and what is left then, libraries above all, no more."""
+def _searched_afterwards() -> Iterator[None]:
+    """What these tests have spared is searched before the next file's."""
     yield
     gc.unfreeze()
-    gc.collect()
-    gc.freeze()
 
 
 @contextmanager
