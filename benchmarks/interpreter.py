@@ -90,7 +90,7 @@ def _scalar_dtype(of: Any) -> Any:
 def mend() -> None:
     """Around what is wrong in it, and slow.
 
-    Its types, tensors and numpy's dtypes of them are made anew for each value: what is the same of all of a shape is kept.
+    Its types, tensors and numpy's dtypes are made anew for each value: what is the same of all of a shape is kept.
     Sums of 32-bit numbers are computed in 64 bits as well, to find those that overflow: as long as all else, for what
     the offsets of a test's few tokens cannot do.
     """

@@ -1,4 +1,4 @@
-"""Qwen3-Reranker in each of its forms against the model card's own code, on random weights and the start of the real tokenizer."""
+"""Qwen3-Reranker in each of its forms against the model card's own code, random weights, the start of its tokenizer."""
 
 import json
 import shutil
