@@ -52,7 +52,7 @@ def make(name: str, assets: Path, folder: Path) -> Path:
 
 @cache
 def shortened(path: Path, num_tokens: int = 20_000) -> str:
-    """tokenizer.json of a byte-level BPE: its first tokens and merges, "assistant", and what is added, by their own ids.
+    """tokenizer.json of a byte-level BPE: its first tokens and merges, "assistant", and added tokens, by their own ids.
 
     For tests of what stands around texts, for which each reader of the whole file would take half a second a test.
     """
