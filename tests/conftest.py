@@ -80,7 +80,9 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     transformers.BertModel(config).save_pretrained(folder / "plain")
     transformers.BertTokenizer(vocab={word: i for i, word in enumerate(vocab)}).save_pretrained(folder / "plain")
-    sentence_transformers.SentenceTransformer(str(folder / "plain"), device="cpu").save(str(folder / "saved"))
+    sentence_transformers.SentenceTransformer(str(folder / "plain"), device="cpu").save(
+        str(folder / "saved"), create_model_card=False
+    )
     return folder / "saved"
 
 
