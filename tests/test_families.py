@@ -55,7 +55,9 @@ def save(folder: Path, tokenizers: Path, family: str) -> None:
     transformer = modules.Transformer(str(plain), max_seq_length=120)
     chain = [transformer, modules.Pooling(SHAPE["hidden_size"], pooling), modules.Normalize()]
     prompts = {"query": "Instruct: find it\nQuery:", "document": ""}
-    sentence_transformers.SentenceTransformer(modules=chain, prompts=prompts, device="cpu").save(str(folder / "saved"))
+    sentence_transformers.SentenceTransformer(modules=chain, prompts=prompts, device="cpu").save(
+        str(folder / "saved"), create_model_card=False
+    )
     if family == "nomic-embed":
         # The authors' own code, which neither side runs.
         set_keys(folder / "saved" / "config.json", auto_map={"AutoModel": "nomic-ai/code--modeling.NomicBertModel"})

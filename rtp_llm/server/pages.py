@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from functools import cache
 from pathlib import Path
 
 import orjson
@@ -17,12 +18,18 @@ _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 def routes() -> list[Route]:
     """GET /, /docs and /openapi.json."""
-    description = orjson.dumps(document())
+    description = _description()
 
     async def openapi(_: HttpRequest) -> HttpResponse:
         return HttpResponse(description, media_type="application/json")
 
     return [_page("/", "playground.html"), _page("/docs", "docs.html"), Route("/openapi.json", openapi)]
+
+
+@cache
+def _description() -> bytes:
+    """The same for every app of a process: most of what one takes to make."""
+    return orjson.dumps(document())
 
 
 def _page(path: str, name: str) -> Route:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,22 @@ def make(name: str, assets: Path, folder: Path) -> Path:
     if layout.ends:
         append_end_of_text(folder / "tokenizer.json")
     return folder
+
+
+@cache
+def shortened(path: Path, num_tokens: int = 20_000) -> str:
+    """tokenizer.json of a byte-level BPE: its first tokens and merges, "assistant", and added tokens, by their own ids.
+
+    For tests of what stands around texts, for which each reader of the whole file would take half a second a test.
+    """
+    content = json.loads(path.read_text())
+    model = content["model"]
+    vocab = {token: number for token, number in model["vocab"].items() if number < num_tokens or token == "assistant"}
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    model["merges"] = [pair for pair in pairs if all(part in vocab for part in (*pair, "".join(pair)))]
+    # Of a vocabulary with holes, an added token keeps its id only where the model has it too.
+    model["vocab"] = {**vocab, **{token["content"]: token["id"] for token in content["added_tokens"]}}
+    return json.dumps(content, ensure_ascii=False)
 
 
 def theirs(folder: Path) -> Any:

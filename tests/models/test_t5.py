@@ -132,7 +132,7 @@ def test_as_sentence_transformers_lays_it_out(tmp_path: Path) -> None:
         modules.Normalize(),
     ]
     theirs = sentence_transformers.SentenceTransformer(modules=chain, device="cpu")
-    theirs.save(str(tmp_path / "saved"))
+    theirs.save(str(tmp_path / "saved"), create_model_card=False)
     texts = ["", "the weather is lovely today", "he drove to stadium " * 20, "unknown words"]
     with Model(str(tmp_path / "saved")) as model:
         assert (model.info.model_type, model.info.max_seq_len) == ("t5", 30)
@@ -150,7 +150,7 @@ def test_n_positions_is_no_limit(limit: int | None, expected: int, tmp_path: Pat
     if limit is not None:
         first.tokenizer.model_max_length = limit
     theirs = sentence_transformers.SentenceTransformer(modules=[first, modules.Pooling(60, "mean")], device="cpu")
-    theirs.save(str(tmp_path / "saved"))
+    theirs.save(str(tmp_path / "saved"), create_model_card=False)
     texts = ["the weather is lovely today", "he drove to stadium " * 9 + "so sunny outside " * 9]
     with Model(str(tmp_path / "saved")) as model:
         assert model.info.max_seq_len == expected

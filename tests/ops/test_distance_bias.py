@@ -75,15 +75,19 @@ def test_the_definition(lengths: list[int], heads: Heads, reach: int, visible: A
     assert_as_exact(attention(NumpyOps(), qkv, batch_of(lengths), heads, bias, **visible), *results)
 
 
+def by_numpy(lengths: list[int], heads: Heads, visible: Any, reach: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Queries, keys and values, a bias, and what the definition makes of them."""
+    qkv, bias = qkv_of(sum(lengths), heads), 3 * normal(heads[0], 2 * reach - 1)
+    return qkv, bias, attention(NumpyOps(), qkv, batch_of(lengths), heads, bias, **visible)
+
+
 @pytest.mark.parametrize("reach", [2, 9, 129])
 @pytest.mark.parametrize("visible", VISIBLE)
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_every_backend(backend: Any, lengths: list[int], heads: Heads, visible: Any, reach: int) -> None:
-    qkv, bias = qkv_of(sum(lengths), heads), 3 * normal(heads[0], 2 * reach - 1)
-    batch, exact = batch_of(lengths), NumpyOps()
-    y = attention(backend, qkv, batch, heads, bias, **visible)
-    expected = attention(exact, qkv, batch, heads, bias, **visible)
+def test_every_backend(backend: Any, lengths: list[int], heads: Heads, visible: Any, reach: int, kept: Any) -> None:
+    qkv, bias, expected = kept(by_numpy, lengths, heads, visible, reach)
+    y = attention(backend, qkv, batch_of(lengths), heads, bias, **visible)
     np.testing.assert_allclose(y, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 

@@ -62,20 +62,26 @@ def written_out(arrays: Any, top_k: int) -> Any:
     return torch.stack(rows) + bias + residual
 
 
+def of_torch(shape: Shape) -> list[FloatArray]:
+    """In fp32 and in fp64."""
+    return [written_out(each, shape[-1]).numpy() for each in zip(*tensors(*arrays_of(shape)), strict=True)]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_backend_is_as_exact_as_torch(backend: Any, shape: Shape) -> None:
-    arrays = arrays_of(shape)
-    results = [written_out(each, shape[-1]).numpy() for each in zip(*tensors(*arrays), strict=True)]
-    assert_as_exact(compute(backend, arrays, shape[-1]), *results)
-    assert_as_exact(compute(NumpyOps(), arrays, shape[-1]), *results)
+def test_every_backend_is_as_exact_as_torch(backend: Any, shape: Shape, kept: Any) -> None:
+    assert_as_exact(compute(backend, arrays_of(shape), shape[-1]), *kept(of_torch, shape))
+
+
+def in_numpy(shape: Shape, quantization: Any) -> FloatArray:
+    return compute(NumpyOps(quantization), arrays_of(shape), shape[-1], "relu")
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("shape", SHAPES[2:])
-def test_every_kernel(ops: NativeOps, shape: Shape, quantization: Any) -> None:
+def test_every_kernel(ops: NativeOps, shape: Shape, quantization: Any, kept: Any) -> None:
     """With relu: a gelu of other last bits may be another number in 8 bits."""
-    arrays, some = arrays_of(shape), ops.fork(quantization)
-    y, expected = (compute(each, arrays, shape[-1], "relu") for each in (some, NumpyOps(quantization)))
+    expected = kept(in_numpy, shape, quantization)
+    y = compute(ops.fork(quantization), arrays_of(shape), shape[-1], "relu")
     np.testing.assert_allclose(y, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 

@@ -134,20 +134,27 @@ def test_nan_stays_in_its_row(ops: NativeOps, activation: str | None) -> None:
     assert np.isnan(y[4]).all() and not np.isnan(np.delete(y, 4, axis=0)).any()
 
 
+def attention_of_torch(
+    lengths: list[int], heads: tuple[int, int, int], causal: bool, window: int | None
+) -> list[FloatArray]:
+    """Queries, keys and values, and torch's attention of them in fp32 and in fp64."""
+    num_heads, num_kv_heads, head_dim = heads
+    qkv = normal(sum(lengths), (num_heads + 2 * num_kv_heads) * head_dim)
+    return [
+        qkv,
+        *(sdpa(x, lengths, num_heads, num_kv_heads, head_dim**-0.5, causal, window).numpy() for x in tensors(qkv)[0]),
+    ]
+
+
 @pytest.mark.parametrize("window", [None, 1, 7, 64])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_attention(
-    ops: NativeOps, lengths: list[int], heads: tuple[int, int, int], causal: bool, window: int | None
+    ops: NativeOps, lengths: list[int], heads: tuple[int, int, int], causal: bool, window: int | None, kept: Any
 ) -> None:
-    num_heads, num_kv_heads, head_dim = heads
-    qkv = normal(sum(lengths), (num_heads + 2 * num_kv_heads) * head_dim)
-    results = [
-        sdpa(x, lengths, num_heads, num_kv_heads, head_dim**-0.5, causal, window).numpy() for x in tensors(qkv)[0]
-    ]
-    y = attention(ops, qkv, batch_of(lengths), heads, causal=causal, window=window)
-    assert_as_exact(y, *results)
+    qkv, *results = kept(attention_of_torch, lengths, heads, causal, window)
+    assert_as_exact(attention(ops, qkv, batch_of(lengths), heads, causal=causal, window=window), *results)
 
 
 def test_attention_with_scores_far_apart(ops: NativeOps) -> None:

@@ -78,13 +78,18 @@ def test_the_definition(lengths: list[int], heads: Heads, reach: int, visible: A
     assert_as_exact(attention(NumpyOps(), qkv, batch_of(lengths), heads, tables, **visible), *results)
 
 
+def by_numpy(lengths: list[int], heads: Heads, reach: int, kinds: str) -> tuple[Any, ...]:
+    """Queries, keys and values, the tables, and what the definition makes of them."""
+    qkv, tables = qkv_of(sum(lengths), heads), tables_of(heads, reach, kinds)
+    return qkv, tables, attention(NumpyOps(), qkv, batch_of(lengths), heads, tables)
+
+
 @pytest.mark.parametrize(("reach", "kinds"), [(2, "both"), (9, "keys"), (9, "queries"), (129, "both")])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_every_backend(backend: Any, lengths: list[int], heads: Heads, reach: int, kinds: str) -> None:
-    qkv, tables = qkv_of(sum(lengths), heads), tables_of(heads, reach, kinds)
-    batch, exact = batch_of(lengths), NumpyOps()
-    y, expected = (attention(ops, qkv, batch, heads, tables) for ops in (backend, exact))
+def test_every_backend(backend: Any, lengths: list[int], heads: Heads, reach: int, kinds: str, kept: Any) -> None:
+    qkv, tables, expected = kept(by_numpy, lengths, heads, reach, kinds)
+    y = attention(backend, qkv, batch_of(lengths), heads, tables)
     np.testing.assert_allclose(y, expected, rtol=0, atol=3e-6 * np.abs(expected).max())
 
 

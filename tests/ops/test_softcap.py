@@ -51,14 +51,20 @@ def test_the_definition(lengths: list[int], heads: Heads, softcap: float, visibl
     assert_as_exact(attention(NumpyOps(), qkv, batch_of(lengths), heads, softcap, **visible), *results)
 
 
+def by_numpy(lengths: list[int], heads: Heads, visible: Any, softcap: float, with_bias: bool) -> tuple[Any, ...]:
+    """Queries, keys and values, a bias or None, and what the definition makes of them."""
+    qkv, bias = qkv_of(sum(lengths), heads), 3 * normal(heads[0], 17) if with_bias else None
+    return qkv, bias, attention(NumpyOps(), qkv, batch_of(lengths), heads, softcap, bias, **visible)
+
+
 @pytest.mark.parametrize("softcap", [0.25, 5.0, 50.0])
 @pytest.mark.parametrize("visible", VISIBLE)
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_every_backend(backend: Any, lengths: list[int], heads: Heads, visible: Any, softcap: float) -> None:
-    qkv, batch = qkv_of(sum(lengths), heads), batch_of(lengths)
-    for bias in (None, 3 * normal(heads[0], 17)):
-        y, expected = (attention(ops, qkv, batch, heads, softcap, bias, **visible) for ops in (backend, NumpyOps()))
+def test_every_backend(backend: Any, lengths: list[int], heads: Heads, visible: Any, softcap: float, kept: Any) -> None:
+    for with_bias in (False, True):
+        qkv, bias, expected = kept(by_numpy, lengths, heads, visible, softcap, with_bias)
+        y = attention(backend, qkv, batch_of(lengths), heads, softcap, bias, **visible)
         np.testing.assert_allclose(y, expected, rtol=0, atol=3e-6 * np.abs(expected).max())
 
 

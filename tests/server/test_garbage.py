@@ -63,6 +63,13 @@ CASES: dict[str, Callable[[Address], None]] = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _searched_afterwards() -> Iterator[None]:
+    """What these tests have spared is searched before the next file's."""
+    yield
+    gc.unfreeze()
+
+
 @contextmanager
 def kept_garbage() -> Iterator[list[Any]]:
     """What a search finds at the end that nothing had freed by then."""
@@ -78,7 +85,6 @@ def kept_garbage() -> Iterator[list[Any]]:
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
-        gc.unfreeze()
         gc.enable()
 
 
@@ -151,5 +157,4 @@ def test_a_search_is_seldom_and_spares_what_is_there() -> None:
         assert gc.get_threshold()[0] > before[0] and gc.get_threshold()[1:] == before[1:]
         assert gc.get_freeze_count() > frozen
     finally:
-        gc.unfreeze()
         gc.set_threshold(*before)

@@ -82,7 +82,9 @@ def save(
         for place, (before, after) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
     ]
     modules = [transformer, *dense, MultiVectorMask(**(mask or {})), Normalize(module_input_name="token_embeddings")]
-    sentence_transformers.MultiVectorEncoder(modules=modules, device="cpu", **options).save(str(folder / "saved"))
+    sentence_transformers.MultiVectorEncoder(modules=modules, device="cpu", **options).save(
+        str(folder / "saved"), create_model_card=False
+    )
     return folder / "saved"
 
 

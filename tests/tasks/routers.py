@@ -53,7 +53,7 @@ def save_sparse(
     table = modules.SparseStaticEmbedding(tokenizer=tokenizer, weight=token_weights(len(tokenizer.get_vocab())))
     routes = {"query": [table], "document": chain}
     model = library.SparseEncoder(modules=[modules.Router(routes, **{"default_route": "document", **router})])
-    model.save(str(folder / "saved"))
+    model.save(str(folder / "saved"), create_model_card=False)
     if limit is not None:
         set_keys(next((folder / "saved").glob("query_0_*")) / "tokenizer_config.json", model_max_length=limit)
     set_keys(folder / "saved" / "config_sentence_transformers.json", **(config or {}))
@@ -76,7 +76,7 @@ def save_dense(folder: Path, *, is_asym: bool = False, out: int = 24, **router: 
     routes = {name: [own[name]] if is_asym else [transformer, pools[name], own[name]] for name in own}
     before = [transformer, pools["query"]] if is_asym else []
     model = library.SentenceTransformer(modules=[*before, modules.Router(routes, **router), modules.Normalize()])
-    model.save(str(folder / "saved"))
+    model.save(str(folder / "saved"), create_model_card=False)
     return folder / "saved"
 
 

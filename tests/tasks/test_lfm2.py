@@ -52,7 +52,9 @@ def test_one_vector_a_text(pooling: str, both_ways: bool, backend: str, tmp_path
     late.save_encoder(tmp_path / "plain", "lfm2", "tiny")
     chain = [modules.Transformer(str(tmp_path / "plain")), modules.Pooling(32, pooling)]
     folder, prompts = tmp_path / "saved", {"query": "query : ", "document": "passage : "}
-    sentence_transformers.SentenceTransformer(modules=chain, prompts=prompts, device="cpu").save(str(folder))
+    sentence_transformers.SentenceTransformer(modules=chain, prompts=prompts, device="cpu").save(
+        str(folder), create_model_card=False
+    )
     theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
     changed(theirs, folder, both_ways=both_ways)
     texts = [text for text in late.TEXTS if text]

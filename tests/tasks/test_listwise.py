@@ -82,11 +82,17 @@ def prompt_of(query: str, documents: Sequence[str], instruction: str = "") -> st
     return "\n".join(lines)
 
 
+@cache
+def tokenizer_of(folder: Path) -> Any:
+    """transformers' own, which takes half a second, of a folder that no test changes afterwards."""
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
 def reference(
     folder: Path, model: Any, projector: Any, query: str, documents: Sequence[str], instruction: str = ""
 ) -> FloatArray:
     """Their _compute_single_batch: every document's cosine with the query."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = tokenizer_of(folder)
     ids = tokenizer(prompt_of(query, documents, instruction), return_tensors="pt")["input_ids"]
     with torch.no_grad():
         states = model.model(input_ids=ids, use_cache=False).last_hidden_state[0]

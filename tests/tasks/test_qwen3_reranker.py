@@ -1,4 +1,4 @@
-"""Qwen3-Reranker in each of its forms against the model card's own code, on random weights and the real tokenizer."""
+"""Qwen3-Reranker in each of its forms against the model card's own code, random weights, the start of its tokenizer."""
 
 import json
 import shutil
@@ -20,6 +20,7 @@ from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import CheckpointError, ConfigError, InvalidInput, InvalidRequest
 from rtp_llm.model_config import read_model_config
 from tests.backends import BACKENDS
+from tests.engine.tokenizer_folders import shortened
 from tests.models.oracle import add_noise
 from tests.server.rtp_clients import served
 from tests.tasks.checkpoints import loaded
@@ -49,8 +50,9 @@ def save(folder: Path, assets: Path, *, tied: bool = True, head: str = "ForCausa
     model = getattr(transformers, f"Qwen3{head}")(config).eval()
     add_noise(model)
     model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(assets / "tokenizers" / "qwen3" / name, folder / name)
+    words = assets / "tokenizers" / "qwen3"
+    (folder / "tokenizer.json").write_text(shortened(words / "tokenizer.json"), encoding="utf-8")
+    shutil.copy(words / "tokenizer_config.json", folder / "tokenizer_config.json")
     return model
 
 

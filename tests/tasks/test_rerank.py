@@ -91,7 +91,7 @@ def test_activation_that_config_json_notes(note: str, tmp_path: Path) -> None:
 def test_a_saved_cross_encoder(activation: Any, tmp_path: Path) -> None:
     save(tmp_path / "plain", HEAD, num_labels=1)
     theirs = cross_encoder(tmp_path / "plain", activation_fn=activation, max_length=40)
-    theirs.save(str(tmp_path / "saved"))
+    theirs.save(str(tmp_path / "saved"), create_model_card=False)
     with loaded(tmp_path / "saved") as model:
         assert model.info.tasks[0] is TaskType.RERANK and model.info.max_seq_len == 40
         assert np.abs(scores(model, PAIRS) - theirs.predict(PAIRS)).max() <= 1e-5
@@ -100,7 +100,9 @@ def test_a_saved_cross_encoder(activation: Any, tmp_path: Path) -> None:
 def test_an_activation_beside_another_model_type(tmp_path: Path) -> None:
     """CrossEncoder reads no note of what was saved as something else."""
     save(tmp_path / "plain", HEAD, num_labels=1)
-    cross_encoder(tmp_path / "plain", activation_fn=torch.nn.Tanh()).save(str(tmp_path / "saved"))
+    cross_encoder(tmp_path / "plain", activation_fn=torch.nn.Tanh()).save(
+        str(tmp_path / "saved"), create_model_card=False
+    )
     path = tmp_path / "saved" / "config_sentence_transformers.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "SentenceTransformer"}))
     expected = cross_encoder(tmp_path / "saved").predict(PAIRS)

@@ -135,7 +135,9 @@ def save_table(folder: Path, *after: Any, size: int = 24) -> Path:
     table = modules.StaticEmbedding(tokenizer(folder / "words", 30), torch.randn(len(VOCAB), size).numpy())
     routes = {"query": [table, *after], "document": chain}
     library = sentence_transformers.SentenceTransformer
-    library(modules=[modules.Router(routes, default_route="document"), modules.Normalize()]).save(str(folder / "other"))
+    library(modules=[modules.Router(routes, default_route="document"), modules.Normalize()]).save(
+        str(folder / "other"), create_model_card=False
+    )
     return folder / "other"
 
 
@@ -184,7 +186,7 @@ def test_sparse_beside_dense_is_not_served(tmp_path: Path) -> None:
     chain = list(sentence_transformers.SentenceTransformer(str(folder), device="cpu")[0].sub_modules["document"])
     table = sparse.SparseStaticEmbedding(tokenizer=chain[0].tokenizer)
     model = sentence_transformers.SentenceTransformer(modules=[sparse.Router({"query": [table], "document": chain})])
-    model.save(str(tmp_path / "other"))
+    model.save(str(tmp_path / "other"), create_model_card=False)
     with (
         pytest.raises(CheckpointError, match="some routes give sparse vectors and some do not"),
         loaded(tmp_path / "other"),

@@ -39,7 +39,7 @@ def save(folder: Path, family: str = "modernbert", shape: str = "odd", columns: 
         Dense(hidden, columns, activation_function=IDENTITY, module_output_name="scores"),
     ]
     model = sentence_transformers.CrossEncoder(modules=modules, device="cpu", activation_fn=IDENTITY)
-    model.save(str(folder / "saved"))
+    model.save(str(folder / "saved"), create_model_card=False)
     return folder / "saved"
 
 

@@ -27,7 +27,7 @@ def make(folder: Path, head: str = "BertForMaskedLM", activation: str = "relu", 
     model.save_pretrained(folder / "plain")
     theirs = sentence_transformers.SparseEncoder(str(folder / "plain"), device="cpu")
     theirs[1].activation_function = activation
-    theirs.save(str(folder / "saved"))
+    theirs.save(str(folder / "saved"), create_model_card=False)
     return folder / "saved"
 
 
@@ -101,7 +101,9 @@ def make_other(folder: Path, family: str, **options: Any) -> Any:
     vocab = {word: i for i, word in enumerate(VOCAB)}
     names = ["input_ids", "attention_mask"]
     BertTokenizer(vocab=vocab, model_max_length=LIMIT, model_input_names=names).save_pretrained(folder / "plain")
-    sentence_transformers.SparseEncoder(str(folder / "plain"), device="cpu").save(str(folder / "saved"))
+    sentence_transformers.SparseEncoder(str(folder / "plain"), device="cpu").save(
+        str(folder / "saved"), create_model_card=False
+    )
     return model
 
 

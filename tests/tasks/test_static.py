@@ -38,7 +38,7 @@ def save(folder: Path, *rest: Any, limit: int | None = None, side: str = "right"
     read = tokenizer(folder / "tokenizer", limit, side)
     static = modules.StaticEmbedding(read, torch.randn(len(VOCAB), SIZE).numpy())
     sentence_transformers.SentenceTransformer(modules=[static, *rest], device="cpu", **options).save(
-        str(folder / "saved")
+        str(folder / "saved"), create_model_card=False
     )
     return folder / "saved"
 

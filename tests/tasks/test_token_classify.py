@@ -3,8 +3,10 @@
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,57 +61,65 @@ def checkpoints(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
     return make
 
 
+@pytest.fixture(scope="module")
+def models(checkpoints: Callable[[str], Checkpoint]) -> Iterator[Callable[[str], Model]]:
+    """Ours of a layout, loaded once: a real tokenizer takes half a second."""
+    with ExitStack() as stack:
+        yield cache(lambda layout: stack.enter_context(loaded(checkpoints(layout)[0], "native")))
+
+
 @pytest.mark.parametrize("layout", KINDS)
-def test_entities_are_the_pipelines(layout: str, checkpoints: Callable[[str], Checkpoint]) -> None:
-    folder, pipeline = checkpoints(layout)
+def test_entities_are_the_pipelines(
+    layout: str, checkpoints: Callable[[str], Checkpoint], models: Callable[[str], Model]
+) -> None:
+    (_, pipeline), model = checkpoints(layout), models(layout)
     # What a pipeline does, its forward but once for all strategies.
     outputs = {
         text: [pipeline.forward(part) for part in pipeline.preprocess(text, is_split_into_words=False)]
         for text in TEXTS_OF_ALL_KINDS
     }
     kinds = transformers.pipelines.token_classification.AggregationStrategy
-    with loaded(folder, "native") as model:
-        assert model.info.tasks == (TaskType.TOKEN_CLASSIFY,) and model.info.labels == tuple(LABELS.values())
-        for strategy in STRATEGIES:
-            for ignored in (["O"], [], ["PER", "B-LOC"]):
-                options: dict[str, Any] = {"aggregation_strategy": strategy, "ignore_labels": ignored}
-                ours = model.entities(TEXTS_OF_ALL_KINDS, **options)
-                for text, entities in zip(TEXTS_OF_ALL_KINDS, ours, strict=True):
-                    expected = pipeline.postprocess(outputs[text], kinds[strategy.upper()], ignored)
-                    check_same([entity.as_dict() for entity in entities], expected, f"{strategy} {ignored} {text!r}")
+    assert model.info.tasks == (TaskType.TOKEN_CLASSIFY,) and model.info.labels == tuple(LABELS.values())
+    for strategy in STRATEGIES:
+        for ignored in (["O"], [], ["PER", "B-LOC"]):
+            options: dict[str, Any] = {"aggregation_strategy": strategy, "ignore_labels": ignored}
+            ours = model.entities(TEXTS_OF_ALL_KINDS, **options)
+            for text, entities in zip(TEXTS_OF_ALL_KINDS, ours, strict=True):
+                expected = pipeline.postprocess(outputs[text], kinds[strategy.upper()], ignored)
+                check_same([entity.as_dict() for entity in entities], expected, f"{strategy} {ignored} {text!r}")
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("layout", KINDS)
 def test_long_texts_are_cut_where_the_pipeline_cuts(
-    layout: str, side: Any, checkpoints: Callable[[str], Checkpoint]
+    layout: str, side: Any, checkpoints: Callable[[str], Checkpoint], models: Callable[[str], Model]
 ) -> None:
-    folder, pipeline = checkpoints(layout)
+    (_, pipeline), model = checkpoints(layout), models(layout)
     pipeline.tokenizer.truncation_side = side
     options: dict[str, Any] = {"aggregation_strategy": "first", "ignore_labels": []}
-    with loaded(folder, "native") as model:
-        for text in LONG:
-            (ours,) = model.entities(text, truncation_side=side, **options)
-            check_same([entity.as_dict() for entity in ours], pipeline(text, **options), text[:40])
-            assert ours[-1].end > len(text) - 20 if side == "left" else ours[-1].end < 2000
+    for text in LONG:
+        (ours,) = model.entities(text, truncation_side=side, **options)
+        check_same([entity.as_dict() for entity in ours], pipeline(text, **options), text[:40])
+        assert ours[-1].end > len(text) - 20 if side == "left" else ours[-1].end < 2000
     pipeline.tokenizer.truncation_side = "right"
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("layout", KINDS)
-def test_windows_are_the_pipelines(layout: str, side: Any, checkpoints: Callable[[str], Checkpoint]) -> None:
+def test_windows_are_the_pipelines(
+    layout: str, side: Any, checkpoints: Callable[[str], Checkpoint], models: Callable[[str], Model]
+) -> None:
     """With a stride, a long text is read in windows, and what is found in several of them is told once."""
-    folder, pipeline = checkpoints(layout)
+    (_, pipeline), model = checkpoints(layout), models(layout)
     pipeline.tokenizer.truncation_side = side
     texts = [text[:250] for text in [*LONG, *SENTENCES[:2], ""]]
-    with loaded(folder, "native") as model:
-        for strategy, stride in zip(STRATEGIES[1:], (0, 1, 13, 30), strict=True):
-            options: dict[str, Any] = {"aggregation_strategy": strategy, "ignore_labels": ["O"], "stride": stride}
-            found = model.entities(texts, truncation_side=side, **options)
-            for text, ours in zip(texts, found, strict=True):
-                theirs = pipeline(text, **options) if text else []
-                check_same([entity.as_dict() for entity in ours], theirs, f"{strategy} {stride} {text[:40]}")
-        assert [model.entities(text, truncation_side=side, **options)[0] for text in texts] == found
+    for strategy, stride in zip(STRATEGIES[1:], (0, 1, 13, 30), strict=True):
+        options: dict[str, Any] = {"aggregation_strategy": strategy, "ignore_labels": ["O"], "stride": stride}
+        found = model.entities(texts, truncation_side=side, **options)
+        for text, ours in zip(texts, found, strict=True):
+            theirs = pipeline(text, **options) if text else []
+            check_same([entity.as_dict() for entity in ours], theirs, f"{strategy} {stride} {text[:40]}")
+    assert [model.entities(text, truncation_side=side, **options)[0] for text in texts] == found
     pipeline.tokenizer.truncation_side = "right"
 
 
@@ -203,15 +213,14 @@ def test_any_scores(layout: str, checkpoints: Callable[[str], Checkpoint]) -> No
 
 
 @pytest.mark.parametrize("layout", ["bert-base-uncased", "roberta-base"])
-def test_results_have_the_same_bits_in_any_batch(layout: str, checkpoints: Callable[[str], Checkpoint]) -> None:
-    folder, _ = checkpoints(layout)
-    with loaded(folder, "native") as model:
-        scores, entities = model.classify_tokens(TEXTS_OF_ALL_KINDS), model.entities(TEXTS_OF_ALL_KINDS)
-        backwards = model.classify_tokens(TEXTS_OF_ALL_KINDS[::-1])[::-1]
-        for place, text in enumerate(TEXTS_OF_ALL_KINDS):
-            assert np.array_equal(scores[place], backwards[place])
-            assert np.array_equal(scores[place], model.classify_tokens([text])[0])
-            assert entities[place] == model.entities(text)[0]
+def test_results_have_the_same_bits_in_any_batch(layout: str, models: Callable[[str], Model]) -> None:
+    model = models(layout)
+    scores, entities = model.classify_tokens(TEXTS_OF_ALL_KINDS), model.entities(TEXTS_OF_ALL_KINDS)
+    backwards = model.classify_tokens(TEXTS_OF_ALL_KINDS[::-1])[::-1]
+    for place, text in enumerate(TEXTS_OF_ALL_KINDS):
+        assert np.array_equal(scores[place], backwards[place])
+        assert np.array_equal(scores[place], model.classify_tokens([text])[0])
+        assert entities[place] == model.entities(text)[0]
 
 
 @pytest.fixture
