@@ -1,11 +1,11 @@
 // softmax(scale q k^T) v, sequence by sequence, straight from the packed q, k, v.
 //
 // One task is some (sequence, key head), or a run of the query rows of one. On vectors K^T and V of a head are packed
-// into panels in thread-local scratch; kRows query rows at a time then have their scores, softmax and output computed
-// in cache. Where one bf16 part of each number is multiplied, pairs are (pairs.h). Rows that see many keys are computed
-// on tiles where there are some (attention_amx.h). The keys of a sequence with a prefix are those of the prefix, then its
-// own; of one whose last tokens are not seen, those before them. A row's bits depend on the keys that it sees: others of
-// its tile weigh nothing.
+// into panels in thread-local scratch; kRows query rows at a time then have their scores, weights (attention_weights.h)
+// and output computed in cache. Where one bf16 part of each number is multiplied, pairs are (pairs.h). Rows that see many
+// keys are computed on tiles where there are some (attention_amx.h). The keys of a sequence with a prefix are those of the
+// prefix, then its own; of one whose last tokens are not seen, those before them. A row's bits depend on the keys that it
+// sees: others of its tile weigh nothing.
 #pragma once
 #include <optional>
 
@@ -13,6 +13,7 @@
 #include "attention_amx.h"
 #endif
 #include "attention_relative.h"
+#include "attention_weights.h"
 
 namespace {
 
@@ -133,13 +134,39 @@ struct Attention {
     const int64_t length = std::min(part.keys.count(), visibility.causal ? part.place(part.last) : part.keys.count());
     const int64_t padded = ceil_div(length, kPanel) * kPanel, depth = ceil_div(head_dim, kPanel) * kPanel;
     const int64_t room = relative.any() ? RelativeHead::room(length, part.last - part.first, head_dim) : 0;
-    const int64_t sizes = padded * head_dim + length * depth + kRows * (padded + 2 * depth) + room;
+    const int64_t sizes = padded * head_dim + length * depth + 2 * kRows * (padded + depth) + room;
     float* keys = thread_scratch().reserve(sizes);
     float *values = keys + padded * head_dim, *scores = values + length * depth, *products = scores + kRows * padded;
+    float* const plain = products + 2 * kRows * depth;
+    const bool may_be_plain = !adjustment.any() && !relative.any();
+    const KeyRows seen = part.keys.part(0, length);
+    pack<T>(seen, length, keys, values);
+    const int64_t group = heads / kv_heads;
+    for (int64_t h = part.kv_head * group; h < (part.kv_head + 1) * group; ++h) {
+      Head head{keys, values, scores, plain, products, padded, length, depth, adjustment.of_head(h), may_be_plain,
+                may_be_plain, {}};
+      if (relative.any())
+        head.relative.emplace(relative, h, seen.own, part.place(part.first), part.place(part.last), head_dim,
+                              plain + kRows * padded);
+      for (int64_t row = part.first; row < part.last; row += kRows) {
+        const int rows = int(std::min<int64_t>(kRows, part.last - row));
+        const float* q = part.q + row * row_size() + h * head_dim;
+        float* y = part.y + (row - part.first) * heads * head_dim + h * head_dim;
+        const int rows_after = int(std::min<int64_t>(kRows, part.last - row - rows));
+        const Awaited awaited{{y, heads * head_dim, rows}, {q + kRows * row_size(), row_size(), rows_after}};
+        attend<T>(head, {part.place(row), rows, queries<T>(q, rows, products + kRows * depth, depth)}, y, awaited);
+      }
+    }
+  }
+
+  // Of `length` keys, into panels as `Head` has them.
+  template <class T>
+  void pack(const KeyRows& seen, int64_t length, float* keys, float* values) const {
+    const int64_t padded = ceil_div(length, kPanel) * kPanel, depth = ceil_div(head_dim, kPanel) * kPanel;
     // NOTE: lanes past the last key were set to zero. Their scores are never read, but of whatever else stood there
     // (integers are denormal as fp32) the products can take a hundred times as long.
-    if (length < padded) std::fill(values - kPanel * head_dim, values, 0.0f);
-    const KeyRows seen = part.keys.part(0, length);
+    float* const end = keys + padded * head_dim;
+    if (length < padded) std::fill(end - kPanel * head_dim, end, 0.0f);
     for (const auto& [rows, first_key] : {std::pair{seen.before, int64_t(0)}, {seen.own, seen.before.count}}) {
       pack_keys(rows, first_key, head_dim, head_dim, keys);
       pack_values(rows.moved(kv_heads * head_dim), head_dim, length, values + first_key * kPanel);
@@ -148,30 +175,16 @@ struct Attention {
       pair_up_rows(keys, padded / kPanel * head_dim, kPanel);
       for (int64_t d = 0; d < depth; d += kPanel) pair_up_rows(values + d * length, length, kPanel);
     }
-    const int64_t group = heads / kv_heads;
-    for (int64_t h = part.kv_head * group; h < (part.kv_head + 1) * group; ++h) {
-      Head head{keys, values, scores, products, padded, length, depth, adjustment.of_head(h), {}};
-      if (relative.any())
-        head.relative.emplace(relative, h, seen.own, part.place(part.first), part.place(part.last), head_dim,
-                              products + 2 * kRows * depth);
-      for (int64_t row = part.first; row < part.last; row += kRows) {
-        const int rows = int(std::min<int64_t>(kRows, part.last - row));
-        const float* q = part.q + row * row_size() + h * head_dim;
-        float* y = part.y + (row - part.first) * heads * head_dim + h * head_dim;
-        const int rows_after = int(std::min<int64_t>(kRows, part.last - row - rows));
-        const Awaited awaited{{y, heads * head_dim, rows}, {q + kRows * row_size(), row_size(), rows_after}};
-        attend<T>(head, part.place(row), rows, queries<T>(q, rows, products + kRows * depth, depth), y, awaited);
-      }
-    }
   }
 
   struct Head {
     // [padded / kPanel][head_dim][kPanel], [depth / kPanel][length][kPanel]; of pairs the dimension before the last is
     // half as long, but panels of values are as far apart.
     const float *keys, *values;
-    float *scores, *products;    // [kRows][padded], [kRows][depth]
+    float *scores, *plain_weights, *products;  // [kRows][padded] of each, [2][kRows][depth]
     int64_t padded, length, depth;
     Adjustment adjustment;
+    bool may_be_plain, plain;  // weights; the second: some of the last block were, and so they are tried first
     std::optional<RelativeHead> relative;
   };
 
@@ -179,6 +192,13 @@ struct Attention {
   struct Queries {
     const float* data;
     int64_t stride;
+  };
+
+  // Some rows, and the place of the first.
+  struct Block {
+    int64_t place;
+    int rows;
+    Queries q;
   };
 
   // In pairs; or in place; or copied, where rows that are whole pages apart would all fall into the same cache sets.
@@ -205,80 +225,111 @@ struct Attention {
     return own_rows(cu_seqlens[prefix], cu_seqlens[prefix + 1] - cu_seqlens[prefix]);
   }
 
-  // Queries at the places `row` and after of a sequence -> y; awaited are y and the queries after these.
   template <class T>
-  void attend(Head& head, int64_t row, int rows, Queries q, float* y, Awaited awaited) const {
+  static const T* numbers(const float* x) {
+    return reinterpret_cast<const T*>(x);
+  }
+
+  template <class T>
+  const T* panel_of(const Head& head, int64_t j) const {
+    return numbers<T>(head.keys + j * head_dim / kNumbersOf<T>);
+  }
+
+  // Scores of a block with the panel of keys at j, of which those before `to` count.
+  template <class T>
+  void score(const Head& head, const Block& block, int64_t j, int64_t to, float* scores) const {
+    const int64_t cols = to - j <= kWidth ? kWidth : kPanel;
+    multiply(block.rows, cols, head_dim / kNumbersOf<T>, block.q.data, block.q.stride, panel_of<T>(head, j), scores + j,
+             head.padded, false);
+  }
+
+  // A block's queries -> y; awaited are y and the queries after these.
+  template <class T>
+  void attend(Head& head, const Block& block, float* y, Awaited awaited) const {
     constexpr int64_t kNumbers = kNumbersOf<T>;
-    const auto numbers = [](const float* x) { return reinterpret_cast<const T*>(x); };
-    const int64_t from = visible(row, head.length).from / kPanel * kPanel;
-    const int64_t to = std::max(from, visible(row + rows - 1, head.length).to);
-    for (int64_t j = from; j < to; j += kPanel) {
-      const int64_t cols = to - j <= kWidth ? kWidth : kPanel;
-      const T* k = numbers(head.keys + j * head_dim / kNumbers);
-      multiply(rows, cols, head_dim / kNumbers, q.data, q.stride, k, head.scores + j, head.padded, false);
-    }
-    const Keys keys{from, to};
-    if (head.relative) head.relative->add(row, rows, q.data, q.stride, keys, head.scores, head.padded);
-    const float by = head.adjustment.factor(), factor = head.adjustment.any() ? 1.0f : by;
-    for (int r = 0; head.adjustment.any() && r < rows; ++r)
-      head.adjustment.apply(head.scores + r * head.padded, keys, row + r, by);
-    float shifts[kRows], inverse[kRows];
-    // NOTE: row after row in each of two passes: the second need not wait for the first's last step.
-    for (int r = 0; r < rows; ++r)
-      shifts[r] = highest(head.scores + r * head.padded, visible(row + r, head.length), keys) * factor;
-    for (int r = 0; r < rows; ++r)
-      inverse[r] = inverted(
-          weigh<T>(head.scores + r * head.padded, visible(row + r, head.length), keys, factor, shifts[r]));
+    const int64_t from = visible(block.place, head.length).from / kPanel * kPanel;
+    const Keys keys{from, std::max(from, visible(block.place + block.rows - 1, head.length).to)};
+    float sums[kRows], inverse[kRows];
+    const bool all_plain = head.plain && weigh_plainly<T>(head, block, keys, sums);
+    if (!all_plain) weigh<T>(head, block, keys, sums);
+    const float* weights = (all_plain ? head.plain_weights : head.scores) + from;
+    for (int r = 0; r < block.rows; ++r) inverse[r] = inverted(sums[r]);
     for (int64_t d = 0; d < head_dim; d += kPanel) {
-      const T* v = numbers(head.values + d * head.length + from / kNumbers * kPanel);
-      const int64_t cols = head_dim - d > kWidth ? kPanel : kWidth, steps = ceil_div(to - from, kNumbers);
+      const T* v = numbers<T>(head.values + d * head.length + from / kNumbers * kPanel);
+      const int64_t cols = head_dim - d > kWidth ? kPanel : kWidth, steps = ceil_div(keys.to - from, kNumbers);
       Ahead ahead;
       ahead.awaited = awaited.moved(d);
-      multiply(rows, cols, steps, head.scores + from, head.padded, v, head.products + d, head.depth, false, ahead);
+      multiply(block.rows, cols, steps, weights, head.padded, v, head.products + d, head.depth, false, ahead);
     }
-    for (int r = 0; r < rows; ++r, y += heads * head_dim)
+    for (int r = 0; r < block.rows; ++r, y += heads * head_dim)
       for (int64_t d = 0; d < head_dim; d += kWidth) {
         const int64_t lanes = std::min<int64_t>(kWidth, head_dim - d);
         store_lanes(y + d, load_lanes(head.products + r * head.depth + d, lanes) * inverse[r], lanes);
       }
   }
 
-  Keys visible(int64_t row, int64_t length) const { return visibility.of(row, length); }
-
-  // The highest score of the visible keys, which lie within `keys`.
-  float highest(const float* scores, Keys visible, Keys keys) const {
-    const Vec none = broadcast(-__builtin_inff());
-    Vec highest = none;
-    for (int64_t j = keys.from; j < keys.to; j += kWidth)
-      highest = larger(highest, visible.select(j, load(scores + j), none));
-    return max_lanes(highest);
-  }
-
-  // Scores -> exp2(factor score - shift) on the visible keys, 0 elsewhere; or pairs of them, in half the room. Returns
-  // the sum of what is multiplied.
+  // Plain weights and each row's sum; false where some row cannot have them. A panel that every row sees whole is weighed
+  // in registers.
   template <class T>
-  float weigh(float* scores, Keys visible, Keys keys, float factor, float shift) const {
-    const auto weight = [&](int64_t j) {
-      return visible.select(j, exp2(load(scores + j) * factor - shift), Vec{});
-    };
-    Vec sums{};
-    if constexpr (kNumbersOf<T> == 2) {
-      float* pairs = scores + keys.from;
-      for (int64_t j = keys.from; j < keys.to; j += 2 * kWidth, pairs += kWidth) {
-        const Vec after = j + kWidth < keys.to ? weight(j + kWidth) : Vec{};  // past the keys no scores were computed
-        const Vec pair = neighbours(weight(j), after);
-        sums += sum_of_pair(pair);
-        store(pairs, pair);
+  bool weigh_plainly(const Head& head, const Block& block, Keys keys, float* sums) const {
+    const Keys first = visible(block.place, head.length), last = visible(block.place + block.rows - 1, head.length);
+    const float factor = head.adjustment.factor();
+    float *const scores = head.plain_weights, *weights = scores + keys.from;
+    Vec lanes[kRows] = {};
+    for (int64_t j = keys.from; j < keys.to; j += kPanel, weights += kPanel / kNumbersOf<T>) {
+      if (last.from <= j && j + kPanel <= first.to) {
+        weighing_tile_of<T>(block.rows, std::make_index_sequence<size_t(kRows)>{})(
+            head_dim / kNumbersOf<T>, block.q.data, block.q.stride, panel_of<T>(head, j), factor, weights, head.padded,
+            lanes);
+        continue;
       }
-    } else {
-      for (int64_t j = keys.from; j < keys.to; j += kWidth) {
-        const Vec one = weight(j);
-        sums += one;
-        store(scores + j, one);
-      }
+      score<T>(head, block, j, keys.to, scores);
+      for (int r = 0; r < block.rows; ++r)
+        lanes[r] = weigh_some<T>(scores + r * head.padded, weights + r * head.padded,
+                                 {j, std::min(keys.to, j + kPanel)}, visible(block.place + r, head.length), lanes[r],
+                                 plainly<T>(factor));
     }
-    return sum_lanes(sums);
+    bool all = true;
+    for (int r = 0; r < block.rows; ++r) all &= is_plain(sums[r] = sum_lanes(lanes[r]));
+    return all;
   }
+
+  // Each row's weights in the place of its scores, and their sum: plain ones, with the same bits, where it can have them.
+  template <class T>
+  __attribute__((noinline)) void weigh(Head& head, const Block& block, Keys keys, float* sums) const {
+    for (int64_t j = keys.from; j < keys.to; j += kPanel) score<T>(head, block, j, keys.to, head.scores);
+    if (head.relative)
+      head.relative->add(block.place, block.rows, block.q.data, block.q.stride, keys, head.scores, head.padded);
+    const float by = head.adjustment.factor(), factor = head.adjustment.any() ? 1.0f : by;
+    head.plain = false;
+    for (int r = 0; r < block.rows; ++r) {
+      float *scores = head.scores + r * head.padded, *weights = scores + keys.from;
+      const Keys seen = visible(block.place + r, head.length);
+      if (head.adjustment.any()) head.adjustment.apply(scores, keys, block.place + r, by);
+      const float shift = highest_of(scores, seen, keys) * factor;
+      const auto relatively = [&](Vec x) { return exp2(x * factor - shift); };
+      if (head.may_be_plain && shift <= kHighestPlainScore) {
+        sums[r] = sum_lanes(weigh_some<T>(scores, head.plain_weights, keys, seen, Vec{}, plainly<T>(factor)));
+        if (is_plain(sums[r])) {
+          std::memcpy(weights, head.plain_weights, size_t(ceil_div(keys.to - keys.from, kNumbersOf<T>)) * 4);
+          head.plain = true;
+          continue;
+        }
+      }
+      sums[r] = sum_lanes(weigh_some<T>(scores, weights, keys, seen, Vec{}, relatively));
+    }
+  }
+
+  // What makes a plain weight of a score.
+  template <class T>
+  static auto plainly(float factor) {
+    return [factor](Vec x) {
+      plain_weights<T>(&x, factor, std::index_sequence<0>{});
+      return x;
+    };
+  }
+
+  Keys visible(int64_t row, int64_t length) const { return visibility.of(row, length); }
 };
 
 }  // namespace

@@ -65,13 +65,12 @@ struct Ahead {
   }
 };
 
-// c[R, V * kWidth] (+)= a[R, K] @ b[K, kPanel][:, : V * kWidth], b fp32 or bf16; or of pairs both, K of them
+// sums[R, V * kWidth] = a[R, K] @ b[K, kPanel][:, : V * kWidth], b fp32 or bf16; or of pairs both, K of them
 template <int R, int V, bool kIntoL2, class T>
-inline void fetching_tile(int64_t K, const float* a, int64_t lda, const T* b, float* c, int64_t ldc, bool accumulate,
-                          Ahead ahead) {
+inline __attribute__((always_inline)) void add_products(Vec* sums, int64_t K, const float* a, int64_t lda, const T* b,
+                                                        Ahead ahead) {
   constexpr auto each = std::make_index_sequence<size_t(R * V)>{};
   const float* const rows[4] = {a, a + 3 * lda, a + 6 * lda, a + 9 * lda};
-  Vec sums[R * V] = {};
   int64_t k = 0;
   for (; k + 4 <= K; k += 4, b += 4 * kPanel) {
     ahead.awaited.fetch_row();
@@ -85,6 +84,15 @@ inline void fetching_tile(int64_t K, const float* a, int64_t lda, const T* b, fl
     step<V>(sums, rows, lda, k + 3, b + 3 * kPanel, each);
   }
   for (; k < K; ++k, b += kPanel) step<V>(sums, rows, lda, k, b, each);
+}
+
+// c (+)= the same
+template <int R, int V, bool kIntoL2, class T>
+inline void fetching_tile(int64_t K, const float* a, int64_t lda, const T* b, float* c, int64_t ldc, bool accumulate,
+                          Ahead ahead) {
+  constexpr auto each = std::make_index_sequence<size_t(R * V)>{};
+  Vec sums[R * V] = {};
+  add_products<R, V, kIntoL2>(sums, K, a, lda, b, ahead);
   if (accumulate) add_tile<V>(sums, c, ldc, each);
   store_tile<V>(sums, c, ldc, each);
 }

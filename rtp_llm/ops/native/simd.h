@@ -184,6 +184,19 @@ inline Vec from_bits(VecInt bits) {
   return x;
 }
 
+// x y - z, rounded once where the target has that.
+inline Vec product_less(Vec x, Vec y, Vec z) {
+#if defined(__AVX512F__)
+  return _mm512_fmsub_ps(x, y, z);
+#elif defined(__FMA__)
+  return _mm256_fmsub_ps(x, y, z);
+#elif defined(__aarch64__)
+  return vfmaq_f32(-z, x, y);
+#else
+  return x * y - z;
+#endif
+}
+
 template <size_t N>
 inline Vec horner(const float (&coefficients)[N], Vec x) {
   Vec y = broadcast(coefficients[N - 1]);
@@ -196,17 +209,26 @@ constexpr float kRounder = 12582912.0f;
 
 inline Vec power_of_two(Vec rounded) { return from_bits(VecInt((VecBits(bits_of(rounded)) << 23) + 0x3F800000u)); }
 
+// The nearest integers, of two the even one, as they are or with kRounder: what they are, and x times two to them.
+#if defined(__AVX512F__)
+inline Vec integers(Vec x) { return Vec(_mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); }
+inline Vec value_of(Vec integers) { return integers; }
+inline Vec times_two_to(Vec x, Vec integers) { return Vec(_mm512_scalef_ps(x, integers)); }
+#else
+inline Vec integers(Vec x) { return x + kRounder; }
+inline Vec value_of(Vec integers) { return integers - kRounder; }
+inline Vec times_two_to(Vec x, Vec integers) { return x * power_of_two(integers); }
+#endif
+
+// 2^x for x in [-0.5, 0.5].
+constexpr float kExp2[] = {1.0f,           0.69314718246f,  0.24022650719f,  0.055503271520f,
+                           0.00961802527f, 0.0013400432654f, 0.00015469732170f};
+
 // 2^x for x in [-126, 127], relative error 8e-8; below, as at -126.
 inline Vec exp2(Vec x) {
-  constexpr float p[] = {1.0f,           0.69314718246f,  0.24022650719f,  0.055503271520f,
-                         0.00961802527f, 0.0013400432654f, 0.00015469732170f};
   x = at_least(-126.0f, x);
-  const Vec rounded = x + kRounder, whole = rounded - kRounder, power = horner(p, x - whole);
-#if defined(__AVX512F__)
-  return Vec(_mm512_scalef_ps(power, whole));
-#else
-  return power * power_of_two(rounded);
-#endif
+  const Vec nearest = integers(x);
+  return times_two_to(horner(kExp2, x - value_of(nearest)), nearest);
 }
 
 // e^x for x in [-87.3, 88.3], clamped outside; relative error 1e-7.
