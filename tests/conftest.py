@@ -26,6 +26,16 @@ ASSETS = Path(__file__).parent.parent.parent / "shared" / "assets"
 WORDS = "the weather is lovely today so sunny outside he drove to stadium query passage : a b c ##s ##ing ! ? .".split()
 
 
+def pytest_configure() -> None:
+    """To load all libraries and make twenty thousand tests leaves no garbage that is worth five seconds of searches."""
+    gc.disable()
+    gc.set_threshold(10_000, 10, 10)
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _spared() -> None:
     """What is there before a file's tests, libraries and the tests above all, is not searched for garbage by them.
