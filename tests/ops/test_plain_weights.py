@@ -15,7 +15,7 @@ VISIBLE: list[dict[str, Any]] = [{}, {"causal": True}, {"window": 9}, {"causal":
 
 def rows_of_all_sizes(length: int, seed: int = 0) -> FloatArray:
     """Some rows' scores are all near 0, others' far above and below."""
-    qkv, sizes = normal(length, 3 * HEADS * HEAD_DIM, seed=seed), np.array([1, 1, 0.1, 20, 1, 3, 10, 1], np.float32)
+    qkv, sizes = normal(length, 3 * HEADS * HEAD_DIM, seed=seed), np.array([1, 1, 0.1, 12, 1, 3, 8, 1], np.float32)
     qkv[:, : HEADS * HEAD_DIM] *= np.resize(sizes, length)[:, None]
     return qkv
 
@@ -63,14 +63,21 @@ def test_a_causal_row_has_the_same_bits_whatever_follows(ops: NativeOps, visible
         np.testing.assert_array_equal(attention(ops, qkv[:length], batch_of([length]), **visible), whole[:length])
 
 
-@pytest.mark.parametrize("score", [-300.0, -50.0, -13.0, 41.0, 42.0, 60.0, 300.0, 1e30])
-def test_scores_that_are_all_alike(ops: NativeOps, score: float) -> None:
-    """A mean of values, however high or low their one score is."""
-    qkv = normal(80, 3 * HEADS * HEAD_DIM)
-    size = HEADS * HEAD_DIM
-    qkv[:, :size], qkv[:, size : 2 * size] = np.float32(score / HEAD_DIM**0.5), 1
-    expected = np.broadcast_to(qkv[:, 2 * size :].mean(0, dtype=np.float64), (80, size))
-    np.testing.assert_allclose(attention(ops, qkv, batch_of([80])), expected, rtol=0, atol=1e-6)
+@pytest.mark.parametrize("size", [1, 1e36])
+@pytest.mark.parametrize("score", [-300.0, -60.0, -40.0, -10.0, 20.0, 24.0, 28.0, 32.0, 40.0, 70.0, 300.0, 1e30])
+def test_scores_that_are_all_about_as_high(ops: NativeOps, score: float, size: float) -> None:
+    """However high or low that is, and with values that few weights above 1 would drive beyond fp32."""
+    qkv, (queries, keys, values) = normal(80, 3 * HEAD_DIM), (0, HEAD_DIM, slice(2 * HEAD_DIM, None))
+    qkv[:, : 2 * HEAD_DIM] = 0
+    qkv[:, queries], qkv[:, keys] = HEAD_DIM**0.5, score + 3 * normal(80)
+    weights = np.exp(qkv[:, keys] - qkv[:, keys].max(), dtype=np.float64)
+    expected = weights / weights.sum() @ qkv[:, values].astype(np.float64)
+    qkv[:, values] *= np.float32(size)
+    y = ops.attention(
+        ops.vector(qkv), batch_of([80]), num_heads=1, num_kv_heads=1, head_dim=HEAD_DIM, scale=HEAD_DIM**-0.5
+    )
+    error = 1e-6 + 2e-7 * min(abs(score), 300)
+    np.testing.assert_allclose(ops.to_numpy(y) / size, np.broadcast_to(expected, (80, HEAD_DIM)), rtol=0, atol=error)
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e-8, 1e30, 1e36])
