@@ -188,10 +188,15 @@ def busy() -> Iterator[None]:
 @pytest.mark.usefixtures("busy")
 def test_a_rate_may_be_asked_for_while_another_thread_observes() -> None:
     """As the event loop does, and whoever reads the metrics, when a batch has a size that none had before."""
-    for _ in range(20):
-        rate = DrainRate()
-        observing = threading.Thread(target=lambda rate=rate: [rate.observe(1 << size, 1.0) for size in range(500)])
-        observing.start()
-        while observing.is_alive():
-            assert rate.of(100) >= 0
-        observing.join()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            rate = DrainRate()
+            observing = threading.Thread(target=lambda rate=rate: [rate.observe(1 << size, 1.0) for size in range(60)])
+            observing.start()
+            while observing.is_alive():
+                assert rate.of(100) >= 0
+            observing.join()
+    finally:
+        sys.setswitchinterval(before)
