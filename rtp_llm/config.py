@@ -259,8 +259,8 @@ class ServerConfig(EngineConfig):
     )
     frontend_server_count: int = option(
         1,
-        help="processes that speak with clients, read small requests and write answers, beside the one that computes; "
-        "1: that one does it all (docs/architecture.md says when more are of use)",
+        help="1: one process does all; N above 1: N processes speak with clients, read small requests, write answers "
+        "beside the one that computes (docs/architecture.md says when that is of use)",
         group="server",
         minimum=1,
         maximum=256,

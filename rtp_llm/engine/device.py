@@ -112,10 +112,9 @@ class Device:
             return _FORKED
         return self.failure or self.closing
 
-    def seconds_of_work(self, besides: Tenant) -> dict[Lane, float]:
-        """What waits for the other tenants, by lane, in seconds."""
-        works = [tenant.seconds_of_work() for tenant in self._tenants if tenant is not besides]
-        return {lane: sum(work[lane] for work in works) for lane in Lane}
+    def seconds_of_work(self, besides: Tenant) -> list[Mapping[Lane, float]]:
+        """What waits for each other tenant, by lane, in seconds."""
+        return [tenant.seconds_of_work() for tenant in self._tenants if tenant is not besides]
 
     def seconds_running(self) -> float:
         """What is left of the batches that run, in seconds of the device."""

@@ -11,7 +11,7 @@ _LEAST_GROWTH = 0.7
 
 
 class DrainRate:
-    """Tokens that a core computes in a second, by the size of a batch in powers of two.
+    """Tokens that a core computes in a second, by the size of a batch: a power of two, and what is nearest to it.
 
     A small batch takes longer by token: what lone queries took last says nothing of a queue, which is computed in full
     batches. One thread at a time may observe; any may ask meanwhile.
@@ -24,7 +24,7 @@ class DrainRate:
 
     def observe(self, num_tokens: int, core_seconds: float) -> None:
         """A batch has been computed."""
-        size = num_tokens.bit_length()
+        size = _size_of(num_tokens)
         tokens, seconds = self._observed.pop(size, (0.0, 0.0))
         self._observed[size] = (_MEMORY * tokens + num_tokens, _MEMORY * seconds + core_seconds)
         rates: dict[int, float] = {}
@@ -35,7 +35,7 @@ class DrainRate:
 
     def of(self, num_tokens: float) -> float:
         """Of batches of so many tokens, or of those nearest to them in size; 0 before the first."""
-        rates, wanted = self._rates, math.frexp(num_tokens)[1]
+        rates, wanted = self._rates, _size_of(num_tokens)
         if wanted in rates:
             return rates[wanted]
         size = min(rates, key=lambda size: (abs(size - wanted), -size), default=0)
@@ -45,3 +45,8 @@ class DrainRate:
         """What a core needs for a batch of so many tokens; 0 before the first."""
         rate = self.of(num_tokens)
         return num_tokens / rate if rate else 0.0
+
+
+def _size_of(num_tokens: float) -> int:
+    """The binary exponent of the nearest power of two, so that almost full steps of a budget are of its own size."""
+    return math.frexp(1.5 * num_tokens)[1]

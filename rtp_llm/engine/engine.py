@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 
@@ -245,7 +245,7 @@ class Engine(Lookups):
     def _queued(self) -> dict[Lane, int]:
         return {lane: queue.tokens for lane, queue in self._queues.items()}
 
-    def _work_of_others(self) -> Mapping[Lane, float]:
+    def _work_of_others(self) -> Sequence[Mapping[Lane, float]]:
         return self.device.seconds_of_work(besides=self)
 
     def _submit_in_parts(self, job: Job, estimate: Estimate) -> None:

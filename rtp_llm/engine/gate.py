@@ -1,6 +1,6 @@
 """Admission: what may wait in each lane, and how long it will wait. Pure logic, no time, no threads."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.engine.drain_rate import DrainRate
@@ -55,12 +55,12 @@ class Gate:
         lane: Lane,
         queued: Mapping[Lane, int],
         num_requests: int,
-        others: Callable[[], Mapping[Lane, float]] = dict,
+        others: Callable[[], Sequence[Mapping[Lane, float]]] = tuple,
     ) -> None:
         """Overloaded where a lane may take no more; `queued`: tokens by lane.
 
         num_requests  in flight in this lane, which the bulk lane limits
-        others        seconds of work, by lane, of the other models on the device
+        others        seconds of work, by lane, of each other model on the device
         """
         waiting = self._waiting(queued)
         if lane is Lane.BULK and num_requests >= self._max_bulk:
@@ -86,7 +86,7 @@ class Gate:
         seconds_left: float,
         num_tokens: Callable[[], int],
         running: Callable[[], float],
-        others: Callable[[], Mapping[Lane, float]] = dict,
+        others: Callable[[], Sequence[Mapping[Lane, float]]] = tuple,
     ) -> None:
         """Overloaded where a request would be too late and leaves its place to others; the rest is as in `check`.
 
@@ -115,14 +115,16 @@ class Gate:
         return {name: tokens / rate if rate else 0.0 for name, tokens in waiting.items()}
 
     def seconds_until_empty(
-        self, lane: Lane, waiting: Mapping[Lane, int], others: Mapping[Lane, float] | None = None
+        self, lane: Lane, waiting: Mapping[Lane, int], others: Sequence[Mapping[Lane, float]] = ()
     ) -> float:
         """When what waits in a lane will have been computed, if nothing more comes; 1 before anything is measured."""
         rate = self._rate_for(sum(waiting.values()))
         if not rate:
             return 1.0
-        seconds = {name: tokens / rate + (others or {}).get(name, 0.0) for name, tokens in waiting.items()}
-        own, other = seconds[lane], sum(work for name, work in seconds.items() if name is not lane)
+        seconds = {name: tokens / rate for name, tokens in waiting.items()}
+        # Models have equal shares of a lane: before this one is done, no other has had more of it.
+        own = seconds[lane] + sum(min(work[lane], seconds[lane]) for work in others)
+        other = sum(work[name] for work in (seconds, *others) for name in Lane if name is not lane)
         # While both lanes wait, each has its share; then the other has all.
         share = self._interactive_share if lane is Lane.INTERACTIVE else 1 - self._interactive_share
         return min(own / share if share else float("inf"), own + other)

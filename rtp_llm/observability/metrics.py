@@ -113,7 +113,8 @@ class Metrics:
         self._cancelled = families.counter("cancelled_requests", "Requests whose client left")
         self._refused = families.counter("refused_requests", "Requests refused: a full queue, or too late", "lane")
         self._expired = families.counter(
-            "expired_requests", "Requests that were not computed in time, by their deadline"
+            "expired_requests",
+            "Requests whose deadline came while the engine had them; failed_requests has those too that came before",
         )
         self._duplicates = families.counter(
             "duplicate_inputs", "Inputs answered with an identical one of the same step"

@@ -23,7 +23,8 @@ def check_certificate(config: ServerConfig) -> None:
         context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile or None, password=lambda: b"")
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "reason", None) or error
-        message = f"ssl_certfile: {config.ssl_certfile} and its key cannot be used ({reason}): both as PEM, no password"
+        where = "its key" if config.ssl_keyfile else "a key in it, since ssl_keyfile names none,"
+        message = f"ssl_certfile: {config.ssl_certfile} and {where} cannot be used ({reason}): both as PEM, no password"
         raise ConfigError(message, param="ssl_certfile") from None
 
 

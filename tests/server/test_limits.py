@@ -176,7 +176,7 @@ def test_certificates_that_cannot_be_served_with(certificate: tuple[Path, Path, 
         ({"ssl_certfile": "/nowhere.pem"}, "ssl_certfile: there is no file '/nowhere.pem'"),
         ({"ssl_certfile": chain, "ssl_keyfile": "/nowhere.pem"}, "ssl_keyfile: there is no file"),
         ({"ssl_certfile": "x" * 5000}, "ssl_certfile: there is no file"),
-        ({"ssl_certfile": chain}, "cannot be used"),
+        ({"ssl_certfile": chain}, "ssl_keyfile names none, cannot be used"),
         ({"ssl_certfile": authority, "ssl_keyfile": key}, "cannot be used .*MISMATCH"),
         ({"ssl_certfile": str(empty)}, "cannot be used"),
     ]
