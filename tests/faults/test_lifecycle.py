@@ -155,7 +155,8 @@ def test_a_second_signal_does_not_wait_for_a_long_step(tiny_bert: Path, tmp_path
         child.kill()
         child.wait()
     assert "Traceback" not in log.read_text() and answers[0].status_code == 503
-    assert re.search(r"ending: requests under way, which have \d+ s \(shutdown_timeout\): 1$", log.read_text(), re.M)
+    # The one that looks whether it is ending may be under way too.
+    assert re.search(r"ending: requests under way, which have \d+ s \(shutdown_timeout\): [12]$", log.read_text(), re.M)
 
 
 def test_an_interrupt_before_the_server_is_ready(tmp_path: Path) -> None:
