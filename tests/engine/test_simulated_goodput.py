@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from benchmarks.simulated_goodput import BATCH_TOKENS, BGE_M3, LENGTHS, MINILM, MIXED, Overload, make_gate
 from benchmarks.simulator import Arrival, Costs, simulate
-from rtp_llm.engine.lane import Lane
 from rtp_llm.engine.scheduler import Scheduler
+from tests.engine.arrivals import arrivals as any_arrivals
 
 QUERIES, PASSAGES = (LENGTHS[name] for name in ("queries", "passages"))
 
@@ -59,16 +59,7 @@ def test_a_forecast_that_is_wrong_mends_itself(wrong: float, least: float) -> No
 
 @settings(deadline=None, max_examples=60)
 @given(
-    arrivals=st.lists(
-        st.builds(
-            Arrival,
-            time=st.floats(0, 3),
-            lengths=st.lists(st.integers(1, 512), min_size=1, max_size=20),
-            lane=st.sampled_from(Lane),
-            patience=st.one_of(st.floats(0.01, 3), st.just(float("inf"))),
-        ),
-        max_size=40,
-    ),
+    arrivals=any_arrivals(st.one_of(st.floats(0.01, 3), st.just(float("inf")))),
     cores=st.integers(1, 4),
     noise=st.sampled_from([0.0, 0.5]),
 )

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from benchmarks.simulator import Arrival, Costs, GpuCosts, bulk, queries, simulate
 from rtp_llm.engine.lane import Lane
 from rtp_llm.engine.scheduler import Scheduler
+from tests.engine.arrivals import arrivals as any_arrivals
 
 BUDGET = 1024
 COSTS = Costs()
@@ -57,15 +58,7 @@ def test_a_flood_for_one_model_hardly_delays_another(cores: int) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    arrivals=st.lists(
-        st.builds(
-            Arrival,
-            time=st.floats(0, 3),
-            lengths=st.lists(st.integers(1, 512), min_size=1, max_size=20),
-            lane=st.sampled_from(Lane),
-        ),
-        max_size=40,
-    ),
+    arrivals=any_arrivals(),
     cores=st.integers(1, 4),
     budget=st.sampled_from([64, 1024]),
 )
