@@ -86,9 +86,8 @@ def random_weights(shape: str, models: Path = MODELS, layers: int = 0, tokenizer
     """
     hidden_size, num_layers, intermediate_size, num_heads, positions, pooling = SHAPES[shape]
     # The pooling is part of the name: a folder of this shape may stem from when all had MiniLM's.
-    folder = models / "-".join(
-        ("random", shape, *([pooling] if pooling != "mean" else []), *([str(layers)] if layers else []))
-    )
+    parts = ("random", shape, "" if pooling == "mean" else pooling, str(layers or ""))
+    folder = models / "-".join(filter(None, parts))
     if (folder / "model.safetensors").exists():
         return folder
     from transformers import BertConfig, BertModel, set_seed

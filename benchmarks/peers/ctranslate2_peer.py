@@ -21,7 +21,7 @@ def load(setup: Setup, layout: str, compute_type: str = "float32") -> Embed:
     """An encoder of one wide or several single-threaded workers; pooling and L2 normalisation in numpy."""
     import ctranslate2
 
-    workers = setup.workers(layout)
+    workers, pooling = setup.workers(layout), setup.pooling
     encoder = ctranslate2.Encoder(
         str(setup.converted(_FORM)),
         device="cpu",
@@ -33,7 +33,7 @@ def load(setup: Setup, layout: str, compute_type: str = "float32") -> Embed:
     def forward(ids: Ids) -> FloatArray:
         hidden_states = np.asarray(encoder.forward_batch(ids).last_hidden_state)  # [B, S, H]
         pooled = hidden_states[:, 0]
-        if setup.pooling == "mean":
+        if pooling == "mean":
             pooled = np.stack([rows[: len(row)].mean(axis=0) for rows, row in zip(hidden_states, ids, strict=True)])
         lengths = np.linalg.norm(pooled, axis=1, keepdims=True)
         vectors: FloatArray = pooled / np.maximum(lengths, 1e-12)

@@ -229,11 +229,12 @@ class Engine(Lookups):
             is_certain = not self._cache.capacity and (request.whole is None or not request.whole.has_begun)
             left = request.deadline - time.monotonic() if is_certain else math.inf
             num_bulk = self._open_jobs.count(lane) if lane is Lane.BULK else 0
-            self._gate.check(lane, self._queued(), num_bulk, self._work_of_others)
+            queued = self._queued()
+            self._gate.check(lane, queued, num_bulk, self._work_of_others)
             if math.isfinite(left):
                 own = partial(estimate.tokens, request.inputs)
                 running = self.device.seconds_running
-                self._gate.check_time(lane, self._queued(), left, own, running, self._work_of_others)
+                self._gate.check_time(lane, queued, left, own, running, self._work_of_others)
         except Overloaded:
             if not request.patient and request.end():
                 self.metrics.observe_refused(lane.value)

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from rtp_llm.frontends.channel import framed
 from rtp_llm.frontends.desk import Desk, problem_of
 from rtp_llm.frontends.messages import Orders, Served
 from rtp_llm.observability import ProcessMetrics, render
+from rtp_llm.runtime.cores import usable_cores
 from rtp_llm.server.app import seconds_to_end
 from rtp_llm.server.listening import listen_shared, share, unbound
 
@@ -115,9 +115,8 @@ class Supervisor:
         """From now on who connects waits for a front-end, each of which is about to hear that it may accept."""
         self._address = listen_shared(self._sockets, self._config.host, self._config.start_port)
         on_ready(self._address[1])
-        for one in self._running.values():
-            if one.is_ready and one.desk is not None:
-                one.desk.tell_accept()
+        for desk in self._ready_desks():
+            desk.tell_accept()
 
     async def _await_all(self, ready: Sequence["asyncio.Future[None]"], tasks: Sequence["asyncio.Task[None]"]) -> None:
         """Until all are ready, or one will never be."""
@@ -242,16 +241,16 @@ class Supervisor:
         for one in self._running.values():
             one.kill("does not end")
 
+    def _ready_desks(self) -> list[Desk]:
+        """Of the front-ends that can serve."""
+        return [one.desk for one in self._running.values() if one.is_ready and one.desk is not None]
+
     def _is_healthy(self) -> bool:
         return not self._num_signals and not any(map(problem_of, self._engines))
 
     async def _exposition(self) -> bytes:
         """With all that was counted until now, but for front-ends that do not say so in time."""
-        asked = [
-            self._loop.create_task(one.desk.catch_up())
-            for one in self._running.values()
-            if one.is_ready and one.desk is not None
-        ]
+        asked = [self._loop.create_task(desk.catch_up()) for desk in self._ready_desks()]
         if asked:
             _, late = await asyncio.wait(asked, timeout=_CATCH_UP)
             for task in late:
@@ -263,7 +262,7 @@ def serve(
     engines: Sequence[Engine], config: ServerConfig, process: ProcessMetrics, on_ready: Callable[[int], None]
 ) -> bool:
     """Serve by `config.frontend_server_count` front-ends, as `server.app.serve` does by itself; errors as there."""
-    count, num_cores = config.frontend_server_count, os.cpu_count() or 1
+    count, num_cores = config.frontend_server_count, usable_cores()
     if count > num_cores:
         logger.warning(
             "frontend_server_count: %d front-ends on %d cores take turns; fewer do as much", count, num_cores
