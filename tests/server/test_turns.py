@@ -36,7 +36,7 @@ def test_turns_go_round() -> None:
 
 def test_what_is_cancelled_ends() -> None:
     async def cancelled() -> None:
-        with pytest.raises(TimeoutError):
+        with pytest.raises(asyncio.TimeoutError):  # in Python 3.10 another class than TimeoutError
             await asyncio.wait_for(Turns().join(pieces(b"a", seen, 10_000)), 0.05)
 
     seen: list[bytes] = []
