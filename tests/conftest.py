@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -27,7 +28,12 @@ WORDS = "the weather is lovely today so sunny outside he drove to stadium query 
 
 
 def pytest_configure() -> None:
-    """To load all libraries and make twenty thousand tests leaves no garbage that is worth five seconds of searches."""
+    """Before tests are collected: no test fails for its time, and no garbage is searched for.
+
+    To load all libraries and make twenty thousand tests leaves none that is worth five seconds of searches.
+    """
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
     gc.disable()
     gc.set_threshold(10_000, 10, 10)
 

@@ -19,9 +19,7 @@ from tests.tasks.checkpoints import save_m3
 
 pytest.importorskip("torch")
 
-quick = settings(
-    deadline=None, max_examples=60, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None
-)
+quick = settings(max_examples=60, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None)
 ODD: st.SearchStrategy[Any] = st.sampled_from(
     [None, True, -1, 0, 1, 2**31, 2**63, 1e300, 0.5, float("nan"), "", "\0", "../x", "/etc/passwd", "\ud800", [], {},
      [[]],

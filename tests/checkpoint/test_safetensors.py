@@ -216,7 +216,7 @@ def test_fp8_is_refused_when_read(tmp_path: Path) -> None:
         source.read("x")
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 400), byte=st.integers(0, 255), cut=st.integers(0, 40))
 def test_damage_is_an_error_and_no_crash(saved: Path, position: int, byte: int, cut: int) -> None:
     content = bytearray((saved / "model.safetensors").read_bytes())

@@ -237,7 +237,7 @@ def saved(zipped: bool) -> bytes:
 # A damaged byte may be taken for a quoted string, and Python's own parser warns of its escapes before it is refused.
 @pytest.mark.filterwarnings(r"ignore:invalid (octal )?escape sequence:DeprecationWarning")
 @pytest.mark.parametrize("zipped", [True, False])
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.floats(0, 0.999), byte=st.integers(0, 255), kept=st.floats(0.5, 1))
 def test_damage_is_an_error_and_no_crash(tmp_path: Path, zipped: bool, position: float, byte: int, kept: float) -> None:
     original = tmp_path / "original"

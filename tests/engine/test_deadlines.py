@@ -174,7 +174,7 @@ def test_what_runs_is_foreseen() -> None:
     assert scheduler.seconds_running(1.0) == 0
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     jobs=st.lists(
         st.tuples(
@@ -223,7 +223,7 @@ def test_without_deadlines_nothing_changes(
     assert batches(True) == batches(False)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     jobs=st.lists(
         st.tuples(st.sampled_from(Lane), st.lists(st.integers(1, 40), min_size=1, max_size=8), st.floats(0.01, 3)),

@@ -21,7 +21,7 @@ def drained(index: LengthIndex[Entry], length: int = 1) -> list[Entry]:
     return entries
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     lengths=st.lists(st.integers(1, 40), max_size=20),
     wanted=st.integers(1, 50),

@@ -90,7 +90,7 @@ def test_a_client_that_leaves_frees_its_rows(left: int) -> None:
     assert scheduler.next_batch() is None and scheduler.queued_tokens == 0
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     jobs=st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=12), min_size=1, max_size=10),
     budget=st.integers(8, 128),
@@ -193,7 +193,7 @@ def test_what_comes_too_late_is_passed_over() -> None:
     assert scheduler.queued_tokens == late.queued_tokens == early.queued_tokens == 0
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     jobs=st.lists(
         st.tuples(

@@ -65,7 +65,7 @@ def test_bulk_steps_are_short_while_interactive_work_keeps_coming() -> None:
     assert sizes[:4] == [100, 3, 25, 25] and sizes.count(25) == 128 and sizes[130] == 100
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     jobs=st.lists(
         st.tuples(st.integers(0, 2), st.sampled_from(Lane), st.lists(st.integers(1, 90), min_size=1, max_size=6)),

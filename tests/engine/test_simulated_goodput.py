@@ -57,7 +57,7 @@ def test_a_forecast_that_is_wrong_mends_itself(wrong: float, least: float) -> No
     assert first >= least * case.capacity * 10 and second >= 0.85 * case.capacity * 10
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     arrivals=any_arrivals(st.one_of(st.floats(0.01, 3), st.just(float("inf")))),
     cores=st.integers(1, 4),

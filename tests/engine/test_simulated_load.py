@@ -56,7 +56,7 @@ def test_a_flood_for_one_model_hardly_delays_another(cores: int) -> None:
     assert result.percentile(Lane.INTERACTIVE, 0.5, model=1) > 5.0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     arrivals=any_arrivals(),
     cores=st.integers(1, 4),
@@ -95,7 +95,7 @@ def test_a_lone_query_leaves_the_other_slot_free() -> None:
     assert max(result.latencies(Lane.INTERACTIVE)) <= GPU.launch + 2 * (GPU.fixed + 20 * GPU.per_token)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     arrivals=st.lists(
         st.builds(

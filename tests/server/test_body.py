@@ -19,7 +19,7 @@ from tests.server.conftest import CONFIG
 from tests.server.fake_engine import FakeEngine
 
 # The first draw of a text builds hypothesis's Unicode tables, which takes seconds.
-unhurried = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+unhurried = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 LEAVES = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["float", "left", "query"])

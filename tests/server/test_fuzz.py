@@ -28,9 +28,7 @@ from tests.tasks.checkpoints import save, save_m3
 pytest.importorskip("torch")
 
 HANG = 2.0  # seconds
-quick = settings(
-    deadline=None, max_examples=400, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None
-)
+quick = settings(max_examples=400, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None)
 
 DOCUMENT = document()
 SCHEMAS = DOCUMENT["components"]["schemas"]

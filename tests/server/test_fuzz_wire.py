@@ -21,9 +21,7 @@ from tests.server.fake_engine import FakeEngine
 
 HANG = 2.0  # seconds
 LONG = "ignore:Generating overly large repr"
-quick = settings(
-    deadline=None, max_examples=300, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None
-)
+quick = settings(max_examples=300, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None)
 BODIES = [(path, orjson.dumps(body)) for row in ROWS for path in row.paths for body in row.examples.values()]
 PATHS = st.sampled_from(
     [*(path for path, _ in BODIES), "/health", "/metrics", "/v1/models", "/v1/models/x", "/nowhere"]

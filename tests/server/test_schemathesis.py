@@ -18,9 +18,7 @@ schemathesis: Any = pytest.importorskip(
     "schemathesis", reason="schemathesis is not installed: pip install schemathesis"
 )
 
-quick = settings(
-    deadline=None, max_examples=8, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None
-)
+quick = settings(max_examples=8, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None)
 SCHEMA = schemathesis.openapi.from_dict(document())
 OPERATIONS = [(path, method) for path, methods in document()["paths"].items() for method in methods]
 MODES = schemathesis.GenerationMode

@@ -17,9 +17,7 @@ METHODS = [
     "Tokenize/TokenizeStream", "Tokenize/Decode", "Tokenize/DecodeStream", "Info/Info",
 ]  # fmt: skip
 FAULTS = {grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UNAVAILABLE}
-quick = settings(
-    deadline=None, max_examples=300, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None
-)
+quick = settings(max_examples=300, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None)
 
 
 def right_ones(stubs: Stubs) -> list[bytes]:
