@@ -19,12 +19,24 @@ _QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _WAY_OUT = "write a tokenizer.json with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+# Classes whose vocab.txt is of WordPiece behind BERT's steps; "": no file names one.
+_WORDPIECE = frozenset(
+    ("", "PreTrainedTokenizer", "TokenizersBackend")
+    + tuple(
+        f"{stem}Tokenizer"
+        for stem in (
+            "Bert", "DistilBert", "Electra", "MPNet", "MobileBert", "ConvBert", "SqueezeBert", "Ernie", "Nezha",
+            "LayoutLM", "Lxmert", "RetriBert", "DPRQuestionEncoder", "DPRContextEncoder", "DPRReader",
+        )
+    )
+)  # fmt: skip
 
 
 def from_vocabulary(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     """The tokenizer of the class that `config` names, as transformers makes it; CheckpointError without its files."""
     vocab = find(folder, "vocab.txt")
     if vocab is not None:
+        _check_wordpiece(vocab, config["tokenizer_class"])
         return _bert(vocab, config)
     if find(folder, "vocab.json") is not None and find(folder, "merges.txt") is not None:
         return (_qwen if config["tokenizer_class"] == "Qwen2Tokenizer" else _roberta)(folder, config)
@@ -32,6 +44,20 @@ def from_vocabulary(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenize
     if pieces is not None:
         raise CheckpointError(f"{folder}: {pieces.name} alone is not read, a tokenizer.json is needed; {_WAY_OUT}")
     raise CheckpointError(f"{folder}: no tokenizer.json, vocab.txt, or vocab.json with merges.txt; {_WAY_OUT}")
+
+
+def _check_wordpiece(path: Path, name: str) -> None:
+    """CheckpointError where the class finds words in another way than BERT, of which the vocabulary shows nothing."""
+    if name == "BertJapaneseTokenizer":
+        raise CheckpointError(
+            f"{path}: a {name} finds words with MeCab or Sudachi, which is not served; take a model that has a "
+            "tokenizer.json, such as ruri-v3"
+        )
+    if name not in _WORDPIECE:
+        raise CheckpointError(
+            f"{path}: no tokenizer.json, which a {name} needs; {_WAY_OUT}. Where it cuts texts as BERT's does, name "
+            "BertTokenizer as tokenizer_class in tokenizer_config.json"
+        )
 
 
 def bert_normalizer(config: Mapping[str, Any]) -> normalizers.BertNormalizer:

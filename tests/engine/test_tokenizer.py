@@ -257,6 +257,21 @@ def test_tokenizer_config_of_a_vocab_txt(tiny: Path, tmp_path: Path, config: dic
 
 
 def test_truncation_side_of_the_checkpoint(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("BertJapaneseTokenizer", "vocab.txt: a BertJapaneseTokenizer finds words with MeCab or Sudachi, which is not"),
+        ("PhobertTokenizer", "vocab.txt: no tokenizer.json, which a PhobertTokenizer needs; .* name BertTokenizer as"),
+    ],
+)
+@pytest.mark.parametrize("file", ["tokenizer_config_json", "config_json"])
+def test_a_vocab_txt_of_another_tokenizer(file: str, name: str, message: str, tiny: Path, tmp_path: Path) -> None:
+    """Its words would be found in another way, and so the vectors would be of other tokens."""
+    shutil.copy(tiny / "vocab.txt", tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        encode(write(tmp_path, **{file: json.dumps({"tokenizer_class": name})}), ["The"])
+
+
     shutil.copy(tiny / "vocab.txt", tmp_path)
     tokenizer = Tokenizer(write(tmp_path, tokenizer_config_json='{"truncation_side": "left"}'), max_seq_len=LIMIT)
     assert tokenizer.truncation_side == "left"
