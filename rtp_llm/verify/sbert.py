@@ -23,6 +23,9 @@ class DenseReference:
             add_ends(self._model.tokenizer, original)
         if original.config.max_seq_len:
             self._model.max_seq_length = original.config.max_seq_len
+        if original.model_config.skips_prompt:
+            # Known there by a name on the hub, which a folder has not.
+            self._model.set_pooling_include_prompt(False)
         self._ids = InputIds(self._model)
 
     def answer(self, sample: Sample) -> Answer:

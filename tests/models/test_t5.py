@@ -141,6 +141,25 @@ def test_as_sentence_transformers_lays_it_out(tmp_path: Path) -> None:
     assert np.abs(ours - theirs.encode(texts, show_progress_bar=False)).max() <= 1e-5
 
 
+@pytest.mark.parametrize(
+    ("name", "skips"), [("instructor-large", True), ("Instructor-XL", True), ("instructor", False)]
+)
+def test_an_instructor_leaves_its_instruction_out(name: str, skips: bool, tmp_path: Path) -> None:
+    """Known by its name alone; sentence-transformers too asks what it is called on the hub."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.models")
+    chain = [as_transformer(tmp_path / "plain"), modules.Pooling(60, "mean"), modules.Normalize()]
+    theirs = sentence_transformers.SentenceTransformer(modules=chain, device="cpu")
+    theirs.save(str(tmp_path / name), create_model_card=False)
+    theirs.set_pooling_include_prompt(not skips)
+    texts, prompt = ["the weather is lovely today", "", "so sunny outside"], "query : the stadium "
+    with Model(str(tmp_path / name)) as model:
+        ours = model.embed(texts, prompt=prompt)
+        bare = model.embed(texts)
+    assert np.abs(ours - theirs.encode(texts, prompt=prompt, show_progress_bar=False)).max() <= 1e-5
+    assert np.abs(bare - theirs.encode(texts, show_progress_bar=False)).max() <= 1e-5
+
+
 @pytest.mark.parametrize(("limit", "expected"), [(None, 1 << 16), (40, 40)])
 def test_n_positions_is_no_limit(limit: int | None, expected: int, tmp_path: Path) -> None:
     """As in sentence-transformers: a text is cut at the tokenizer's limit, or not at all."""
