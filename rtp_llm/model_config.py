@@ -147,11 +147,12 @@ class ModelConfig:
 
     @property
     def default_pooling(self) -> Literal["cls", "mean", "lasttoken"]:
-        """Without modules.json: of a BGE-M3 as FlagEmbedding has it, of others by sentence-transformers' own rule.
+        """Without modules.json: of a BGE-M3 as FlagEmbedding has it, of a DPR as transformers, of others by
+        sentence-transformers' own rule.
 
         The flag qwen_2_embedding says what is_causal false says.
         """
-        if self.is_bge_m3:
+        if self.is_bge_m3 or self.model_type == "dpr":
             return "cls"
         if self.is_nemotron or self.model_type == "ministral3_bidirec":
             return _nvidia_pooling(self.hf.get("pooling") or "avg")
@@ -159,11 +160,11 @@ class ModelConfig:
         return "lasttoken" if is_causal and self.architecture.endswith("ForCausalLM") else "mean"
 
     @property
-    @property
     def skips_prompt(self) -> bool:
         """Whether a dense vector is without the prompt's tokens, whatever the pooling's file says."""
         return self.model_type == "t5" and not self.names.isdisjoint(_INSTRUCTORS)
 
+    @property
     def is_bge_m3(self) -> bool:
         """Whether both of BGE-M3's heads are there."""
         return has_heads(self.folder)
@@ -218,8 +219,8 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         max_active_dims=sentence.get("max_active_dims"),
         router=router,
         is_static=is_static,
-    )
         names=frozenset(names_of(config, folder)),
+    )
 
 
 def sequence_limit(
@@ -293,12 +294,12 @@ def _read_hf(folder: Path) -> dict[str, Any]:
     return hf
 
 
-def _check_format(folder: Path) -> None:
 def _tell_of_setfit(folder: Path) -> None:
     if find(folder, _SETFIT) is not None:
         logger.warning("%s: SetFit's head is a pickle, which is never executed: texts get vectors, no labels", folder)
 
 
+def _check_format(folder: Path) -> None:
     """CheckpointError for a folder that has no config.json since it is not in transformers' format."""
     found = next((name for name in _FORMATS if find(folder, name) is not None), None)
     if found is not None:

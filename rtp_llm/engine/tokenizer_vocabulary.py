@@ -87,21 +87,29 @@ def _bert(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     if config["tokenizer_class"] == "MPNetTokenizer":  # RoBERTa's special tokens around BERT's words
         tokenizer.post_processor = processors.RobertaProcessing((sep, vocab[sep]), (cls, vocab[cls]))
         return tokenizer
-    tokenizer.post_processor = processors.TemplateProcessing(
+    tokenizer.post_processor = _bert_ends(cls, sep, vocab)
+    return tokenizer
+
+
+def _bert_ends(cls: str, sep: str, vocab: Mapping[str, int]) -> processors.TemplateProcessing:
+    return processors.TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",
         pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
         special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])],
     )
-    return tokenizer
 
 
 def _roberta(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """Byte-level BPE of vocab.json and merges.txt, under transformers' RobertaTokenizer's settings."""
-    if config["tokenizer_class"] not in ("", "RobertaTokenizer"):
+    """Byte-level BPE of vocab.json and merges.txt, under the settings of transformers' RobertaTokenizer, BartTokenizer
+    or, with BERT's special tokens, DebertaTokenizer.
+    """
+    is_deberta = config["tokenizer_class"] == "DebertaTokenizer"
+    if config["tokenizer_class"] not in ("", "RobertaTokenizer", "BartTokenizer", "DebertaTokenizer"):
         raise CheckpointError(f"{folder}: no tokenizer.json, which a {config['tokenizer_class']} needs; {_WAY_OUT}")
     path = inside(folder, "vocab.json")
     vocab = read_json(folder, "vocab.json")
-    special = _required(path, vocab, {**ROBERTA, **config["special_tokens"]}, ("cls", "sep"))
+    ends = BERT if is_deberta else ROBERTA
+    special = _required(path, vocab, {**ends, **config["special_tokens"]}, ("cls", "sep"))
     tokenizer = tokenizers.Tokenizer(_bpe(folder))
     prefix_space = bool(config.get("add_prefix_space", False))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
@@ -109,6 +117,11 @@ def _roberta(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     _add_declared(tokenizer, folder, declared_tokens(folder, config))
     _add_special(tokenizer, vocab, special, config)
     cls, sep = special["cls"], special["sep"]
+    if is_deberta:
+        # NOTE: as its authors and transformers before 5, with which its checkpoints were trained; later ones write a
+        # second separator between the texts of a pair.
+        tokenizer.post_processor = _bert_ends(cls, sep, vocab)
+        return tokenizer
     tokenizer.post_processor = processors.RobertaProcessing(
         (sep, vocab[sep]), (cls, vocab[cls]), config.get("trim_offsets", True), prefix_space
     )
