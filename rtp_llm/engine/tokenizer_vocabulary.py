@@ -30,6 +30,15 @@ _WORDPIECE = frozenset(
         )
     )
 )  # fmt: skip
+# Classes that transformers has no tokenizer.json of -> how they find words, and what to take instead.
+_OTHERS = {
+    "BertJapaneseTokenizer": "with MeCab or Sudachi, which is not served; take a model that has a tokenizer.json, such "
+    "as ruri-v3",
+    **dict.fromkeys(
+        ("PhobertTokenizer", "BertweetTokenizer"),
+        "by bpe.codes, which is not read; take a model that has a tokenizer.json, such as an XLM-RoBERTa",
+    ),
+}
 
 
 def from_vocabulary(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
@@ -48,11 +57,8 @@ def from_vocabulary(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenize
 
 def _check_wordpiece(path: Path, name: str) -> None:
     """CheckpointError where the class finds words in another way than BERT, of which the vocabulary shows nothing."""
-    if name == "BertJapaneseTokenizer":
-        raise CheckpointError(
-            f"{path}: a {name} finds words with MeCab or Sudachi, which is not served; take a model that has a "
-            "tokenizer.json, such as ruri-v3"
-        )
+    if name in _OTHERS:
+        raise CheckpointError(f"{path}: a {name} finds words {_OTHERS[name]}")
     if name not in _WORDPIECE:
         raise CheckpointError(
             f"{path}: no tokenizer.json, which a {name} needs; {_WAY_OUT}. Where it cuts texts as BERT's does, name "

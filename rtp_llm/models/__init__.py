@@ -75,6 +75,7 @@ _INSTEAD = {
     "bilingual": "where its code is XLM-RoBERTa's by another name, --model_type xlm-roberta serves it",
     "HHEMv2": "it needs its authors' code and prompt",
     "openai_privacy_filter": "take a token classifier that is a DeBERTa-v3, a ModernBERT or an XLM-RoBERTa",
+    **dict.fromkeys(("longformer", "big_bird", "bigbird_pegasus"), "take a ModernBERT, which reads 8,192 tokens"),
     **dict.fromkeys(("qwen3_5", "qwen3_5_text"), "take Qwen3-Embedding, or pplx-embed-v1"),
     **dict.fromkeys(("mobilebert", "roformer"), "take a MiniLM, or for Chinese a BGE"),
     **dict.fromkeys(("clip", "siglip", "siglip2", "jina_clip", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _MEDIA),

@@ -261,7 +261,11 @@ def test_tokenizer_config_of_a_vocab_txt(tiny: Path, tmp_path: Path, config: dic
     ("name", "message"),
     [
         ("BertJapaneseTokenizer", "vocab.txt: a BertJapaneseTokenizer finds words with MeCab or Sudachi, which is not"),
-        ("PhobertTokenizer", "vocab.txt: no tokenizer.json, which a PhobertTokenizer needs; .* name BertTokenizer as"),
+        ("PhobertTokenizer", "vocab.txt: a PhobertTokenizer finds words by bpe.codes, which is not read; take a model"),
+        (
+            "EsmTokenizer",
+            "vocab.txt: no tokenizer.json, which an? EsmTokenizer needs; .* name BertTokenizer as tokenizer_",
+        ),
     ],
 )
 @pytest.mark.parametrize("file", ["tokenizer_config_json", "config_json"])
