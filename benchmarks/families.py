@@ -47,6 +47,12 @@ FAMILIES = {
     "gte-multilingual-base": Family("Gte", "float16", {}),
     "nomic-embed-text-v1.5": Family("NomicBert", "float32", {}),
     "gte-modernbert-base": Family("ModernBert", "float16", {}),
+    "bart-large": Family("Bart", "float32", {}),
+    "deberta-base": Family(
+        "Deberta",
+        "float32",
+        {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["c2p", "p2c"]},
+    ),
     "deberta-v3-base": Family(
         "DebertaV2",
         "float32",

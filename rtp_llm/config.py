@@ -89,9 +89,9 @@ class EngineConfig:
     )
     act_type: str = option(
         "auto",
-        help="dtype of the activations; auto on a GPU: fp16 for encoders, bf16 for decoders, DeBERTa and encoders that "
-        "norm what a layer reads (ModernBERT, T5), or where config.json says so; a CPU computes in fp32, but with AMX "
-        "or bf16 dot products it multiplies fewer bits where fp16 or bf16 is asked for (docs/numerics.md)",
+        help="dtype of the activations; auto on a GPU: fp16 for encoders, bf16 for decoders, BART, DeBERTa and "
+        "encoders that norm what a layer reads (ModernBERT, T5), or where config.json says so; a CPU computes in fp32, "
+        "but with AMX or bf16 dot products it multiplies fewer bits where fp16 or bf16 is asked for (docs/numerics.md)",
         group="compute",
         choices=DTYPES,
         aliases=("dtype",),

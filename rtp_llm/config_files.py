@@ -81,7 +81,8 @@ MODEL: dict[str, Kind] = {
     **_all(
         _whole(1, _SIZE, nullable=False),
         "hidden_size num_attention_heads intermediate_size embedding_size relative_attention_num_buckets dim "
-        "hidden_dim n_heads d_model d_kv d_ff num_heads block_ff_dim",
+        "hidden_dim n_heads d_model d_kv d_ff num_heads block_ff_dim encoder_attention_heads decoder_attention_heads "
+        "encoder_ffn_dim decoder_ffn_dim",
     ),
     **_all(
         _whole(1, _SIZE),
@@ -91,11 +92,11 @@ MODEL: dict[str, Kind] = {
     ),
     **_all(
         _whole(0, _SIZE),
-        "num_experts moe_top_k moe_every_n_layers type_vocab_size task_type_vocab_size conv_kernel_size",
+        "num_experts moe_top_k moe_every_n_layers type_vocab_size task_type_vocab_size conv_kernel_size projection_dim",
     ),
     "position_buckets": _whole(-1, _SIZE),
     # Numbers of layers.
-    **_all(_whole(1, _LAYERS, nullable=False), "num_hidden_layers n_layers num_layers"),
+    **_all(_whole(1, _LAYERS, nullable=False), "num_hidden_layers n_layers num_layers encoder_layers decoder_layers"),
     **_all(
         _whole(1, _LAYERS),
         "num_hidden_groups inner_group_num start_layer global_attn_every_n_layers sliding_window_pattern",
@@ -113,6 +114,8 @@ MODEL: dict[str, Kind] = {
     "vocab_size": _whole(1, _VOCABULARY, nullable=False),
     **_all(_whole(0, _VOCABULARY), "local_attention sliding_window"),
     "pad_token_id": _whole(-1, _VOCABULARY),
+    "decoder_start_token_id": _whole(0, _VOCABULARY),
+    "eos_token_id": Kind("a whole number, or a list of such", _are_whole),
     # Real numbers.
     **_all(
         _POSITIVE._replace(nullable=False),
@@ -130,7 +133,7 @@ MODEL: dict[str, Kind] = {
         _FLAG,
         "is_decoder is_gated_act add_cross_attention attention_bias mlp_bias norm_bias conv_bias use_sliding_window "
         "output_hidden_states tie_word_embeddings use_bidirectional_attention relative_attention share_att_key "
-        "position_biased_input use_task_id",
+        "position_biased_input use_task_id scale_embedding talking_head",
     ),
     # Words. classifier_activation is of ModernBERT a name, of MobileBERT true or false.
     **_all(

@@ -219,8 +219,9 @@ def _expansion(files: Files, given: Mapping[str, Any] | None) -> Expansion | Non
         )
     _check_padding(files)
     # transformers' DeBERTa embeds what is not attended to as zeros, and lets it see the padding of its batch.
-    if files.hf.get("model_type") == "deberta-v2" and not given.get("attend"):
-        raise CheckpointError(f"{where}: of deberta-v2, an expansion is served with attend true alone")
+    name = files.hf.get("model_type")
+    if name in ("deberta", "deberta-v2") and not given.get("attend"):
+        raise CheckpointError(f"{where}: of {name}, an expansion is served with attend true alone")
     return Expansion(given["length"], given["strategy"] == "fixed", bool(given.get("attend")), given.get("token"))
 
 

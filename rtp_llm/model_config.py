@@ -11,7 +11,7 @@ from rtp_llm import config_files, late_interaction, transformer_settings
 from rtp_llm.adapter_head import with_head
 from rtp_llm.architectures import LAYERWISE, architecture_of, model_type_of
 from rtp_llm.chat_format import ChatFormat
-from rtp_llm.checkpoint import ADAPTER_CONFIG, find, read_json
+from rtp_llm.checkpoint import ADAPTER_CONFIG, find, names_of, read_json
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
@@ -36,6 +36,8 @@ _STATIC_HF = {"model_type": "static_embedding"}
 # NVIDIA's Llama that looks both ways, of which its Nemotron embedders and rerankers are; and its words for pooling.
 NEMOTRON = "llama_bidirec"
 _SETFIT = "config_setfit.json"
+# hkunlp's, whose pooling leaves the instruction out; sentence-transformers too knows them by their names alone.
+_INSTRUCTORS = frozenset(("instructor-base", "instructor-large", "instructor-xl"))
 # A file by which a folder without a config.json is told -> what to do with it.
 _FORMATS = {
     "gliner_config.json": "a GLiNER, whose labels come with a request, is not served; a token classifier is",
@@ -66,6 +68,7 @@ class ModelConfig:
     truncate_dim           leading dimensions of a dense vector, where a request names no number; None: all
     num_scores             columns that a CrossEncoder's chain of modules gives; None: it is no such chain
     max_active_dims        weights of a sparse vector, where a request names no number; None: all
+    names                  how it is called, in lower case
     """
 
     folder: Path
@@ -87,6 +90,7 @@ class ModelConfig:
     max_active_dims: int | None = None
     num_scores: int | None = None
     router: Router | None = None
+    names: frozenset[str] = frozenset()
 
     @property
     def architecture(self) -> str:
@@ -143,16 +147,22 @@ class ModelConfig:
 
     @property
     def default_pooling(self) -> Literal["cls", "mean", "lasttoken"]:
-        """Without modules.json: of a BGE-M3 as FlagEmbedding has it, of others by sentence-transformers' own rule.
+        """Without modules.json: of a BGE-M3 as FlagEmbedding has it, of a DPR as transformers, of others by
+        sentence-transformers' own rule.
 
         The flag qwen_2_embedding says what is_causal false says.
         """
-        if self.is_bge_m3:
+        if self.is_bge_m3 or self.model_type == "dpr":
             return "cls"
         if self.is_nemotron or self.model_type == "ministral3_bidirec":
             return _nvidia_pooling(self.hf.get("pooling") or "avg")
         is_causal = self.hf.get("is_causal", True) and self.model_type != "qwen_2_embedding"
         return "lasttoken" if is_causal and self.architecture.endswith("ForCausalLM") else "mean"
+
+    @property
+    def skips_prompt(self) -> bool:
+        """Whether a dense vector is without the prompt's tokens, whatever the pooling's file says."""
+        return self.model_type == "t5" and not self.names.isdisjoint(_INSTRUCTORS)
 
     @property
     def is_bge_m3(self) -> bool:
@@ -175,8 +185,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     hf |= _with_theta(_overrides(config), hf)
     sentence_path, sentence = read_settings(folder, ("config_sentence_transformers.json",), modules)
     config_files.check_sentence(sentence_path, sentence)
-    if find(folder, _SETFIT) is not None:
-        logger.warning("%s: SetFit's head is a pickle, which is never executed: texts get vectors, no labels", folder)
+    _tell_of_setfit(folder)
     chat, limit = ChatFormat.read(transformer), transformer_settings.text_limit(transformer_path, transformer)
     late = late_interaction.read(
         late_interaction.Files(
@@ -210,6 +219,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
         max_active_dims=sentence.get("max_active_dims"),
         router=router,
         is_static=is_static,
+        names=frozenset(names_of(config, folder)),
     )
 
 
@@ -282,6 +292,11 @@ def _read_hf(folder: Path) -> dict[str, Any]:
     hf = config_files.text_model(read_json(folder, "config.json"))
     config_files.check_model(folder / "config.json", hf)
     return hf
+
+
+def _tell_of_setfit(folder: Path) -> None:
+    if find(folder, _SETFIT) is not None:
+        logger.warning("%s: SetFit's head is a pickle, which is never executed: texts get vectors, no labels", folder)
 
 
 def _check_format(folder: Path) -> None:

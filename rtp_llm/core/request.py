@@ -47,7 +47,8 @@ class Params:
     max_active_dims     of a sparse vector, how many of its weights are kept, the largest; None: the checkpoint's word
     truncate            False: an input over the limit is an error
     truncation          how a pair over the limit is cut: the longer side first, as sentence-transformers does; or only
-                        the second, after cutting the first to three quarters of the limit, as FlagEmbedding does
+                        the second, after cutting the first to three quarters of the limit, as FlagEmbedding does; or
+                        only the first, as transformers' zero-shot pipeline does
     max_tokens          a limit below the model's own
     max_tokens_per_doc  the second text of a pair is cut to so many tokens, before the pair is cut to the limit; so are
                         single texts, but for the first `num_queries`
@@ -71,7 +72,7 @@ class Params:
     return_tokens: bool = False
     max_active_dims: int | None = None
     truncate: bool = True
-    truncation: Literal["longest_first", "only_second"] = "longest_first"
+    truncation: Literal["longest_first", "only_second", "only_first"] = "longest_first"
     max_tokens: int | None = None
     max_tokens_per_doc: int | None = None
     num_queries: int | None = None

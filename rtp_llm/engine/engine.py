@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from functools import partial
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import ModelInfo, Params, Request, Response, TaskType
+from rtp_llm.core import Input, ModelInfo, Params, Request, Response, TaskType
 from rtp_llm.engine.delivery import Delivery
 from rtp_llm.engine.device import SHUTTING_DOWN, Device
 from rtp_llm.engine.entity_finder import EntityFinder
@@ -89,8 +89,10 @@ class Engine(Lookups):
     def warm_up(self) -> None:
         """Answer a canary through the whole path, and through each route; from then on the engine is ready."""
         longest, tasks = min(_CANARY_TOKENS, self._info.max_seq_len), self._info.tasks
+        last = next((task.last_token for task in self.runtime.tasks.values() if task.last_token is not None), 0)
         for name in self.runtime.tasks[tasks[0]].purposes:
-            request = Request(inputs=[[0], [0] * longest], tasks=tasks, params=Params(prompt_name=name))
+            ids: list[Input] = [[last], [*[0] * (longest - 1), last]]
+            request = Request(inputs=ids, tasks=tasks, params=Params(prompt_name=name))
             if TaskType.CUSTOM in request.tasks:
                 # A user's own code may need what only a real request has: everything but that is tried.
                 items = self._intake.encode(Job(request, Future()), 0, len(request.inputs))

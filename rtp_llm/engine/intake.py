@@ -9,7 +9,7 @@ from rtp_llm.engine.chunker import check_chunking
 from rtp_llm.engine.entity_finder import ENTITY_BYTES, check_entities
 from rtp_llm.engine.job import Job
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
-from rtp_llm.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge, UnsupportedTask
+from rtp_llm.errors import DeadlineExceeded, InvalidInput, InvalidRequest, RequestTooLarge, UnsupportedTask
 from rtp_llm.tasks import Task
 from rtp_llm.tasks.head import last_read
 
@@ -68,10 +68,10 @@ class Intake:
             )
         self._check_answer(request, job.total_tokens)
         for task in request.tasks:
-            token = self._tasks[task].unread_end
-            if token is not None:
-                for item in items:
-                    _cut_end(item, token)
+            unread, last = self._tasks[task].unread_end, self._tasks[task].last_token
+            for item in items if unread is not None or last is not None else ():
+                _check_end(item, last)
+                _cut_end(item, unread)
         return items
 
     def _check_answer(self, request: Request, num_tokens: int) -> None:
@@ -90,8 +90,20 @@ class Intake:
             )
 
 
-def _cut_end(item: Item, token: int) -> None:
-    """Without the tokens of this kind at the end; of an item that has no others, the first stays."""
+def _check_end(item: Item, token: int | None) -> None:
+    """InvalidInput unless this token is its last; None: any may be."""
+    if token is not None and item.input_ids[-1] != token:
+        raise InvalidInput(
+            item.index,
+            f" ends with token {item.input_ids[-1]}, and this model's head reads its end token, {token}: end ids with "
+            "that, and leave add_special_tokens true of texts",
+        )
+
+
+def _cut_end(item: Item, token: int | None) -> None:
+    """Without the tokens of this kind at the end; of an item that has no others, the first stays. None: as it is."""
+    if token is None:
+        return
     length = last_read(item.input_ids, token) + 1
     if length < item.num_tokens:
         item.input_ids = item.input_ids[:length]

@@ -21,7 +21,7 @@ from rtp_llm.engine.shortening import CHARACTERS_PER_TOKEN, Shortening, Side, Te
 from rtp_llm.engine.tokenizer_cuts import find_cuts
 from rtp_llm.engine.tokenizer_words import TokenWords, spans_of
 from rtp_llm.engine.tokens import Encoded, Framed, Token, check_ids, unicode_problem
-from rtp_llm.engine.truncation import longest_first, only_second
+from rtp_llm.engine.truncation import longest_first, only_first, only_second
 from rtp_llm.errors import CheckpointError, ConfigError, InputTooLong, InvalidInput, InvalidRequest, RequestTooLarge
 from rtp_llm.model_config import ModelConfig, sequence_limit
 
@@ -336,6 +336,8 @@ class Tokenizer:
         room = self.max_seq_len - sequence_ids.count(None)
         if is_pair and params.truncation == "only_second":
             kept = only_second(*wanted, room, self.max_seq_len)
+        elif is_pair and params.truncation == "only_first":
+            kept = only_first(*wanted, room)
         else:
             kept = longest_first(*wanted, room)
         for sequence in (1, 0):

@@ -26,6 +26,7 @@ _CLASSES = {
     "llama": "LlamaTokenizer", "mistral": "LlamaTokenizer", "gemma3_text": "GemmaTokenizer",
     "gte": "XLMRobertaTokenizer", "nomic_bert": "BertTokenizer", "jina_embeddings_v3": "XLMRobertaTokenizer",
     "albert": "AlbertTokenizer", "gemma": "GemmaTokenizer", "gemma2": "GemmaTokenizer",
+    "bart": "BartTokenizer", "deberta": "DebertaTokenizer", "dpr": "BertTokenizer", "mt5": "T5Tokenizer",
 }  # fmt: skip
 _BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "MPNetTokenizer")
 # Of these, transformers hands the model no token types.

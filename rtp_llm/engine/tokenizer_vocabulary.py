@@ -19,12 +19,33 @@ _QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _WAY_OUT = "write a tokenizer.json with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+# Classes whose vocab.txt is of WordPiece behind BERT's steps; "": no file names one.
+_WORDPIECE = frozenset(
+    ("", "PreTrainedTokenizer", "TokenizersBackend")
+    + tuple(
+        f"{stem}Tokenizer"
+        for stem in (
+            "Bert", "DistilBert", "Electra", "MPNet", "MobileBert", "ConvBert", "SqueezeBert", "Ernie", "Nezha",
+            "LayoutLM", "Lxmert", "RetriBert", "DPRQuestionEncoder", "DPRContextEncoder", "DPRReader",
+        )
+    )
+)  # fmt: skip
+# Classes that transformers has no tokenizer.json of -> how they find words, and what to take instead.
+_OTHERS = {
+    "BertJapaneseTokenizer": "with MeCab or Sudachi, which is not served; take a model that has a tokenizer.json, such "
+    "as ruri-v3",
+    **dict.fromkeys(
+        ("PhobertTokenizer", "BertweetTokenizer"),
+        "by bpe.codes, which is not read; take a model that has a tokenizer.json, such as an XLM-RoBERTa",
+    ),
+}
 
 
 def from_vocabulary(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     """The tokenizer of the class that `config` names, as transformers makes it; CheckpointError without its files."""
     vocab = find(folder, "vocab.txt")
     if vocab is not None:
+        _check_wordpiece(vocab, config["tokenizer_class"])
         return _bert(vocab, config)
     if find(folder, "vocab.json") is not None and find(folder, "merges.txt") is not None:
         return (_qwen if config["tokenizer_class"] == "Qwen2Tokenizer" else _roberta)(folder, config)
@@ -32,6 +53,17 @@ def from_vocabulary(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenize
     if pieces is not None:
         raise CheckpointError(f"{folder}: {pieces.name} alone is not read, a tokenizer.json is needed; {_WAY_OUT}")
     raise CheckpointError(f"{folder}: no tokenizer.json, vocab.txt, or vocab.json with merges.txt; {_WAY_OUT}")
+
+
+def _check_wordpiece(path: Path, name: str) -> None:
+    """CheckpointError where the class finds words in another way than BERT, of which the vocabulary shows nothing."""
+    if name in _OTHERS:
+        raise CheckpointError(f"{path}: a {name} finds words {_OTHERS[name]}")
+    if name not in _WORDPIECE:
+        raise CheckpointError(
+            f"{path}: no tokenizer.json, which a {name} needs; {_WAY_OUT}. Where it cuts texts as BERT's does, name "
+            "BertTokenizer as tokenizer_class in tokenizer_config.json"
+        )
 
 
 def bert_normalizer(config: Mapping[str, Any]) -> normalizers.BertNormalizer:
@@ -61,21 +93,29 @@ def _bert(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     if config["tokenizer_class"] == "MPNetTokenizer":  # RoBERTa's special tokens around BERT's words
         tokenizer.post_processor = processors.RobertaProcessing((sep, vocab[sep]), (cls, vocab[cls]))
         return tokenizer
-    tokenizer.post_processor = processors.TemplateProcessing(
+    tokenizer.post_processor = _bert_ends(cls, sep, vocab)
+    return tokenizer
+
+
+def _bert_ends(cls: str, sep: str, vocab: Mapping[str, int]) -> processors.TemplateProcessing:
+    return processors.TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",
         pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
         special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])],
     )
-    return tokenizer
 
 
 def _roberta(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """Byte-level BPE of vocab.json and merges.txt, under transformers' RobertaTokenizer's settings."""
-    if config["tokenizer_class"] not in ("", "RobertaTokenizer"):
+    """Byte-level BPE of vocab.json and merges.txt, under the settings of transformers' RobertaTokenizer, BartTokenizer
+    or, with BERT's special tokens, DebertaTokenizer.
+    """
+    is_deberta = config["tokenizer_class"] == "DebertaTokenizer"
+    if config["tokenizer_class"] not in ("", "RobertaTokenizer", "BartTokenizer", "DebertaTokenizer"):
         raise CheckpointError(f"{folder}: no tokenizer.json, which a {config['tokenizer_class']} needs; {_WAY_OUT}")
     path = inside(folder, "vocab.json")
     vocab = read_json(folder, "vocab.json")
-    special = _required(path, vocab, {**ROBERTA, **config["special_tokens"]}, ("cls", "sep"))
+    ends = BERT if is_deberta else ROBERTA
+    special = _required(path, vocab, {**ends, **config["special_tokens"]}, ("cls", "sep"))
     tokenizer = tokenizers.Tokenizer(_bpe(folder))
     prefix_space = bool(config.get("add_prefix_space", False))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
@@ -83,6 +123,11 @@ def _roberta(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     _add_declared(tokenizer, folder, declared_tokens(folder, config))
     _add_special(tokenizer, vocab, special, config)
     cls, sep = special["cls"], special["sep"]
+    if is_deberta:
+        # NOTE: as its authors and transformers before 5, with which its checkpoints were trained; later ones write a
+        # second separator between the texts of a pair.
+        tokenizer.post_processor = _bert_ends(cls, sep, vocab)
+        return tokenizer
     tokenizer.post_processor = processors.RobertaProcessing(
         (sep, vocab[sep]), (cls, vocab[cls]), config.get("trim_offsets", True), prefix_space
     )

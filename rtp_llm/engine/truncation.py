@@ -22,3 +22,9 @@ def only_second(first: int, second: int, room: int, limit: int) -> tuple[int, in
     """
     first = min(first, limit * 3 // 4, room)
     return first, min(second, room - first)
+
+
+def only_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many of a pair's tokens stay: all of the second that fit, and of the first what fits beside them."""
+    second = min(second, room)
+    return min(first, room - second), second

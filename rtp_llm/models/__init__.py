@@ -38,7 +38,11 @@ MODELS: dict[str, tuple[str, str]] = {
     "distilbert": ("rtp_llm.models.distilbert", "DistilBert"),
     "mpnet": ("rtp_llm.models.mpnet", "MPNet"),
     "deberta-v2": ("rtp_llm.models.deberta", "Deberta"),
+    "deberta": ("rtp_llm.models.deberta_v1", "DebertaV1"),
+    "dpr": ("rtp_llm.models.bert", "Dpr"),
+    "bart": ("rtp_llm.models.bart", "Bart"),
     "t5": ("rtp_llm.models.t5", "T5"),
+    "mt5": ("rtp_llm.models.t5", "MT5"),
     "qwen2": ("rtp_llm.models.qwen", "Qwen2"),
     "qwen3": ("rtp_llm.models.qwen", "Qwen3"),
     "bidirectional_pplx_qwen3": ("rtp_llm.models.qwen", "PplxQwen3"),
@@ -66,13 +70,12 @@ _MEDIA = "a model that reads images is not served, but for EmbeddingGemma 2's te
 _WRITES = "it writes texts; take an embedder, such as Qwen3-Embedding or a BGE"
 # What is deployed and not served, by model_type or architecture -> what to do instead.
 _INSTEAD = {
-    "bart": "for labels that a request brings, take a DeBERTa-v3 or a ModernBERT trained on NLI",
-    "deberta": "take DeBERTa-v3, whose model_type is deberta-v2",
     "nvembed": "take NVIDIA's llama-embed-nemotron-8b or llama-nemotron-embed-1b-v2",
     "cost_wise_gemma": "take bge-reranker-v2-gemma or bge-reranker-v2-m3",
     "bilingual": "where its code is XLM-RoBERTa's by another name, --model_type xlm-roberta serves it",
     "HHEMv2": "it needs its authors' code and prompt",
     "openai_privacy_filter": "take a token classifier that is a DeBERTa-v3, a ModernBERT or an XLM-RoBERTa",
+    **dict.fromkeys(("longformer", "big_bird", "bigbird_pegasus"), "take a ModernBERT, which reads 8,192 tokens"),
     **dict.fromkeys(("qwen3_5", "qwen3_5_text"), "take Qwen3-Embedding, or pplx-embed-v1"),
     **dict.fromkeys(("mobilebert", "roformer"), "take a MiniLM, or for Chinese a BGE"),
     **dict.fromkeys(("clip", "siglip", "siglip2", "jina_clip", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _MEDIA),

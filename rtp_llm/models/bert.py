@@ -1,9 +1,9 @@
-"""BERT (Devlin et al. 2018), RoBERTa, ELECTRA: learnt positions, post-norm encoder layers.
+"""BERT (Devlin et al. 2018), RoBERTa, DPR, ELECTRA: learnt positions, post-norm encoder layers.
 
-Equal transformers' BertModel and RobertaModel, XLMRobertaModel, CamembertModel, ElectraModel.
+Equal transformers' BertModel and RobertaModel, XLMRobertaModel, CamembertModel, DPR's encoders, ElectraModel.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.config_files import activation
-from rtp_llm.core import Batch, Int32Array
+from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import CheckpointError
 from rtp_llm.late_interaction import beside_encoder
 from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
@@ -146,7 +146,7 @@ class Bert(Model):
         self.embedding_norm = None
         if "embedding_norm.weight" in weights:
             self.embedding_norm = layer_norm(ops, weights, "embedding_norm", config.layer_norm_eps)
-        self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
+        self.layers = [self._load_layer(weights, f"layers.{i}.", ops) for i in range(config.num_hidden_layers)]
         self.matrices = matrix_sources(weights, config.num_hidden_layers, _MATRICES, ".weight")
 
     @classmethod
@@ -166,6 +166,15 @@ class Bert(Model):
     def parameters(cls, config: BertConfig) -> dict[str, Parameter]:
         """Our parameter -> the checkpoint's tensors and the shape they make together."""
         return parameters(config, cls.names)
+
+    def _load_layer(self, weights: Weights, prefix: str, ops: Ops) -> EncoderLayer:
+        qkv, qkv_bias = self._read_qkv(weights, prefix)
+        parts = layer_parts(weights, prefix, self.config.layer_norm_eps, ops)
+        return EncoderLayer(qkv=ops.matrix(qkv), qkv_bias=ops.vector(qkv_bias), **parts)
+
+    def _read_qkv(self, weights: Weights, prefix: str) -> tuple[FloatArray | QuantizedWeight, FloatArray]:
+        """A layer's weight of queries, keys and values, in this order [3 * hidden_size, hidden_size], and its bias."""
+        return weights.matrix(f"{prefix}qkv.weight"), weights[f"{prefix}qkv.bias"]
 
     def __call__(
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
@@ -259,6 +268,24 @@ class FlashRoberta(Roberta):
     renames = ((r"^emb_ln\.", "embeddings.LayerNorm."),)
 
 
+class Dpr(Bert):
+    """An encoder of questions or of passages (Karpukhin et al. 2020), whose vectors are the first token's.
+
+    Equals transformers' DPRQuestionEncoder and DPRContextEncoder where nothing projects what they give.
+    """
+
+    renames = (*RENAMES, (r"^(question|ctx)_encoder\.bert_model\.", ""))
+
+    @classmethod
+    def read_config(cls, hf: Mapping[str, Any]) -> BertConfig:
+        """As BERT's; CheckpointError for a projection of the vectors."""
+        if hf.get("projection_dim"):
+            raise CheckpointError(
+                f"config.json: projection_dim {hf['projection_dim']}; a DPR is served whose vectors are not projected"
+            )
+        return BertConfig.from_hf(hf)
+
+
 class Electra(Bert):
     """ELECTRA (Clark et al. 2020): where its tables are narrower than its layers, a linear layer widens their sum."""
 
@@ -304,21 +331,37 @@ def parameters(config: BertConfig, names: LayerNames = NAMES) -> dict[str, Param
         needed["token_type"] = Parameter(("embeddings.token_type_embeddings.weight",), shape)
     shapes = {"qkv": (3 * hidden, hidden), "out": (hidden, hidden), "up": (wide, hidden), "down": (hidden, wide)}
     for i in range(config.num_hidden_layers):
-        ours, theirs = f"layers.{i}.", names.prefix.format(i)
-        for name, parts in names.linears.items():
-            needed[f"{ours}{name}.weight"] = Parameter(tuple(f"{theirs}{p}.weight" for p in parts), shapes[name])
-            needed[f"{ours}{name}.bias"] = Parameter(tuple(f"{theirs}{p}.bias" for p in parts), shapes[name][:1])
-        for name, part in names.norms.items():
-            needed[f"{ours}{name}.weight"] = Parameter((f"{theirs}{part}.weight",), (hidden,))
-            needed[f"{ours}{name}.bias"] = Parameter((f"{theirs}{part}.bias",), (hidden,))
+        needed |= layer_parameters(f"layers.{i}.", names.prefix.format(i), names, shapes)
     return needed
 
 
-def _load_layer(weights: Weights, prefix: str, config: BertConfig, ops: Ops) -> EncoderLayer:
+def layer_parameters(
+    ours: str, theirs: str, names: LayerNames, shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, Parameter]:
+    """Of one layer, whose parameters begin with `ours` here and with `theirs` there; `shapes` of its weights."""
+    needed = {}
+    for name, parts in names.linears.items():
+        needed[f"{ours}{name}.weight"] = Parameter(tuple(f"{theirs}{p}.weight" for p in parts), shapes[name])
+        needed[f"{ours}{name}.bias"] = Parameter(tuple(f"{theirs}{p}.bias" for p in parts), shapes[name][:1])
+    for name, part in names.norms.items():
+        for kind in ("weight", "bias"):
+            needed[f"{ours}{name}.{kind}"] = Parameter((f"{theirs}{part}.{kind}",), shapes["out"][:1])
+    return needed
+
+
+def layer_parts(
+    weights: Weights,
+    prefix: str,
+    eps: float,
+    ops: Ops,
+    matrices: Sequence[str] = ("out", "up", "down"),
+    norms: Sequence[str] = ("attention_norm", "mlp_norm"),
+) -> dict[str, Any]:
+    """A layer's linear layers and norms of these names, as fields of a class of layers."""
     parts: dict[str, Any] = {}
-    for name in _MATRICES:
+    for name in matrices:
         parts[name] = ops.matrix(weights.matrix(f"{prefix}{name}.weight"))
         parts[f"{name}_bias"] = ops.vector(weights[f"{prefix}{name}.bias"])
-    for name in ("attention_norm", "mlp_norm"):
-        parts[name] = layer_norm(ops, weights, prefix + name, config.layer_norm_eps)
-    return EncoderLayer(**parts)
+    for name in norms:
+        parts[name] = layer_norm(ops, weights, prefix + name, eps)
+    return parts

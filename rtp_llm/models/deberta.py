@@ -5,7 +5,7 @@ Equals transformers' DebertaV2Model, but for the convolution of v2-xlarge.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -116,7 +116,7 @@ class Deberta(Bert):
         NAMES.norms,
     )
     # What attention does not ask for may be there; heads of language models have two names.
-    ignored = (
+    ignored: ClassVar[tuple[str, ...]] = (
         *IGNORED, r"^embeddings\.position_embeddings\.", r"^encoder\.(LayerNorm|rel_embeddings)\.",
         r"^(lm|mask)_predictions\.",
     )  # fmt: skip
@@ -159,11 +159,17 @@ class Deberta(Bert):
                 needed[f"distance_norm.{part}"] = Parameter((f"encoder.LayerNorm.{part}",), (hidden,))
         for i in range(config.num_hidden_layers):
             for kind in config.relative_types:
-                own = "" if config.share_att_key else "pos_"
-                theirs = f"{cls.names.prefix.format(i)}attention.self.{own}{_TYPES[kind]}_proj"
+                name, has_bias = cls.distance_projection(config, kind)
+                theirs = f"{cls.names.prefix.format(i)}attention.self.{name}"
                 needed[f"layers.{i}.{kind}.weight"] = Parameter((f"{theirs}.weight",), (hidden, hidden))
-                needed[f"layers.{i}.{kind}.bias"] = Parameter((f"{theirs}.bias",), (hidden,))
+                if has_bias:
+                    needed[f"layers.{i}.{kind}.bias"] = Parameter((f"{theirs}.bias",), (hidden,))
         return needed
+
+    @classmethod
+    def distance_projection(cls, config: DebertaConfig, kind: str) -> tuple[str, bool]:
+        """Which linear layer of attention makes a kind's part of the distances, and whether it has a bias."""
+        return f"{'' if config.share_att_key else 'pos_'}{_TYPES[kind]}_proj", True
 
     def _embed(self, ops: Ops, batch: Batch) -> Tensor:
         if self.projection is None:
@@ -191,7 +197,9 @@ def _relative(weights: Weights, prefix: str, vectors: FloatArray, config: Debert
         weight = weights.matrix(f"{prefix}{kind}.weight")
         if isinstance(weight, QuantizedWeight):
             weight = weight.values * weight.scales[:, None]
-        projected = weight @ vectors.T + weights[f"{prefix}{kind}.bias"][:, None]
+        projected = weight @ vectors.T
+        if f"{prefix}{kind}.bias" in weights:
+            projected += weights[f"{prefix}{kind}.bias"][:, None]
         # A GPU's kernel reads the vector of a distance, whose numbers should stand together.
         tables[kind] = ops.vector(np.ascontiguousarray(projected.T[rows[kind]]).T)
     return Relative(tables.get("c2p"), tables.get("p2c"))

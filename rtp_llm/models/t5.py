@@ -1,6 +1,6 @@
 """T5's encoder (Raffel et al. 2020): pre-norm layers without positions, their scores biased by distance.
 
-Equals transformers' T5EncoderModel. The decoder of a whole T5 is left unread.
+Equals transformers' T5EncoderModel and MT5EncoderModel. The decoder of a whole T5 is left unread.
 """
 
 from collections.abc import Mapping
@@ -58,10 +58,11 @@ class T5Config:
         check_names(hf, _KEYS)
         if hf.get("is_decoder") or hf.get("is_causal"):
             raise CheckpointError("config.json: is_decoder or is_causal is true; of T5 the encoder is served")
-        if "T5ForSequenceClassification" in (hf.get("architectures") or ()):
+        named = next((name for name in hf.get("architectures") or () if "T5ForSequenceClassification" in name), None)
+        if named is not None:
             raise CheckpointError(
-                "config.json: architectures has T5ForSequenceClassification, whose head reads the decoder; of T5 the "
-                "encoder is served, and T5ForTokenClassification"
+                f"config.json: architectures has {named}, whose head reads the decoder; of T5 the encoder is served, "
+                "and T5ForTokenClassification"
             )
         projection = str(hf.get("feed_forward_proj", "relu"))
         # NOTE: as in transformers: T5 1.1 means the tanh form of gelu, and says gelu; what it makes of these words it
@@ -163,6 +164,15 @@ class T5(Model):
         else:
             wide = ops.linear(normed, layer.up, activation=config.activation)
         return ops.linear(wide, layer.down, residual=attended)
+
+
+class MT5(T5):
+    """mT5, which is T5 1.1 with the words of many languages."""
+
+    @classmethod
+    def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> T5:
+        """As T5; where config.json does not name the MLP, by default as transformers' MT5Config."""
+        return super().load({"feed_forward_proj": "gated-gelu", **hf}, source, ops)
 
 
 def parameters(config: T5Config, word: str) -> dict[str, Parameter]:

@@ -243,7 +243,7 @@ def _tei() -> list[Row]:
             _array(_array(embed.SparseValue)), inputs, [[{"index": 3525, "value": 0.21}]], _TEI),
         Row(("/similarity",), "TEI", "How alike one text is to others", (embed.SentenceSimilarityBody,), _NUMBERS,
             {"sentences": sides}, [0.81, 0.12], _TEI),
-        Row(("/predict",), "TEI", "Labels of a text, a pair, or a batch of either; or a text's entities",
+        Row(("/predict",), "TEI", "Labels of a text, a pair, or a batch of either; entities; or labels of one's own",
             (scores.PredictBody,), predicted,
             {"a batch": {"inputs": [["a text"], ["a question", "an answer"]]}, "a text": {"inputs": "a text"},
              "entities": {"inputs": "Sarah lives in London.", "parameters": {"aggregation_strategy": "first"}}},

@@ -93,6 +93,7 @@ class Task(Protocol):
                     reads "all". (): the last layer alone
     unread_end      the id of a token, as padding's, that is left out of the end of a sequence before it is computed.
                     Only of a task that reads the last hidden state of a causal model, whose other tokens do not see it
+    last_token      the id of the token that a sequence must end with; None: any
     chunkings       what it can do with the chunks of a long text (`Params.chunking`)
     purposes        for each way in which it reads inputs, the name of a prompt that asks for it; None: no prompt does
     pooling_name    how it makes a vector of a text, for people; empty where that has no name
@@ -106,6 +107,7 @@ class Task(Protocol):
     reads: Reads
     hidden_layers: tuple[int, ...] = ()
     unread_end: int | None = None
+    last_token: int | None = None
     chunkings: tuple[str, ...] = ()
     purposes: tuple[str | None, ...] = (None,)
     pooling_name: str = ""

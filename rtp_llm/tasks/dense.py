@@ -8,7 +8,7 @@ are the first token's, normalised, as FlagEmbedding does. Normalize modules at t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -135,6 +135,7 @@ class Dense(Task):
             )
         else:
             first = load_pooling(chain.pop(0), hidden_size)
+            first = replace(first, include_prompt=False) if model_config.skips_prompt else first
         dimension = hidden_size * len(first.modes)
         rounds = bool(chain) and chain[-1].kind == ROUNDING
         stages = []

@@ -5,9 +5,10 @@ classifier.dense, classifier.out_proj   RoBERTa, XLM-R, CamemBERT, MPNet: first 
 pre_classifier, classifier              DistilBERT: first token, pre_classifier, relu, classifier
 head.dense, head.norm, classifier       ModernBERT: first token or mean, dense, activation, norm, classifier
 pooler, classifier                      ALBERT: first token, pooler, tanh, classifier
-pooler.dense, classifier                BERT, GTE, NomicBERT: first token, pooler, tanh, classifier; DeBERTa: gelu
+pooler.dense, classifier                BERT, GTE, NomicBERT: first token, pooler, tanh, classifier; DeBERTas: gelu
 dense, classifier                       EuroBERT: dense, gelu, classifier; on which tokens, classifier_pooling says, or
                                         clf_pooling
+classification_head.dense, .out_proj    BART: last token, which its end token must be, dense, tanh, out_proj
 score                                   decoders: last token that is not the padding token, score; NVIDIA's Llama that
                                         looks both ways: mean, first or last token, score, by a temperature
 classifier                              one linear layer: on a causal model's last token, else on the first
@@ -51,6 +52,7 @@ class _Layout(NamedTuple):
     model_types      the architectures whose head this is; (): any with such tensors
     as_vectors       it pools as the architecture's dense vectors do, which comes before `mode`
     temperature_key  what in config.json the logits are divided by
+    reads_end        the last token must be the end token
     """
 
     hidden: str | None
@@ -65,6 +67,7 @@ class _Layout(NamedTuple):
     as_vectors: bool = False
     temperature_key: str | None = None
     pooling_keys: tuple[str, ...] = ("classifier_pooling",)
+    reads_end: bool = False
 
     @property
     def reads_last(self) -> bool:
@@ -84,8 +87,14 @@ _LAYOUTS = (
     _Layout("pre_classifier", "classifier", "cls", "relu"),
     _Layout("head.dense", "classifier", "cls", "gelu", "head.norm", ("cls", "mean"), _BY_CLASSIFIER),
     _Layout(
-        "pooler.dense", "classifier", "cls", "gelu", activation_key="pooler_hidden_act", model_types=("deberta-v2",)
+        "pooler.dense",
+        "classifier",
+        "cls",
+        "gelu",
+        activation_key="pooler_hidden_act",
+        model_types=("deberta-v2", "deberta"),
     ),
+    _Layout("classification_head.dense", "classification_head.out_proj", "lasttoken", reads_end=True),
     _Layout("pooler.dense", "classifier", "cls"),
     _Layout("pooler", "classifier", "cls", model_types=("albert",)),
     # Its authors' own code has the pooling under another name than transformers.
@@ -110,6 +119,7 @@ _OF_TOKENS = (
 _POOLINGS: dict[str, PoolMode] = {"cls": "cls", "bos": "cls", "mean": "mean", "late": "mean"}
 # What transformers' configurations of decoders have for pad_token_id where config.json says nothing.
 _PADS = dict.fromkeys(("gemma", "gemma2", "gemma3_text"), 0)
+_END = 2
 _READS: dict[PoolMode, Reads] = {"cls": "first", "lasttoken": "last"}
 
 
@@ -130,6 +140,7 @@ class Head:
     late        the hidden layer is that of every token, and what it gives is pooled
     skipped_id  a token that is not read at the end of a sequence, be it padding or written there; None: there is none.
                 Where the other tokens see it, it must be computed with them: `mode` is None, and `one_row` chooses
+    last_token  what the last token must be; None: any
     """
 
     mode: PoolMode | None
@@ -140,6 +151,7 @@ class Head:
     activation: str = "tanh"
     norm: Norm | None = None
     late: bool = False
+    last_token: int | None = None
 
     @property
     def per_token(self) -> bool:
@@ -239,6 +251,7 @@ def _load(source: TaskSource, find_layout: Callable[[Shapes, TaskSource, TensorS
         activation=layout.activation,
         norm=layer_norm(ops, weights, layout.norm, eps) if layout.norm else None,
         late=layout.late,
+        last_token=_end_id(config) if layout.reads_end else None,
     )
     tensors.close()
     return head
@@ -255,6 +268,14 @@ def _bind(layout: _Layout, num_labels: int, hidden_size: int, shapes: Shapes, te
             needed[f"{layer}.bias"] = Parameter((f"{layer}.bias",), (rows,))
     # What belongs to the encoder is the model's to be strict about.
     return bind(tensors, needed, prefixes=_PREFIXES, ignore=("",))
+
+
+def _end_id(config: ModelConfig) -> int:
+    """The end token by config.json, or else as transformers' BartConfig; CheckpointError for several."""
+    found = config.hf.get("eos_token_id")
+    if isinstance(found, list):
+        raise CheckpointError(f"config.json: eos_token_id {found}; this head reads the one token that ends a text")
+    return _END if found is None else int(found)
 
 
 def _linear(weights: Weights, name: str, ops: Ops, temperature: float = 1.0) -> Linear:

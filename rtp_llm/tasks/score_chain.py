@@ -22,6 +22,7 @@ class ScoreChain:
 
     per_token: ClassVar[bool] = False
     unread_end: ClassVar[int | None] = None
+    last_token: ClassVar[int | None] = None
     pooling: PoolingModes
     stages: Sequence[Stage]
     num_labels: int

@@ -1,4 +1,4 @@
-"""transformers as a reference: classifiers of texts and of tokens, and hidden states."""
+"""transformers as a reference: classifiers of texts and of tokens, hidden states, and DPR's vectors."""
 
 from typing import Any
 
@@ -27,6 +27,24 @@ class TokensReference:
             hidden = self._model(**encoded).last_hidden_state[0]
             vectors = torch.nn.functional.normalize(hidden, dim=-1).numpy()
         return Answer({TaskType.TOKENS: {"tokens": vectors}}, encoded["input_ids"][0].tolist())
+
+
+class DprReference:
+    """The vector of a DPR's encoder, which is its pooler_output."""
+
+    def __init__(self, original: Original) -> None:
+        self._model = load_model(original, original.model_config.architecture)
+        self._tokenizer = load_tokenizer(original)
+        self._limit = original.max_seq_len
+
+    def answer(self, sample: Sample) -> Answer:
+        """The vector of one text."""
+        import torch
+
+        encoded = encode(self._tokenizer, sample, self._limit)
+        with torch.inference_mode():
+            vector = self._model(**encoded).pooler_output[0].numpy()
+        return Answer({TaskType.DENSE: {"dense": vector}}, encoded["input_ids"][0].tolist())
 
 
 class ClassifyReference:
@@ -109,6 +127,7 @@ def load_tokenizer(original: Original) -> Any:
         str(original.transformer_folder), local_files_only=True, trust_remote_code=original.trust_remote_code
     )
     add_ends(tokenizer, original)
+    separate_once(tokenizer)
     return tokenizer
 
 
@@ -128,6 +147,19 @@ def add_ends(tokenizer: Any, original: Original) -> None:
         for name in ("add_bos_token", "add_eos_token"):
             if config.get(name) is True:
                 setattr(tokenizer, name, True)
+
+
+def separate_once(tokenizer: Any) -> None:
+    """One separator between the texts of a pair, with which every DeBERTa was trained; transformers 5 writes two."""
+    if type(tokenizer).__name__ != "DebertaTokenizer":
+        return
+    cls, sep = tokenizer.cls_token, tokenizer.sep_token
+    template = type(tokenizer.backend_tokenizer.post_processor)
+    tokenizer.backend_tokenizer.post_processor = template(
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(cls, tokenizer.cls_token_id), (sep, tokenizer.sep_token_id)],
+    )
 
 
 def encode(tokenizer: Any, sample: Sample, limit: int) -> Any:

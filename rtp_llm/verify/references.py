@@ -116,7 +116,10 @@ def _make_plans(model_config: ModelConfig, tasks: tuple[TaskType, ...]) -> list[
         tasks = tuple(task for task in tasks if task is not TaskType.SPARSE)
     lexical = tuple(task for task in tasks if task in (TaskType.SPARSE, TaskType.COLBERT))
     is_plain_m3 = model_config.is_bge_m3 and model_config.modules is None
-    if TaskType.DENSE in tasks and not is_plain_m3:
+    if TaskType.DENSE in tasks and model_config.model_type == "dpr" and model_config.modules is None:
+        title = "transformers' encoder"
+        plans.append(Plan((TaskType.DENSE,), "rtp_llm.verify.huggingface", "DprReference", _HF, title))
+    elif TaskType.DENSE in tasks and not is_plain_m3:
         title = "sentence-transformers' SentenceTransformer"
         plans.append(Plan((TaskType.DENSE,), "rtp_llm.verify.sbert", "DenseReference", _ST, title))
     m3_tasks = (TaskType.DENSE, *lexical) if TaskType.DENSE in tasks and is_plain_m3 else lexical

@@ -7,7 +7,7 @@ import numpy as np
 
 from rtp_llm.core import TaskType
 from rtp_llm.modules import TOKEN_WEIGHTS
-from rtp_llm.verify.huggingface import add_ends, load_tokenizer
+from rtp_llm.verify.huggingface import add_ends, load_tokenizer, separate_once
 from rtp_llm.verify.outcome import Answer, Sample
 from rtp_llm.verify.references import Original
 
@@ -23,6 +23,9 @@ class DenseReference:
             add_ends(self._model.tokenizer, original)
         if original.config.max_seq_len:
             self._model.max_seq_length = original.config.max_seq_len
+        if original.model_config.skips_prompt:
+            # Known there by a name on the hub, which a folder has not.
+            self._model.set_pooling_include_prompt(False)
         self._ids = InputIds(self._model)
 
     def answer(self, sample: Sample) -> Answer:
@@ -81,6 +84,7 @@ class CrossEncoderReference:
         limit = original.config.max_seq_len
         self._model: Any = CrossEncoder(str(original.folder), **_options(original), max_length=limit or None)
         self._model.float().eval()
+        separate_once(self._model.tokenizer)
         self._ids = InputIds(self._model)
 
     def answer(self, sample: Sample) -> Answer:

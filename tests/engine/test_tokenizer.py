@@ -19,6 +19,7 @@ from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokenizer_files import num_ids
 from rtp_llm.engine.truncation import longest_first
 from rtp_llm.errors import CheckpointError, ConfigError, InputTooLarge, InvalidRequest
+from tests.conftest import WORDS
 from tests.engine.tokenizer_folders import VOCAB, append_end_of_text, set_keys
 
 LIMIT = 32
@@ -256,6 +257,25 @@ def test_tokenizer_config_of_a_vocab_txt(tiny: Path, tmp_path: Path, config: dic
     assert ids(encode(write(tmp_path, tokenizer_config_json=json.dumps(config)), ["The"])) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("BertJapaneseTokenizer", "vocab.txt: a BertJapaneseTokenizer finds words with MeCab or Sudachi, which is not"),
+        ("PhobertTokenizer", "vocab.txt: a PhobertTokenizer finds words by bpe.codes, which is not read; take a model"),
+        (
+            "EsmTokenizer",
+            "vocab.txt: no tokenizer.json, which an? EsmTokenizer needs; .* name BertTokenizer as tokenizer_",
+        ),
+    ],
+)
+@pytest.mark.parametrize("file", ["tokenizer_config_json", "config_json"])
+def test_a_vocab_txt_of_another_tokenizer(file: str, name: str, message: str, tiny: Path, tmp_path: Path) -> None:
+    """Its words would be found in another way, and so the vectors would be of other tokens."""
+    shutil.copy(tiny / "vocab.txt", tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        encode(write(tmp_path, **{file: json.dumps({"tokenizer_class": name})}), ["The"])
+
+
 def test_truncation_side_of_the_checkpoint(tiny: Path, tmp_path: Path) -> None:
     shutil.copy(tiny / "vocab.txt", tmp_path)
     tokenizer = Tokenizer(write(tmp_path, tokenizer_config_json='{"truncation_side": "left"}'), max_seq_len=LIMIT)
@@ -293,6 +313,47 @@ def test_mpnet_has_the_words_of_bert_and_the_special_tokens_of_roberta(tmp_path:
     ours, _ = tokenizer_files.load(tmp_path)
     for pair in (("a",), ("a", "b"), ("", "b c")):
         assert ours.encode(*pair).ids == theirs(*pair)["input_ids"]
+
+
+BERTS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
+ROBERTAS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+BYTES = ["", "the weather is lovely", "  two  spaces", "naïve café", "The [SEP] day </s> was", "a\nb\tc", "so so so"]
+
+
+def byte_level(folder: Path, special: tuple[str, ...]) -> None:
+    """A vocab.json and a merges.txt, as DeBERTa's and BART's checkpoints have them without a tokenizer.json."""
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 3, vocab_size=400, special_tokens=[*special], show_progress=False)
+    tokenizer.save_model(str(folder))
+
+
+def test_deberta_has_the_words_of_roberta_and_the_special_tokens_of_bert(tmp_path: Path) -> None:
+    """But for pairs, between which transformers from 5 on has a second separator, that none was trained with."""
+    transformers = pytest.importorskip("transformers")
+    byte_level(tmp_path, BERTS)
+    (tmp_path / "config.json").write_text('{"model_type": "deberta"}')
+    theirs = transformers.DebertaTokenizer.from_pretrained(tmp_path)
+    ours, config = tokenizer_files.load(tmp_path)
+    assert config["tokenizer_class"] == "DebertaTokenizer"
+    for text in BYTES:
+        assert ours.encode(text).ids == theirs(text)["input_ids"]
+        pair = ours.encode(text, "the day")
+        assert pair.ids == [*ours.encode(text).ids, *ours.encode("the day").ids[1:]]
+        assert pair.type_ids == [0] * len(ours.encode(text).ids) + [1] * (len(ours.encode("the day").ids) - 1)
+
+
+@pytest.mark.parametrize("settings", [{}, {"tokenizer_class": "BartTokenizer"}])
+def test_bart_has_robertas_tokenizer(settings: dict[str, str], tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    byte_level(tmp_path, ROBERTAS)
+    (tmp_path / "config.json").write_text('{"model_type": "bart"}')
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs = transformers.RobertaTokenizer.from_pretrained(tmp_path)
+    ours, config = tokenizer_files.load(tmp_path)
+    assert config["tokenizer_class"] == "BartTokenizer"
+    for text in BYTES:
+        assert ours.encode(text).ids == theirs(text)["input_ids"]
+        assert ours.encode(text, "the day").ids == theirs(text, "the day")["input_ids"]
 
 
 EXTRA = {"content": "<extra>", "single_word": False, "lstrip": True, "rstrip": False, "normalized": False}

@@ -24,7 +24,10 @@ def test_the_flag_wins(name: str) -> None:
         ({"architectures": ["XLMRobertaModel"]}, "xlm-roberta"),
         ({"architectures": ["CamembertForMaskedLM"]}, "camembert"),
         ({"architectures": ["DebertaV2ForSequenceClassification"]}, "deberta-v2"),
+        ({"architectures": ["DebertaForSequenceClassification"]}, "deberta"),
+        ({"architectures": ["BartForSequenceClassification"]}, "bart"),
         ({"architectures": ["T5EncoderModel"]}, "t5"),
+        ({"architectures": ["MT5EncoderModel"]}, "mt5"),
         ({"architectures": ["T5ForConditionalGeneration"]}, "t5"),
         ({"architectures": ["Qwen2ForCausalLM"]}, "qwen2"),
         ({"architectures": ["Qwen3ForSequenceClassification"]}, "qwen3"),
@@ -55,7 +58,6 @@ def test_config_json(hf: dict[str, Any], expected: str) -> None:
         ("auto", {}, "has no model_type, and its architecture is ''"),
         ("gpt", {"model_type": "bert"}, "model_type is 'gpt'"),
         ("auto", {"model_type": "funnel"}, "static_embedding; it needs its authors' code"),
-        ("auto", {"model_type": "bart"}, "'bart', which is not served: for labels that a request brings, take a DeB"),
         (
             "auto",
             {"model_type": "qwen3_vl"},

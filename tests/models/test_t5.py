@@ -1,4 +1,4 @@
-"""T5's encoder against transformers' T5EncoderModel, and as sentence-transformers lays it out."""
+"""T5's encoder and mT5's against transformers' T5EncoderModel and MT5EncoderModel, and in sentence-transformers."""
 
 import json
 from pathlib import Path
@@ -141,6 +141,41 @@ def test_as_sentence_transformers_lays_it_out(tmp_path: Path) -> None:
     assert np.abs(ours - theirs.encode(texts, show_progress_bar=False)).max() <= 1e-5
 
 
+@pytest.mark.parametrize(
+    ("name", "skips"), [("instructor-large", True), ("Instructor-XL", True), ("instructor", False)]
+)
+def test_an_instructor_leaves_its_instruction_out(name: str, skips: bool, tmp_path: Path) -> None:
+    """Known by its name alone; sentence-transformers too asks what it is called on the hub."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.models")
+    chain = [as_transformer(tmp_path / "plain"), modules.Pooling(60, "mean"), modules.Normalize()]
+    theirs = sentence_transformers.SentenceTransformer(modules=chain, device="cpu")
+    theirs.save(str(tmp_path / name), create_model_card=False)
+    theirs.set_pooling_include_prompt(not skips)
+    texts, prompt = ["the weather is lovely today", "", "so sunny outside"], "query : the stadium "
+    with Model(str(tmp_path / name)) as model:
+        ours = model.embed(texts, prompt=prompt)
+        bare = model.embed(texts)
+    assert np.abs(ours - theirs.encode(texts, prompt=prompt, show_progress_bar=False)).max() <= 1e-5
+    assert np.abs(bare - theirs.encode(texts, show_progress_bar=False)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("head", ["EncoderModel", "ForConditionalGeneration"])
+def test_mt5(head: str, named: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {key: value for key, value in SHAPES["gated"].items() if key != "feed_forward_proj"}
+    theirs = getattr(transformers, f"MT5{head}")(transformers.MT5Config(**COMMON, **shape)).eval()
+    add_noise(theirs)
+    theirs.save_pretrained(tmp_path)
+    if not named:
+        path, words = tmp_path / "config.json", ("feed_forward_proj", "is_gated_act", "dense_act_fn")
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in config.items() if key not in words}))
+    items, ops = untyped(make_items(LENGTHS)), BACKENDS["numpy"]()
+    assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs.encoder, items)) <= 1e-5
+
+
 @pytest.mark.parametrize(("limit", "expected"), [(None, 1 << 16), (40, 40)])
 def test_n_positions_is_no_limit(limit: int | None, expected: int, tmp_path: Path) -> None:
     """As in sentence-transformers: a text is cut at the tokenizer's limit, or not at all."""
@@ -175,6 +210,7 @@ def test_what_is_made_of_feed_forward_proj_stands_over_it(change: dict[str, str]
         ({"d_kv": None}, "d_kv is missing"),
         ({"is_decoder": True}, "is_decoder or is_causal is true; of T5 the encoder is served"),
         ({"architectures": ["T5ForSequenceClassification"]}, "T5ForSequenceClassification, whose head reads the"),
+        ({"architectures": ["MT5ForSequenceClassification"]}, "has MT5ForSequenceClassification, whose head reads"),
         ({"num_hidden_layers": 9}, "num_layers is 2, but num_hidden_layers is 9; remove one"),
         ({"relative_attention_num_buckets": 3}, "relative_attention_num_buckets 3, .* at least 4 buckets are needed"),
         ({"relative_attention_max_distance": 8}, "max_distance 8; .* a distance over a quarter of them"),

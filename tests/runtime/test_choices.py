@@ -75,7 +75,10 @@ def test_devices_need_torch() -> None:
         ("nomic_bert", {}, "auto", "cuda", "fp16"),
         ("jina_bert", {}, "auto", "cuda", "fp16"),
         ("ernie", {}, "auto", "cuda", "fp16"),
-        *((name, {}, "auto", "cuda", "bf16") for name in ("modernbert", "deberta-v2", "t5", "xlm-roberta-xl")),
+        *(
+            (name, {}, "auto", "cuda", "bf16")
+            for name in ("modernbert", "deberta-v2", "deberta", "bart", "t5", "xlm-roberta-xl")
+        ),
         ("qwen3", {"torch_dtype": "float16"}, "auto", "cuda", "bf16"),
         ("qwen3", {}, "fp32", "cuda", "fp32"),
         ("qwen3", {}, "bf16", "cpu", "fp32"),

@@ -10,7 +10,8 @@ import pytest
 
 from tests.server import client_table
 from tests.server.client_table import shows
-from tests.server.rtp_clients import Served
+from tests.server.rtp_clients import Served, serving
+from tests.tasks.checkpoints import save
 
 pytest.importorskip("torch")
 
@@ -128,6 +129,20 @@ def test_hugging_face_classification(classifier: Served) -> None:
     best = sdk.text_classification("so sunny", function_to_apply="none", top_k=2)
     raw = np.sort(classifier.model.classify(["so sunny"], activation="none")[0])
     assert [entry.score for entry in best] == pytest.approx(raw[:0:-1].tolist(), abs=1e-6)
+
+
+@shows("huggingface-hub", "InferenceClient.zero_shot_classification", "/")
+def test_hugging_face_labels_of_the_requests_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    names = {0: "entailment", 1: "not_entailment"}
+    head = "BertForSequenceClassification"
+    for served in serving(lambda folder: save(folder, head, id2label=names), tmp_path_factory, "nli"):
+        sdk = client("huggingface_hub").InferenceClient(model=url(served))
+        labels, template = ["lovely weather", "a query"], "it is {} today"
+        answer = sdk.zero_shot_classification(TEXTS[0], labels, hypothesis_template=template, multi_label=True)
+        pairs = [(TEXTS[0], template.format(label)) for label in labels]
+        expected = dict(zip(labels, served.model.classify(pairs)[:, 0].tolist(), strict=True))
+        assert {entry.label: entry.score for entry in answer} == pytest.approx(expected, abs=1e-6)
+        assert [entry.score for entry in answer] == sorted((entry.score for entry in answer), reverse=True)
 
 
 def test_hugging_face_is_told_that_a_model_labels_tokens(tagger: Served) -> None:

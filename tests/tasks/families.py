@@ -40,6 +40,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "pos_att_type": "p2c|c2p", "share_att_key": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm",
         },
     ),
+    "deberta-v1": (
+        "Deberta",
+        {
+            "max_position_embeddings": LIMIT, "relative_attention": True, "position_biased_input": False,
+            "pos_att_type": "c2p|p2c",
+        },
+    ),
     "qwen2": ("Qwen2", {"max_position_embeddings": LIMIT}),
     "qwen2-both-ways": ("Qwen2", {"max_position_embeddings": LIMIT, "is_causal": False}),
     "qwen3": ("Qwen3", {"max_position_embeddings": ROOM}),

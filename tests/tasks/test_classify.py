@@ -212,7 +212,7 @@ def test_a_pooler_with_another_activation_than_is_served(tmp_path: Path) -> None
         load_head(a_source(tmp_path, BACKENDS["numpy"](), {"model_type": "deberta-v2", "pooler_hidden_act": "best"}))
 
 
-@pytest.mark.parametrize("family", ["albert", "deberta", "electra"])
+@pytest.mark.parametrize("family", ["albert", "deberta", "deberta-v1", "electra"])
 def test_architectures_tell_the_head_where_there_is_no_model_type(family: str, tmp_path: Path) -> None:
     families.save(tmp_path, family, "odd", "ForSequenceClassification", num_labels=3)
     inputs, path = families.all_lengths(), tmp_path / "config.json"

@@ -19,6 +19,10 @@ from rtp_llm.verify import references as references_module
 from rtp_llm.verify.comparison import _Bounds
 from rtp_llm.verify.table import as_object, as_text
 from tests.checkpoint.test_lora import bert_adapter
+from tests.engine.test_tokenizer import BERTS, ROBERTAS, byte_level
+from tests.models.test_bart import save as save_bart
+from tests.models.test_deberta_v1 import save as save_deberta
+from tests.models.test_dpr import save as save_dpr
 from tests.tasks.checkpoints import save, save_m3
 from tests.tasks.late import save as save_late
 from tests.tasks.routers import save_dense, save_sparse
@@ -142,6 +146,25 @@ def test_reranker_which_is_a_classifier_too(tmp_path: Path) -> None:
 def test_classifier(problem_type: str | None, tmp_path: Path) -> None:
     save(tmp_path, HEAD, id2label={0: "b", 1: "a", 2: "c"}, problem_type=problem_type)
     check_equal(run(tmp_path), {"classify"})
+
+
+@pytest.mark.parametrize("num_labels", [1, 3])
+def test_the_first_deberta_has_one_separator(num_labels: int, tmp_path: Path) -> None:
+    save_deberta(tmp_path, "base", HEAD.replace("Bert", ""), vocab_size=400, num_labels=num_labels)
+    byte_level(tmp_path, BERTS)
+    check_equal(run(tmp_path, Options(lines=PAIR_LINES)), {"classify", *(["rerank"] if num_labels == 1 else [])})
+
+
+def test_bart(tmp_path: Path) -> None:
+    save_bart(tmp_path, "odd", HEAD.replace("Bert", ""), vocab_size=400, num_labels=3)
+    byte_level(tmp_path, ROBERTAS)
+    check_equal(run(tmp_path, Options(lines=[*LINES, *PAIR_LINES])), {"classify"})
+
+
+@pytest.mark.parametrize("kind", ["Question", "Context"])
+def test_dpr(kind: str, tmp_path: Path) -> None:
+    save_dpr(tmp_path, kind)
+    check_equal(run(tmp_path), {"dense"})
 
 
 def test_token_classifier(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from rtp_llm.server.exchange import Exchange
 from rtp_llm.server.route import Answerer, Choice, Route
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.embed import EMBED, EMBED_ALL, EMBED_SPARSE, SIMILARITY
-from rtp_llm.server.tei.scores import PREDICT, RERANK
+from rtp_llm.server.tei.scores import RERANK
 from rtp_llm.server.tei.tokens import DECODE
+from rtp_llm.server.tei.zero_shot import PREDICT
 
 INFO_PATH, PING_PATH = "/info", "/ping"
 _inputs = msgspec.json.Decoder(dict[str, msgspec.Raw])

@@ -37,7 +37,9 @@ from rtp_llm.server.tei.frame import RawScores, Truncation
 
 
 class PredictParameters(msgspec.Struct, kw_only=True):
-    """huggingface_hub's: the first two of its text_classification, the others of its token_classification."""
+    """huggingface_hub's: the first two of its text_classification, the next three of its token_classification, the last
+    of its zero_shot_classification.
+    """
 
     function_to_apply: Annotated[
         Literal["sigmoid", "softmax", "none"] | None,
@@ -47,6 +49,16 @@ class PredictParameters(msgspec.Struct, kw_only=True):
     aggregation_strategy: Strategy = None
     ignore_labels: IgnoredLabels = None
     stride: Stride = None
+    candidate_labels: Annotated[
+        list[str] | None, Meta(description="the labels that a text may have, of a model that was trained on NLI")
+    ] = None
+    hypothesis_template: Annotated[
+        str | None,
+        Meta(description="what is asked of each of them, whose place is {}; null: This example is {}."),
+    ] = None
+    multi_label: Annotated[
+        bool | None, Meta(description="each has a probability of its own; null or false: they add up to 1")
+    ] = None
 
 
 class PredictBody(msgspec.Struct, kw_only=True):
