@@ -1,8 +1,8 @@
 """The nouns that travel through every floor: a Request becomes Items, Items become Batches, rows become a Response."""
 
 from rtp_llm.core.arrays import FloatArray, Int8Array, Int32Array, QuantizedWeight, Rows
-from rtp_llm.core.batch import Batch, KeptPrefix, Prefixes, Reads, pack
-from rtp_llm.core.item import Chunk, Item
+from rtp_llm.core.batch import Batch, KeptPrefix, Prefixes, PrefixKey, Reads, pack
+from rtp_llm.core.item import NO_ADAPTER, Chunk, Item
 from rtp_llm.core.model_info import ModelInfo
 from rtp_llm.core.request import (
     OF_TOKENS,
@@ -31,9 +31,11 @@ __all__ = [
     "Item",
     "KeptPrefix",
     "ModelInfo",
+    "NO_ADAPTER",
     "OF_TOKENS",
     "Output",
     "Params",
+    "PrefixKey",
     "Prefixes",
     "Priority",
     "QuantizedWeight",

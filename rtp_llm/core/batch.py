@@ -3,15 +3,22 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from rtp_llm.core.arrays import Int32Array
-from rtp_llm.core.item import ID_BYTES, Item
+from rtp_llm.core.item import ID_BYTES, NO_ADAPTER, Item
 
 # Which of a sequence's last hidden states a task reads.
 Reads: TypeAlias = Literal["all", "first", "last"]
+
+
+class PrefixKey(NamedTuple):
+    """All that the keys and values of a sequence's first tokens depend on."""
+
+    token_ids: bytes
+    adapter: int = NO_ADAPTER
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,6 +28,11 @@ class KeptPrefix:
     token_ids: bytes
     layers: Sequence[Any]
     num_bytes: int
+    adapter: int = NO_ADAPTER
+
+    @property
+    def key(self) -> PrefixKey:
+        return PrefixKey(self.token_ids, self.adapter)
 
     @property
     def num_tokens(self) -> int:
@@ -41,6 +53,9 @@ class Batch:
                                              all of them
     wanted                                   [R], the rows whose last hidden states are wanted, one of each of the last
                                              R sequences; None: all
+    adapters, wanted_adapters                [T], [R], the adapter (LoRA) of each row, and of the wanted ones; None: no
+                                             row has one
+    adapter_numbers                          those that occur, ascending, NO_ADAPTER too; (): no row has one
     host                                     of a batch whose arrays are on a device, the same batch on the host
     tiles, wanted_tiles                      of a batch on a device, the work of attention as the backend's kernel
                                              takes it: for all rows, and for the wanted ones
@@ -56,6 +71,9 @@ class Batch:
     seen_lens: Int32Array | None = None
     wanted: Int32Array | None = None
     kept: tuple[KeptPrefix, ...] = ()
+    adapters: Int32Array | None = None
+    wanted_adapters: Int32Array | None = None
+    adapter_numbers: tuple[int, ...] = ()
     host: "Batch | None" = None
     tiles: Int32Array | None = None
     wanted_tiles: Int32Array | None = None
@@ -77,7 +95,7 @@ def pack(items: Sequence[Item], reads: Reads = "all", prefixes: "Prefixes | None
     """
     if len(items) == 1 and prefixes is None:
         return _pack_one(items[0], reads)
-    prefixes = prefixes or Prefixes((), (), np.full(len(items), -1, np.int32), [0] * len(items))
+    prefixes = prefixes or Prefixes((), (), np.full(len(items), -1, np.int32), [0] * len(items), ())
     new, skipped = prefixes.new, prefixes.skipped
     sequences = [*new, *(item.input_ids[skip:] for item, skip in zip(items, skipped, strict=True))]
     lengths = np.array([len(ids) for ids in sequences], dtype=np.int32)
@@ -91,6 +109,7 @@ def pack(items: Sequence[Item], reads: Reads = "all", prefixes: "Prefixes | None
             token_type_ids[start : start + len(types)] = types
     starts = cu_seqlens[:-1] - np.array([0] * first + skipped, dtype=np.int32)
     wanted = {"all": None, "first": cu_seqlens[first:-1], "last": cu_seqlens[first + 1 :] - np.int32(1)}
+    of_items = [item.adapter for item in items]
     return Batch(
         input_ids=np.concatenate(sequences, dtype=np.int32),
         position_ids=np.arange(num_tokens, dtype=np.int32) - np.repeat(starts, lengths),
@@ -102,6 +121,7 @@ def pack(items: Sequence[Item], reads: Reads = "all", prefixes: "Prefixes | None
         seen_lens=_seen_lens(items, lengths),
         wanted=wanted[reads],
         kept=prefixes.kept,
+        **_adapters([*prefixes.adapters, *of_items], lengths, None if reads == "all" else of_items),
     )
 
 
@@ -118,7 +138,21 @@ def _pack_one(item: Item, reads: Reads) -> Batch:
         max_seqlen=num_tokens,
         seen_lens=np.array([num_tokens - item.num_unseen], np.int32) if item.num_unseen else None,
         wanted=None if wanted is None else np.array([wanted], np.int32),
+        **_adapters([item.adapter], [num_tokens], None if wanted is None else [item.adapter]),
     )
+
+
+def _adapters(
+    of_sequences: list[int], lengths: Sequence[int] | Int32Array, of_wanted: list[int] | None
+) -> dict[str, Any]:
+    """The fields of a batch that are about adapters; none where there are none."""
+    if not any(number != NO_ADAPTER for number in of_sequences):
+        return {}
+    return {
+        "adapters": np.repeat(np.array(of_sequences, np.int32), lengths),
+        "wanted_adapters": None if of_wanted is None else np.array(of_wanted, np.int32),
+        "adapter_numbers": tuple(sorted(set(of_sequences))),
+    }
 
 
 def _seen_lens(items: Sequence[Item], lengths: Int32Array) -> Int32Array | None:
@@ -137,26 +171,33 @@ class Prefixes:
     kept      those that are there
     of_items  [items] as `Batch.prefix_of`
     skipped   for each item, how many of its own tokens that saves
+    adapters  of the new ones
     """
 
     new: Sequence[Int32Array]
     kept: tuple[KeptPrefix, ...]
     of_items: Int32Array
     skipped: list[int]
+    adapters: Sequence[int]
 
     @classmethod
-    def find(cls, items: Sequence[Item], kept: Mapping[bytes, KeptPrefix], *, least: int = 2) -> "Prefixes":
+    def find(cls, items: Sequence[Item], kept: Mapping[PrefixKey, KeptPrefix], *, least: int = 2) -> "Prefixes":
         """Prefixes that are in `kept`, or that at least `least` of the items have."""
-        keys = [item.prefix or item.input_ids[: item.prompt_length].tobytes() for item in items]
-        # An item has at least one token of its own.
-        keys = [key if len(key) < item.input_ids.nbytes else b"" for key, item in zip(keys, items, strict=True)]
-        counts = Counter(key for key in keys if key)
+        keys = [_prefix_of(item) for item in items]
+        counts = Counter(key for key in keys if key.token_ids)
         there = [key for key in counts if key in kept]
         new = [key for key, count in counts.items() if key not in kept and count >= least]
         places = {key: place for place, key in enumerate(new)} | {key: -2 - place for place, key in enumerate(there)}
         return cls(
-            new=[np.frombuffer(key, np.int32) for key in new],
+            new=[np.frombuffer(key.token_ids, np.int32) for key in new],
             kept=tuple(kept[key] for key in there),
             of_items=np.array([places.get(key, -1) for key in keys], np.int32),
-            skipped=[len(key) // ID_BYTES if key in places else 0 for key in keys],
+            skipped=[len(key.token_ids) // ID_BYTES if key in places else 0 for key in keys],
+            adapters=[key.adapter for key in new],
         )
+
+
+def _prefix_of(item: Item) -> PrefixKey:
+    """What an item begins with, but for one token of its own at least."""
+    token_ids = item.prefix or item.input_ids[: item.prompt_length].tobytes()
+    return PrefixKey(token_ids if len(token_ids) < item.input_ids.nbytes else b"", item.adapter)

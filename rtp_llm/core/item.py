@@ -7,6 +7,7 @@ from rtp_llm.core.arrays import Int32Array
 from rtp_llm.core.request import TaskType
 
 ID_BYTES = 4  # of a token id in `Item.prefix`
+NO_ADAPTER = -1  # the number of none
 
 
 class Chunk(NamedTuple):
@@ -31,6 +32,7 @@ class Item:
     parts          of an item that is several inputs, from `index` on: how many tokens each of them has; (): one input
     num_unseen     tokens at its end that see those before them, and are seen by none
     spans          [T, 2], where entities are wanted: the characters of its text that a token stands for; -1: none
+    adapter        the number of the adapter (LoRA) that it is computed with, of the model's
     """
 
     input_ids: Int32Array
@@ -46,6 +48,7 @@ class Item:
     parts: tuple[int, ...] = ()
     num_unseen: int = 0
     spans: Int32Array | None = None
+    adapter: int = NO_ADAPTER
 
     @property
     def num_tokens(self) -> int:

@@ -14,6 +14,9 @@ class ModelInfo:
     scores_are_probabilities  of a reranker that is a language model: P(yes), where a cross-encoder has a logit
     max_sim                   what the checkpoint's authors make of a query's vectors' similarities to a document
     full_dimension            how many a request may ask for, where the checkpoint's truncate_dim makes `dimension` less
+    adapters                  names of the checkpoint's adapters (LoRA), of which a request may choose one
+    merged_adapter            the one chosen at load: it is in the weights, and there are no others; empty: none
+    needs_adapter             without an adapter its vectors mean nothing: a request must choose one
     aliases                   other names that callers may ask for it by
     weight_bytes              of the checkpoint's tensors
     memory_bytes              by which the process grew while it was loaded; 0 where the system does not tell
@@ -33,6 +36,9 @@ class ModelInfo:
     prompts: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     pooling: str = ""
+    adapters: tuple[str, ...] = ()
+    merged_adapter: str = ""
+    needs_adapter: bool = False
     scores_are_probabilities: bool = False
     max_sim: Literal["sum", "mean"] = "mean"
     created: int = 0

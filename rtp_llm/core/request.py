@@ -61,6 +61,7 @@ class Params:
     stride              of entities: tokens that the windows of an over-long text have in common; None: it is cut
     prompt              text put before each input; None: `prompt_name`, else the checkpoint's default prompt
     prompt_name         a key of the checkpoint's prompts
+    adapter             one of `ModelInfo.adapters`, by its name; None: none
     add_special_tokens  False: [CLS] and [SEP] are left out
     extra               whatever a custom module wants to know of a request; no other task looks at it
     """
@@ -83,6 +84,7 @@ class Params:
     stride: int | None = None
     prompt: str | None = None
     prompt_name: str | None = None
+    adapter: str | None = None
     add_special_tokens: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 

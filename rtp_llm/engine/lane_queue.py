@@ -11,7 +11,7 @@ from rtp_llm.engine.job import Job
 from rtp_llm.engine.length_index import LengthIndex
 
 # All that an item's rows depend on.
-Key: TypeAlias = tuple[bytes, bytes | None, int, bytes, tuple[int, ...], int, tuple[TaskType, ...]]
+Key: TypeAlias = tuple[bytes, bytes | None, int, bytes, tuple[int, ...], int, int, tuple[TaskType, ...]]
 
 
 def key_of(item: Item) -> Key:
@@ -24,6 +24,7 @@ def key_of(item: Item) -> Key:
         item.prefix,
         item.parts,
         item.num_unseen,
+        item.adapter,
         item.tasks,
     )
 

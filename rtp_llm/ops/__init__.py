@@ -213,6 +213,9 @@ class Ops(Protocol):
     def gated(self, x: Tensor, activation: str) -> Tensor:
         """activation(x[:, :N]) * x[:, N:], x [T, 2 * N] -> [T, N]; SwiGLU with `silu`."""
 
+    def activate(self, x: Tensor, activation: str) -> Tensor:
+        """activation(x) -> like x, which is not to be used again: it may be done in place."""
+
     def experts(self, x: Tensor, experts: Experts, residual: Tensor | None = None) -> Tensor:
         """sum over e of p[e] * (activation(x @ up[e].T) @ down[e].T), + bias + residual -> [T, H].
 
@@ -239,6 +242,12 @@ class Ops(Protocol):
 
     def rows(self, x: Tensor, index: Int32Array) -> Tensor:
         """x[index], index [R] -> [R, H]."""
+
+    def only(self, x: Tensor, groups: Int32Array, number: int, blocks: int = 1) -> Tensor:
+        """x with zeros in the rows of other groups; groups [T], as arrays of `upload` -> like x.
+
+        Of as many equal blocks of columns, the first is for the group of this number, the second for the next, …
+        """
 
     def concat(self, tensors: Sequence[Tensor]) -> Tensor:
         """[B, H1], [B, H2], … -> [B, H1 + H2 + …]."""

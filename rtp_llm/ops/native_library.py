@@ -30,7 +30,7 @@ FEWER_PARTS: dict[str, tuple[Quantization, ...]] = {
     "avx512_bf16": ("bf16_products",),
     "neon_bf16": ("bf16_products",),
 }
-ABI_VERSION = 21
+ABI_VERSION = 22
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpu_supports_avx2": (c_int, ()),

@@ -9,7 +9,6 @@ number of threads. Weights are packed once; the activations not fused in C++ run
 """
 
 import functools
-import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,6 +40,7 @@ from rtp_llm.ops.native_library import (
     load,
     usable,
 )
+from rtp_llm.ops.native_rows import RowOps
 from rtp_llm.ops.native_stream import (
     ATTENTION,
     COPY_COLUMNS,
@@ -51,10 +51,8 @@ from rtp_llm.ops.native_stream import (
     LINEAR_GROUPED,
     LINEAR_INT8,
     NORM,
-    NORMALIZE,
     POOL,
     ROTARY,
-    TAKE_ROWS,
     Stream,
     Tensor,
     hosted,
@@ -69,7 +67,7 @@ LinearWeight: TypeAlias = PackedWeight | Int8Weight | GroupedWeight
 _POOL_MODES = {"cls": 0, "mean": 1, "max": 2, "mean_sqrt_len_tokens": 3, "weightedmean": 4, "lasttoken": 5}
 
 
-class NativeOps:
+class NativeOps(RowOps):
     """The C++ kernels bound to one stream; `fork()` shares weights and helper threads. Not for two threads at once."""
 
     name = "native"
@@ -309,38 +307,6 @@ class NativeOps:
             y.reference, batch.num_seqs * size, self._operand(x), cu_seqlens, prompt_lens if skip_prompt else 0,
             batch.num_seqs, size, _POOL_MODES[mode],
         ))  # fmt: skip
-        return y
-
-    def rows(self, x: Tensor, index: Int32Array) -> Tensor:
-        index = int32(index)
-        check_ids(index, x.shape[0])
-        num_rows, size = len(index), x.shape[1]
-        y = self._new(num_rows, size)
-        if num_rows:
-            self._stream.kept.append(index)
-            self._stream.bounds.append((index, x.shape[0]))
-            self._record(TAKE_ROWS(
-                y.reference, num_rows * size, self._operand(x), index.ctypes.data, num_rows, size
-            ))  # fmt: skip
-        return y
-
-    def concat(self, tensors: Sequence[Tensor]) -> Tensor:
-        num_rows, columns = tensors[0].shape[0], [x.shape[1] for x in tensors]
-        assert all(x.shape[0] == num_rows for x in tensors), [x.shape for x in tensors]
-        y = self._new(num_rows, sum(columns))
-        starts = itertools.accumulate(columns, initial=0)
-        for x, start in zip(tensors, starts, strict=False) if num_rows else ():
-            size = 0 if start else num_rows * sum(columns)
-            self._record(COPY_COLUMNS(
-                y.reference, size, start, self._operand(x), num_rows, x.shape[1], sum(columns)
-            ))  # fmt: skip
-        return y
-
-    def l2_normalize(self, x: Tensor) -> Tensor:
-        num_rows, size = x.shape
-        y = self._new(num_rows, size)
-        if num_rows:
-            self._record(NORMALIZE(y.reference, num_rows * size, self._operand(x), num_rows, size))
         return y
 
     def _norm(self, norm: Norm | None, size: int) -> tuple[int, int, float, bool]:

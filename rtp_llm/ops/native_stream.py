@@ -53,6 +53,7 @@ GROUP_ROWS = _command(16, "3q")  # rows, experts, top
 GATHER = _command(17, "6q")  # x, size, routing
 EXPERT_PRODUCTS = _command(18, "11q")  # kind of weight, parts, x, weights, N, K, activation, routing
 MIX_EXPERTS = _command(19, "8q")  # parts, bias, residual, size, routing
+ACTIVATE = _command(20, "4q")  # x, rows, size, activation
 
 # The activations that a product's kernel computes on its way out, as it counts them.
 FUSED: dict[str | None, int] = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4, "tanh": 5}

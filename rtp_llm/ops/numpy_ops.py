@@ -206,6 +206,9 @@ class NumpyOps:
         gate, up = np.split(x, 2, axis=-1)
         return ACTIVATION[activation](gate).astype(np.float32) * up
 
+    def activate(self, x: FloatArray, activation: str) -> FloatArray:
+        return ACTIVATION[activation](x).astype(np.float32)
+
     def experts(self, x: FloatArray, experts: Experts, residual: FloatArray | None = None) -> FloatArray:
         return mix(x, _multiply(x, experts.router), experts, self.linear, residual)
 
@@ -233,6 +236,10 @@ class NumpyOps:
 
     def rows(self, x: FloatArray, index: Int32Array) -> FloatArray:
         return x[index]
+
+    def only(self, x: FloatArray, groups: Int32Array, number: int, blocks: int = 1) -> FloatArray:
+        own = groups[:, None] == np.arange(number, number + blocks)
+        return np.where(np.repeat(own, x.shape[1] // blocks, axis=1), x, np.float32(0))
 
     def concat(self, tensors: Sequence[FloatArray]) -> FloatArray:
         return np.concatenate(tensors, axis=-1)

@@ -91,6 +91,8 @@ def _self_checks() -> dict[str, Callable[[Ops], Any]]:
             q_norm=Norm(ops.vector(weight[:head_dim]), None, 1e-5, "rms"),
         ),
         "gated": lambda ops: ops.gated(ops.vector(x), "silu"),
+        "activate": lambda ops: ops.activate(ops.vector(x), "gelu"),
+        "only": lambda ops: ops.only(ops.vector(x), batch.position_ids % 3, 1, blocks=2),
         "experts": lambda ops: _experts(ops, x, mixture),
         "pool": lambda ops: ops.pool(ops.vector(x), batch, "mean"),
         "rows": lambda ops: ops.rows(ops.vector(x), batch.cu_seqlens[:-1]),

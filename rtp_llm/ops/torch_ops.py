@@ -1,6 +1,6 @@
 """Plain torch on any of its devices: eager, packed, without padding."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import ConfigError
 from rtp_llm.ops import Experts, Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
+from rtp_llm.ops.joined_arrays import offsets_of, write
 from rtp_llm.ops.torch_conv import convolve
 from rtp_llm.ops.torch_experts import mix
 
@@ -25,9 +26,11 @@ ACTIVATION: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }  # fmt: skip
 _OF_A_CPU = "is for a CPU without torch: say --device cpu and leave out --backend torch"
 # The fields of a batch that are arrays.
-_UPLOADED = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "prompt_lens", "seen_lens", "wanted")
+_UPLOADED = (
+    "input_ids", "position_ids", "token_type_ids", "cu_seqlens", "prompt_lens", "seen_lens", "wanted", "adapters",
+    "wanted_adapters",
+)  # fmt: skip
 _PART = 4 << 20  # numbers of a weight that are moved at once
-_ALIGNMENT = 16  # int32s: kernels load faster from addresses that are multiples of 64 bytes
 
 
 class TorchOps:
@@ -201,6 +204,9 @@ class TorchOps:
         gate, up = x.chunk(2, dim=-1)
         return ACTIVATION[activation](gate) * up
 
+    def activate(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        return ACTIVATION[activation](x)
+
     def experts(self, x: torch.Tensor, experts: Experts, residual: torch.Tensor | None = None) -> Any:
         """Waits for the device once: how many rows an expert has is a shape on the host."""
         y = mix(x, experts, self.linear)
@@ -240,6 +246,10 @@ class TorchOps:
 
     def rows(self, x: torch.Tensor, index: Any) -> torch.Tensor:
         return x[index]
+
+    def only(self, x: torch.Tensor, groups: Any, number: int, blocks: int = 1) -> torch.Tensor:
+        others = groups[:, None] != torch.arange(number, number + blocks, device=x.device)
+        return x.view(len(x), blocks, -1).masked_fill(others[:, :, None], 0.0).view(x.shape)
 
     def concat(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.cat(list(tensors), dim=-1)
@@ -370,21 +380,6 @@ def _capped(
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return scores.float().softmax(-1).to(values.dtype) @ values
-
-
-def offsets_of(arrays: Iterable[Int32Array]) -> tuple[list[int], int]:
-    """Where each array stands in one buffer, and the buffer's length."""
-    offsets, end = [], 0
-    for array in arrays:
-        offsets.append(end)
-        end += -(-len(array) // _ALIGNMENT) * _ALIGNMENT
-    return offsets, end
-
-
-def write(buffer: Int32Array, arrays: Iterable[Int32Array], offsets: Sequence[int]) -> None:
-    """Put the arrays where `offsets_of` says."""
-    for array, offset in zip(arrays, offsets, strict=True):
-        buffer[offset : offset + len(array)] = array
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -211,7 +211,7 @@ def _prefixed(normal: Callable[..., FloatArray]) -> Run:
         for i, prefix in enumerate(prefixes)
     ]
     kept = KeptPrefix(prefixes[0].tobytes(), (), 0)
-    batch = pack(items, "last", Prefixes.find(items, {kept.token_ids: kept}))
+    batch = pack(items, "last", Prefixes.find(items, {kept.key: kept}))
     qkv = normal(batch.num_tokens, 8 * 128)
     return _attention(
         qkv, batch, (normal(33, 4 * 128),), num_heads=4, num_kv_heads=2, head_dim=128, causal=True

@@ -258,6 +258,10 @@ class TritonOps(TorchOps):
             return self._rows8(x, activation, gated=True)
         return self._fused("gated", partial(triton_gated.gated, x, activation), otherwise)
 
+    def activate(self, x: Any, activation: str) -> torch.Tensor:
+        x = plain(x)
+        return super().activate(x, self._form(activation, x))
+
     def experts(self, x: Any, experts: Experts, residual: Any | None = None) -> Any:
         x, activation = plain(x), self._form(experts.activation, x)
         otherwise = partial(super().experts, x, experts, residual)
@@ -284,6 +288,9 @@ class TritonOps(TorchOps):
 
     def rows(self, x: Any, index: Any) -> torch.Tensor:
         return super().rows(plain(x), index)
+
+    def only(self, x: Any, groups: Any, number: int, blocks: int = 1) -> torch.Tensor:
+        return super().only(plain(x), groups, number, blocks)
 
     def concat(self, tensors: Sequence[Any]) -> torch.Tensor:
         return super().concat([plain(x) for x in tensors])

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rtp_llm.core import Item, KeptPrefix, Prefixes
+from rtp_llm.core import Item, KeptPrefix, Prefixes, PrefixKey
 
 
 class PrefixCache:
@@ -17,7 +17,7 @@ class PrefixCache:
     def __init__(self, max_bytes: int) -> None:
         self.num_bytes = 0
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[bytes, KeptPrefix] = OrderedDict()
+        self._entries: OrderedDict[PrefixKey, KeptPrefix] = OrderedDict()
         self._lock = threading.Lock()
 
     def find(self, items: Sequence[Item]) -> Prefixes:
@@ -25,7 +25,7 @@ class PrefixCache:
         with self._lock:
             prefixes = Prefixes.find(items, self._entries, least=1 if self._max_bytes else 2)
             for prefix in prefixes.kept:
-                self._entries.move_to_end(prefix.token_ids)
+                self._entries.move_to_end(prefix.key)
         return prefixes
 
     def add(self, prefixes: Prefixes, layers: Sequence[Any], copy: Callable[[Any], Any]) -> None:
@@ -34,19 +34,19 @@ class PrefixCache:
         `copy` makes what the model will get of a part of them: a slice would keep the memory of its neighbours.
         """
         start = 0
-        for ids in prefixes.new:
+        for ids, adapter in zip(prefixes.new, prefixes.adapters, strict=True):
             end = start + len(ids)
             num_bytes = sum(layer[start:end].nbytes for layer in layers)
             if num_bytes <= self._max_bytes:
                 tensors = [copy(layer[start:end]) for layer in layers]
-                self._put(KeptPrefix(ids.tobytes(), tensors, num_bytes))
+                self._put(KeptPrefix(ids.tobytes(), tensors, num_bytes, adapter))
             start = end
 
     def _put(self, prefix: KeptPrefix) -> None:
         with self._lock:
-            if prefix.token_ids in self._entries:
+            if prefix.key in self._entries:
                 return
-            self._entries[prefix.token_ids] = prefix
+            self._entries[prefix.key] = prefix
             self.num_bytes += prefix.num_bytes
             while self.num_bytes > self._max_bytes:
                 self.num_bytes -= self._entries.popitem(last=False)[1].num_bytes

@@ -1,4 +1,4 @@
-"""Programs that are kept for lone short sequences on a CPU, one for each length.
+"""Programs that are kept for lone short sequences on a CPU, one for each length and adapter.
 
 To ask for a model's ops takes as long as to compute a layer of so few tokens.
 """
@@ -17,7 +17,7 @@ class Recordings:
     """Those of one model. Each stream has its own, for whoever holds the stream."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Ops, int, int, TaskType], Recording | None] = {}
+        self._kept: dict[tuple[Ops, int, int, int, TaskType], Recording | None] = {}
 
     def run(self, ops: Ops, step: Step, batch: Batch, compute: Compute) -> FloatArray | None:
         """The rows of the step's one task; None where it is not one sequence, few tokens and one task, or not native.
@@ -30,7 +30,8 @@ class Recordings:
             return None
         if not ops.stream.is_idle:  # a traceback may still hold tensors of a batch that failed
             return None
-        key = ops, batch.num_tokens, step.items[0].num_unseen, next(iter(step.tasks))
+        item = step.items[0]
+        key = ops, batch.num_tokens, item.num_unseen, item.adapter, next(iter(step.tasks))
         if key not in self._kept:
             rows, self._kept[key] = record(ops, batch, compute)
             return rows

@@ -201,7 +201,7 @@ class TorchRuntime:
             self.device.wait(staged.ready)
             graph = None
             if bucket is not None and plain:
-                kind = (tuple(step.tasks), len(batches), len(staged.joined))
+                kind = (tuple(step.tasks), len(batches), len(staged.joined), packed.adapter_numbers)
                 graph = self._graphs.run(bucket, kind, staged, batches, lambda placed: self._tensors(step, placed))
                 self.counts |= {"graphs": len(self._graphs), "graph_replays": self._graphs.num_replays}
             if graph is not None:

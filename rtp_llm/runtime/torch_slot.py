@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from rtp_llm.core import Batch, FloatArray, Int32Array
-from rtp_llm.ops.torch_ops import TorchOps, offsets_of, write
+from rtp_llm.ops.joined_arrays import offsets_of, write
+from rtp_llm.ops.torch_ops import TorchOps
 from rtp_llm.runtime.torch_device import Device, Event
 
 _LEAST = 4096  # elements of a buffer

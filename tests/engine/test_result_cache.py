@@ -12,7 +12,7 @@ from tests.engine.fakes import FakeRuntime, make_engine
 
 
 def key(number: int) -> Key:
-    return (number.to_bytes(8, "little"), None, 0, b"", (), 0, (TaskType.DENSE,))
+    return (number.to_bytes(8, "little"), None, 0, b"", (), 0, -1, (TaskType.DENSE,))
 
 
 def rows(value: float, size: int = 100) -> dict[TaskType, Any]:

@@ -26,7 +26,7 @@ from tests.ops import interpreter as _  # noqa: F401
 
 torch = pytest.importorskip("torch")
 
-from rtp_llm.ops.torch_ops import offsets_of, write  # noqa: E402
+from rtp_llm.ops.joined_arrays import offsets_of, write  # noqa: E402
 from rtp_llm.ops.triton_ops import FUSED, TritonOps  # noqa: E402
 from rtp_llm.runtime import torch_fp8  # noqa: E402
 

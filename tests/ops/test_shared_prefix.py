@@ -113,7 +113,7 @@ def test_a_kept_prefix(backend: Any, heads: tuple[int, int, int], prefix: int) -
     expected = attention(backend, rows_of(values, ids, whole), whole, heads, causal=True)
     own = values[np.searchsorted(ids, other)][:, heads[0] * heads[2] :]
     kept = KeptPrefix(other.tobytes(), [backend.vector(own)], own.nbytes)
-    shared = pack(items, "last", Prefixes.find(items, {other.tobytes(): kept}, least=1))
+    shared = pack(items, "last", Prefixes.find(items, {kept.key: kept}, least=1))
     assert shared.prefix_of is not None and shared.prefix_of.tolist() == [-1, 0, -2, -1]
     assert shared.num_tokens == whole.num_tokens - 70
     ours = attention(backend, rows_of(values, ids, shared), shared, heads, causal=True, kept=kept.layers)

@@ -117,7 +117,8 @@ def test_attention_with_kept_prefixes() -> None:
     ids, heads = np.arange(200, dtype=np.int32), (4, 2, 32)
     prefixes = (ids[:33], ids[50:57], ids[100:145], ids[100:145], ids[:0])
     items = [Item(np.r_[part, ids[180 : 181 + i]], i, prefix=part.tobytes()) for i, part in enumerate(prefixes)]
-    kept = {part.tobytes(): KeptPrefix(part.tobytes(), (), 0) for part in prefixes[:2]}
+    found = [KeptPrefix(part.tobytes(), (), 0) for part in prefixes[:2]]
+    kept = {prefix.key: prefix for prefix in found}
     batch = pack(items, "last", Prefixes.find(items, kept))
     assert batch.prefix_of is not None and batch.prefix_of.tolist() == [-1, -2, -3, 0, 0, -1]
     qkv, layers = qkv_of(batch.num_tokens, heads, "fp32"), [normal(n, 128) for n in (33, 7)]

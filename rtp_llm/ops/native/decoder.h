@@ -1,4 +1,4 @@
-// Ops of decoders, row by row: rotary positions with the norms of query and key heads, and gated activations.
+// Ops row by row: rotary positions with the norms of query and key heads, activations, and those of gates.
 #pragma once
 #include "rows.h"
 
@@ -29,6 +29,35 @@ struct Rotary {
       const Vec c = load_lanes(cos + j, lanes), s = load_lanes(cos + half + j, lanes);
       store_lanes(x + j, first * c - second * s, lanes);
       store_lanes(x + half + j, second * c + first * s, lanes);
+    }
+  }
+};
+
+struct Activate {
+  float* x;  // in place
+  int64_t rows, size;
+  int activation;
+  int64_t block = 0;
+
+  int64_t plan(int threads) { return plan_rows(rows, threads, block); }
+
+  void run(int64_t task) const {
+    switch (activation) {
+      case kGelu: return run_with<gelu>(task);
+      case kGeluTanh: return run_with<gelu_tanh>(task);
+      case kRelu: return run_with<relu>(task);
+      case kSilu: return run_with<silu>(task);
+      default: return run_with<tanh>(task);
+    }
+  }
+
+ private:
+  template <Vec (*F)(Vec)>
+  void run_with(int64_t task) const {
+    const int64_t end = std::min(rows, (task + 1) * block) * size;
+    for (int64_t j = task * block * size; j < end; j += kWidth) {
+      const int64_t lanes = std::min<int64_t>(kWidth, end - j);
+      store_lanes(x + j, F(load_lanes(x + j, lanes)), lanes);
     }
   }
 };

@@ -10,7 +10,7 @@ namespace {
 
 enum Opcode : int64_t {
   kReset = 0, kFree, kLinear, kNorm, kEmbed, kAttention, kRotary, kGated, kPool, kCopyColumns, kNormalize,
-  kTakeRows, kQuantize, kLinearInt8, kLinearGrouped, kRoute, kGroupRows, kGather, kExpertProducts, kMixExperts
+  kTakeRows, kQuantize, kLinearInt8, kLinearGrouped, kRoute, kGroupRows, kGather, kExpertProducts, kMixExperts, kActivate
 };
 
 constexpr int64_t kMaxOpcodes = 256;
@@ -79,6 +79,7 @@ class Program {
                          number(), Visibility{number() != 0, number()}, Adjustment{real(), real(), floats(), number()},
                          Relative{floats(), floats(), number()}, int(number())};
       case kRotary: return Rotary{y, floats(), number(), number(), number(), number(), norm(), norm()};
+      case kActivate: return Activate{floats(), number(), number(), int(number())};
       case kGated: return Gated{y, floats(), number(), number(), int(number())};
       case kPool: return Pool{y, floats(), integers(), integers(), number(), number(), int(number())};
       case kCopyColumns: return CopyColumns{y + number(), floats(), number(), number(), number()};

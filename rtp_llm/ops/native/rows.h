@@ -119,7 +119,8 @@ struct TakeRows {
 
   void run(int64_t task) const {
     for (int64_t i = task * block; i < std::min(rows, (task + 1) * block); ++i)
-      std::memcpy(y + i * size, x + index[i] * size, size_t(size) * 4);
+      if (index[i] < 0) std::memset(y + i * size, 0, size_t(size) * 4);
+      else std::memcpy(y + i * size, x + index[i] * size, size_t(size) * 4);
   }
 };
 

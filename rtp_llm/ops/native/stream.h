@@ -27,7 +27,7 @@ inline void relax() {
 using Command = std::variant<Linear, NormRows, Embed, Attention, Rotary, Gated, Pool, CopyColumns, Normalize, TakeRows,
                              Quantize, LinearInt8, LinearGrouped<8>, LinearGrouped<4>, Route, GroupRows,
                              ExpertProducts<Linear>, ExpertProducts<LinearInt8>, ExpertProducts<LinearGrouped<8>>,
-                             ExpertProducts<LinearGrouped<4>>, MixExperts>;
+                             ExpertProducts<LinearGrouped<4>>, MixExperts, Activate>;
 
 class Stream {
  public:
