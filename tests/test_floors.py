@@ -28,7 +28,7 @@ FLOORS = [  # top to bottom: a file imports its own package or a floor below
     {"served_models"},
     {"flags"},
     {"arguments"},
-    {"config", "custom", "entities", "ignored_options", "observability", "similarity"},
+    {"adapter_choice", "config", "custom", "entities", "ignored_options", "observability", "similarity"},
     {"option"},
     {"core", "errors"},
     {"architectures", "chat_format", "child_process", "end_signals", "sides", "standard_streams", "timings"},

@@ -5,12 +5,12 @@ fits them to a model's declared parameters, strictly. Nothing in a checkpoint is
 leads out of its folder; whatever is missing, malformed or unsafe is a CheckpointError that names the file.
 """
 
-from rtp_llm.checkpoint.adapters import AdaptedSource, has_adapters
+from rtp_llm.checkpoint.adapter_folders import AdapterFolders, adapter_summary, open_tensors
+from rtp_llm.checkpoint.adapters import AdaptedSource, AdapterSource, LowRank, has_adapters
 from rtp_llm.checkpoint.base_model import resolved
 from rtp_llm.checkpoint.folder import find, inside, read_json, read_json_list
 from rtp_llm.checkpoint.hub import names_of
 from rtp_llm.checkpoint.lora import CONFIG as ADAPTER_CONFIG
-from rtp_llm.checkpoint.lora import adapter_summary, open_tensors
 from rtp_llm.checkpoint.shards import open_file
 from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
 from rtp_llm.checkpoint.token_table import read_token_table
@@ -20,6 +20,9 @@ __all__ = [
     "ADAPTER_CONFIG",
     "SCALE",
     "AdaptedSource",
+    "AdapterFolders",
+    "AdapterSource",
+    "LowRank",
     "Parameter",
     "TensorInfo",
     "TensorSource",

@@ -6,16 +6,32 @@ Of a weight `X.weight` there are `X.parametrizations.weight.original` and, of al
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
+from rtp_llm.checkpoint.weights import check_finite
 from rtp_llm.core import FloatArray, Int8Array
 from rtp_llm.errors import CheckpointError
 
 _ORIGINAL = ".parametrizations.weight.original"
 _LEFT, _RIGHT = ".parametrizations.weight.0.lora_A", ".parametrizations.weight.0.lora_B"
 _CHUNK = 8192  # rows of a table that are added to at once
+
+
+class LowRank(NamedTuple):
+    """What an adapter adds to a weight [N, K]: the product of `rows` [N, rank], scaled, and `columns` [rank, K]."""
+
+    rows: FloatArray
+    columns: FloatArray
+
+
+class AdapterSource(TensorSource, Protocol):
+    """A checkpoint's weights as they are, and what each of its adapters would add to them."""
+
+    def low_rank(self, name: str, adapter: int) -> LowRank | None:
+        """What the adapter of this number adds to a tensor; None: it leaves that as it is."""
 
 
 def has_adapters(source: TensorSource) -> bool:
@@ -58,8 +74,15 @@ class AdaptedSource:
         values = self._source.read(stem + _ORIGINAL)
         if self._adapter is None:
             return values
-        rows, columns = self._factors(stem, values.shape)
+        rows, columns = self._factors(stem, values.shape, self._adapter)
         return add_product(values, rows, columns, self._scaling)
+
+    def low_rank(self, name: str, adapter: int) -> LowRank | None:
+        """As AdapterSource has it; CheckpointError for numbers that are not finite."""
+        if name not in self._stems:
+            return None
+        rows, columns = self._factors(self._stems[name], self.tensors[name].shape, adapter)
+        return LowRank(rows * np.float32(self._scaling), columns)
 
     def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
         return np.ascontiguousarray(np.take(self.read(name), range(start, stop), axis))
@@ -73,7 +96,7 @@ class AdaptedSource:
     def close(self) -> None:
         self._source.close()
 
-    def _factors(self, stem: str, shape: tuple[int, ...]) -> tuple[FloatArray, FloatArray]:
+    def _factors(self, stem: str, shape: tuple[int, ...], adapter: int) -> tuple[FloatArray, FloatArray]:
         """[N, rank] and [rank, K], whose product is added to a weight [N, K].
 
         Of a linear layer lora_B is the left one, of an embedding table lora_A.
@@ -82,16 +105,16 @@ class AdaptedSource:
             infos = [self._source.tensors.get(stem + part) for part in (left, right)]
             shapes = [info.shape[1:] if info else () for info in infos]
             if [part[:1] for part in shapes] == [shape[:1], shapes[0][1:]] and shapes[1][1:] == shape[1:]:
-                return self._matrix(stem + left), self._matrix(stem + right)
+                return self._matrix(stem + left, adapter), self._matrix(stem + right, adapter)
         raise CheckpointError(f"{self.path}: {stem}{_LEFT} and lora_B do not fit its weight {list(shape)}")
 
-    def _matrix(self, name: str) -> FloatArray:
-        number, count = self._adapter, self._source.tensors[name].shape[0]
-        assert number is not None
+    def _matrix(self, name: str, number: int) -> FloatArray:
+        count = self._source.tensors[name].shape[0]
         if number >= count:
             raise CheckpointError(
                 f"{self.path}: {name} has {count} adapters, but lora_adaptations of config.json names {number + 1} or "
                 "more; download both again"
             )
         (matrix,) = self._source.read_part(name, 0, number, number + 1)
+        check_finite(matrix, self._source, name)
         return np.asarray(matrix)

@@ -1,7 +1,8 @@
 """`resolved`: the checkpoint's folder; where that is an adapter's, one of links that has its base's files too.
 
 An adapter as peft saves it names its base in adapter_config.json, by a hub id or a path. jina-embeddings-v5 has its
-base, and below `adapters` one for each of its tasks, of which the key `lora_task` over config.json chooses one.
+base, and below `adapters` one for each of its tasks, of which the key `lora_task` over config.json chooses one for all
+requests; without it each request does.
 """
 
 import json
@@ -13,8 +14,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from rtp_llm.architectures import JINA_V5
 from rtp_llm.checkpoint import hub
+from rtp_llm.checkpoint.adapter_folders import FOLDER, adapter_places, has_folders
 from rtp_llm.checkpoint.folder import find, read_json
 from rtp_llm.checkpoint.links import linked
 from rtp_llm.checkpoint.lora import CONFIG
@@ -26,21 +27,20 @@ logger = logging.getLogger(__name__)
 
 _WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
 _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
-_TASKS_FOLDER = "adapters"
 
 
 @contextmanager
 def resolved(config: EngineConfig, progress: bool = True) -> Iterator[Path]:
     """As `hub.resolve`, for as long as the checkpoint is read; errors meanwhile name its files, and not the links.
 
-    CheckpointError also where an adapter's base is not to be had, or no adapter is chosen.
+    CheckpointError also where an adapter's base is not to be had, or one is chosen that there is not.
     """
     folder = hub.resolve(config, progress)
     entries: dict[str, Path] = {}
     if find(folder, CONFIG) is not None:
         # NOTE: weights beside an adapter are its base, as transformers has it.
         entries = {} if has_weights(folder) else dict(_with_base(folder, config, progress))
-    elif read_json(folder, "config.json", required=False).get("architectures") == [JINA_V5]:
+    elif has_folders(folder):
         entries = dict(_with_task(folder, config))
     if not entries:
         yield folder
@@ -87,18 +87,21 @@ def _base_folder(adapter: Path, settings: dict[str, Any], config: EngineConfig, 
 
 
 def _with_task(folder: Path, config: EngineConfig) -> Iterator[tuple[str, Path]]:
-    """The files of jina-embeddings-v5, with those of the adapter that is asked for."""
-    places = sorted(path.parent for path in folder.glob(f"{_TASKS_FOLDER}/*/{CONFIG}"))
+    """The files of jina-embeddings-v5, with those of the adapter that is asked for; none where all are to be there."""
+    places = adapter_places(folder)
     tasks = [place.name for place in places]
     task = _asked_task(config)
+    if not tasks:
+        raise CheckpointError(f"{folder}: there are no adapters in {folder / FOLDER}; download it again")
+    if not task:
+        return
     if task not in tasks:
-        known = ", ".join(tasks) or f"none: there is no {folder / _TASKS_FOLDER}; download it again"
         raise CheckpointError(
-            f"{folder}: lora_task {task!r} is not one of the checkpoint's adapters, of which one must be chosen, as "
-            f'with --json_model_override_args \'{{"lora_task": "retrieval"}}\': {known}'
+            f"{folder}: lora_task {task!r} is not one of the checkpoint's adapters: {', '.join(tasks)}; leave it out, "
+            "and each request chooses one"
         )
     logger.info("%s: the adapter of %s is added", folder, task)
-    yield from ((entry.name, entry) for entry in folder.iterdir() if entry.name != _TASKS_FOLDER)
+    yield from ((entry.name, entry) for entry in folder.iterdir() if entry.name != FOLDER)
     yield from ((entry.name, entry) for entry in places[tasks.index(task)].iterdir())
 
 

@@ -1,4 +1,4 @@
-"""A LoRA (Hu et al. 2021) in peft's files, beside the weights that it is for: `open_tensors` gives their sum.
+"""A LoRA (Hu et al. 2021) in peft's files, and the weights that it is for: their sum, or what it would add to them.
 
 Source: peft, tuners/lora: LoraLayer.update_layer and get_delta_weight of its Linear and Embedding; transformers'
 maybe_load_adapters, which takes a folder's own weights for the adapter's base where it has a config.json.
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rtp_llm.checkpoint.adapters import add_product
+from rtp_llm.checkpoint.adapters import LowRank, add_product
 from rtp_llm.checkpoint.folder import find, read_json
 from rtp_llm.checkpoint.lora_targets import PLAIN_PATTERN, expression, left_out_by
-from rtp_llm.checkpoint.shards import open_file, open_weights
+from rtp_llm.checkpoint.shards import open_file
 from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
 from rtp_llm.checkpoint.weights import check_finite
 from rtp_llm.core import FloatArray, Int8Array
@@ -39,24 +39,13 @@ _MAX_ALPHA = float(np.finfo(np.float32).max)
 _MERGE = "merge it with peft (merge_and_unload() and save_pretrained()) and serve that folder"
 
 
-def open_tensors(folder: Path) -> TensorSource:
-    """The weights of a checkpoint's or a module's folder, an adapter's part added where there is one beside them."""
-    base, path = open_weights(folder), find(folder, CONFIG)
-    if path is None:
-        return base
+def open_lora(base: TensorSource, folder: Path) -> "LoraSource":
+    """The weights of a base with the adapter's that is in this folder."""
+    path = folder / CONFIG
     adapter = next((open_file(folder / name) for name in _FILES if find(folder, name) is not None), None)
     if adapter is None:
         raise CheckpointError(f"{path} is there, but {' and '.join(_FILES)} are missing; download them, or remove it")
     return LoraSource(base, adapter, path)
-
-
-def adapter_summary(folder: Path) -> str | None:
-    """What an adapter in peft's files changes, in words; None where there is none."""
-    if find(folder, CONFIG) is None:
-        return None
-    source = open_tensors(folder)
-    source.close()
-    return source.summary if isinstance(source, LoraSource) else None
 
 
 class _Part(NamedTuple):
@@ -108,18 +97,42 @@ class LoraSource:
         if name not in self._parts:
             return values
         part = self._parts[name]
-        a, b = self._adapter.read(part.a), self._adapter.read(part.b)
-        check_finite(a, self._adapter, part.a)
-        check_finite(b, self._adapter, part.b)
-        rows, columns = (a.T, b.T) if part.is_table else (b, a)
+        rows, columns = self._factors(part)
         with np.errstate(over="ignore", invalid="ignore"):
             merged = add_product(values, rows, columns, part.scaling)
             if not np.isfinite(merged.sum()) and np.isfinite(values).all() and not np.isfinite(merged).all():
-                raise CheckpointError(
-                    f"{self._adapter.path}: {part.a} by its lora_B, times {part.scaling:g}, is beyond fp32; look at "
-                    f"lora_alpha in {CONFIG}, or download both files again"
-                )
+                raise self._too_large(part)
         return merged
+
+    @property
+    def replaced(self) -> str | None:
+        """One of its tensors that come in the place of the base's; None: there are none."""
+        return next(iter(self._whole.values()), None)
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """What it adds to a tensor of the base; None: it leaves that as it is."""
+        if name not in self._parts:
+            return None
+        part = self._parts[name]
+        rows, columns = self._factors(part)
+        with np.errstate(over="ignore"):
+            scaled = rows * np.float32(part.scaling)
+        if not np.isfinite(scaled).all():
+            raise self._too_large(part)
+        return LowRank(scaled, columns)
+
+    def _factors(self, part: _Part) -> tuple[FloatArray, FloatArray]:
+        """[N, rank] and [rank, K], as they stand there."""
+        a, b = self._adapter.read(part.a), self._adapter.read(part.b)
+        check_finite(a, self._adapter, part.a)
+        check_finite(b, self._adapter, part.b)
+        return (a.T, b.T) if part.is_table else (b, a)
+
+    def _too_large(self, part: _Part) -> CheckpointError:
+        return CheckpointError(
+            f"{self._adapter.path}: {part.a} by its lora_B, times {part.scaling:g}, is beyond fp32; look at "
+            f"lora_alpha in {CONFIG}, or download both files again"
+        )
 
     def read_part(self, name: str, axis: int, start: int, stop: int) -> FloatArray:
         if name not in self._parts and name not in self._whole:

@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--prompt_name", metavar="NAME", help="one of the checkpoint's prompts, put before each text, or of its routes"
     )
+    parser.add_argument("--adapter", metavar="NAME", help="one of the checkpoint's adapters (LoRA)")
     parser.add_argument("--prompt", metavar="TEXT", help="a prompt of your own, put before each text")
     parser.add_argument(
         "--max_active_dims", type=int, metavar="N", help="of a sparse vector, so many of the largest weights"
@@ -120,7 +121,7 @@ def _only(offered: Iterator[str]) -> tuple[str, ...]:
 
 
 def _options(arguments: Any) -> dict[str, Any]:
-    names = ("dimensions", "prompt_name", "prompt", "max_active_dims")
+    names = ("dimensions", "prompt_name", "prompt", "adapter", "max_active_dims")
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 

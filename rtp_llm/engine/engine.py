@@ -66,7 +66,7 @@ class Engine(Lookups):
         self._info = info
         self._gate = Gate(config, runtime.num_cores, info.max_batch_tokens)
         self._cache = ResultCache(config.result_cache_mb << 20)
-        self._intake = Intake(config, runtime.tasks, tokenizer, metrics.observe_expired)
+        self._intake = Intake(config, info, runtime.tasks, tokenizer, metrics.observe_expired)
         self._delivery = Delivery(runtime.tasks, metrics, EntityFinder(info, tokenizer), tokenizer.submit)
         self._open_jobs = OpenJobs(self.device, self._gate, self._cache, self._delivery, metrics)
         self._jobs = self._open_jobs.by_lane
@@ -90,9 +90,11 @@ class Engine(Lookups):
         """Answer a canary through the whole path, and through each route; from then on the engine is ready."""
         longest, tasks = min(_CANARY_TOKENS, self._info.max_seq_len), self._info.tasks
         last = next((task.last_token for task in self.runtime.tasks.values() if task.last_token is not None), 0)
+        adapter = next(iter(self._info.adapters), None)
         for name in self.runtime.tasks[tasks[0]].purposes:
             ids: list[Input] = [[last], [*[0] * (longest - 1), last]]
-            request = Request(inputs=ids, tasks=tasks, params=Params(prompt_name=name))
+            params = Params(prompt_name=name, adapter=adapter)
+            request = Request(inputs=ids, tasks=tasks, params=params)
             if TaskType.CUSTOM in request.tasks:
                 # A user's own code may need what only a real request has: everything but that is tried.
                 items = self._intake.encode(Job(request, Future()), 0, len(request.inputs))

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Callable, Mapping
 
+from rtp_llm.adapter_choice import adapter_number, check_choice
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import OF_TOKENS, Item, Request, TaskType
+from rtp_llm.core import OF_TOKENS, Item, ModelInfo, Request, TaskType
 from rtp_llm.engine.chunker import check_chunking
 from rtp_llm.engine.entity_finder import ENTITY_BYTES, check_entities
 from rtp_llm.engine.job import Job
@@ -23,12 +24,14 @@ class Intake:
     def __init__(
         self,
         config: EngineConfig,
+        info: ModelInfo,
         tasks: Mapping[TaskType, Task],
         tokenizer: TokenizerPool,
         on_expired: Callable[[], None],
     ) -> None:
         self._on_expired = on_expired
         self._max_tokens = config.max_request_tokens
+        self._info = info
         self._tasks = tasks
         self._tokenizer = tokenizer
 
@@ -39,6 +42,7 @@ class Intake:
                 offered = ", ".join(t.value for t in self._tasks)
                 raise UnsupportedTask(f"this model offers {offered}, not {task.value}")
             self._tasks[task].check(request.params)
+        check_choice(request.params, self._info)
         check_chunking(request, self._tasks)
         check_entities(request)
         if not request.inputs:
@@ -55,7 +59,7 @@ class Intake:
     def accept(self, job: Job, items: list[Item]) -> list[Item]:
         """Items that have been made of some of the job's inputs, as they are computed; errors as `encode`'s."""
         request = job.request
-        job.accept(items)
+        job.accept(items, adapter_number(request.params, self._info))
         if job.total_tokens > self._max_tokens:
             raise RequestTooLarge(
                 f"the request has over {self._max_tokens} tokens (max_request_tokens): send fewer inputs at a time",

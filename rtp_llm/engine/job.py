@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rtp_llm.core import FloatArray, Int32Array, Item, Request, Response, Rows, TaskType
+from rtp_llm.core import NO_ADAPTER, FloatArray, Int32Array, Item, Request, Response, Rows, TaskType
 from rtp_llm.engine.chunker import ChunkRows
 from rtp_llm.engine.lane import Lane
 from rtp_llm.timings import Timings
@@ -105,13 +105,14 @@ class Job:
         waiting: int = sum(place.num_own_tokens for place in set(self.places) if place.items)
         return self.announced + waiting
 
-    def accept(self, items: list[Item]) -> None:
-        """The tokeniser's word on some of the inputs."""
+    def accept(self, items: list[Item], adapter: int = NO_ADAPTER) -> None:
+        """The tokeniser's word on some of the inputs, which are computed with the adapter of this number."""
         self.tokenized_at = time.perf_counter()
         in_chunks = self.request.params.chunking is not None or self.chunks is not None
         for item in items:
             item.owner = self
             item.tasks = self.request.tasks
+            item.adapter = adapter
             self.total_tokens += len(item.input_ids)
             if in_chunks:
                 continue

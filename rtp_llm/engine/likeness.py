@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rtp_llm.config import EngineConfig
-from rtp_llm.core import FloatArray, Item, Params, Reads, pack
+from rtp_llm.core import NO_ADAPTER, FloatArray, Item, Params, Reads, pack
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.model_config import ModelConfig
 from rtp_llm.models import Model
@@ -96,10 +96,18 @@ def rows(model: Model, ops: Ops, items: Sequence[Item], mode: PoolMode) -> Float
     """[items, hidden_size], normalised."""
     found = []
     for start in range(0, len(items), _BATCH):
-        batch = ops.upload(model.prepare(pack(items[start : start + _BATCH])))
+        part = [
+            replace(item, adapter=_in_turns(model, place)) for place, item in enumerate(items[start : start + _BATCH])
+        ]
+        batch = ops.upload(model.prepare(pack(part)))
         pooled = ops.pool(model(ops, batch), batch, mode)
         found.append(ops.to_numpy(ops.l2_normalize(pooled)))
     return np.concatenate(found)
+
+
+def _in_turns(model: Model, place: int) -> int:
+    """An adapter for the text at this place, of a model that has such."""
+    return place % len(model.adapters) if model.adapters else NO_ADAPTER
 
 
 def likeness(left: FloatArray, right: FloatArray) -> Likeness:

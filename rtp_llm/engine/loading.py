@@ -116,6 +116,9 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
         if changes is not None:
             logger.info("%s: an adapter, %s", config.checkpoint_path, changes)
         runtime = load_runtime(config, model_config, beside.runtime if beside else None)
+        if runtime.model.adapters:
+            names = ", ".join(runtime.model.adapters)
+            logger.info("%s: each request chooses one of the adapters %s", config.checkpoint_path, names)
         try:
             info, pool = _prepare(config, model_config, runtime)
         except BaseException:
@@ -181,6 +184,9 @@ def _describe(config: EngineConfig, model_config: ModelConfig, runtime: Runtime,
         dtype=runtime.dtype,
         max_batch_tokens=config.max_context_batch_size * tokenizer.max_seq_len or runtime.batch_tokens,
         prompts=tuple(tokenizer.prompts),
+        adapters=runtime.model.adapters,
+        merged_adapter=runtime.model.merged_adapter,
+        needs_adapter=runtime.model.needs_adapter,
         scores_are_probabilities=model_config.is_language_reranker or model_config.logit_score is not None,
         max_sim=model_config.late.max_sim if model_config.late else "mean",
         labels=model_config.labels if _LABELLING.intersection(runtime.tasks) else (),

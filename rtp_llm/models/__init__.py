@@ -96,6 +96,9 @@ class Model(Protocol):
                       so that no CUDA graph of it serves: see TorchOps.reads_host
     gpu_dtype         of its activations on a GPU where nobody names one: fp16 has three bits more than bf16, but larger
                       numbers than 65504, as in decoders, overflow it
+    adapters          names of those (LoRA) of which a sequence may choose one, by its place here
+    needs_adapter     without one its hidden states mean nothing
+    merged_adapter    the one that is in its weights, so that there is none to choose; empty: none is
     layers            in their order
     matrices          (layer, attribute) of each linear layer's weight -> the checkpoint's tensors that it is made of
     """
@@ -109,6 +112,9 @@ class Model(Protocol):
     kv_size: int = 0
     reads_host: tuple[str, ...] = ()
     gpu_dtype: Literal["fp16", "bf16"] = "bf16"
+    adapters: tuple[str, ...] = ()
+    needs_adapter: bool = False
+    merged_adapter: str = ""
     layers: Sequence[Any]
     matrices: Mapping[tuple[int, str], tuple[str, ...]]
 

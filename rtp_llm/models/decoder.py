@@ -13,6 +13,7 @@ import numpy as np
 from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind
 from rtp_llm.core import Batch
 from rtp_llm.models import OnKeys, OnLayer, matrix_sources
+from rtp_llm.models.adapted import chosen
 from rtp_llm.models.decoder_config import DecoderConfig
 from rtp_llm.models.rope import RopeTables, RotaryModel
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
@@ -99,6 +100,7 @@ class Decoder(RotaryModel):
         self.rope_tables = RopeTables(config.ropes, ops)
         self.layers = [_load_layer(weights, f"layers.{i}.", config, ops) for i in range(config.num_hidden_layers)]
         self.matrices = matrix_sources(weights, config.num_hidden_layers, _MATRICES)
+        self.tables = {"word": weights.sources("word")[0]}
         self.norm = _norm(weights, "norm", config, ops)
 
     @classmethod
@@ -116,6 +118,7 @@ class Decoder(RotaryModel):
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
     ) -> Tensor:
         """Packed batch -> hidden_states [T, hidden_size], or of the wanted rows."""
+        ops = chosen(ops, batch) if self.adapters else ops
         angles = self.rope_tables(ops, batch)
         hidden_states = ops.embed([(self.word, batch.input_ids)], scale=self.config.embedding_scale)
         for number, layer in enumerate(self.layers):

@@ -2,22 +2,21 @@
 
 Equals transformers' JinaEmbeddingsV3Model, and the XLMRobertaLoRA of its authors' own code
 (xlm-roberta-flash-implementation), whose config.json has no model_type and position_embedding_type "rotary". Of that
-checkpoint's adapters one is served, by the key `lora_task` over config.json; without it none, as there without a task.
+checkpoint's adapters each sequence chooses one, or none, as there without a task; with the key `lora_task` over
+config.json that one is added to the weights, and there are no others.
 """
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from rtp_llm.checkpoint import AdaptedSource, TensorSource, has_adapters
 from rtp_llm.config_files import activation
 from rtp_llm.errors import CheckpointError
+from rtp_llm.models.adapted import adapt
 from rtp_llm.models.rope import Rope
 from rtp_llm.models.rotary_bert import RotaryBert, RotaryBertConfig
 from rtp_llm.models.sizes import read_sizes
 from rtp_llm.ops import Ops
-
-logger = logging.getLogger(__name__)
 
 _THETA, _POSITIONS = 20_000.0, 8194
 
@@ -39,8 +38,23 @@ class JinaV3(RotaryBert):
 
     @classmethod
     def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> RotaryBert:
-        """As RotaryBert, the adapter of `lora_task` merged into the weights."""
-        return super().load(hf, _adapted(hf, source), ops)
+        """As RotaryBert, the adapter of `lora_task` merged into the weights, or all beside them."""
+        tasks, task = hf.get("lora_adaptations") or [], hf.get("lora_task")
+        if task is not None and task not in tasks:
+            known = ", ".join(tasks) or "none: it has no lora_adaptations"
+            raise CheckpointError(f"config.json: lora_task {task!r} is not one of the checkpoint's adapters: {known}")
+        if not has_adapters(source):
+            if task is not None:
+                raise CheckpointError(f"{source.path} has no adapters, but lora_task is {task!r}")
+            return super().load(hf, source, ops)
+        scaling = hf.get("lora_alpha", 1) / hf.get("lora_rank", 4)
+        adapted = AdaptedSource(source, None if task is None else tasks.index(task), scaling)
+        model = super().load(hf, adapted, ops)
+        if task is None:
+            adapt(model, adapted, tasks, ops)
+        else:
+            model.merged_adapter = task
+        return model
 
     @classmethod
     def read_config(cls, hf: Mapping[str, Any]) -> RotaryBertConfig:
@@ -68,21 +82,3 @@ class JinaV3(RotaryBert):
             mixture=None,
             biases=frozenset(("qkv", "out", "up", "down")),
         )
-
-
-def _adapted(hf: Mapping[str, Any], source: TensorSource) -> TensorSource:
-    """The weights with the adapter that config.json or what stands over it chooses; CheckpointError for none such."""
-    tasks, task = hf.get("lora_adaptations") or [], hf.get("lora_task")
-    if task is not None and task not in tasks:
-        known = ", ".join(tasks) or "none: it has no lora_adaptations"
-        raise CheckpointError(f"config.json: lora_task {task!r} is not one of the checkpoint's adapters: {known}")
-    if not has_adapters(source):
-        if task is not None:
-            raise CheckpointError(f"{source.path} has no adapters, but lora_task is {task!r}")
-        return source
-    if task is None:
-        logger.warning(
-            "no adapter is used; json_model_override_args '{\"lora_task\": ...}' chooses one of %s", ", ".join(tasks)
-        )
-        return AdaptedSource(source, None, 1.0)
-    return AdaptedSource(source, tasks.index(task), hf.get("lora_alpha", 1) / hf.get("lora_rank", 4))

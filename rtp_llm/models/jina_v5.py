@@ -1,12 +1,14 @@
 """Jina Embeddings v5 for texts (Jina AI 2026): a Qwen3, or an EuroBERT, with an adapter for each of four tasks.
 
-Equals transformers' Qwen3Model and EuroBertModel with the weights of one adapter added, as `open_tensors` gives them.
+Equals transformers' Qwen3Model and EuroBertModel with one adapter, which each sequence must choose: its authors' code
+has no vectors without one. With the key `lora_task` over config.json that one is added to the weights.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from rtp_llm.checkpoint import TensorSource
+from rtp_llm.checkpoint import AdapterFolders, TensorSource
+from rtp_llm.models.adapted import adapt
 from rtp_llm.models.decoder import Decoder
 from rtp_llm.models.decoder_config import DecoderConfig
 from rtp_llm.models.llama import EuroBert
@@ -25,7 +27,12 @@ class JinaV5(Decoder):
     @classmethod
     def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> Decoder:
         backbone, own = _backbone(hf)
-        return backbone.load(own, source, ops)
+        model = backbone.load(own, source, ops)
+        model.merged_adapter = hf.get("lora_task") or ""
+        if isinstance(source, AdapterFolders):
+            adapt(model, source, source.names, ops)
+            model.needs_adapter = True
+        return model
 
 
 def _backbone(hf: Mapping[str, Any]) -> tuple[type[Decoder], Mapping[str, Any]]:

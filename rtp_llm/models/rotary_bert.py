@@ -11,6 +11,7 @@ from rtp_llm.checkpoint import Parameter, TensorSource, Weights, bind, canonical
 from rtp_llm.core import Batch
 from rtp_llm.late_interaction import beside_encoder
 from rtp_llm.models import OnKeys, OnLayer, gate_first, matrix_sources
+from rtp_llm.models.adapted import chosen
 from rtp_llm.models.rope import Rope, RopeTables, RotaryModel
 from rtp_llm.ops import Experts, Norm, Ops, Tensor, Weight, layer_norm, optional_vector
 
@@ -103,6 +104,7 @@ class RotaryBert(RotaryModel):
         self.rope_tables = RopeTables((config.rope,), ops)
         self.layers = [_load_layer(weights, i, config, ops) for i in range(config.num_hidden_layers)]
         self.matrices = matrix_sources(weights, config.num_hidden_layers, _MATRICES)
+        self.tables = {name: weights.sources(name)[0] for name in ("word", "token_type") if name in weights}
         self.reads_host = () if config.mixture is None else ("experts",)
 
     @classmethod
@@ -124,6 +126,7 @@ class RotaryBert(RotaryModel):
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
     ) -> Tensor:
         """Packed batch -> hidden_states [T, hidden_size], or of the wanted rows; `on_keys` is not called."""
+        ops = chosen(ops, batch) if self.adapters else ops
         (cos_sin,) = self.rope_tables(ops, batch)
         lookups = [(self.word, batch.input_ids)]
         if self.token_type is not None:

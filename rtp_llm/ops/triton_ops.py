@@ -242,7 +242,8 @@ class TritonOps(TorchOps):
         )
         return self._fused(name, kernel, otherwise)
 
-    def rotary(self, qkv: torch.Tensor, cos_sin: torch.Tensor, **heads: Any) -> torch.Tensor:
+    def rotary(self, qkv: Any, cos_sin: torch.Tensor, **heads: Any) -> torch.Tensor:
+        qkv = plain(qkv)
         otherwise = partial(super().rotary, qkv, cos_sin, **heads)
         if not cos_sin.is_contiguous():
             return otherwise()

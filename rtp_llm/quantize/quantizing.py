@@ -96,6 +96,11 @@ def _check_names(exact: Runtime, model_config: ModelConfig) -> None:
     names = {name for sources in exact.model.matrices.values() for name in sources}
     merged = sorted(names - set(source.tensors))
     source.close()
+    if exact.model.adapters:
+        raise ConfigError(
+            f"{source.path} has adapters of which each request chooses: serve it with --quantization int8 instead",
+            param="checkpoint_path",
+        )
     if merged:
         raise ConfigError(
             f"{source.path} has adapters, so that {merged[0]} is not in it: serve it with --quantization int8 instead",

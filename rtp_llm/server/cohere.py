@@ -14,7 +14,7 @@ from rtp_llm.errors import InvalidRequest, RtpError
 from rtp_llm.server.catalog import ModelName, one_of
 from rtp_llm.server.checks import as_asked, check_count, check_dimensions, check_least
 from rtp_llm.server.dialect import Dialect
-from rtp_llm.server.prompts import prompt_for
+from rtp_llm.server.prompts import purpose_for
 from rtp_llm.server.scheduling import BodyPriority
 from rtp_llm.server.vectors import SCALED, arrays, check_type, encoder
 
@@ -127,13 +127,15 @@ def to_request(body: CohereEmbedBody, info: ModelInfo, config: ServerConfig, req
         if kind != "base64":
             check_type(kind, None, "embedding_types")
     check_least(body.max_tokens, 1, "max_tokens")
+    purpose = purpose_for(body.input_type, info, "input_type")
     params = Params(
         dimensions=as_asked(dimensions, info),
         normalize=True if any(kind in SCALED for kind in body.types) else None,
         truncate=body.truncate != "NONE",
         max_tokens=body.max_tokens,
         truncation_side={"START": "left", "END": "right"}.get(body.truncate or ""),  # type: ignore[arg-type]
-        prompt_name=prompt_for(body.input_type, info, "input_type"),
+        prompt_name=purpose.prompt_name,
+        adapter=purpose.adapter,
     )
     return Request(inputs=texts, params=params, request_id=request_id)
 

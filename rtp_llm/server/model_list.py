@@ -17,6 +17,7 @@ MODEL_PATHS = (MODELS_PATH, "/models")  # of one model
 class ModelEntry(msgspec.Struct, kw_only=True):
     """A served model; what is not OpenAI's is this server's own addition.
 
+    `adapters`: what a request's `task` or `lora_task` may choose, or what was chosen for all when the model was loaded.
     `weight_bytes` are the checkpoint's; `memory_bytes`: by which the process grew while it was loaded, 0: not known.
     """
 
@@ -25,6 +26,7 @@ class ModelEntry(msgspec.Struct, kw_only=True):
     dimension: int
     max_model_len: int
     tasks: list[str]
+    adapters: list[str] = []
     aliases: list[str] = []
     weight_bytes: int = 0
     memory_bytes: int = 0
@@ -63,6 +65,7 @@ def model_entry(info: ModelInfo) -> ModelEntry:
         dimension=info.dimension,
         max_model_len=info.max_seq_len,
         tasks=[task.value for task in info.tasks],
+        adapters=[*info.adapters, *filter(None, [info.merged_adapter])],
         aliases=list(info.aliases),
         weight_bytes=info.weight_bytes,
         memory_bytes=info.memory_bytes,

@@ -20,7 +20,7 @@ from rtp_llm.server.chat import Inputs, TextObject
 from rtp_llm.server.checks import as_asked, check_dimensions, check_inputs, check_prompt_name, max_tokens_of
 from rtp_llm.server.dialect import Side
 from rtp_llm.server.packed import row_encoder
-from rtp_llm.server.prompts import prompt_of_both
+from rtp_llm.server.prompts import purpose_of_all
 from rtp_llm.server.sparse import SparseBody
 from rtp_llm.server.token_ids import check_ids
 from rtp_llm.server.usage import Usage, usage_json
@@ -71,12 +71,12 @@ class EmbeddingsBody(SparseBody, kw_only=True):
     ] = None
     input_type: Annotated[
         str | None,
-        Meta(description="what the inputs are for: query, document, …; by it go the checkpoint's prompt and route"),
+        Meta(description="what the inputs are for: query, document, …; by it go prompt, route and adapter"),
     ] = None
-    task: Annotated[str | None, Meta(description="Jina's input_type")] = None
-    lora_task: Annotated[
-        str | None, Meta(description="not served: a model has the adapter that it was loaded with")
-    ] = None
+    task: Annotated[str | None, Meta(description="Jina's input_type: by it go the prompt and the adapter (LoRA)")] = (
+        None
+    )
+    lora_task: Annotated[str | None, Meta(description="one of the model's adapters (LoRA), whatever the prompt")] = None
     output_dtype: Annotated[
         VectorType | None, Meta(description="type of the numbers; int8 and uint8 are of unit vectors; null: float")
     ] = None
@@ -166,13 +166,6 @@ def to_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, requ
     if other is not None:
         message = f"modality: {other!r:.100} is not served; a text model is, so send texts"
         raise InvalidRequest(message, param="modality")
-    if body.lora_task is not None:
-        message = (
-            f"lora_task: {body.lora_task!r:.100} cannot be chosen by a request; leave it out, or have the checkpoint "
-            "served with that adapter as a model of its own (--json_model_override_args '{\"lora_task\": …}') and name "
-            "that one in `model`"
-        )
-        raise InvalidRequest(message, param="lora_task")
     return Request(inputs=inputs_of(body.input, info, config), params=_params(body, info), request_id=request_id)
 
 
@@ -213,6 +206,7 @@ def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
     dimensions = body.dimensions or body.output_dimension
     check_dimensions(dimensions, info)
     check_prompt_name(body.prompt_name or None, info)
+    purpose = purpose_of_all(body.input_type, body.task, body.lora_task, info)
     return Params(
         dimensions=as_asked(dimensions, info),
         normalize=_normalize(body),
@@ -221,7 +215,8 @@ def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
         chunking=_chunking(body),
         max_tokens=max_tokens_of(body.truncate_prompt_tokens),
         prompt=_prompt(body),
-        prompt_name=body.prompt_name or prompt_of_both(body.input_type, body.task, info),
+        prompt_name=body.prompt_name or purpose.prompt_name,
+        adapter=purpose.adapter,
         add_special_tokens=_adds_special_tokens(body),
         extra=body.extra or {},
     )

@@ -1,5 +1,8 @@
-"""What an input is for, in the words of several APIs -> the checkpoint's prompt for it."""
+"""What an input is for, in the words of several APIs -> the checkpoint's prompt for it, and the model's adapter."""
 
+from typing import NamedTuple
+
+from rtp_llm.adapter_choice import adapter_for, check_adapter
 from rtp_llm.core import ModelInfo
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.sides import DOCUMENT_PROMPTS, QUERY_PROMPTS, side_of
@@ -9,13 +12,24 @@ _OF_CODE = {"code.query": "query", "code.passage": "passage"}
 _OTHER_WORDS = ("classification", "clustering", "separation", "text-matching", "text", "none")
 
 
-def prompt_for(word: str | None, info: ModelInfo, param: str) -> str | None:
-    """The name of the prompt that `word` asks for: itself, or the side that it stands for; None: the default.
+class Purpose(NamedTuple):
+    """The names of a prompt and of an adapter (LoRA); None: the default prompt, no adapter."""
 
-    InvalidRequest for a word that neither the checkpoint nor any of the APIs knows.
+    prompt_name: str | None = None
+    adapter: str | None = None
+
+
+def purpose_for(word: str | None, info: ModelInfo, param: str) -> Purpose:
+    """What `word` asks for: the prompt of that name, or of the side that it stands for, and the adapter likewise.
+
+    InvalidRequest for a word that neither the checkpoint nor any of the APIs knows, or whose adapter there is not.
     """
     if not word:
-        return None
+        return Purpose()
+    return Purpose(_prompt_for(word, info, param), adapter_for(_OF_CODE.get(word, word), info, param))
+
+
+def _prompt_for(word: str, info: ModelInfo, param: str) -> str | None:
     if word in info.prompts:
         return word
     if word == "image":
@@ -24,20 +38,30 @@ def prompt_for(word: str | None, info: ModelInfo, param: str) -> str | None:
     for words in (QUERY_PROMPTS, DOCUMENT_PROMPTS):
         if word in words:
             return next((name for name in words if name in info.prompts), None)
-    if word in _OTHER_WORDS:
+    own = (*info.adapters, info.merged_adapter)
+    if word in _OTHER_WORDS or word in own:
         return None
-    known = ", ".join(dict.fromkeys([*info.prompts, *QUERY_PROMPTS, *DOCUMENT_PROMPTS, *_OF_CODE, *_OTHER_WORDS]))
-    raise InvalidRequest(f"{param}: {word!r:.100} is not one of {known}", param=param)
+    named = filter(None, (*info.prompts, *own, *QUERY_PROMPTS, *DOCUMENT_PROMPTS, *_OF_CODE, *_OTHER_WORDS))
+    raise InvalidRequest(f"{param}: {word!r:.100} is not one of {', '.join(dict.fromkeys(named))}", param=param)
 
 
-def prompt_of_both(input_type: str | None, task: str | None, info: ModelInfo) -> str | None:
-    """The name of the prompt that either word asks for; InvalidRequest where both are there and differ in meaning."""
-    by_type, by_task = prompt_for(input_type, info, "input_type"), prompt_for(task, info, "task")
-    if input_type and task and (by_type, _side(input_type)) != (by_task, _side(task)):
+def purpose_of_all(input_type: str | None, task: str | None, lora_task: str | None, info: ModelInfo) -> Purpose:
+    """What these words ask for together, `lora_task` for an adapter alone; InvalidRequest where they are at odds."""
+    by_type, by_task = purpose_for(input_type, info, "input_type"), purpose_for(task, info, "task")
+    # An adapter's name says nothing of a side where one serves both.
+    says_both = input_type and task and (task not in info.adapters or _side(task))
+    if says_both and (by_type.prompt_name, _side(input_type)) != (by_task.prompt_name, _side(task)):
         message = f"input_type {input_type!r:.100} and task {task!r:.100} are at odds: send one of them"
         raise InvalidRequest(message, param="task")
-    return by_type if input_type else by_task
+    if lora_task:
+        check_adapter(lora_task, info, "lora_task")
+    named = {"input_type": by_type.adapter, "task": by_task.adapter, "lora_task": lora_task or None}
+    asked = {param: adapter for param, adapter in named.items() if adapter is not None}
+    if len(set(asked.values())) > 1:
+        said = " and ".join(f"{param} {adapter!r:.100}" for param, adapter in asked.items())
+        raise InvalidRequest(f"{said} are different adapters: send one of them", param=next(reversed(asked)))
+    return Purpose(by_type.prompt_name if input_type else by_task.prompt_name, next(iter(asked.values()), None))
 
 
-def _side(word: str) -> str | None:
-    return side_of(_OF_CODE.get(word, word))
+def _side(word: str | None) -> str | None:
+    return side_of(_OF_CODE.get(word, word) if word else None)

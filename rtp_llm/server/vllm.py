@@ -27,7 +27,7 @@ from rtp_llm.server.checks import check_dimensions, max_tokens_of
 from rtp_llm.server.dialect import Dialect, Side, Truncate
 from rtp_llm.server.entities import LABELLERS
 from rtp_llm.server.packed import CONTENT_TYPE, EncodedBody, check_described, metadata, render_bytes, row_encoder
-from rtp_llm.server.prompts import prompt_for
+from rtp_llm.server.prompts import purpose_for
 from rtp_llm.server.route import Route
 from rtp_llm.server.usage import Usage, usage
 from rtp_llm.server.vectors import NUMBER_BYTES, PACKED_BYTES
@@ -211,6 +211,7 @@ def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_i
     inputs: list[Input] = list(openai.inputs_of(body.input, info, config))
     check_dimensions(body.dimensions, info)
     check_described(body, len(inputs))
+    purpose = purpose_for(body.input_type, info, "input_type")
     params = Params(
         dimensions=body.dimensions,
         activation="none" if body.use_activation is False else _activation(task, info),
@@ -218,7 +219,8 @@ def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_i
         max_tokens=max_tokens_of(body.truncate_prompt_tokens),
         truncation_side=body.truncation_side,
         prompt="" if body.messages is not None else None,
-        prompt_name=prompt_for(body.input_type, info, "input_type"),
+        prompt_name=purpose.prompt_name,
+        adapter=purpose.adapter,
         add_special_tokens=body.adds_special_tokens,
     )
     request = Request(inputs=inputs, tasks=(task,), params=params, request_id=request_id)

@@ -24,7 +24,7 @@ from rtp_llm.server.checks import as_asked, check_dimensions, check_inputs
 from rtp_llm.server.dialect import Dialect
 from rtp_llm.server.errors import plain_form
 from rtp_llm.server.model_list import ModelEntry, model_entry
-from rtp_llm.server.prompts import prompt_for
+from rtp_llm.server.prompts import purpose_for
 from rtp_llm.server.scoring import SCORERS, place_of, scores_of, scoring_request, takes_long
 from rtp_llm.server.vectors import arrays, as_numbers, finite
 
@@ -108,10 +108,12 @@ def _vectors_request(body: VectorsBody, info: ModelInfo, config: ServerConfig, r
     check_inputs(texts, config, "texts")
     asked = body.config or VectorsConfig()
     check_dimensions(asked.dimensions, info)
+    purpose = purpose_for(asked.task_type, info, "config.task_type")
     params = Params(
         dimensions=as_asked(asked.dimensions, info),
         normalize=True,
-        prompt_name=prompt_for(asked.task_type, info, "config.task_type"),
+        prompt_name=purpose.prompt_name,
+        adapter=purpose.adapter,
     )
     return Request(inputs=texts, params=params, request_id=request_id)
 

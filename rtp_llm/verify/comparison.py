@@ -19,7 +19,7 @@ from rtp_llm.verify.outcome import Answer, Check, Report, Row, Sample, Verdict
 from rtp_llm.verify.overlay import overlaid
 from rtp_llm.verify.published import check_published, find_published
 from rtp_llm.verify.references import Original, Plan, Reference, make_plans
-from rtp_llm.verify.samples import default_samples, own_samples
+from rtp_llm.verify.samples import default_samples, own_samples, with_adapters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +154,8 @@ def _ask_ours(
             task = plan.tasks[0]
             named = prompts if task is TaskType.DENSE or has_sides else []
             default = default_samples(task, info.max_seq_len, named)
-            asked.append((plan, own_samples(task, options.lines) if options.lines else default))
+            samples = own_samples(task, options.lines) if options.lines else default
+            asked.append((plan, with_adapters(samples, info)))
         progress.total = 2 * sum(len(samples) for _, samples in asked)
         works = [
             _Work(plan, samples, answer_all(engine, plan.tasks, samples, progress.tick)) for plan, samples in asked

@@ -1,7 +1,7 @@
 """Our own answers, and what they must fulfil whatever anybody else computes."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -67,23 +67,24 @@ def _alone(engine: Engine, tasks: tuple[TaskType, ...], sample: Sample) -> Answe
 
 
 def _answers(engine: Engine, tasks: tuple[TaskType, ...], samples: Sequence[Sample]) -> list[Answer]:
-    """The samples in one request for each prompt, and one more where scores have an activation."""
+    """The samples in one request for each prompt and adapter, and one more where scores have an activation."""
+    asked = [(Params(prompt_name=sample.prompt_name, adapter=sample.adapter), sample.input) for sample in samples]
     return [
         answer
-        for prompt_name, group in groupby(samples, key=lambda sample: sample.prompt_name)
-        for answer in _request(engine, tasks, [sample.input for sample in group], prompt_name)
+        for params, group in groupby(asked, key=lambda entry: entry[0])
+        for answer in _request(engine, tasks, [value for _, value in group], params)
     ]
 
 
-def _request(engine: Engine, tasks: tuple[TaskType, ...], inputs: list[Any], prompt_name: str | None) -> list[Answer]:
+def _request(engine: Engine, tasks: tuple[TaskType, ...], inputs: list[Any], plain: Params) -> list[Answer]:
     def run(params: Params) -> Response:
         return engine.run_sync(Request(inputs=inputs, tasks=tasks, params=params))
 
-    response = run(Params(prompt_name=prompt_name))
-    raw = run(Params(prompt_name=prompt_name, activation="none")) if tasks[0] in _NAMES else None
+    response = run(plain)
+    raw = run(replace(plain, activation="none")) if tasks[0] in _NAMES else None
     values = [{task: _named(task, response, raw, place) for task in tasks} for place in range(len(inputs))]
     if tasks == (TaskType.TOKEN_CLASSIFY,):
-        found = run(Params(prompt_name=prompt_name, aggregation_strategy="simple")).outputs[tasks[0]]
+        found = run(replace(plain, aggregation_strategy="simple")).outputs[tasks[0]]
         for own, entities in zip(values, found, strict=True):
             own[tasks[0]]["places"] = places((entity.start, entity.end) for entity in entities)
     return [Answer(own, ids.tolist()) for own, ids in zip(values, response.input_ids, strict=True)]

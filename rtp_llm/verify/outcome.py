@@ -32,10 +32,11 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One input, and the checkpoint's prompt that is put before it; None: as without asking."""
+    """One input, the checkpoint's prompt that is put before it, and its adapter; None: as without asking."""
 
     input: Input
     prompt_name: str | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

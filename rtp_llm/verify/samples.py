@@ -1,8 +1,9 @@
 """The inputs that are compared: several languages, the empty text, emoji, code, and one over the limit."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from rtp_llm.core import Input, TaskType
+from rtp_llm.core import Input, ModelInfo, TaskType
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.verify.outcome import Sample
 
@@ -25,6 +26,7 @@ _MOST_WORDS = 1100
 _SENTENCE = "A long text is cut at the limit of the model that reads it. ".split()
 # Samples under each of the checkpoint's prompts, and the most prompts that are tried.
 _PROMPTED, _MOST_PROMPTS = TEXTS[:2] + TEXTS[3:4], 4
+_ADAPTED = 3  # samples under each of the model's adapters
 
 
 def long_text(limit: int) -> str:
@@ -66,3 +68,11 @@ def own_samples(task: TaskType, lines: Sequence[str]) -> list[Sample]:
         value: Input = (first, second) if tab else line
         samples.append(Sample(value))
     return samples
+
+
+def with_adapters(samples: Sequence[Sample], info: ModelInfo) -> list[Sample]:
+    """Samples of a model with adapters: as they are where none is needed, and some of them under each."""
+    usual = info.merged_adapter or (info.adapters[0] if info.needs_adapter else None)
+    plain = [replace(sample, adapter=usual) for sample in samples]
+    others = [name for name in info.adapters if name != usual]
+    return plain + [replace(sample, adapter=name) for name in others for sample in samples[:_ADAPTED]]

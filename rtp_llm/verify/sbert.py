@@ -132,11 +132,14 @@ class InputIds:
 
 
 def _asked(sample: Sample, model: Any, is_routed: bool) -> dict[str, Any]:
-    """What `encode` is told of a sample: its prompt, and a Router what it is for, as `encode_query` tells it."""
+    """What `encode` is told of a sample: its prompt, and a Router what it is for, as `encode_query` tells it.
+
+    The code of a checkpoint with adapters calls these tasks too.
+    """
     name = sample.prompt_name
-    return (
-        {"prompt_name": name if name in model.prompts else None, "task": name} if is_routed else {"prompt_name": name}
-    )
+    if is_routed:
+        return {"prompt_name": name if name in model.prompts else None, "task": name}
+    return {"prompt_name": name} | ({} if sample.adapter is None else {"task": sample.adapter})
 
 
 def _check_takes_pairs(tokenizer: Any) -> None:

@@ -33,6 +33,7 @@ def as_object(report: Report) -> dict[str, Any]:
             "task": row.task.value,
             "input": row.sample.input,
             "prompt_name": row.sample.prompt_name,
+            "adapter": row.sample.adapter,
             "num_tokens": row.num_tokens,
             "cosine": row.cosine,
             "max_abs": row.max_abs if math.isfinite(row.max_abs) else None,
@@ -118,8 +119,9 @@ def _shortened(sample: Sample) -> str:
     """One line of the input, at most as wide as its column."""
     value = sample.input
     text = " | ".join(value) if isinstance(value, tuple) else str(value)
-    if sample.prompt_name:
-        text = f"[{sample.prompt_name}] {text}"
+    named = ", ".join(dict.fromkeys(filter(None, (sample.adapter, sample.prompt_name))))
+    if named:
+        text = f"[{named}] {text}"
     text = one_line(text) or "(empty)"
     while _width(text) > _TEXT_WIDTH:
         text = text[: min(len(text) - 2, _TEXT_WIDTH)].rstrip("…") + "…"

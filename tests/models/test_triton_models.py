@@ -13,6 +13,8 @@ from rtp_llm.errors import ConfigError
 from rtp_llm.ops.numpy_ops import NumpyOps
 from tests.models.jina_bert import save as save_jina_bert
 from tests.models.oracle import hidden_states, load, make_items, worst
+from tests.models.test_adapted import adapted_items
+from tests.models.test_adapted import save as save_adapted
 from tests.models.test_bert import save_bert
 from tests.models.test_deberta import save as save_deberta
 from tests.models.test_encoders import save as save_encoder
@@ -63,6 +65,16 @@ def save(folder: Path, family: str) -> None:
 def test_hidden_states(family: str, tmp_path: Path) -> None:
     save(tmp_path, family)
     items, ops, exact = make_items(LENGTHS), TritonOps("cpu", "fp16"), NumpyOps()
+    ours = hidden_states(load(tmp_path, ops), ops, items)
+    assert worst(ours, hidden_states(load(tmp_path, exact), exact, items)) <= 2e-2
+    assert not ops.replaced
+
+
+@pytest.mark.parametrize("kind", ["v3", "v5 Qwen3"])
+def test_adapters(kind: str, tmp_path: Path) -> None:
+    save_adapted(tmp_path, kind)
+    items = [item for item in adapted_items() if item.num_tokens < 20]
+    ops, exact = TritonOps("cpu", "fp16"), NumpyOps()
     ours = hidden_states(load(tmp_path, ops), ops, items)
     assert worst(ours, hidden_states(load(tmp_path, exact), exact, items)) <= 2e-2
     assert not ops.replaced

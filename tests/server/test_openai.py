@@ -148,6 +148,7 @@ def test_models(client: httpx.Client, route: str) -> None:
                 "dimension": DIMENSION,
                 "max_model_len": 16,
                 "tasks": ["dense"],
+                "adapters": [],
                 "aliases": [],
                 "weight_bytes": 0,
                 "memory_bytes": 0,

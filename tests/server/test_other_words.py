@@ -75,12 +75,12 @@ def test_infinitys_modality() -> None:
     assert ask(CONFIG, "POST", "/embeddings", json=body | {"modality": "text"}).status_code == 200
 
 
-def test_an_adapter_is_not_chosen_by_a_request() -> None:
+def test_an_adapter_of_a_model_that_has_none() -> None:
     """Like any other word that cannot be heeded; null is no word."""
     answer = ask(CONFIG, "POST", EMBEDDINGS, json={"input": "a", "lora_task": "text-matching"})
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, "lora_task")
-    assert "'text-matching' cannot be chosen by a request; leave it out" in error["message"]
+    assert "'text-matching' cannot be chosen: this model has no adapters; leave it out" in error["message"]
     assert ask(CONFIG, "POST", EMBEDDINGS, json={"input": "a", "lora_task": None}).status_code == 200
 
 
