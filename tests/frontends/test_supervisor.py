@@ -76,8 +76,9 @@ class Trial:
         monkeypatch.setattr(supervisor, "_start", self._start)
 
     async def _start(self, end: socket.socket, listener: socket.socket) -> FakeFrontEnd:
-        self.started.append(one := FakeFrontEnd(listener))
+        one = FakeFrontEnd(listener)
         await one.open(end)
+        self.started.append(one)  # who waits for it may have it speak at once
         self.before_start()  # a signal may come while the process is made
         return one
 
