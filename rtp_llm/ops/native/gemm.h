@@ -169,8 +169,19 @@ inline void pack_weight(const float* w, int64_t N, int64_t K, T* packed) {
   pack_together<1>(w, N, K, packed);
 }
 
-// How a product of M x N x K is cut, in blocks of rows, of panels and of K; a task is a block of rows and one of panels.
-// Of columns in two halves (gates, and what they gate) a task has the same panels of both, in turns.
+// The order of a task's panels where columns have two halves, gates and what they gate: in turns, so that the gates are
+// still in its cache; but few rows read each half from end to end.
+struct PanelOrder {
+  int64_t panels, halves;  // panels of a half
+  bool in_turns;
+
+  int64_t count() const { return panels * halves; }
+  int64_t within_half(int64_t i) const { return in_turns ? i / halves : i % panels; }
+  int64_t half(int64_t i) const { return in_turns ? i % halves : i / panels; }
+};
+
+// How a product of M x N x K is cut, in blocks of rows, of panels and of K; a task is a block of rows and one of panels,
+// of each half of the columns.
 struct Blocks {
   int64_t rows = 0, panels = 0, k = 0, row_blocks = 0, panel_blocks = 0;
   int64_t halves = 1, half = 0;  // columns of a half
@@ -200,19 +211,25 @@ struct Blocks {
     return {m0, std::min(M, m0 + rows), n0, std::min(half, n0 + panels * kPanel)};
   }
 
-  int64_t num_panels(const Part& part) const { return halves * ceil_div(part.n1 - part.n0, kPanel); }
+  static bool has_few_rows(const Part& part) { return part.m1 - part.m0 <= 2 * kRows; }
+
+  int64_t num_panels(const Part& part) const { return order(part).count(); }
 
   // Where a part's panel begins, and how many columns it has.
   int64_t column(const Part& part, int64_t panel) const {
-    return part.n0 + panel / halves * kPanel + panel % halves * half;
+    return part.n0 + order(part).within_half(panel) * kPanel + order(part).half(panel) * half;
   }
   int64_t width(const Part& part, int64_t panel) const {
-    return std::min<int64_t>(kPanel, part.n1 - part.n0 - panel / halves * kPanel);
+    return std::min<int64_t>(kPanel, part.n1 - part.n0 - order(part).within_half(panel) * kPanel);
   }
 
  private:
   // Bytes: a block of x (or of sums) stays in L2, a panel of the weight in L1.
   static constexpr int64_t kMaxRows = 192, kMaxColumns = 512, kMaxK = 384;
+
+  PanelOrder order(const Part& part) const {
+    return {ceil_div(part.n1 - part.n0, kPanel), halves, !has_few_rows(part)};
+  }
 };
 
 // A task's sums over blocks of K, panel by panel, a tile's rows side by side: the rows of y may be whole pages apart, and
@@ -263,13 +280,14 @@ struct LinearVectors {
     return blocks.plan(M, N, depth(), 4, threads, num_halves(activation));
   }
 
+  // Few rows read a panel from end to end; many, a block of K of all panels.
   void run(int64_t task) const {
     const Blocks::Part part = blocks.part(task, M);
     const int64_t all = depth(), panels = blocks.num_panels(part);
     const Rows rows = factor_rows(x, K, part.m0, part.m1, stamp, bf16_parts);
     const Sums sums = Sums::of(part, panels, blocks.k >= all);
     const auto run_step = [&](int64_t i, int64_t k0) { panel({part, rows, sums, k0, std::min(blocks.k, all - k0)}, i); };
-    if (k_inside(part)) {
+    if (Blocks::has_few_rows(part)) {
       for (int64_t i = 0; i < panels; ++i)
         for (int64_t k0 = 0; k0 < all; k0 += blocks.k) run_step(i, k0);
     } else {
@@ -281,13 +299,10 @@ struct LinearVectors {
  private:
   int64_t depth() const { return in_pairs(bf16_parts) ? pairs_in(K) : K; }  // steps along k
 
-  // Few rows read a panel from end to end; many, a block of K of all panels.
-  static bool k_inside(const Blocks::Part& part) { return part.m1 - part.m0 <= 2 * kRows; }
-
   // Numbers from what a step reads of a weight, of a part's panel, to what the next one does.
   int64_t to_next(const Step& step, int64_t number) const {
     const int64_t panels = blocks.column(step.part, number + 1) - blocks.column(step.part, number);
-    if (!k_inside(step.part)) return panels * depth();
+    if (!Blocks::has_few_rows(step.part)) return panels * depth();
     return step.k0 + step.k_len == depth() ? panels * depth() - step.k0 * kPanel : step.k_len * kPanel;
   }
 
@@ -297,7 +312,7 @@ struct LinearVectors {
     if (in_pairs(bf16_parts)) return panel(static_cast<const Pair*>(weight) + start, next, step, number);
     if (!weight_is_bf16) return panel(static_cast<const float*>(weight) + start, next, step, number);
     const uint16_t* narrow = static_cast<const uint16_t*>(weight) + start;
-    if (k_inside(step.part)) return panel(narrow, next, step, number);
+    if (Blocks::has_few_rows(step.part)) return panel(narrow, next, step, number);
     const int64_t length = step.k_len * kPanel;
     float* wide = panel_scratch().reserve(length);
     for (int64_t i = 0; i < length; i += kWidth) store(wide + i, load_lanes(narrow + i, kWidth));

@@ -86,16 +86,14 @@ struct LinearInt8 {
     Tiles tiles;
     const int64_t m0 = task / panel_blocks * block_rows, p0 = task % panel_blocks * block_panels;
     const int64_t m1 = std::min(M, m0 + block_rows), p1 = std::min(panels_of_half(), p0 + block_panels);
-    const int64_t halves = num_halves(activation), apart = panels_of_half();
-    for (int64_t panel = p0; panel < p1; ++panel)
-      for (int64_t half = 0; half < halves; ++half)
-        run_panel(tiles, m0, m1, panel + half * apart, half + 1 < halves ? apart : 1 - half * apart);
+    const PanelOrder order{p1 - p0, num_halves(activation), m1 - m0 > 2 * kRowsInt8};
+    const auto panel = [&](int64_t i) { return p0 + order.within_half(i) + order.half(i) * panels_of_half(); };
+    for (int64_t i = 0; i < order.count(); ++i) run_panel(tiles, m0, m1, panel(i), panel(i + 1) - panel(i));
   }
 
  private:
   static constexpr int64_t kMaxBytes = 256 << 10;  // a block of x stays in L2
 
-  // Of gates and of what they gate a task has the same ones, in turns.
   int64_t panels_of_half() const { return ceil_div(N / num_halves(activation), kPanel); }
 
   struct Dequantized {
