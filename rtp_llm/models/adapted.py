@@ -118,7 +118,7 @@ def chosen(ops: Ops, batch: Batch) -> Ops:
 
 
 class _AdaptedOps:
-    """Ops whose `linear` and `embed` read adapted weights; of a batch with rows [T], or the wanted ones [R]."""
+    """Ops whose products and `embed` read adapted weights; of a batch with rows [T], or the wanted ones [R]."""
 
     def __init__(self, ops: Ops, batch: Batch) -> None:
         self._ops, self._batch = ops, batch
@@ -145,6 +145,11 @@ class _AdaptedOps:
         y = ops.linear(x, weight.plain, bias, residual=residual)
         # Also where nothing is added: fused, it might round otherwise, and a row's neighbours would show.
         return y if activation is None else ops.activate(y, activation)
+
+    def gated_linear(self, x: Tensor, weight: Any, bias: Tensor | None, activation: str) -> Tensor:
+        if not isinstance(weight, _Adapted):
+            return self._ops.gated_linear(x, weight, bias, activation)
+        return self._ops.gated(self.linear(x, weight, bias), activation)
 
     def embed(self, lookups: Sequence[tuple[Any, Int32Array]], norm: Norm | None = None, scale: float = 1.0) -> Tensor:
         ops = self._ops

@@ -150,8 +150,8 @@ class Decoder(RotaryModel):
         )
         hidden_states = hidden_states if wanted is None else ops.rows(hidden_states, wanted)
         attended = _added(ops, context, layer.out, layer.out_bias, layer.attended_norm, hidden_states)
-        wide = ops.linear(ops.norm(attended, layer.mlp_norm), layer.gate_up, layer.gate_up_bias)
-        wide = ops.gated(wide, config.activation)
+        normed = ops.norm(attended, layer.mlp_norm)
+        wide = ops.gated_linear(normed, layer.gate_up, layer.gate_up_bias, config.activation)
         return _added(ops, wide, layer.down, layer.down_bias, layer.down_norm, attended)
 
     @property

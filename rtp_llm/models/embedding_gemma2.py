@@ -196,7 +196,7 @@ class EmbeddingGemma2(RotaryModel):
         if wanted is not None:
             hidden_states, embedded = ops.rows(hidden_states, wanted), ops.rows(embedded, wanted)
         attended = ops.norm(ops.linear(context, layer.out), layer.attended_norm, hidden_states)
-        wide = ops.gated(ops.linear(ops.norm(attended, layer.mlp_norm), layer.gate_up), config.activation)
+        wide = ops.gated_linear(ops.norm(attended, layer.mlp_norm), layer.gate_up, None, config.activation)
         passed = ops.norm(ops.linear(wide, layer.down), layer.down_norm, attended)
         signal = ops.norm(ops.linear(embedded, layer.signal), self.signal_norm)
         narrow = ops.gated(ops.concat([ops.linear(passed, layer.narrow), signal]), config.activation)

@@ -168,7 +168,7 @@ class JinaBert(Model):
         attended = ops.norm(attended, layer.attention_norm, None if layer.again_norm is None else hidden_states)
         if layer.again_norm is not None:
             attended = ops.norm(attended, layer.again_norm)
-        wide = ops.gated(ops.linear(attended, layer.up), config.activation)
+        wide = ops.gated_linear(attended, layer.up, None, config.activation)
         return ops.norm(ops.linear(wide, layer.down, layer.down_bias, residual=attended), layer.mlp_norm)
 
 

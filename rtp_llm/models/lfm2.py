@@ -198,7 +198,7 @@ class Lfm2(RotaryModel):
             mixed = self._mix(ops, layer, inner, cos_sin, batch, wanted)
             hidden_states = hidden_states if wanted is None else ops.rows(hidden_states, wanted)
             hidden_states = ops.linear(mixed, layer.out, residual=hidden_states)
-            wide = ops.gated(ops.linear(ops.norm(hidden_states, layer.ffn_norm), layer.gate_up), "silu")
+            wide = ops.gated_linear(ops.norm(hidden_states, layer.ffn_norm), layer.gate_up, None, "silu")
             hidden_states = ops.linear(wide, layer.down, residual=hidden_states)
         return ops.norm(hidden_states, self.norm)
 

@@ -171,8 +171,9 @@ class ModernBert(RotaryModel):
         )
         hidden_states = hidden_states if wanted is None else ops.rows(hidden_states, wanted)
         attended = ops.linear(context, layer.out, layer.out_bias, residual=hidden_states)
-        wide = ops.linear(ops.norm(attended, layer.mlp_norm), layer.gate_up, layer.gate_up_bias)
-        return ops.linear(ops.gated(wide, config.activation), layer.down, layer.down_bias, residual=attended)
+        normed = ops.norm(attended, layer.mlp_norm)
+        wide = ops.gated_linear(normed, layer.gate_up, layer.gate_up_bias, config.activation)
+        return ops.linear(wide, layer.down, layer.down_bias, residual=attended)
 
 
 def parameters(config: ModernBertConfig) -> dict[str, Parameter]:

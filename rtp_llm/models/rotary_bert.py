@@ -155,7 +155,7 @@ class RotaryBert(RotaryModel):
         if layer.experts is not None:
             return ops.norm(ops.experts(attended, layer.experts, attended), layer.mlp_norm)
         if config.gated:
-            wide = ops.gated(ops.linear(attended, layer.up, layer.up_bias), config.activation)
+            wide = ops.gated_linear(attended, layer.up, layer.up_bias, config.activation)
         else:
             wide = ops.linear(attended, layer.up, layer.up_bias, config.activation)
         return ops.norm(ops.linear(wide, layer.down, layer.down_bias, residual=attended), layer.mlp_norm)

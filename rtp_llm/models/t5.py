@@ -160,7 +160,7 @@ class T5(Model):
         attended = ops.linear(context, layer.out, residual=hidden_states)
         normed = ops.norm(attended, layer.mlp_norm)
         if config.is_gated:
-            wide = ops.gated(ops.linear(normed, layer.up), config.activation)
+            wide = ops.gated_linear(normed, layer.up, None, config.activation)
         else:
             wide = ops.linear(normed, layer.up, activation=config.activation)
         return ops.linear(wide, layer.down, residual=attended)

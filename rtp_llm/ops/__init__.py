@@ -216,6 +216,9 @@ class Ops(Protocol):
     def activate(self, x: Tensor, activation: str) -> Tensor:
         """activation(x) -> like x, which is not to be used again: it may be done in place."""
 
+    def gated_linear(self, x: Tensor, weight: Weight, bias: Tensor | None, activation: str) -> Tensor:
+        """`gated` of `linear`, weight [2 * N, K] -> [T, N]."""
+
     def experts(self, x: Tensor, experts: Experts, residual: Tensor | None = None) -> Tensor:
         """sum over e of p[e] * (activation(x @ up[e].T) @ down[e].T), + bias + residual -> [T, H].
 

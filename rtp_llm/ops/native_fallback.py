@@ -53,6 +53,22 @@ class ExpertsThroughLinear:
         return self._ops.to_numpy(self._ops.linear(hosted(x), weight, bias, activation))
 
 
-def stand_in(ops: Ops, op: str) -> ThroughNumpy | ExpertsThroughLinear:
+class GatedAfterwards:
+    """Stands for `gated_linear`, whose weight is packed: two ops in turn."""
+
+    def __init__(self, ops: Ops) -> None:
+        self._ops = ops
+
+    def __call__(self, x: Tensor, weight: Any, bias: Tensor | None, activation: str) -> Tensor:
+        return self._ops.gated(self._ops.linear(x, weight, bias), activation)
+
+
+_OF_PACKED_WEIGHTS: dict[str, Callable[[Ops], Callable[..., Tensor]]] = {
+    "experts": ExpertsThroughLinear,
+    "gated_linear": GatedAfterwards,
+}
+
+
+def stand_in(ops: Ops, op: str) -> Callable[..., Tensor]:
     """What computes an op of `ops` in the place of its kernel."""
-    return ExpertsThroughLinear(ops) if op == "experts" else ThroughNumpy(ops.to_numpy, op)
+    return _OF_PACKED_WEIGHTS[op](ops) if op in _OF_PACKED_WEIGHTS else ThroughNumpy(ops.to_numpy, op)

@@ -30,7 +30,8 @@ FEWER_PARTS: dict[str, tuple[Quantization, ...]] = {
     "avx512_bf16": ("bf16_products",),
     "neon_bf16": ("bf16_products",),
 }
-ABI_VERSION = 22
+ABI_VERSION = 23
+_PANEL = 32  # columns that are computed together, or a multiple of them
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpu_supports_avx2": (c_int, ()),
@@ -223,6 +224,13 @@ class GroupedWeight:
         self.memory = library.weights.take(-(-library.grouped_weight_bytes(*weight.shape, bits) // 4))
         self.address: int = self.memory.ctypes.data
         library.pack_grouped(weight.ctypes.data, *weight.shape, self.address, bits)
+
+
+def fuses_gates(weight: PackedWeight | Int8Weight | GroupedWeight, instruction_set: str) -> bool:
+    """Whether the kernels multiply by gates on a product's way out: both halves of its columns are whole panels."""
+    # NOTE: on AMX tiles sums over more than 1024 columns of x wait in the result, which has no place for both halves.
+    on_tiles = instruction_set == "amx" and not isinstance(weight, Int8Weight)
+    return weight.out_features % (2 * _PANEL) == 0 and not on_tiles
 
 
 class Table:

@@ -37,6 +37,7 @@ from rtp_llm.ops.native_library import (
     Library,
     PackedWeight,
     Table,
+    fuses_gates,
     load,
     usable,
 )
@@ -47,6 +48,7 @@ from rtp_llm.ops.native_stream import (
     EMBED,
     FUSED,
     GATED,
+    GATES,
     LINEAR,
     LINEAR_GROUPED,
     LINEAR_INT8,
@@ -178,30 +180,30 @@ class NativeOps(RowOps):
             product = self.to_numpy(self.linear(x, weight, bias))
             activated = ACTIVATION[activation](product).astype(np.float32)
             return hosted(activated if residual is None else activated + self.to_numpy(residual))
+        return self._product(x, weight, bias, residual, weight.out_features, FUSED[activation])
+
+    def _product(
+        self, x: Tensor, weight: LinearWeight, bias: Tensor | None, residual: Tensor | None, size: int, activation: int
+    ) -> Tensor:
+        """What the kernels make of it, `size` columns; `activation` as they count it."""
         num_rows, n, k = x.shape[0], weight.out_features, weight.in_features
         assert x.shape == (num_rows, k), f"x is {x.shape}, the weight [{n}, {k}]"
         assert bias is None or bias.shape == (n,), f"bias is {bias.shape}, the weight [{n}, {k}]"
         assert residual is None or residual.shape == (num_rows, n), f"residual is {residual.shape}"
-        y = self._new(num_rows, n)
+        y = self._new(num_rows, size)
         if num_rows:
             self._stream.kept.append(weight)
-            sizes = num_rows, n, k, FUSED[activation]
+            result, others = (y.reference, num_rows * size), (self._operand(bias), self._operand(residual))
+            sizes = num_rows, n, k, activation
             if isinstance(weight, Int8Weight):
                 quantized = self._stream.quantized(x)
-                self._record(LINEAR_INT8(
-                    y.reference, num_rows * n, quantized.reference, weight.address, self._operand(bias),
-                    self._operand(residual), *sizes,
-                ))  # fmt: skip
+                self._record(LINEAR_INT8(*result, quantized.reference, weight.address, *others, *sizes))
             elif isinstance(weight, GroupedWeight):
-                self._record(LINEAR_GROUPED(
-                    y.reference, num_rows * n, weight.bits, self._operand(x), weight.address, self._operand(bias),
-                    self._operand(residual), *sizes, weight.parts,
-                ))  # fmt: skip
+                rows = weight.bits, self._operand(x)
+                self._record(LINEAR_GROUPED(*result, *rows, weight.address, *others, *sizes, weight.parts))
             else:
-                self._record(LINEAR(
-                    y.reference, num_rows * n, self._operand(x), weight.address, self._operand(bias),
-                    self._operand(residual), *sizes, weight.is_bf16, weight.parts,
-                ))  # fmt: skip
+                kind = weight.is_bf16, weight.parts
+                self._record(LINEAR(*result, self._operand(x), weight.address, *others, *sizes, *kind))
             y.parts = weight.parts
         return y
 
@@ -289,6 +291,11 @@ class NativeOps(RowOps):
                 y.reference, num_rows * size, self._operand(x), num_rows, size, FUSED[activation]
             ))  # fmt: skip
         return y
+
+    def gated_linear(self, x: Tensor, weight: LinearWeight, bias: Tensor | None, activation: str) -> Tensor:
+        if activation not in FUSED or not fuses_gates(weight, self.instruction_set):
+            return self.gated(self.linear(x, weight, bias), activation)
+        return self._product(x, weight, bias, None, weight.out_features // 2, FUSED[activation] + GATES)
 
     def experts(self, x: Tensor, experts: Experts, residual: Tensor | None = None) -> Tensor:
         if experts.activation not in FUSED:

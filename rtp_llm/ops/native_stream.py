@@ -57,6 +57,7 @@ ACTIVATE = _command(20, "4q")  # x, rows, size, activation
 
 # The activations that a product's kernel computes on its way out, as it counts them.
 FUSED: dict[str | None, int] = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4, "tanh": 5}
+GATES = 8  # added to one: it makes gates of the first half of the columns, and the result is half as wide
 
 
 class Program(NamedTuple):

@@ -209,6 +209,11 @@ class NumpyOps:
     def activate(self, x: FloatArray, activation: str) -> FloatArray:
         return ACTIVATION[activation](x).astype(np.float32)
 
+    def gated_linear(
+        self, x: FloatArray, weight: FloatArray | QuantizedWeight | Bf16Weight, bias: FloatArray | None, activation: str
+    ) -> FloatArray:
+        return self.gated(self.linear(x, weight, bias), activation)
+
     def experts(self, x: FloatArray, experts: Experts, residual: FloatArray | None = None) -> FloatArray:
         return mix(x, _multiply(x, experts.router), experts, self.linear, residual)
 

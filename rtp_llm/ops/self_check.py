@@ -93,12 +93,19 @@ def _self_checks() -> dict[str, Callable[[Ops], Any]]:
         "gated": lambda ops: ops.gated(ops.vector(x), "silu"),
         "activate": lambda ops: ops.activate(ops.vector(x), "gelu"),
         "only": lambda ops: ops.only(ops.vector(x), batch.position_ids % 3, 1, blocks=2),
+        "gated_linear": lambda ops: _gated_linear(ops, x, mixture),
         "experts": lambda ops: _experts(ops, x, mixture),
         "pool": lambda ops: ops.pool(ops.vector(x), batch, "mean"),
         "rows": lambda ops: ops.rows(ops.vector(x), batch.cu_seqlens[:-1]),
         "concat": lambda ops: ops.concat([ops.vector(x), ops.vector(x)]),
         "l2_normalize": lambda ops: ops.l2_normalize(ops.vector(x)),
     }
+
+
+def _gated_linear(ops: Ops, x: FloatArray, weights: FloatArray) -> Any:
+    """Of whole panels, whose gates are fused."""
+    weight = weights.reshape(-1, x.shape[1])[:128]
+    return ops.gated_linear(ops.vector(x), ops.matrix(weight), ops.vector(weight[:, 0]), "silu")
 
 
 def _experts(ops: Ops, x: FloatArray, weights: FloatArray) -> Any:

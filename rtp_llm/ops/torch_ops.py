@@ -207,6 +207,9 @@ class TorchOps:
     def activate(self, x: torch.Tensor, activation: str) -> torch.Tensor:
         return ACTIVATION[activation](x)
 
+    def gated_linear(self, x: Any, weight: Any, bias: torch.Tensor | None, activation: str) -> Any:
+        return self.gated(self.linear(x, weight, bias), activation)
+
     def experts(self, x: torch.Tensor, experts: Experts, residual: torch.Tensor | None = None) -> Any:
         """Waits for the device once: how many rows an expert has is a shape on the host."""
         y = mix(x, experts, self.linear)

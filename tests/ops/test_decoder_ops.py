@@ -1,4 +1,4 @@
-"""rotary and gated of the compiled kernels and of torch, and bf16 weights: against NumpyOps and bit for bit."""
+"""rotary and gates of the compiled kernels and of torch, and bf16 weights: against NumpyOps and bit for bit."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 
 from rtp_llm.core import FloatArray
 from rtp_llm.ops import ACTIVATIONS, Norm
-from rtp_llm.ops.native_library import PackedWeight
+from rtp_llm.ops.native_library import FEWER_PARTS, PackedWeight
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
 from tests.ops.data import BUILT, batch_of, normal, usable_or_skip
@@ -57,6 +57,34 @@ def test_gated(backend: Any, activation: str, size: int) -> None:
     np.testing.assert_allclose(y, numpy_ops.gated(x, activation), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1, 32, 77, 96, 640])
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, "sigmoid"])
+def test_gated_linear(backend: Any, activation: str, size: int) -> None:
+    x, weight, bias = normal(9, 40), normal(2 * size, 40), normal(2 * size)
+    y, expected = (
+        ops.to_numpy(ops.gated_linear(ops.vector(x), ops.matrix(weight), ops.vector(bias), activation))
+        for ops in (backend, numpy_ops)
+    )
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "int8_weights", "int4_weights", "bf16_products"])
+@pytest.mark.parametrize("k", [40, 1100])
+@pytest.mark.parametrize("num_rows", [1, 10, 24, 25, 400])
+def test_gates_are_those_of_two_ops(ops: NativeOps, num_rows: int, k: int, quantization: Any) -> None:
+    """Bit for bit, on any number of threads."""
+    if quantization == "bf16_products" and quantization not in FEWER_PARTS.get(ops.instruction_set, ()):
+        pytest.skip("these kernels round nothing")
+    ops = ops.fork(quantization)
+    x, bias = ops.vector(normal(num_rows, k)), ops.vector(normal(2 * 416))
+    for weight in (ops.matrix(normal(2 * 416, k)), ops.matrix(as_bf16(normal(2 * 416, k)))):
+        for given in (None, bias):
+            expected = ops.to_numpy(ops.gated(ops.linear(x, weight, given), "silu"))
+            for ops.num_threads in (1, 3):
+                y = ops.to_numpy(ops.gated_linear(x, weight, given, "silu"))
+                np.testing.assert_array_equal(y, expected)
+
+
 def decoder(ops: NativeOps, rows: slice, weight: FloatArray) -> FloatArray:
     """A layer of a decoder's ops on some rows of always the same input."""
     x, cos_sin = ops.vector(normal(200, 96)[rows]), ops.vector(normal(200, 24, seed=1)[rows])
@@ -65,7 +93,9 @@ def decoder(ops: NativeOps, rows: slice, weight: FloatArray) -> FloatArray:
     qkv = ops.rotary(qkv, cos_sin, num_heads=2, num_kv_heads=1, head_dim=24, q_norm=norm, k_norm=norm)
     batch = batch_of([qkv.shape[0]])
     y = ops.attention(qkv, batch, num_heads=2, num_kv_heads=1, head_dim=24, scale=0.2, causal=True)
-    return np.asarray(ops.to_numpy(ops.gated(ops.linear(y, ops.matrix(weight[:, :48])), "silu")))
+    gates = ops.matrix(np.tile(weight[:64, :48], (2, 1)))
+    gated = [ops.gated(ops.linear(y, ops.matrix(weight[:, :48])), "silu"), ops.gated_linear(y, gates, None, "silu")]
+    return np.asarray(ops.to_numpy(ops.concat(gated)))
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])

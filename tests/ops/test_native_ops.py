@@ -14,7 +14,7 @@ import pytest
 from rtp_llm.core import Batch, FloatArray
 from rtp_llm.errors import ConfigError, InvalidRequest
 from rtp_llm.ops import ACTIVATIONS, Norm, native_library, native_ops
-from rtp_llm.ops.native_fallback import ThroughNumpy
+from rtp_llm.ops.native_fallback import GatedAfterwards, ThroughNumpy
 from rtp_llm.ops.native_library import WeightMemory, load, measure_peak, measure_read_rate, measure_tile_peak, usable
 from rtp_llm.ops.native_ops import NativeOps, checked_library
 from rtp_llm.ops.numpy_ops import NumpyOps
@@ -336,6 +336,22 @@ def test_an_op_that_failed_its_self_check_goes_through_numpy(
     ops = NativeOps(instruction_set=instruction_set).fork()
     assert isinstance(getattr(ops, op), ThroughNumpy)
     np.testing.assert_allclose(encoder(ops, batch), expected, atol=1e-6)
+
+
+@pytest.mark.usefixtures("fresh_checks")
+def test_gates_that_failed_their_self_check_are_an_op_of_their_own(
+    instruction_set: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gates(ops: NativeOps) -> FloatArray:
+        return ops.to_numpy(ops.gated_linear(ops.vector(x), ops.matrix(normal(128, 40)), ops.vector(bias), "silu"))
+
+    x, bias = normal(30, 40), normal(128)
+    expected = gates(NativeOps(instruction_set=instruction_set))
+    checked_library.cache_clear()
+    monkeypatch.setattr(native_ops, "failing_ops", lambda *_: frozenset({"gated_linear"}))
+    ops = NativeOps(instruction_set=instruction_set).fork()
+    assert isinstance(ops.gated_linear, GatedAfterwards)
+    np.testing.assert_array_equal(gates(ops), expected)
 
 
 @pytest.mark.usefixtures("fresh_checks")

@@ -6,6 +6,11 @@ namespace {
 
 enum Activation : int { kNone = 0, kGelu, kGeluTanh, kRelu, kSilu, kTanh };
 
+// Added to an activation: it makes gates of the first half of a product's columns, and the others are multiplied by them.
+constexpr int kGates = 8;
+
+inline int num_halves(int activation) { return activation >= kGates ? 2 : 1; }
+
 #if defined(__AVX512F__)
 // Phi(x) - 0.5 around i / kGeluSteps, as a polynomial in kGeluSteps x - i, fitted between the two halves next to i: a
 // coefficient is two registers, of which a lane takes its own. The last is where |x| stops to count.

@@ -92,6 +92,30 @@ struct KeyRows {
   }
 };
 
+#if defined(__AVX512F__)
+// Sixteen rows, `stride` apart, of which the numbers d : d + 16 -> columns of a panel's rows d : d + 16.
+inline void transpose_sixteen(const float* rows, int64_t stride, float* keys) {
+  Vec twos[16], fours[16];
+  for (int i = 0; i < 16; i += 2) {
+    const Vec a = load(rows + i * stride), b = load(rows + (i + 1) * stride);
+    twos[i] = Vec(_mm512_unpacklo_ps(a, b));
+    twos[i + 1] = Vec(_mm512_unpackhi_ps(a, b));
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int half = 0; half < 2; ++half) {
+      const __m512d a = __m512d(twos[i + half]), b = __m512d(twos[i + 2 + half]);
+      fours[i + 2 * half] = Vec(_mm512_unpacklo_pd(a, b));
+      fours[i + 2 * half + 1] = Vec(_mm512_unpackhi_pd(a, b));
+    }
+  for (int k = 0; k < 4; ++k)
+    for (int odd = 0; odd < 2; ++odd) {
+      const Vec a = shuffle_lines(fours[k], fours[4 + k], odd), b = shuffle_lines(fours[8 + k], fours[12 + k], odd);
+      store(keys + (4 * odd + k) * kPanel, shuffle_lines(a, b, false));
+      store(keys + (4 * odd + 8 + k) * kPanel, shuffle_lines(a, b, true));
+    }
+}
+#endif
+
 #if defined(__SSE2__)
 inline void transpose_four(const float* rows, int64_t size, int64_t head_dim, float* keys) {
   for (int64_t d = 0; d < head_dim; d += 4, rows += 4, keys += 4 * kPanel) {
@@ -114,6 +138,11 @@ inline void pack_keys(HeadRows from, int64_t first, int64_t head_dim, int64_t de
     const float* rows = from.start + j * from.stride;
     float* panel = panels + (first + j) / kPanel * depth * kPanel + start;
     int64_t lane = 0;
+#if defined(__AVX512F__)
+    for (; lane + 16 <= lanes && head_dim % 16 == 0; lane += 16)
+      for (int64_t d = 0; d < head_dim; d += 16)
+        transpose_sixteen(rows + lane * from.stride + d, from.stride, panel + d * kPanel + lane);
+#endif
 #if defined(__SSE2__)
     for (; lane + 4 <= lanes && head_dim % 4 == 0; lane += 4)
       transpose_four(rows + lane * from.stride, from.stride, head_dim, panel + lane);

@@ -43,58 +43,68 @@ struct Awaited {
   }
 };
 
+// NOTE: gates are written to y, and what they gate to the same place: a task computes both one after the other, and finds
+// the gates in its cache.
 struct Epilogue {
-  float* y;  // [M, N]
+  float* y;  // [M, N], or half as wide where there are gates
   const float *bias, *residual;
   int64_t N;
   int activation;
 
   Awaited awaited(int rows, int64_t m, int64_t n) const {
-    const int64_t start = m * N + n;
-    return {{y + start, N, rows}, residual == nullptr ? Lines{} : Lines{residual + start, N, rows}};
+    const Lines written{at(m, n), width(), rows};
+    return {written, residual == nullptr ? Lines{} : Lines{residual + m * N + n, N, rows}};
   }
 
-  // y[m : m + rows, n : n + cols]; `product(row, column, lanes)` gives the tile's vectors.
+  // Of the rows m : m + rows and the product's columns n : n + cols; `product(row, column, lanes)` gives the tile's vectors.
   template <class Product>
   void finish(const Product& product, int rows, int64_t cols, int64_t m, int64_t n) const {
-    switch (activation) {
-      case kGelu: return finish_with<gelu>(product, rows, cols, m, n);
-      case kGeluTanh: return finish_with<gelu_tanh>(product, rows, cols, m, n);
-      case kRelu: return finish_with<relu>(product, rows, cols, m, n);
-      case kSilu: return finish_with<silu>(product, rows, cols, m, n);
-      case kTanh: return finish_with<tanh>(product, rows, cols, m, n);
-      default: return finish_with<identity>(product, rows, cols, m, n);
+    if (n >= width()) return finish_with<identity, times>(product, rows, cols, m, n, at(m, n));
+    const float* other = residual == nullptr ? nullptr : residual + m * N + n;
+    switch (activation % kGates) {
+      case kGelu: return finish_with<gelu, plus>(product, rows, cols, m, n, other);
+      case kGeluTanh: return finish_with<gelu_tanh, plus>(product, rows, cols, m, n, other);
+      case kRelu: return finish_with<relu, plus>(product, rows, cols, m, n, other);
+      case kSilu: return finish_with<silu, plus>(product, rows, cols, m, n, other);
+      case kTanh: return finish_with<tanh, plus>(product, rows, cols, m, n, other);
+      default: return finish_with<identity, plus>(product, rows, cols, m, n, other);
     }
   }
 
  private:
-  template <Vec (*F)(Vec), class Product>
-  void finish_with(const Product& product, int rows, int64_t cols, int64_t m, int64_t n) const {
-    if (cols == kPanel) return finish_full<F>(product, rows, m, n);
+  static Vec plus(Vec x, Vec other) { return x + other; }
+  static Vec times(Vec x, Vec other) { return x * other; }
+
+  int64_t width() const { return N / num_halves(activation); }
+  float* at(int64_t m, int64_t n) const { return y + m * width() + (n < width() ? n : n - width()); }
+
+  // What F makes is joined with `other`, rows as far apart as those of y, or null.
+  template <Vec (*F)(Vec), Vec (*Join)(Vec, Vec), class Product>
+  void finish_with(const Product& product, int rows, int64_t cols, int64_t m, int64_t n, const float* other) const {
+    if (cols == kPanel) return finish_full<F, Join>(product, rows, m, n, other);
     for (int r = 0; r < rows; ++r) {
-      float* c = y + (m + r) * N + n;
-      const float* other = residual == nullptr ? nullptr : residual + (m + r) * N + n;
+      const int64_t row = r * width();
       for (int64_t j = 0; j < cols; j += kWidth) {
         const int64_t lanes = std::min<int64_t>(kWidth, cols - j);
         Vec v = product(r, j, lanes);
         if (bias != nullptr) v += load_lanes(bias + n + j, lanes);
         v = F(v);
-        if (other != nullptr) v += load_lanes(other + j, lanes);
-        store_lanes(c + j, v, lanes);
+        if (other != nullptr) v = Join(v, load_lanes(other + row + j, lanes));
+        store_lanes(at(m, n) + row + j, v, lanes);
       }
     }
   }
 
-  template <Vec (*F)(Vec), class Product>
-  void finish_full(const Product& product, int rows, int64_t m, int64_t n) const {
+  template <Vec (*F)(Vec), Vec (*Join)(Vec, Vec), class Product>
+  void finish_full(const Product& product, int rows, int64_t m, int64_t n, const float* other) const {
     const Vec bias0 = bias == nullptr ? Vec{} : load(bias + n);
     const Vec bias1 = bias == nullptr ? Vec{} : load(bias + n + kWidth);
-    for (int r = 0; r < rows; ++r) {
-      float* c = y + (m + r) * N + n;
+    float* c = at(m, n);
+    for (int r = 0; r < rows; ++r, c += width()) {
       Vec left = F(product(r, 0, kWidth) + bias0), right = F(product(r, kWidth, kWidth) + bias1);
-      if (residual != nullptr) {
-        left += load(residual + (m + r) * N + n);
-        right += load(residual + (m + r) * N + n + kWidth);
+      if (other != nullptr) {
+        left = Join(left, load(other + r * width()));
+        right = Join(right, load(other + r * width() + kWidth));
       }
       store(c, left);
       store(c + kWidth, right);

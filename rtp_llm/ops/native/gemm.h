@@ -169,17 +169,32 @@ inline void pack_weight(const float* w, int64_t N, int64_t K, T* packed) {
   pack_together<1>(w, N, K, packed);
 }
 
-// How a product of M x N x K is cut, in blocks of rows, of panels and of K; a task is a block of rows and one of panels.
+// The order of a task's panels where columns have two halves, gates and what they gate: in turns, so that the gates are
+// still in its cache; but few rows read each half from end to end.
+struct PanelOrder {
+  int64_t panels, halves;  // panels of a half
+  bool in_turns;
+
+  int64_t count() const { return panels * halves; }
+  int64_t within_half(int64_t i) const { return in_turns ? i / halves : i % panels; }
+  int64_t half(int64_t i) const { return in_turns ? i % halves : i / panels; }
+};
+
+// How a product of M x N x K is cut, in blocks of rows, of panels and of K; a task is a block of rows and one of panels,
+// of each half of the columns.
 struct Blocks {
   int64_t rows = 0, panels = 0, k = 0, row_blocks = 0, panel_blocks = 0;
+  int64_t halves = 1, half = 0;  // columns of a half
 
   struct Part {
-    int64_t m0, m1, n0, n1;
+    int64_t m0, m1, n0, n1;  // columns of the first half
   };
 
   // A block of K holds whole units -> the number of tasks.
-  int64_t plan(int64_t M, int64_t N, int64_t K, int64_t unit, int threads) {
-    const int64_t all_panels = ceil_div(N, kPanel);
+  int64_t plan(int64_t M, int64_t N, int64_t K, int64_t unit, int threads, int num_halves) {
+    halves = num_halves;
+    half = N / halves;
+    const int64_t all_panels = ceil_div(half, kPanel);
     row_blocks = ceil_div(M, kMaxRows);
     rows = ceil_div(ceil_div(M, row_blocks), kRows) * kRows;
     row_blocks = ceil_div(M, rows);
@@ -191,14 +206,30 @@ struct Blocks {
     return row_blocks * panel_blocks;
   }
 
-  Part part(int64_t task, int64_t M, int64_t N) const {
+  Part part(int64_t task, int64_t M) const {
     const int64_t m0 = task / panel_blocks * rows, n0 = task % panel_blocks * panels * kPanel;
-    return {m0, std::min(M, m0 + rows), n0, std::min(N, n0 + panels * kPanel)};
+    return {m0, std::min(M, m0 + rows), n0, std::min(half, n0 + panels * kPanel)};
+  }
+
+  static bool has_few_rows(const Part& part) { return part.m1 - part.m0 <= 2 * kRows; }
+
+  int64_t num_panels(const Part& part) const { return order(part).count(); }
+
+  // Where a part's panel begins, and how many columns it has.
+  int64_t column(const Part& part, int64_t panel) const {
+    return part.n0 + order(part).within_half(panel) * kPanel + order(part).half(panel) * half;
+  }
+  int64_t width(const Part& part, int64_t panel) const {
+    return std::min<int64_t>(kPanel, part.n1 - part.n0 - order(part).within_half(panel) * kPanel);
   }
 
  private:
   // Bytes: a block of x (or of sums) stays in L2, a panel of the weight in L1.
   static constexpr int64_t kMaxRows = 192, kMaxColumns = 512, kMaxK = 384;
+
+  PanelOrder order(const Part& part) const {
+    return {ceil_div(part.n1 - part.n0, kPanel), halves, !has_few_rows(part)};
+  }
 };
 
 // A task's sums over blocks of K, panel by panel, a tile's rows side by side: the rows of y may be whole pages apart, and
@@ -207,10 +238,10 @@ struct Sums {
   float* data;
   int64_t rows;  // of a panel; 0: one block of K
 
-  static Sums of(const Blocks::Part& part, bool one_block) {
+  static Sums of(const Blocks::Part& part, int64_t num_panels, bool one_block) {
     if (one_block) return {thread_scratch().reserve(kRows * kPanel), 0};
-    const int64_t rows = part.m1 - part.m0, panels = ceil_div(part.n1 - part.n0, kPanel);
-    return {thread_scratch().reserve(rows * panels * kPanel), rows};
+    const int64_t rows = part.m1 - part.m0;
+    return {thread_scratch().reserve(rows * num_panels * kPanel), rows};
   }
   float* tile(int64_t row, int64_t panel) const { return rows == 0 ? data : data + (panel * rows + row) * kPanel; }
 };
@@ -246,55 +277,58 @@ struct LinearVectors {
 
   int64_t plan(int threads) {
     stamp = next_stamp();
-    return blocks.plan(M, N, depth(), 4, threads);
+    return blocks.plan(M, N, depth(), 4, threads, num_halves(activation));
   }
 
+  // Few rows read a panel from end to end; many, a block of K of all panels.
   void run(int64_t task) const {
-    const Blocks::Part part = blocks.part(task, M, N);
-    const int64_t all = depth();
+    const Blocks::Part part = blocks.part(task, M);
+    const int64_t all = depth(), panels = blocks.num_panels(part);
     const Rows rows = factor_rows(x, K, part.m0, part.m1, stamp, bf16_parts);
-    const Sums sums = Sums::of(part, blocks.k >= all);
-    const auto run_step = [&](int64_t n, int64_t k0) { panel({part, rows, sums, k0, std::min(blocks.k, all - k0)}, n); };
-    if (k_inside(part)) {
-      for (int64_t n = part.n0; n < part.n1; n += kPanel)
-        for (int64_t k0 = 0; k0 < all; k0 += blocks.k) run_step(n, k0);
+    const Sums sums = Sums::of(part, panels, blocks.k >= all);
+    const auto run_step = [&](int64_t i, int64_t k0) { panel({part, rows, sums, k0, std::min(blocks.k, all - k0)}, i); };
+    if (Blocks::has_few_rows(part)) {
+      for (int64_t i = 0; i < panels; ++i)
+        for (int64_t k0 = 0; k0 < all; k0 += blocks.k) run_step(i, k0);
     } else {
       for (int64_t k0 = 0; k0 < all; k0 += blocks.k)
-        for (int64_t n = part.n0; n < part.n1; n += kPanel) run_step(n, k0);
+        for (int64_t i = 0; i < panels; ++i) run_step(i, k0);
     }
   }
 
  private:
   int64_t depth() const { return in_pairs(bf16_parts) ? pairs_in(K) : K; }  // steps along k
 
-  // Few rows read a panel from end to end; many, a block of K of all panels.
-  static bool k_inside(const Blocks::Part& part) { return part.m1 - part.m0 <= 2 * kRows; }
-
-  // Numbers from what a step reads of a weight to what the next one does.
-  int64_t to_next(const Step& step) const { return (k_inside(step.part) ? step.k_len : depth()) * kPanel; }
+  // Numbers from what a step reads of a weight, of a part's panel, to what the next one does.
+  int64_t to_next(const Step& step, int64_t number) const {
+    const int64_t panels = blocks.column(step.part, number + 1) - blocks.column(step.part, number);
+    if (!Blocks::has_few_rows(step.part)) return panels * depth();
+    return step.k0 + step.k_len == depth() ? panels * depth() - step.k0 * kPanel : step.k_len * kPanel;
+  }
 
   // A bf16 panel that many tiles read is widened once.
-  void panel(const Step& step, int64_t n) const {
-    const int64_t start = n * depth() + step.k0 * kPanel, length = step.k_len * kPanel;
-    if (in_pairs(bf16_parts)) return panel(static_cast<const Pair*>(weight) + start, to_next(step), step, n);
-    if (!weight_is_bf16) return panel(static_cast<const float*>(weight) + start, to_next(step), step, n);
+  void panel(const Step& step, int64_t number) const {
+    const int64_t start = blocks.column(step.part, number) * depth() + step.k0 * kPanel, next = to_next(step, number);
+    if (in_pairs(bf16_parts)) return panel(static_cast<const Pair*>(weight) + start, next, step, number);
+    if (!weight_is_bf16) return panel(static_cast<const float*>(weight) + start, next, step, number);
     const uint16_t* narrow = static_cast<const uint16_t*>(weight) + start;
-    if (k_inside(step.part)) return panel(narrow, to_next(step), step, n);
+    if (Blocks::has_few_rows(step.part)) return panel(narrow, next, step, number);
+    const int64_t length = step.k_len * kPanel;
     float* wide = panel_scratch().reserve(length);
     for (int64_t i = 0; i < length; i += kWidth) store(wide + i, load_lanes(narrow + i, kWidth));
-    panel(wide, 0, step, n);
+    panel(wide, 0, step, number);
   }
 
   template <class T>
-  void panel(const T* w, int64_t next, const Step& step, int64_t n) const {
-    const auto [m0, m1, n0, n1] = step.part;
-    const int64_t tiles = ceil_div(m1 - m0, kRows), cols = std::min<int64_t>(kPanel, n1 - n);
+  void panel(const T* w, int64_t next, const Step& step, int64_t number) const {
+    const int64_t m0 = step.part.m0, m1 = step.part.m1, n = blocks.column(step.part, number);
+    const int64_t tiles = ceil_div(m1 - m0, kRows), cols = blocks.width(step.part, number);
     const int64_t computed = cols > kWidth ? kPanel : kWidth;
     const bool is_last = step.k0 + step.k_len == depth();
     const Epilogue epilogue{y, bias, residual, N, activation};
     for (int64_t i = 0, m = m0; i < tiles; ++i) {
       const int rows = int(ceil_div(m1 - m, tiles - i));
-      float* c = step.sums.tile(m - m0, (n - n0) / kPanel);
+      float* c = step.sums.tile(m - m0, number);
       const float* a = step.x.at(m - m0, step.k0);
       Ahead ahead = Ahead::of(i, tiles, next);
       if (is_last) ahead.awaited = epilogue.awaited(rows, m, n);

@@ -69,16 +69,17 @@ struct LinearGrouped {
 
   int64_t plan(int threads) {
     stamp = next_stamp();
-    return blocks.plan(M, N, K, kScaled, threads);
+    return blocks.plan(M, N, K, kScaled, threads, num_halves(activation));
   }
 
   void run(int64_t task) const {
-    const Blocks::Part part = blocks.part(task, M, N);
+    const Blocks::Part part = blocks.part(task, M);
+    const int64_t panels = blocks.num_panels(part);
     const Rows rows = factor_rows(x, K, part.m0, part.m1, stamp, bf16_parts);
-    const Sums sums = Sums::of(part, blocks.k >= K);
+    const Sums sums = Sums::of(part, panels, blocks.k >= K);
     for (int64_t k0 = 0; k0 < K; k0 += blocks.k) {
       const Step step{part, rows, sums, k0, std::min(blocks.k, K - k0)};
-      for (int64_t n = part.n0; n < part.n1; n += kPanel) panel(step, n);
+      for (int64_t i = 0; i < panels; ++i) panel(step, i);
     }
   }
 
@@ -95,9 +96,9 @@ struct LinearGrouped {
             reinterpret_cast<const uint16_t*>(panel) + k0 / kScaled * kPanel};
   }
 
-  void panel(const Step& step, int64_t n) const {
-    const auto [m0, m1, n0, n1] = step.part;
-    const int64_t tiles = ceil_div(m1 - m0, kRows);
+  void panel(const Step& step, int64_t number) const {
+    const int64_t m0 = step.part.m0, m1 = step.part.m1, n = blocks.column(step.part, number);
+    const int64_t tiles = ceil_div(m1 - m0, kRows), cols = blocks.width(step.part, number);
     const bool is_last = step.k0 + step.k_len == K;
     const Block block = block_of(n, step.k0);
     const float* wide = m1 - m0 > 2 * kRows ? widened(block, step.k_len) : nullptr;
@@ -105,12 +106,12 @@ struct LinearGrouped {
     for (int64_t i = 0, m = m0; i < tiles; ++i) {
       const int rows = int(ceil_div(m1 - m, tiles - i));
       const Rows a{step.x.at(m - m0, in_pairs(bf16_parts) ? pairs_in(step.k0) : step.k0), step.x.stride};
-      float* c = step.sums.tile(m - m0, (n - n0) / kPanel);
+      float* c = step.sums.tile(m - m0, number);
       Ahead ahead;
       if (is_last) ahead.awaited = epilogue.awaited(rows, m, n);
       if (wide == nullptr) multiply_narrow(rows, step.k_len, a, block, c, step.k0 > 0, ahead.awaited);
       else multiply_wide(rows, step.k_len, a, wide, c, step.k0 > 0, ahead);
-      if (is_last) epilogue.finish(Computed{c}, rows, std::min<int64_t>(kPanel, n1 - n), m, n);
+      if (is_last) epilogue.finish(Computed{c}, rows, cols, m, n);
       m += rows;
     }
   }

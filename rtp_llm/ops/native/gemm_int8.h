@@ -71,7 +71,7 @@ struct LinearInt8 {
   int64_t block_rows = 0, block_panels = 0, row_blocks = 0, panel_blocks = 0;
 
   int64_t plan(int threads) {
-    const int64_t panels = ceil_div(N, kPanel), stride = quantized_row_bytes(K);
+    const int64_t panels = panels_of_half(), stride = quantized_row_bytes(K);
     const int64_t max_rows = std::clamp(kMaxBytes / stride / kRowsInt8, int64_t(4), int64_t(32)) * kRowsInt8;
     row_blocks = ceil_div(M, max_rows);
     block_rows = ceil_div(ceil_div(M, row_blocks), kRowsInt8) * kRowsInt8;
@@ -85,12 +85,16 @@ struct LinearInt8 {
   void run(int64_t task) const {
     Tiles tiles;
     const int64_t m0 = task / panel_blocks * block_rows, p0 = task % panel_blocks * block_panels;
-    const int64_t m1 = std::min(M, m0 + block_rows), p1 = std::min(ceil_div(N, kPanel), p0 + block_panels);
-    for (int64_t panel = p0; panel < p1; ++panel) run_panel(tiles, m0, m1, panel);
+    const int64_t m1 = std::min(M, m0 + block_rows), p1 = std::min(panels_of_half(), p0 + block_panels);
+    const PanelOrder order{p1 - p0, num_halves(activation), m1 - m0 > 2 * kRowsInt8};
+    const auto panel = [&](int64_t i) { return p0 + order.within_half(i) + order.half(i) * panels_of_half(); };
+    for (int64_t i = 0; i < order.count(); ++i) run_panel(tiles, m0, m1, panel(i), panel(i + 1) - panel(i));
   }
 
  private:
   static constexpr int64_t kMaxBytes = 256 << 10;  // a block of x stays in L2
+
+  int64_t panels_of_half() const { return ceil_div(N / num_halves(activation), kPanel); }
 
   struct Dequantized {
     const int32_t* sums;  // [rows][kPanel]
@@ -110,7 +114,8 @@ struct LinearInt8 {
     }
   };
 
-  void run_panel(Tiles& tiles, int64_t m0, int64_t m1, int64_t panel) const {
+  // The next one is `next` panels on.
+  void run_panel(Tiles& tiles, int64_t m0, int64_t m1, int64_t panel, int64_t next) const {
     const Int8Weight packed{N, K};
     void* memory = const_cast<void*>(weight);
     const int8_t* w = packed.panels(memory) + panel * packed.panel_bytes();
@@ -121,7 +126,7 @@ struct LinearInt8 {
     for (int64_t i = 0, m = m0; i < blocks; ++i) {
       const int rows = int(ceil_div(m1 - m, blocks - i));
       const char* x_rows = static_cast<const char*>(x) + m * stride;
-      Ahead ahead = Ahead::of(i, blocks, packed.panel_bytes() / kGroup);
+      Ahead ahead = Ahead::of(i, blocks, next * packed.panel_bytes() / kGroup);
       ahead.awaited = epilogue.awaited(rows, m, n);
       multiply(tiles, rows, cols, x_rows, stride, w, sums, ahead);
       const Dequantized product{sums, x_rows, stride, packed.scales(memory) + n, packed.sums(memory) + n, w};
