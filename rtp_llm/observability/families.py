@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from rtp_llm.observability.histogram import Histogram
 
 _PREFIX = "rtp_llm_"
 
@@ -41,10 +43,12 @@ class Families:
         self._describe(name, "gauge", labels, help)
         return Gauge(f"{_PREFIX}{name}", help, labels, registry=self.registry)
 
-    def histogram(self, name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+    def histogram(self, name: str, help: str, buckets: tuple[float, ...], label: str | None = None) -> Histogram:
         """Observations by size."""
-        self._describe(name, "histogram", labels, help)
-        return Histogram(f"{_PREFIX}{name}", help, labels, buckets=buckets, registry=self.registry)
+        self._describe(name, "histogram", () if label is None else (label,), help)
+        histogram = Histogram(f"{_PREFIX}{name}", help, buckets, label)
+        self.registry.register(histogram)
+        return histogram
 
     def _describe(self, name: str, kind: str, labels: tuple[str, ...], help: str) -> None:
         self.described.append(Described(f"{_PREFIX}{name}", kind, labels, help))
