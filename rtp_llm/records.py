@@ -1,6 +1,6 @@
 """Dataclasses that nobody changes, and that every request makes some of."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from dataclasses import dataclass as record
@@ -17,4 +17,15 @@ else:
         return dataclass(eq=eq, unsafe_hash=eq, **options)
 
 
-__all__ = ["record"]
+Record = TypeVar("Record")
+
+
+def changed(given: Record, **changes: Any) -> Record:
+    """`replace` for a record with slots, in half the time: nothing is checked, and no default is made."""
+    new = object.__new__(type(given))
+    for name in given.__slots__:  # type: ignore[attr-defined]
+        setattr(new, name, changes[name] if name in changes else getattr(given, name))
+    return new
+
+
+__all__ = ["changed", "record"]
