@@ -43,12 +43,10 @@ class Families:
         self._describe(name, "gauge", labels, help)
         return Gauge(f"{_PREFIX}{name}", help, labels, registry=self.registry)
 
-    def histogram(self, name: str, help: str, buckets: tuple[float, ...], label: str | None = None) -> Histogram:
+    def histogram(self, name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         """Observations by size."""
-        self._describe(name, "histogram", () if label is None else (label,), help)
-        histogram = Histogram(f"{_PREFIX}{name}", help, buckets, label)
-        self.registry.register(histogram)
-        return histogram
+        self._describe(name, "histogram", labels, help)
+        return Histogram(f"{_PREFIX}{name}", help, labels, buckets=buckets, registry=self.registry)
 
     def _describe(self, name: str, kind: str, labels: tuple[str, ...], help: str) -> None:
         self.described.append(Described(f"{_PREFIX}{name}", kind, labels, help))

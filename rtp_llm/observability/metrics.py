@@ -11,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from rtp_llm.core import ModelInfo, Response
 from rtp_llm.observability.families import Families, Joined
+from rtp_llm.observability.histogram import Histogram
 from rtp_llm.observability.process_metrics import ProcessMetrics
 from rtp_llm.timings import Timings
 
@@ -159,8 +160,8 @@ class Metrics:
         # NOTE: `labels` takes 3 us a call, so its results are kept.
         self._counters: dict[tuple[str, int], Counter] = {}
         self._refused_by_lane: dict[str, Counter] = {}
-        for stage in _STAGES:
-            self._stage.of(stage)
+        self._routes: dict[str, Histogram] = {}
+        self._stages = {stage: self._stage.labels(stage) for stage in _STAGES}
 
     def observe_http(self, route: str, status: int, seconds: float, failure: str = "") -> None:
         """As RequestMetrics."""
@@ -181,14 +182,17 @@ class Metrics:
                 counter = self._counters[route, status] = self._requests.labels(*labels)
             counter.inc(count)
         for route, times in by_route.items():
-            self._seconds.observe(times, route)
+            histogram = self._routes.get(route)
+            if histogram is None:
+                histogram = self._routes[route] = self._seconds.labels(route)
+            histogram.observe_all(times)
 
     def observe_encode(self, seconds: float) -> None:
         """As RequestMetrics."""
         self._encodes.add(seconds)
 
     def _count_encodes(self, times: Sequence[float]) -> None:
-        self._stage.observe(times, "encode")
+        self._stages["encode"].observe_all(times)
 
     def observe_response(self, response: Response) -> None:
         """A request has been answered."""
@@ -198,7 +202,7 @@ class Metrics:
     def _count_answers(self, answers: Sequence[_Answer]) -> None:
         timings, num_tokens, num_inputs, num_truncated = zip(*answers, strict=True)
         for stage in _STAGES[:-1]:
-            self._stage.observe([getattr(one, stage) for one in timings], stage)
+            self._stages[stage].observe_all([getattr(one, stage) for one in timings])
         self._tokens.inc(sum(num_tokens))
         self._inputs.inc(sum(num_inputs))
         self._truncated.inc(sum(num_truncated))
@@ -211,10 +215,10 @@ class Metrics:
 
     def _count_steps(self, steps: Sequence[_Step]) -> None:
         lanes, num_tokens, num_rows, num_duplicates, shares, seconds = zip(*steps, strict=True)
-        self._batch_tokens.observe(num_tokens)
-        self._batch_rows.observe(num_rows)
-        self._batch_budget.observe(shares)
-        self._batch_seconds.observe(seconds)
+        self._batch_tokens.observe_all(num_tokens)
+        self._batch_rows.observe_all(num_rows)
+        self._batch_budget.observe_all(shares)
+        self._batch_seconds.observe_all(seconds)
         for lane, tokens in zip(lanes, num_tokens, strict=True):
             self._lane_tokens.labels(lane).inc(tokens)
         self._duplicates.inc(sum(num_duplicates))

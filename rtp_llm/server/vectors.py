@@ -71,8 +71,7 @@ def finite(row: FloatArray, index: int) -> FloatArray:
 
 def check_finite(rows: FloatArray, start: int) -> None:
     """`finite` of the numbers [n, d] of the inputs from `start` on, at once where all are in order."""
-    numbers = rows.reshape(-1)
-    if not math.isfinite(numbers.dot(numbers)):
+    if not math.isfinite(np.vdot(rows, rows)):  # flattens them
         for index, row in enumerate(rows, start):
             finite(row, index)
 
