@@ -1,9 +1,9 @@
 """How long each stage of a request took."""
 
-from dataclasses import dataclass
+from rtp_llm.records import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Timings:
     """Seconds spent in each stage of one request, which started at `started_at` as time.perf_counter() counts."""
 

@@ -3,10 +3,11 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from rtp_llm.records import record
 from rtp_llm.sides import side_of
 
 Input: TypeAlias = str | tuple[str, str] | list[int]
@@ -35,7 +36,7 @@ class TaskType(str, Enum):
 OF_TOKENS = frozenset({TaskType.COLBERT, TaskType.TOKENS, TaskType.TOKEN_CLASSIFY})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Params:
     """What a caller may vary per request; every default means "as the checkpoint says".
 
@@ -123,7 +124,7 @@ class Whole:
         return next(self._ends) == 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Request:
     """One call: `inputs` are answered in order, each by every task of `tasks`.
 

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 from rtp_llm.core.arrays import FloatArray, Int32Array
 from rtp_llm.core.request import TaskType
+from rtp_llm.records import record
 from rtp_llm.timings import Timings
 
 # What a caller gets of one task; see Response.
@@ -21,7 +22,7 @@ class SparseVector:
     tokens: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Response:
     """`outputs[task]` has an entry per input, in the request's order.
 

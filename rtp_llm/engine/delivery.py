@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import InvalidStateError
-from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from typing import TypeAlias
@@ -152,8 +151,10 @@ def _settle(settled: list[tuple[Job, Response | Exception]]) -> None:
     for job, outcome in settled:
         if job.future.done():
             continue
-        with suppress(InvalidStateError):  # of one that another thread gives up meanwhile, as the device ends
+        try:
             if isinstance(outcome, Exception):
                 job.future.set_exception(outcome)
             else:
                 job.future.set_result(outcome)
+        except InvalidStateError:  # of one that another thread gives up meanwhile, as the device ends
+            continue

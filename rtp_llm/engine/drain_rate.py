@@ -20,7 +20,13 @@ class DrainRate:
     def __init__(self) -> None:
         # size -> tokens, core seconds, in the order of their last batch.
         self._observed: dict[int, tuple[float, float]] = {}
-        self._rates: dict[int, float] = {}  # never changed, but replaced as a whole
+        # By size, the rates of those that were seen, and of others that were asked for; replaced together.
+        self._rates: tuple[dict[int, float], dict[int, float]] = {}, {}
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a batch has been observed."""
+        return bool(self._rates[0])
 
     def observe(self, num_tokens: int, core_seconds: float) -> None:
         """A batch has been computed."""
@@ -31,15 +37,16 @@ class DrainRate:
         for size, (tokens, seconds) in reversed(self._observed.items()):
             later = (rate * _LEAST_GROWTH ** (size - other) for other, rate in rates.items() if other < size)
             rates[size] = max(tokens / max(seconds, 1e-9), *later, 0.0)
-        self._rates = rates
+        self._rates = rates, {}
 
     def of(self, num_tokens: float) -> float:
         """Of batches of so many tokens, or of those nearest to them in size; 0 before the first."""
-        rates, wanted = self._rates, _size_of(num_tokens)
-        if wanted in rates:
-            return rates[wanted]
-        size = min(rates, key=lambda size: (abs(size - wanted), -size), default=0)
-        return rates.get(size, 0.0)
+        (seen, others), wanted = self._rates, _size_of(num_tokens)
+        rate = seen.get(wanted) or others.get(wanted)
+        if rate is None:
+            size = min(seen, key=lambda size: (abs(size - wanted), -size), default=0)
+            rate = others[wanted] = seen.get(size, 0.0)
+        return rate
 
     def core_seconds(self, num_tokens: float) -> float:
         """What a core needs for a batch of so many tokens; 0 before the first."""

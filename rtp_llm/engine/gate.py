@@ -62,19 +62,19 @@ class Gate:
         num_requests  in flight in this lane, which the bulk lane limits
         others        seconds of work, by lane, of each other model on the device
         """
-        waiting = self._waiting(queued)
         if lane is Lane.BULK and num_requests >= self._max_bulk:
             # One of them ends before all of them do.
-            wait = self.seconds_until_empty(lane, waiting, others()) / num_requests
+            wait = self.seconds_until_empty(lane, self._waiting(queued), others()) / num_requests
             raise Overloaded(
                 f"{num_requests} bulk requests are in flight, the most allowed (max_bulk_requests); "
                 f"try again in {whole_seconds(wait)} s, or send fewer inputs at a time",
                 retry_after=wait,
             )
-        if waiting[lane] >= self._max_tokens:
-            wait = self.seconds_until_empty(lane, waiting, others())
+        tokens = queued[lane] + self.announced[lane]
+        if tokens >= self._max_tokens:
+            wait = self.seconds_until_empty(lane, self._waiting(queued), others())
             raise Overloaded(
-                f"{waiting[lane]} tokens are waiting in the {lane.value} lane, max_queued_tokens is "
+                f"{tokens} tokens are waiting in the {lane.value} lane, max_queued_tokens is "
                 f"{self._max_tokens}; try again in {whole_seconds(wait)} s",
                 retry_after=wait,
             )
@@ -94,10 +94,10 @@ class Gate:
         num_tokens    about how many it has itself
         running       what is left of the batches that are being computed, in seconds of all cores
         """
-        waiting = self._waiting(queued)
-        if not waiting[lane] or not self.tokens_per_second:
+        tokens = queued[lane] + self.announced[lane]
+        if not tokens or not self._rate.is_known:
             return
-        tokens = waiting[lane]
+        waiting = self._waiting(queued)
         waiting[lane] += num_tokens()
         wait = running() + self.seconds_until_empty(lane, waiting, others())
         after = wait - _LATE * seconds_left
@@ -118,13 +118,16 @@ class Gate:
         self, lane: Lane, waiting: Mapping[Lane, int], others: Sequence[Mapping[Lane, float]] = ()
     ) -> float:
         """When what waits in a lane will have been computed, if nothing more comes; 1 before anything is measured."""
-        rate = self._rate_for(sum(waiting.values()))
+        total = sum(waiting.values())
+        rate = self._rate_for(total)
         if not rate:
             return 1.0
-        seconds = {name: tokens / rate for name, tokens in waiting.items()}
-        # Models have equal shares of a lane: before this one is done, no other has had more of it.
-        own = seconds[lane] + sum(min(work[lane], seconds[lane]) for work in others)
-        other = sum(work[name] for work in (seconds, *others) for name in Lane if name is not lane)
+        own_seconds = own = waiting[lane] / rate
+        other = (total - waiting[lane]) / rate
+        for work in others:
+            # Models have equal shares of a lane: before this one is done, no other has had more of it.
+            own += min(work[lane], own_seconds)
+            other += sum(work.values()) - work[lane]
         # While both lanes wait, each has its share; then the other has all.
         share = self._interactive_share if lane is Lane.INTERACTIVE else 1 - self._interactive_share
         return min(own / share if share else float("inf"), own + other)

@@ -1,15 +1,17 @@
 """Prometheus metrics, in one registry, observed in one place each."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Sized
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from rtp_llm.core import ModelInfo, Response
 from rtp_llm.observability.families import Families, Joined
+from rtp_llm.observability.histogram import Histogram
 from rtp_llm.observability.process_metrics import ProcessMetrics
 from rtp_llm.timings import Timings
 
@@ -23,6 +25,13 @@ _STAGES = ("tokenize", "queue", "compute", "total", "encode")
 
 # Observations that are counted together: few enough that whoever counts them is not held up.
 _MOST_PENDING = 64
+# Of an exchange: route, status, seconds, failure.
+_Exchange: TypeAlias = tuple[str, int, float, str]
+# Of an answer: its timings, and how many tokens, inputs and truncated inputs it has.
+_Answer: TypeAlias = tuple[Timings, int, int, int]
+# Of a step: lane, tokens, rows, duplicates, its share of the budget, seconds.
+_Step: TypeAlias = tuple[str, int, int, int, float, float]
+Observed = TypeVar("Observed")
 
 _DEVICE_COUNTERS = {
     "out_of_memory": "Steps that did not fit the device's memory",
@@ -77,15 +86,40 @@ def render(process: ProcessMetrics, models: "Sequence[Metrics]") -> bytes:
     return generate_latest(process.families.registry) + generate_latest(joined)
 
 
+class Later(Generic[Observed]):
+    """What has been observed, by any thread, and is counted some at a time, by one thread at a time."""
+
+    def __init__(self, count: Callable[[Sequence[Observed]], None]) -> None:
+        self._pending: deque[Observed] = deque()
+        self._count = count
+        self._counting = threading.Lock()
+
+    def add(self, observed: Observed) -> None:
+        """It is counted with those to come."""
+        self._pending.append(observed)
+        if len(self._pending) >= _MOST_PENDING:
+            self.count()
+
+    def count(self) -> None:
+        """Count what there is."""
+        with self._counting:
+            some = [self._pending.popleft() for _ in range(len(self._pending))]
+            if some:
+                self._count(some)
+
+
 class Metrics:
     """One engine's counters and histograms; the engine and the server each call their part.
 
-    What is observed for each request is counted later, some of it at once: that takes a third of the time, and nobody
-    waits for it. `registry` has it all.
+    What is observed for each request or step is counted later, some of it at once: that takes a tenth of the time, and
+    nobody waits for it. `registry` has it all.
     """
 
     def __init__(self) -> None:
-        self._pending: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._exchanges = Later[_Exchange](self._count_exchanges)
+        self._encodes = Later[float](self._count_encodes)
+        self._answers = Later[_Answer](self._count_answers)
+        self._steps = Later[_Step](self._count_steps)
         self.families = families = Families()
         self._model_name = ""
         self._lanes: list[tuple[Queue, Sized]] = []
@@ -124,59 +158,70 @@ class Metrics:
         self._device_counts: Callable[[], Mapping[str, float]] = dict
         self._add_device(families)
         # NOTE: `labels` takes 3 us a call, so its results are kept.
-        self._exchanges: dict[tuple[str, int], Counter] = {}
+        self._counters: dict[tuple[str, int], Counter] = {}
+        self._refused_by_lane: dict[str, Counter] = {}
         self._routes: dict[str, Histogram] = {}
         self._stages = {stage: self._stage.labels(stage) for stage in _STAGES}
 
     def observe_http(self, route: str, status: int, seconds: float, failure: str = "") -> None:
         """As RequestMetrics."""
-        self._later(self._count_http, route, status, seconds, failure)
+        self._exchanges.add((route, status, seconds, failure))
 
-    def _count_http(self, route: str, status: int, seconds: float, failure: str) -> None:
-        if failure:
-            self._failures.labels(route, failure).inc()
-        counter = self._exchanges.get((route, status))
-        if counter is None:
-            labels = (route, str(status), self._model_name)
-            counter = self._exchanges[route, status] = self._requests.labels(*labels)
-        counter.inc()
-        histogram = self._routes.get(route)
-        if histogram is None:
-            histogram = self._routes[route] = self._seconds.labels(route)
-        histogram.observe(seconds)
+    def _count_exchanges(self, exchanges: Sequence[_Exchange]) -> None:
+        counts: dict[tuple[str, int], int] = {}
+        by_route: dict[str, list[float]] = {}
+        for route, status, seconds, failure in exchanges:
+            counts[route, status] = counts.get((route, status), 0) + 1
+            by_route.setdefault(route, []).append(seconds)
+            if failure:
+                self._failures.labels(route, failure).inc()
+        for (route, status), count in counts.items():
+            counter = self._counters.get((route, status))
+            if counter is None:
+                labels = (route, str(status), self._model_name)
+                counter = self._counters[route, status] = self._requests.labels(*labels)
+            counter.inc(count)
+        for route, times in by_route.items():
+            histogram = self._routes.get(route)
+            if histogram is None:
+                histogram = self._routes[route] = self._seconds.labels(route)
+            histogram.observe_all(times)
 
     def observe_encode(self, seconds: float) -> None:
         """As RequestMetrics."""
-        self._later(self._stages["encode"].observe, seconds)
+        self._encodes.add(seconds)
+
+    def _count_encodes(self, times: Sequence[float]) -> None:
+        self._stages["encode"].observe_all(times)
 
     def observe_response(self, response: Response) -> None:
         """A request has been answered."""
         counts = response.total_tokens, len(response.num_tokens), sum(response.truncated)
-        self._later(self._count_response, response.timings, *counts)
+        self._answers.add((response.timings, *counts))
 
-    def _count_response(self, timings: Timings, num_tokens: int, num_inputs: int, num_truncated: int) -> None:
-        for stage in ("tokenize", "queue", "compute", "total"):
-            self._stages[stage].observe(getattr(timings, stage))
-        self._tokens.inc(num_tokens)
-        self._inputs.inc(num_inputs)
-        self._truncated.inc(num_truncated)
+    def _count_answers(self, answers: Sequence[_Answer]) -> None:
+        timings, num_tokens, num_inputs, num_truncated = zip(*answers, strict=True)
+        for stage in _STAGES[:-1]:
+            self._stages[stage].observe_all([getattr(one, stage) for one in timings])
+        self._tokens.inc(sum(num_tokens))
+        self._inputs.inc(sum(num_inputs))
+        self._truncated.inc(sum(num_truncated))
 
     def observe_batch(
         self, *, lane: str, num_tokens: int, num_rows: int, num_duplicates: int, budget: int, seconds: float
     ) -> None:
         """A step has been computed, for `num_duplicates` inputs more than its rows."""
-        self._later(self._count_batch, lane, num_tokens, num_rows, num_duplicates, num_tokens / budget, seconds)
+        self._steps.add((lane, num_tokens, num_rows, num_duplicates, num_tokens / budget, seconds))
 
-    def _count_batch(
-        self, lane: str, num_tokens: int, num_rows: int, num_duplicates: int, share: float, seconds: float
-    ) -> None:
-        self._batch_tokens.observe(num_tokens)
-        self._batch_rows.observe(num_rows)
-        self._batch_budget.observe(share)
-        self._batch_seconds.observe(seconds)
-        self._lane_tokens.labels(lane).inc(num_tokens)
-        if num_duplicates:
-            self._duplicates.inc(num_duplicates)
+    def _count_steps(self, steps: Sequence[_Step]) -> None:
+        lanes, num_tokens, num_rows, num_duplicates, shares, seconds = zip(*steps, strict=True)
+        self._batch_tokens.observe_all(num_tokens)
+        self._batch_rows.observe_all(num_rows)
+        self._batch_budget.observe_all(shares)
+        self._batch_seconds.observe_all(seconds)
+        for lane, tokens in zip(lanes, num_tokens, strict=True):
+            self._lane_tokens.labels(lane).inc(tokens)
+        self._duplicates.inc(sum(num_duplicates))
 
     def observe_failed_batch(self) -> None:
         """A step raised; its halves are tried."""
@@ -192,7 +237,10 @@ class Metrics:
 
     def observe_refused(self, lane: str) -> None:
         """A request found its lane full."""
-        self._refused.labels(lane).inc()
+        counter = self._refused_by_lane.get(lane)
+        if counter is None:
+            counter = self._refused_by_lane[lane] = self._refused.labels(lane)
+        counter.inc()
 
     def observe_expired(self) -> None:
         """A request's deadline passed before it was computed."""
@@ -243,22 +291,9 @@ class Metrics:
     @property
     def registry(self) -> CollectorRegistry:
         """Where the samples are."""
-        self._count_pending()
+        for later in (self._exchanges, self._encodes, self._answers, self._steps):
+            later.count()
         return self.families.registry
-
-    def _later(self, count: Callable[..., None], *observed: Any) -> None:
-        self._pending.append((count, observed))
-        if len(self._pending) >= _MOST_PENDING:
-            self._count_pending()
-
-    def _count_pending(self) -> None:
-        """From any thread, from several at once too: each observation is taken off by one of them."""
-        while self._pending:
-            try:
-                count, observed = self._pending.popleft()
-            except IndexError:  # another thread had the last one
-                return
-            count(*observed)
 
     def _add_gauges(self, families: Families) -> None:
         self._queued_tokens = families.gauge("queued_tokens", "Tokens that wait for a step", "lane")

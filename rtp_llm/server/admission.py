@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -17,13 +18,13 @@ class Admission:
 
     def __init__(self, config: ServerConfig, num_sharers: int = 1) -> None:
         self._config = config
-        self._num_permits = -(-config.concurrency_limit // num_sharers)
-        self._permits = asyncio.Semaphore(self._num_permits)
+        self._num_places = self._num_free = -(-config.concurrency_limit // num_sharers)
+        self._patient: deque[asyncio.Future[None]] = deque()  # those who wait for a place, by age
 
     def check_room(self) -> None:
         """Overloaded when there is no place among those in flight: worth knowing before a body is decoded."""
-        if self._permits.locked():
-            limit, own = self._config.concurrency_limit, self._num_permits
+        if self._num_free == 0:
+            limit, own = self._config.concurrency_limit, self._num_places
             most = "the most allowed (concurrency_limit)"
             if own < limit:
                 most = f"this front-end's part of the most allowed, {limit} (concurrency_limit)"
@@ -32,16 +33,35 @@ class Admission:
     async def enter(self) -> None:
         """Take a place among those in flight; Overloaded when there is none."""
         self.check_room()
-        await self._permits.acquire()
+        self._num_free -= 1
 
     def leave(self) -> None:
-        """Give the place back."""
-        self._permits.release()
+        """Give the place back, to whoever has waited longest for one."""
+        while self._patient:
+            waiter = self._patient.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self._num_free += 1
+
+    async def _wait(self) -> None:
+        """Take a place as soon as there is one."""
+        if self._num_free:
+            self._num_free -= 1
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._patient.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():  # it had just got one
+                self.leave()
+            raise
 
     @asynccontextmanager
     async def place(self, *, patient: bool) -> AsyncIterator[None]:
         """A place among those in flight; where there is none, a `patient` caller waits for it, another is refused."""
-        await (self._permits.acquire() if patient else self.enter())
+        await (self._wait() if patient else self.enter())
         try:
             yield
         finally:

@@ -42,6 +42,7 @@ KINDS = (TaskType.DENSE, TaskType.SPARSE, TaskType.COLBERT, TaskType.TOKENS)
 # The item's `object` for a kind asked for by its path, and the item's key for one asked for in `output`.
 _OBJECTS = {TaskType.SPARSE: "sparse_embedding", TaskType.COLBERT: "colbert_embedding"}
 _KEYS = {TaskType.DENSE: "embedding", TaskType.TOKENS: "token_embeddings", **_OBJECTS}
+_DENSE_FIRST: Wanted = (*one_of(TaskType.DENSE), *one_of(*KINDS))
 _PIECE_BYTES = 256 << 10  # some milliseconds of rendering
 _VECTOR = {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]}
 _VECTORS = {"type": "array", "items": _VECTOR}
@@ -96,7 +97,10 @@ class KindsAnswer(msgspec.Struct, kw_only=True):
 
 def default_kind(info: ModelInfo) -> TaskType:
     """The first kind that the checkpoint offers; dense where it offers none, which the engine then refuses."""
-    return next((task for task in info.tasks if task in KINDS), TaskType.DENSE)
+    for task in info.tasks:
+        if task in KINDS:
+            return task
+    return TaskType.DENSE
 
 
 def dialect(kind: TaskType | None) -> Dialect[EmbeddingsBody]:
@@ -145,7 +149,7 @@ def multi_vector() -> Dialect[EmbeddingsBody]:
 
 def _wanted(body: EmbeddingsBody, kind: TaskType | None) -> Wanted:
     kind = TaskType.COLBERT if _is_multi(body, kind) else kind
-    return one_of(kind) if kind else (*one_of(TaskType.DENSE), *one_of(*KINDS))
+    return one_of(kind) if kind else _DENSE_FIRST
 
 
 def _is_multi(body: EmbeddingsBody, kind: TaskType | None) -> bool:

@@ -24,7 +24,7 @@ from rtp_llm.server.prompts import purpose_of_all
 from rtp_llm.server.sparse import SparseBody
 from rtp_llm.server.token_ids import check_ids
 from rtp_llm.server.usage import Usage, usage_json
-from rtp_llm.server.vectors import SCALED, VECTORS_A_PIECE, VectorType, check_type, finite
+from rtp_llm.server.vectors import SCALED, VECTORS_A_PIECE, VectorType, check_finite, check_type
 
 _LISTED_PARAMS = ("embedding_types", "embedding_type", "encoding_type")
 _TYPE_PARAMS = ("output_dtype", *_LISTED_PARAMS)
@@ -161,12 +161,17 @@ class EmbeddingsAnswer(msgspec.Struct, kw_only=True):
 
 def to_request(body: EmbeddingsBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     """What the body asks of the engine."""
-    modalities = body.modality if isinstance(body.modality, list) else [body.modality or "text"]
+    if body.modality is not None:
+        _check_modality(body.modality)
+    return Request(inputs=inputs_of(body.input, info, config), params=_params(body, info), request_id=request_id)
+
+
+def _check_modality(given: str | list[str]) -> None:
+    modalities = given if isinstance(given, list) else [given or "text"]
     other = next((word for word in modalities if word != "text"), None)
     if other is not None:
         message = f"modality: {other!r:.100} is not served; a text model is, so send texts"
         raise InvalidRequest(message, param="modality")
-    return Request(inputs=inputs_of(body.input, info, config), params=_params(body, info), request_id=request_id)
 
 
 def inputs_of(given: Inputs, info: ModelInfo, config: ServerConfig) -> Sequence[Input]:
@@ -243,10 +248,11 @@ def _adds_special_tokens(body: EmbeddingsBody) -> bool:
 
 def _normalize(body: EmbeddingsBody) -> bool | None:
     """What of `normalize` is wanted, with the checks of all that hangs on it."""
-    named = (body.normalize, body.normalized, body.use_activation)
-    normalize = next((value for value in named if value is not None), None)
+    normalize = body.normalize
+    if normalize is None:
+        normalize = body.use_activation if body.normalized is None else body.normalized
     kind = body.vector_type
-    if kind == "float" and not any(getattr(body, param) for param in _LISTED_PARAMS):
+    if kind == "float" and not (body.embedding_types or body.embedding_type or body.encoding_type):
         return normalize
     for param in _LISTED_PARAMS:
         named = getattr(body, param)
@@ -297,10 +303,12 @@ def render(body: EmbeddingsBody, response: Response, info: ModelInfo) -> Iterato
     opening = b'{"object":"list","data":['
     closing = b'],"model":%b,"usage":%b}' % (orjson.dumps(info.name), usage_json(response))
     for start in range(0, len(matrix), VECTORS_A_PIECE):
+        stop = min(start + VECTORS_A_PIECE, len(matrix))
+        check_finite(matrix[start:stop], start)
         rows = [
             b'{"object":"embedding","index":%d,"embedding":%b%b'
-            % (index, encode(finite(row, index)), b',"truncated":true}' if truncated[index] else b"}")
-            for index, row in enumerate(matrix[start : start + VECTORS_A_PIECE], start)
+            % (index, encode(matrix[index]), b',"truncated":true}' if truncated[index] else b"}")
+            for index in range(start, stop)
         ]
-        yield opening + b",".join(rows) + (closing if start + VECTORS_A_PIECE >= len(matrix) else b"")
+        yield opening + b",".join(rows) + (closing if stop == len(matrix) else b"")
         opening = b","

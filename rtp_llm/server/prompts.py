@@ -47,6 +47,8 @@ def _prompt_for(word: str, info: ModelInfo, param: str) -> str | None:
 
 def purpose_of_all(input_type: str | None, task: str | None, lora_task: str | None, info: ModelInfo) -> Purpose:
     """What these words ask for together, `lora_task` for an adapter alone; InvalidRequest where they are at odds."""
+    if not (input_type or task or lora_task):
+        return Purpose()
     by_type, by_task = purpose_for(input_type, info, "input_type"), purpose_for(task, info, "task")
     # An adapter's name says nothing of a side where one serves both.
     says_both = input_type and task and (task not in info.adapters or _side(task))

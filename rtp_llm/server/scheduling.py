@@ -3,13 +3,13 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Annotated, Any, TypeAlias
 
 from msgspec import Meta
 
 from rtp_llm.core import Request
 from rtp_llm.errors import InvalidRequest
+from rtp_llm.records import changed
 
 PRIORITY_HEADER = b"x-priority"
 _PRIORITIES = ("auto", "interactive", "bulk")
@@ -47,4 +47,4 @@ def scheduled(
         changes.clear()
     if math.isfinite(seconds):
         changes["deadline"] = time.monotonic() + seconds
-    return replace(request, **changes) if changes else request
+    return changed(request, **changes) if changes else request

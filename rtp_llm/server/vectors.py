@@ -11,12 +11,12 @@ binary          ubinary - 128, as signed bytes
 Both binary types equal sentence_transformers' quantize_embeddings; its int8 depends on the texts it is calibrated with.
 """
 
-import binascii
 import math
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import Any, Literal, TypeAlias, get_args
 
+import msgspec
 import numpy as np
 import orjson
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from rtp_llm.core import FloatArray
 from rtp_llm.errors import EngineFailure, InvalidRequest
 
+_bytes_encoder = msgspec.json.Encoder()
 VectorType: TypeAlias = Literal["float", "float32", "float16", "int8", "uint8", "binary", "ubinary"]
 VECTOR_TYPES: tuple[str, ...] = get_args(VectorType)
 SCALED: tuple[str, ...] = ("int8", "uint8")  # made of unit vectors
@@ -68,9 +69,16 @@ def finite(row: FloatArray, index: int) -> FloatArray:
     return row
 
 
+def check_finite(rows: FloatArray, start: int) -> None:
+    """`finite` of the numbers [n, d] of the inputs from `start` on, at once where all are in order."""
+    if not math.isfinite(np.vdot(rows, rows)):  # flattens them
+        for index, row in enumerate(rows, start):
+            finite(row, index)
+
+
 def as_base64(row: NDArray[Any]) -> bytes:
     """A JSON string: the row, which is little-endian and contiguous, in base64."""
-    return b'"%b"' % binascii.b2a_base64(row.data, newline=False)
+    return _bytes_encoder.encode(row.tobytes())  # NOTE: binascii takes half as long again
 
 
 def as_numbers(row: NDArray[Any]) -> bytes:
@@ -82,8 +90,9 @@ def arrays(rows: FloatArray, encode: Callable[[FloatArray], bytes] = as_numbers)
     """[n, d] fp32 -> a JSON array of what `encode` makes of each row, some rows at a time; EngineFailure: `finite`."""
     rows, opening = np.ascontiguousarray(rows, "<f4"), b"["
     for start in range(0, len(rows), VECTORS_A_PIECE):
-        piece = enumerate(rows[start : start + VECTORS_A_PIECE], start)
-        yield opening + b",".join(encode(finite(row, index)) for index, row in piece)
+        piece = rows[start : start + VECTORS_A_PIECE]
+        check_finite(piece, start)
+        yield opening + b",".join([encode(row) for row in piece])
         opening = b","
     yield b"]" if len(rows) else b"[]"
 
