@@ -1,4 +1,4 @@
-"""DeBERTa-v2 and v3 against transformers' DebertaV2Model."""
+"""DeBERTa-v2 and v3 against transformers' DebertaV2Model, and the first DeBERTa against its DebertaModel."""
 
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,29 @@ SHAPES: dict[str, dict[str, Any]] = {
     "absolute": {**EVEN, "relative_attention": False, "pos_att_type": ["p2c", "c2p"]},
     "no kind": {**EVEN, "position_buckets": 8, "norm_rel_ebd": "layer_norm"},
 }  # fmt: skip
+# Of the first DeBERTa.
+FIRST: dict[str, dict[str, Any]] = {
+    # As microsoft/deberta-base. Some sequences under test are longer than the distances that it tells apart.
+    "v1": {**EVEN, "position_biased_input": False, "pos_att_type": "c2p|p2c", "max_position_embeddings": 64},
+    "v1, odd": {
+        **ODD, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 20, "max_position_embeddings": 301,
+        "type_vocab_size": 3, "embedding_size": 17,
+    },
+    "v1, far": {**ODD, "position_biased_input": False, "pos_att_type": ["c2p", "p2c"], "hidden_act": "gelu_new"},
+    "v1, c2p": {**ODD, "position_biased_input": False, "pos_att_type": ["c2p"]},
+    "v1, p2c": {**EVEN, "position_biased_input": False, "pos_att_type": "p2c"},
+    "v1, absolute": {**EVEN, "relative_attention": False, "pos_att_type": ["p2c", "c2p"]},
+    "v1, no kind": {**EVEN},
+}  # fmt: skip
 LENGTHS = (1, 2, 17, 64, 7, 300, 33)
 
 
 def save(folder: Path, shape: str, head: str = "Model", **changes: Any) -> Any:
     """A random checkpoint in which distance matters."""
     torch.manual_seed(0)
-    config = transformers.DebertaV2Config(**{**COMMON, **SHAPES[shape], **changes})
-    model = getattr(transformers, f"DebertaV2{head}")(config).eval()
+    family = "Deberta" if shape in FIRST else "DebertaV2"
+    config = getattr(transformers, f"{family}Config")(**{**COMMON, **(SHAPES | FIRST)[shape], **changes})
+    model = getattr(transformers, f"{family}{head}")(config).eval()
     add_noise(model)
     if config.relative_attention:
         with torch.no_grad():
@@ -72,11 +87,11 @@ def save(folder: Path, shape: str, head: str = "Model", **changes: Any) -> Any:
 
 def items_of(shape: str, lengths: tuple[int, ...] = LENGTHS) -> list[Item]:
     items = make_items(lengths)
-    return items if "type_vocab_size" in SHAPES[shape] else untyped(items)
+    return items if "type_vocab_size" in (SHAPES | FIRST)[shape] else untyped(items)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *FIRST])
 def test_equals_transformers(shape: str, backend: str, tmp_path: Path) -> None:
     theirs, items, ops = save(tmp_path, shape), items_of(shape), BACKENDS[backend]()
     ours = hidden_states(load(tmp_path, ops), ops, items)
@@ -84,7 +99,7 @@ def test_equals_transformers(shape: str, backend: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["numpy", "native"])
-@pytest.mark.parametrize("shape", ["v3", "own projections", "p2c"])
+@pytest.mark.parametrize("shape", ["v3", "own projections", "p2c", "v1", "v1, odd"])
 def test_packed_equals_alone_in_any_order_bit_for_bit(shape: str, backend: str, tmp_path: Path) -> None:
     save(tmp_path, shape)
     ops, items = BACKENDS[backend](), items_of(shape)
@@ -93,9 +108,10 @@ def test_packed_equals_alone_in_any_order_bit_for_bit(shape: str, backend: str, 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_wanted_rows_and_every_layer(backend: str, tmp_path: Path) -> None:
-    theirs, ops = save(tmp_path, "v3"), BACKENDS[backend]()
-    items = items_of("v3", (5, 1, 33, 17, 2))
+@pytest.mark.parametrize("shape", ["v3", "v1"])
+def test_wanted_rows_and_every_layer(shape: str, backend: str, tmp_path: Path) -> None:
+    theirs, ops = save(tmp_path, shape), BACKENDS[backend]()
+    items = items_of(shape, (5, 1, 33, 17, 2))
     model = load(tmp_path, ops)
     every = last_states(model, ops, items, "all")
     assert_same(backend, last_states(model, ops, items, "first"), np.stack([rows[0] for rows in every]))
@@ -104,11 +120,14 @@ def test_wanted_rows_and_every_layer(backend: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("head", ["ForMaskedLM", "ForSequenceClassification", "ForTokenClassification"])
-def test_prefixed_checkpoints_load_and_heads_are_ignored(head: str, tmp_path: Path) -> None:
-    theirs, items, ops = save(tmp_path, "v3", head), items_of("v3"), BACKENDS["numpy"]()
+@pytest.mark.parametrize(("shape", "model_type"), [("v3", "deberta-v2"), ("v1", "deberta")])
+def test_prefixed_checkpoints_load_and_heads_are_ignored(
+    shape: str, model_type: str, head: str, tmp_path: Path
+) -> None:
+    theirs, items, ops = save(tmp_path, shape, head), items_of(shape), BACKENDS["numpy"]()
     assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs.base_model, items)) <= 1e-5
     architecture = {"architectures": read_json(tmp_path, "config.json")["architectures"]}
-    assert find_model_type("auto", architecture) == "deberta-v2"
+    assert find_model_type("auto", architecture) == model_type
 
 
 def test_what_the_authors_files_have_beside(tmp_path: Path) -> None:

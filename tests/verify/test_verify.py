@@ -21,7 +21,7 @@ from rtp_llm.verify.table import as_object, as_text
 from tests.checkpoint.test_lora import bert_adapter
 from tests.engine.test_tokenizer import BERTS, ROBERTAS, byte_level
 from tests.models.test_bart import save as save_bart
-from tests.models.test_deberta_v1 import save as save_deberta
+from tests.models.test_deberta import save as save_deberta
 from tests.models.test_dpr import save as save_dpr
 from tests.tasks.checkpoints import save, save_m3
 from tests.tasks.late import save as save_late
@@ -150,7 +150,7 @@ def test_classifier(problem_type: str | None, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_labels", [1, 3])
 def test_the_first_deberta_has_one_separator(num_labels: int, tmp_path: Path) -> None:
-    save_deberta(tmp_path, "base", HEAD.replace("Bert", ""), vocab_size=400, num_labels=num_labels)
+    save_deberta(tmp_path, "v1", HEAD.replace("Bert", ""), vocab_size=400, num_labels=num_labels)
     byte_level(tmp_path, BERTS)
     check_equal(run(tmp_path, Options(lines=PAIR_LINES)), {"classify", *(["rerank"] if num_labels == 1 else [])})
 

@@ -1,5 +1,7 @@
 // The activations that a linear layer fuses.
 #pragma once
+#include <type_traits>
+
 #include "simd.h"
 
 namespace {
@@ -94,5 +96,18 @@ inline Vec tanh(Vec x) {
 }
 
 inline Vec identity(Vec x) { return x; }
+
+// Calls `work` with the function of an activation as the value of a type.
+template <class Work>
+inline void with_activation(int activation, const Work& work) {
+  switch (activation) {
+    case kGelu: return work(std::integral_constant<Vec (*)(Vec), gelu>());
+    case kGeluTanh: return work(std::integral_constant<Vec (*)(Vec), gelu_tanh>());
+    case kRelu: return work(std::integral_constant<Vec (*)(Vec), relu>());
+    case kSilu: return work(std::integral_constant<Vec (*)(Vec), silu>());
+    case kTanh: return work(std::integral_constant<Vec (*)(Vec), tanh>());
+    default: return work(std::integral_constant<Vec (*)(Vec), identity>());
+  }
+}
 
 }  // namespace

@@ -42,13 +42,7 @@ struct Activate {
   int64_t plan(int threads) { return plan_rows(rows, threads, block); }
 
   void run(int64_t task) const {
-    switch (activation) {
-      case kGelu: return run_with<gelu>(task);
-      case kGeluTanh: return run_with<gelu_tanh>(task);
-      case kRelu: return run_with<relu>(task);
-      case kSilu: return run_with<silu>(task);
-      default: return run_with<tanh>(task);
-    }
+    with_activation(activation, [&](auto function) { run_with<decltype(function)::value>(task); });
   }
 
  private:
@@ -72,13 +66,7 @@ struct Gated {
   int64_t plan(int threads) { return plan_rows(rows, threads, block); }
 
   void run(int64_t task) const {
-    switch (activation) {
-      case kGelu: return run_with<gelu>(task);
-      case kGeluTanh: return run_with<gelu_tanh>(task);
-      case kRelu: return run_with<relu>(task);
-      case kSilu: return run_with<silu>(task);
-      default: return run_with<tanh>(task);
-    }
+    with_activation(activation, [&](auto function) { run_with<decltype(function)::value>(task); });
   }
 
  private:
