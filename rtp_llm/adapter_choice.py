@@ -15,7 +15,7 @@ _WAY_OUT = "leave lora_task out of --json_model_override_args to have all, or na
 
 def check_adapter(name: str, info: ModelInfo, param: str) -> None:
     """InvalidRequest for an adapter that the model does not have."""
-    if name in info.adapters or name == info.merged_adapter:
+    if name and name in (*info.adapters, info.merged_adapter):
         return
     if info.merged_adapter:
         message = (

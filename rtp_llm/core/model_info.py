@@ -14,6 +14,7 @@ class ModelInfo:
     scores_are_probabilities  of a reranker that is a language model: P(yes), where a cross-encoder has a logit
     max_sim                   what the checkpoint's authors make of a query's vectors' similarities to a document
     full_dimension            how many a request may ask for, where the checkpoint's truncate_dim makes `dimension` less
+    empty_prompts             those of the prompts that put nothing before a text
     adapters                  names of the checkpoint's adapters (LoRA), of which a request may choose one
     merged_adapter            the one chosen at load: it is in the weights, and there are no others; empty: none
     needs_adapter             without an adapter its vectors mean nothing: a request must choose one
@@ -34,6 +35,7 @@ class ModelInfo:
     dtype: str
     max_batch_tokens: int
     prompts: tuple[str, ...] = ()
+    empty_prompts: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     pooling: str = ""
     adapters: tuple[str, ...] = ()

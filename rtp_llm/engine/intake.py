@@ -96,12 +96,19 @@ class Intake:
 
 def _check_end(item: Item, token: int | None) -> None:
     """InvalidInput unless this token is its last; None: any may be."""
-    if token is not None and item.input_ids[-1] != token:
+    if token is None or item.input_ids[-1] == token:
+        return
+    if item.truncated:
         raise InvalidInput(
             item.index,
-            f" ends with token {item.input_ids[-1]}, and this model's head reads its end token, {token}: end ids with "
-            "that, and leave add_special_tokens true of texts",
+            f" was cut to {item.num_tokens} tokens and has lost its end token, {token}, which this model's head reads: "
+            "shorten it",
         )
+    raise InvalidInput(
+        item.index,
+        f" ends with token {item.input_ids[-1]}, and this model's head reads its end token, {token}: end ids with "
+        "that, and leave add_special_tokens true of texts",
+    )
 
 
 def _cut_end(item: Item, token: int | None) -> None:

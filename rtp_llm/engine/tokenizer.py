@@ -285,6 +285,8 @@ class Tokenizer:
         most = params.max_tokens_per_doc if is_document else None
         if length > self.max_seq_len or most is not None or (is_pair and params.truncation == "only_second"):
             columns = [column for column in (ids, types, spans) if column is not None]
+            if is_pair and params.truncation == "only_first":
+                self._check_second(encoding, index)
             self._cut(encoding, params, columns, most, is_pair=is_pair)
         truncated = len(ids) < length
         if truncated and (most is None or len(ids) == self.max_seq_len):
@@ -315,6 +317,16 @@ class Tokenizer:
             of_both, which = (" with the other text of its pair", "one of them") if is_pair else ("", "it")
             problem = f" has at least {length} tokens{of_both} and the limit is {self.max_seq_len}; shorten or split"
             raise InputTooLong(index, f"{problem} {which}, or set {InputTooLong.CUT}")
+
+    def _check_second(self, encoding: Encoding, index: int) -> None:
+        """InputTooLong where the second text of a pair, which is not cut, leaves the first no room."""
+        sequence_ids = encoding.sequence_ids
+        length, room = sequence_ids.count(1), self.max_seq_len - sequence_ids.count(None)
+        if length >= room:
+            problem = (
+                f" has {length} tokens in the second text of its pair, a label's, which is not cut: at most {room - 1}"
+            )
+            raise InputTooLong(index, f"{problem} leave the first one room; shorten that")
 
     def _cut(
         self,

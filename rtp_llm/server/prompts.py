@@ -1,5 +1,6 @@
 """What an input is for, in the words of several APIs -> the checkpoint's prompt for it, and the model's adapter."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rtp_llm.adapter_choice import adapter_for, check_adapter
@@ -30,19 +31,26 @@ def purpose_for(word: str | None, info: ModelInfo, param: str) -> Purpose:
 
 
 def _prompt_for(word: str, info: ModelInfo, param: str) -> str | None:
-    if word in info.prompts:
-        return word
+    # Every model has "query" and "document", as in sentence-transformers: those that say something go before these.
+    for prompts in ([name for name in info.prompts if name not in info.empty_prompts], info.prompts):
+        found = _prompt_among(word, prompts)
+        if found is not None:
+            return found
     if word == "image":
         raise InvalidRequest(f"{param}: image: a text model is served; say what the texts are for", param=param)
-    word = _OF_CODE.get(word, word)
-    for words in (QUERY_PROMPTS, DOCUMENT_PROMPTS):
-        if word in words:
-            return next((name for name in words if name in info.prompts), None)
     own = (*info.adapters, info.merged_adapter)
-    if word in _OTHER_WORDS or word in own:
+    if word in _OTHER_WORDS or word in own or _side(word) is not None:
         return None
     named = filter(None, (*info.prompts, *own, *QUERY_PROMPTS, *DOCUMENT_PROMPTS, *_OF_CODE, *_OTHER_WORDS))
     raise InvalidRequest(f"{param}: {word!r:.100} is not one of {', '.join(dict.fromkeys(named))}", param=param)
+
+
+def _prompt_among(word: str, prompts: Sequence[str]) -> str | None:
+    """The prompt of this name, or the first of the side that it stands for; None: there is none."""
+    if word in prompts:
+        return word
+    words = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS, None: ()}[_side(word)]
+    return next((name for name in words if name in prompts), None)
 
 
 def purpose_of_all(input_type: str | None, task: str | None, lora_task: str | None, info: ModelInfo) -> Purpose:

@@ -79,12 +79,13 @@ def test_of_many_requests_at_a_time_each_has_its_own(folder: Path) -> None:
         np.testing.assert_array_equal(found[place], alone[name])
 
 
-def test_one_that_there_is_not(folder: Path, tiny_bert: Path) -> None:
+@pytest.mark.parametrize("name", ["summary", ""])
+def test_one_that_there_is_not(name: str, folder: Path, tiny_bert: Path) -> None:
     with (
         Model(folder) as model,
-        pytest.raises(InvalidRequest, match="'summary' is not one of the model's adapters: retr"),
+        pytest.raises(InvalidRequest, match=f"'{name}' is not one of the model's adapters: retr"),
     ):
-        model.embed(TEXTS, adapter="summary")
+        model.embed(TEXTS, adapter=name)
     with Model(tiny_bert) as model, pytest.raises(InvalidRequest, match="this model has no adapters; leave it out"):
         model.embed(TEXTS, adapter="summary")
 

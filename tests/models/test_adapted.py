@@ -15,7 +15,7 @@ from rtp_llm.errors import CheckpointError
 from rtp_llm.models import Model, adapted
 from rtp_llm.ops import Ops
 from tests.backends import BACKENDS
-from tests.checkpoint.test_lora import numbers, pair, write_adapter
+from tests.checkpoint.test_lora import numbers, pair, start_again, write_adapter
 from tests.models import test_jina_v3 as v3
 from tests.models import test_jina_v5 as v5
 from tests.models.oracle import hidden_states, load, make_items, reference, untyped, worst
@@ -31,6 +31,7 @@ KINDS = ("v3", "v5 Qwen3", "v5 EuroBert")
 
 def save(folder: Path, kind: str) -> tuple[Any, list[dict[str, Any]]]:
     """A checkpoint with four adapters or more -> transformers' model, and what each adapter adds, by its modules."""
+    start_again()
     return _save_v3(folder) if kind == "v3" else _save_v5(folder, kind.removeprefix("v5 "))
 
 

@@ -168,6 +168,8 @@ def test_ids_without_the_end_token_are_refused(tmp_path: Path) -> None:
             model.classify([[0, 8, 2], [0, 8, 9]])
         with pytest.raises(InvalidRequest, match="input 0 ends with token .* leave add_special_tokens true of texts"):
             model.classify(["so sunny"], add_special_tokens=False)
+        with pytest.raises(InvalidRequest, match="input 0 was cut to 40 tokens and has lost its end token, 2, which"):
+            model.classify([[0, 8] * 30 + [2]])
         ours = model.classify([[0, 8, 2, 9, 2]], activation="none")
     with torch.no_grad():
         assert np.abs(ours - theirs(torch.tensor([[0, 8, 2, 9, 2]])).logits.numpy()).max() <= 1e-5

@@ -12,6 +12,8 @@ PROMPTS = ("retrieval.query", "retrieval.passage")
 V3: dict[str, Any] = {
     "adapters": (*PROMPTS, "separation", "classification", "text-matching"), "prompts": PROMPTS,
 }  # fmt: skip
+# As of a checkpoint: these two are there in any case, and say nothing.
+LOADED = {**V3, "prompts": ("query", "document", *PROMPTS), "empty_prompts": ("query", "document")}
 V5: dict[str, Any] = {
     "adapters": ("classification", "clustering", "retrieval", "text-matching"), "prompts": ("query", "document"),
 }  # fmt: skip
@@ -47,7 +49,20 @@ def asked(facts: dict[str, Any], body: dict[str, Any], path: str = EMBEDDINGS) -
     ],
 )
 def test_of_v3(body: dict[str, Any], adapter: str | None, prompt: str | None) -> None:
-    assert asked(V3, {"input": "a", **body}) == (adapter, prompt)
+    for facts in (V3, LOADED):
+        assert asked(facts, {"input": "a", **body}) == (adapter, prompt)
+
+
+@pytest.mark.parametrize(
+    ("word", "prompt"), [("query", "search_query"), ("corpus", "search_document"), ("code.query", "search_query")]
+)
+def test_a_side_takes_a_prompt_that_says_something(word: str, prompt: str) -> None:
+    names = ("query", "document", "search_query", "search_document")
+    assert asked({"prompts": names, "empty_prompts": names[:2]}, {"input": "a", "input_type": word}) == (None, prompt)
+    assert asked({"prompts": names[:2], "empty_prompts": names[:2]}, {"input": "a", "input_type": "query"}) == (
+        None,
+        "query",
+    )
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,27 @@ def test_refusals(body: dict[str, Any], parameters: dict[str, Any], message: str
     assert message in told and (status, kind) in ((422, "Validation"), (400, "Empty"))
 
 
+def test_a_small_body_makes_no_large_hypotheses(both: Any) -> None:
+    asked = {"candidate_labels": ["a" * 20_000], "hypothesis_template": "{}" * 5_000}
+    status, _, message = refused(both[0], "/predict", inputs="a", parameters=asked)
+    assert status == 422 and "for 1 labels it has 100000000 characters, the limit is" in message
+
+
+def test_a_hypothesis_is_not_cut(both: Any) -> None:
+    asked = {"candidate_labels": ["sunny", "so sunny " * LIMIT]}
+    status, kind, message = refused(both[0], "/predict", inputs="a", parameters=asked)
+    assert (status, kind) == (422, "Validation")
+    assert message.startswith("inputs has 1") and "tokens in the second text of its pair, a label's" in message
+
+
+def test_labels_are_a_classifiers_to_judge(dense: Served) -> None:
+    """And no text of an embedder's, whose answer would be a vector."""
+    for path in ("/", "/invocations", "/predict"):
+        status, _, message = refused(dense, path, inputs="a", parameters={"candidate_labels": ["b"]})
+        assert status == 424 and "a model that was trained on NLI is needed" in message
+        assert dense.post("/", inputs="a", parameters={"candidate_labels": None})
+
+
 def test_a_model_without_entailment_refuses(classifier: Served) -> None:
     status, kind, message = refused(classifier, "/", inputs="a", parameters={"candidate_labels": ["b"]})
     assert (status, kind) == (424, "Backend")

@@ -22,7 +22,8 @@ from rtp_llm.server.tei.tokens import DECODE
 from rtp_llm.server.tei.zero_shot import PREDICT
 
 INFO_PATH, PING_PATH = "/info", "/ping"
-_inputs = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_parts = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_NULL = msgspec.Raw(b"null")
 
 
 class TeiInfo(msgspec.Struct, kw_only=True):
@@ -45,17 +46,28 @@ class TeiInfo(msgspec.Struct, kw_only=True):
     docker_label: str | None
 
 
+def _parts_of(content: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
+    """An object's values as they stand there; none where it cannot be read, which is for a dialect to refuse."""
+    try:
+        return _parts.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+
+
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """`inputs` of a body for / and /invocations: an object is two sides to compare, else the model decides."""
+    """`inputs` of a body for / and /invocations: an object is two sides to compare, else the model decides.
+
+    But labels are asked of a classifier, which the body then need not name.
+    """
 
     error_form: ErrorForm = frame.error_form
 
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
-        try:
-            given = bytes(_inputs.decode(content).get("inputs", b"")).lstrip()
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            given = b""
+        body = _parts_of(content)
+        if _parts_of(body.get("parameters", b"")).get("candidate_labels", _NULL) != _NULL:
+            return PREDICT.choose(content, exchange, catalog)
+        given = bytes(body.get("inputs", b"")).lstrip()
         info = catalog.of_body(content, exchange.headers).info()
         route = SIMILARITY if given.startswith(b"{") else _by_model(info)
         return route.choose(content, exchange, catalog)

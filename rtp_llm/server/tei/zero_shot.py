@@ -13,7 +13,7 @@ import orjson
 
 from rtp_llm.config import ServerConfig
 from rtp_llm.core import FloatArray, Input, ModelInfo, Request, Response, TaskType
-from rtp_llm.errors import InvalidRequest, UnsupportedTask
+from rtp_llm.errors import InvalidRequest, RequestTooLarge, UnsupportedTask
 from rtp_llm.server.catalog import CLASSIFIERS
 from rtp_llm.server.checks import check_count, check_least
 from rtp_llm.server.cuts import truncated_header
@@ -72,6 +72,19 @@ def _candidates(body: PredictBody) -> list[str]:
     return body.own_parameters.candidate_labels or []
 
 
+def _check_characters(template: str, candidates: list[str], config: ServerConfig) -> None:
+    """RequestTooLarge where the template, written out for each label, is longer than a body may be."""
+    places = template.count(_LABEL)
+    count = sum(len(template) + places * (len(label) - len(_LABEL)) for label in candidates)
+    if count > config.max_body_bytes:
+        name = "parameters.hypothesis_template"
+        raise RequestTooLarge(
+            f"{name}: for {len(candidates)} labels it has {count} characters, the limit is {config.max_body_bytes} "
+            "(max_body_bytes): shorten it, or send fewer labels",
+            param=name,
+        )
+
+
 def _to_request(body: PredictBody, info: ModelInfo, config: ServerConfig, request_id: str) -> Request:
     asked, candidates, texts = body.own_parameters, _candidates(body), _texts(body)
     template = _TEMPLATE if asked.hypothesis_template is None else asked.hypothesis_template
@@ -81,12 +94,14 @@ def _to_request(body: PredictBody, info: ModelInfo, config: ServerConfig, reques
     if _LABEL not in template:
         name = "parameters.hypothesis_template"
         raise InvalidRequest(f"{name}: {template!r:.200} has no {_LABEL}, where a label has its place", param=name)
+    _check_characters(template, candidates, config)
     check_least(asked.top_k, 1, "parameters.top_k", without="all labels")
     if body.raw_scores or asked.function_to_apply is not None:
         name = "raw_scores" if body.raw_scores else "parameters.function_to_apply"
         raise InvalidRequest(f"{name}: candidate_labels have probabilities; leave it out", param=name)
     entailment(info)
-    inputs: list[Input] = [(text, template.replace(_LABEL, label)) for text in texts for label in candidates]
+    hypotheses = [template.replace(_LABEL, label) for label in candidates]
+    inputs: list[Input] = [(text, hypothesis) for text in texts for hypothesis in hypotheses]
     params = frame.truncation(body.truncate, body.truncation_direction)
     params = replace(params, activation="none", truncation="only_first")
     return Request(inputs=inputs, tasks=(TaskType.CLASSIFY,), params=params, request_id=request_id)
