@@ -2,7 +2,7 @@
 
 from rtp_llm.core import NO_ADAPTER, ModelInfo, Params
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.sides import DOCUMENT_PROMPTS, QUERY_PROMPTS, side_of
+from rtp_llm.sides import names_of_side
 
 # jina-embeddings-v5 has one adapter for both sides, which its prompts tell apart.
 _BOTH_SIDES = "retrieval"
@@ -44,7 +44,7 @@ def _found(word: str, adapters: tuple[str, ...]) -> str | None:
         return word
     if _SAME.get(word) in adapters:
         return _SAME[word]
-    words = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS, None: ()}[side_of(word)]
+    words = names_of_side(word)
     names = (*words, _BOTH_SIDES) if words else ()
     return next((name for name in names if name in adapters), None)
 

@@ -33,7 +33,7 @@ def open_tensors(folder: Path) -> TensorSource:
     """
     if find(folder, CONFIG) is not None:
         return open_lora(open_weights(folder), folder)
-    return AdapterFolders(folder) if has_folders(folder) and adapter_places(folder) else open_weights(folder)
+    return AdapterFolders(folder) if adapter_places(folder) and has_folders(folder) else open_weights(folder)
 
 
 def adapter_summary(folder: Path) -> str | None:

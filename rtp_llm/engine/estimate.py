@@ -72,8 +72,6 @@ class Estimate:
         return stop
 
     def _characters(self, value: Input) -> int:
-        if isinstance(value, str):
-            return _EACH + self.lead + len(value)
         if isinstance(value, list):
             return _EACH + len(value)
         return _EACH + self._length(value) + (self.around_pair if isinstance(value, tuple) else 0)
@@ -86,8 +84,7 @@ class Estimate:
             return self._in_chunks(value)
         if isinstance(value, list):
             return min(len(value), self.max_seq_len)
-        length = self.lead + len(value) if isinstance(value, str) else self._length(value)
-        return min(_SPECIAL_TOKENS + length // _CHARACTERS_PER_TOKEN, self.max_seq_len)
+        return min(_SPECIAL_TOKENS + self._length(value) // _CHARACTERS_PER_TOKEN, self.max_seq_len)
 
     def _in_chunks(self, value: Input) -> int:
         """All of a text is read, each chunk of it with the prompt and special tokens of its own."""

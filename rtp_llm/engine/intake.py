@@ -73,9 +73,12 @@ class Intake:
         self._check_answer(request, job.total_tokens)
         for task in request.tasks:
             unread, last = self._tasks[task].unread_end, self._tasks[task].last_token
-            for item in items if unread is not None or last is not None else ():
-                _check_end(item, last)
-                _cut_end(item, unread)
+            if last is not None:
+                for item in items:
+                    _check_end(item, last)
+            if unread is not None:
+                for item in items:
+                    _cut_end(item, unread)
         return items
 
     def _check_answer(self, request: Request, num_tokens: int) -> None:
@@ -94,9 +97,9 @@ class Intake:
             )
 
 
-def _check_end(item: Item, token: int | None) -> None:
-    """InvalidInput unless this token is its last; None: any may be."""
-    if token is None or item.input_ids[-1] == token:
+def _check_end(item: Item, token: int) -> None:
+    """InvalidInput unless this token is its last."""
+    if item.input_ids[-1] == token:
         return
     if item.truncated:
         raise InvalidInput(
@@ -111,10 +114,8 @@ def _check_end(item: Item, token: int | None) -> None:
     )
 
 
-def _cut_end(item: Item, token: int | None) -> None:
-    """Without the tokens of this kind at the end; of an item that has no others, the first stays. None: as it is."""
-    if token is None:
-        return
+def _cut_end(item: Item, token: int) -> None:
+    """Without the tokens of this kind at the end; of an item that has no others, the first stays."""
     length = last_read(item.input_ids, token) + 1
     if length < item.num_tokens:
         item.input_ids = item.input_ids[:length]

@@ -25,6 +25,5 @@ def only_second(first: int, second: int, room: int, limit: int) -> tuple[int, in
 
 
 def only_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many of a pair's tokens stay: all of the second that fit, and of the first what fits beside them."""
-    second = min(second, room)
+    """How many of a pair's tokens stay: all of the second, which are fewer than fit, and of the first what does too."""
     return min(first, room - second), second

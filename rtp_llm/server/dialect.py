@@ -153,9 +153,7 @@ class Dialect(Generic[Body]):
             engine, info, request = await service.turns.call(catalog.choose, asked, wanted, to_request)
         if not config.auto_truncate and not _says_what_is_cut(body):
             request = replace(request, params=replace(request.params, truncate=False))
-        if not _OF_MANY_NUMBERS.isdisjoint(request.tasks):
-            request = limited(request, config, self.number_bytes(body))
-        return engine, info, body, request
+        return engine, info, body, limited(request, config, self.number_bytes(body))
 
     def _wanted(self, body: Body) -> Wanted:
         return self.wanted(body) if callable(self.wanted) else self.wanted

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from rtp_llm.adapter_choice import adapter_for, check_adapter
 from rtp_llm.core import ModelInfo
 from rtp_llm.errors import InvalidRequest
-from rtp_llm.sides import DOCUMENT_PROMPTS, QUERY_PROMPTS, side_of
+from rtp_llm.sides import DOCUMENT_PROMPTS, QUERY_PROMPTS, names_of_side, side_of
 
 # Jina's words for the sides where code is looked for.
 _OF_CODE = {"code.query": "query", "code.passage": "passage"}
@@ -49,8 +49,7 @@ def _prompt_among(word: str, prompts: Sequence[str]) -> str | None:
     """The prompt of this name, or the first of the side that it stands for; None: there is none."""
     if word in prompts:
         return word
-    words = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS, None: ()}[_side(word)]
-    return next((name for name in words if name in prompts), None)
+    return next((name for name in names_of_side(_OF_CODE.get(word, word)) if name in prompts), None)
 
 
 def purpose_of_all(input_type: str | None, task: str | None, lora_task: str | None, info: ModelInfo) -> Purpose:

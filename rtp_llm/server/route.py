@@ -64,12 +64,13 @@ class Choice:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             body = None
         found = ((route, getattr(body, key, msgspec.UNSET)) for key, route in self.by_key.items())
-        route = next((route for route, value in found if _is_given(value)), self.otherwise)
+        route = next((route for route, value in found if is_given(value)), self.otherwise)
         exchange.error_form = route.error_form  # a route that goes by the model may find none
         return route.choose(content, exchange, catalog)
 
 
-def _is_given(value: msgspec.Raw | msgspec.UnsetType) -> bool:
+def is_given(value: msgspec.Raw | msgspec.UnsetType) -> bool:
+    """Whether a body has a value for a key, and not null."""
     return isinstance(value, msgspec.Raw) and (memoryview(value).nbytes != 4 or bytes(value) != b"null")
 
 

@@ -14,7 +14,7 @@ from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.errors import ErrorForm
 from rtp_llm.server.exchange import Exchange
-from rtp_llm.server.route import Answerer, Choice, Route
+from rtp_llm.server.route import Answerer, Choice, Route, is_given
 from rtp_llm.server.tei import frame
 from rtp_llm.server.tei.embed import EMBED, EMBED_ALL, EMBED_SPARSE, SIMILARITY
 from rtp_llm.server.tei.scores import RERANK
@@ -23,7 +23,6 @@ from rtp_llm.server.tei.zero_shot import PREDICT
 
 INFO_PATH, PING_PATH = "/info", "/ping"
 _parts = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_NULL = msgspec.Raw(b"null")
 
 
 class TeiInfo(msgspec.Struct, kw_only=True):
@@ -65,7 +64,7 @@ class _Inputs:
 
     def choose(self, content: bytes, exchange: Exchange, catalog: Catalog) -> Answerer:
         body = _parts_of(content)
-        if _parts_of(body.get("parameters", b"")).get("candidate_labels", _NULL) != _NULL:
+        if is_given(_parts_of(body.get("parameters", b"")).get("candidate_labels", msgspec.UNSET)):
             return PREDICT.choose(content, exchange, catalog)
         given = bytes(body.get("inputs", b"")).lstrip()
         info = catalog.of_body(content, exchange.headers).info()
