@@ -4,6 +4,10 @@ Each row of activations has a scale and a zero of its own, found when it is comp
 at load. The range of a row leaves out one number, its outlier, which may take more than 8 bits: in a transformer's rows
 one number is often several times any other, and without it the steps are that much finer. Products are summed as
 integers, so no order of summation changes a result, and a row depends on nothing else.
+
+Some kernels add the products of two neighbours in 16 bits (VPMADDUBSW). For them a weight's neighbours, the first and
+the second of a row, the third and the fourth, add up to 128 at most, so that nothing saturates: the steps of a row
+whose neighbours add up to more are that much coarser.
 """
 
 from dataclasses import dataclass
@@ -19,6 +23,7 @@ from rtp_llm.errors import CheckpointError
 MAX_COLUMNS = 65536
 _STEPS = np.float32(254)  # one less than 8 bits have, so that both ends may be rounded outwards
 _OUTLIER = np.float32(128)  # a row may be so many times as wide with its outlier
+_NEIGHBOURS = 128  # times 255 it is within 16 bits
 _LEAST_WIDTH = np.float32(1e-30)  # a narrower range counts as none: its inverse would not be finite
 
 
@@ -69,16 +74,36 @@ def quantize_rows(x: FloatArray) -> QuantizedRows:
     return QuantizedRows(values, scales, zeros)
 
 
-def quantize_weight(weight: FloatArray) -> QuantizedWeight:
-    """[N, K]: 127 steps each way from 0, up to the row's largest magnitude."""
+def quantize_weight(weight: FloatArray, fitting_pairs: bool = False) -> QuantizedWeight:
+    """[N, K]: 127 steps each way from 0, up to the row's largest magnitude; or of its largest sum of two neighbours."""
     weight = np.asarray(weight, dtype=np.float32)
-    largest = np.abs(weight).max(axis=1, keepdims=True, initial=0)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
+        largest = np.abs(weight).max(axis=1, keepdims=True, initial=0)
+        if fitting_pairs:
+            largest = np.maximum(largest, _most_of_pairs(weight)[:, None])
         some = largest > _LEAST_WIDTH
         inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=some)
         values = _nearest(weight * inverse).astype(np.int8)
         scales = np.where(some, largest / np.float32(127), np.float32(0))
     return QuantizedWeight(values, np.where(np.isfinite(largest), scales, np.float32(np.nan))[:, 0])
+
+
+def fit_pairs(weight: QuantizedWeight) -> QuantizedWeight:
+    """A weight that was quantised without regard to neighbours: rows where they add up to too much are rounded anew."""
+    most = _most_of_pairs(weight.values.astype(np.int16))
+    rows = np.flatnonzero(most > _NEIGHBOURS)
+    if not rows.size:
+        return weight
+    values, scales, factors = weight.values.copy(), weight.scales.copy(), np.float32(127) / most[rows]
+    values[rows] = np.rint(values[rows] * factors[:, None])
+    scales[rows] /= factors
+    return QuantizedWeight(values, scales)
+
+
+def _most_of_pairs(weight: NDArray[Any]) -> NDArray[Any]:
+    """Of [N, K]: the largest magnitude of a sum of two neighbours in each row."""
+    pairs = weight[:, 0 : weight.shape[1] - 1 : 2] + weight[:, 1::2]
+    return np.abs(pairs).max(axis=1, initial=0)
 
 
 def _nearest(x: FloatArray) -> NDArray[Any]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rtp_llm.core import FloatArray, QuantizedWeight
 from rtp_llm.errors import ConfigError
 from rtp_llm.ops import Quantization
+from rtp_llm.ops.int8 import fit_pairs
 
 # The fastest first.
 INSTRUCTION_SETS = (
@@ -30,7 +31,9 @@ FEWER_PARTS: dict[str, tuple[Quantization, ...]] = {
     "avx512_bf16": ("bf16_products",),
     "neon_bf16": ("bf16_products",),
 }
-ABI_VERSION = 23
+# Those that add products of 8 bits in pairs of neighbours: `rtp_llm.ops.int8` has what these must fit into.
+INT8_IN_PAIRS = ("avx512", "avx2")
+ABI_VERSION = 24
 _PANEL = 32  # columns that are computed together, or a multiple of them
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -195,8 +198,9 @@ class Int8Weight:
 
     @classmethod
     def of_quantized(cls, weight: QuantizedWeight, library: Library, parts: int = 3) -> "Int8Weight":
-        """The same from numbers that are quantised already: another order of the same bytes."""
+        """The same from numbers that are quantised already: another order of the same bytes, wherever it can be."""
         packed = object.__new__(cls)
+        weight = fit_pairs(weight) if library.instruction_set in INT8_IN_PAIRS else weight
         packed._reserve(weight.values.shape, library, parts)
         values, scales = np.ascontiguousarray(weight.values), np.ascontiguousarray(weight.scales)
         library.pack_quantized(values.ctypes.data, scales.ctypes.data, *values.shape, packed.address)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.ops import Experts, Norm, PoolMode, Quantization, Relative, reach_of, relative_reach
 from rtp_llm.ops.experts import mix
-from rtp_llm.ops.int8 import check_quantized, multiply, quantize_weight, quantizes
+from rtp_llm.ops.int8 import check_quantized, fit_pairs, multiply, quantize_weight, quantizes
 from rtp_llm.ops.weight_only import BITS, ROUNDED, Bf16Weight, quantize_groups, to_bf16
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
@@ -73,17 +73,19 @@ class NumpyOps:
     instruction_set = "numpy"
     num_threads = 1
 
-    def __init__(self, quantization: Quantization = "none", parts: int = 3) -> None:
-        self.quantization, self.parts = quantization, parts
+    def __init__(self, quantization: Quantization = "none", parts: int = 3, fits_pairs: bool = False) -> None:
+        """`fits_pairs`: weights are quantised to 8 bits as for kernels that add products of neighbours in 16."""
+        self.quantization, self.parts, self.fits_pairs = quantization, parts, fits_pairs
 
     def fork(self, quantization: Quantization = "none", parts: int = 3) -> "NumpyOps":
-        return NumpyOps(quantization, parts)
+        return NumpyOps(quantization, parts, self.fits_pairs)
 
     def matrix(self, weight: FloatArray | QuantizedWeight) -> FloatArray | QuantizedWeight | Bf16Weight:
         if isinstance(weight, QuantizedWeight):
-            return check_quantized(weight)
+            weight = check_quantized(weight)
+            return fit_pairs(weight) if self.fits_pairs else weight
         if self.quantization == "int8" and quantizes(weight):
-            return quantize_weight(weight)
+            return quantize_weight(weight, self.fits_pairs)
         if self.quantization in BITS:
             widened = quantize_groups(weight, BITS[self.quantization]).dequantized()
             return Bf16Weight(to_bf16(widened)) if self.parts == 1 else widened

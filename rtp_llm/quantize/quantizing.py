@@ -13,6 +13,7 @@ from rtp_llm.engine.loading import Reach, load_tokenizer, task_source
 from rtp_llm.errors import ConfigError
 from rtp_llm.model_config import ModelConfig, read_model_config
 from rtp_llm.models import load_model
+from rtp_llm.ops.native_library import INT8_IN_PAIRS
 from rtp_llm.quantize.sensitivity import Choice, Matrix, Mixture, choose
 from rtp_llm.quantize.writing import copy_files, whole_folder, write_config, write_weights
 from rtp_llm.runtime import Runtime, load_runtime
@@ -71,7 +72,8 @@ def _quantize(config: EngineConfig, model_config: ModelConfig, target: Path, opt
     choice = _choose(mixture, options)
     kept = {name for matrix in choice.kept for name in exact.model.matrices[matrix]}
     names = {name for matrix in mixture.matrices for name in exact.model.matrices[matrix]}
-    _write(model_config, target, names - kept, kept, options)
+    fitting_pairs = exact.ops.instruction_set in INT8_IN_PAIRS  # what was measured is what is written
+    _write(model_config, target, (names - kept, kept), fitting_pairs, options)
     return Report(
         choice=choice,
         matrices=mixture.matrices,
@@ -134,7 +136,10 @@ def _choose(mixture: Mixture, options: Options) -> Choice:
     return choose(mixture, options.bars, on_measured)
 
 
-def _write(model_config: ModelConfig, target: Path, quantized: set[str], kept: set[str], options: Options) -> None:
+def _write(
+    model_config: ModelConfig, target: Path, chosen: tuple[set[str], set[str]], fitting_pairs: bool, options: Options
+) -> None:
+    quantized, kept = chosen
     source = open_tensors(model_config.transformer_folder)
     folder = copy_files(model_config.folder, model_config.transformer_folder, target)
     total = sum(info.num_elements for info in source.tensors.values())
@@ -145,7 +150,7 @@ def _write(model_config: ModelConfig, target: Path, quantized: set[str], kept: s
         written += num_bytes
         options.on_progress("writing", written, max(total, written))
 
-    write_weights(source, quantized, folder / "model.safetensors", on_written)
+    write_weights(source, quantized, folder / "model.safetensors", on_written, fitting_pairs)
     write_config(folder, sorted(name.removesuffix(".weight") for name in kept))
 
 

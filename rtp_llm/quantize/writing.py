@@ -75,13 +75,15 @@ def copy_files(folder: Path, transformer_folder: Path, target: Path) -> Path:
 
 
 def write_weights(
-    source: TensorSource, quantized: Collection[str], path: Path, on_written: Callable[[int], None]
-) -> None:
+    source: TensorSource, quantized: Collection[str], path: Path, on_written: Callable[[int], None],
+    fitting_pairs: bool = False,
+) -> None:  # fmt: skip
     """`source` with these tensors [N, K] in 8 bits; others keep their dtype. `on_written` is told bytes.
 
+    With `fitting_pairs` as the kernels want them that add products in pairs, so that loading need not round again.
     Buffers of whole numbers are left out: loading does not read them.
     """
-    entries = _entries(source, frozenset(quantized))
+    entries = _entries(source, frozenset(quantized), fitting_pairs)
     with path.open("wb") as file:
         file.write(_header(entries))
         for entry in entries:
@@ -117,12 +119,12 @@ def write_config(folder: Path, kept: Sequence[str]) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _entries(source: TensorSource, quantized: frozenset[str]) -> list[_Entry]:
+def _entries(source: TensorSource, quantized: frozenset[str], fitting_pairs: bool) -> list[_Entry]:
     """Wider numbers first, so that every tensor begins at a multiple of its numbers' size."""
     entries = []
     for name, info in source.tensors.items():
         if name in quantized:
-            entries += _quantized(source, name, info.shape)
+            entries += _quantized(source, name, info.shape, fitting_pairs)
         elif info.dtype in _DTYPES:
             dtype = _DTYPES[info.dtype]
             size = info.num_elements * (4 if dtype == "F32" else 2)
@@ -131,14 +133,14 @@ def _entries(source: TensorSource, quantized: frozenset[str]) -> list[_Entry]:
     return sorted(entries, key=lambda entry: (order[entry.dtype], entry.name))
 
 
-def _quantized(source: TensorSource, name: str, shape: tuple[int, ...]) -> list[_Entry]:
+def _quantized(source: TensorSource, name: str, shape: tuple[int, ...], fitting_pairs: bool) -> list[_Entry]:
     rows, columns = shape
 
     def values() -> NDArray[Any]:
-        return quantize_weight(source.read(name)).values
+        return quantize_weight(source.read(name), fitting_pairs).values
 
     def scales() -> NDArray[Any]:
-        return quantize_weight(source.read(name)).scales
+        return quantize_weight(source.read(name), fitting_pairs).scales
 
     return [
         _Entry(name, "I8", shape, rows * columns, values),

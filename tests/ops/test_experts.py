@@ -14,7 +14,7 @@ from rtp_llm.ops.native_fallback import stand_in
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
 from rtp_llm.ops.weight_only import to_bf16
-from tests.ops.data import assert_as_exact, normal
+from tests.ops.data import assert_as_exact, normal, numpy_like
 from tests.ops.test_numpy_ops import tensors
 from tests.ops.test_shared_prefix import backend as backend
 
@@ -72,15 +72,15 @@ def test_every_backend_is_as_exact_as_torch(backend: Any, shape: Shape, kept: An
     assert_as_exact(compute(backend, arrays_of(shape), shape[-1]), *kept(of_torch, shape))
 
 
-def in_numpy(shape: Shape, quantization: Any) -> FloatArray:
-    return compute(NumpyOps(quantization), arrays_of(shape), shape[-1], "relu")
+def in_numpy(shape: Shape, quantization: Any, fits_pairs: bool) -> FloatArray:
+    return compute(NumpyOps(quantization, fits_pairs=fits_pairs), arrays_of(shape), shape[-1], "relu")
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("shape", SHAPES[2:])
 def test_every_kernel(ops: NativeOps, shape: Shape, quantization: Any, kept: Any) -> None:
     """With relu: a gelu of other last bits may be another number in 8 bits."""
-    expected = kept(in_numpy, shape, quantization)
+    expected = kept(in_numpy, shape, quantization, numpy_like(ops).fits_pairs)
     y = compute(ops.fork(quantization), arrays_of(shape), shape[-1], "relu")
     np.testing.assert_allclose(y, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
@@ -174,7 +174,7 @@ def test_linear_in_the_place_of_a_broken_kernel(
 ) -> None:
     some, arrays = ops.fork(quantization), arrays_of(SHAPES[3])
     monkeypatch.setattr(some, "experts", stand_in(some, "experts"))
-    y, expected = (compute(each, arrays, 2, "relu") for each in (some, NumpyOps(quantization)))
+    y, expected = (compute(each, arrays, 2, "relu") for each in (some, numpy_like(some)))
     np.testing.assert_allclose(y, expected, rtol=0, atol=3e-6)
 
 

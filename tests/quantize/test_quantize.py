@@ -16,6 +16,7 @@ from rtp_llm.engine.likeness import Likeness
 from rtp_llm.errors import CheckpointError, ConfigError, RtpError
 from rtp_llm.quantize import Options, Report, quantize
 from tests.models.test_qwen import save as save_qwen
+from tests.ops.data import usable_or_skip
 from tests.runtime.test_choices import pretend
 from tests.tasks.checkpoints import PAIRS, TEXTS, save, tokenizer
 from tests.tasks.routers import as_published, save_sparse
@@ -52,7 +53,8 @@ def test_on_the_cpu_where_there_is_a_gpu(bert: Path, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("backend", ["numpy", "native"])
-def test_the_bits_of_quantising_at_load(bert: Path, quantized: Path, backend: str) -> None:
+def test_the_bits_of_quantising_at_load(bert: Path, tmp_path: Path, backend: str) -> None:
+    run(bert, quantized := tmp_path / "int8", backend=backend)
     with (
         Model(str(bert), backend=backend, quantization="int8") as at_load,
         Model(str(quantized), backend=backend) as kept,
@@ -66,6 +68,20 @@ def test_the_bits_of_quantising_at_load(bert: Path, quantized: Path, backend: st
 def kept_vectors(folder: Path, backend: str) -> Any:
     with Model(str(folder), backend=backend) as model:
         return model.embed(TEXTS)
+
+
+def test_on_kernels_that_add_in_pairs_what_was_quantised_on_others_is_rounded_again(bert: Path, tmp_path: Path) -> None:
+    usable_or_skip("avx2")
+    run(bert, tmp_path / "other", backend="numpy")
+    run(bert, tmp_path / "same", instruction_set="avx2")
+    paths = {"other": tmp_path / "other", "same": tmp_path / "same", "fp32": bert}
+    vectors = {}
+    for name, path in paths.items():
+        with Model(str(path), instruction_set="avx2") as model:
+            vectors[name] = model.embed(TEXTS)
+    for name, least in (("same", 0.99), ("other", 0.985)):
+        lengths = np.linalg.norm(vectors[name], axis=1) * np.linalg.norm(vectors["fp32"], axis=1)
+        assert ((vectors[name] * vectors["fp32"]).sum(axis=1) / lengths).min() >= least
 
 
 def test_qwen_in_bf16_and_in_shards(tmp_path: Path) -> None:
@@ -115,7 +131,7 @@ def sorted_by_index(ranked: Any) -> Any:
 def test_routes_that_run_no_model_stay_as_they_are(tmp_path: Path) -> None:
     for make in (save_sparse, as_published_sparse):
         source, target = make(tmp_path / make.__name__), tmp_path / f"{make.__name__}-8"
-        run(source, target)
+        run(source, target, backend="numpy")
         with Model(str(source), backend="numpy", quantization="int8", quantization_check=False) as at_load:
             with Model(str(target), backend="numpy") as model:
                 for name in ("query", "document"):

@@ -70,7 +70,7 @@ template <int R, class T>
 void weighing_tile(int64_t K, const float* q, int64_t q_stride, const T* keys, float factor, float* weights,
                    int64_t stride, Vec* sums) {
   Vec scores[2 * R] = {};
-  add_products<R, 2, false>(scores, K, q, q_stride, keys, Ahead{});
+  add_products<R, 2, 0>(scores, K, q, q_stride, keys, Ahead{});
   weigh_rows<T, R>(scores, factor, weights, stride, sums);
 }
 

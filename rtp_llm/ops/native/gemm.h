@@ -48,35 +48,44 @@ inline long level_one_bytes() {
 #endif
 }
 
-// How far ahead a panel's numbers are fetched: into L1, and into L2 (0: not); and what else is fetched beside them.
+// How far ahead a panel's numbers are fetched: into L1, and into L2; and what else is fetched beside them.
 struct Ahead {
   static constexpr int64_t kNear = 320, kFar = 3072;
+#if defined(__AVX512F__)
+  static constexpr int64_t kShares = 1;
+#else
+  static constexpr int64_t kShares = kPanel >= 16 ? kPanel / 4 : 1;  // a line for each four steps
+#endif
 
   int64_t into_l1 = kNear, into_l2 = 0;
+  int64_t shares = 0;  // of what a tile reads, one goes into L2; 0: nothing
   Awaited awaited{};
 
-  // Of a panel's tile i of `tiles`. The first waits for memory, of which an L1 of 48 KB (Zen 5) takes in lines fast
-  // enough; one of 32 KB (Zen 4) has too few places for them: they go into L2, and from there into L1. The last of several
-  // fetches what the next panel's first would wait for, `next` numbers on.
-  static Ahead of(int64_t i, int64_t tiles, int64_t next) {
+  // Of tile i of `tiles`, each of which reads a panel's `length` numbers. The first waits for memory, of which an L1 of
+  // 48 KB (Zen 5) takes in lines fast enough; one of 32 KB (Zen 4) has too few places for them: they go into L2, and from
+  // there into L1. The last of several fetch what the next panel's first would wait for, `next` numbers on.
+  static Ahead of(int64_t i, int64_t tiles, int64_t length, int64_t next) {
     static const bool large_l1 = level_one_bytes() >= 48 << 10;
-    if (i == 0) return large_l1 ? Ahead{kFar, 0, {}} : Ahead{kNear, kFar, {}};
-    return {kNear, i == tiles - 1 ? next : 0, {}};
+    if (i == 0) return large_l1 ? Ahead{kFar, 0, 0, {}} : Ahead{kNear, kFar, 1, {}};
+    const int64_t shares = tiles > kShares ? kShares : 1, share = i - (tiles - shares);
+    if (share < 0 || next == 0) return {};
+    return {kNear, next + share * (length / shares), shares, {}};
   }
 };
 
 // sums[R, V * kWidth] = a[R, K] @ b[K, kPanel][:, : V * kWidth], b fp32 or bf16; or of pairs both, K of them
-template <int R, int V, bool kIntoL2, class T>
+template <int R, int V, int64_t kShares, class T>
 inline __attribute__((always_inline)) void add_products(Vec* sums, int64_t K, const float* a, int64_t lda, const T* b,
                                                         Ahead ahead) {
   constexpr auto each = std::make_index_sequence<size_t(R * V)>{};
   const float* const rows[4] = {a, a + 3 * lda, a + 6 * lda, a + 9 * lda};
   int64_t k = 0;
-  for (; k + 4 <= K; k += 4, b += 4 * kPanel) {
+  for (const T* far = b + ahead.into_l2; k + 4 <= K; k += 4, b += 4 * kPanel) {
     ahead.awaited.fetch_row();
-    for (int i = 0; i < 4 * kPanel; i += 16) {
-      __builtin_prefetch(b + ahead.into_l1 + i);
-      if constexpr (kIntoL2) __builtin_prefetch(b + ahead.into_l2 + i, 0, 2);
+    for (int i = 0; i < 4 * kPanel; i += 16) __builtin_prefetch(b + ahead.into_l1 + i);
+    if constexpr (kShares > 0) {
+      for (int i = 0; i < 4 * kPanel / kShares; i += 16) __builtin_prefetch(far + i, 0, 2);
+      far += 4 * kPanel / kShares;
     }
     step<V>(sums, rows, lda, k, b, each);
     step<V>(sums, rows, lda, k + 1, b + kPanel, each);
@@ -87,20 +96,21 @@ inline __attribute__((always_inline)) void add_products(Vec* sums, int64_t K, co
 }
 
 // c (+)= the same
-template <int R, int V, bool kIntoL2, class T>
+template <int R, int V, int64_t kShares, class T>
 inline void fetching_tile(int64_t K, const float* a, int64_t lda, const T* b, float* c, int64_t ldc, bool accumulate,
                           Ahead ahead) {
   constexpr auto each = std::make_index_sequence<size_t(R * V)>{};
   Vec sums[R * V] = {};
-  add_products<R, V, kIntoL2>(sums, K, a, lda, b, ahead);
+  add_products<R, V, kShares>(sums, K, a, lda, b, ahead);
   if (accumulate) add_tile<V>(sums, c, ldc, each);
   store_tile<V>(sums, c, ldc, each);
 }
 
 template <int R, int V, class T>
 void tile(int64_t K, const float* a, int64_t lda, const T* b, float* c, int64_t ldc, bool accumulate, Ahead ahead) {
-  if (ahead.into_l2 != 0) fetching_tile<R, V, true>(K, a, lda, b, c, ldc, accumulate, ahead);
-  else fetching_tile<R, V, false>(K, a, lda, b, c, ldc, accumulate, ahead);
+  if (ahead.shares == 0) fetching_tile<R, V, 0>(K, a, lda, b, c, ldc, accumulate, ahead);
+  else if (ahead.shares == 1) fetching_tile<R, V, 1>(K, a, lda, b, c, ldc, accumulate, ahead);
+  else fetching_tile<R, V, Ahead::kShares>(K, a, lda, b, c, ldc, accumulate, ahead);
 }
 
 template <class T>
@@ -224,8 +234,8 @@ struct Blocks {
   }
 
  private:
-  // Bytes: a block of x (or of sums) stays in L2, a panel of the weight in L1.
-  static constexpr int64_t kMaxRows = 192, kMaxColumns = 512, kMaxK = 384;
+  // Bytes: a block of x (or of sums) stays in L2, which targets without AVX-512 have less of; a panel of the weight in L1.
+  static constexpr int64_t kMaxRows = kWidth == 16 ? 192 : 96, kMaxColumns = 512, kMaxK = 384;
 
   PanelOrder order(const Part& part) const {
     return {ceil_div(part.n1 - part.n0, kPanel), halves, !has_few_rows(part)};
@@ -330,7 +340,7 @@ struct LinearVectors {
       const int rows = int(ceil_div(m1 - m, tiles - i));
       float* c = step.sums.tile(m - m0, number);
       const float* a = step.x.at(m - m0, step.k0);
-      Ahead ahead = Ahead::of(i, tiles, next);
+      Ahead ahead = Ahead::of(i, tiles, step.k_len * kPanel, next);
       if (is_last) ahead.awaited = epilogue.awaited(rows, m, n);
       multiply(rows, computed, step.k_len, a, step.x.stride, w, c, kPanel, step.k0 > 0, ahead);
       // NOTE: a pass over the tile while it is in L1, not inside `tile`: one code for tiles of every height, so that a

@@ -39,11 +39,16 @@ void dot_tile(int64_t K, const Quantized* x, int64_t stride, const int8_t* w, in
   const Quantized* const rows[4] = {x, x + 3 * stride, x + 6 * stride, x + 9 * stride};
   VecInt sums[R * V] = {};
   int64_t k = 0;
-  for (; k + 4 * kGroup <= K; k += 4 * kGroup, w += 4 * kStep) {
+  for (const int8_t* far = w + ahead.into_l2 * kGroup; k + 4 * kGroup <= K; k += 4 * kGroup, w += 4 * kStep) {
     ahead.awaited.fetch_row();
     for (int i = 0; i < 4 * kStep; i += 64) __builtin_prefetch(w + ahead.into_l1 * kGroup + i);
-    for (int i = 0; ahead.into_l2 != 0 && i < 4 * kStep; i += 64)
-      __builtin_prefetch(w + ahead.into_l2 * kGroup + i, 0, 2);
+    if (ahead.shares == 1) {
+      for (int i = 0; i < 4 * kStep; i += 64) __builtin_prefetch(far + i, 0, 2);
+      far += 4 * kStep;
+    } else if (ahead.shares != 0) {
+      __builtin_prefetch(far, 0, 2);
+      far += 4 * kStep / Ahead::kShares;
+    }
     dot_step<V>(sums, rows, stride, k, w, each);
     dot_step<V>(sums, rows, stride, k + kGroup, w + kStep, each);
     dot_step<V>(sums, rows, stride, k + 2 * kGroup, w + 2 * kStep, each);
@@ -126,7 +131,8 @@ struct LinearInt8 {
     for (int64_t i = 0, m = m0; i < blocks; ++i) {
       const int rows = int(ceil_div(m1 - m, blocks - i));
       const char* x_rows = static_cast<const char*>(x) + m * stride;
-      Ahead ahead = Ahead::of(i, blocks, next * packed.panel_bytes() / kGroup);
+      const int64_t numbers = packed.panel_bytes() / kGroup;
+      Ahead ahead = Ahead::of(i, blocks, numbers, next * numbers);
       ahead.awaited = epilogue.awaited(rows, m, n);
       multiply(tiles, rows, cols, x_rows, stride, w, sums, ahead);
       const Dequantized product{sums, x_rows, stride, packed.scales(memory) + n, packed.sums(memory) + n, w};

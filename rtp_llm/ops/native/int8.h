@@ -71,8 +71,7 @@ struct Quantize {
     const int64_t padded = (stride - int64_t(sizeof(RowHead))) / int64_t(sizeof(Quantized));
     for (int64_t k = 0; k < padded; k += kWidth) {
       const Vec x = load_lanes(row + k, std::clamp<int64_t>(K - k, 0, kWidth));
-      const VecInt q = nearest(x * inverse) + zero;
-      *reinterpret_cast<QuantizedUnaligned*>(numbers + k) = __builtin_convertvector(q, QuantizedUnaligned);
+      store_numbers(numbers + k, nearest(x * inverse) + zero);
     }
     RowHead head{scale + range.invalid, zero, 0, 0};
     const int32_t whole = has_steps ? nearest(broadcast(range.outlier * inverse))[0] + zero : zero;
@@ -159,6 +158,7 @@ struct Int8Weight {
     float largest = 0.0f, invalid = 0.0f;
     for (int64_t k = 0; k < K; ++k) {
       largest = std::max(largest, std::fabs(w[k]));
+      if (kInt8InPairs && k % 2 == 1) largest = std::max(largest, std::fabs(w[k - 1] + w[k]));
       invalid += w[k] * 0.0f;
     }
     if (invalid != 0.0f) return invalid;

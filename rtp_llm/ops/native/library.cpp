@@ -17,7 +17,7 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int rtp_abi_version() { return 23; }
+EXPORT int rtp_abi_version() { return 24; }
 
 EXPORT int rtp_cpu_supports_avx2() {
 #if defined(__x86_64__)

@@ -23,7 +23,14 @@ inline Vec load_lanes(const Pair* p, int64_t lanes) { return load_lanes(reinterp
 // sum + x column; of pairs, + both products of each lane.
 template <class T>
 inline __attribute__((always_inline)) Vec add_product(Vec sum, float x, Vec column) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  // NOTE: with twelve sums in sixteen registers GCC 12 would write some into the registers of factors, and so keep others
+  // in memory: tiles were at 0.87 of the peak instead of 0.95 (Zen 3).
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(column), "x"(broadcast(x)));
+  return sum;
+#else
   return sum + column * x;
+#endif
 }
 
 #if defined(__AVX512BF16__)
