@@ -130,6 +130,8 @@ inline void transpose_four(const float* rows, int64_t size, int64_t head_dim, fl
 }
 #endif
 
+constexpr int64_t kRowsAhead = 16;
+
 // Keys -> columns of panels [keys / kPanel][depth][kPanel], depth >= head_dim, from column `first` on.
 inline void pack_keys(HeadRows from, int64_t first, int64_t head_dim, int64_t depth, float* panels) {
   for (int64_t j = 0, lanes; j < from.count; j += lanes) {
@@ -144,8 +146,11 @@ inline void pack_keys(HeadRows from, int64_t first, int64_t head_dim, int64_t de
         transpose_sixteen(rows + lane * from.stride + d, from.stride, panel + d * kPanel + lane);
 #endif
 #if defined(__SSE2__)
-    for (; lane + 4 <= lanes && head_dim % 4 == 0; lane += 4)
+    for (; lane + 4 <= lanes && head_dim % 4 == 0; lane += 4) {
+      for (int64_t i = kRowsAhead; i < kRowsAhead + 4; ++i)
+        for (int64_t d = 0; d < head_dim; d += 16) __builtin_prefetch(rows + (lane + i) * from.stride + d);
       transpose_four(rows + lane * from.stride, from.stride, head_dim, panel + lane);
+    }
 #endif
     for (; lane < lanes; ++lane)
       for (int64_t d = 0; d < head_dim; ++d) panel[d * kPanel + lane] = rows[lane * from.stride + d];
@@ -158,6 +163,7 @@ inline void pack_values(HeadRows from, int64_t head_dim, int64_t length, float* 
     const int64_t cols = std::min<int64_t>(kPanel, head_dim - d), left = std::min<int64_t>(kWidth, cols);
     for (int64_t j = 0; j < from.count; ++j) {
       const float* row = from.start + j * from.stride + d;
+      __builtin_prefetch(row + kRowsAhead * from.stride);
       store(panels + j * kPanel, load_lanes(row, left));
       store(panels + j * kPanel + kWidth, load_lanes(row + left, cols - left));
     }
