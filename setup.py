@@ -18,6 +18,7 @@ if platform.machine().lower() == "aarch64":  # an Apple compiler has integer dot
     TARGETS["neon_bf16"] = ["-march=armv8.2-a+dotprod+bf16"]
 if platform.machine().lower() in ("x86_64", "amd64"):
     TARGETS["avx2"] = ["-mavx2", "-mfma"]
+    TARGETS["avx2_vnni"] = [*TARGETS["avx2"], "-mavxvnni"]
     TARGETS["avx512"] = [
         "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512",
     ]  # fmt: skip

@@ -131,7 +131,10 @@ class EngineConfig:
         "auto",
         help="native kernels to use; auto: the best this CPU has",
         group="compute",
-        choices=("auto", "amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon_bf16", "neon_dotprod", "generic"),
+        choices=(
+            "auto", "amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "neon_bf16", "neon_dotprod",
+            "generic",
+        ),
         env="RTP_LLM_INSTRUCTION_SET",
     )
     tp_size: int = option(

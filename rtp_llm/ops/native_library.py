@@ -23,7 +23,7 @@ from rtp_llm.ops.int8 import fit_pairs
 
 # The fastest first.
 INSTRUCTION_SETS = (
-    "amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon_bf16", "neon_dotprod", "generic",
+    "amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "neon_bf16", "neon_dotprod", "generic",
 )  # fmt: skip
 # Products of fewer bf16 parts than fp32's three that they have; the others compute in fp32.
 FEWER_PARTS: dict[str, tuple[Quantization, ...]] = {
@@ -38,6 +38,7 @@ _PANEL = 32  # columns that are computed together, or a multiple of them
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpu_supports_avx2": (c_int, ()),
+    "cpu_supports_avx2_vnni": (c_int, ()),
     "cpu_supports_avx512": (c_int, ()),
     "cpu_supports_avx512_vnni": (c_int, ()),
     "cpu_supports_avx512_bf16": (c_int, ()),
@@ -122,6 +123,7 @@ def usable() -> tuple[str, ...]:
         "avx512_bf16": probe.cpu_supports_avx512_bf16(),
         "avx512_vnni": probe.cpu_supports_avx512_vnni(),
         "avx512": probe.cpu_supports_avx512(),
+        "avx2_vnni": probe.cpu_supports_avx2_vnni(),
         "avx2": probe.cpu_supports_avx2(),
         "neon_bf16": probe.cpu_supports_neon_bf16(),
         "neon_dotprod": probe.cpu_supports_neon_dotprod(),

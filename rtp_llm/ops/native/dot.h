@@ -2,6 +2,7 @@
 //
 // A step multiplies a group of neighbours along K (four bytes of a row) with that group of kWidth columns.
 //   AMX, AVX-512 VNNI  u8 x s8, four at a time, each sum of four added to 32 bits whole
+//   AVX-VNNI           the same on eight lanes (Intel's clients from Alder Lake on, servers of E-cores)
 //   AVX-512, AVX2      u8 x s8 in pairs, whose sums have 16 bits: neighbours of a column add up to 128 at most (int8.h),
 //                      and 255 * 128 does not saturate
 //   aarch64 dotprod    s8 x s8, four at a time; rows are stored less 128, which their zero is too
@@ -25,7 +26,7 @@ constexpr int32_t kOffset = 0;
 #endif
 constexpr int kGroup = 4 / int(sizeof(Quantized));
 
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
 constexpr bool kInt8InPairs = true;
 #else
 constexpr bool kInt8InPairs = false;
@@ -66,6 +67,8 @@ inline VecInt columns_of(const int8_t* w) {
 inline VecInt dot(VecInt sums, VecInt row, VecInt column) {
 #if defined(__AVX512VNNI__)
   return VecInt(_mm512_dpbusd_epi32(__m512i(sums), __m512i(row), __m512i(column)));
+#elif defined(__AVXVNNI__)
+  return VecInt(_mm256_dpbusd_avx_epi32(__m256i(sums), __m256i(row), __m256i(column)));
 #elif defined(__ARM_FEATURE_DOTPROD)
   return VecInt(vdotq_s32(sums, vreinterpretq_s8_s32(row), vreinterpretq_s8_s32(column)));
 #elif defined(__aarch64__)

@@ -27,6 +27,16 @@ EXPORT int rtp_cpu_supports_avx2() {
 #endif
 }
 
+EXPORT int rtp_cpu_supports_avx2_vnni() {
+#if defined(__x86_64__)
+  constexpr unsigned kAvxVnni = 1u << 4;
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & kAvxVnni) != 0 && rtp_cpu_supports_avx2();
+#else
+  return 0;
+#endif
+}
+
 EXPORT int rtp_cpu_supports_avx512() {
 #if defined(__x86_64__)
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
