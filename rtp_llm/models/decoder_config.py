@@ -122,7 +122,7 @@ def is_causal(hf: Mapping[str, Any]) -> bool:
     if said is None and code:
         raise CheckpointError(
             f"{code}, code of its authors' own, which is not run here; look whether it lets tokens see those after "
-            "them, and say so: --json_model_override_args '{\"is_causal\": false}' where it does, true where it does not"
+            "them, and say so: --json_model_override_args '{\"is_causal\": false}' where it does, true where not"
         )
     return True if said is None else bool(said)
 
