@@ -39,8 +39,8 @@ OWN_CLASSES = {
 }
 # Where classes come from that do what their model_type says, or hold one that does.
 _LIBRARIES = ("transformers", "torch")
-# Stems of transformers' own classes beside those of ARCHITECTURES, and what FSDP once put before a class's name.
-_OTHER_STEMS = ("Gemma3", "Ministral3")
+# Stems of transformers' own classes of decoders, and what FSDP once put before a class's name.
+_DECODERS = frozenset("Qwen2 Qwen3 Llama Mistral Ministral3 Gemma Gemma2 Gemma3 Gemma3Text Lfm2".split())
 _WRAPPED = "FSDP"
 
 
@@ -50,7 +50,7 @@ def architecture_of(hf: Mapping[str, Any]) -> str:
 
 
 def own_code(hf: Mapping[str, Any]) -> str:
-    """Which file names code of the authors' own, and how; empty: none does.
+    """Which file of a decoder names code of the authors' own, and how; empty: none does.
 
     In config.json's auto_map AutoModel's entry, or that of the class which `architectures` names first: a model with a
     head has the latter alone. In adapter_config.json `auto_mapping`, where peft notes the class of the base that it
@@ -66,7 +66,7 @@ def own_code(hf: Mapping[str, Any]) -> str:
     if name and not is_plain:
         return f"adapter_config.json: auto_mapping has {f'{library}.{name}'!r}"
     match = _ARCHITECTURE.fullmatch(named.removeprefix(_WRAPPED))
-    is_known = not named or (match and match[1] in (*ARCHITECTURES, *_OTHER_STEMS))
+    is_known = not named or (match and match[1] in _DECODERS)
     return "" if is_known else f"config.json: architectures has {named!r}"
 
 

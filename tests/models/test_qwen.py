@@ -232,7 +232,7 @@ def test_so_must_code_of_a_head_alone(tmp_path: Path) -> None:
         load(tmp_path, BACKENDS["numpy"]())
 
 
-@pytest.mark.parametrize("named", ["Qwen2BiModel", "Qwen2BiForMNTP", "Encoder"])
+@pytest.mark.parametrize("named", ["Qwen2BiModel", "Qwen2BiForMNTP", "Encoder", "LlamaBidirectionalModel"])
 def test_so_must_a_class_that_is_not_of_transformers(named: str, tmp_path: Path) -> None:
     """As LLM2Vec saves its own, without an auto_map."""
     save(tmp_path)
