@@ -46,7 +46,8 @@ def warn_of_direction(model_config: ModelConfig, pooling: str, *, causal: bool) 
 
     pooling  of its dense vectors, in sentence-transformers' words
     """
-    if not causal or pooling != "mean" or model_config.hf.get("is_causal") is not None:
+    is_said = any(model_config.hf.get(key) is not None for key in ("is_causal", "use_bidirectional_attention"))
+    if not causal or pooling != "mean" or is_said:
         return
     logger.warning(
         "%s: a token sees those before it only, as config.json has it, and the mean of all is taken: where the "
