@@ -1,6 +1,8 @@
-"""What an adapter in peft's files says of its task: a head that was trained beside the LoRA, with labels of its own.
+"""What an adapter in peft's files says of its model: a head that was trained beside the LoRA, with labels of its own;
+and code of its own, by which the base was made when it was trained.
 
-Source: peft, TaskType and PeftModelForSequenceClassification, which saves the head whole (modules_to_save).
+Source: peft, TaskType and PeftModelForSequenceClassification, which saves the head whole (modules_to_save), and
+PeftModel.save_pretrained, which notes the base's class (auto_mapping) where there is no task_type.
 """
 
 import logging
@@ -9,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rtp_llm.architectures import architecture_of
-from rtp_llm.checkpoint import ADAPTER_CONFIG, find, open_tensors, read_json
+from rtp_llm.checkpoint import ADAPTER_CONFIG, OWN_CONFIG, find, open_tensors, read_json
+from rtp_llm.config_files import MODEL, check
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +20,8 @@ logger = logging.getLogger(__name__)
 _KINDS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
 _HEADS = ("classifier.out_proj.weight", "classifier.weight", "score.weight")
 _ENDINGS = ("Model", "ForMaskedLM", "ForPreTraining", "ForCausalLM", *_KINDS.values())
+# Keys by which a model is called, not computed.
+_NAMES = ("architectures", "auto_map", "id2label", "problem_type")
 
 
 def labelling_class(folder: Path) -> str:
@@ -24,6 +29,26 @@ def labelling_class(folder: Path) -> str:
     if find(folder, ADAPTER_CONFIG) is None:
         return ""
     return _KINDS.get(str(read_json(folder, ADAPTER_CONFIG).get("task_type")), "")
+
+
+def with_code(folder: Path, hf: dict[str, Any]) -> dict[str, Any]:
+    """config.json, with what names code of its own in the adapter's files: `auto_map` and `auto_mapping`.
+
+    LLM2Vec's adapters have a config.json of their own; the base's is what transformers reads, and so is heeded.
+    """
+    if find(folder, ADAPTER_CONFIG) is None:
+        return hf
+    settings, own = read_json(folder, ADAPTER_CONFIG), read_json(folder, OWN_CONFIG, required=False)
+    check(folder / ADAPTER_CONFIG, settings, {"auto_mapping": MODEL["auto_mapping"]})
+    check(folder / OWN_CONFIG, own, {"auto_map": MODEL["auto_map"]})
+    others = [key for key in MODEL if key in own and key in hf and key not in _NAMES and own[key] != hf[key]]
+    if others:
+        logger.warning(
+            "%s: the adapter's own config.json has %s otherwise than its base's, which is heeded, as by transformers; "
+            "where the adapter's is meant, say it in --json_model_override_args", folder.name, ", ".join(others),
+        )  # fmt: skip
+    named = {"auto_map": hf.get("auto_map") or own.get("auto_map"), "auto_mapping": settings.get("auto_mapping")}
+    return {**hf, **{key: value for key, value in named.items() if value}}
 
 
 def with_head(folder: Path, hf: dict[str, Any]) -> dict[str, Any]:

@@ -37,11 +37,37 @@ OWN_CLASSES = {
     "Lfm2BidirectionalModel": "lfm2_bidirec",
     "Lfm2BidirectionalForMaskedLM": "lfm2_bidirec",
 }
+# Where classes come from that do what their model_type says, or hold one that does.
+_LIBRARIES = ("transformers", "torch")
+# Stems of transformers' own classes of decoders, and what FSDP once put before a class's name.
+_DECODERS = frozenset("Qwen2 Qwen3 Llama Mistral Ministral3 Gemma Gemma2 Gemma3 Gemma3Text Lfm2".split())
+_WRAPPED = "FSDP"
 
 
 def architecture_of(hf: Mapping[str, Any]) -> str:
     """The class that config.json names first; empty where it names none."""
     return str(next(iter(hf.get("architectures") or ()), ""))
+
+
+def own_code(hf: Mapping[str, Any]) -> str:
+    """Which file of a decoder names code of the authors' own, and how; empty: none does.
+
+    In config.json's auto_map AutoModel's entry, or that of the class which `architectures` names first: a model with a
+    head has the latter alone. In adapter_config.json `auto_mapping`, where peft notes the class of the base that it
+    was trained on. Else that first class itself, where it is none of transformers': LLM2Vec, whose LlamaBiModel looks
+    both ways, saves no auto_map.
+    """
+    named, entries, mapping = architecture_of(hf), hf.get("auto_map") or {}, hf.get("auto_mapping") or {}
+    for key, code in entries.items():
+        if key == "AutoModel" or str(code).rpartition(".")[2] == named:
+            return f"config.json: auto_map has {key} {code!r}"
+    library, name = str(mapping.get("parent_library") or ""), mapping.get("base_model_class")
+    is_plain = library.partition(".")[0] in ("", *_LIBRARIES)
+    if name and not is_plain:
+        return f"adapter_config.json: auto_mapping has {f'{library}.{name}'!r}"
+    match = _ARCHITECTURE.fullmatch(named.removeprefix(_WRAPPED))
+    is_known = not named or (match and match[1] in _DECODERS)
+    return "" if is_known else f"config.json: architectures has {named!r}"
 
 
 def model_type_of(hf: Mapping[str, Any], flag: str = "auto") -> str:

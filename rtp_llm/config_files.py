@@ -148,7 +148,8 @@ MODEL: dict[str, Kind] = {
     **_all(_TEXTS, "architectures layer_types lora_adaptations"),
     **_all(
         _OBJECT,
-        "auto_map id2label rope_scaling rope_parameters sentence_transformers per_layer_config text_config",
+        "auto_map auto_mapping id2label rope_scaling rope_parameters sentence_transformers per_layer_config "
+        "text_config",
     ),
 }
 ROPE: dict[str, Kind] = {
@@ -181,7 +182,7 @@ TRANSFORMER: dict[str, Kind] = {
     "do_lower_case": _FLAG,
     **_all(_TEXT, "transformer_task module_output_name"),
     **_all(_OBJECT, "modality_config processing_kwargs query_expansion"),
-    **_all(_OBJECT, "config_args config_kwargs tokenizer_args processor_kwargs"),
+    **_all(_OBJECT, "config_args config_kwargs model_args model_kwargs tokenizer_args processor_kwargs"),
 }
 MODULE: dict[str, Kind] = {
     "idx": _whole(0, 1 << 16),

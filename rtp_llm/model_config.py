@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rtp_llm import config_files, late_interaction, transformer_settings
-from rtp_llm.adapter_head import with_head
+from rtp_llm.adapter_head import with_code, with_head
 from rtp_llm.architectures import LAYERWISE, architecture_of, model_type_of
 from rtp_llm.chat_format import ChatFormat
 from rtp_llm.checkpoint import ADAPTER_CONFIG, find, names_of, read_json
@@ -179,7 +179,7 @@ def read_model_config(folder: Path, config: EngineConfig) -> ModelConfig:
     check_splade(transformer_path, transformer, modules or (), router)
     is_static = modules is not None and modules[0].kind == STATIC
     hf = {
-        **(_STATIC_HF if is_static else with_head(transformer_folder, _read_hf(transformer_folder))),
+        **(_STATIC_HF if is_static else _read_adapted(transformer_folder)),
         **transformer_settings.model_settings(transformer_path, transformer),
     }
     hf |= _with_theta(_overrides(config), hf)
@@ -292,6 +292,11 @@ def _read_hf(folder: Path) -> dict[str, Any]:
     hf = config_files.text_model(read_json(folder, "config.json"))
     config_files.check_model(folder / "config.json", hf)
     return hf
+
+
+def _read_adapted(folder: Path) -> dict[str, Any]:
+    """config.json, with what an adapter's files say of its model."""
+    return with_head(folder, with_code(folder, _read_hf(folder)))
 
 
 def _tell_of_setfit(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What a checkpoint is served for: what the flag names, else what its files hold."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.late_interaction import LateInteraction
 from rtp_llm.m3_heads import check_heads, has_heads
 from rtp_llm.modules import TABLES, TOKEN_WEIGHTS, Module, Router, num_scores
+
+logger = logging.getLogger(__name__)
 
 # Tokens come with the dense vectors: they take no head of their own.
 _DENSE = (TaskType.DENSE, TaskType.TOKENS)
@@ -32,6 +35,7 @@ _TASKS_BY_FLAG = {
 _RERANKERS = ("rerank", "zerank")
 _ASKED_BY_NAME = ("Qwen3ForCausalLM", "GemmaForCausalLM")
 _OWN_PROMPTS = ("zerank", "ctxl")
+_HEADS_LEFT_OUT = ("ForQuestionAnswering", "ForMultipleChoice", "ForNextSentencePrediction")
 
 
 def choose_tasks(
@@ -92,6 +96,8 @@ def _recognised(
         return _TASKS_BY_FLAG["BGE_M3"]
     check_heads(folder)
     kinds, architecture = [module.kind for module in modules], architecture_of(hf)
+    if "Pooling" not in kinds:
+        _check_head(folder, architecture)
     if "SpladePooling" in kinds:
         return (TaskType.SPARSE,)
     named_reranker = not modules and _is_named_reranker(architecture, config, folder)
@@ -106,6 +112,24 @@ def _recognised(
         return _DENSE
     is_one = len(config_files.labels(folder / "config.json", hf)) == 1
     return (TaskType.RERANK, TaskType.CLASSIFY) if is_one else (TaskType.CLASSIFY,)
+
+
+def _check_head(folder: Path, architecture: str) -> None:
+    """CheckpointError for a reward model, whose head is its own code's, as of Qwen2.5-Math-RM; a line for other heads
+    that are not served: texts would get vectors, as from sentence-transformers.
+    """
+    if "RewardModel" in architecture:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: a {architecture} scores conversations, by a head that is not served; take a "
+            "reranker or a classifier (ForSequenceClassification), or say --task_type DENSE_EMBEDDING for vectors of "
+            "its hidden states"
+        )
+    ending = next((head for head in _HEADS_LEFT_OUT if architecture.endswith(head)), None)
+    if ending is not None:
+        logger.warning(
+            "%s: a %s, whose head is not served: texts get vectors of its hidden states, as from sentence-transformers",
+            folder / "config.json", architecture,
+        )  # fmt: skip
 
 
 def _of_listwise(config: EngineConfig) -> tuple[TaskType, ...]:

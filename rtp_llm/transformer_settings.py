@@ -1,5 +1,6 @@
 """sentence-transformers' settings of its Transformer: what is served of them, and what they put over other files."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,20 @@ from typing import Any
 from rtp_llm.config_files import TRANSFORMER, check, check_model, log_unknown
 from rtp_llm.errors import CheckpointError
 
+logger = logging.getLogger(__name__)
+
 # sentence-transformers once named this file after the architecture.
 FILES = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 # Settings of sentence_bert_config.json by which a text's vector stays what it is.
-_HARMLESS = frozenset(("__version__", "model_args", "model_kwargs", "unpad_inputs"))
+_HARMLESS = frozenset(("__version__", "unpad_inputs"))
+# Arguments of from_pretrained that say how the model is held and by which kernels it is computed.
+_HOLDING = frozenset(
+    "add_pooling_layer attn_implementation device_map dtype low_cpu_mem_usage max_memory offload_folder torch_dtype "
+    "unpad_inputs use_memory_efficient_attention use_safetensors variant".split()
+)
 # Arguments of from_pretrained that say where files are, or how a batch is padded.
 _LOADING = frozenset(
     "cache_dir code_revision force_download local_files_only padding_side revision subfolder token trust_remote_code "
@@ -33,6 +41,13 @@ def check_settings(where: Path, settings: Mapping[str, Any]) -> None:
     """sentence_bert_config.json: kinds, and what is not served of it."""
     check(where, settings, TRANSFORMER)
     log_unknown(where, settings, {*TRANSFORMER, *_HARMLESS})
+    for key in ("model_args", "model_kwargs"):
+        unread = sorted({*(settings.get(key) or {})} - _HOLDING - _LOADING)
+        if unread:
+            logger.warning(
+                "%s: %s: %s not heeded; where it changes what is computed, say it in config.json, or by "
+                "--json_model_override_args", where, key, ", ".join(unread),
+            )  # fmt: skip
     task = settings.get("transformer_task")
     if task is not None and task not in _TASKS:
         raise CheckpointError(f"{where}: transformer_task {task!r} is not served; {', '.join(_TASKS)} are")

@@ -223,6 +223,7 @@ WRONG_VALUES: list[tuple[str, str, list[Any]]] = [
     ("tokenizer_config.json", "added_tokens_decoder", [[], {"x": {"content": "x"}}, {"5": {}}, {"5": "x"}]),
     ("sentence_bert_config.json", "max_seq_length", ["256", -1]),
     ("sentence_bert_config.json", "do_lower_case", [1]),
+    ("sentence_bert_config.json", "model_args", [[1]]),
     ("config_sentence_transformers.json", "default_prompt_name", [[]]),
     ("config_sentence_transformers.json", "truncate_dim", [0, "8", True]),
     ("config_sentence_transformers.json", "max_active_dims", [0, "8", True, {}]),
@@ -360,6 +361,48 @@ def test_keys_that_nobody_knows_are_logged(name: str, key: str, folder: Path, ca
     with caplog.at_level(logging.WARNING), Model(str(folder), backend="numpy") as model:
         assert model.embed("a").shape == (32,)
     assert f"{key} not known here and not heeded" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["model_args", "model_kwargs"])
+def test_arguments_of_the_model_that_are_not_heeded(key: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those by which it is only held or computed otherwise need no line."""
+    harmless = {"dtype": "bfloat16", "attn_implementation": "sdpa", "trust_remote_code": True, "revision": "main"}
+    keys("sentence_bert_config.json", **{key: {**harmless, "is_decoder": True, "rope_scaling": None}})(folder)
+    with caplog.at_level(logging.WARNING), Model(str(folder), backend="numpy") as model:
+        assert model.embed("a").shape == (32,)
+    assert f"{key}: is_decoder, rope_scaling not heeded" in caplog.text
+    caplog.clear()
+    keys("sentence_bert_config.json", **{key: harmless})(folder)
+    with caplog.at_level(logging.WARNING), Model(str(folder), backend="numpy"):
+        assert "not heeded" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("card", "known"),
+    [
+        (
+            "---\nbase_model: org/model-v1.5\nlibrary_name: x\n---\n# Model\n",
+            ", which is org/model-v1.5 by its model card",
+        ),
+        ("---\ntags:\n- a\nbase_model:\n- 'org/first'\n- org/second\n---\n", ", which is org/first by its model card"),
+        ('---\r\nbase_model: "org/model"\r\n---\r\n', ", which is org/model by its model card"),
+        ("---\nbase_model: no id\n---\n", ""),
+        ("# base_model\nbase_model: org/model\n", ""),
+        ("---\nbase_model:\n", ""),
+        ("", ""),
+        (None, ""),
+    ],
+)
+@pytest.mark.parametrize("name", ["model_optimized.onnx", "onnx/model_quantized.onnx"])
+def test_onnx_alone(name: str, card: str | None, known: str, folder: Path) -> None:
+    removed("model.safetensors")(folder)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"onnx")
+    (folder / "README.md").unlink(missing_ok=True)
+    if card is not None:
+        (folder / "README.md").write_bytes(card.encode())
+    line = error_of(folder)
+    assert line.endswith(f"formats are not read, ONNX among them: serve the checkpoint that they were made from{known}")
 
 
 def test_the_head_of_setfit_is_not_read(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

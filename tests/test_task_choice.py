@@ -33,6 +33,27 @@ def test_names_that_tell(name: str, architecture: str, expected: TaskType, tmp_p
 
 
 @pytest.mark.parametrize(
+    "architecture", ["Qwen2ForRewardModel", "Qwen2ForProcessRewardModel", "InternLM2ForRewardModel"]
+)
+def test_reward_models_are_refused(architecture: str, tmp_path: Path) -> None:
+    """Their head would be left out, and texts would get vectors."""
+    with pytest.raises(CheckpointError, match=f"config.json: a {architecture} scores conversations, by a head that is"):
+        tasks_of(tmp_path, architecture)
+    assert tasks_of(tmp_path, architecture, "DENSE_EMBEDDING")[0] is TaskType.DENSE
+
+
+@pytest.mark.parametrize(
+    ("architecture", "is_told"),
+    [("BertForQuestionAnswering", True), ("BertForNextSentencePrediction", True), ("BertForMaskedLM", False)],
+)
+def test_a_head_that_is_left_out_gets_a_word(
+    architecture: str, is_told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert tasks_of(tmp_path, architecture)[0] is TaskType.DENSE
+    assert (f"a {architecture}, whose head is not served" in caplog.text) == is_told
+
+
+@pytest.mark.parametrize(
     ("name", "architecture"),
     [
         ("mxbai-rerank-base-v2", "Qwen2ForCausalLM"),

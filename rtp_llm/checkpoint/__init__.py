@@ -7,7 +7,7 @@ leads out of its folder; whatever is missing, malformed or unsafe is a Checkpoin
 
 from rtp_llm.checkpoint.adapter_folders import AdapterFolders, adapter_summary, open_tensors
 from rtp_llm.checkpoint.adapters import AdaptedSource, AdapterSource, LowRank, has_adapters
-from rtp_llm.checkpoint.base_model import resolved
+from rtp_llm.checkpoint.base_model import OWN_CONFIG, resolved
 from rtp_llm.checkpoint.folder import find, inside, read_json, read_json_list
 from rtp_llm.checkpoint.hub import names_of
 from rtp_llm.checkpoint.lora import CONFIG as ADAPTER_CONFIG
@@ -18,6 +18,7 @@ from rtp_llm.checkpoint.weights import SCALE, Parameter, Weights, bind, canonica
 
 __all__ = [
     "ADAPTER_CONFIG",
+    "OWN_CONFIG",
     "SCALE",
     "AdaptedSource",
     "AdapterFolders",

@@ -25,6 +25,7 @@ from rtp_llm.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
+OWN_CONFIG = "adapter.config.json"
 _WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
 _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 
@@ -51,11 +52,16 @@ def resolved(config: EngineConfig, progress: bool = True) -> Iterator[Path]:
 
 
 def _with_base(adapter: Path, config: EngineConfig, progress: bool) -> Iterator[tuple[str, Path]]:
-    """The adapter's files, with config.json and weights of its base, and its tokenizer where the adapter has none."""
+    """The adapter's files, with config.json and weights of its base, and its tokenizer where the adapter has none.
+
+    A config.json of the adapter's own stands beside it as OWN_CONFIG.
+    """
     settings = read_json(adapter, CONFIG)
     base = _base_folder(adapter, settings, config, progress)
     own = {entry.name: entry for entry in adapter.iterdir()}
     yield from own.items()
+    if "config.json" in own:
+        yield OWN_CONFIG, own["config.json"]
     has_tokenizer = any(fnmatch(name, "tokenizer.*") or fnmatch(name, "vocab.*") for name in own)
     for entry in base.iterdir():
         is_model = entry.name == "config.json" or any(fnmatch(entry.name, pattern) for pattern in _WEIGHTS)

@@ -15,6 +15,7 @@ from typing import Any
 
 from rtp_llm.checkpoint.attempt import Attempt
 from rtp_llm.checkpoint.folder import read_json
+from rtp_llm.checkpoint.onnx import instead_of_onnx
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import CheckpointError, in_one_line, one_line
 
@@ -117,7 +118,10 @@ def _list(config: EngineConfig) -> list[str]:
     wanted = wanted_files(names, with_code=config.trust_remote_code)
     if not any(path.endswith((".safetensors", ".bin")) for path in wanted):
         found = ", ".join(sorted(names)[:10]) or "no file at all"
-        raise CheckpointError(f"{name} has no safetensors or pytorch_model.bin ({found}); other formats are not read")
+        instead = instead_of_onnx(names, getattr(model.card_data, "base_model", None))
+        raise CheckpointError(
+            f"{name} has no safetensors or pytorch_model.bin ({found}); other formats are not read{instead}"
+        )
     manifest = _manifest(config, PurePosixPath(model.sha or "unknown").name)
     try:
         manifest.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rtp_llm.checkpoint.folder import find, read_json
+from rtp_llm.checkpoint.onnx import instead_of_folder
 from rtp_llm.checkpoint.safetensors_file import SafetensorsFile
 from rtp_llm.checkpoint.tensors import TensorSource
 from rtp_llm.checkpoint.torch_pickle import TorchFile
@@ -26,6 +27,7 @@ def open_weights(folder: Path) -> TensorSource:
             return _open_shards(folder, f"{name}.index.json")
     raise CheckpointError(
         f"{folder}: no model.safetensors, pytorch_model.bin or index of one{_found(folder)}; other formats are not read"
+        f"{instead_of_folder(folder)}"
     )
 
 

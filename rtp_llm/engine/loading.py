@@ -17,11 +17,12 @@ from rtp_llm.config_files import stored_quantization
 from rtp_llm.core import ModelInfo, TaskType
 from rtp_llm.engine.chunker import Chunker
 from rtp_llm.engine.default_prompt import with_default_prompt
+from rtp_llm.engine.doubts import warn_of_direction, warn_of_pairs
 from rtp_llm.engine.encoders import embedding_encoder, lookup_tokenizers, pair_encoder
 from rtp_llm.engine.engine import Engine
 from rtp_llm.engine.likeness import WAYS_OUT, report_likeness
 from rtp_llm.engine.tokenizer import Tokenizer
-from rtp_llm.engine.tokenizer_pool import TokenizerPool
+from rtp_llm.engine.tokenizer_pool import PairEncoder, TokenizerPool
 from rtp_llm.errors import CheckpointError, ConfigError, EngineFailure, RtpError, in_one_line
 from rtp_llm.model_config import ModelConfig, read_model_config
 from rtp_llm.models import Model
@@ -147,7 +148,10 @@ def _prepare(config: EngineConfig, model_config: ModelConfig, runtime: Runtime) 
     quantized = quantization if config.quantization == "none" else config.quantization
     info = _describe(config, model_config, runtime, tokenizer)
     info = info if quantized == "none" else replace(info, dtype=quantized)
-    return info, _tokenizer_pool(config, model_config, tokenizer, looked_up)
+    reranking = pair_encoder(tokenizer, model_config)
+    warn_of_pairs(model_config, reranking, tokenizer.chat_template.source, causal=model.causal)
+    warn_of_direction(model_config, info.pooling, causal=model.causal)
+    return info, _tokenizer_pool(config, model_config, tokenizer, looked_up, reranking)
 
 
 def load_pool(config: EngineConfig, reach: Reach) -> TokenizerPool:
@@ -155,13 +159,17 @@ def load_pool(config: EngineConfig, reach: Reach) -> TokenizerPool:
     with resolved(config, progress=False) as folder:
         model_config = with_default_prompt(read_model_config(folder, config), config)
         tokenizer = load_tokenizer(config, model_config, reach)
-        return _tokenizer_pool(config, model_config, tokenizer, lookup_tokenizers(config, model_config))
+        looked_up, reranking = lookup_tokenizers(config, model_config), pair_encoder(tokenizer, model_config)
+        return _tokenizer_pool(config, model_config, tokenizer, looked_up, reranking)
 
 
 def _tokenizer_pool(
-    config: EngineConfig, model_config: ModelConfig, tokenizer: Tokenizer, looked_up: Mapping[Path, Tokenizer]
+    config: EngineConfig,
+    model_config: ModelConfig,
+    tokenizer: Tokenizer,
+    looked_up: Mapping[Path, Tokenizer],
+    reranking: PairEncoder | None,
 ) -> TokenizerPool:
-    reranking = pair_encoder(tokenizer, model_config)
     embedding = embedding_encoder(config, model_config, tokenizer, looked_up)
     chunking = Chunker(tokenizer, config.max_request_tokens)
     return TokenizerPool(tokenizer, config.tokenizer_threads, embedding, reranking, chunking)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rtp_llm.architectures import architecture_of
+from rtp_llm.architectures import own_code
 from rtp_llm.config_files import activation
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models.rope import Rope
@@ -115,27 +115,16 @@ def check_groups(num_heads: int, num_kv_heads: int, whose: str = "") -> None:
 def is_causal(hf: Mapping[str, Any]) -> bool:
     """Whether a token sees those before it only: what config.json says, else that it does.
 
-    CheckpointError where it says nothing and names code of the checkpoint's own, by which it may not: embedders are
+    CheckpointError where it says nothing and names code of its authors' own, by which it may not: embedders are
     often decoders made to look both ways, with the tensors of those that do not.
     """
-    said, code = hf.get("is_causal"), _own_code(hf)
+    said, code = hf.get("is_causal"), own_code(hf)
     if said is None and code:
         raise CheckpointError(
-            f"config.json: auto_map has {code}, code that comes with the checkpoint and is not run here; "
-            "look whether it lets tokens see those after them, and say so: --json_model_override_args "
-            "'{\"is_causal\": false}' where it does, true where it does not"
+            f"{code}, code of its authors' own, which is not run here; look whether it lets tokens see those after "
+            "them, and say so: --json_model_override_args '{\"is_causal\": false}' where it does, true where not"
         )
     return True if said is None else bool(said)
-
-
-def _own_code(hf: Mapping[str, Any]) -> str:
-    """The entry of auto_map by which transformers would run code of the checkpoint's own; empty: there is none.
-
-    AutoModel's, or that of the class which `architectures` names first: a model with a head has the latter alone.
-    """
-    named, entries = architecture_of(hf), hf.get("auto_map") or {}
-    own = (key for key, code in entries.items() if key == "AutoModel" or str(code).rpartition(".")[2] == named)
-    return next((f"{key} {entries[key]!r}" for key in own), "")
 
 
 def layer_types(hf: Mapping[str, Any], otherwise: Sequence[str]) -> Sequence[str]:

@@ -17,6 +17,7 @@ from rtp_llm.ops import Ops, Tensor
 
 _MAX_POSITIONS = 32768
 _PROJECTION = "projection"
+_CONTEXTUAL = "ContextualModel"
 
 
 class Qwen2(Decoder):
@@ -59,6 +60,13 @@ class PplxQwen3(Qwen3):
 
     @classmethod
     def read_config(cls, hf: Mapping[str, Any]) -> DecoderConfig:
+        code = str((hf.get("auto_map") or {}).get("AutoModel"))
+        if code.endswith(_CONTEXTUAL):
+            raise CheckpointError(
+                f"config.json: auto_map has AutoModel {code!r}, as pplx-embed-context-v1: the chunks of a document are "
+                "read as one text, and each gets a vector, which is not served. Take pplx-embed-v1; or say "
+                "--json_model_override_args '{\"auto_map\": {}}', and each text is a document of one chunk"
+            )
         return super().read_config({**hf, "is_causal": False})
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 @dataclass
 class Repository:
-    """`revisions`: branch or tag -> its files."""
+    """`revisions`: branch or tag -> its files; `card`: the front matter of its README.md."""
 
     revisions: dict[str, dict[str, bytes]]
     token: str | None = None
     gated: bool = False
+    card: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -75,7 +76,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_file(files[file[0]], commit(revision))
         siblings = [{"rfilename": name} for name in files]
         tree = [{"type": "file", "path": n, "size": len(data), "oid": etag(data)} for n, data in files.items()]
-        return self.send_json(tree if kind == "tree" else {"id": name, "sha": commit(revision), "siblings": siblings})
+        told = {"id": name, "sha": commit(revision), "siblings": siblings, "cardData": repository.card}
+        return self.send_json(tree if kind == "tree" else told)
 
     do_HEAD = do_GET
 

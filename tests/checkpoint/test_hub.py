@@ -53,7 +53,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         "org/pickled": Repository({"main": {"config.json": b"{}", "pytorch_model.bin": b"weights"}}),
         "org/private": Repository({"main": MODEL}, token="hf_secret"),
         "org/gated": Repository({"main": MODEL}, token="hf_secret", gated=True),
-        "org/onnx": Repository({"main": {"config.json": b"{}", "onnx/model.onnx": b"other"}}),
+        "org/onnx": Repository(
+            {"main": {"config.json": b"{}", "onnx/model.onnx": b"other"}}, card={"base_model": "org/model"}
+        ),
     }
     with serve(repositories) as hub:
         yield hub
@@ -170,7 +172,11 @@ def test_gated_repository(hub: Hub, cache: Path) -> None:
     ("name", "message"),
     [
         ("org/nothing", r"no repository org/nothing.*a folder would be '/.*/org/nothing', which does not exist"),
-        ("org/onnx", r"org/onnx has no safetensors or pytorch_model.bin \(config.json, onnx/model.onnx\)"),
+        (
+            "org/onnx",
+            r"org/onnx has no safetensors or pytorch_model.bin \(config.json, onnx/model.onnx\); other formats are not "
+            "read, ONNX among them: serve the checkpoint that they were made from, which is org/model by its model",
+        ),
         ("/no/such/folder", "there is no folder '/no/such/folder'"),
         ("./folder", "there is no folder '/.*folder'"),
         ("~/no_such_folder", "there is no folder"),

@@ -169,6 +169,20 @@ def test_pplx_embed_looks_both_ways(shape: str, backend: str, tmp_path: Path) ->
     assert not model.causal and worst(hidden_states(model, ops, items), reference(theirs, items)) <= 1e-5
 
 
+def test_pplx_embed_context_reads_several_chunks_at_once(tmp_path: Path) -> None:
+    """Its authors' code gives a vector for each of a document's chunks, which no request here can ask for."""
+    theirs = save(tmp_path, "Qwen3", is_causal=False)
+    code = {"AutoModel": "modeling.PPLXQwen3ContextualModel"}
+    change_config(tmp_path, architectures=["PPLXQwen3Model"], model_type="bidirectional_pplx_qwen3", auto_map=code)
+    ops, items = BACKENDS["numpy"](), make_items(LENGTHS)
+    with pytest.raises(
+        CheckpointError, match="'modeling.PPLXQwen3ContextualModel', as pplx-embed-context-v1: .*chunks"
+    ):
+        load(tmp_path, ops)
+    change_config(tmp_path, auto_map={})
+    assert worst(hidden_states(load(tmp_path, ops), ops, items), reference(theirs, items)) <= 1e-5
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rows", [80, 37])
 def test_voyage_has_a_linear_layer_at_its_end(rows: int, backend: str, tmp_path: Path) -> None:
@@ -216,6 +230,18 @@ def test_so_must_code_of_a_head_alone(tmp_path: Path) -> None:
     change_config(tmp_path, architectures=["Qwen3BiForSequenceClassification"])
     with pytest.raises(CheckpointError, match=r"auto_map has AutoModelForSequenceClassification 'modeling\.Qwen3BiFor"):
         load(tmp_path, BACKENDS["numpy"]())
+
+
+@pytest.mark.parametrize("named", ["Qwen2BiModel", "Qwen2BiForMNTP", "Encoder", "LlamaBidirectionalModel"])
+def test_so_must_a_class_that_is_not_of_transformers(named: str, tmp_path: Path) -> None:
+    """As LLM2Vec saves its own, without an auto_map."""
+    save(tmp_path)
+    change_config(tmp_path, architectures=[named])
+    with pytest.raises(CheckpointError, match=f"config.json: architectures has '{named}', code of its authors' own"):
+        load(tmp_path, BACKENDS["numpy"]())
+    for plain in (["Qwen2ForCausalLM"], ["FSDPQwen2ForCausalLM"], ["Qwen2ForRewardModel"], [], None):
+        change_config(tmp_path, architectures=plain)
+        assert load(tmp_path, BACKENDS["numpy"]()).causal
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
