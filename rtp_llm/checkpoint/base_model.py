@@ -26,7 +26,10 @@ from rtp_llm.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 _WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
-_TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+_TOKENIZER = (
+    "tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+)  # fmt: skip
+_VOCABULARIES = ("tokenizer.*", "vocab.*", "*.model")
 
 
 @contextmanager
@@ -56,7 +59,7 @@ def _with_base(adapter: Path, config: EngineConfig, progress: bool) -> Iterator[
     base = _base_folder(adapter, settings, config, progress)
     own = {entry.name: entry for entry in adapter.iterdir()}
     yield from own.items()
-    has_tokenizer = any(fnmatch(name, "tokenizer.*") or fnmatch(name, "vocab.*") for name in own)
+    has_tokenizer = any(fnmatch(name, pattern) for name in own for pattern in _VOCABULARIES)
     for entry in base.iterdir():
         is_model = entry.name == "config.json" or any(fnmatch(entry.name, pattern) for pattern in _WEIGHTS)
         is_tokenizer = not has_tokenizer and any(fnmatch(entry.name, pattern) for pattern in _TOKENIZER)
