@@ -1,4 +1,4 @@
-"""The check of a sentencepiece charsmap, which the tokenizers library trusts: a damaged one makes it panic in requests."""
+"""The check of a sentencepiece charsmap: the tokenizers library trusts it, and panics where a damaged one leads out."""
 
 import numpy as np
 import numpy.typing as npt
