@@ -40,7 +40,8 @@ def check_charsmap(charsmap: bytes) -> None:
 
 
 def _offsets(units: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    return units >> np.uint32(10) << ((units & np.uint32(1 << 9)) >> np.uint32(6))
+    offsets: npt.NDArray[np.uint32] = units >> np.uint32(10) << ((units & np.uint32(1 << 9)) >> np.uint32(6))
+    return offsets
 
 
 def _inside(places: npt.NDArray[np.uint32], size: int) -> npt.NDArray[np.uint32]:

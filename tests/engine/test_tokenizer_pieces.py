@@ -41,7 +41,7 @@ TEXTS = [
     *NASTY, ENGLISH, ENGLISH.upper(), "in 1998, or 5, 25,", "``quoted'' text", "  lead", "trail  ", "a  b   c",
     "a\nb\n\nc\td\r\ne", "x <mask>, y", "x  [MASK] y[MASK]", "<extra_id_0> a <extra_id_99>", "<unk> [UNK] <pad>",
     "<s>NOTUSED", "(a)-(b)", "▁a ▁ b", "\u3000wide\u3000", "nbsp\u00a0\u00a0x", "soft\u00adhyphen", "so" * 40,
-    "e\u0301E\u0301 Å Å", "ﬁne ①②", "İSTANBUL ẞ",
+    "e\u0301E\u0301 Å Å", "ﬁne ①②", "İSTANBUL ẞ", " ".join([*NASTY, ENGLISH, "x  <mask> "]) * 9,
 ]  # fmt: skip
 MASK = {"content": "<mask>", "lstrip": True, "rstrip": False, "normalized": True, "single_word": False}
 SQUARE = {**MASK, "content": "[MASK]", "normalized": False}
@@ -271,6 +271,15 @@ def test_what_is_not_read(
     with pytest.raises(CheckpointError, match=reason) as error:
         Tokenizer(tmp_path, max_seq_len=LIMIT)
     assert "read" not in reason or "AutoTokenizer.from_pretrained" in str(error.value)
+
+
+def test_mt5_has_t5s_tokenizer(tmp_path: Path) -> None:
+    """transformers 5 has its name no more, with which older ones saved it."""
+    save(tmp_path, "t5", {}, {})
+    expected, _ = tokenizer_files.load(tmp_path)
+    (tmp_path / OWN).write_text('{"tokenizer_class": "MT5TokenizerFast"}')
+    ours, _ = tokenizer_files.load(tmp_path)
+    assert ours.to_str() == expected.to_str()
 
 
 def test_of_a_wordpiece_class_the_sentencepiece_file_is_nothing(tiny: Path, tmp_path: Path) -> None:
