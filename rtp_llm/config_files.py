@@ -242,7 +242,8 @@ def _are_tokens_by_id(value: Any) -> bool:
 
 TOKENIZER: dict[str, Kind] = {
     **_all(_FLAG, "do_lower_case strip_accents tokenize_chinese_chars add_prefix_space trim_offsets"),
-    "split_special_tokens": _FLAG,
+    **_all(_FLAG, "split_special_tokens split_by_punct keep_accents"),
+    "extra_ids": _whole(0, 1 << 16, nullable=False),
     **_all(Kind("a list of tokens", _are_tokens), "additional_special_tokens extra_special_tokens"),
     "added_tokens_decoder": Kind("an object of tokens by their ids", _are_tokens_by_id),
     **_all(_TEXT, "tokenizer_class truncation_side"),

@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 OWN_CONFIG = "adapter.config.json"
 _WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
-_TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+_TOKENIZER = (
+    "tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+)  # fmt: skip
+_VOCABULARIES = ("tokenizer.*", "vocab.*", "*.model")
 
 
 @contextmanager
@@ -62,7 +65,7 @@ def _with_base(adapter: Path, config: EngineConfig, progress: bool) -> Iterator[
     yield from own.items()
     if "config.json" in own:
         yield OWN_CONFIG, own["config.json"]
-    has_tokenizer = any(fnmatch(name, "tokenizer.*") or fnmatch(name, "vocab.*") for name in own)
+    has_tokenizer = any(fnmatch(name, pattern) for name in own for pattern in _VOCABULARIES)
     for entry in base.iterdir():
         is_model = entry.name == "config.json" or any(fnmatch(entry.name, pattern) for pattern in _WEIGHTS)
         is_tokenizer = not has_tokenizer and any(fnmatch(entry.name, pattern) for pattern in _TOKENIZER)

@@ -12,6 +12,7 @@ from rtp_llm import config_files
 from rtp_llm.checkpoint import find, read_json
 from rtp_llm.engine.tokenizer_added import add_configured, add_ends, declared_tokens
 from rtp_llm.engine.tokenizer_cuts import steps
+from rtp_llm.engine.tokenizer_pieces import from_pieces
 from rtp_llm.engine.tokenizer_vocabulary import BERT, ROBERTA, bert_normalizer, from_vocabulary
 from rtp_llm.errors import CheckpointError, one_line
 
@@ -27,6 +28,7 @@ _CLASSES = {
     "gte": "XLMRobertaTokenizer", "nomic_bert": "BertTokenizer", "jina_embeddings_v3": "XLMRobertaTokenizer",
     "albert": "AlbertTokenizer", "gemma": "GemmaTokenizer", "gemma2": "GemmaTokenizer",
     "bart": "BartTokenizer", "deberta": "DebertaTokenizer", "dpr": "BertTokenizer", "mt5": "T5Tokenizer",
+    "t5": "T5Tokenizer",
 }  # fmt: skip
 _BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "MPNetTokenizer")
 # Of these, transformers hands the model no token types.
@@ -101,7 +103,9 @@ def _read(path: Path) -> tokenizers.Tokenizer:
 
 def _made(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     whole = find(folder, "tokenizer.json")
-    return from_vocabulary(folder, config) if whole is None else _from_json(whole, config)
+    if whole is not None:
+        return _from_json(whole, config)
+    return from_pieces(folder, config) or from_vocabulary(folder, config)
 
 
 def _special_tokens(config: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:

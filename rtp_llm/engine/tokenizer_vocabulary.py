@@ -18,7 +18,7 @@ _QWEN = {"eos": "<|endoftext|>", "pad": "<|endoftext|>"}
 _QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_WAY_OUT = "write a tokenizer.json with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+WAY_OUT = "write a tokenizer.json with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
 # Classes whose vocab.txt is of WordPiece behind BERT's steps; "": no file names one.
 _WORDPIECE = frozenset(
     ("", "PreTrainedTokenizer", "TokenizersBackend")
@@ -51,8 +51,13 @@ def from_vocabulary(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenize
         return (_qwen if config["tokenizer_class"] == "Qwen2Tokenizer" else _roberta)(folder, config)
     pieces = next(folder.glob("*.model"), None)
     if pieces is not None:
-        raise CheckpointError(f"{folder}: {pieces.name} alone is not read, a tokenizer.json is needed; {_WAY_OUT}")
-    raise CheckpointError(f"{folder}: no tokenizer.json, vocab.txt, or vocab.json with merges.txt; {_WAY_OUT}")
+        reader = config["tokenizer_class"] or "tokenizer whose class no file names"
+        raise CheckpointError(
+            f"{folder}: {pieces.name} alone is not read for a {reader}, a tokenizer.json is needed; {WAY_OUT}"
+        )
+    raise CheckpointError(
+        f"{folder}: no tokenizer.json, vocab.txt, or vocab.json with merges.txt, and no sentencepiece file; {WAY_OUT}"
+    )
 
 
 def _check_wordpiece(path: Path, name: str) -> None:
@@ -61,7 +66,7 @@ def _check_wordpiece(path: Path, name: str) -> None:
         raise CheckpointError(f"{path}: a {name} finds words {_OTHERS[name]}")
     if name not in _WORDPIECE:
         raise CheckpointError(
-            f"{path}: no tokenizer.json, which a {name} needs; {_WAY_OUT}. Where it cuts texts as BERT's does, name "
+            f"{path}: no tokenizer.json, which a {name} needs; {WAY_OUT}. Where it cuts texts as BERT's does, name "
             "BertTokenizer as tokenizer_class in tokenizer_config.json"
         )
 
@@ -111,7 +116,7 @@ def _roberta(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """
     is_deberta = config["tokenizer_class"] == "DebertaTokenizer"
     if config["tokenizer_class"] not in ("", "RobertaTokenizer", "BartTokenizer", "DebertaTokenizer"):
-        raise CheckpointError(f"{folder}: no tokenizer.json, which a {config['tokenizer_class']} needs; {_WAY_OUT}")
+        raise CheckpointError(f"{folder}: no tokenizer.json, which a {config['tokenizer_class']} needs; {WAY_OUT}")
     path = inside(folder, "vocab.json")
     vocab = read_json(folder, "vocab.json")
     ends = BERT if is_deberta else ROBERTA
@@ -120,7 +125,7 @@ def _roberta(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     prefix_space = bool(config.get("add_prefix_space", False))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
-    _add_declared(tokenizer, folder, declared_tokens(folder, config))
+    add_declared(tokenizer, path, declared_tokens(folder, config))
     _add_special(tokenizer, vocab, special, config)
     cls, sep = special["cls"], special["sep"]
     if is_deberta:
@@ -146,7 +151,7 @@ def _qwen(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     # A folder that declares no token beside its vocabulary has this one all the same, with the next id.
     end = {tokenizer.get_vocab_size(): AddedToken(_QWEN["eos"], normalized=False, special=True)}
-    _add_declared(tokenizer, folder, declared_tokens(folder, config) or end)
+    add_declared(tokenizer, inside(folder, "vocab.json"), declared_tokens(folder, config) or end)
     add_ends(tokenizer, config)
     return tokenizer
 
@@ -158,14 +163,14 @@ def _bpe(folder: Path) -> models.BPE:
         raise CheckpointError(f"{folder}: vocab.json or merges.txt: {error}; download them again") from error
 
 
-def _add_declared(tokenizer: tokenizers.Tokenizer, folder: Path, declared: Mapping[int, AddedToken]) -> None:
-    """Add tokens under their own ids; CheckpointError where the library would give one another."""
+def add_declared(tokenizer: tokenizers.Tokenizer, path: Path, declared: Mapping[int, AddedToken]) -> None:
+    """Add tokens to those of `path`, under their own ids; CheckpointError where the library would give one another."""
     for token_id, token in sorted(declared.items()):
         tokenizer.add_tokens([token])
         if tokenizer.token_to_id(token.content) != token_id:
             raise CheckpointError(
-                f"{folder}: token {token.content!r} is declared with id {token_id}, but comes to stand at "
-                f"{tokenizer.token_to_id(token.content)}; is vocab.json another model's?"
+                f"{path.parent}: token {token.content!r} is declared with id {token_id}, but comes to stand at "
+                f"{tokenizer.token_to_id(token.content)}; is {path.name} another model's?"
             )
 
 

@@ -253,6 +253,22 @@ def test_the_folder_is_named_and_left_as_it_was(tiny_bert: Path, tmp_path: Path)
     assert not folder.parent.exists()
 
 
+@pytest.mark.parametrize("own", ["", "spm.model"])
+def test_a_sentencepiece_file_is_a_tokenizer(own: str, tiny_bert: Path, tmp_path: Path) -> None:
+    """The base's where the adapter has no tokenizer; else the adapter's, and of the base none."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bert, base)
+    bert_adapter(tmp_path / "adapter", base)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (tmp_path / "adapter" / name).unlink(missing_ok=True)
+    (base / "spm.model").write_bytes(b"base")
+    if own:
+        (tmp_path / "adapter" / own).write_bytes(b"adapter")
+    with resolved(EngineConfig(checkpoint_path=str(tmp_path / "adapter"))) as folder:
+        assert (folder / "spm.model").read_bytes() == (b"adapter" if own else b"base")
+        assert (folder / "tokenizer.json").exists() == (not own)
+
+
 LOADING = """
 import os, signal, sys
 from rtp_llm.checkpoint import resolved
