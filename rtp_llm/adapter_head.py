@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rtp_llm.architectures import architecture_of
+from rtp_llm.architectures import architecture_of, own_code
 from rtp_llm.checkpoint import ADAPTER_CONFIG, OWN_CONFIG, find, open_tensors, read_json
 from rtp_llm.config_files import MODEL, check
 
@@ -40,13 +40,15 @@ def with_code(folder: Path, hf: dict[str, Any]) -> dict[str, Any]:
         return hf
     settings, own = read_json(folder, ADAPTER_CONFIG), read_json(folder, OWN_CONFIG, required=False)
     check(folder / ADAPTER_CONFIG, settings, {"auto_mapping": MODEL["auto_mapping"]})
-    check(folder / OWN_CONFIG, own, {"auto_map": MODEL["auto_map"]})
+    check(folder / OWN_CONFIG, own, {key: MODEL[key] for key in ("auto_map", "architectures")})
     others = [key for key in MODEL if key in own and key in hf and key not in _NAMES and own[key] != hf[key]]
     if others:
         logger.warning(
             "%s: the adapter's own config.json has %s otherwise than its base's, which is heeded, as by transformers; "
             "where the adapter's is meant, say it in --json_model_override_args", folder.name, ", ".join(others),
         )  # fmt: skip
+    if own_code(own) and not own_code(hf):  # a decoder's class alone may be what tells
+        hf = {**hf, "architectures": own.get("architectures") or hf.get("architectures")}
     named = {"auto_map": hf.get("auto_map") or own.get("auto_map"), "auto_mapping": settings.get("auto_mapping")}
     return {**hf, **{key: value for key, value in named.items() if value}}
 

@@ -128,6 +128,11 @@ def mean_of(theirs: Any, folder: Path) -> Any:
             "config.json: auto_map has AutoModel 'modeling_llama_encoder.LlamaEncoderModel', code of its",
         ),
         (
+            {"architectures": ["LlamaEncoderModel"]},
+            {},
+            "config.json: architectures has 'LlamaEncoderModel', code of its",
+        ),
+        (
             None,
             {"auto_mapping": {"base_model_class": "LlamaEncoderModel", "parent_library": "transformers_modules.x.y"}},
             "adapter_config.json: auto_mapping has 'transformers_modules.x.y.LlamaEncoderModel', code of its",
@@ -153,7 +158,7 @@ def test_a_class_of_a_library_is_no_code_of_its_own(library: str | None, tmp_pat
 
 
 def test_what_the_base_says_otherwise_gets_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    save_decoder_adapter(tmp_path, {"rms_norm_eps": 1e-3, "architectures": ["Other"]})
+    save_decoder_adapter(tmp_path, {"rms_norm_eps": 1e-3, "architectures": ["LlamaForCausalLM"]})
     with loaded(tmp_path / "adapter"):
         assert "adapter: the adapter's own config.json has rms_norm_eps otherwise than its base's" in caplog.text
 

@@ -36,8 +36,8 @@ def warn_of_pairs(
         return
     logger.warning(
         "%s: a %s: %s, and no file says how it was trained to be asked. Where it was by a prompt, write that as "
-        "chat_template.jinja beside the tokenizer, of messages with the roles query and document", model_config.folder,
-        model_config.architecture, how,
+        "chat_template.jinja beside the tokenizer, of messages with the roles query and document",
+        model_config.folder.name, model_config.architecture, how,
     )  # fmt: skip
 
 
@@ -52,5 +52,5 @@ def warn_of_direction(model_config: ModelConfig, pooling: str, *, causal: bool) 
     logger.warning(
         "%s: a token sees those before it only, as config.json has it, and the mean of all is taken: where the "
         "authors' code lets it see those after it, say --json_model_override_args '{\"is_causal\": false}'; true says "
-        "that it does not", model_config.folder,
+        "that it does not", model_config.folder.name,
     )  # fmt: skip

@@ -59,8 +59,10 @@ def read_pieces(path: Path) -> Pieces:
 
 def _message(data: bytes) -> Pieces:
     pieces: list[Piece] = []
+    seen: set[int] = set()
     model_type, unk_id, charsmap = UNIGRAM, 0, b""  # where the file does not say
     for tag, _, value in _fields(data):
+        seen.add(tag)
         if tag == _PIECES:
             pieces.append(_piece(value))
         elif tag == _TRAINER:
@@ -72,6 +74,8 @@ def _message(data: bytes) -> Pieces:
         raise ValueError("it has no pieces")
     if charsmap:
         check_charsmap(charsmap)
+    if not seen.issuperset((_TRAINER, _NORMALIZER)):  # as where it was cut between two fields
+        raise ValueError("it has not both of its settings, the trainer's and the normalizer's")
     return Pieces(pieces, model_type, unk_id, charsmap)
 
 

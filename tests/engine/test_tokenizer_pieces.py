@@ -199,6 +199,8 @@ PIECE = message(1, message(1, b"a") + b"\x15" + bytes(4))
         (message(1, b"\x15" + bytes(4)), "a piece is '' with a score of 0.0"),
         (message(1, message(1, b"a") + b"\x15\0\0\xc0\x7f"), "a piece is 'a' with a score of nan"),
         (message(1, message(1, b"\xff")), "'utf-8' codec can't decode"),
+        (PIECE, "it has not both of its settings"),
+        (PIECE + message(2, b""), "it has not both of its settings"),
         (PIECE + message(3, message(2, b"abc")), "its charsmap of 3 bytes cannot have a trie of 6,513,249"),
         (PIECE + message(3, message(2, b"\x04\0\0\0\0\x04\0\0")), "its charsmap leads out of itself"),
     ],
@@ -298,6 +300,7 @@ def test_xlm_roberta_from_pieces_equals_its_tokenizer_json(assets: Path, tmp_pat
     model.pieces.extend(proto.ModelProto.SentencePiece(piece=text, score=0, type=kind) for text, kind in first)
     for text, score in content["model"]["vocab"][4:-1]:
         model.pieces.add(piece=text, score=score)
+    model.trainer_spec.model_type = proto.TrainerSpec.UNIGRAM
     model.normalizer_spec.precompiled_charsmap = base64.b64decode(content["normalizer"]["precompiled_charsmap"])
     (tmp_path / "sentencepiece.bpe.model").write_bytes(model.SerializeToString())
     (tmp_path / "config.json").write_text('{"model_type": "xlm-roberta"}')
