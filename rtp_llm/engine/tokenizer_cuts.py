@@ -5,6 +5,7 @@ the whole's where it ends between two words, whatever stands around. Such places
 
 BERT                      before white space, ASCII punctuation and, where each is a word, CJK ideographs
 white space               before white space that follows something else
+sentencepiece's spaces    before a space after a letter, a digit or ASCII punctuation: others may become spaces too
 byte-level (GPT-2, Qwen)  before a space that follows something else; after a letter or digit and before ASCII or the
                           commonest full-width characters that are neither. No alternative of their regular expressions
                           goes over such a place or looks past it, and NFC joins nothing there: the letters are of
@@ -23,6 +24,8 @@ from typing import Any
 _NORMALIZERS = frozenset(
     ("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Precompiled", "StripAccents"),
 )
+# Regular expressions of replaced white space, which takes in all of it that stands together.
+_BLANKS = frozenset((r"\s{2,}|[\n\r\t]", " {2,}"))
 _SPACE = " \\t\\n\\r"
 _PUNCTUATION = "!-/:-@\\[-`{-~"
 # Latin, Cyrillic, kana, ideographs, Hangul.
@@ -32,6 +35,7 @@ _LETTERS = (
 _BERT = re.compile(f"[{_SPACE}{_PUNCTUATION}]")
 _BERT_CJK = re.compile(f"[{_SPACE}{_PUNCTUATION}\u4e00-\u9fff]")
 _WHITE_SPACE = re.compile(f"(?<=\\S)[{_SPACE}]")
+_METASPACE = re.compile(f"(?<=[{_LETTERS}{_PUNCTUATION}]) ")
 _BYTE_LEVEL = re.compile(
     f"(?<=\\S) |(?<=[{_LETTERS}])[{_SPACE}{_PUNCTUATION}\u3001\u3002\uff01\uff0c\uff0e\uff1a\uff1b\uff1f]"
 )
@@ -98,16 +102,28 @@ def find_cuts(tokenizer: Any) -> Cuts | None:
 
 
 def _places(normalizer: list[Mapping[str, Any]], words: list[Mapping[str, Any]]) -> re.Pattern[str] | None:
-    kinds = {step["type"] for step in normalizer}
-    if not words or not kinds <= _NORMALIZERS:
+    if not words or not all(map(_is_known, normalizer)):
         return None
-    first = words[0]
+    kinds, first = {step["type"] for step in normalizer}, words[0]
     if first["type"] == "BertPreTokenizer":
         by_ideograph = any(step.get("handle_chinese_chars") for step in normalizer)
         return _BERT_CJK if by_ideograph else _BERT
     if first["type"] in ("Whitespace", "WhitespaceSplit"):
         return _WHITE_SPACE
+    if all(
+        step["type"] == "Punctuation" or (step["type"] == "Metaspace" and step.get("split", True)) for step in words
+    ):
+        return _METASPACE
     return _BYTE_LEVEL if kinds <= {"NFC"} and _is_byte_level(words) else None
+
+
+def _is_known(step: Mapping[str, Any]) -> bool:
+    """Whether what a step of the normalizer makes of the text before a place is the same whatever stands behind."""
+    if step["type"] == "Replace":
+        pattern, content = step["pattern"], step["content"]
+        text = pattern.get("String", " ") + content
+        return pattern.get("Regex") in _BLANKS or not any(map(str.isspace, text))
+    return step["type"] in _NORMALIZERS or (step["type"] == "Strip" and not step["strip_left"])
 
 
 def _is_byte_level(words: list[Mapping[str, Any]]) -> bool:
