@@ -34,6 +34,8 @@ BODIES: list[tuple[str, bytes, int, str, str | None]] = [
     ("encoded surrogate", b'{"input":"\xed\xa0\x80"}', 400, "not valid UTF-8", None),
     ("UTF-16", '{"input":"a"}'.encode("utf-16"), 400, "not valid JSON", None),
     ("high surrogate", rb'{"input":"\ud800"}', 400, "half of a surrogate pair (byte 10)", None),
+    ("high surrogate before the end", rb'{"input":"\ud800 a"}', 400, "half of a surrogate pair (byte 10)", None),
+    ("cut short in a pair", rb'{"input":"\ud83d', 400, "ends too early (byte 16)", None),
     ("low surrogate", rb'{"input":"\udc00"}', 400, "half of a surrogate pair", None),
     ("surrogate before text", rb'{"input":"\ud800abcdefgh"}', 400, "half of a surrogate pair", None),
     ("deep array", b"[" * 50_000, 400, "got array", None),
