@@ -31,12 +31,11 @@ def instead_of_folder(folder: Path) -> str:
 
 def _base_model(card: Path) -> Any:
     """`base_model` of a model card's front matter; None where it has none, or cannot be read."""
-    import yaml  # both are slow to import, and asked here alone
-    from huggingface_hub.repocard import metadata_load
+    from huggingface_hub.repocard import metadata_load  # slow to import, and asked here alone
 
     try:
         if card.stat().st_size > _MAX_CARD_BYTES:
             return None
         return (metadata_load(card) or {}).get("base_model")
-    except (OSError, ValueError, yaml.YAMLError):
+    except Exception:  # the border to YAML, which a card may break in any way: it names nothing then
         return None
