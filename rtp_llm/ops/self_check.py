@@ -29,11 +29,15 @@ def _rounds(ops: Ops) -> bool:
     return ops.quantization == "bf16_products" or (ops.quantization in BITS and ops.parts == 1)
 
 
+def numpy_like(ops: Ops) -> NumpyOps:
+    """The definition of what these kernels compute."""
+    return NumpyOps(ops.quantization, ops.parts, fits_pairs=ops.instruction_set in INT8_IN_PAIRS)
+
+
 def _equal(name: str, run: Callable[[Ops], Any], ops: Ops) -> bool:
     # NOTE: rows that are rounded may be on either side of a tie: of products one after the other little can be said.
     error = 3e-2 if name == "attention" and _rounds(ops) else 1e-5
-    exact = NumpyOps(ops.quantization, ops.parts, fits_pairs=ops.instruction_set in INT8_IN_PAIRS)
-    return np.allclose(ops.to_numpy(run(ops)), run(exact), rtol=1e-4, atol=error)
+    return np.allclose(ops.to_numpy(run(ops)), run(numpy_like(ops)), rtol=1e-4, atol=error)
 
 
 def _checks_of_rounded() -> dict[str, Callable[[Ops], Any]]:

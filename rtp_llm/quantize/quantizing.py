@@ -73,7 +73,8 @@ def _quantize(config: EngineConfig, model_config: ModelConfig, target: Path, opt
     kept = {name for matrix in choice.kept for name in exact.model.matrices[matrix]}
     names = {name for matrix in mixture.matrices for name in exact.model.matrices[matrix]}
     fitting_pairs = exact.ops.instruction_set in INT8_IN_PAIRS  # what was measured is what is written
-    _write(model_config, target, (names - kept, kept), fitting_pairs, options)
+    folder = _write(model_config, target, names - kept, options, fitting_pairs)
+    write_config(folder, sorted(name.removesuffix(".weight") for name in kept))
     return Report(
         choice=choice,
         matrices=mixture.matrices,
@@ -136,10 +137,8 @@ def _choose(mixture: Mixture, options: Options) -> Choice:
     return choose(mixture, options.bars, on_measured)
 
 
-def _write(
-    model_config: ModelConfig, target: Path, chosen: tuple[set[str], set[str]], fitting_pairs: bool, options: Options
-) -> None:
-    quantized, kept = chosen
+def _write(model_config: ModelConfig, target: Path, quantized: set[str], options: Options, fitting_pairs: bool) -> Path:
+    """The checkpoint with its weights quantised -> the folder of its transformer."""
     source = open_tensors(model_config.transformer_folder)
     folder = copy_files(model_config.folder, model_config.transformer_folder, target)
     total = sum(info.num_elements for info in source.tensors.values())
@@ -151,7 +150,7 @@ def _write(
         options.on_progress("writing", written, max(total, written))
 
     write_weights(source, quantized, folder / "model.safetensors", on_written, fitting_pairs)
-    write_config(folder, sorted(name.removesuffix(".weight") for name in kept))
+    return folder
 
 
 def _weight_bytes(folder: Path) -> int:

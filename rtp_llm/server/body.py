@@ -17,7 +17,7 @@ Body = TypeVar("Body")
 _PLACE = " - at `$"
 _MOST_SHOWN = 300  # characters of a message, which may hold all of a value
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]*)`(?: - at `\$\.?(?P<place>.*)`)?$")
-# A high surrogate that ends its string; msgspec calls the body truncated.
+# A high surrogate without a low one; near the body's end msgspec calls the body truncated.
 _LONE_SURROGATE = re.compile(rb"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\|\Z)")
 
 

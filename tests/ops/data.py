@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from rtp_llm.core import Batch, FloatArray, Item, pack
 from rtp_llm.ops import Norm, Ops
-from rtp_llm.ops.native_library import INSTRUCTION_SETS, INT8_IN_PAIRS, usable
-from rtp_llm.ops.native_ops import NativeOps
-from rtp_llm.ops.numpy_ops import NumpyOps
+from rtp_llm.ops.native_library import INSTRUCTION_SETS, usable
 
 # What setup.py builds on a machine of this kind.
 IS_ARM = platform.machine().lower() == "aarch64"
@@ -66,11 +64,6 @@ def usable_or_skip(instruction_set: str) -> str:
     if instruction_set not in usable():
         pytest.skip(f"{instruction_set}: not built, or not for this CPU: pip install -e .")
     return instruction_set
-
-
-def numpy_like(ops: NativeOps) -> NumpyOps:
-    """The definition of what these kernels compute."""
-    return NumpyOps(ops.quantization, ops.parts, fits_pairs=ops.instruction_set in INT8_IN_PAIRS)
 
 
 def linear(ops: Any, x: FloatArray, weight: FloatArray, *rest: Any) -> FloatArray:

@@ -13,8 +13,9 @@ from rtp_llm.ops.experts import route
 from rtp_llm.ops.native_fallback import stand_in
 from rtp_llm.ops.native_ops import NativeOps
 from rtp_llm.ops.numpy_ops import NumpyOps
+from rtp_llm.ops.self_check import numpy_like
 from rtp_llm.ops.weight_only import to_bf16
-from tests.ops.data import assert_as_exact, normal, numpy_like
+from tests.ops.data import assert_as_exact, normal
 from tests.ops.test_numpy_ops import tensors
 from tests.ops.test_shared_prefix import backend as backend
 

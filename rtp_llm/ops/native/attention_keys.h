@@ -130,7 +130,7 @@ inline void transpose_four(const float* rows, int64_t size, int64_t head_dim, fl
 }
 #endif
 
-constexpr int64_t kRowsAhead = 16;
+constexpr int64_t kRowsAhead = 16;  // whose lines are asked for before they are packed
 
 // Keys -> columns of panels [keys / kPanel][depth][kPanel], depth >= head_dim, from column `first` on.
 inline void pack_keys(HeadRows from, int64_t first, int64_t head_dim, int64_t depth, float* panels) {

@@ -1,10 +1,10 @@
 // Numbers in 8 bits: rows of activations with a scale and a zero each, columns of weights with a scale each.
 //
 // A row is x ~ scale (q - zero), 254 steps over the row's own range, 0 included: so 0 stays 0, q in [0, 255] wherever
-// the ends are rounded to, and a row's bits depend on the row alone. One number of each row may lie outside: transformers' rows have outliers, and the range of
-// the others is a third as wide. What it has beyond [0, 255] is kept beside the row, and multiplied apart. A weight is
-// w ~ scale q, q in [-127, 127], and where products are added in pairs two neighbours add up to 128 at most. ops/int8.py is
-// the definition, bit for bit.
+// the ends are rounded to, and a row's bits depend on the row alone. One number of each row may lie outside:
+// transformers' rows have outliers, and the range of the others is a third as wide. What it has beyond [0, 255] is kept
+// beside the row, and multiplied apart. A weight is w ~ scale q, q in [-127, 127], and where products are added in pairs
+// two neighbours add up to 128 at most. ops/int8.py is the definition, bit for bit.
 #pragma once
 #include "dot.h"
 #include "gemm.h"
