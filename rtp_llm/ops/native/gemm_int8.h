@@ -32,8 +32,8 @@ inline __attribute__((always_inline)) void store_sums(const VecInt* sums, int32_
 }
 
 // sums[R][kPanel][: V * kWidth] = x[R, K] @ one panel; `stride` counts numbers
-template <int R, int V>
-void dot_tile(int64_t K, const Quantized* x, int64_t stride, const int8_t* w, int32_t* c, Ahead ahead) {
+template <int R, int V, int64_t kLines>
+inline void fetching_dot_tile(int64_t K, const Quantized* x, int64_t stride, const int8_t* w, int32_t* c, Ahead ahead) {
   constexpr auto each = std::make_index_sequence<size_t(R * V)>{};
   constexpr int64_t kStep = kPanel * kGroup;
   const Quantized* const rows[4] = {x, x + 3 * stride, x + 6 * stride, x + 9 * stride};
@@ -42,13 +42,8 @@ void dot_tile(int64_t K, const Quantized* x, int64_t stride, const int8_t* w, in
   for (const int8_t* far = w + ahead.into_l2 * kGroup; k + 4 * kGroup <= K; k += 4 * kGroup, w += 4 * kStep) {
     ahead.awaited.fetch_row();
     for (int i = 0; i < 4 * kStep; i += 64) __builtin_prefetch(w + ahead.into_l1 * kGroup + i);
-    if (ahead.shares == 1) {
-      for (int i = 0; i < 4 * kStep; i += 64) __builtin_prefetch(far + i, 0, 2);
-      far += 4 * kStep;
-    } else if (ahead.shares != 0) {
-      __builtin_prefetch(far, 0, 2);
-      far += 4 * kStep / Ahead::kShares;
-    }
+    fetch_lines<kLines, kGroup>(far);
+    far += 16 * kLines * kGroup;
     dot_step<V>(sums, rows, stride, k, w, each);
     dot_step<V>(sums, rows, stride, k + kGroup, w + kStep, each);
     dot_step<V>(sums, rows, stride, k + 2 * kGroup, w + 2 * kStep, each);
@@ -56,6 +51,11 @@ void dot_tile(int64_t K, const Quantized* x, int64_t stride, const int8_t* w, in
   }
   for (; k < K; k += kGroup, w += kStep) dot_step<V>(sums, rows, stride, k, w, each);
   store_sums(sums, c, V, each);
+}
+
+template <int R, int V>
+void dot_tile(int64_t K, const Quantized* x, int64_t stride, const int8_t* w, int32_t* c, Ahead ahead) {
+  ahead.with_lines([&](auto lines) { fetching_dot_tile<R, V, lines()>(K, x, stride, w, c, ahead); });
 }
 
 using DotTile = void (*)(int64_t, const Quantized*, int64_t, const int8_t*, int32_t*, Ahead);
@@ -93,7 +93,7 @@ struct LinearInt8 {
     const int64_t m1 = std::min(M, m0 + block_rows), p1 = std::min(panels_of_half(), p0 + block_panels);
     const PanelOrder order{p1 - p0, num_halves(activation), m1 - m0 > 2 * kRowsInt8};
     const auto panel = [&](int64_t i) { return p0 + order.within_half(i) + order.half(i) * panels_of_half(); };
-    for (int64_t i = 0; i < order.count(); ++i) run_panel(tiles, m0, m1, panel(i), panel(i + 1) - panel(i));
+    for (int64_t i = 0; i < order.count(); ++i) run_panel(tiles, m0, m1, panel(i), panel(i + 1) - panel(i), i == 0);
   }
 
  private:
@@ -120,7 +120,7 @@ struct LinearInt8 {
   };
 
   // The next one is `next` panels on.
-  void run_panel(Tiles& tiles, int64_t m0, int64_t m1, int64_t panel, int64_t next) const {
+  void run_panel(Tiles& tiles, int64_t m0, int64_t m1, int64_t panel, int64_t next, bool is_first) const {
     const Int8Weight packed{N, K};
     void* memory = const_cast<void*>(weight);
     const int8_t* w = packed.panels(memory) + panel * packed.panel_bytes();
@@ -132,7 +132,7 @@ struct LinearInt8 {
       const int rows = int(ceil_div(m1 - m, blocks - i));
       const char* x_rows = static_cast<const char*>(x) + m * stride;
       const int64_t numbers = packed.panel_bytes() / kGroup;
-      Ahead ahead = Ahead::of(i, blocks, numbers, next * numbers);
+      Ahead ahead = Ahead::of(i, blocks, numbers, next * numbers, is_first);
       ahead.awaited = epilogue.awaited(rows, m, n);
       multiply(tiles, rows, cols, x_rows, stride, w, sums, ahead);
       const Dequantized product{sums, x_rows, stride, packed.scales(memory) + n, packed.sums(memory) + n, w};
