@@ -32,7 +32,9 @@ def adapter_for(word: str, info: ModelInfo, param: str) -> str | None:
 
     InvalidRequest for an adapter's word where the model has none for it.
     """
-    own = (info.merged_adapter,) if info.merged_adapter else info.adapters
+    # An adapter that is a model by its name is chosen by that alone.
+    is_named = info.parent or info.lora_modules
+    own = () if is_named else (info.merged_adapter,) if info.merged_adapter else info.adapters
     found = _found(word, own)
     if found is None and own and word in _JINAS:
         check_adapter(word, info, param)

@@ -55,6 +55,12 @@ class EngineConfig:
         "", help="the checkpoint's prompt for requests that name none; empty: its own default", group="model"
     )
     default_prompt: str = option("", help="text put before inputs where a request names no prompt", group="model")
+    lora_modules: tuple[str, ...] = option(
+        (),
+        help="adapters (LoRA) that requests choose by name, as NAME=FOLDER or NAME=HUB_ID; several with commas, or "
+        "given several times (docs/models.md)",
+        group="model",
+    )
     max_seq_len: int = option(0, help="tokens kept of one input; 0: the checkpoint's limit", group="model", minimum=0)
     json_model_override_args: str = option(
         "", help='a JSON object over config.json, e.g. {"rope_scaling": {"type": "yarn", "factor": 4.0}}', group="model"

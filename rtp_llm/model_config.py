@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +69,7 @@ class ModelConfig:
     num_scores             columns that a CrossEncoder's chain of modules gives; None: it is no such chain
     max_active_dims        weights of a sparse vector, where a request names no number; None: all
     names                  how it is called, in lower case
+    lora_modules           name -> folder of the adapters that requests choose; none of them is the checkpoint's
     """
 
     folder: Path
@@ -91,6 +92,7 @@ class ModelConfig:
     num_scores: int | None = None
     router: Router | None = None
     names: frozenset[str] = frozenset()
+    lora_modules: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:

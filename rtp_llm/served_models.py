@@ -80,6 +80,14 @@ def _name_and_path(value: str) -> tuple[str, str]:
     return name, path
 
 
+def lora_module(value: str) -> tuple[str, str]:
+    """NAME=FOLDER of `lora_modules` -> both; ConfigError for anything else."""
+    name, _, place = (part.strip() for part in value.partition("="))
+    if not (name and place):
+        raise ConfigError(f"lora_modules: {value!r:.200} is not NAME=FOLDER or NAME=HUB_ID", param="lora_modules")
+    return name, place
+
+
 def _from_file(config: ServerConfig) -> list[ServedModel]:
     """`models: [{checkpoint_path: …, name: …, …}, …]`"""
     content = _read(config.models)
@@ -152,9 +160,10 @@ def _check_names(models: Sequence[ServedModel]) -> None:
     """ConfigError where a name means two models."""
     meaning: dict[str, ServedModel] = {}
     for model in models:
-        for name in (model.name, *model.aliases):
+        adapters = [lora_module(module)[0] for module in model.config.lora_modules]
+        for name in (model.name, *model.aliases, *adapters):
             other = meaning.setdefault(name, model)
-            if other is not model:
+            if other is not model or name in adapters and name in (model.name, *model.aliases):
                 paths = f"{other.config.checkpoint_path} and {model.config.checkpoint_path}"
                 message = f"{paths} are both called {name!r}; give names, as NAME=PATH or by served_model_name"
                 raise ConfigError(message, param="served_model_name")

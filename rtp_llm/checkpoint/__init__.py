@@ -11,6 +11,7 @@ from rtp_llm.checkpoint.base_model import OWN_CONFIG, resolved
 from rtp_llm.checkpoint.folder import find, inside, read_json, read_json_list
 from rtp_llm.checkpoint.hub import names_of
 from rtp_llm.checkpoint.lora import CONFIG as ADAPTER_CONFIG
+from rtp_llm.checkpoint.lora_modules import lora_modules
 from rtp_llm.checkpoint.shards import open_file
 from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
 from rtp_llm.checkpoint.token_table import read_token_table
@@ -36,6 +37,7 @@ __all__ = [
     "find",
     "has_adapters",
     "inside",
+    "lora_modules",
     "names_of",
     "open_file",
     "open_tensors",

@@ -1,6 +1,6 @@
 """`open_tensors`: the weights of a checkpoint's folder, with adapters in peft's files that are beside or below them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from rtp_llm.architectures import JINA_V5
@@ -10,8 +10,10 @@ from rtp_llm.checkpoint.lora import CONFIG, LoraSource, open_lora
 from rtp_llm.checkpoint.shards import open_weights
 from rtp_llm.checkpoint.tensors import TensorInfo, TensorSource
 from rtp_llm.core import FloatArray, Int8Array
-from rtp_llm.errors import CheckpointError
+from rtp_llm.errors import CheckpointError, ConfigError
 
+_FOR_ALL = 'choose this adapter for all: --json_model_override_args \'{{"lora_task": "{}"}}\''
+_OWN_MODEL = "serve the folder of {!r} as a model of its own, with checkpoint_path"
 FOLDER = "adapters"
 
 
@@ -26,14 +28,20 @@ def has_folders(folder: Path) -> bool:
     return is_v5 and find(folder, CONFIG) is None
 
 
-def open_tensors(folder: Path) -> TensorSource:
+def open_tensors(folder: Path, lora_modules: Mapping[str, Path] | None = None) -> TensorSource:
     """The weights of a checkpoint's or a module's folder.
 
-    An adapter's part is added where there is one beside them; of those below them each request will choose.
+    An adapter's part is added where there is one beside them; of those below them, or of `lora_modules`, by name the
+    folders, each request will choose.
     """
-    if find(folder, CONFIG) is not None:
-        return open_lora(open_weights(folder), folder)
-    return AdapterFolders(folder) if adapter_places(folder) and has_folders(folder) else open_weights(folder)
+    places = {place.name: place for place in adapter_places(folder)} if has_folders(folder) else {}
+    if places and lora_modules:
+        raise ConfigError(f"lora_modules: {folder} has adapters of its own", param="lora_modules")
+    is_adapted = find(folder, CONFIG) is not None
+    base = open_lora(open_weights(folder), folder) if is_adapted else open_weights(folder)
+    if lora_modules:
+        return AdapterFolders(base, lora_modules, _OWN_MODEL)
+    return AdapterFolders(base, places, _FOR_ALL) if places else base
 
 
 def adapter_summary(folder: Path) -> str | None:
@@ -46,22 +54,39 @@ def adapter_summary(folder: Path) -> str | None:
 
 
 class AdapterFolders:
-    """AdapterSource of adapters below their base, whose tensors are as they are.
+    """AdapterSource of adapters in folders of their own, name -> folder; the base's tensors are as they are.
 
-    names  of the adapters, in the order of their numbers
+    names    of the adapters, in the order of their numbers
+    way_out  what to do with an adapter that is not for a request to choose, with a place for its name
     """
 
-    def __init__(self, folder: Path) -> None:
-        places = adapter_places(folder)
-        self._base = open_weights(folder)
-        self._adapters = [_open_chosen(self._base, place) for place in places]
-        self.names: Sequence[str] = [place.name for place in places]
+    def __init__(self, base: TensorSource, places: Mapping[str, Path], way_out: str) -> None:
+        self._base, self._places, self._way_out = base, places, way_out
+        self.names: Sequence[str] = list(places)
+        self._adapters = [self._open(name) for name in places]
         self.path: Path = self._base.path
         self.tensors: Mapping[str, TensorInfo] = self._base.tensors
 
     def low_rank(self, name: str, adapter: int) -> LowRank | None:
         """As AdapterSource has it."""
         return self._adapters[adapter].low_rank(name)
+
+    def check_read(self, tensors: Collection[str]) -> None:
+        """CheckpointError where an adapter adds to more than these tensors of the base, by which a model is adapted."""
+        for name, adapter in zip(self.names, self._adapters, strict=True):
+            other = next((tensor for tensor in adapter.added if tensor not in tensors), None)
+            if other is not None:
+                raise self._not_to_choose(name, f"{other} is no linear layer or table of the model")
+
+    def _open(self, name: str) -> LoraSource:
+        adapter = open_lora(self._base, self._places[name])
+        if adapter.replaced is not None:
+            raise self._not_to_choose(name, f"{adapter.replaced} comes in the place of the base's")
+        return adapter
+
+    def _not_to_choose(self, name: str, why: str) -> CheckpointError:
+        way_out = self._way_out.format(name)
+        return CheckpointError(f"{self._places[name]}: {why}, which is not for each request to choose; {way_out}")
 
     def read(self, name: str) -> FloatArray:
         return self._base.read(name)
@@ -79,14 +104,3 @@ class AdapterFolders:
         for adapter in self._adapters:
             adapter.close()
         self._base.close()
-
-
-def _open_chosen(base: TensorSource, place: Path) -> LoraSource:
-    """An adapter that requests may choose; CheckpointError for one that also has tensors in the place of the base's."""
-    adapter = open_lora(base, place)
-    if adapter.replaced is not None:
-        raise CheckpointError(
-            f"{place}: {adapter.replaced} comes in the place of the base's, which is not for each request to choose; "
-            f'choose this adapter for all: --json_model_override_args \'{{"lora_task": "{place.name}"}}\''
-        )
-    return adapter

@@ -5,7 +5,7 @@ maybe_load_adapters, which takes a folder's own weights for the adapter's base w
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,6 +108,11 @@ class LoraSource:
     def replaced(self) -> str | None:
         """One of its tensors that come in the place of the base's; None: there are none."""
         return next(iter(self._whole.values()), None)
+
+    @property
+    def added(self) -> Collection[str]:
+        """The base's tensors that it adds to."""
+        return self._parts.keys()
 
     def low_rank(self, name: str) -> LowRank | None:
         """What it adds to a tensor of the base; None: it leaves that as it is."""

@@ -17,6 +17,8 @@ class ModelInfo:
     empty_prompts             those of the prompts that put nothing before a text
     adapters                  names of the checkpoint's adapters (LoRA), of which a request may choose one
     merged_adapter            the one chosen at load: it is in the weights, and there are no others; empty: none
+    lora_modules              those of them that are not the checkpoint's own: to callers, models by their names
+    parent                    of what is such a model, the one that it is an adapter of; empty: of others
     needs_adapter             without an adapter its vectors mean nothing: a request must choose one
     aliases                   other names that callers may ask for it by
     weight_bytes              of the checkpoint's tensors
@@ -41,6 +43,8 @@ class ModelInfo:
     adapters: tuple[str, ...] = ()
     merged_adapter: str = ""
     needs_adapter: bool = False
+    lora_modules: tuple[str, ...] = ()
+    parent: str = ""
     scores_are_probabilities: bool = False
     max_sim: Literal["sum", "mean"] = "mean"
     created: int = 0

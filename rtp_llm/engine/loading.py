@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rtp_llm.checkpoint import adapter_summary, open_tensors, resolved
+from rtp_llm.checkpoint import adapter_summary, lora_modules, open_tensors, resolved
 from rtp_llm.checkpoint.tensors import DTYPES
 from rtp_llm.config import EngineConfig
 from rtp_llm.config_files import stored_quantization
@@ -113,6 +113,7 @@ def _load(config: EngineConfig, name: str, aliases: tuple[str, ...], beside: Eng
     memory = resident_bytes()
     with resolved(config) as folder:
         model_config = with_default_prompt(read_model_config(folder, config), config)
+        model_config = replace(model_config, lora_modules=lora_modules(config))
         changes = adapter_summary(model_config.transformer_folder)
         if changes is not None:
             logger.info("%s: an adapter, %s", config.checkpoint_path, changes)
@@ -194,6 +195,7 @@ def _describe(config: EngineConfig, model_config: ModelConfig, runtime: Runtime,
         prompts=tuple(tokenizer.prompts),
         empty_prompts=tuple(name for name, text in tokenizer.prompts.items() if not text),
         adapters=runtime.model.adapters,
+        lora_modules=tuple(model_config.lora_modules),
         merged_adapter=runtime.model.merged_adapter,
         needs_adapter=runtime.model.needs_adapter,
         scores_are_probabilities=model_config.is_language_reranker or model_config.logit_score is not None,

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Literal, Protocol, TypeAlias
+from itertools import chain
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from rtp_llm.architectures import OWN_CLASSES, model_type_of
-from rtp_llm.checkpoint import TensorSource, Weights
+from rtp_llm.checkpoint import AdapterFolders, TensorSource, Weights
 from rtp_llm.core import Batch, FloatArray, QuantizedWeight
 from rtp_llm.errors import CheckpointError, ConfigError
+from rtp_llm.models.adapted import adapt
 from rtp_llm.ops import Ops, Tensor
 
 # Gets a layer's number, from 0, and the hidden states [T, hidden_size] that go into it, once for each layer.
@@ -101,6 +103,8 @@ class Model(Protocol):
     merged_adapter    the one that is in its weights, so that there is none to choose; empty: none is
     layers            in their order
     matrices          (layer, attribute) of each linear layer's weight -> the checkpoint's tensors that it is made of
+    takes_adapters    it runs its ops through `adapted.chosen`, and its matrices stand as in the checkpoint
+    tables            of such a model, attribute of each embedding table -> the checkpoint's tensor
     """
 
     hidden_size: int
@@ -117,6 +121,8 @@ class Model(Protocol):
     merged_adapter: str = ""
     layers: Sequence[Any]
     matrices: Mapping[tuple[int, str], tuple[str, ...]]
+    takes_adapters: ClassVar[bool] = False
+    tables: Mapping[str, str]
 
     @classmethod
     def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "Model":
@@ -178,5 +184,16 @@ def model_class(model_type: str) -> type[Model]:
 
 
 def load_model(model_type: str, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> Model:
-    """The model of a key in MODELS, as `Model.load` says."""
-    return model_class(model_type).load(hf, source, ops)
+    """The model of a key in MODELS, as `Model.load` says, with the adapters that its source has."""
+    model = model_class(model_type).load(hf, source, ops)
+    if isinstance(source, AdapterFolders):
+        if not model.takes_adapters:
+            taking = ", ".join(name for name in MODELS if model_class(name).takes_adapters)
+            raise ConfigError(
+                f"lora_modules: of a {model_type} a request cannot choose adapters; serve their folders as models of "
+                f"their own. It can of {taking}",
+                param="lora_modules",
+            )
+        source.check_read({*model.tables.values(), *chain.from_iterable(model.matrices.values())})
+        adapt(model, source, source.names, ops)
+    return model

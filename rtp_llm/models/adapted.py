@@ -4,9 +4,9 @@ What an adapter adds is computed beside the weight, for the rows that chose it, 
 weight stays what it is, in whatever form it is kept, and a row without an adapter has the bits of a model without any.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -14,21 +14,8 @@ from rtp_llm.checkpoint import AdapterSource, LowRank
 from rtp_llm.core import NO_ADAPTER, Batch, Int32Array
 from rtp_llm.ops import Norm, Ops, Tensor, Weight
 
-
-class Adaptable(Protocol):
-    """A model that runs its ops through `chosen`.
-
-    tables  attribute of each embedding table -> the checkpoint's tensor
-    """
-
-    layers: list[Any]
-    adapters: tuple[str, ...]
-
-    @property
-    def matrices(self) -> Mapping[tuple[int, str], tuple[str, ...]]: ...
-
-    @property
-    def tables(self) -> Mapping[str, str]: ...
+if TYPE_CHECKING:
+    from rtp_llm.models import Model
 
 
 # Up to so many columns of all adapters together are computed for every row: one product takes less time than several.
@@ -61,22 +48,22 @@ class _Adapted:
         return len(self.plain)
 
 
-def adapt(model: Adaptable, source: AdapterSource, names: Sequence[str], ops: Ops) -> None:
+def adapt(model: "Model", source: AdapterSource, names: Sequence[str], ops: Ops) -> None:
     """Give a loaded model the adapters of these names, in the order of their numbers.
 
     `ops` made the model's weights; whatever these are kept in, the adapters are not quantised.
     """
-    exact, numbers = ops.fork(), range(len(names))
+    exact, numbers, layers = ops.fork(), range(len(names)), list(model.layers)
     for (number, attribute), tensors in model.matrices.items():
         low = _together([_stacked(source, tensors, adapter) for adapter in numbers])
-        layer = model.layers[number]
+        layer = layers[number]
         parts = [_Part(*which, exact.matrix(own.columns), exact.matrix(own.rows)) for which, own in low]
-        model.layers[number] = replace(layer, **{attribute: _adapted(getattr(layer, attribute), parts)})
+        layers[number] = replace(layer, **{attribute: _adapted(getattr(layer, attribute), parts)})
     for attribute, tensor in model.tables.items():
         low = _together([source.low_rank(tensor, adapter) for adapter in numbers])
         parts = [_Part(*which, exact.table(own.rows), exact.matrix(own.columns.T)) for which, own in low]
         setattr(model, attribute, _adapted(getattr(model, attribute), parts))
-    model.adapters = tuple(names)
+    model.layers, model.adapters = layers, tuple(names)
 
 
 def _adapted(plain: Any, parts: list[_Part]) -> Any:

@@ -41,6 +41,7 @@ class AlbertConfig(BertConfig):
 class Albert(Bert):
     """The encoder up to its last hidden states."""
 
+    takes_adapters = False  # its layers are one
     prefix = "albert."
     names = LayerNames(
         "encoder.albert_layer_groups.{}.albert_layers.0.",

@@ -102,6 +102,7 @@ class Bart(Bert):
     """Encoder and decoder, up to the decoder's last hidden states. `layers` are those of both, the encoder's first."""
 
     config: BartConfig
+    takes_adapters = False
     gpu_dtype = "bf16"  # transformers clamps what overflows fp16 in its encoder
     prefix = "model."
     names = _ENCODER

@@ -15,6 +15,7 @@ from rtp_llm.core import Batch, FloatArray, Int32Array, QuantizedWeight
 from rtp_llm.errors import CheckpointError
 from rtp_llm.late_interaction import beside_encoder
 from rtp_llm.models import Model, OnKeys, OnLayer, matrix_sources
+from rtp_llm.models.adapted import chosen
 from rtp_llm.models.sizes import check_names, read_sizes
 from rtp_llm.ops import Norm, Ops, Relative, Tensor, Weight, layer_norm
 
@@ -125,6 +126,7 @@ class Bert(Model):
     """
 
     learnt_positions = True
+    takes_adapters = True
     gpu_dtype: Literal["fp16", "bf16"] = "fp16"
     layers: list[EncoderLayer]
     prefix: ClassVar[str] = "bert."
@@ -148,6 +150,7 @@ class Bert(Model):
             self.embedding_norm = layer_norm(ops, weights, "embedding_norm", config.layer_norm_eps)
         self.layers = [self._load_layer(weights, f"layers.{i}.", ops) for i in range(config.num_hidden_layers)]
         self.matrices = matrix_sources(weights, config.num_hidden_layers, _MATRICES, ".weight")
+        self.tables = {"word": weights.sources("word")[0]}
 
     @classmethod
     def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> "Bert":
@@ -180,6 +183,7 @@ class Bert(Model):
         self, ops: Ops, batch: Batch, on_layer: OnLayer | None = None, on_keys: OnKeys | None = None
     ) -> Tensor:
         """Packed batch -> hidden_states [T, hidden_size], or of the wanted rows; `on_keys` is not called."""
+        ops = chosen(ops, batch) if self.adapters else ops
         hidden_states = self._embed(ops, batch)
         for number, layer in enumerate(self.layers):
             if on_layer is not None:

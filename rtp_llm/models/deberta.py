@@ -106,6 +106,7 @@ class Deberta(Bert):
     Where positions are relative alone, a sequence may have any length; `max_positions` is what it was trained with.
     """
 
+    takes_adapters = False
     prefix = "deberta."
     names = LayerNames(
         NAMES.prefix,

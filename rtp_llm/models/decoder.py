@@ -86,6 +86,7 @@ class Decoder(RotaryModel):
     """The decoder up to its last hidden states, after the final norm; heads belong to the tasks."""
 
     layers: list[_Layer]
+    takes_adapters = True
 
     def __init__(self, config: DecoderConfig, weights: Weights, ops: Ops) -> None:
         self.config = config

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rtp_llm.checkpoint import AdapterFolders, TensorSource
-from rtp_llm.models.adapted import adapt
 from rtp_llm.models.decoder import Decoder
 from rtp_llm.models.decoder_config import DecoderConfig
 from rtp_llm.models.llama import EuroBert
@@ -29,9 +28,7 @@ class JinaV5(Decoder):
         backbone, own = _backbone(hf)
         model = backbone.load(own, source, ops)
         model.merged_adapter = hf.get("lora_task") or ""
-        if isinstance(source, AdapterFolders):
-            adapt(model, source, source.names, ops)
-            model.needs_adapter = True
+        model.needs_adapter = isinstance(source, AdapterFolders) and not model.merged_adapter
         return model
 
 

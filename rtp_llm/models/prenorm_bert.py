@@ -17,6 +17,7 @@ from rtp_llm.ops import Ops, Tensor, layer_norm
 class PreNormBert(Bert):
     """`final_norm_name` is where the checkpoint has the last norm."""
 
+    takes_adapters = False
     gpu_dtype = "bf16"  # what layers add up is normed at the end alone
     final_norm_name: ClassVar[str]
 

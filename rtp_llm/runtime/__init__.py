@@ -94,7 +94,7 @@ def load_runtime(config: EngineConfig, model_config: ModelConfig, beside: Runtim
     ops = _load_ops(config) if beside is None or streams is None else beside.ops
     model_type = find_model_type(config.model_type, model_config.hf)
     quantization, parts = rounding(config, ops.instruction_set, stored_quantization(model_config.hf) != "none")
-    source = open_tensors(model_config.transformer_folder)
+    source = open_tensors(model_config.transformer_folder, model_config.lora_modules)
     model = load_model(model_type, model_config.hf, source, ops.fork(quantization, parts))
     source.close()
     num_cores = available_cores(config) if ops.name == "native" else 1

@@ -50,6 +50,8 @@ def load(
         TorchOps("cpu").fork(config.quantization)  # type: ignore[arg-type]
     if config.tp_size > 1 and config.quantization == "fp8":
         raise ConfigError("quantization fp8: a model in parts (tp_size) has no weights in 8 bits", param="quantization")
+    if config.tp_size > 1 and config.lora_modules:
+        raise ConfigError("lora_modules: a model in parts (tp_size) takes no adapters by request", param="lora_modules")
     if config.tp_size > 1:
         return _load_parts(config, model_config, devices, beside)
     replicas = [_load_one(config, model_config, name, beside) for name in devices]
@@ -61,7 +63,7 @@ def _load_one(config: EngineConfig, model_config: ModelConfig, name: str, beside
     model_type = find_model_type(config.model_type, model_config.hf)
     dtype, fp8 = choose_dtype(config, model_type, model_config.hf, name), config.quantization == "fp8"
     ops = make_ops(config.backend, name, dtype, gelu=config.gelu, fp8=fp8)
-    source = open_tensors(model_config.transformer_folder)
+    source = open_tensors(model_config.transformer_folder, model_config.lora_modules)
     if fp8:
         from rtp_llm.runtime.torch_fp8 import load_fp8
 

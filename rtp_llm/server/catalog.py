@@ -9,6 +9,7 @@ from msgspec import Meta
 from rtp_llm.core import ModelInfo, Request, TaskType
 from rtp_llm.errors import NotReady, UnknownModel, UnsupportedTask
 from rtp_llm.observability import Metrics, RequestMetrics
+from rtp_llm.server.adapter_model import adapter_models
 from rtp_llm.server.engine_like import EngineLike
 
 Body = TypeVar("Body")
@@ -68,11 +69,14 @@ class Catalog:
     the first model that has a task for it. What a body's inputs look like never decides: the vectors of one client must
     come from one model.
 
+    engines   what callers name, the models of adapters (`lora_modules`) among them, each after the model that has it
+    loaded    what is loaded, without those
     draining  the server is about to end, and should get no more requests
     """
 
     def __init__(self, engines: Sequence[EngineLike]) -> None:
-        self.engines = tuple(engines)
+        self.loaded = tuple(engines)
+        self.engines = tuple(named for engine in engines for named in (engine, *adapter_models(engine)))
         self.draining = False
 
     @property
@@ -83,23 +87,23 @@ class Catalog:
     @property
     def metrics(self) -> list[Metrics]:
         """Those of each model that is in this process."""
-        return [engine.metrics for engine in self.engines if isinstance(engine.metrics, Metrics)]
+        return [engine.metrics for engine in self.loaded if isinstance(engine.metrics, Metrics)]
 
     @property
     def only_metrics(self) -> RequestMetrics | None:
         """Those of the model that any request is for; None where there are several."""
-        return self.default.metrics if len(self.engines) == 1 else None
+        return self.default.metrics if len(self.loaded) == 1 else None
 
     @property
     def can_answer(self) -> bool:
         """Whether every model can, draining or not."""
-        return all(map(_can_answer, self.engines))
+        return all(map(_can_answer, self.loaded))
 
     def check_health(self) -> None:
         """Raise NotReady, with the reason, while any model cannot answer, or when no more requests should come."""
         if self.draining:
             raise NotReady("the server is about to shut down: try another one")
-        for engine in self.engines:
+        for engine in self.loaded:
             engine.check_health()
 
     def is_healthy(self) -> bool:

@@ -18,6 +18,7 @@ class ModelEntry(msgspec.Struct, kw_only=True):
     """A served model; what is not OpenAI's is this server's own addition.
 
     `adapters`: what a request's `task` or `lora_task` may choose, or what was chosen for all when the model was loaded.
+    `parent`, as vLLM has it: of a model that is an adapter (`lora_modules`), the one that has it.
     `weight_bytes` are the checkpoint's; `memory_bytes`: by which the process grew while it was loaded, 0: not known.
     """
 
@@ -27,6 +28,7 @@ class ModelEntry(msgspec.Struct, kw_only=True):
     max_model_len: int
     tasks: list[str]
     adapters: list[str] = []
+    parent: str | None = None
     aliases: list[str] = []
     weight_bytes: int = 0
     memory_bytes: int = 0
@@ -66,6 +68,7 @@ def model_entry(info: ModelInfo) -> ModelEntry:
         max_model_len=info.max_seq_len,
         tasks=[task.value for task in info.tasks],
         adapters=[*info.adapters, *filter(None, [info.merged_adapter])],
+        parent=info.parent or None,
         aliases=list(info.aliases),
         weight_bytes=info.weight_bytes,
         memory_bytes=info.memory_bytes,

@@ -280,7 +280,7 @@ def get_routes(catalog: Catalog) -> list[routing.Route]:
         return HttpResponse(orjson.dumps({"version": __version__}), media_type="application/json")
 
     async def load(_: HttpRequest) -> HttpResponse:
-        answer = LoadAnswer(server_load=sum([(await engine.waiting()).requests for engine in catalog.engines]))
+        answer = LoadAnswer(server_load=sum([(await engine.waiting()).requests for engine in catalog.loaded]))
         return HttpResponse(msgspec.json.encode(answer), media_type="application/json")
 
     return [routing.Route(VERSION_PATH, version), routing.Route(LOAD_PATH, load)]
