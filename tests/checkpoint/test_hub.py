@@ -14,7 +14,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from rtp_llm.checkpoint import read_json
+from rtp_llm.checkpoint import lora_modules, read_json
 from rtp_llm.checkpoint.hub import resolve, wanted_files
 from rtp_llm.config import EngineConfig
 from rtp_llm.errors import CheckpointError
@@ -248,6 +248,20 @@ def test_progress_is_logged_where_there_is_no_terminal(
     config = EngineConfig(checkpoint_path="org/model", hf_endpoint=hub.endpoint, download_dir=str(cache))
     resolve(config, progress=True)
     assert "org/model: " in caplog.text and " of 7.00 files" in caplog.text
+
+
+def test_adapters_that_requests_choose_are_fetched(hub: Hub, cache: Path, tmp_path: Path) -> None:
+    own = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights", "README.md": b"words"}
+    hub.repositories = {**hub.repositories, "me/law": Repository({"main": own})}
+    (tmp_path / "care").mkdir()
+    (tmp_path / "care" / "adapter_config.json").write_text("{}")
+    modules = ("law=me/law", f"care={tmp_path / 'care'}")
+    options: dict[str, Any] = {"hf_endpoint": hub.endpoint, "download_dir": str(cache)}
+    found = lora_modules(EngineConfig(checkpoint_path="org/model", revision="v2", lora_modules=modules, **options))
+    assert list(found) == ["law", "care"] and found["care"] == tmp_path / "care"
+    assert files(found["law"]) == ["adapter_config.json", "adapter_model.safetensors"]
+    with pytest.raises(CheckpointError, match="lora_modules: law: .* has no repository me/nobody"):
+        lora_modules(EngineConfig(checkpoint_path="org/model", lora_modules=("law=me/nobody",), **options))
 
 
 def test_wanted_files_of_shards() -> None:
