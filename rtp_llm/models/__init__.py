@@ -82,8 +82,8 @@ _INSTEAD = {
     **dict.fromkeys(("longformer", "big_bird", "bigbird_pegasus"), "take a ModernBERT, which reads 8,192 tokens"),
     **dict.fromkeys(("qwen3_5", "qwen3_5_text"), "take Qwen3-Embedding, or pplx-embed-v1"),
     **dict.fromkeys(("mobilebert", "roformer"), "take a MiniLM, or for Chinese a BGE"),
-    **dict.fromkeys(("siglip", "siglip2", "siglip_text_model", "jina_clip", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _MEDIA),
-    **dict.fromkeys(("gemma3", "jina_embeddings_v4", "lfm2_vl", "vit"), _MEDIA),
+    **dict.fromkeys(("siglip", "siglip2", "jina_clip", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _MEDIA),
+    **dict.fromkeys(("gemma3", "jina_embeddings_v4", "lfm2_vl", "vit", "siglip_text_model"), _MEDIA),
     **dict.fromkeys(("gpt2", "gpt_neo", "gpt_neox", "bloom", "falcon", "opt"), _WRITES),
 }  # fmt: skip
 

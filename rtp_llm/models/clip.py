@@ -118,7 +118,7 @@ class ClipText(PreNormBert):
             qkv=ops.matrix(qkv),
             qkv_bias=ops.vector(qkv_bias),
             **layer_parts(weights, prefix, eps, ops, ("out",), ("attention_norm",)),
-            mlp_norm=Norm(*mlp_norm, eps),
+            mlp_norm=Norm(mlp_norm[0], mlp_norm[1], eps),
             up=ops.matrix(weights.matrix(f"{prefix}up.weight")),
             up_bias=ops.vector(weights[f"{prefix}up.bias"] * scale),
             down=ops.matrix(_divided(weights.matrix(f"{prefix}down.weight"), scale)),
@@ -135,5 +135,5 @@ class ClipText(PreNormBert):
 
 def _divided(weight: FloatArray | QuantizedWeight, scale: np.float32) -> FloatArray | QuantizedWeight:
     if isinstance(weight, QuantizedWeight):
-        return replace(weight, scales=weight.scales / scale)
-    return weight / scale
+        return replace(weight, scales=np.asarray(weight.scales / scale, np.float32))
+    return np.asarray(weight / scale, np.float32)

@@ -9,6 +9,7 @@ import pytest
 
 from rtp_llm.checkpoint import read_json
 from rtp_llm.config_files import check_model, text_model
+from rtp_llm.core import QuantizedWeight
 from rtp_llm.errors import CheckpointError
 from rtp_llm.models import find_model_type
 from rtp_llm.models.clip import ClipConfig
@@ -142,6 +143,7 @@ def test_weights_in_8_bits_are_divided_by_their_scales(tmp_path: Path) -> None:
     weight = np.random.default_rng(0).standard_normal((5, 7)).astype(np.float32)
     stored = quantize_weight(weight)
     ours = _divided(stored, np.float32(1.702))
+    assert isinstance(ours, QuantizedWeight)
     assert np.array_equal(ours.values, stored.values)
     assert np.array_equal(ours.scales, stored.scales / np.float32(1.702))
 

@@ -141,7 +141,7 @@ def test_files_that_do_not_go_together(tmp_path: Path) -> None:
 
 def test_the_multilingual_student(tmp_path: Path) -> None:
     """clip-ViT-B-32-multilingual-v1: a DistilBERT whose mean goes through a Dense without a bias."""
-    from sentence_transformers import models
+    models = pytest.importorskip("sentence_transformers.models")
 
     from tests.tasks.checkpoints import VOCAB as WORDS
 
