@@ -10,6 +10,7 @@ ARCHITECTURES = {
     "Ernie": "ernie", "MegatronBert": "megatron-bert", "XLMRobertaXL": "xlm-roberta-xl",
     "Albert": "albert", "JinaBert": "jina_bert", "JinaEmbeddingsV3": "jina_embeddings_v3",
     "DistilBert": "distilbert", "MPNet": "mpnet", "DebertaV2": "deberta-v2", "Deberta": "deberta", "Bart": "bart",
+    "CLIPText": "clip_text_model",
     "T5": "t5", "T5Encoder": "t5", "MT5": "mt5", "MT5Encoder": "mt5",
     "Gte": "gte", "New": "new", "ModernBert": "modernbert", "NomicBert": "nomic_bert", "Qwen2": "qwen2",
     "Qwen3": "qwen3", "Llama": "llama", "LlamaBidirectional": "llama_bidirec", "Mistral": "mistral", "Gemma": "gemma",
@@ -28,6 +29,8 @@ _SHARED_NAMES: dict[tuple[str, Any], str] = {
 }
 # FlagEmbedding's MiniCPM, with a head for each of its later layers; jina-reranker-v3; jina-embeddings-v5.
 LAYERWISE, LISTWISE, JINA_V5 = "LayerWiseMiniCPMForCausalLM", "JinaForRanking", "JinaEmbeddingsV5Model"
+# A CLIP's tower for texts.
+CLIP_TEXT = "clip_text_model"
 # Classes of their authors' own code, by the first architecture of config.json, whatever its model_type.
 OWN_CLASSES = {
     LISTWISE: "jina_reranker_v3",

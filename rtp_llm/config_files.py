@@ -73,7 +73,7 @@ def activation(hf: Mapping[str, Any], key: str, default: str = "gelu") -> str:
 
 
 # model_type of a model that reads media beside texts -> that of its `text_config`.
-_WITH_TOWERS = {"embedding_gemma2": "embedding_gemma2_text"}
+_WITH_TOWERS = {"embedding_gemma2": "embedding_gemma2_text", "clip": "clip_text_model"}
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 MODEL: dict[str, Kind] = {
@@ -149,7 +149,7 @@ MODEL: dict[str, Kind] = {
     **_all(
         _OBJECT,
         "auto_map auto_mapping id2label rope_scaling rope_parameters sentence_transformers per_layer_config "
-        "text_config",
+        "text_config text_config_dict",
     ),
 }
 ROPE: dict[str, Kind] = {
@@ -301,10 +301,12 @@ def _check_layers(where: Path | str, values: Mapping[str, Any]) -> None:
 
 def text_model(hf: Mapping[str, Any]) -> dict[str, Any]:
     """config.json; of a model that reads media too, what it says of its model for texts, which alone is served."""
-    name, own = _WITH_TOWERS.get(str(hf.get("model_type"))), hf.get("text_config")
+    name, own = _WITH_TOWERS.get(str(hf.get("model_type"))), hf.get("text_config") or {}
+    if hf.get("text_config_dict") is not None:  # of an older CLIP, which transformers reads instead
+        own = hf["text_config_dict"]
     if name is None or not isinstance(own, dict):
         return dict(hf)
-    above = {key: hf[key] for key in ("architectures", "quantization_config") if key in hf}
+    above = {key: hf[key] for key in ("architectures", "quantization_config", "projection_dim") if key in hf}
     return {**own, **above, "model_type": name}
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rtp_llm import config_files, late_interaction, transformer_settings
 from rtp_llm.adapter_head import with_code, with_head
-from rtp_llm.architectures import LAYERWISE, architecture_of, model_type_of
+from rtp_llm.architectures import CLIP_TEXT, LAYERWISE, architecture_of, model_type_of
 from rtp_llm.chat_format import ChatFormat
 from rtp_llm.checkpoint import ADAPTER_CONFIG, find, names_of, read_json
 from rtp_llm.config import EngineConfig
@@ -120,6 +120,11 @@ class ModelConfig:
         return self.model_type == NEMOTRON
 
     @property
+    def is_clip(self) -> bool:
+        """Whether it is a CLIP's tower for texts, which gives a text's vector without a module for pooling."""
+        return self.model_type == CLIP_TEXT
+
+    @property
     def is_listwise(self) -> bool:
         """Whether it reads a query and all of its documents as one text."""
         return self.model_type == "jina_reranker_v3"
@@ -156,6 +161,8 @@ class ModelConfig:
         """
         if self.is_bge_m3 or self.model_type == "dpr":
             return "cls"
+        if self.is_clip:
+            return "lasttoken"
         if self.is_nemotron or self.model_type == "ministral3_bidirec":
             return _nvidia_pooling(self.hf.get("pooling") or "avg")
         is_causal = self.hf.get("is_causal", True) and self.model_type != "qwen_2_embedding"

@@ -30,6 +30,8 @@ SCORES = "scores"
 ROUNDING = "FlexibleQuantizer"
 _ROUTERS = ("Router", "Asym")
 _TRANSFORMERS = ("Transformer", MASKED)
+# Its CLIP, of old and as saved again, which gives a text's vector by itself.
+CLIP = "CLIPModel"
 _MODALITY = "text"
 # What sentence-transformers has too, or is served as if it had, by the name there.
 _ALIASES = {
@@ -129,7 +131,7 @@ def read_modules(folder: Path) -> tuple[tuple[Module, ...] | None, Router | None
     modules = _entries(folder, path)
     routers = [place for place, module in enumerate(modules) if module.kind in _ROUTERS and module.code is None]
     if not routers:
-        if not modules or modules[0].kind not in (*_TRANSFORMERS, STATIC):
+        if not modules or modules[0].kind not in (*_TRANSFORMERS, STATIC, CLIP):
             found = modules[0].kind if modules else "nothing"
             raise CheckpointError(
                 f"{path}: the first module is {found}; Transformer, {STATIC} and Router are served there"

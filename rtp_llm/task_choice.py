@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rtp_llm import config_files
-from rtp_llm.architectures import LAYERWISE, LISTWISE, architecture_of
+from rtp_llm.architectures import CLIP_TEXT, LAYERWISE, LISTWISE, architecture_of, model_type_of
 from rtp_llm.chat_format import ChatFormat
 from rtp_llm.checkpoint import names_of
 from rtp_llm.config import EngineConfig
@@ -50,7 +50,8 @@ def choose_tasks(
 
     ConfigError for flags that do not go together, CheckpointError for files that do not.
     """
-    return _of_router(router, _recognised(config, hf, folder, modules, late))
+    tasks = _of_router(router, _recognised(config, hf, folder, modules, late))
+    return _of_clip(tasks) if model_type_of(hf, config.model_type) == CLIP_TEXT else tasks
 
 
 def under_chat(path: Path, tasks: tuple[TaskType, ...], chat: ChatFormat) -> tuple[TaskType, ...]:
@@ -137,6 +138,18 @@ def _of_listwise(config: EngineConfig) -> tuple[TaskType, ...]:
     if config.task_type not in ("auto", "RERANKER") or config.custom_module or config.embedding_model == 1:
         raise ConfigError(f"task_type: a {LISTWISE} is served as a RERANKER alone", param="task_type")
     return (TaskType.RERANK,)
+
+
+def _of_clip(tasks: tuple[TaskType, ...]) -> tuple[TaskType, ...]:
+    """Those of a tower that is made for one vector a text; ConfigError where another is asked for."""
+    other = next((task for task in tasks if task not in (*_DENSE, TaskType.CUSTOM)), None)
+    served = tuple(task for task in tasks if task is not TaskType.TOKENS)
+    if other is not None or not served:
+        raise ConfigError(
+            f"task_type: a CLIP gives a vector of a text, not {other or TaskType.TOKENS}; leave --task_type out",
+            param="task_type",
+        )
+    return served
 
 
 def _is_named_reranker(architecture: str, config: EngineConfig, folder: Path) -> bool:

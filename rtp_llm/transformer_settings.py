@@ -35,6 +35,8 @@ _NOT_OF_A_TEMPLATE = frozenset(
 )
 _TASKS = ("feature-extraction", "sequence-classification", "text-generation", "fill-mask")
 _OUTPUTS = ("last_hidden_state", "logits")
+# By which a CLIP gives a text's vector, and what sentence-transformers calls that, by the release of transformers.
+_FEATURES, _FEATURE_OUTPUTS = "get_text_features", ("pooler_output", None)
 
 
 def check_settings(where: Path, settings: Mapping[str, Any]) -> None:
@@ -75,10 +77,12 @@ def _check_modalities(where: Path, modalities: Mapping[str, Any]) -> None:
     if not modalities:
         return
     text = modalities.get("text", modalities.get("message"))
-    if not isinstance(text, dict) or text.get("method") != "forward" or text.get("method_output_name") not in _OUTPUTS:
+    method, output = (text.get("method"), text.get("method_output_name")) if isinstance(text, dict) else ("", None)
+    is_served = output in (_FEATURE_OUTPUTS if method == _FEATURES else _OUTPUTS)
+    if method not in ("forward", _FEATURES) or not is_served:
         raise CheckpointError(
             f"{where}: modality_config: text is {text!r:.100}; only the method forward and its last_hidden_state "
-            "or logits are served"
+            "or logits are served, and get_text_features of a CLIP"
         )
 
 

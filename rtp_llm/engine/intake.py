@@ -73,12 +73,16 @@ class Intake:
         self._check_answer(request, job.total_tokens)
         for task in request.tasks:
             unread, last = self._tasks[task].unread_end, self._tasks[task].last_token
+            num_read = self._tasks[task].num_read
             if last is not None:
                 for item in items:
                     _check_end(item, last)
             if unread is not None:
                 for item in items:
-                    _cut_end(item, unread)
+                    _cut_end(item, last_read(item.input_ids, unread) + 1)
+            if num_read is not None:
+                for item in items:
+                    _cut_end(item, num_read(item.input_ids))
         return items
 
     def _check_answer(self, request: Request, num_tokens: int) -> None:
@@ -114,9 +118,8 @@ def _check_end(item: Item, token: int) -> None:
     )
 
 
-def _cut_end(item: Item, token: int) -> None:
-    """Without the tokens of this kind at the end; of an item that has no others, the first stays."""
-    length = last_read(item.input_ids, token) + 1
+def _cut_end(item: Item, length: int) -> None:
+    """Without the tokens behind so many, which are not read."""
     if length < item.num_tokens:
         item.input_ids = item.input_ids[:length]
         item.prefix = item.prefix if len(item.prefix) < item.input_ids.nbytes else b""

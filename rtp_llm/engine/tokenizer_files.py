@@ -28,14 +28,14 @@ _CLASSES = {
     "gte": "XLMRobertaTokenizer", "nomic_bert": "BertTokenizer", "jina_embeddings_v3": "XLMRobertaTokenizer",
     "albert": "AlbertTokenizer", "gemma": "GemmaTokenizer", "gemma2": "GemmaTokenizer",
     "bart": "BartTokenizer", "deberta": "DebertaTokenizer", "dpr": "BertTokenizer", "mt5": "T5Tokenizer",
-    "t5": "T5Tokenizer",
+    "t5": "T5Tokenizer", "clip": "CLIPTokenizer", "clip_text_model": "CLIPTokenizer",
 }  # fmt: skip
 _BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "MPNetTokenizer")
 # Of these, transformers hands the model no token types.
 _UNTYPED_CLASSES = (
     "RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer", "DistilBertTokenizer", "MPNetTokenizer",
     "BartTokenizer", "LongformerTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer", "LlamaTokenizer",
-    "GemmaTokenizer", "TokenizersBackend",
+    "GemmaTokenizer", "TokenizersBackend", "CLIPTokenizer",
 )  # fmt: skip
 # Of these, transformers before 5 had token types, and so had what was trained with it.
 _UNTYPED_FROM_5 = ("AlbertTokenizer", "PreTrainedTokenizer")
@@ -50,6 +50,7 @@ _MADE = {
     "RobertaTokenizer": ((), ("ByteLevel",)),
     "DebertaV2Tokenizer": (("Replace", "NFC", "Strip"), ("Metaspace",)),
     "Qwen2Tokenizer": (("NFC",), ("Split", "ByteLevel")),
+    "CLIPTokenizer": (("NFC", "Replace", "Lowercase"), ("Split", "ByteLevel")),
 }
 
 

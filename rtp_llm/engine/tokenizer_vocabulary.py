@@ -13,6 +13,9 @@ from rtp_llm.errors import CheckpointError
 
 BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 ROBERTA = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "sep": "</s>", "pad": "<pad>", "cls": "<s>", "mask": "<mask>"}
+_CLIP = {"bos": "<|startoftext|>", "eos": "<|endoftext|>", "unk": "<|endoftext|>", "pad": "<|endoftext|>"}
+# transformers, models/clip/tokenization_clip.py
+_CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _QWEN = {"eos": "<|endoftext|>", "pad": "<|endoftext|>"}
 # transformers, models/qwen2/tokenization_qwen2.py: PRETOKENIZE_REGEX
 _QWEN_WORDS = (
@@ -48,7 +51,7 @@ def from_vocabulary(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenize
         _check_wordpiece(vocab, config["tokenizer_class"])
         return _bert(vocab, config)
     if find(folder, "vocab.json") is not None and find(folder, "merges.txt") is not None:
-        return (_qwen if config["tokenizer_class"] == "Qwen2Tokenizer" else _roberta)(folder, config)
+        return _OF_CLASS.get(config["tokenizer_class"], _roberta)(folder, config)
     pieces = next(folder.glob("*.model"), None)
     if pieces is not None:
         reader = config["tokenizer_class"] or "tokenizer whose class no file names"
@@ -156,9 +159,32 @@ def _qwen(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _bpe(folder: Path) -> models.BPE:
+def _clip(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """BPE of vocab.json and merges.txt, whose words end in a mark, under transformers' CLIPTokenizer's settings."""
+    path, vocab = inside(folder, "vocab.json"), read_json(folder, "vocab.json")
+    special = _required(path, vocab, {**_CLIP, **config["special_tokens"]}, ("bos", "eos", "unk"))
+    tokenizer = tokenizers.Tokenizer(_bpe(folder, end_of_word_suffix="</w>", unk_token=special["unk"]))
+    blanks = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), blanks, normalizers.Lowercase()])
+    words = pre_tokenizers.Split(tokenizers.Regex(_CLIP_WORDS), "removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    add_declared(tokenizer, path, declared_tokens(folder, config))
+    # NOTE: the end token pads too, and as that it is named without flags, which transformers then takes.
+    flags = {token: own for token, own in config["token_flags"].items() if token != special["pad"]}
+    _add_special(tokenizer, vocab, special, {**config, "token_flags": flags})
+    bos, eos = special["bos"], special["eos"]
+    tokenizer.post_processor = processors.RobertaProcessing((eos, vocab[eos]), (bos, vocab[bos]), False, False)
+    return tokenizer
+
+
+# Class -> what makes it of vocab.json and merges.txt; of others, `_roberta` knows which it is made for.
+_OF_CLASS = {"Qwen2Tokenizer": _qwen, "CLIPTokenizer": _clip}
+
+
+def _bpe(folder: Path, **options: str) -> models.BPE:
     try:
-        return models.BPE.from_file(str(inside(folder, "vocab.json")), str(inside(folder, "merges.txt")))
+        return models.BPE.from_file(str(inside(folder, "vocab.json")), str(inside(folder, "merges.txt")), **options)
     except Exception as error:  # the border to the tokenizers library, which raises nothing narrower
         raise CheckpointError(f"{folder}: vocab.json or merges.txt: {error}; download them again") from error
 

@@ -43,6 +43,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "deberta": ("rtp_llm.models.deberta_v1", "DebertaV1"),
     "dpr": ("rtp_llm.models.bert", "Dpr"),
     "bart": ("rtp_llm.models.bart", "Bart"),
+    "clip_text_model": ("rtp_llm.models.clip", "ClipText"),
     "t5": ("rtp_llm.models.t5", "T5"),
     "mt5": ("rtp_llm.models.t5", "MT5"),
     "qwen2": ("rtp_llm.models.qwen", "Qwen2"),
@@ -68,7 +69,10 @@ MODELS: dict[str, tuple[str, str]] = {
     "minicpm": ("rtp_llm.models.minicpm", "MiniCpm"),
     "static_embedding": ("rtp_llm.models.static", "Static"),
 }
-_MEDIA = "a model that reads images is not served, but for EmbeddingGemma 2's texts; take an embedder for texts"
+_MEDIA = (
+    "a model that reads images is not served, but for the texts of CLIP and EmbeddingGemma 2; take one of these, or an "
+    "embedder for texts"
+)
 _WRITES = "it writes texts; take an embedder, such as Qwen3-Embedding or a BGE"
 # What is deployed and not served, by model_type or architecture -> what to do instead.
 _INSTEAD = {
@@ -80,8 +84,8 @@ _INSTEAD = {
     **dict.fromkeys(("longformer", "big_bird", "bigbird_pegasus"), "take a ModernBERT, which reads 8,192 tokens"),
     **dict.fromkeys(("qwen3_5", "qwen3_5_text"), "take Qwen3-Embedding, or pplx-embed-v1"),
     **dict.fromkeys(("mobilebert", "roformer"), "take a MiniLM, or for Chinese a BGE"),
-    **dict.fromkeys(("clip", "siglip", "siglip2", "jina_clip", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _MEDIA),
-    **dict.fromkeys(("gemma3", "jina_embeddings_v4", "lfm2_vl", "vit"), _MEDIA),
+    **dict.fromkeys(("siglip", "siglip2", "jina_clip", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _MEDIA),
+    **dict.fromkeys(("gemma3", "jina_embeddings_v4", "lfm2_vl", "vit", "siglip_text_model"), _MEDIA),
     **dict.fromkeys(("gpt2", "gpt_neo", "gpt_neox", "bloom", "falcon", "opt"), _WRITES),
 }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Tasks: from hidden states to what a caller gets; a task knows nothing of architectures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -93,6 +93,8 @@ class Task(Protocol):
                     reads "all". (): the last layer alone
     unread_end      the id of a token, as padding's, that is left out of the end of a sequence before it is computed.
                     Only of a task that reads the last hidden state of a causal model, whose other tokens do not see it
+    num_read        of a sequence's ids [T], how many leading ones are computed, the last of which is read; None: all.
+                    Of a task as `unread_end` is for
     last_token      the id of the token that a sequence must end with; None: any
     chunkings       what it can do with the chunks of a long text (`Params.chunking`)
     purposes        for each way in which it reads inputs, the name of a prompt that asks for it; None: no prompt does
@@ -107,6 +109,7 @@ class Task(Protocol):
     reads: Reads
     hidden_layers: tuple[int, ...] = ()
     unread_end: int | None = None
+    num_read: Callable[[Int32Array], int] | None = None
     last_token: int | None = None
     chunkings: tuple[str, ...] = ()
     purposes: tuple[str | None, ...] = (None,)

@@ -7,7 +7,7 @@ are the first token's, normalised, as FlagEmbedding does. Normalize modules at t
 `finish`, since a request may slice the vector before (Matryoshka) or not want it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -16,10 +16,12 @@ import numpy as np
 from rtp_llm import config_files
 from rtp_llm.checkpoint import Parameter, bind, open_tensors, read_json
 from rtp_llm.core import Batch, FloatArray, Int32Array, Params, Reads, Rows
-from rtp_llm.errors import CheckpointError
+from rtp_llm.errors import CheckpointError, ConfigError
+from rtp_llm.model_config import ModelConfig
 from rtp_llm.modules import ROUNDING, Module
 from rtp_llm.ops import Norm, Ops, PoolMode, Tensor, Weight, layer_norm
 from rtp_llm.tasks import Task, TaskSource
+from rtp_llm.tasks.end_token import EndToken
 from rtp_llm.tasks.finishing import check_dimensions, own_truncate_dim, slice_and_normalize, torch_activation
 
 # The order in which sentence-transformers concatenates several modes, and their keys in files written before 5.4.
@@ -104,8 +106,10 @@ class Dense(Task):
         truncate_dim: int | None = None,
         *,
         rounds: bool = False,
+        num_read: Callable[[Int32Array], int] | None = None,
     ) -> None:
         self.rounds = rounds
+        self.num_read = num_read
         stages, self.normalizes = without_normalize(stages)
         self.pooling = pooling
         self.reads = pooling.reads
@@ -124,25 +128,23 @@ class Dense(Task):
         if model_config.modules is None:
             mode: Any = model_config.default_pooling if source.pooling == "auto" else source.pooling
             stages: list[Stage] = [Normalize()] if model_config.is_bge_m3 else []
-            return cls(PoolingModes((mode,)), stages, hidden_size, own_truncate_dim(model_config, hidden_size))
+            own = own_truncate_dim(model_config, hidden_size)
+            if model_config.is_clip and mode != model_config.default_pooling:
+                raise ConfigError(
+                    f"pooling: {mode} of a CLIP, which reads a text at its end token; leave the option out",
+                    param="pooling",
+                )
+            return cls(PoolingModes((mode,)), stages, hidden_size, own, num_read=_num_read(model_config))
         chain = [module for module in model_config.modules if module.kind != "Dropout"]
-        if model_config.is_static:
-            first = PoolingModes(("mean",))
-        elif not chain or chain[0].kind != "Pooling":
-            found = chain[0].kind if chain else "missing"
-            raise CheckpointError(
-                f"{model_config.folder / 'modules.json'}: the second module is {found}; only Pooling is served there"
-            )
-        else:
-            first = load_pooling(chain.pop(0), hidden_size)
-            first = replace(first, include_prompt=False) if model_config.skips_prompt else first
+        first = _load_first(model_config, chain, hidden_size)
         dimension = hidden_size * len(first.modes)
         rounds = bool(chain) and chain[-1].kind == ROUNDING
         stages = []
         for module in chain[:-1] if rounds else chain:
             stage, dimension = load_stage(module, dimension, source.ops)
             stages.append(stage)
-        return cls(first, stages, dimension, own_truncate_dim(model_config, dimension), rounds=rounds)
+        own = own_truncate_dim(model_config, dimension)
+        return cls(first, stages, dimension, own, rounds=rounds, num_read=_num_read(model_config))
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         """[T, H] -> [B, dimension], before the final Normalize."""
@@ -168,6 +170,26 @@ def without_normalize(stages: Sequence[Stage]) -> tuple[list[Stage], bool]:
     while kept and isinstance(kept[-1], Normalize):
         kept.pop()
     return kept, len(kept) < len(stages)
+
+
+def _num_read(model_config: ModelConfig) -> Callable[[Int32Array], int] | None:
+    """`Task.num_read`."""
+    return EndToken.of(model_config).num_read if model_config.is_clip else None
+
+
+def _load_first(model_config: ModelConfig, chain: list[Module], hidden_size: int) -> PoolingModes:
+    """How a text's vector is made of its tokens'; the module that says it is taken from the chain."""
+    path, found = model_config.folder / "modules.json", chain[0].kind if chain else "missing"
+    if model_config.is_static:
+        return PoolingModes(("mean",))
+    if model_config.is_clip:
+        if found == "Pooling":
+            raise CheckpointError(f"{path}: the second module is Pooling; a CLIP is served without, by its end token")
+        return PoolingModes((model_config.default_pooling,))
+    if found != "Pooling":
+        raise CheckpointError(f"{path}: the second module is {found}; only Pooling is served there")
+    first = load_pooling(chain.pop(0), hidden_size)
+    return replace(first, include_prompt=False) if model_config.skips_prompt else first
 
 
 def load_pooling(module: Module, hidden_size: int) -> PoolingModes:
