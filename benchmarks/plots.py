@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib import pyplot
 
 from benchmarks.peers import OURS
+from benchmarks.report import processor
 
 _TITLE_INCHES = 0.15  # beyond what the layout leaves for it
 RESULTS = Path(__file__).parent / "results"
@@ -44,18 +45,14 @@ def main() -> None:
 
 
 def read_runs(folder: Path) -> dict[str, Any]:
-    """What was measured, by the model's and the processor's names; small models first."""
+    """What was measured, by the model's name and the processor; small models first."""
     runs = [(path.stem.split("-", 1)[1], json.loads(path.read_text())) for path in sorted(folder.glob("cpu-*.json"))]
-    named = {f"{_model(stem)}, {_processor(run)}": run for stem, run in runs}
+    named = {f"{_model(stem)}, {processor(run['machine'])}": run for stem, run in runs}
     return dict(sorted(named.items(), key=lambda entry: (_MODELS.index(entry[0].split(",")[0]), entry[0])))
 
 
 def _model(stem: str) -> str:
     return next(model for model in _MODELS if stem.startswith(model))
-
-
-def _processor(run: Mapping[str, Any]) -> str:
-    return str(run["machine"]["cpu"]).replace("(R)", "").removesuffix(" Processor")
 
 
 def _has_latencies(run: Mapping[str, Any]) -> bool:
@@ -94,7 +91,7 @@ def throughput(runs: Mapping[str, Any]) -> Any:
             found = best(run, "throughput", key)
             axes[row][column].set_visible(bool(found))
             _bars(axes[row][column], found, f"{model}: {_WORKLOADS[key]}", "texts a second")
-    _finish(figure, f"Texts a second, text to vector, {_cores(runs)}; bold: this project")
+    _finish(figure, f"Texts a second, text to vector, {_threads(runs)}; bold: this project")
     return figure
 
 
@@ -108,7 +105,7 @@ def latency(runs: Mapping[str, Any]) -> Any:
     for axis, (model, run) in zip(axes.flat, runs.items(), strict=False):
         found = {place: 1e3 * value for place, value in best(run, "latencies", "short").items()}
         _bars(axis, found, model, "milliseconds, median (less is better)")
-    _finish(figure, f"Latency of one query of ~10 tokens, {_cores(runs)}; bold: this project")
+    _finish(figure, f"Latency of one query of ~10 tokens, {_threads(runs)}; bold: this project")
     return figure
 
 
@@ -155,19 +152,19 @@ def growth(run: Mapping[str, Any]) -> Any:
         axis.set_title(label, loc="left", fontsize=9, fontweight="bold")
         axis.grid(alpha=0.25)
         axis.legend(fontsize=7, frameon=False, handlelength=4)
-    _finish(figure, f"Growth, {run['machine']['cpu']}")
+    _finish(figure, f"Growth, {processor(run['machine'])}")
     return figure
 
 
-def _cores(runs: Mapping[str, Any]) -> str:
+def _threads(runs: Mapping[str, Any]) -> str:
     dates = sorted({run["date"] for run in runs.values()})
-    cores = dict.fromkeys(f"{run['threads']} threads of {run['machine']['cpu']}" for run in runs.values())
-    return f"{' or '.join(cores)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
+    threads = dict.fromkeys(f"{run['threads']} threads" for run in runs.values())
+    return f"{' or '.join(threads)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
 
 
 def _finish(figure: Any, title: str) -> None:
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.tight_layout(rect=(0, 0, 1, 1 - _TITLE_INCHES / figure.get_figheight()))
+    figure.suptitle(title, x=0.01, y=1 - _TITLE_INCHES / figure.get_figheight(), ha="left", va="top", fontsize=11)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 2 * _TITLE_INCHES / figure.get_figheight()))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,12 @@ def machine() -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
     }
+
+
+def processor(facts: Mapping[str, Any]) -> str:
+    """Its name and family/model, where they were recorded: AMD's of several generations share one name."""
+    name = str(facts["cpu"]).replace("(R)", "").removesuffix(" Processor")
+    return f"{name} {facts['family_model']}" if "family_model" in facts else name
 
 
 def describe(facts: dict[str, Any]) -> str:

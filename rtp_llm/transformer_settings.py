@@ -19,9 +19,11 @@ FILES = tuple(
 _HARMLESS = frozenset(("__version__", "unpad_inputs"))
 # Arguments of from_pretrained that say how the model is held and by which kernels it is computed.
 _HOLDING = frozenset(
-    "add_pooling_layer attn_implementation device_map dtype low_cpu_mem_usage max_memory offload_folder torch_dtype "
-    "unpad_inputs use_memory_efficient_attention use_safetensors variant".split()
+    "add_pooling_layer attn_implementation device_map low_cpu_mem_usage max_memory offload_folder unpad_inputs "
+    "use_memory_efficient_attention use_safetensors variant".split()
 )
+# Those that say in which dtype it is computed, and the values that leave it open.
+_PRECISION, _ANY = frozenset(("dtype", "torch_dtype")), (None, "auto")
 # Arguments of from_pretrained that say where files are, or how a batch is padded.
 _LOADING = frozenset(
     "cache_dir code_revision force_download local_files_only padding_side revision subfolder token trust_remote_code "
@@ -44,12 +46,7 @@ def check_settings(where: Path, settings: Mapping[str, Any]) -> None:
     check(where, settings, TRANSFORMER)
     log_unknown(where, settings, {*TRANSFORMER, *_HARMLESS})
     for key in ("model_args", "model_kwargs"):
-        unread = sorted({*(settings.get(key) or {})} - _HOLDING - _LOADING)
-        if unread:
-            logger.warning(
-                "%s: %s: %s not heeded; where it changes what is computed, say it in config.json, or by "
-                "--json_model_override_args", where, key, ", ".join(unread),
-            )  # fmt: skip
+        _tell_of_arguments(where, key, settings.get(key) or {})
     task = settings.get("transformer_task")
     if task is not None and task not in _TASKS:
         raise CheckpointError(f"{where}: transformer_task {task!r} is not served; {', '.join(_TASKS)} are")
@@ -70,6 +67,20 @@ def check_settings(where: Path, settings: Mapping[str, Any]) -> None:
             f"{where}: processing_kwargs: chat_template: {', '.join(unserved)} is not served; variables of the "
             "template are, add_generation_prompt and restore_suffix"
         )
+
+
+def _tell_of_arguments(where: Path, key: str, given: Mapping[str, Any]) -> None:
+    """A line for arguments of from_pretrained that are not heeded here."""
+    unread = sorted({*given} - _HOLDING - _LOADING - _PRECISION)
+    if unread:
+        logger.warning(
+            "%s: %s: %s not heeded; where it changes what is computed, say it in config.json, or by "
+            "--json_model_override_args", where, key, ", ".join(unread),
+        )  # fmt: skip
+    asked = [f"{name} {given[name]!r:.80}" for name in sorted(_PRECISION & {*given}) if given[name] not in _ANY]
+    if asked:
+        logger.warning("%s: %s: %s not heeded; --act_type says in which dtype it is computed", where, key,
+                       ", ".join(asked))  # fmt: skip
 
 
 def _check_modalities(where: Path, modalities: Mapping[str, Any]) -> None:

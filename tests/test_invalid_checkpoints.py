@@ -366,7 +366,13 @@ def test_keys_that_nobody_knows_are_logged(name: str, key: str, folder: Path, ca
 @pytest.mark.parametrize("key", ["model_args", "model_kwargs"])
 def test_arguments_of_the_model_that_are_not_heeded(key: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Those by which it is only held or computed otherwise need no line."""
-    harmless = {"dtype": "bfloat16", "attn_implementation": "sdpa", "trust_remote_code": True, "revision": "main"}
+    harmless = {
+        "dtype": "auto",
+        "torch_dtype": None,
+        "attn_implementation": "sdpa",
+        "trust_remote_code": True,
+        "revision": "main",
+    }
     keys("sentence_bert_config.json", **{key: {**harmless, "is_decoder": True, "rope_scaling": None}})(folder)
     with caplog.at_level(logging.WARNING), Model(str(folder), backend="numpy") as model:
         assert model.embed("a").shape == (32,)
@@ -375,6 +381,15 @@ def test_arguments_of_the_model_that_are_not_heeded(key: str, folder: Path, capl
     keys("sentence_bert_config.json", **{key: harmless})(folder)
     with caplog.at_level(logging.WARNING), Model(str(folder), backend="numpy"):
         assert "not heeded" not in caplog.text
+
+
+@pytest.mark.parametrize("key", ["model_args", "model_kwargs"])
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_a_dtype_that_is_not_heeded(name: str, key: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys("sentence_bert_config.json", **{key: {name: "bfloat16"}})(folder)
+    with caplog.at_level(logging.WARNING), Model(str(folder), backend="numpy") as model:
+        assert model.embed("a").shape == (32,)
+    assert f"{key}: {name} 'bfloat16' not heeded; --act_type says in which dtype" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from rtp_llm.errors import CheckpointError
 
 # The largest that exist are index files of sharded models, a few MB.
 _MAX_JSON_BYTES = 64 << 20
+# What Git LFS keeps in a file's place begins so, and is smaller than this. Source: its specification, "The Pointer".
+_POINTER, _MAX_POINTER_BYTES = b"version https://git-lfs.github.com/spec/", 1024
 
 
 def inside(folder: Path, relative: str) -> Path:
@@ -27,19 +29,36 @@ def inside(folder: Path, relative: str) -> Path:
 
 
 def find(folder: Path, name: str) -> Path | None:
-    """The file `folder / name`, or None; CheckpointError where something else than a readable file has that name."""
+    """The file `folder / name`, or None; CheckpointError where something else than a readable file has that name.
+
+    A pointer that a clone without Git LFS left in the file's place is something else.
+    """
     path = inside(folder, name)
     try:
-        mode = path.stat().st_mode
+        found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
             raise CheckpointError(f"{path} is a link to {os.readlink(path)}, which does not exist") from None
         return None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(mode):
-        raise CheckpointError(f"{path} is a {'folder' if stat.S_ISDIR(mode) else 'device'}; a file is needed there")
+    if not stat.S_ISREG(found.st_mode):
+        kind = "folder" if stat.S_ISDIR(found.st_mode) else "device"
+        raise CheckpointError(f"{path} is a {kind}; a file is needed there")
+    if found.st_size < _MAX_POINTER_BYTES and _is_pointer(path):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the file itself, which a clone without git-lfs leaves out; "
+            "run `git lfs pull` in its folder, or give the model's hub id as checkpoint_path"
+        )
     return path
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def read_json(folder: Path, name: str, *, required: bool = True) -> dict[str, Any]:

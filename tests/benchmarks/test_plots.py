@@ -1,5 +1,6 @@
 """Pictures of made-up results; the families and the best of their settings."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ GROWTH: dict[str, Any] = {
 def test_the_best_of_a_family() -> None:
     assert plots.best(RUN, "throughput", "short") == {("onnxruntime", "fp32"): 5.0, ("rtp_llm", "fp32"): 9.0}
     assert plots.best(RUN, "latencies", "short")["onnxruntime", "fp32"] == 0.002
+
+
+def test_processors_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name, family_model in (("zen3", "25/1"), ("zen5", "26/2")):
+        run = {**RUN, "machine": {"cpu": "AMD EPYC", "family_model": family_model}}
+        (tmp_path / f"cpu-minilm-{name}.json").write_text(json.dumps(run))
+    (tmp_path / "cpu-minilm.json").write_text(json.dumps(RUN))
+    assert [*plots.read_runs(tmp_path)] == ["minilm, AMD EPYC 25/1", "minilm, AMD EPYC 26/2", "minilm, a CPU"]
 
 
 def test_every_family_has_a_colour() -> None:
