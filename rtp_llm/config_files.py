@@ -73,7 +73,7 @@ def activation(hf: Mapping[str, Any], key: str, default: str = "gelu") -> str:
 
 
 # model_type of a model that reads media beside texts -> that of its `text_config`.
-_WITH_TOWERS = {"embedding_gemma2": "embedding_gemma2_text"}
+_WITH_TOWERS = {"embedding_gemma2": "embedding_gemma2_text", "qwen3_vl": "qwen3_vl_text"}
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 MODEL: dict[str, Kind] = {
@@ -304,7 +304,7 @@ def text_model(hf: Mapping[str, Any]) -> dict[str, Any]:
     name, own = _WITH_TOWERS.get(str(hf.get("model_type"))), hf.get("text_config")
     if name is None or not isinstance(own, dict):
         return dict(hf)
-    above = {key: hf[key] for key in ("architectures", "quantization_config") if key in hf}
+    above = {key: hf[key] for key in ("architectures", "quantization_config", "tie_word_embeddings") if key in hf}
     return {**own, **above, "model_type": name}
 
 

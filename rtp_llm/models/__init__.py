@@ -48,6 +48,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "bidirectional_pplx_qwen3": ("rtp_llm.models.qwen", "PplxQwen3"),
     "voyage_qwen3": ("rtp_llm.models.qwen", "VoyageQwen3"),
     "jina_reranker_v3": ("rtp_llm.models.qwen", "JinaReranker"),
+    "qwen3_vl_text": ("rtp_llm.models.qwen", "Qwen3VL"),
     "qwen_2": ("rtp_llm.models.qwen", "Qwen2"),
     "qwen_2_embedding": ("rtp_llm.models.qwen", "Qwen2Embedding"),
     "qwen_3": ("rtp_llm.models.qwen", "Qwen3"),
@@ -66,7 +67,10 @@ MODELS: dict[str, tuple[str, str]] = {
     "minicpm": ("rtp_llm.models.minicpm", "MiniCpm"),
     "static_embedding": ("rtp_llm.models.static", "Static"),
 }
-_MEDIA = "a model that reads images is not served, but for EmbeddingGemma 2's texts; take an embedder for texts"
+_MEDIA = (
+    "a model that reads images is not served, but for texts of EmbeddingGemma 2, Qwen3-VL-Embedding and "
+    "Qwen3-VL-Reranker, by the text_config of config.json; take an embedder for texts"
+)
 _WRITES = "it writes texts; take an embedder, such as Qwen3-Embedding or a BGE"
 # What is deployed and not served, by model_type or architecture -> what to do instead.
 _INSTEAD = {
