@@ -43,7 +43,9 @@ OWN_CLASSES = {
 # Where classes come from that do what their model_type says, or hold one that does.
 _LIBRARIES = ("transformers", "torch")
 # Stems of transformers' own classes of decoders, and what FSDP once put before a class's name.
-_DECODERS = frozenset("Qwen2 Qwen3 Llama Mistral Ministral3 Gemma Gemma2 Gemma3 Gemma3Text Lfm2".split())
+_DECODERS = frozenset(
+    "Qwen2 Qwen3 Qwen3VL Qwen3VLText Llama Mistral Ministral3 Gemma Gemma2 Gemma3 Gemma3Text Lfm2".split()
+)
 _WRAPPED = "FSDP"
 
 

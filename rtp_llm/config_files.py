@@ -73,7 +73,9 @@ def activation(hf: Mapping[str, Any], key: str, default: str = "gelu") -> str:
 
 
 # model_type of a model that reads media beside texts -> that of its `text_config`.
-_WITH_TOWERS = {"embedding_gemma2": "embedding_gemma2_text", "clip": "clip_text_model"}
+_WITH_TOWERS = {
+    "embedding_gemma2": "embedding_gemma2_text", "clip": "clip_text_model", "qwen3_vl": "qwen3_vl_text",
+}  # fmt: skip
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 MODEL: dict[str, Kind] = {
@@ -306,7 +308,8 @@ def text_model(hf: Mapping[str, Any]) -> dict[str, Any]:
         own = hf["text_config_dict"]
     if name is None or not isinstance(own, dict):
         return dict(hf)
-    above = {key: hf[key] for key in ("architectures", "quantization_config", "projection_dim") if key in hf}
+    kept = ("architectures", "quantization_config", "projection_dim", "tie_word_embeddings")
+    above = {key: hf[key] for key in kept if key in hf}
     return {**own, **above, "model_type": name}
 
 

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 _STATIC_HF = {"model_type": "static_embedding"}
 # NVIDIA's Llama that looks both ways, of which its Nemotron embedders and rerankers are; and its words for pooling.
 NEMOTRON = "llama_bidirec"
+# Qwen3-VL's model for texts.
+_QWEN3_VL = "qwen3_vl_text"
 _SETFIT = "config_setfit.json"
 # hkunlp's, whose pooling leaves the instruction out; sentence-transformers too knows them by their names alone.
 _INSTRUCTORS = frozenset(("instructor-base", "instructor-large", "instructor-xl"))
@@ -61,7 +63,7 @@ class ModelConfig:
     prompts                name -> text; `default_prompt_name` applies when a request names none
     score_activation       dotted path of the torch.nn class that a CrossEncoder puts on its scores; None: its default
     labels                 names of a classifier's outputs, in their order
-    chat                   of a reranker
+    chat                   how texts go through a chat template
     late                   of a checkpoint with a vector for each token, which are compared one by one
     is_static              the first module is a table of tokens' vectors, of which a text's is the mean
     tasks                  what to serve
@@ -112,7 +114,18 @@ class ModelConfig:
     @property
     def is_language_model(self) -> bool:
         """Whether there is a head over the vocabulary instead of one with labels."""
-        return self.logit_score is not None or self.architecture.endswith("ForCausalLM")
+        return self.logit_score is not None or self.is_qwen3_vl or self.architecture.endswith("ForCausalLM")
+
+    @property
+    def is_qwen3_vl(self) -> bool:
+        """Whether it is Qwen3-VL-Embedding or Qwen3-VL-Reranker, which read texts through a template of their own."""
+        return self.model_type == _QWEN3_VL
+
+    @property
+    def is_chat_embedder(self) -> bool:
+        """Whether what is embedded goes through a template that stands around it: its files', or its authors'."""
+        is_asked = self.modules is None or bool(self.chat.asked)
+        return self.is_qwen3_vl and TaskType.RERANK not in self.tasks and is_asked
 
     @property
     def is_nemotron(self) -> bool:
@@ -131,8 +144,11 @@ class ModelConfig:
 
     @property
     def is_qwen3_reranker(self) -> bool:
-        """Whether pairs are to be put as Qwen3-Reranker's question; as in the original, every Qwen3 that reranks."""
-        return TaskType.RERANK in self.tasks and self.model_type in ("qwen3", "qwen_3")
+        """Whether pairs are to be put as Qwen3-Reranker's question; as in the original, every Qwen3 that reranks.
+
+        Qwen3-VL-Reranker has one of its own.
+        """
+        return TaskType.RERANK in self.tasks and self.model_type in ("qwen3", "qwen_3", _QWEN3_VL)
 
     @property
     def is_layerwise_reranker(self) -> bool:
@@ -166,7 +182,8 @@ class ModelConfig:
         if self.is_nemotron or self.model_type == "ministral3_bidirec":
             return _nvidia_pooling(self.hf.get("pooling") or "avg")
         is_causal = self.hf.get("is_causal", True) and self.model_type != "qwen_2_embedding"
-        return "lasttoken" if is_causal and self.architecture.endswith("ForCausalLM") else "mean"
+        is_last = self.is_qwen3_vl or self.architecture.endswith("ForCausalLM")
+        return "lasttoken" if is_causal and is_last else "mean"
 
     @property
     def skips_prompt(self) -> bool:

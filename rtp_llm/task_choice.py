@@ -35,6 +35,7 @@ _TASKS_BY_FLAG = {
 _RERANKERS = ("rerank", "zerank")
 _ASKED_BY_NAME = ("Qwen3ForCausalLM", "GemmaForCausalLM")
 _OWN_PROMPTS = ("zerank", "ctxl")
+_QWEN3_VL = "Qwen3VL"
 _HEADS_LEFT_OUT = ("ForQuestionAnswering", "ForMultipleChoice", "ForNextSentencePrediction")
 
 
@@ -153,10 +154,12 @@ def _of_clip(tasks: tuple[TaskType, ...]) -> tuple[TaskType, ...]:
 
 
 def _is_named_reranker(architecture: str, config: EngineConfig, folder: Path) -> bool:
-    """Whether it is one of Qwen3-Reranker or bge-reranker-v2-gemma, which nothing tells from other language models but
-    their names; CheckpointError for one that is called a reranker and has a prompt of its own.
+    """Whether it is one of Qwen3-Reranker, Qwen3-VL-Reranker or bge-reranker-v2-gemma, which nothing tells from other
+    language models but their names; CheckpointError for one that is called a reranker and has a prompt of its own.
     """
     name = " ".join(names_of(config, folder))
+    if architecture.startswith(_QWEN3_VL):
+        return _RERANKERS[0] in name
     if not architecture.endswith("ForCausalLM") or not any(word in name for word in _RERANKERS):
         return False
     if architecture in _ASKED_BY_NAME and "reranker" in name and not any(word in name for word in _OWN_PROMPTS):

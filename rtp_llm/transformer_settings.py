@@ -1,6 +1,7 @@
 """sentence-transformers' settings of its Transformer: what is served of them, and what they put over other files."""
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ _LOADING = frozenset(
 _PADDING = frozenset(("padding", "pad_to_multiple_of", "return_tensors", "return_attention_mask"))
 # Arguments of apply_chat_template that are no variables of the template.
 _NOT_OF_A_TEMPLATE = frozenset(
-    "chat_template common_kwargs continue_final_message conversation max_length messages padding return_assistant_"
+    "common_kwargs continue_final_message conversation max_length messages padding return_assistant_"
     "tokens_mask return_dict return_tensors sanitize_control_tokens tokenize tokenizer_kwargs truncation".split()
 )
-_TASKS = ("feature-extraction", "sequence-classification", "text-generation", "fill-mask")
+_TASKS = ("feature-extraction", "sequence-classification", "text-generation", "fill-mask", "any-to-any")
+_NAME = re.compile(r"[\w.-]*")
 _OUTPUTS = ("last_hidden_state", "logits")
 # By which a CLIP gives a text's vector, and what sentence-transformers calls that, by the release of transformers.
 _FEATURES, _FEATURE_OUTPUTS = "get_text_features", ("pooler_output", None)
@@ -66,6 +68,12 @@ def check_settings(where: Path, settings: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"{where}: processing_kwargs: chat_template: {', '.join(unserved)} is not served; variables of the "
             "template are, add_generation_prompt and restore_suffix"
+        )
+    template = options.get("chat_template") or ""
+    if not isinstance(template, str) or not _NAME.fullmatch(template):
+        raise CheckpointError(
+            f"{where}: processing_kwargs: chat_template: chat_template is {template!r:.50}; a template is served that "
+            "has a file, which is named here"
         )
 
 

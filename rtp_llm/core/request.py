@@ -64,6 +64,7 @@ class Params:
     prompt_name         a key of the checkpoint's prompts
     adapter             one of `ModelInfo.adapters`, by its name; None: none
     add_special_tokens  False: [CLS] and [SEP] are left out
+    is_rendered         the inputs are conversations that the chat template has written: no template is put around them
     extra               whatever a custom module wants to know of a request; no other task looks at it
     """
 
@@ -87,6 +88,7 @@ class Params:
     prompt_name: str | None = None
     adapter: str | None = None
     add_special_tokens: bool = True
+    is_rendered: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def prompt_name_of(self, index: int) -> str | None:

@@ -4,6 +4,7 @@ A template is a program that comes with a checkpoint. It runs in jinja2's sandbo
 more; what it may loop over and write is bounded.
 """
 
+import copy
 import json
 import secrets
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,15 @@ class ChatTemplate:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> None:
         self.source = _read(folder, config)
+        self._folder, self._config = folder, config
         self._variables = {f"{role}_token": token for role, token in special_tokens.items()}
         self._template: Any = None
+
+    def named(self, name: str) -> "ChatTemplate":
+        """Another of the folder's templates; CheckpointError where there is none of this name."""
+        found = copy.copy(self)
+        found.source, found._template = _read_named(self._folder, self._config, name), None
+        return found
 
     def render(
         self,
@@ -80,17 +88,42 @@ class ChatTemplate:
 
 def _read(folder: Path, config: Mapping[str, Any]) -> str | None:
     """chat_template.jinja, chat_template.json, or the key of tokenizer_config.json, in which there may be several."""
-    file = find(folder, "chat_template.jinja")
-    if file is not None:
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}") from error
+    text = _read_text(folder, "chat_template.jinja")
+    return _read_listed(folder, config, "default") if text is None else text
+
+
+def _read_named(folder: Path, config: Mapping[str, Any], name: str) -> str:
+    """additional_chat_templates/NAME.jinja, else that of this name where there are several."""
+    if name == "default":
+        text = _read(folder, config)
+    else:
+        file = f"additional_chat_templates/{name}.jinja"
+        text = _read_text(folder, file) or _read_listed(folder, config, name)
+    if text is None:
+        raise CheckpointError(
+            f"{folder}: there is no chat template {name!r}, by which texts are read: "
+            f"additional_chat_templates/{name}.jinja is missing; download it again"
+        )
+    return text
+
+
+def _read_text(folder: Path, name: str) -> str | None:
+    file = find(folder, name)
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def _read_listed(folder: Path, config: Mapping[str, Any], name: str) -> str | None:
+    """Where JSON has one template, that is the default."""
     found = read_json(folder, "chat_template.json", required=False).get("chat_template", config.get("chat_template"))
-    if isinstance(found, list):
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
+    listed = found if isinstance(found, list) else [{"name": "default", "template": found}]
+    named = {entry.get("name"): entry.get("template") for entry in listed if isinstance(entry, dict)}
+    text = named.get(name)
+    return text if isinstance(text, str) else None
 
 
 def _written(template: Any, variables: Mapping[str, Any], room: int) -> str:

@@ -43,6 +43,8 @@ def check_chunking(request: Request, tasks: Mapping[TaskType, Task]) -> None:
         reason = f"this model's pooling is {pooling}" if pooling else "this model's vectors are made by its own code"
         if has_routes:
             reason = "each of its routes reads a text whole"
+        elif pooling and not task.chunkings:
+            reason = "its chat template stands around each text"
         elif chunking == "late":
             reason += ", and a chunk's vector must be the mean of its tokens"
         raise InvalidRequest(f"chunking {chunking!r} is not for this model: {reason}", param="chunking")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from rtp_llm.config import EngineConfig
 from rtp_llm.core import TaskType
-from rtp_llm.engine.chat_embed import check_verbatim
+from rtp_llm.engine.chat_embed import ChatEmbed, check_verbatim
 from rtp_llm.engine.chat_rerank import chat_rerank
 from rtp_llm.engine.flag_rerank import FlagRerank
 from rtp_llm.engine.late_encoder import LateEncoder
 from rtp_llm.engine.listwise import Listwise
 from rtp_llm.engine.pair_text import NEMOTRON, PairText
-from rtp_llm.engine.rerank_template import RerankTemplate
+from rtp_llm.engine.rerank_template import QWEN3, QWEN3_VL, RerankTemplate
 from rtp_llm.engine.route_encoder import RouteEncoder
 from rtp_llm.engine.tokenizer import Tokenizer
 from rtp_llm.engine.tokenizer_files import model_max_length
@@ -42,14 +42,17 @@ def pair_encoder(tokenizer: Tokenizer, model_config: ModelConfig) -> PairEncoder
         return chat_rerank(tokenizer, model_config.chat, or_else="pairs are read as they are") if has_template else None
     if model_config.is_flag_reranker:
         return FlagRerank(tokenizer)
-    own = "the prompt of the model's card is used" if model_config.is_qwen3_reranker else ""
-    return chat_rerank(tokenizer, model_config.chat, or_else=own) or RerankTemplate(tokenizer)
+    own = "the prompt of its authors' example is used" if model_config.is_qwen3_reranker else ""
+    question = QWEN3_VL if model_config.is_qwen3_vl else QWEN3
+    return chat_rerank(tokenizer, model_config.chat, or_else=own) or RerankTemplate(tokenizer, question)
 
 
 def embedding_encoder(
     config: EngineConfig, model_config: ModelConfig, tokenizer: Tokenizer, looked_up: Mapping[Path, Tokenizer]
 ) -> Encoder:
     """How texts that are embedded are read: by the checkpoint's sides or routes, else plainly."""
+    if model_config.is_chat_embedder:
+        return ChatEmbed(tokenizer, model_config)
     if model_config.chat.asked and not model_config.is_language_reranker:
         check_verbatim(tokenizer, model_config)
     if model_config.late is not None:

@@ -64,6 +64,6 @@ def common_length(left: Int32Array, right: Int32Array) -> int:
     return int(differ[0]) if len(differ) else length
 
 
-def plain_ids(tokenizer: Tokenizer, text: str) -> Int32Array:
-    """All of the text's tokens, and no special ones but those that it names."""
-    return np.array([token.id for token in tokenizer.tokens(text, add_special_tokens=False)], np.int32)
+def plain_ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = False) -> Int32Array:
+    """All of the text's tokens, and no special ones but those that it names, where they are not asked for."""
+    return np.array([token.id for token in tokenizer.tokens(text, add_special_tokens=add_special_tokens)], np.int32)

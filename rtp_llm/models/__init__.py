@@ -51,6 +51,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "bidirectional_pplx_qwen3": ("rtp_llm.models.qwen", "PplxQwen3"),
     "voyage_qwen3": ("rtp_llm.models.qwen", "VoyageQwen3"),
     "jina_reranker_v3": ("rtp_llm.models.qwen", "JinaReranker"),
+    "qwen3_vl_text": ("rtp_llm.models.qwen", "Qwen3VL"),
     "qwen_2": ("rtp_llm.models.qwen", "Qwen2"),
     "qwen_2_embedding": ("rtp_llm.models.qwen", "Qwen2Embedding"),
     "qwen_3": ("rtp_llm.models.qwen", "Qwen3"),
@@ -70,8 +71,8 @@ MODELS: dict[str, tuple[str, str]] = {
     "static_embedding": ("rtp_llm.models.static", "Static"),
 }
 _MEDIA = (
-    "a model that reads images is not served, but for the texts of CLIP and EmbeddingGemma 2; take one of these, or an "
-    "embedder for texts"
+    "a model that reads images is not served, but for texts of CLIP, EmbeddingGemma 2, Qwen3-VL-Embedding and "
+    "Qwen3-VL-Reranker, by the text_config of config.json; take an embedder for texts"
 )
 _WRITES = "it writes texts; take an embedder, such as Qwen3-Embedding or a BGE"
 # What is deployed and not served, by model_type or architecture -> what to do instead.

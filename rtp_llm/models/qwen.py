@@ -1,7 +1,7 @@
-"""Qwen2 and Qwen3, and what Perplexity, Voyage AI and Jina AI have made of Qwen3.
+"""Qwen2, Qwen3 and Qwen3-VL for texts, and what Perplexity, Voyage AI and Jina AI have made of Qwen3.
 
-Equal transformers' Qwen2Model and Qwen3Model, causal or, where config.json has `is_causal` false, bidirectional;
-and the PPLXQwen3Model and VoyageQwen3BidirectionalEmbedModel of their authors' own code.
+Equal transformers' Qwen2Model, Qwen3Model and Qwen3VLTextModel, causal or, where config.json has `is_causal` false,
+bidirectional; and the PPLXQwen3Model and VoyageQwen3BidirectionalEmbedModel of their authors' own code.
 """
 
 from collections.abc import Mapping
@@ -53,6 +53,21 @@ class Qwen3(Decoder):
             out_bias=bias,
             head_norms=True,
         )
+
+
+class Qwen3VL(Qwen3):
+    """Qwen3-VL, of which texts are read: a Qwen3 among its tower.
+
+    A text's tokens have the same position in time, height and width, by which its rope in three sections is a plain
+    one, and images alone add to the hidden states between layers (DeepStack).
+    """
+
+    @classmethod
+    def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> Decoder:
+        """As Decoder, without the tower."""
+        config = cls.read_config(hf)
+        prefixes, ignored = ("model.", "language_model."), (*IGNORED, r"^visual\.")
+        return cls(config, bind(source, parameters(config), prefixes=prefixes, ignore=ignored), ops)
 
 
 class PplxQwen3(Qwen3):

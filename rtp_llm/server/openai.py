@@ -223,6 +223,7 @@ def _params(body: EmbeddingsBody, info: ModelInfo) -> Params:
         prompt_name=body.prompt_name or purpose.prompt_name,
         adapter=purpose.adapter,
         add_special_tokens=_adds_special_tokens(body),
+        is_rendered=body.messages is not None,
         extra=body.extra or {},
     )
 

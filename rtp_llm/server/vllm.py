@@ -222,6 +222,7 @@ def _pooling(body: PoolingBody, info: ModelInfo, config: ServerConfig, request_i
         prompt_name=purpose.prompt_name,
         adapter=purpose.adapter,
         add_special_tokens=body.adds_special_tokens,
+        is_rendered=body.messages is not None,
     )
     request = Request(inputs=inputs, tasks=(task,), params=params, request_id=request_id)
     if body.use_activation is False:

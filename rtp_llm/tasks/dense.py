@@ -119,15 +119,23 @@ class Dense(Task):
         self.truncate_dim = truncate_dim
         self.pooling_name = "+".join(pooling.modes)  # in sentence-transformers' words
         # Of a text that is read at once, the parts' vectors must be means.
-        self.chunkings = ("mean", "late") if pooling.modes == ("mean",) else ("mean",)
+        self.chunkings: tuple[str, ...] = ("mean", "late") if pooling.modes == ("mean",) else ("mean",)
 
     @classmethod
     def load(cls, source: TaskSource) -> "Dense":
         """The chain that the checkpoint describes; the pooling flag is for one without modules.json."""
+        task = cls._of_chain(source)
+        if source.model_config.is_chat_embedder:
+            task.chunkings = ()
+        return task
+
+    @classmethod
+    def _of_chain(cls, source: TaskSource) -> "Dense":
         model_config, hidden_size = source.model_config, source.hidden_size
         if model_config.modules is None:
             mode: Any = model_config.default_pooling if source.pooling == "auto" else source.pooling
-            stages: list[Stage] = [Normalize()] if model_config.is_bge_m3 else []
+            is_normal = model_config.is_bge_m3 or model_config.is_chat_embedder
+            stages: list[Stage] = [Normalize()] if is_normal else []
             own = own_truncate_dim(model_config, hidden_size)
             if model_config.is_clip and mode != model_config.default_pooling:
                 raise ConfigError(

@@ -12,8 +12,11 @@ from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.tasks import TaskSource
 from rtp_llm.tasks.head import Head, Linear
 
-# Where the head stands; the last two are the input's table, which a tied head shares.
-_NAMES = ("lm_head.weight", "model.embed_tokens.weight", "embed_tokens.weight")
+# Where the head stands; those after it are the input's table, which a tied head shares.
+_NAMES = (
+    "lm_head.weight",
+    *(f"{prefix}embed_tokens.weight" for prefix in ("model.", "", "model.language_model.", "language_model.")),
+)
 # What transformers' configurations have where config.json says nothing.
 _TIED = ("gemma", "gemma2", "gemma3_text")
 _DEFAULT_CAPS = {"gemma2": 30.0}
@@ -47,9 +50,10 @@ def load_yes_no(source: TaskSource) -> Head:
 
 def _answers(source: TaskSource) -> tuple[int, int | None]:
     """The ids of yes and no; LogitScore may have but one."""
-    module = source.model_config.logit_score
-    if module is not None:
-        settings = read_json(module.folder, "config.json")
+    module, is_vl = source.model_config.logit_score, source.model_config.is_qwen3_vl
+    settings = {} if module is None else read_json(module.folder, "config.json", required=not is_vl)
+    # NOTE: Qwen3-VL-Reranker-8B has been published with a modules.json that leads to another folder.
+    if module is not None and not (is_vl and "true_token_id" not in settings):
         yes, no = settings.get("true_token_id"), settings.get("false_token_id")
         if type(yes) is not int or not (no is None or type(no) is int):
             raise CheckpointError(

@@ -114,12 +114,14 @@ def _make_plans(model_config: ModelConfig, tasks: tuple[TaskType, ...]) -> list[
         title = "sentence-transformers' SparseEncoder"
         plans.append(Plan((TaskType.SPARSE,), "rtp_llm.verify.sbert", "SpladeReference", _ST, title))
         tasks = tuple(task for task in tasks if task is not TaskType.SPARSE)
+    # Of Qwen3-VL without modules.json there are the scripts of its authors' repository alone.
+    has_library = not model_config.is_qwen3_vl or model_config.modules is not None
     lexical = tuple(task for task in tasks if task in (TaskType.SPARSE, TaskType.COLBERT))
     is_plain_m3 = model_config.is_bge_m3 and model_config.modules is None
     if TaskType.DENSE in tasks and model_config.model_type == "dpr" and model_config.modules is None:
         title = "transformers' encoder"
         plans.append(Plan((TaskType.DENSE,), "rtp_llm.verify.huggingface", "DprReference", _HF, title))
-    elif TaskType.DENSE in tasks and not is_plain_m3:
+    elif TaskType.DENSE in tasks and not is_plain_m3 and has_library:
         title = "sentence-transformers' SentenceTransformer"
         plans.append(Plan((TaskType.DENSE,), "rtp_llm.verify.sbert", "DenseReference", _ST, title))
     m3_tasks = (TaskType.DENSE, *lexical) if TaskType.DENSE in tasks and is_plain_m3 else lexical
@@ -130,7 +132,7 @@ def _make_plans(model_config: ModelConfig, tasks: tuple[TaskType, ...]) -> list[
         title = "transformers' AutoModel, normalised"
         plans.append(Plan((TaskType.TOKENS,), "rtp_llm.verify.huggingface", "TokensReference", _HF, title))
     # FlagEmbedding's own code of a layerwise model is for transformers 4; a listwise one's comes with the checkpoint.
-    has_reference = not (model_config.is_layerwise_reranker or model_config.is_listwise)
+    has_reference = has_library and not (model_config.is_layerwise_reranker or model_config.is_listwise)
     if TaskType.RERANK in tasks and has_reference:
         plans.append(_rerank_plan(model_config))
     # transformers knows nothing of a chain of modules after its model.
@@ -163,5 +165,5 @@ def _rerank_plan(model_config: ModelConfig) -> Plan:
         return Plan(tasks, "rtp_llm.verify.flag_reranker", "FlagLLMReference", _HF, title)
     card_title = "Qwen3-Reranker's model card on transformers"
     card = Plan(tasks, "rtp_llm.verify.qwen3_reranker", "Qwen3Reference", _HF, card_title)
-    otherwise = card if model_config.is_qwen3_reranker else None
+    otherwise = card if model_config.is_qwen3_reranker and not model_config.is_qwen3_vl else None
     return Plan(tasks, "rtp_llm.verify.sbert", "ChatReference", _ST, f"{title}, by the chat template", otherwise)

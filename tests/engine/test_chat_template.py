@@ -188,6 +188,21 @@ def test_looking_for_the_fault_is_within_the_budget() -> None:
         written(template).render(CHAT, variables={"colour": 5})
 
 
+def test_templates_by_name(tmp_path: Path) -> None:
+    """A file of its own before the entry of tokenizer_config.json; where JSON has one template it is the default."""
+    several = [{"name": "default", "template": "plain"}, {"name": "ranker", "template": "listed"}]
+    template = ChatTemplate(tmp_path, {"chat_template": several}, {})
+    assert [template.named(name).source for name in ("default", "ranker")] == ["plain", "listed"]
+    assert template.named("ranker").render([]) == "listed" and template.render([]) == "plain"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "ranker.jinja").write_text("filed")
+    assert template.named("ranker").source == "filed"
+    only = ChatTemplate(tmp_path, {"chat_template": "one"}, {})
+    assert only.named("default").source == "one"
+    with pytest.raises(CheckpointError, match="no chat template 'other', by which texts are read: additional_chat_tem"):
+        only.named("other")
+
+
 def test_no_template() -> None:
     with pytest.raises(InvalidRequest, match="no chat template: send texts"):
         ChatTemplate(Path("/nowhere"), {}, {}).render(CHAT)
