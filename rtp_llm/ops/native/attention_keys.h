@@ -13,7 +13,7 @@ struct Keys {
   Vec select(int64_t j, Vec x, Vec other) const {
     if (j >= from && j + kWidth <= to) return x;
     const VecInt lane = lane_numbers();
-    return (lane >= int32_t(from - j)) & (lane < int32_t(to - j)) ? x : other;
+    return ((lane >= int32_t(from - j)) & (lane < int32_t(to - j))) ? x : other;
   }
 };
 

@@ -278,7 +278,7 @@ struct Step {
   Rows x;
   Sums sums;
   int64_t k0, k_len;
-  bool is_first;  // nothing was read before that could have fetched its panel
+  bool is_first = false;  // nothing was read before that could have fetched its panel
 };
 
 // A product, as an epilogue reads it.
