@@ -1,9 +1,12 @@
 """The wire below the application: uvicorn's parser, with a limit on request heads and this server's error form."""
 
 import asyncio
+from collections import deque
+from collections.abc import Sized
 from typing import Any
 
 import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from rtp_llm.errors import InvalidRequest, NotReady, RtpError
@@ -32,6 +35,23 @@ _HEAD = (
 _BODY_GRACE = 1.0
 # Seconds in which what a client has sent before it could know that the server ends is still taken.
 LAST_CALL = 0.5
+# Requests of one connection that wait for the answer to an earlier one; where there are as many, no more are read.
+MOST_PIPELINED = 16
+
+
+class PipelineFlow(FlowControl):
+    """Reads on only while few requests wait in the `pipeline`.
+
+    uvicorn itself reads on with each answer: a client that sends faster than it is answered would fill the memory.
+    """
+
+    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
+        super().__init__(transport)
+        self._pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        if len(self._pipeline) < MOST_PIPELINED:
+            super().resume_reading()
 
 
 class Protocol(HttpToolsProtocol):
@@ -52,10 +72,11 @@ class Protocol(HttpToolsProtocol):
         self._closing: LingeringClose
         self._unread: UnreadAnswer
         self._half_closed: HalfClosed | None = None
-        self._cycles: list[RequestResponseCycle] = []  # pipelined requests and the one before them
+        self._cycles: deque[RequestResponseCycle] = deque()  # pipelined requests and the one before them
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = PipelineFlow(transport, self.pipeline)
         self._closing = LingeringClose(transport, lambda: self._is_arriving)
         self._unread = UnreadAnswer(transport, self.config.timeout_keep_alive)
         self._set_alarm()
@@ -69,8 +90,9 @@ class Protocol(HttpToolsProtocol):
             self._half_closed = None
         self._let_go()
         super().connection_lost(exc)
-        # The last request knows its connection, and the other way round: both would wait for the garbage collector.
-        self._cycles = []
+        # Requests know their connection, and the other way round: all would wait for the garbage collector.
+        self._cycles.clear()
+        self.pipeline.clear()
         self.cycle = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
@@ -152,7 +174,9 @@ class Protocol(HttpToolsProtocol):
         self._stop_alarm()
         super().on_headers_complete()
         self.cycle.transport = self._closing  # type: ignore[assignment]
-        self._cycles = [*(cycle for cycle in self._cycles if not cycle.response_complete), self.cycle]
+        while self._cycles and self._cycles[0].response_complete:  # they are answered in order
+            self._cycles.popleft()
+        self._cycles.append(self.cycle)
         if self._ends_soon:
             self.cycle.keep_alive = False
 
