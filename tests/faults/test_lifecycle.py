@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +301,21 @@ def check_serving(child: "subprocess.Popen[bytes]", port: int) -> None:
     finally:
         child.kill()
         child.wait()
+
+
+def test_what_is_open_at_a_signal_without_draining() -> None:
+    """A body that has not come gets 503, one that comes is answered, half a head is closed: none is left waiting."""
+    port, body = free_port(), b'{"input": "a"}'
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 14\r\n\r\n"
+    firsts = (head + body[:5], head + body[:5], b"POST /v1/emb", b"")
+    with process(start_port=port, shutdown_timeout=60) as child, ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 30)) for _ in firsts]
+        for client, first in zip(clients, firsts, strict=True):
+            client.sendall(first)
+        wait_until(lambda: get(port, "/live").status_code == 200)
+        child.send_signal(signal.SIGTERM)
+        clients[1].sendall(body[5:])
+        answers = [stack.enter_context(client.makefile("rb")).read() for client in clients]
+        assert child.wait(30) == 0
+    assert answers[0].startswith(b"HTTP/1.1 503 ") and b"body did not arrive" in answers[0]
+    assert answers[1].startswith(b"HTTP/1.1 200 ") and answers[2:] == [b"", b""]
