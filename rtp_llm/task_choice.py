@@ -14,7 +14,7 @@ from rtp_llm.core import TaskType
 from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.late_interaction import LateInteraction
 from rtp_llm.m3_heads import check_heads, has_heads
-from rtp_llm.modules import TABLES, TOKEN_WEIGHTS, Module, Router, num_scores
+from rtp_llm.modules import CLIP, TABLES, TOKEN_WEIGHTS, Module, Router, num_scores
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,11 @@ def choose_tasks(
     ConfigError for flags that do not go together, CheckpointError for files that do not.
     """
     tasks = _of_router(router, _recognised(config, hf, folder, modules, late))
-    return _of_clip(tasks) if model_type_of(hf, config.model_type) == CLIP_TEXT else tasks
+    if model_type_of(hf, config.model_type) == CLIP_TEXT:
+        return _of_clip(tasks)
+    if modules and modules[0].kind == CLIP:
+        raise CheckpointError(f"{folder / 'modules.json'}: the first module is {CLIP}, but config.json is no CLIP's")
+    return tasks
 
 
 def under_chat(path: Path, tasks: tuple[TaskType, ...], chat: ChatFormat) -> tuple[TaskType, ...]:

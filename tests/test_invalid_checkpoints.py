@@ -243,8 +243,12 @@ NOT_SERVED: dict[str, tuple[Change, str]] = {
             chain(kind, "Pooling"),
             f"modules.json: the first module is {kind}; Transformer, StaticEmbedding and Router",
         )
-        for kind in ("BoW", "WordEmbeddings", "CLIPModel")
+        for kind in ("BoW", "WordEmbeddings")
     },
+    "CLIPModel": (
+        chain("CLIPModel", "Pooling"),
+        "modules.json: the first module is CLIPModel, but config.json is no CLIP's",
+    ),
     **{kind: (chain(kind, "Pooling"), "config.json: structure names no routes") for kind in ("Router", "Asym")},
     "mask of vectors that nothing makes": (
         chain("Transformer", "Pooling", "MultiVectorMask"),
@@ -267,8 +271,8 @@ NOT_SERVED: dict[str, tuple[Change, str]] = {
         "modality_config: text is .*pooler_output.*; only the method forward and its last_hidden_state",
     ),
     "transformer_task": (
-        keys("sentence_bert_config.json", transformer_task="any-to-any"),
-        "transformer_task 'any-to-any' is not served; feature-extraction",
+        keys("sentence_bert_config.json", transformer_task="image-to-text"),
+        "transformer_task 'image-to-text' is not served; feature-extraction",
     ),
     "adapter without its tensors": (
         written("adapter_config.json", b'{"peft_type": "LORA"}'),

@@ -218,9 +218,7 @@ def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
         open_file(path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\x80", b"PK\x03\x04", b"hello", b"version https://git-lfs.github.com/spec/v1"]
-)
+@pytest.mark.parametrize("content", [b"", b"\x80", b"PK\x03\x04", b"hello"])
 def test_files_of_another_kind(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.bin").write_bytes(content)
     with pytest.raises(CheckpointError, match="a.bin is (empty|damaged or not a file of torch.save)"):

@@ -98,6 +98,6 @@ def test_what_is_not_served(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"does not fit .*missing: layers\.4"):
         load(tmp_path, BACKENDS["numpy"]())
     with pytest.raises(
-        CheckpointError, match="reads images is not served, but for texts of EmbeddingGemma 2, Qwen3-VL"
+        CheckpointError, match="reads images is not served, but for texts of CLIP, EmbeddingGemma 2, Qwen3-VL"
     ):
         find_model_type("auto", {"model_type": "qwen3_vl"})
