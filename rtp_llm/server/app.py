@@ -237,7 +237,8 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(_LOOK_AGAIN)
 
     def _bind_grpc(self, config: ServerConfig) -> "GrpcServer":
-        server = _grpc_server()(self._app.catalog, config, self._app.admission, self._app.keys, self._observers)
+        app = self._app
+        server = _grpc_server()(app.catalog, config, app.admission, app.keys, app.turns, self._observers)
         server.bind(config.grpc_port)
         return server
 

@@ -128,7 +128,8 @@ class Dispatcher:
         self.keys = KeyRing(config)
         self._cors = Cors(config.cors_origins)
         self._observers = observers
-        self._service = Service(catalog, config, self.admission, Turns())
+        self.turns = Turns()
+        self._service = Service(catalog, config, self.admission, self.turns)
         self._max_body_bytes, self._body_timeout = config.max_body_bytes, config.body_timeout
         own = [*pages.routes(), routing.Route("/metrics", self._metrics)]
         shared = (model_list.routes(catalog), infinity.routes(catalog), rtp.routes(catalog))

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,7 +35,7 @@ from rtp_llm.server.grpc.proto import Message, message
 from rtp_llm.server.grpc.statuses import Context, abort, code_of
 from rtp_llm.server.scheduling import scheduled
 from rtp_llm.server.scoring import RERANKERS, computed, scores_at_once
-from rtp_llm.server.turns import INLINE_CHARACTERS
+from rtp_llm.server.turns import INLINE_CHARACTERS, Turns
 from rtp_llm.timings import Timings
 
 Result = TypeVar("Result")
@@ -62,15 +62,15 @@ class Rpc:
 
 
 class Reply(NamedTuple):
-    """What one message is answered with; `cut` are the places of its inputs that were cut at the limit."""
+    """What one message is answered with, serialised or not; `cut`: places of its inputs that were cut at the limit."""
 
-    message: Message
+    message: Message | bytes
     cut: Sequence[str] = ()
 
 
 # Answers one message of an RPC.
 Answer: TypeAlias = Callable[[bytes, Rpc], Awaitable[Result]]
-UnaryHandler: TypeAlias = Callable[[bytes, Context], Awaitable[Message]]
+UnaryHandler: TypeAlias = Callable[[bytes, Context], Awaitable[Message | bytes]]
 StreamHandler: TypeAlias = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
 
 # Messages of a stream that are worked on at a time: some batches full, and a bound on what waits in memory.
@@ -92,11 +92,17 @@ class Calls:
     """Makes the handlers of RPCs; each RPC gets an id, a status and a place in the metrics."""
 
     def __init__(
-        self, catalog: Catalog, config: ServerConfig, admission: Admission, observers: Sequence[Observer] = ()
+        self,
+        catalog: Catalog,
+        config: ServerConfig,
+        admission: Admission,
+        turns: Turns,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self._catalog = catalog
         self._config = config
         self._admission = admission
+        self._turns = turns
         self._observers = observers
         self.leaving = asyncio.Event()
         self._running: set[asyncio.Task[Any]] = set()
@@ -111,7 +117,7 @@ class Calls:
     def unary(self, path: str, answer: Answer[Reply]) -> UnaryHandler:
         """One message, one answer."""
 
-        async def handle(received: bytes, context: Context) -> Message:
+        async def handle(received: bytes, context: Context) -> Message | bytes:
             async with self.border(path, context) as rpc:
                 reply, cut = await answer(received, rpc)
                 rpc.cut.add(*cut)
@@ -169,19 +175,25 @@ class Calls:
 
         return answer
 
-    def direct(self, call: Callable[[Message, EngineLike], Message], body_type: str, *, patient: bool) -> Answer[Reply]:
-        """Answers a message without running the model; a long one takes a place among those in flight, as over HTTP."""
+    def direct(
+        self, call: Callable[[Message, EngineLike], Iterator[bytes]], body_type: str, *, patient: bool
+    ) -> Answer[Reply]:
+        """Answers a message without running the model, in pieces of what is serialised.
+
+        A long one takes a place among those in flight, and its pieces are made beside the event loop, as over HTTP.
+        """
 
         async def answer(received: bytes, rpc: Rpc) -> Reply:
             body = _parse(body_type, received)
             engine = self._catalog.asked(None, rpc.metadata) or self._catalog.default
             rpc.metrics = engine.metrics
+            pieces = call(body, engine)
             if len(received) <= INLINE_CHARACTERS:
-                return Reply(call(body, engine))
+                return Reply(b"".join(pieces))
             if body_type == "EncodeRequest":
                 self._admission.check_text(body.inputs, "inputs")
             async with self._admission.place(patient=patient):
-                return Reply(await asyncio.to_thread(call, body, engine))
+                return Reply(await self._in_time(self._turns.join(pieces), self._seconds(rpc)))
 
         return answer
 
@@ -246,10 +258,17 @@ class Calls:
                     await asyncio.sleep(min(error.retry_after, _LONGEST_WAIT))
 
     async def _run_in_time(self, engine: EngineLike, request: Request, rpc: Rpc) -> Response:
-        seconds = min(self._admission.seconds(rpc.metadata), rpc.deadline - time.monotonic())
+        seconds = self._seconds(rpc)
         request = scheduled(request, rpc.metadata, seconds, by_client=self._config.client_priority)
+        return await self._in_time(engine.run(request), seconds)
+
+    def _seconds(self, rpc: Rpc) -> float:
+        """What is left to it."""
+        return min(self._admission.seconds(rpc.metadata), rpc.deadline - time.monotonic())
+
+    async def _in_time(self, work: Coroutine[Any, Any, Result], seconds: float) -> Result:
         # NOTE: on uvloop asyncio.wait_for may end before the deadline: the client would be counted as one that left.
-        return await unless_client_leaves(engine.run(request), nobody_leaves, max(seconds, 0.0), _too_late)
+        return await unless_client_leaves(work, nobody_leaves, max(seconds, 0.0), _too_late)
 
     @asynccontextmanager
     async def _answers(

@@ -1,7 +1,7 @@
 """The gRPC server: tei.v1, health and reflection on one port, on the event loop that HTTP runs on."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -23,6 +23,7 @@ from rtp_llm.server.grpc.proto import Message, pool, services
 from rtp_llm.server.grpc.statuses import Context
 from rtp_llm.server.listening import in_url
 from rtp_llm.server.tls import read_certificate
+from rtp_llm.server.turns import Turns
 
 _STREAM = "Stream"
 _LAST_WORD = 1.0  # seconds in which RPCs that are cut off can say so
@@ -39,11 +40,12 @@ class GrpcServer:
         config: ServerConfig,
         admission: Admission,
         keys: KeyRing,
+        turns: Turns,
         observers: Sequence[Observer] = (),
     ) -> None:
         self._catalog = catalog
         self._config = config
-        self._calls = Calls(catalog, config, admission, observers)
+        self._calls = Calls(catalog, config, admission, turns, observers)
         options = [
             ("grpc.max_receive_message_length", config.max_body_bytes),
             ("grpc.max_send_message_length", -1),
@@ -107,8 +109,8 @@ class GrpcServer:
         inference = tei.INFERENCES.get(f"{service}/{name}")
         if inference is not None:
             return self._calls.inference(inference, body_type, patient=patient)
-        direct: dict[str, Callable[[Message, EngineLike], Message]] = {
-            "Info": lambda _, engine: tei.describe(engine, self._config),
+        direct: dict[str, Callable[[Message, EngineLike], Iterator[bytes]]] = {
+            "Info": lambda _, engine: iter([_serialize(tei.describe(engine, self._config))]),
             "Tokenize": tei.tokenize,
             "Decode": tei.decode,
         }
@@ -141,6 +143,6 @@ class _KeyCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return grpc.stream_stream_rpc_method_handler(handle)
 
 
-def _serialize(reply: Message) -> bytes:
-    content: bytes = reply.SerializeToString()
+def _serialize(reply: Message | bytes) -> bytes:
+    content: bytes = reply if isinstance(reply, bytes) else reply.SerializeToString()
     return content

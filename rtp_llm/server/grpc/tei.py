@@ -1,6 +1,6 @@
 """tei.v1's messages <-> what the engine knows. Every call but Info, Tokenize and Decode ends in `engine.run`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -13,7 +13,7 @@ from rtp_llm.core import FloatArray, Input, ModelInfo, Params, Request, Response
 from rtp_llm.errors import InvalidRequest
 from rtp_llm.server.catalog import CLASSIFIERS, Wanted, one_of
 from rtp_llm.server.checks import check_count, check_dimensions
-from rtp_llm.server.engine_like import EngineLike
+from rtp_llm.server.engine_like import EngineLike, Token
 from rtp_llm.server.grpc.proto import Message, message
 from rtp_llm.server.scoring import BY_MAX_SIM, RERANKERS, place_of, scores_at_once, scoring_request
 from rtp_llm.server.tei.frame import dtype_name
@@ -167,30 +167,35 @@ INFERENCES: dict[str, Inference] = {
 RERANK_ONE = _rerank_one
 
 
-def tokenize(body: Message, engine: EngineLike) -> Message:
-    """EncodeRequest -> EncodeResponse; offsets in bytes."""
+def tokenize(body: Message, engine: EngineLike) -> Iterator[bytes]:
+    """EncodeRequest -> EncodeResponse in pieces, which joined are one; offsets in bytes."""
     name = _prompt_name(body, engine.info())
     text = (engine.prompt(name) if name else "") + _text(body.inputs)
-    # starts[i] is the byte at which character i starts.
-    starts = [0, *accumulate(len(letter.encode()) for letter in text)]
-    simple = message("SimpleToken")
-    tokens = []
-    parts = engine.token_parts(text, add_special_tokens=body.add_special_tokens)
-    for token in (token for part in parts for token in part.tokens):
-        start, stop = token.start, token.stop
-        if token.special or start is None or stop is None:
-            tokens.append(simple(id=token.id, text=token.text, special=True))
-        else:
-            tokens.append(simple(id=token.id, text=text[start:stop], start=starts[start], stop=starts[stop]))
-    return message("EncodeResponse")(tokens=tokens)
+    answer, simple = message("EncodeResponse"), message("SimpleToken")
+    character = byte = 0
+    for part in engine.token_parts(text, add_special_tokens=body.add_special_tokens):
+        byte += len(text[character : part.start].encode())
+        # The byte at which each character of the part starts, and at which the part ends.
+        starts = [*accumulate((len(letter.encode()) for letter in text[part.start : part.stop]), initial=byte)]
+        tokens = [simple(**_facts(token, text, starts, part.start)) for token in part.tokens]
+        yield answer(tokens=tokens).SerializeToString()
+        character, byte = part.stop, starts[-1]
 
 
-def decode(body: Message, engine: EngineLike) -> Message:
+def _facts(token: Token, text: str, starts: Sequence[int], first: int) -> dict[str, int | str | bool]:
+    """The fields of a SimpleToken; `starts` are the bytes of the characters from `first` on."""
+    start, stop = token.start, token.stop
+    if token.special or start is None or stop is None:
+        return {"id": token.id, "text": token.text, "special": True}
+    return {"id": token.id, "text": text[start:stop], "start": starts[start - first], "stop": starts[stop - first]}
+
+
+def decode(body: Message, engine: EngineLike) -> Iterator[bytes]:
     """DecodeRequest -> DecodeResponse."""
     if not body.ids:
         raise InvalidRequest("ids is empty: give at least one token id", param="ids")
     text = decoded(engine, list(body.ids), "ids", skip_special_tokens=body.skip_special_tokens)
-    return message("DecodeResponse")(text=text)
+    yield message("DecodeResponse")(text=text).SerializeToString()
 
 
 def describe(engine: EngineLike, config: ServerConfig) -> Message:

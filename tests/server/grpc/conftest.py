@@ -17,6 +17,7 @@ from rtp_llm.server.admission import Admission
 from rtp_llm.server.auth import KeyRing
 from rtp_llm.server.catalog import Catalog
 from rtp_llm.server.engine_like import EngineLike
+from rtp_llm.server.turns import Turns
 from tests.server.conftest import CONFIG
 from tests.server.fake_engine import FakeEngine
 
@@ -91,7 +92,7 @@ def serving(loop: Loop, engine: EngineLike, config: ServerConfig, *more: EngineL
     from rtp_llm.server.grpc import GrpcServer
 
     async def start() -> tuple[Any, int]:
-        server = GrpcServer(Catalog([engine, *more]), config, Admission(config), KeyRing(config))
+        server = GrpcServer(Catalog([engine, *more]), config, Admission(config), KeyRing(config), Turns())
         port = server.bind(0)
         await server.start()
         return server, port

@@ -28,7 +28,7 @@ from rtp_llm.server.grpc.tei import INFERENCES
 from rtp_llm.server.tei.frame import COMPUTE_TYPE
 from rtp_llm.server.tei.scores import PREDICT, PredictBody
 from tests.server.conftest import MAX_BODY_BYTES, wait_until
-from tests.server.fake_engine import FakeEngine, vector_of
+from tests.server.fake_engine import FakeEngine, FakePart, vector_of
 from tests.server.grpc.conftest import Client, Loop, Stubs, connected, serving
 
 grpc: Any = pytest.importorskip("grpc")
@@ -257,6 +257,32 @@ def test_tokens_in_bytes_and_back(fake: Client, stubs: Stubs) -> None:
         iter([stubs.messages.DecodeRequest(ids=[97]), stubs.messages.DecodeRequest(ids=[98])])
     )
     assert [answer.text for answer in streamed] == ["a", "b"]
+
+
+def test_a_long_text_in_parts(fake: Client, stubs: Stubs, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offsets go on in bytes; a deadline ends the work between two parts, and others are answered meanwhile."""
+    text, whole, made = "aé🦜" * 1200, engine.token_parts, list[int]()
+
+    def in_parts(text: str, *, add_special_tokens: bool = True) -> Iterator[FakePart]:
+        (one,) = whole(text, add_special_tokens=False)
+        for start in range(0, len(text), 300):
+            made.append(start)
+            time.sleep(engine.delay)
+            yield FakePart(start, start + 300, one.tokens[start : start + 300])
+
+    monkeypatch.setattr(engine, "token_parts", in_parts)
+    request = stubs.messages.EncodeRequest(inputs=text)
+    tokens, encoded = fake.tokenize.Tokenize(request).tokens, text.encode()
+    assert len(tokens) == len(text) and len(made) == 12
+    assert all(encoded[token.start : token.stop].decode() == token.text for token in tokens)
+    engine.delay = 0.2
+    made.clear()
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(status_of, fake.tokenize.Tokenize, request, metadata=[("x-request-timeout", "0.5")])
+        wait_until(lambda: len(made) == 1)
+        assert len(fake.tokenize.Decode(stubs.messages.DecodeRequest(ids=[97])).text) == 1 and not late.done()
+        assert late.result().code() is Code.DEADLINE_EXCEEDED
+    assert len(made) < 12
 
 
 def test_info(fake: Client, stubs: Stubs, config: ServerConfig) -> None:

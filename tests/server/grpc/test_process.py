@@ -14,6 +14,7 @@ import pytest
 from rtp_llm.config import ServerConfig
 from rtp_llm.errors import ConfigError
 from rtp_llm.server.listening import listen
+from rtp_llm.server.turns import Turns
 from tests.real_server import free_port
 from tests.server.conftest import wait_until
 from tests.server.fake_engine import FakeEngine
@@ -123,7 +124,7 @@ def test_a_taken_port(loop: Loop, config: ServerConfig) -> None:
     from rtp_llm.server.grpc import GrpcServer
 
     async def start(port: int) -> None:
-        server = GrpcServer(Catalog([FakeEngine()]), config, Admission(config), KeyRing(config))
+        server = GrpcServer(Catalog([FakeEngine()]), config, Admission(config), KeyRing(config), Turns())
         try:
             server.bind(port)
         finally:
