@@ -2,11 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sized
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from rtp_llm.errors import InvalidRequest, NotReady, RtpError
@@ -14,6 +12,7 @@ from rtp_llm.server.closing import LINGER_SECONDS, HalfClosed, LingeringClose
 from rtp_llm.server.dispatch import Dispatcher
 from rtp_llm.server.errors import HeadTooLarge, UriTooLong, openai_form
 from rtp_llm.server.exchange import choose_id
+from rtp_llm.server.pipeline import MOST_PIPELINED, PipelineFlow, ReadAhead
 from rtp_llm.server.plain_parser import PlainParser
 from rtp_llm.server.unread import UnreadAnswer
 from rtp_llm.server.unreadable import UnreadableLog
@@ -35,23 +34,6 @@ _HEAD = (
 _BODY_GRACE = 1.0
 # Seconds in which what a client has sent before it could know that the server ends is still taken.
 LAST_CALL = 0.5
-# Requests of one connection that wait for the answer to an earlier one; where there are as many, no more are read.
-MOST_PIPELINED = 16
-
-
-class PipelineFlow(FlowControl):
-    """Reads on only while few requests wait in the `pipeline`.
-
-    uvicorn itself reads on with each answer: a client that sends faster than it is answered would fill the memory.
-    """
-
-    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
-        super().__init__(transport)
-        self._pipeline = pipeline
-
-    def resume_reading(self) -> None:
-        if len(self._pipeline) < MOST_PIPELINED:
-            super().resume_reading()
 
 
 class Protocol(HttpToolsProtocol):
@@ -73,10 +55,12 @@ class Protocol(HttpToolsProtocol):
         self._unread: UnreadAnswer
         self._half_closed: HalfClosed | None = None
         self._cycles: deque[RequestResponseCycle] = deque()  # pipelined requests and the one before them
+        self._ahead = ReadAhead()
+        self._has_ended = False  # no more will come than is there
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = PipelineFlow(transport, self.pipeline)
+        self.flow = PipelineFlow(transport, self.pipeline, self._ahead)
         self._closing = LingeringClose(transport, lambda: self._is_arriving)
         self._unread = UnreadAnswer(transport, self.config.timeout_keep_alive)
         self._set_alarm()
@@ -93,23 +77,32 @@ class Protocol(HttpToolsProtocol):
         # Requests know their connection, and the other way round: all would wait for the garbage collector.
         self._cycles.clear()
         self.pipeline.clear()
+        self._ahead.clear()
         self.cycle = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         if self._closing.lingers:
             self._closing.drop(data)
             return
-        # NOTE: the parser keeps a name or value that has no end, of a head or of a trailer, and joins it anew for each
-        # read: without a limit that costs memory and quadratic time.
-        self._blind_bytes += len(data)
         self._unset_keepalive_if_required()
-        self._parse(data)
-        if self._closing.is_closing():
-            return
+        self._ahead.add(data)
+        self._parse_ahead()
+
+    def _parse_ahead(self) -> None:
+        """All that has come, or as much as makes MOST_PIPELINED requests wait."""
+        while self._ahead and len(self.pipeline) < MOST_PIPELINED:
+            data = self._ahead.take(MOST_PIPELINED)
+            # NOTE: the parser keeps a name or value that has no end, of a head or of a trailer, and joins it anew for
+            # each read: without a limit that costs memory and quadratic time.
+            self._blind_bytes += len(data)
+            self._parse(data)
+            if not self._closing.is_closing() and self._blind_bytes > MAX_HEAD_BYTES:
+                self._refuse(self._head_too_large())
+            if self._closing.is_closing():
+                self._ahead.clear()
+                return
         if self._in_head and self._alarm is None:
             self._set_alarm()
-        if self._blind_bytes > MAX_HEAD_BYTES:
-            self._refuse(self._head_too_large())
 
     def _parse(self, data: bytes) -> None:
         """As uvicorn does, which logs neither who sent what cannot be read, nor why it cannot be."""
@@ -135,6 +128,9 @@ class Protocol(HttpToolsProtocol):
 
         NOTE: over TLS the event loop closes it anyway.
         """
+        if self._ahead and self.scheme != "https":
+            self._has_ended = True
+            return True
         if self._closing.is_closing() or self._is_arriving or self._is_idle() or self.scheme == "https":
             return None
         self.cycle.keep_alive = False
@@ -195,9 +191,19 @@ class Protocol(HttpToolsProtocol):
         if self._closing.lingers:
             return
         super().on_response_complete()
+        if self._ahead and not self._closing.is_closing():
+            self._read_on()
         if self._is_arriving and self._alarm is None:
             # Answered before it was read, as 401 is: its rest is dropped, for as long as one lingers.
             self._alarm = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def _read_on(self) -> None:
+        """There is room for requests that have come already, and then for others."""
+        self._unset_keepalive_if_required()
+        self._parse_ahead()
+        self.flow.resume_reading()
+        if self._has_ended and not self._ahead and not self.eof_received():
+            self.transport.close()
 
     def _is_between_answers(self) -> bool:
         return not any(cycle.response_started and not cycle.response_complete for cycle in self._cycles)
