@@ -17,6 +17,9 @@ def check_adapter(name: str, info: ModelInfo, param: str) -> None:
     """InvalidRequest for an adapter that the model does not have."""
     if name and name in (*info.adapters, info.merged_adapter):
         return
+    if info.parent:
+        message = f"cannot be chosen beside the model {info.name!r}: name {info.parent!r} or another one in `model`"
+        raise InvalidRequest(f"{param}: {name!r:.100} {message}", param=param)
     if info.merged_adapter:
         message = (
             f"{name!r:.100} cannot be chosen: this model was loaded with the adapter {info.merged_adapter!r} alone"

@@ -157,13 +157,16 @@ def _wrong(config: ServerConfig, problem: str) -> ConfigError:
 
 
 def _check_names(models: Sequence[ServedModel]) -> None:
-    """ConfigError where a name means two models."""
-    meaning: dict[str, ServedModel] = {}
+    """ConfigError where a name means two models, or a model and an adapter."""
+    meaning: dict[str, tuple[ServedModel, str]] = {}
     for model in models:
-        adapters = [lora_module(module)[0] for module in model.config.lora_modules]
-        for name in (model.name, *model.aliases, *adapters):
-            other = meaning.setdefault(name, model)
-            if other is not model or name in adapters and name in (model.name, *model.aliases):
-                paths = f"{other.config.checkpoint_path} and {model.config.checkpoint_path}"
-                message = f"{paths} are both called {name!r}; give names, as NAME=PATH or by served_model_name"
+        path = model.config.checkpoint_path
+        named = [(name, path) for name in (model.name, *model.aliases)]
+        named += [(name, f"the adapter {place}") for name, place in map(lora_module, model.config.lora_modules)]
+        for name, what in named:
+            holder, other = meaning.setdefault(name, (model, what))
+            if holder is not model or other != what:
+                message = (
+                    f"{other} and {what} are both called {name!r}; give names, as NAME=PATH or by served_model_name"
+                )
                 raise ConfigError(message, param="served_model_name")

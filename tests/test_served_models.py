@@ -100,6 +100,9 @@ def test_a_file_by_the_environment(tmp_path: Path) -> None:
         ("{name: x}", "checkpoint_path is missing"),
         ("/m", "model 1: '/m' is not a mapping"),
         ("{checkpoint_path: /m}, {checkpoint_path: /n, aliases: [m]}", "/m and /n are both called 'm'"),
+        ("{checkpoint_path: /m, lora_modules: [m=/l]}", "/m and the adapter /l are both called 'm'"),
+        ("{checkpoint_path: /m, lora_modules: [a=/l, a=/k]}", "the adapter /l and the adapter /k are both called 'a'"),
+        ("{checkpoint_path: /m, lora_modules: [/l]}", "lora_modules: '/l' is not NAME=FOLDER"),
     ],
 )
 def test_wrong_entries(tmp_path: Path, entry: str, message: str) -> None:

@@ -254,6 +254,8 @@ def _rank(adapter: TensorSource, part: _Part, weight: TensorInfo, name: str) -> 
             f"{adapter.path}: {name} is {weight.dtype}; an adapter is added to weights in fp32, fp16 or bf16"
         )
     a, b = adapter.tensors[part.a].shape, adapter.tensors[part.b].shape
+    if 0 in (*a, *b):
+        raise CheckpointError(f"{adapter.path}: {part.a} {list(a)} or its lora_B {list(b)} is empty; save it again")
     fits = len(a) == len(b) == 2 and a[0] == b[1] > 0
     if not fits or weight.shape != ((a[1], b[0]) if part.is_table else (b[0], a[1])):
         raise CheckpointError(

@@ -16,6 +16,7 @@ from rtp_llm.models.decoder_config import FULL, SLIDING, DecoderConfig, integer,
 from rtp_llm.ops import Ops, Tensor
 
 _MAX_POSITIONS = 32768
+_VL_THETA = 500_000.0
 _PROJECTION = "projection"
 _CONTEXTUAL = "ContextualModel"
 
@@ -61,6 +62,12 @@ class Qwen3VL(Qwen3):
     A text's tokens have the same position in time, height and width, by which its rope in three sections is a plain
     one, and images alone add to the hidden states between layers (DeepStack).
     """
+
+    @classmethod
+    def read_config(cls, hf: Mapping[str, Any]) -> DecoderConfig:
+        """As Qwen3's, with the theta that transformers has for this one where none is said."""
+        scaling = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+        return super().read_config({**hf, "rope_theta": hf.get("rope_theta") or scaling.get("rope_theta") or _VL_THETA})
 
     @classmethod
     def load(cls, hf: Mapping[str, Any], source: TensorSource, ops: Ops) -> Decoder:

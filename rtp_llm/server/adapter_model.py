@@ -73,5 +73,6 @@ class AdapterModel:
 
 
 def of_adapter(info: ModelInfo, name: str) -> ModelInfo:
-    """What callers are told of this adapter of a model."""
-    return replace(info, name=name, aliases=(), adapters=(), merged_adapter=name, lora_modules=(), parent=info.name)
+    """What callers are told of this adapter of a model; the weights are told with that."""
+    own = replace(info, name=name, parent=info.name, aliases=(), weight_bytes=0, memory_bytes=0)
+    return replace(own, merged_adapter=name, adapters=(), lora_modules=())

@@ -142,7 +142,7 @@ class Dense(Task):
                     f"pooling: {mode} of a CLIP, which reads a text at its end token; leave the option out",
                     param="pooling",
                 )
-            return cls(PoolingModes((mode,)), stages, hidden_size, own, num_read=_num_read(model_config))
+            return cls(PoolingModes((mode,)), stages, hidden_size, own, num_read=_num_read(source))
         chain = [module for module in model_config.modules if module.kind != "Dropout"]
         first = _load_first(model_config, chain, hidden_size)
         dimension = hidden_size * len(first.modes)
@@ -152,7 +152,7 @@ class Dense(Task):
             stage, dimension = load_stage(module, dimension, source.ops)
             stages.append(stage)
         own = own_truncate_dim(model_config, dimension)
-        return cls(first, stages, dimension, own, rounds=rounds, num_read=_num_read(model_config))
+        return cls(first, stages, dimension, own, rounds=rounds, num_read=_num_read(source))
 
     def __call__(self, ops: Ops, hidden_states: Tensor, batch: Batch) -> Tensor:
         """[T, H] -> [B, dimension], before the final Normalize."""
@@ -180,9 +180,11 @@ def without_normalize(stages: Sequence[Stage]) -> tuple[list[Stage], bool]:
     return kept, len(kept) < len(stages)
 
 
-def _num_read(model_config: ModelConfig) -> Callable[[Int32Array], int] | None:
+def _num_read(source: TaskSource) -> Callable[[Int32Array], int] | None:
     """`Task.num_read`."""
-    return EndToken.of(model_config).num_read if model_config.is_clip else None
+    if not source.model_config.is_clip:
+        return None
+    return EndToken.of(source.model_config, source.vocabulary.special_ids.get("eos")).num_read
 
 
 def _load_first(model_config: ModelConfig, chain: list[Module], hidden_size: int) -> PoolingModes:

@@ -24,13 +24,15 @@ class EndToken:
     token_id: int | None
 
     @classmethod
-    def of(cls, config: ModelConfig) -> "EndToken":
-        """As config.json says; CheckpointError for several, or none."""
-        found = config.hf.get("eos_token_id", _END)
+    def of(cls, config: ModelConfig, written: int | None) -> "EndToken":
+        """As config.json says; CheckpointError for several, or none, or another than is `written` by the tokenizer."""
+        path, found = config.transformer_folder / "config.json", config.hf.get("eos_token_id", _END)
         if not isinstance(found, int):
+            raise CheckpointError(f"{path}: eos_token_id {found}; a CLIP reads a text at the one token that ends it")
+        if found not in (_LEGACY, written) and written is not None:
             raise CheckpointError(
-                f"{config.transformer_folder / 'config.json'}: eos_token_id {found}; a CLIP reads a text at the one "
-                "token that ends it"
+                f"{path}: eos_token_id is {found}, but the tokenizer ends a text with {written}: all texts would be "
+                "read at their first token, and have one vector"
             )
         return cls(None if found == _LEGACY else found)
 

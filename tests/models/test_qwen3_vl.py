@@ -90,6 +90,18 @@ def test_the_model_for_texts_alone(tmp_path: Path) -> None:
     assert worst(hidden_states(load(alone, ops), ops, items), reference(theirs, items)) <= 1e-5
 
 
+def test_the_theta_of_transformers_where_none_is_said(tmp_path: Path) -> None:
+    theirs, ops = save(tmp_path), BACKENDS["numpy"]()
+    hf = read_json(tmp_path, "config.json")
+    for key in ("rope_theta", "rope_scaling", "rope_parameters"):
+        hf["text_config"].pop(key, None)
+    (tmp_path / "config.json").write_text(json.dumps(hf))
+    own = type(theirs.config.text_config)(**hf["text_config"])
+    expected = (getattr(own, "rope_parameters", None) or {}).get("rope_theta") or own.rope_theta
+    model: Any = load(tmp_path, ops)
+    assert model.config.ropes[0].theta == expected
+
+
 def test_what_is_not_served(tmp_path: Path) -> None:
     save(tmp_path)
     path = tmp_path / "config.json"

@@ -48,7 +48,7 @@ def test_an_unknown_model_and_another_adapter() -> None:
     answer = post(engine, EMBEDDINGS, {"input": "a", "model": "tax"})
     assert answer.status_code == 404 and "'base', 'law', 'care'" in answer.text
     answer = post(engine, EMBEDDINGS, {"input": "a", "model": "law", "lora_task": "care"})
-    assert answer.status_code == 400 and "'care' cannot be chosen" in answer.text
+    assert answer.status_code == 400 and "name 'base' or another one in `model`" in answer.text
     assert not engine.requests
 
 

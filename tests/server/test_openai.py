@@ -149,6 +149,7 @@ def test_models(client: httpx.Client, route: str) -> None:
                 "max_model_len": 16,
                 "tasks": ["dense"],
                 "adapters": [],
+                "parent": None,
                 "aliases": [],
                 "weight_bytes": 0,
                 "memory_bytes": 0,

@@ -137,6 +137,13 @@ def test_files_that_do_not_go_together(tmp_path: Path) -> None:
         loaded(tmp_path),
     ):
         pass
+    hf["text_config"]["eos_token_id"] = 3
+    (tmp_path / "0_CLIPModel" / "config.json").write_text(json.dumps(hf))
+    with (
+        pytest.raises(CheckpointError, match=r"eos_token_id is 3, but the tokenizer ends a text with"),
+        loaded(tmp_path),
+    ):
+        pass
 
 
 def test_the_multilingual_student(tmp_path: Path) -> None:
