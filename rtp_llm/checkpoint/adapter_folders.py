@@ -34,7 +34,8 @@ def open_tensors(folder: Path, lora_modules: Mapping[str, Path] | None = None) -
     An adapter's part is added where there is one beside them; of those below them, or of `lora_modules`, by name the
     folders, each request will choose.
     """
-    places = {place.name: place for place in adapter_places(folder)} if has_folders(folder) else {}
+    below = adapter_places(folder)
+    places = {place.name: place for place in below} if below and has_folders(folder) else {}
     if places and lora_modules:
         raise ConfigError(f"lora_modules: {folder} has adapters of its own", param="lora_modules")
     is_adapted = find(folder, CONFIG) is not None

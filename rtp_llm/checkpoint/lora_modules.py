@@ -11,7 +11,7 @@ from rtp_llm.errors import CheckpointError, ConfigError
 from rtp_llm.served_models import lora_module
 
 
-def lora_modules(config: EngineConfig, progress: bool = True) -> dict[str, Path]:
+def lora_modules(config: EngineConfig) -> dict[str, Path]:
     """Name -> folder, in the order in which they were given; what is a hub id is fetched.
 
     ConfigError for what is not NAME=FOLDER, or a name that is there twice; CheckpointError for what is no adapter.
@@ -21,13 +21,13 @@ def lora_modules(config: EngineConfig, progress: bool = True) -> dict[str, Path]
         name, place = lora_module(module)
         if name in found:
             raise ConfigError(f"lora_modules: {name!r} is there twice", param="lora_modules")
-        found[name] = _folder(name, place, config, progress)
+        found[name] = _folder(name, place, config)
     return found
 
 
-def _folder(name: str, place: str, config: EngineConfig, progress: bool) -> Path:
+def _folder(name: str, place: str, config: EngineConfig) -> Path:
     try:
-        folder = hub.resolve(replace(config, checkpoint_path=place, revision=""), progress)
+        folder = hub.resolve(replace(config, checkpoint_path=place, revision=""))
     except CheckpointError as error:
         message = error.message.removeprefix("checkpoint_path: ")
         raise CheckpointError(f"lora_modules: {name}: {message}") from error

@@ -12,7 +12,6 @@ from rtp_llm.engine.job import Job
 from rtp_llm.engine.tokenizer_pool import TokenizerPool
 from rtp_llm.errors import DeadlineExceeded, InvalidInput, InvalidRequest, RequestTooLarge, UnsupportedTask
 from rtp_llm.tasks import Task
-from rtp_llm.tasks.head import last_read
 
 # A chunk of three tokens takes as long to be queued and joined as one of a hundred does to be computed.
 _MOST_CHUNKS = 1 << 16
@@ -72,14 +71,10 @@ class Intake:
             )
         self._check_answer(request, job.total_tokens)
         for task in request.tasks:
-            unread, last = self._tasks[task].unread_end, self._tasks[task].last_token
-            num_read = self._tasks[task].num_read
+            num_read, last = self._tasks[task].num_read, self._tasks[task].last_token
             if last is not None:
                 for item in items:
                     _check_end(item, last)
-            if unread is not None:
-                for item in items:
-                    _cut_end(item, last_read(item.input_ids, unread) + 1)
             if num_read is not None:
                 for item in items:
                     _cut_end(item, num_read(item.input_ids))

@@ -91,10 +91,8 @@ class Task(Protocol):
     hidden_layers   the layers that it reads, side by side [T, len * H], by the numbers of transformers'
                     `output_hidden_states`: 0 is what goes into the first layer, n comes out of layer n; such a task
                     reads "all". (): the last layer alone
-    unread_end      the id of a token, as padding's, that is left out of the end of a sequence before it is computed.
-                    Only of a task that reads the last hidden state of a causal model, whose other tokens do not see it
     num_read        of a sequence's ids [T], how many leading ones are computed, the last of which is read; None: all.
-                    Of a task as `unread_end` is for
+                    Only of a task that reads one hidden state of a causal model, whose tokens before it do not see more
     last_token      the id of the token that a sequence must end with; None: any
     chunkings       what it can do with the chunks of a long text (`Params.chunking`)
     purposes        for each way in which it reads inputs, the name of a prompt that asks for it; None: no prompt does
@@ -108,7 +106,6 @@ class Task(Protocol):
     per_token: bool
     reads: Reads
     hidden_layers: tuple[int, ...] = ()
-    unread_end: int | None = None
     num_read: Callable[[Int32Array], int] | None = None
     last_token: int | None = None
     chunkings: tuple[str, ...] = ()

@@ -159,9 +159,11 @@ class Head:
         return self.mode is None
 
     @property
-    def unread_end(self) -> int | None:
-        """`skipped_id` where the tokens before it do not see it, as `Task.unread_end` must be."""
-        return None if self.per_token else self.skipped_id
+    def num_read(self) -> Callable[[Int32Array], int] | None:
+        """As `Task.num_read`: without `skipped_id` at the end, where the tokens before it do not see it."""
+        if self.per_token or self.skipped_id is None:
+            return None
+        return lambda input_ids: last_read(input_ids, self.skipped_id) + 1
 
     @property
     def reads(self) -> Reads:

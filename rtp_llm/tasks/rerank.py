@@ -21,7 +21,7 @@ class Rerank(Task):
     def __init__(self, head: Head | ScoreChain, activation: str | None) -> None:
         self.head = head
         self.reads, self.per_token = head.reads, head.per_token
-        self.unread_end, self.last_token = head.unread_end, head.last_token
+        self.num_read, self.last_token = head.num_read, head.last_token
         self.activation = activation
 
     @classmethod

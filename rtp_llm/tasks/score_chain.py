@@ -21,7 +21,7 @@ class ScoreChain:
     """One row of `num_labels` logits a sequence, of which every token is read; to a task it is a head."""
 
     per_token: ClassVar[bool] = False
-    unread_end: ClassVar[int | None] = None
+    num_read: ClassVar[None] = None
     last_token: ClassVar[int | None] = None
     pooling: PoolingModes
     stages: Sequence[Stage]
